@@ -1,0 +1,127 @@
+"""What every architecture's contract is made of: configs, parameters, states, and the legend of shapes.
+
+Legend: B batch, T time, D model width, C chunk, F frame width, V vocabulary. Activations are `[B, T, …]`, weights `[out, in]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+
+import ml_dtypes
+import numpy as np
+
+from unisono_spec.contract.errors import InputError, nearest
+from unisono_spec.contract.initial import Initial
+
+DTYPES: dict[str, np.dtype] = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+Arrays = dict[str, np.ndarray]
+
+
+def state_dtype(dtype: str) -> str:
+    """Dtype of float states and accumulators under compute dtype `dtype`: float32 or wider."""
+    return "float64" if check_dtype(dtype) == "float64" else "float32"
+
+
+def check_dtype(dtype: str) -> str:
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: {dtype!r} is not supported; {nearest(dtype, DTYPES)}")
+    return dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """One parameter: its shape (torch layout), how it is drawn, and whether AdamW decays it."""
+
+    shape: tuple[int, ...]
+    initial: Initial
+    weight_decay: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """One named state array. `shape` follows the leading batch axis. Floats are float32 or wider, integers int32."""
+
+    shape: tuple[int, ...]
+    integer: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Base of all model configs: frozen, typed, validated when made, plain JSON values only."""
+
+    arch: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            _check_type(f"{self.arch}.{field.name}", getattr(self, field.name), hints[field.name])
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise InputError where two fields contradict each other or a number is out of range."""
+
+    def params(self) -> dict[str, Param]:
+        """Every trainable parameter, in order."""
+        raise NotImplementedError
+
+    def states(self, capacity: int | None = None) -> dict[str, State]:
+        """Every state array. Only softmax attention needs `capacity`, the most tokens its cache can hold."""
+        raise NotImplementedError
+
+    @property
+    def reads_frames(self) -> bool:
+        """Whether inputs are real frames `[B, T, F]` instead of token ids `[B, T]`."""
+        return False
+
+    def fail(self, field: str, remedy: str) -> None:
+        raise InputError(f"{self.arch}.{field}: {getattr(self, field)!r} is not valid here; {remedy}")
+
+    def at_least(self, minimum: int, *fields: str) -> None:
+        for field in fields:
+            if getattr(self, field) < minimum:
+                self.fail(field, f"use an integer ≥ {minimum}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from plain values; an unknown field is an error that names the nearest valid one."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in names:
+                raise InputError(f"{cls.arch}.{name}: no such field; {nearest(name, names)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def replace(self, **changes: Any) -> Self:
+        return type(self).from_dict({**self.to_dict(), **changes})
+
+
+def zero_state(config: Config, batch: int, capacity: int | None = None, dtype: str = "float32") -> Arrays:
+    """The state before the first token of `batch` sequences, under compute dtype `dtype`."""
+    floats = DTYPES[state_dtype(dtype)]
+    states = config.states(capacity)
+    return {name: np.zeros((batch, *s.shape), np.int32 if s.integer else floats) for name, s in states.items()}
+
+
+def _check_type(name: str, value: object, hint: Any) -> None:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise InputError(f"{name}: {value!r} is not valid; {nearest(value, map(str, get_args(hint)))}")
+        return
+    options = get_args(hint) or (hint,)
+    if bool not in options and isinstance(value, bool):
+        raise InputError(f"{name}: {value!r} is a boolean; give a value of type {hint}")
+    if float in options and isinstance(value, int):
+        return
+    if not isinstance(value, tuple(options)):
+        expected = getattr(hint, "__name__", str(hint))
+        raise InputError(f"{name}: {value!r} has type {type(value).__name__}; give a value of type {expected}")

@@ -1,0 +1,48 @@
+"""Checks of a model's inputs, in words a user can act on. They read shapes and dtypes; ids are read where that is free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from unisono_spec.contract.base import Config
+from unisono_spec.contract.errors import InputError
+from unisono_spec.contract.files import check_state
+
+
+def check_inputs(config: Config, tokens: Any, state: Mapping[str, Any] | None = None, reset: Any = None, valid: Any = None) -> None:
+    """Raise InputError unless shapes and dtypes fit `config`.
+
+    tokens: `[B, T]` integers, or `[B, T, F]` floats for frame models; reset, valid: `[B, T]` booleans or None. Arrays of any
+    framework will do: only `.shape` and `.dtype` are read.
+    """
+    rank, what = (3, "[B, T, F] floats") if config.reads_frames else (2, "[B, T] integers")
+    shape, kind = tuple(tokens.shape), _kind(tokens)
+    if len(shape) != rank or kind != ("f" if config.reads_frames else "i"):
+        raise InputError(f"tokens: shape {shape} of {tokens.dtype}, expected {what}; reshape or convert them")
+    if shape[1] == 0:
+        raise InputError("tokens: T is 0; give at least one token")
+    if config.reads_frames and shape[2] != config.code_size:  # pyright: ignore[reportAttributeAccessIssue]
+        raise InputError(f"tokens: frames are {shape[2]} wide, the config's frame_size is {config.code_size}; resize them")  # pyright: ignore[reportAttributeAccessIssue]
+    for name, mask in (("reset", reset), ("valid", valid)):
+        if mask is not None and (tuple(mask.shape) != shape[:2] or _kind(mask) != "b"):
+            raise InputError(
+                f"{name}: shape {tuple(mask.shape)} of {mask.dtype}, expected {shape[:2]} booleans; pass a mask as long as tokens"
+            )
+    if state is not None:
+        check_state(config, state, batch=shape[0])
+
+
+def check_ids(tokens: np.ndarray, vocab_size: int) -> None:
+    """Raise InputError where an id is outside the vocabulary (frameworks clamp or wrap such ids in silence)."""
+    if tokens.size and not (tokens.min() >= 0 and tokens.max() < vocab_size):
+        bad = tokens[(tokens < 0) | (tokens >= vocab_size)].flat[0]
+        raise InputError(f"tokens: id {bad} is outside the vocabulary of {vocab_size}; use the tokenizer that the model was trained with")
+
+
+def _kind(array: Any) -> str:
+    """'b', 'i' or 'f' for NumPy, JAX and torch dtypes alike."""
+    name = str(array.dtype).removeprefix("torch.")
+    return "b" if name.startswith("bool") else "i" if name.startswith(("int", "uint")) else "f"

@@ -1,0 +1,1 @@
+"""Projections around an op: functions of a parameter dictionary and arrays."""

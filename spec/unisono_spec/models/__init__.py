@@ -1,0 +1,22 @@
+"""Whole models: order of blocks and the four verbs (init_state, forward, step, generate)."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from unisono_spec.contract import Arrays, Config, init_params
+from unisono_spec.contract.files import load_params
+from unisono_spec.models.base import Model
+
+
+def create(config: Config, params: Arrays | None = None, seed: int = 0, dtype: str = "float64") -> Model:
+    """A model of `config`, from `params` or from initial values drawn with `seed`, computing in `dtype` (float32 or float64)."""
+    module = importlib.import_module(f"unisono_spec.models.{config.arch}")
+    return module.MODEL(config, init_params(config, seed, dtype) if params is None else params, dtype)
+
+
+def load(path: str | Path, dtype: str = "float64") -> Model:
+    """A model from a safetensors file that any room wrote."""
+    config, params = load_params(path)
+    return create(config, params, dtype=dtype)

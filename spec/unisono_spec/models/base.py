@@ -1,0 +1,109 @@
+"""The four verbs, once for all architectures. A subclass says how one token, and how a whole sequence, is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from unisono_spec.contract.base import DTYPES, Arrays, Config, zero_state
+from unisono_spec.contract.checks import check_ids, check_inputs
+from unisono_spec.contract.errors import InputError
+from unisono_spec.contract.files import check_params
+from unisono_spec.contract.sampling import Generated, Sampling, choose
+from unisono_spec.layers.params import Rounding, exact
+
+Form = Literal["recurrent", "parallel"]
+Mask = np.ndarray | None
+Dropout = Sequence[np.ndarray] | None
+
+
+class Model:
+    """A model in NumPy. `params` are wider or narrower arrays; they are computed with in `dtype`.
+
+    `rounded` is applied to what each layer hands on; the court passes a 16-bit rounding there.
+    """
+
+    def __init__(self, config: Config, params: Arrays, dtype: str = "float64", rounded: Rounding = exact) -> None:
+        if dtype not in ("float32", "float64"):
+            raise InputError(f"dtype: {dtype!r}; the NumPy spec computes in float32 or float64")
+        check_params(config, params)
+        self.config, self.dtype, self.rounded = config, dtype, rounded
+        # complex parameters are the complex step's and stay as they are
+        self.params = {name: p if p.dtype.kind == "c" else p.astype(DTYPES[dtype]) for name, p in params.items()}
+
+    def init_state(self, batch: int, capacity: int | None = None) -> Arrays:
+        """The state before the first token of `batch` sequences."""
+        return zero_state(self.config, batch, capacity, self.dtype)
+
+    def forward(
+        self,
+        tokens: np.ndarray,
+        state: Arrays | None = None,
+        reset: np.ndarray | None = None,
+        valid: np.ndarray | None = None,
+        form: Form = "parallel",
+        chunk_size: int = 64,
+        dropout: Sequence[np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, Arrays]:
+        """tokens [B, T] (frames [B, T, F]) → logits [B, T, V], the state after the last token.
+
+        reset [B, T]: the sequence starts anew before this token. valid [B, T]: where false, the token is not read.
+        form="recurrent" folds `step`; form="parallel" computes whole sequences, in chunks where the form has chunks.
+        dropout: what each layer's update is multiplied by, [B, T, D] a layer; None is evaluation.
+        """
+        tokens = np.asarray(tokens)
+        check_inputs(self.config, tokens, state, reset, valid)
+        self._check_ids(tokens)
+        state = self.init_state(len(tokens)) if state is None else state
+        if form == "parallel":
+            return self._sequence(tokens, state, reset, valid, dropout, chunk_size)
+        logits = []
+        for t in range(tokens.shape[1]):
+            marks = (None if m is None else m[:, t] for m in (reset, valid))
+            y, state = self._token(tokens[:, t], state, *marks, None if dropout is None else [m[:, t] for m in dropout])
+            logits.append(y)
+        return np.stack(logits, 1), state
+
+    def step(
+        self, token: np.ndarray, state: Arrays, reset: np.ndarray | None = None, valid: np.ndarray | None = None
+    ) -> tuple[np.ndarray, Arrays]:
+        """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
+        token = np.asarray(token)
+        check_inputs(self.config, token[:, None], state, *(None if m is None else m[:, None] for m in (reset, valid)))
+        self._check_ids(token)
+        return self._token(token, state, reset, valid, None)
+
+    def generate(
+        self,
+        prompt: np.ndarray,
+        max_new_tokens: int,
+        sampling: Sampling = Sampling(),
+        state: Arrays | None = None,  # noqa: B008
+    ) -> Generated:
+        """Continue prompt [B, T] by `max_new_tokens` ids."""
+        if self.config.reads_frames:
+            raise InputError("generate: a frame model predicts distributions of frames, not ids; call step and draw the next frame")
+        logits, state = self.forward(prompt, state)
+        last, ids, ties = logits[:, -1], [], []
+        for position in range(max_new_tokens):
+            token, tie = choose(last, sampling, position)
+            ids.append(token)
+            ties.append(tie)
+            if position + 1 < max_new_tokens:
+                last, state = self.step(token, state)
+        shape = (len(prompt), max_new_tokens)
+        return Generated(np.stack(ids, 1) if ids else np.empty(shape, np.int64), np.stack(ties, 1) if ties else np.empty(shape, bool))
+
+    def _check_ids(self, tokens: np.ndarray) -> None:
+        if not self.config.reads_frames:
+            check_ids(tokens, self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _token(self, token: np.ndarray, state: Arrays, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[np.ndarray, Arrays]:
+        raise NotImplementedError
+
+    def _sequence(
+        self, tokens: np.ndarray, state: Arrays, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int
+    ) -> tuple[np.ndarray, Arrays]:
+        raise NotImplementedError
