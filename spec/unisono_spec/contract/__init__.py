@@ -7,16 +7,30 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from unisono_spec.contract.base import DTYPES, Arrays, Config, Param, State, check_dtype, state_dtype, zero_state
 from unisono_spec.contract.errors import InputError, nearest
 from unisono_spec.contract.initial import draw
 
 __all__ = [
-    "ARCHITECTURES", "DTYPES", "Arrays", "Config", "InputError", "Param", "State", "check_dtype", "config_class", "config_from_dict", "config_to_dict",
-    "count_params", "init_params", "nearest", "preset", "presets", "state_dtype", "zero_state",
-]  # fmt: skip
+    "ARCHITECTURES",
+    "DTYPES",
+    "Arrays",
+    "Config",
+    "InputError",
+    "Param",
+    "State",
+    "check_dtype",
+    "config_class",
+    "config_from_dict",
+    "config_to_dict",
+    "count_params",
+    "init_params",
+    "nearest",
+    "preset",
+    "presets",
+    "state_dtype",
+    "zero_state",
+]
 
 # A new architecture is one module in this package with CONFIG and PRESETS, and its name here.
 ARCHITECTURES = ("cram",)

@@ -33,6 +33,9 @@ class Sampling:
             raise InputError(f"top_p: {self.top_p!r}; use a number in (0, 1]")
 
 
+GREEDY = Sampling()
+
+
 @dataclasses.dataclass(frozen=True)
 class Generated:
     """tokens `[B, n]` int64; near_ties `[B, n]` bool: choices that another backend's rounding could turn."""

@@ -11,7 +11,7 @@ from unisono_spec.contract.base import DTYPES, Arrays, Config, zero_state
 from unisono_spec.contract.checks import check_ids, check_inputs
 from unisono_spec.contract.errors import InputError
 from unisono_spec.contract.files import check_params
-from unisono_spec.contract.sampling import Generated, Sampling, choose
+from unisono_spec.contract.sampling import GREEDY, Generated, Sampling, choose
 from unisono_spec.layers.params import Rounding, exact
 
 Form = Literal["recurrent", "parallel"]
@@ -79,8 +79,8 @@ class Model:
         self,
         prompt: np.ndarray,
         max_new_tokens: int,
-        sampling: Sampling = Sampling(),
-        state: Arrays | None = None,  # noqa: B008
+        sampling: Sampling = GREEDY,
+        state: Arrays | None = None,
     ) -> Generated:
         """Continue prompt [B, T] by `max_new_tokens` ids."""
         if self.config.reads_frames:
