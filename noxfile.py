@@ -1,0 +1,209 @@
+"""Unisono's sessions: `python -m nox -s demo` and `python -m nox -s tests` are the two that a newcomer needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["tests"]
+
+# uv does not read pip's settings: without this it ignores local wheels, such as a CPU build of torch, and fetches CUDA's.
+if "PIP_FIND_LINKS" in os.environ:
+    os.environ.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
+os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
+
+CONSTRAINTS = "constraints.txt"
+FRAMEWORKS = {"jax", "flax", "torch", "onnx", "onnxruntime"}
+SUITES = ["lint", "types", "spec", "jax", "torch", "onnx", "meta", "handover"]
+# extra → (what must import then, the frameworks that it brings); the -cuda extras only add CUDA's own packages
+EXTRAS = {
+    "": ("unisono_spec", set()),
+    "jax": ("unisono_jax", {"jax", "flax"}),
+    "torch": ("unisono_torch", {"torch"}),
+    "onnx": ("onnxruntime", {"onnx", "onnxruntime"}),
+    "onnx-export": ("unisono_torch.onnx", {"torch", "onnx", "onnxruntime"}),
+    "conformance": ("unisono_conformance.plugin", set()),
+    "tools": ("unisono_tools.cli", set()),
+}
+TRITON = ["triton"] if sys.platform == "linux" else []
+
+
+def env(name: str) -> dict[str, object]:
+    """Sessions that need the same packages share one environment."""
+    return {"venv_location": f".nox/env-{name}", "reuse_venv": True}
+
+
+def install(session: nox.Session, *packages: str) -> None:
+    session.install("-c", CONSTRAINTS, *packages)
+
+
+def only(session: nox.Session, *present: str) -> None:
+    """Assert that no other framework is installed: what passes here needs none of them."""
+    absent = sorted(FRAMEWORKS - set(present))
+    check = f"import importlib.util as u; found = [n for n in {absent} if u.find_spec(n)]; assert not found, found"
+    session.run("python", "-c", check)
+
+
+def court(session: nox.Session, impl: str, *args: str, environment: dict[str, str] | None = None) -> None:
+    """Judge an implementation by every property (docs/conformance.md)."""
+    report = f"build/reports/{session.name}{'-triton' if 'triton' in args else ''}.json"
+    session.run(
+        "python", "-m", "pytest", "-p", "unisono_conformance.plugin", "--pyargs", "unisono_conformance",
+        "--impl", impl, "--profile", "ci", "--report", report, *args, *session.posargs, env=environment,
+    )  # fmt: skip
+
+
+def pytest(session: nox.Session, *paths: str) -> None:
+    session.run("python", "-m", "pytest", *paths)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Every suite, without a GPU; the README's second command."""
+    for suite in SUITES:
+        session.notify(suite)
+
+
+@nox.session(**env("demo"))
+def demo(session: nox.Session) -> None:
+    """Train cram-demo on the State of the Union, compare it with n-grams, generate, export; the README's first command."""
+    install(session, "-e", ".[tools,onnx-export]")
+    only(session, "torch", "onnx", "onnxruntime")
+    session.run("python", "-m", "unisono_tools.demo", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff, import rules, file sizes."""
+    install(session, "-e", ".", "ruff", "import-linter")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+    session.run("python", ".ci/check_files.py")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """pyright over everything, with every framework installed."""
+    install(session, "-e", ".[jax,onnx-export,conformance,tools]", "pyright[nodejs]", "nox", *TRITON)
+    session.run("pyright")
+
+
+@nox.session(**env("spec"))
+def spec(session: nox.Session) -> None:
+    """The NumPy spec: its own tests, the court's, and what of the tools needs no framework."""
+    install(session, "-e", ".[conformance,tools]")
+    only(session)
+    pytest(session, "spec/tests", "conformance/tests", "tools/tests/common", "--ignore=conformance/tests/test_meta.py")
+    court(session, "numpy")
+
+
+@nox.session(**env("jax"))
+def jax(session: nox.Session) -> None:
+    """The JAX room: its tests, the court, training."""
+    install(session, "-e", ".[jax,conformance,tools]")
+    only(session, "jax", "flax")
+    pytest(session, "impl_jax/tests", "tools/tests/jax")
+    court(session, "jax")
+
+
+@nox.session(**env("torch"))
+def torch(session: nox.Session) -> None:
+    """The PyTorch room: its tests, the court with plain ops and with Triton kernels, training. On a GPU: -- --device cuda"""
+    install(session, "-e", ".[torch,conformance,tools]", *TRITON)
+    only(session, "torch")
+    pytest(session, "impl_torch/tests", "--ignore=impl_torch/tests/onnx", "tools/tests/torch")
+    court(session, "torch")
+    if TRITON:
+        # on a CPU the kernels run in Triton's interpreter
+        interpret = {} if "cuda" in session.posargs else {"TRITON_INTERPRET": "1"}
+        court(session, "torch", "--implementation", "triton", environment=interpret)
+
+
+@nox.session(**env("onnx"))
+def onnx(session: nox.Session) -> None:
+    """Export from PyTorch, and the court's judgement of the graphs in onnxruntime and in onnx's own evaluator."""
+    install(session, "-e", ".[onnx-export,conformance,tools]")
+    only(session, "torch", "onnx", "onnxruntime")
+    pytest(session, "impl_torch/tests/onnx", "tools/tests/onnx")
+    court(session, "onnx")
+
+
+@nox.session(**env("spec"))
+def meta(session: nox.Session) -> None:
+    """The suite judges itself: every sabotaged implementation must be caught."""
+    install(session, "-e", ".[conformance,tools]")
+    pytest(session, "conformance/tests/test_meta.py")
+
+
+@nox.session(venv_backend="none")
+def handover(session: nox.Session) -> None:
+    """JAX → PyTorch → onnxruntime → NumPy: one process in each environment, then a comparison of the files they wrote."""
+    for step in ("handover_jax", "handover_onnx", "handover_ort", "handover_check"):
+        session.notify(step)
+
+
+HANDOVER = "build/handover"
+
+
+@nox.session(**env("jax"))
+def handover_jax(session: nox.Session) -> None:
+    """(part of handover) begins in JAX."""
+    install(session, "-e", ".[jax,conformance,tools]")
+    session.run("python", "-m", "unisono_conformance.handover", "jax", HANDOVER)
+
+
+@nox.session(**env("onnx"))
+def handover_onnx(session: nox.Session) -> None:
+    """(part of handover) continues in PyTorch, and exports the graph."""
+    install(session, "-e", ".[onnx-export,conformance,tools]")
+    session.run("python", "-m", "unisono_conformance.handover", "torch", HANDOVER)
+
+
+@nox.session(**env("ort"))
+def handover_ort(session: nox.Session) -> None:
+    """(part of handover) continues in onnxruntime, with neither JAX nor PyTorch installed."""
+    install(session, "-e", ".[conformance,tools]", "onnxruntime")
+    only(session, "onnxruntime")
+    session.run("python", "-m", "unisono_conformance.handover", "onnxruntime", HANDOVER)
+
+
+@nox.session(**env("spec"))
+def handover_check(session: nox.Session) -> None:
+    """(part of handover) ends in NumPy, and compares all files with the spec."""
+    install(session, "-e", ".[conformance,tools]")
+    session.run("python", "-m", "unisono_conformance.handover", "check", HANDOVER)
+
+
+@nox.session
+def dist(session: nox.Session) -> None:
+    """Build the wheel; install it away from the checkout, bare and with each extra."""
+    install(session, "build", "hatchling")
+    folder = Path(session.create_tmp())
+    session.run("python", "-m", "build", "--no-isolation", "--outdir", str(folder), silent=True)
+    wheel = max(folder.glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    constraints = str(Path(CONSTRAINTS).resolve())
+    for extra, (module, brings) in EXTRAS.items():
+        place = folder / f"venv-{extra or 'bare'}"
+        session.run(sys.executable, "-m", "venv", "--clear", str(place), external=True)
+        python = str(place / ("Scripts" if os.name == "nt" else "bin") / "python")
+        target = f"{wheel}[{extra}]" if extra else str(wheel)
+        session.run(python, "-m", "pip", "install", "-q", "-c", constraints, target, external=True)
+        unwanted = sorted(FRAMEWORKS - brings)
+        session.cd(str(folder))
+        check = f"import {module}, importlib.util as u; found = [n for n in {unwanted} if u.find_spec(n)]; assert not found, found"
+        session.run(python, "-c", check, external=True)
+        session.chdir(str(Path(__file__).parent))
+
+
+@nox.session(**env("torch"))
+def bench(session: nox.Session) -> None:
+    """Kernel benchmark: medians, ratios to peers, share of the measured floor, error. For example: -- --device cuda"""
+    install(session, "-e", ".[torch,conformance,tools]", *TRITON)
+    session.run("python", "-m", "unisono_tools.bench", *session.posargs)
