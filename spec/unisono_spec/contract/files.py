@@ -1,6 +1,6 @@
 """Parameters and states as safetensors files: one file loads in every room with no conversion.
 
-Metadata: `format` ("unisono"), `version`, `kind` ("params" or "state"), and `config` as JSON. Never pickle.
+Metadata: `format` ("unisono"), `version`, `kind` ("params", "state", …), and `config` as JSON. Never pickle.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ VERSION = "1"
 def save_params(path: str | Path, config: Config, params: Mapping[str, np.ndarray]) -> None:
     """Write a model file, whole or not at all."""
     check_params(config, params, str(path))
-    _save(path, params, config, "params")
+    save_arrays(path, params, config, "params")
 
 
 def load_params(path: str | Path) -> tuple[Config, Arrays]:
     """Read a model file written by any room."""
-    config, arrays = _load(path, "params")
+    config, arrays = load_arrays(path, "params")
     check_params(config, arrays, str(path))
     return config, arrays
 
 
 def save_state(path: str | Path, config: Config, state: Mapping[str, np.ndarray]) -> None:
     """Write a running state, so that another process or framework can continue from it."""
-    _save(path, state, config, "state")
+    save_arrays(path, state, config, "state")
 
 
 def load_state(path: str | Path) -> tuple[Config, Arrays]:
     """Read a running state and the config of the model that it belongs to."""
-    config, arrays = _load(path, "state")
+    config, arrays = load_arrays(path, "state")
     check_state(config, arrays, source=str(path))
     return config, arrays
 
@@ -99,12 +99,14 @@ def _check_names(found: Mapping[str, object], expected: Mapping[str, object], so
             raise InputError(f"{source}: {name!r} is missing; use a file that was saved from this {arch} config")
 
 
-def _save(path: str | Path, arrays: Mapping[str, np.ndarray], config: Config, kind: str) -> None:
+def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], config: Config, kind: str) -> None:
+    """Write named arrays under a `kind` of their own; an optimiser's moments, say."""
     metadata = {"format": "unisono", "version": VERSION, "kind": kind, "config": json.dumps(config_to_dict(config))}
     write_bytes(path, save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata))
 
 
-def _load(path: str | Path, kind: str) -> tuple[Config, Arrays]:
+def load_arrays(path: str | Path, kind: str) -> tuple[Config, Arrays]:
+    """Read what `save_arrays` wrote under `kind`. Names and shapes are the caller's to check."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; give the path of a .safetensors file that unisono wrote")
     try:
