@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2024.10.9"
+nox.needs_version = ">=2026.6"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["tests"]
@@ -20,7 +20,8 @@ os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
 
 CONSTRAINTS = "constraints.txt"
 FRAMEWORKS = {"jax", "flax", "torch", "onnx", "onnxruntime"}
-SUITES = ["lint", "types", "spec", "jax", "torch", "onnx", "meta", "handover"]
+SUITES = ["jax", "torch", "onnx", "spec", "meta", "types", "lint"]  # the longest first
+HANDOVER = "--handover"
 # extra → (what must import then, the frameworks that it brings); the -cuda extras only add CUDA's own packages
 EXTRAS = {
     "": ("unisono_spec", set()),
@@ -32,11 +33,6 @@ EXTRAS = {
     "tools": ("unisono_tools.cli", set()),
 }
 TRITON = ["triton"] if sys.platform == "linux" else []
-
-
-def env(name: str) -> dict[str, object]:
-    """Sessions that need the same packages share one environment."""
-    return {"venv_location": f".nox/env-{name}", "reuse_venv": True}
 
 
 def install(session: nox.Session, *packages: str) -> None:
@@ -59,6 +55,11 @@ def court(session: nox.Session, impl: str, *args: str, environment: dict[str, st
     )  # fmt: skip
 
 
+def hand_over(session: nox.Session, step: str) -> None:
+    """One step of the relay: reads what the step before it wrote, continues, writes."""
+    session.run("python", "-m", "unisono_conformance.handover", step, "build/handover")
+
+
 def pytest(session: nox.Session, *paths: str) -> None:
     session.run("python", "-m", "pytest", *paths)
 
@@ -66,11 +67,13 @@ def pytest(session: nox.Session, *paths: str) -> None:
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
     """Every suite, without a GPU; the README's second command."""
-    for suite in SUITES:
-        session.notify(suite)
+    # two at a time, each on one thread: as much as two cores carry
+    environment = {"OMP_NUM_THREADS": "1"}
+    session.run(sys.executable, "-m", "nox", "--parallel", "2", "--allow-parallel", "-s", *SUITES, env=environment, external=True)
+    session.run(sys.executable, "-m", "nox", "-s", "handover", external=True)
 
 
-@nox.session(**env("demo"))
+@nox.session
 def demo(session: nox.Session) -> None:
     """Train cram-demo on the State of the Union, compare it with n-grams, generate, export; the README's first command."""
     install(session, "-e", ".[tools,onnx-export]")
@@ -95,25 +98,31 @@ def types(session: nox.Session) -> None:
     session.run("pyright")
 
 
-@nox.session(**env("spec"))
+@nox.session
 def spec(session: nox.Session) -> None:
     """The NumPy spec: its own tests, the court's, and what of the tools needs no framework."""
     install(session, "-e", ".[conformance,tools]")
     only(session)
+    if HANDOVER in session.posargs:
+        hand_over(session, "check")
+        return
     pytest(session, "spec/tests", "conformance/tests", "tools/tests/common", "--ignore=conformance/tests/test_meta.py")
     court(session, "numpy")
 
 
-@nox.session(**env("jax"))
+@nox.session
 def jax(session: nox.Session) -> None:
     """The JAX room: its tests, the court, training."""
     install(session, "-e", ".[jax,conformance,tools]")
     only(session, "jax", "flax")
+    if HANDOVER in session.posargs:
+        hand_over(session, "jax")
+        return
     pytest(session, "impl_jax/tests", "tools/tests/jax")
     court(session, "jax")
 
 
-@nox.session(**env("torch"))
+@nox.session
 def torch(session: nox.Session) -> None:
     """The PyTorch room: its tests, the court with plain ops and with Triton kernels, training. On a GPU: -- --device cuda"""
     install(session, "-e", ".[torch,conformance,tools]", *TRITON)
@@ -126,59 +135,38 @@ def torch(session: nox.Session) -> None:
         court(session, "torch", "--implementation", "triton", environment=interpret)
 
 
-@nox.session(**env("onnx"))
+@nox.session
 def onnx(session: nox.Session) -> None:
     """Export from PyTorch, and the court's judgement of the graphs in onnxruntime and in onnx's own evaluator."""
     install(session, "-e", ".[onnx-export,conformance,tools]")
     only(session, "torch", "onnx", "onnxruntime")
+    if HANDOVER in session.posargs:
+        hand_over(session, "torch")
+        return
     pytest(session, "impl_torch/tests/onnx", "tools/tests/onnx")
     court(session, "onnx")
 
 
-@nox.session(**env("spec"))
+@nox.session
 def meta(session: nox.Session) -> None:
     """The suite judges itself: every sabotaged implementation must be caught."""
     install(session, "-e", ".[conformance,tools]")
     pytest(session, "conformance/tests/test_meta.py")
 
 
+@nox.session
+def runtime(session: nox.Session) -> None:
+    """Generation from an exported graph with onnxruntime alone: neither JAX nor PyTorch is installed."""
+    install(session, "-e", ".[tools]", "onnxruntime")
+    only(session, "onnxruntime")
+    hand_over(session, "onnxruntime")
+
+
 @nox.session(venv_backend="none")
 def handover(session: nox.Session) -> None:
-    """JAX → PyTorch → onnxruntime → NumPy: one process in each environment, then a comparison of the files they wrote."""
-    for step in ("handover_jax", "handover_onnx", "handover_ort", "handover_check"):
-        session.notify(step)
-
-
-HANDOVER = "build/handover"
-
-
-@nox.session(**env("jax"))
-def handover_jax(session: nox.Session) -> None:
-    """(part of handover) begins in JAX."""
-    install(session, "-e", ".[jax,conformance,tools]")
-    session.run("python", "-m", "unisono_conformance.handover", "jax", HANDOVER)
-
-
-@nox.session(**env("onnx"))
-def handover_onnx(session: nox.Session) -> None:
-    """(part of handover) continues in PyTorch, and exports the graph."""
-    install(session, "-e", ".[onnx-export,conformance,tools]")
-    session.run("python", "-m", "unisono_conformance.handover", "torch", HANDOVER)
-
-
-@nox.session(**env("ort"))
-def handover_ort(session: nox.Session) -> None:
-    """(part of handover) continues in onnxruntime, with neither JAX nor PyTorch installed."""
-    install(session, "-e", ".[conformance,tools]", "onnxruntime")
-    only(session, "onnxruntime")
-    session.run("python", "-m", "unisono_conformance.handover", "onnxruntime", HANDOVER)
-
-
-@nox.session(**env("spec"))
-def handover_check(session: nox.Session) -> None:
-    """(part of handover) ends in NumPy, and compares all files with the spec."""
-    install(session, "-e", ".[conformance,tools]")
-    session.run("python", "-m", "unisono_conformance.handover", "check", HANDOVER)
+    """JAX → PyTorch → onnxruntime → NumPy: one process in each backend's environment, then a comparison of their files."""
+    for suite in ("jax", "onnx", "runtime", "spec"):
+        session.run(sys.executable, "-m", "nox", "-s", suite, "--", HANDOVER, external=True)
 
 
 @nox.session
@@ -202,7 +190,7 @@ def dist(session: nox.Session) -> None:
         session.chdir(str(Path(__file__).parent))
 
 
-@nox.session(**env("torch"))
+@nox.session
 def bench(session: nox.Session) -> None:
     """Kernel benchmark: medians, ratios to peers, share of the measured floor, error. For example: -- --device cuda"""
     install(session, "-e", ".[torch,conformance,tools]", *TRITON)
