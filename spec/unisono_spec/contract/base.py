@@ -105,6 +105,12 @@ class Config:
         return type(self).from_dict({**self.to_dict(), **changes})
 
 
+def dtype_kind(array: Any) -> str:
+    """'b', 'i' or 'f' for arrays of NumPy, JAX and torch alike (complex counts as float: the complex step passes it)."""
+    name = str(array.dtype).removeprefix("torch.")
+    return "b" if name.startswith("bool") else "i" if name.startswith(("int", "uint")) else "f"
+
+
 def zero_state(config: Config, batch: int, capacity: int | None = None, dtype: str = "float32") -> Arrays:
     """The state before the first token of `batch` sequences, under compute dtype `dtype`."""
     floats = DTYPES[state_dtype(dtype)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unisono_spec.contract.base import Config
+from unisono_spec.contract.base import Config, dtype_kind
 from unisono_spec.contract.errors import InputError
 from unisono_spec.contract.files import check_state
 
@@ -19,7 +19,7 @@ def check_inputs(config: Config, tokens: Any, state: Mapping[str, Any] | None = 
     framework will do: only `.shape` and `.dtype` are read.
     """
     rank, what = (3, "[B, T, F] floats") if config.reads_frames else (2, "[B, T] integers")
-    shape, kind = tuple(tokens.shape), _kind(tokens)
+    shape, kind = tuple(tokens.shape), dtype_kind(tokens)
     if len(shape) != rank or kind != ("f" if config.reads_frames else "i"):
         raise InputError(f"tokens: shape {shape} of {tokens.dtype}, expected {what}; reshape or convert them")
     if shape[1] == 0:
@@ -27,7 +27,7 @@ def check_inputs(config: Config, tokens: Any, state: Mapping[str, Any] | None = 
     if config.reads_frames and shape[2] != config.code_size:  # pyright: ignore[reportAttributeAccessIssue]
         raise InputError(f"tokens: frames are {shape[2]} wide, the config's frame_size is {config.code_size}; resize them")  # pyright: ignore[reportAttributeAccessIssue]
     for name, mask in (("reset", reset), ("valid", valid)):
-        if mask is not None and (tuple(mask.shape) != shape[:2] or _kind(mask) != "b"):
+        if mask is not None and (tuple(mask.shape) != shape[:2] or dtype_kind(mask) != "b"):
             raise InputError(
                 f"{name}: shape {tuple(mask.shape)} of {mask.dtype}, expected {shape[:2]} booleans; pass a mask as long as tokens"
             )
@@ -40,9 +40,3 @@ def check_ids(tokens: np.ndarray, vocab_size: int) -> None:
     if tokens.size and not (tokens.min() >= 0 and tokens.max() < vocab_size):
         bad = tokens[(tokens < 0) | (tokens >= vocab_size)].flat[0]
         raise InputError(f"tokens: id {bad} is outside the vocabulary of {vocab_size}; use the tokenizer that the model was trained with")
-
-
-def _kind(array: Any) -> str:
-    """'b', 'i' or 'f' for NumPy, JAX and torch dtypes alike."""
-    name = str(array.dtype).removeprefix("torch.")
-    return "b" if name.startswith("bool") else "i" if name.startswith(("int", "uint")) else "f"

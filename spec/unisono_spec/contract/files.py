@@ -10,13 +10,14 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from unisono_spec.contract import config_from_dict, config_to_dict
-from unisono_spec.contract.base import Arrays, Config, zero_state
+from unisono_spec.contract.base import Arrays, Config, dtype_kind, zero_state
 from unisono_spec.contract.errors import InputError, nearest
 
 VERSION = "1"
@@ -76,7 +77,7 @@ def check_params(config: Config, params: Mapping[str, np.ndarray], source: str =
             raise InputError(f"{source}: {name} has shape {params[name].shape}, its config says {shape}; use the file's own config")
 
 
-def check_state(config: Config, state: Mapping[str, np.ndarray], batch: int | None = None, source: str = "state") -> None:
+def check_state(config: Config, state: Mapping[str, Any], batch: int | None = None, source: str = "state") -> None:
     """Raise InputError unless `state` has the names, shapes and dtypes that `config` declares."""
     expected = config.states()
     _check_names(state, expected, source, config.arch)
@@ -85,7 +86,7 @@ def check_state(config: Config, state: Mapping[str, np.ndarray], batch: int | No
         rows = shape[0] if batch is None and shape else batch
         if shape != (rows, *spec.shape):
             raise InputError(f"{source}: {name} has shape {shape}, expected {(rows, *spec.shape)}; start from init_state(batch)")
-        if spec.integer != (np.dtype(state[name].dtype).kind == "i"):
+        if spec.integer != (dtype_kind(state[name]) == "i"):
             wanted = "int32" if spec.integer else "float32 or wider"
             raise InputError(f"{source}: {name} has dtype {state[name].dtype}, expected {wanted}; start from init_state(batch)")
 
