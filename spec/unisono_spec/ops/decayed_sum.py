@@ -56,12 +56,12 @@ def parallel(
     carry, out = initial_state, []
     for start in range(0, length, chunk_size):
         part = slice(start, start + chunk_size)
-        n = np.cumsum(valid[:, part], 1)  # [B, C]
+        n = np.cumsum(valid[:, part], 1, dtype=x.real.dtype)  # [B, C]
         segment = np.cumsum(reset[:, part], 1)  # [B, C]
         reads = np.tril(segment[:, :, None] == segment[:, None, :])  # [B, C, C], query by key
         power = np.where(reads, n[:, :, None] - n[:, None, :], 0)
-        weight = np.where(reads, (1 - decay) * np.asarray(decay, x.real.dtype) ** power, 0)
-        kept = np.where(segment == 0, np.asarray(decay, x.real.dtype) ** n, 0)  # [B, C]
+        weight = np.where(reads, (1 - decay) * decay**power, 0)
+        kept = np.where(segment == 0, decay**n, 0)  # [B, C]
         xi = weight @ u[:, part] + kept[..., None] * carry[:, None]
         out.append(xi)
         carry = xi[:, -1]
