@@ -7,11 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from unisono_spec.contract.base import DTYPES, Arrays, Config, Param, State, check_dtype, state_dtype, zero_state
+from unisono_spec.contract.base import ANY, DTYPES, Arrays, Config, Param, State, check_dtype, initial_state, state_dtype, zero_state
 from unisono_spec.contract.errors import InputError, nearest
 from unisono_spec.contract.initial import draw
 
 __all__ = [
+    "ANY",
     "ARCHITECTURES",
     "DTYPES",
     "Arrays",
@@ -25,6 +26,7 @@ __all__ = [
     "config_to_dict",
     "count_params",
     "init_params",
+    "initial_state",
     "nearest",
     "preset",
     "presets",
@@ -67,7 +69,8 @@ def preset(name: str, **changes: Any) -> Config:
 
 
 def count_params(config: Config) -> int:
-    return sum(math.prod(p.shape) for p in config.params().values())
+    """How many numbers are trained."""
+    return sum(math.prod(p.shape) for p in config.params().values() if p.trainable)
 
 
 def init_params(config: Config, seed: int = 0, dtype: str = "float32") -> Arrays:

@@ -38,19 +38,30 @@ def check_dtype(dtype: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Param:
-    """One parameter: its shape (torch layout), how it is drawn, and whether AdamW decays it."""
+    """One parameter: its shape (torch layout), how it is drawn, whether AdamW decays it, and whether gradients train it at all.
+
+    What is not `trainable` is a buffer that training updates by a rule of its own: saved with the parameters, not counted.
+    """
 
     shape: tuple[int, ...]
     initial: Initial
     weight_decay: bool = False
+    trainable: bool = True
+
+
+ANY = -1  # the size of a capacity axis before a capacity is known
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """One named state array. `shape` follows the leading batch axis. Floats are float32 or wider, integers int32."""
+    """One named state array. `shape` follows the leading batch axis. Floats are float32 or wider, integers int32.
+
+    It starts at zero, or as a copy of the parameter named `initial` in each row.
+    """
 
     shape: tuple[int, ...]
     integer: bool = False
+    initial: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +73,8 @@ class Config:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), list):  # as JSON and YAML give it
+                object.__setattr__(self, field.name, tuple(value))
             _check_type(f"{self.arch}.{field.name}", getattr(self, field.name), hints[field.name])
         self.validate()
 
@@ -69,12 +82,17 @@ class Config:
         """Raise InputError where two fields contradict each other or a number is out of range."""
 
     def params(self) -> dict[str, Param]:
-        """Every trainable parameter, in order."""
+        """Every parameter, in order."""
         raise NotImplementedError
 
     def states(self, capacity: int | None = None) -> dict[str, State]:
-        """Every state array. Only softmax attention needs `capacity`, the most tokens its cache can hold."""
+        """Every state array. Only softmax attention needs `capacity`, the most tokens its cache can hold; without it, that axis is ANY."""
         raise NotImplementedError
+
+    @property
+    def n_updates(self) -> int:
+        """How many residual updates dropout multiplies: the length of `forward`'s `dropout`."""
+        return self.n_layers  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def reads_frames(self) -> bool:
@@ -115,7 +133,21 @@ def zero_state(config: Config, batch: int, capacity: int | None = None, dtype: s
     """The state before the first token of `batch` sequences, under compute dtype `dtype`."""
     floats = DTYPES[state_dtype(dtype)]
     states = config.states(capacity)
+    if any(ANY in s.shape for s in states.values()):
+        raise InputError("capacity: softmax attention caches every token; give init_state(batch, capacity) the most tokens it shall read")
     return {name: np.zeros((batch, *s.shape), np.int32 if s.integer else floats) for name, s in states.items()}
+
+
+def initial_state(
+    config: Config, params: Mapping[str, np.ndarray], batch: int, capacity: int | None = None, dtype: str = "float32"
+) -> Arrays:
+    """`zero_state`, with learned initial states copied from `params`."""
+    state = zero_state(config, batch, capacity, dtype)
+    for name, s in config.states(capacity).items():
+        if s.initial is not None:
+            p = params[s.initial]
+            state[name] = np.repeat(p[None] if p.dtype.kind == "c" else p[None].astype(state[name].dtype), batch, 0)
+    return state
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:
@@ -128,6 +160,10 @@ def _check_type(name: str, value: object, hint: Any) -> None:
         raise InputError(f"{name}: {value!r} is a boolean; give a value of type {hint}")
     if float in options and isinstance(value, int):
         return
+    if tuple[str, ...] in options:
+        if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
+            return
+        options = tuple(option for option in options if option != tuple[str, ...])
     if not isinstance(value, tuple(options)):
         expected = getattr(hint, "__name__", str(hint))
         raise InputError(f"{name}: {value!r} has type {type(value).__name__}; give a value of type {expected}")

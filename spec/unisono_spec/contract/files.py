@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from unisono_spec.contract import config_from_dict, config_to_dict
-from unisono_spec.contract.base import Arrays, Config, dtype_kind, zero_state
+from unisono_spec.contract.base import ANY, DTYPES, Arrays, Config, dtype_kind, state_dtype
 from unisono_spec.contract.errors import InputError, nearest
 
 VERSION = "1"
@@ -81,6 +81,11 @@ def check_state(config: Config, state: Mapping[str, Any], batch: int | None = No
     """Raise InputError unless `state` has the names, shapes and dtypes that `config` declares."""
     expected = config.states()
     _check_names(state, expected, source, config.arch)
+    capacities = {state[name].shape[1] for name, s in expected.items() if ANY in s.shape and len(state[name].shape) > 1}
+    if len(capacities) > 1:
+        raise InputError(f"{source}: caches of {sorted(capacities)} tokens in one state; start from init_state(batch, capacity)")
+    if capacities:
+        expected = config.states(capacities.pop())
     for name, spec in expected.items():
         shape = tuple(state[name].shape)
         rows = shape[0] if batch is None and shape else batch
@@ -131,5 +136,5 @@ def load_arrays(path: str | Path, kind: str) -> tuple[Config, Arrays]:
 
 def cast_state(config: Config, state: Mapping[str, np.ndarray], dtype: str) -> Arrays:
     """`state` in the dtypes that compute dtype `dtype` calls for."""
-    like = zero_state(config, 1, dtype=dtype)
-    return {name: np.asarray(a).astype(like[name].dtype) for name, a in state.items()}
+    states, floats = config.states(), DTYPES[state_dtype(dtype)]
+    return {name: np.asarray(a).astype(np.int32 if states[name].integer else floats) for name, a in state.items()}

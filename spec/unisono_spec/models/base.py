@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from unisono_spec.contract.base import DTYPES, Arrays, Config, zero_state
+from unisono_spec.contract.base import DTYPES, Arrays, Config, initial_state
 from unisono_spec.contract.checks import check_ids, check_inputs
 from unisono_spec.contract.errors import InputError
 from unisono_spec.contract.files import check_params
@@ -33,9 +33,13 @@ class Model:
         # complex parameters are the complex step's and stay as they are
         self.params = {name: p if p.dtype.kind == "c" else p.astype(DTYPES[dtype]) for name, p in params.items()}
 
+    @property
+    def takes_noise(self) -> bool:
+        return False
+
     def init_state(self, batch: int, capacity: int | None = None) -> Arrays:
-        """The state before the first token of `batch` sequences."""
-        return zero_state(self.config, batch, capacity, self.dtype)
+        """The state before the first token of `batch` sequences. capacity: the most tokens that softmax attention shall read."""
+        return initial_state(self.config, self.params, batch, capacity, self.dtype)
 
     def forward(
         self,
@@ -46,23 +50,29 @@ class Model:
         form: Form = "parallel",
         chunk_size: int = 64,
         dropout: Sequence[np.ndarray] | None = None,
+        noise: Sequence[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, Arrays]:
         """tokens [B, T] (frames [B, T, F]) → logits [B, T, V], the state after the last token.
 
         reset [B, T]: the sequence starts anew before this token. valid [B, T]: where false, the token is not read.
         form="recurrent" folds `step`; form="parallel" computes whole sequences, in chunks where the form has chunks.
-        dropout: what each layer's update is multiplied by, [B, T, D] a layer; None is evaluation.
+        dropout: what each residual update is multiplied by, `config.n_updates` arrays [B, T, D]; None is evaluation.
+        noise: what training adds in a noisy router, one array a layer; None is evaluation, as is every other model.
         """
         tokens = np.asarray(tokens)
         check_inputs(self.config, tokens, state, reset, valid)
         self._check_ids(tokens)
-        state = self.init_state(len(tokens)) if state is None else state
+        if noise is not None and not self.takes_noise:
+            raise InputError("noise: this config has no noisy router; leave noise at None")
+        state = self.init_state(len(tokens), tokens.shape[1]) if state is None else state
         if form == "parallel":
-            return self._sequence(tokens, state, reset, valid, dropout, chunk_size)
+            extra = {} if noise is None else {"noise": noise}
+            return self._sequence(tokens, state, reset, valid, dropout, chunk_size, **extra)
         logits = []
         for t in range(tokens.shape[1]):
             marks = (None if m is None else m[:, t] for m in (reset, valid))
-            y, state = self._token(tokens[:, t], state, *marks, None if dropout is None else [m[:, t] for m in dropout])
+            extra = {} if noise is None else {"noise": [n[:, t] for n in noise]}
+            y, state = self._token(tokens[:, t], state, *marks, None if dropout is None else [m[:, t] for m in dropout], **extra)
             logits.append(y)
         return np.stack(logits, 1), state
 
@@ -85,6 +95,10 @@ class Model:
         """Continue prompt [B, T] by `max_new_tokens` ids."""
         if self.config.reads_frames:
             raise InputError("generate: a frame model predicts distributions of frames, not ids; call step and draw the next frame")
+        prompt = np.asarray(prompt)
+        check_inputs(self.config, prompt, state)
+        if state is None:
+            state = self.init_state(len(prompt), prompt.shape[1] + max_new_tokens)
         logits, state = self.forward(prompt, state)
         last, ids, ties = logits[:, -1], [], []
         for position in range(max_new_tokens):
