@@ -1,1 +1,8 @@
-"""Unisono."""
+"""Unisono's models in PyTorch. Importing needs no GPU: Triton kernels are imported where they run."""
+
+from unisono_spec.contract import InputError, preset, presets
+
+from unisono_torch.arrays import numpy_params, numpy_state, state_from_numpy
+from unisono_torch.models import create, load
+
+__all__ = ["InputError", "create", "load", "numpy_params", "numpy_state", "preset", "presets", "state_from_numpy"]

@@ -1,0 +1,1 @@
+"""Modules that own parameters, under the names that the contract declares."""

@@ -1,0 +1,57 @@
+"""Linear and LayerNorm that hold their parameters in one dtype and compute in another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from unisono_torch.ops.elementwise import layer_norm, linear
+
+
+class Linear(nn.Module):
+    """x [..., in] → [..., out], in x's dtype. Parameters are uninitialised: a model loads them by name."""
+
+    def __init__(self, into: int, out: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out, into))
+        self.bias = nn.Parameter(torch.empty(out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis; comes out float32 or wider."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias)
+
+
+class Embedding(nn.Module):
+    """Ids [...] → rows [..., D] of the table."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return nn.functional.embedding(ids.long(), self.weight)
+
+
+class Head(nn.Module):
+    """Logits. A tied head has no weight of its own and is given the embedding's."""
+
+    def __init__(self, into: int, out: int, bias: bool, tied: bool) -> None:
+        super().__init__()
+        self.weight = None if tied else nn.Parameter(torch.empty(out, into))
+        self.bias = nn.Parameter(torch.empty(out)) if bias else None
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        weight = self.weight if embedding is None else embedding
+        assert weight is not None
+        return linear(x, weight, self.bias)

@@ -1,0 +1,70 @@
+"""CRAM's layers: an FFN block of the fixed scheme's readout, and a whole layer of the adaptive scheme (eqs 7–10)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from unisono_spec.contract.cram import CRAMConfig
+
+from unisono_torch.layers.basic import LayerNorm, Linear
+from unisono_torch.layers.ffn import FFN
+from unisono_torch.ops.elementwise import binary_digits, gelu_tanh, linear, wide
+
+
+class Readout(nn.Module):
+    """x ← x + FFN(LN(x)), the fixed scheme's residual block."""
+
+    def __init__(self, config: CRAMConfig) -> None:
+        super().__init__()
+        self.norm = LayerNorm(config.d_model)
+        self.ffn = FFN(config.d_model, config.ffn_mult * config.d_model)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x + _dropped(self.ffn(self.norm(x).to(x.dtype)), mask)
+
+
+class Score(nn.Module):
+    """k_Q and s_φ: x [..., D], position [...] → s [...] = s_φ([bits(p), xᵀQx / k_scale]), float32 or wider."""
+
+    def __init__(self, config: CRAMConfig) -> None:
+        super().__init__()
+        d, bits = config.d_model, config.position_bits + 1
+        self.position_bits, self.key_scale = config.position_bits, config.key_scale
+        self.Q = nn.Parameter(torch.empty(d, d))
+        self.score = nn.ModuleList([Linear(bits, bits), Linear(bits, d), Linear(d, 1)])
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        dtype = wide(x.dtype)
+        k = (x.to(dtype) * linear(x, self.Q).to(dtype)).sum(-1, keepdim=True) / self.key_scale  # [..., 1]
+        h = torch.cat([binary_digits(position, self.position_bits, dtype), k], -1)  # [..., d_b + 1]
+        h = gelu_tanh(self.score[0](h))
+        return self.score[2](gelu_tanh(self.score[1](h)))[..., 0]
+
+
+class Block(nn.Module):
+    """One adaptive layer, around the sum: `scored_input` comes before it and `forward` after it."""
+
+    def __init__(self, config: CRAMConfig) -> None:
+        super().__init__()
+        self.residual = config.residual
+        self.input_norm = LayerNorm(config.d_model) if config.input_norm else None
+        self.mixer = Score(config)
+        self.norm = LayerNorm(config.d_model)
+        self.ffn = FFN(config.d_model, config.ffn_mult * config.d_model)
+
+    def scored_input(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """x [..., D], position [...] → what is summed [..., D], and its weight s [...]."""
+        if self.input_norm is not None:
+            x = self.input_norm(x).to(x.dtype)
+        return x, self.mixer(x, position)
+
+    def forward(self, x: Tensor, xi: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x ← x + FFN(LN(ξ)), or LN(ξ + FFN(ξ)) with residual="after". mask: what dropout multiplies the FFN's output by."""
+        if self.residual == "after":
+            # all in ξ's dtype: a prefix sum rounded to 16 bits before its norm loses its latest terms, or overflows
+            return self.norm(xi + _dropped(self.ffn(xi), mask)).to(x.dtype)
+        return x + _dropped(self.ffn(self.norm(xi).to(x.dtype)), mask)
+
+
+def _dropped(update: Tensor, mask: Tensor | None) -> Tensor:
+    return update if mask is None else update * mask.to(update.dtype)

@@ -1,0 +1,58 @@
+"""Whole models: order of blocks and the four verbs (init_state, forward, step, generate)."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from unisono_spec.contract import Arrays, Config, InputError, check_dtype, init_params
+from unisono_spec.contract.files import check_params, load_params
+
+from unisono_torch.arrays import DTYPES, from_numpy
+from unisono_torch.models.base import Model
+from unisono_torch.ops.dispatch import use_triton
+
+
+def create(
+    config: Config,
+    params: Arrays | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    param_dtype: str | None = None,
+    device: torch.device | str | None = None,
+    implementation: str = "auto",
+) -> Model:
+    """A model of `config`, from `params` or from initial values drawn with `seed`.
+
+    dtype: what it computes in, float32, float64, bfloat16 or float16. param_dtype: what parameters are held in, float32 unless
+    told (float64 under dtype float64). device: as torch takes it, the CPU unless told. implementation: "auto", "plain" or
+    "triton". Raises InputError on names or shapes that are not the config's, and on a device or implementation that is not here.
+    """
+    check_dtype(dtype)
+    param_dtype = check_dtype(param_dtype or ("float64" if dtype == "float64" else "float32"))
+    where = _device(device)
+    use_triton(implementation, where)  # a kernel that cannot run is an error here, not at the first call
+    if params is None:
+        params = init_params(config, seed, param_dtype)
+    check_params(config, params)
+    module = importlib.import_module(f"unisono_torch.models.{config.arch}")
+    with torch.device("meta"):
+        model = module.MODEL(config, dtype, implementation)
+    tensors = {name: from_numpy(params[name]).to(where, DTYPES[param_dtype]) for name in config.params()}
+    model.load_state_dict(tensors, assign=True)
+    return model
+
+
+def load(path: str | Path, **options: Any) -> Model:
+    """A model from a safetensors file that any room wrote. `options` as for `create`."""
+    config, params = load_params(path)
+    return create(config, params, **options)
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    try:
+        return torch.empty(0, device="cpu" if device is None else device).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device: {device!r} cannot be used here ({str(error).splitlines()[0]}); use 'cpu'") from error

@@ -1,0 +1,121 @@
+"""The four verbs, once for all architectures. A subclass says how one token, and how a whole sequence, is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from unisono_spec.contract import Config, InputError, nearest, state_dtype
+from unisono_spec.contract.checks import check_ids, check_inputs
+from unisono_spec.contract.files import save_params
+from unisono_spec.contract.sampling import GREEDY, Generated, Sampling, choose
+
+from unisono_torch.arrays import DTYPES, numpy_params
+from unisono_torch.ops.dispatch import check_implementation
+
+Form = Literal["recurrent", "parallel"]
+Mask = Tensor | None
+State = dict[str, Tensor]
+Dropout = Sequence[Tensor] | None
+
+
+class Model(nn.Module):
+    """A model in PyTorch, whose `state_dict()` has the names that `config.params()` declares.
+
+    Parameters are held in one dtype and computed with in `dtype`. `implementation` goes to every op that has kernels.
+    """
+
+    def __init__(self, config: Config, dtype: str = "float32", implementation: str = "auto") -> None:
+        super().__init__()
+        self.config, self.dtype, self.implementation = config, dtype, check_implementation(implementation)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def init_state(self, batch: int, capacity: int | None = None) -> State:
+        """The state before the first token of `batch` sequences."""
+        floats, device = DTYPES[state_dtype(self.dtype)], self.device
+        states = self.config.states(capacity)
+        return {name: torch.zeros((batch, *s.shape), dtype=torch.int32 if s.integer else floats, device=device) for name, s in states.items()}
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: State | None = None,
+        reset: Tensor | None = None,
+        valid: Tensor | None = None,
+        form: Form = "parallel",
+        chunk_size: int = 64,
+        dropout: Dropout = None,
+    ) -> tuple[Tensor, State]:
+        """tokens [B, T] (frames [B, T, F]) → logits [B, T, V], the state after the last token.
+
+        reset [B, T]: the sequence starts anew before this token. valid [B, T]: where false, the token is not read.
+        form="recurrent" folds `step`; form="parallel" computes whole sequences, in chunks where the form has chunks.
+        dropout: what each layer's update is multiplied by, [B, T, D] a layer; None is evaluation.
+        Raises InputError on shapes, dtypes or a state that do not fit the config, and on ids outside the vocabulary where
+        reading them is free: on the CPU, outside compiled and exported graphs.
+        """
+        self._check(tokens, state, reset, valid)
+        if form not in ("parallel", "recurrent"):
+            raise InputError(f"form: {form!r} is unknown; {nearest(form, ('parallel', 'recurrent'))}")
+        if chunk_size < 1:
+            raise InputError(f"chunk_size: {chunk_size!r}; use a positive integer, 64 by default")
+        state = self.init_state(tokens.shape[0]) if state is None else state
+        if form == "parallel":
+            return self._sequence(tokens, state, reset, valid, dropout, chunk_size)
+        logits = []
+        resets, valids = ([None] * tokens.shape[1] if m is None else m.unbind(1) for m in (reset, valid))
+        masks = [None] * tokens.shape[1] if dropout is None else list(zip(*(m.unbind(1) for m in dropout), strict=True))
+        for token, reset_t, valid_t, mask in zip(tokens.unbind(1), resets, valids, masks, strict=True):
+            y, state = self._token(token, state, reset_t, valid_t, mask)
+            logits.append(y)
+        return torch.stack(logits, 1), state
+
+    def step(self, token: Tensor, state: State, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, State]:
+        """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
+        self._check(token[:, None], state, *(None if m is None else m[:, None] for m in (reset, valid)))
+        return self._token(token, state, reset, valid, None)
+
+    @torch.inference_mode()
+    def generate(
+        self, prompt: Tensor | np.ndarray, max_new_tokens: int, sampling: Sampling = GREEDY, state: State | None = None
+    ) -> Generated:
+        """Continue prompt [B, T] by `max_new_tokens` ids."""
+        if self.config.reads_frames:
+            raise InputError("generate: a frame model predicts distributions of frames, not ids; call step and draw the next frame")
+        logits, state = self.forward(torch.as_tensor(prompt, device=self.device), state)
+        last, ids, ties = logits[:, -1], [], []
+        for position in range(max_new_tokens):
+            wider = last if last.dtype == torch.float64 else last.float()  # NumPy has no bfloat16
+            token, tie = choose(wider.cpu().numpy(), sampling, position)
+            ids.append(token)
+            ties.append(tie)
+            if position + 1 < max_new_tokens:
+                last, state = self.step(torch.as_tensor(token, device=self.device), state)
+        shape = (len(prompt), max_new_tokens)
+        return Generated(np.stack(ids, 1) if ids else np.empty(shape, np.int64), np.stack(ties, 1) if ties else np.empty(shape, bool))
+
+    def save(self, path: str | Path) -> None:
+        """Write the parameters and the config as a safetensors file that loads in every room."""
+        save_params(path, self.config, numpy_params(self))
+
+    def _check(self, tokens: Tensor, state: State | None, reset: Mask, valid: Mask) -> None:
+        if not isinstance(tokens, Tensor):
+            raise InputError(f"tokens: {type(tokens).__name__}; give a torch.Tensor, such as torch.as_tensor(tokens)")
+        check_inputs(self.config, tokens, state, reset, valid)
+        if not self.config.reads_frames and not torch.compiler.is_compiling() and tokens.device.type == "cpu":
+            check_ids(tokens.numpy(), self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _token(self, token: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[Tensor, State]:
+        raise NotImplementedError
+
+    def _sequence(
+        self, tokens: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int
+    ) -> tuple[Tensor, State]:
+        raise NotImplementedError

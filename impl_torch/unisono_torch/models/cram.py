@@ -1,0 +1,87 @@
+"""CRAM, both schemes (Muraleedharan, sections 3.1 and 3.2), as docs/architectures/cram.md resolves them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from unisono_spec.contract import InputError
+from unisono_spec.contract.cram import CRAMConfig
+
+from unisono_torch.arrays import DTYPES
+from unisono_torch.layers.basic import Embedding, Head, LayerNorm, Linear
+from unisono_torch.layers.cram import Block, Readout
+from unisono_torch.models.base import Dropout, Mask, Model, State
+from unisono_torch.ops import decayed_sum, position, weighted_sum
+from unisono_torch.ops.elementwise import binary_digits
+
+
+class CRAM(Model):
+    config: CRAMConfig
+
+    def __init__(self, config: CRAMConfig, dtype: str = "float32", implementation: str = "auto") -> None:
+        super().__init__(config, dtype, implementation)
+        d = config.d_model
+        self.embedding = Embedding(config.vocab_size, d) if config.has_embedding else None
+        self.input = Linear(config.code_size, d) if config.scheme == "fixed" else None
+        layer = Readout if config.scheme == "fixed" else Block
+        self.layers = nn.ModuleList([layer(config) for _ in range(config.n_layers)])
+        self.norm = LayerNorm(d)
+        self.head = Head(d, config.output_size, config.head_bias, config.tie_head)
+
+    def code(self, tokens: Tensor) -> Tensor:
+        """What the fixed scheme sums, before σ: tokens [...] → x [..., code]."""
+        if self.config.codes == "binary":
+            return binary_digits(tokens, self.config.code_bits, DTYPES[self.dtype])
+        if self.config.codes == "embedding":
+            return self._embed(tokens)
+        return tokens.to(DTYPES[self.dtype])
+
+    def readout(self, xi: Tensor, dropout: Dropout = None) -> Tensor:
+        """f_θ of the fixed scheme (eq 6): ξ [..., code] → logits [..., V]. No mixing over time."""
+        if self.input is None:
+            raise InputError("readout: ξ of the adaptive scheme lies inside each layer; call forward")
+        x = self.input(xi).to(DTYPES[self.dtype])  # in ξ's dtype: its low digits are the tokens further back
+        for i, layer in enumerate(self.layers):
+            x = layer(x, None if dropout is None else dropout[i])
+        return self._head(x)
+
+    def _token(self, token: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[Tensor, State]:
+        if self.config.scheme == "fixed":
+            xi, last = decayed_sum.step(self.code(token), self.config.decay, state["xi"], reset, valid)
+            return self.readout(xi, dropout), {"xi": last}
+        x = self._embed(token)  # [B, D]
+        where, count = position.step(state["position"], reset, valid)
+        out: State = {"position": count}
+        for i, layer in enumerate(self.layers):
+            name = f"layers.{i}.xi"
+            u, s = layer.scored_input(x, where)
+            xi, out[name] = weighted_sum.step(u, s, state[name], reset, valid, self.config.exclusive)
+            x = layer(x, xi, None if dropout is None else dropout[i])
+        return self._head(x), out
+
+    def _sequence(
+        self, tokens: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int
+    ) -> tuple[Tensor, State]:
+        how = (chunk_size, self.implementation)
+        if self.config.scheme == "fixed":
+            xi, last = decayed_sum.parallel(self.code(tokens), self.config.decay, state["xi"], reset, valid, *how)
+            return self.readout(xi, dropout), {"xi": last}
+        x = self._embed(tokens)  # [B, T, D]
+        where, count = position.parallel(state["position"], tokens.shape[1], reset, valid)
+        out: State = {"position": count}
+        for i, layer in enumerate(self.layers):
+            name = f"layers.{i}.xi"
+            u, s = layer.scored_input(x, where)
+            xi, out[name] = weighted_sum.parallel(u, s, state[name], reset, valid, self.config.exclusive, *how)
+            x = layer(x, xi, None if dropout is None else dropout[i])
+        return self._head(x), out
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        assert self.embedding is not None
+        return self.embedding(tokens).to(DTYPES[self.dtype])
+
+    def _head(self, x: Tensor) -> Tensor:
+        embedding = None if self.embedding is None or not self.config.tie_head else self.embedding.weight
+        return self.head(self.norm(x).to(x.dtype), embedding)
+
+
+MODEL = CRAM

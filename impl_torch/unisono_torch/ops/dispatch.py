@@ -1,0 +1,38 @@
+"""Which implementation of an op runs: plain tensor operations or a Triton kernel."""
+
+from __future__ import annotations
+
+import torch
+from unisono_spec.contract import InputError, nearest
+
+IMPLEMENTATIONS = ("auto", "plain", "triton")
+
+
+def check_implementation(implementation: str) -> str:
+    if implementation not in IMPLEMENTATIONS:
+        raise InputError(f"implementation: {implementation!r} is unknown in PyTorch; {nearest(implementation, IMPLEMENTATIONS)}")
+    return implementation
+
+
+def use_triton(implementation: str, device: torch.device) -> bool:
+    """Whether a kernel runs on `device`: always for "triton" (else InputError), on a GPU that can for "auto"."""
+    check_implementation(implementation)
+    if implementation == "plain" or (implementation == "auto" and device.type != "cuda"):
+        return False
+    if _available(device):
+        return True
+    if implementation == "triton":
+        raise InputError(
+            f"implementation: 'triton' cannot run on {device.type}; use 'auto' or 'plain', or a CUDA device with triton installed "
+            "(pip install unisono[torch-cuda]), or Triton's interpreter (TRITON_INTERPRET=1 in the environment)"
+        )
+    return False
+
+
+def _available(device: torch.device) -> bool:
+    # imported here, so that nobody without a GPU needs triton
+    try:
+        from unisono_torch.kernels import available
+    except ImportError:
+        return False
+    return available(device)

@@ -1,0 +1,37 @@
+"""Functions without memory, and the dtype that sums are held in."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LAYER_NORM_EPS = 1e-5
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of norms, scores, sums and states under compute dtype `dtype`: float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU in its tanh form (Hendrycks & Gimpel 2016, section 2)."""
+    return F.gelu(x, approximate="tanh")
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """LayerNorm over the last axis, ε = 1e-5 (Ba et al. 2016, eq 3), computed and returned in float32 or wider."""
+    dtype = wide(x.dtype)
+    return F.layer_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), bias.to(dtype), LAYER_NORM_EPS)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., in], weight [out, in], bias [out] → [..., out], in x's dtype whatever dtype the parameters are held in."""
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def binary_digits(n: Tensor, digits: int, dtype: torch.dtype) -> Tensor:
+    """The last `digits` binary digits of non-negative integers, most significant first: [...] → [..., digits]."""
+    shifts = torch.arange(digits - 1, -1, -1, device=n.device)
+    # the function and not >>, which does not export to ONNX
+    return torch.bitwise_and(torch.bitwise_right_shift(n.long()[..., None], shifts), 1).to(dtype)
