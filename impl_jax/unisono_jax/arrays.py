@@ -1,0 +1,47 @@
+"""Between NumPy and JAX: parameters and states by the contract's names, devices, and JAX's 64-bit mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from unisono_spec.contract import InputError
+
+
+def numpy_params(model: nnx.Module) -> dict[str, np.ndarray]:
+    """Every parameter by its contract name, in the contract's order, as it is held (bfloat16 is ml_dtypes')."""
+    found = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    return {name: found[name] for name in model.config.params()}  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def numpy_state(state: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """A running state as NumPy arrays, for `unisono_spec.contract.files.save_state` or another room."""
+    return {name: np.asarray(a) for name, a in state.items()}
+
+
+def state_from_numpy(state: Mapping[str, np.ndarray], device: Any = None) -> dict[str, jax.Array]:
+    """A running state from any room. `forward` and `step` cast it to their model's dtypes."""
+    return {name: place(a, device) for name, a in state.items()}
+
+
+def place(array: np.ndarray, device: Any = None) -> jax.Array:
+    """`array` on `device`: a jax.Device, a platform's name, or None for JAX's default."""
+    if isinstance(device, str):
+        platform, _, index = device.partition(":")
+        try:
+            device = jax.devices(platform)[int(index or 0)]
+        except (RuntimeError, IndexError, ValueError) as error:
+            known = ", ".join(str(d) for d in jax.devices())
+            raise InputError(f"device: {device!r} is not here; JAX sees {known}; install a JAX for it or leave device out") from error
+    return jnp.asarray(array) if device is None else jax.device_put(array, device)
+
+
+def check_x64(dtype: str) -> str:
+    """`dtype`, if JAX keeps it: outside its 64-bit mode it turns float64 into float32 in silence."""
+    if dtype == "float64" and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise InputError("dtype: 'float64' needs JAX's 64-bit mode; wrap the call in `with jax.enable_x64(True):` or set JAX_ENABLE_X64=1")
+    return dtype

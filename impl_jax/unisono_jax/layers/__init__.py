@@ -1,0 +1,1 @@
+"""Projections around an op: Flax NNX modules whose parameter paths, joined by dots, are the contract's names."""

@@ -1,0 +1,57 @@
+"""One layer of each of CRAM's schemes: the score s_φ, the quadratic key k_Q, and the FFN around the sum (eqs 6–10)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from unisono_spec.contract.cram import CRAMConfig
+
+from unisono_jax.layers.ffn import FFN
+from unisono_jax.layers.leaves import Arrays, LayerNorm, Linear, sub
+from unisono_jax.ops.elementwise import binary_digits, gelu_tanh, linear, wide
+
+
+class Mixer(nnx.Module):
+    """s = s_φ([bits(p), xᵀQx / k_scale])."""
+
+    def __init__(self, params: Arrays) -> None:
+        self.Q = nnx.Param(params["Q"])
+        self.score = nnx.List([Linear(sub(params, f"score.{i}")) for i in range(3)])
+
+    def __call__(self, config: CRAMConfig, x: jax.Array, position: jax.Array) -> jax.Array:
+        """x [..., D], position [...] → s [...], float32 or wider."""
+        dtype = wide(x)
+        k = (x.astype(dtype) * linear(x, self.Q[...]).astype(dtype)).sum(-1, keepdims=True) / config.key_scale  # [..., 1]
+        h = jnp.concatenate([binary_digits(position, config.position_bits, dtype), k], -1)  # [..., d_b + 1]
+        h = gelu_tanh(self.score[0](h, dtype))
+        h = gelu_tanh(self.score[1](h, dtype))
+        return self.score[2](h, dtype)[..., 0]
+
+
+class Block(nnx.Module):
+    """FFN and norm, and in the adaptive scheme the mixer before them."""
+
+    def __init__(self, params: Arrays, config: CRAMConfig) -> None:
+        self.config = config
+        if config.scheme == "adaptive":
+            if config.input_norm:
+                self.input_norm = LayerNorm(sub(params, "input_norm"))
+            self.mixer = Mixer(sub(params, "mixer"))
+        self.norm, self.ffn = LayerNorm(sub(params, "norm")), FFN(sub(params, "ffn"))
+
+    def scored_input(self, x: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x [..., D], position [...] → what is summed [..., D], and its weight s [...]."""
+        if self.config.input_norm:
+            x = self.input_norm(x).astype(x.dtype)
+        return x, self.mixer(self.config, x, position)
+
+    def __call__(self, x: jax.Array, xi: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """x ← x + FFN(LN(ξ)), or LN(ξ + FFN(ξ)) with residual="after". mask: what dropout multiplies the FFN's output by."""
+        dtype, acc = x.dtype, wide(x)
+        if self.config.residual == "after":
+            # ξ is not rounded before the norm that follows it: a prefix sum stays wide
+            update = self.ffn(xi, acc)
+            return self.norm(xi + (update if mask is None else update * mask)).astype(dtype)
+        update = self.ffn(self.norm(xi), dtype).astype(acc)
+        return (x.astype(acc) + (update if mask is None else update * mask.astype(acc))).astype(dtype)

@@ -1,0 +1,57 @@
+"""Modules that hold arrays, in the contract's layout: `weight` is [out, in]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from unisono_jax.ops.elementwise import layer_norm, linear
+
+Arrays = Mapping[str, jax.Array]
+
+
+def sub(params: Arrays, prefix: str) -> dict[str, jax.Array]:
+    """The parameters below `prefix.`, with that prefix removed."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in params.items() if name.startswith(start)}
+
+
+def _param(params: Arrays, name: str) -> nnx.Param | None:
+    return nnx.Param(params[name]) if name in params else None
+
+
+class Linear(nnx.Module):
+    """y = x Wᵀ + b. Without a bias in `params` there is none; a tied head has no weight of its own and passes it in."""
+
+    def __init__(self, params: Arrays) -> None:
+        self.weight, self.bias = nnx.data(_param(params, "weight")), nnx.data(_param(params, "bias"))
+
+    def __call__(self, x: jax.Array, dtype: Any, weight: nnx.Param | None = None) -> jax.Array:
+        """x [..., in] → [..., out], computed in `dtype`."""
+        weight = self.weight if weight is None else weight
+        assert weight is not None
+        return linear(x.astype(dtype), weight[...], None if self.bias is None else self.bias[...])
+
+
+class LayerNorm(nnx.Module):
+    """Over the last axis; float32 or wider out."""
+
+    def __init__(self, params: Arrays) -> None:
+        self.weight, self.bias = nnx.Param(params["weight"]), nnx.Param(params["bias"])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return layer_norm(x, self.weight[...], self.bias[...])
+
+
+class Embedding(nnx.Module):
+    """Rows by id."""
+
+    def __init__(self, params: Arrays) -> None:
+        self.weight = nnx.Param(params["weight"])
+
+    def __call__(self, ids: jax.Array, dtype: Any) -> jax.Array:
+        """ids [...] → [..., D]."""
+        return self.weight[...][ids].astype(dtype)

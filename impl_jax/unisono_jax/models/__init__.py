@@ -1,0 +1,49 @@
+"""Whole models: order of blocks and the four verbs (init_state, forward, step, generate)."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from unisono_spec.contract import DTYPES, Config, check_dtype, init_params
+from unisono_spec.contract.base import Arrays
+from unisono_spec.contract.files import check_params, load_params
+
+from unisono_jax.arrays import check_x64, place
+from unisono_jax.models.base import Model
+
+
+def create(
+    config: Config,
+    params: Arrays | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    param_dtype: str | None = None,
+    device: Any = None,
+    implementation: str = "auto",
+) -> Model:
+    """A model of `config`, from `params` or from initial values drawn with `seed`.
+
+    dtype: what it computes in ("float64" needs JAX's 64-bit mode). param_dtype: what parameters are held in; None is float32, or
+    float64 where dtype is. device: a jax.Device, a platform's name ("cpu", "cuda"), or None for JAX's default.
+    """
+    check_x64(check_dtype(dtype))
+    held = check_x64(check_dtype(param_dtype or ("float64" if dtype == "float64" else "float32")))
+    if params is None:
+        params = init_params(config, seed, held)
+    check_params(config, params)
+    arrays = {name: place(p.astype(DTYPES[held]), device) for name, p in params.items()}
+    return importlib.import_module(f"unisono_jax.models.{config.arch}").MODEL(config, arrays, dtype, implementation)
+
+
+def load(
+    path: str | Path,
+    dtype: str = "float32",
+    param_dtype: str | None = None,
+    device: Any = None,
+    implementation: str = "auto",
+) -> Model:
+    """A model from a safetensors file that any room wrote."""
+    config, params = load_params(path)
+    return create(config, params, dtype=dtype, param_dtype=param_dtype, device=device, implementation=implementation)

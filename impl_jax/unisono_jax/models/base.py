@@ -1,0 +1,177 @@
+"""The four verbs, once for all architectures. A subclass says how one token, and how a whole sequence, is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from unisono_spec.contract import Config, InputError, check_dtype, nearest, zero_state
+from unisono_spec.contract.checks import check_ids, check_inputs
+from unisono_spec.contract.files import save_params
+from unisono_spec.contract.sampling import GREEDY, Generated, Sampling, choose
+
+from unisono_jax.arrays import check_x64, numpy_params
+from unisono_jax.kernels import resolve
+
+Form = Literal["recurrent", "parallel"]
+FORMS = ("recurrent", "parallel")
+Mask = jax.Array | None
+State = dict[str, jax.Array]
+Dropout = Sequence[jax.Array] | None
+
+
+class Model(nnx.Module):
+    """A model in Flax NNX. Parameters keep the dtype they were made with; computation is in `dtype`.
+
+    `forward` and `step` may be traced (jax.jit, jax.grad, nnx.jit, jax.vmap); `compiled` has them jitted.
+    """
+
+    def __init__(self, config: Config, dtype: str = "float32", implementation: str = "auto") -> None:
+        resolve(implementation)
+        check_x64(check_dtype(dtype))
+        self.config, self.dtype, self.implementation = config, dtype, implementation
+
+    def init_state(self, batch: int, capacity: int | None = None) -> State:
+        """The state before the first token of `batch` sequences."""
+        return {name: jnp.asarray(a) for name, a in zero_state(self.config, batch, capacity, self.dtype).items()}
+
+    def forward(
+        self,
+        tokens: Any,
+        state: State | None = None,
+        reset: Any = None,
+        valid: Any = None,
+        form: Form = "parallel",
+        chunk_size: int = 64,
+        dropout: Dropout = None,
+    ) -> tuple[jax.Array, State]:
+        """tokens [B, T] (frames [B, T, F]) → logits [B, T, V], the state after the last token.
+
+        reset [B, T]: the sequence starts anew before this token. valid [B, T]: where false, the token is not read.
+        form="recurrent" folds `step`; form="parallel" computes whole sequences, in chunks where the form has chunks.
+        dropout: what each layer's update is multiplied by, [B, T, D] a layer; None is evaluation.
+        Raises InputError on bad shapes and dtypes, and on ids outside the vocabulary where their values are known, not traced.
+        """
+        tokens, reset, valid = (None if a is None else _array(a) for a in (tokens, reset, valid))
+        self._check(tokens, state, reset, valid)
+        if form not in FORMS:
+            raise InputError(f"form: {form!r} is unknown; {nearest(form, FORMS)}")
+        if chunk_size < 1:
+            raise InputError(f"chunk_size: {chunk_size!r}; use a positive integer")
+        state = self._state(state, tokens.shape[0])
+        tokens, reset, valid = self._tokens(tokens), *(None if m is None else jnp.asarray(m) for m in (reset, valid))
+        if form == "parallel":
+            return self._sequence(tokens, state, reset, valid, dropout, chunk_size)
+
+        def fold(state: State, token: tuple) -> tuple[State, jax.Array]:
+            logits, state = self._token(token[0], state, *token[1:])
+            return state, logits
+
+        time_major = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), (tokens, reset, valid, dropout))
+        state, logits = lax.scan(fold, state, time_major)
+        return jnp.swapaxes(logits, 0, 1), state
+
+    def step(self, token: Any, state: State, reset: Any = None, valid: Any = None) -> tuple[jax.Array, State]:
+        """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
+        token, reset, valid = (None if a is None else _array(a) for a in (token, reset, valid))
+        self._check(*(a if a is None or isinstance(a, dict) else a[:, None] for a in (token, state, reset, valid)))
+        marks = (None if m is None else jnp.asarray(m) for m in (reset, valid))
+        return self._token(self._tokens(token), self._state(state, token.shape[0]), *marks, None)
+
+    def compiled(self) -> Compiled:
+        """This model with `forward` and `step` jitted, as its parameters are now. Traces are shared by equal models."""
+        return Compiled(self)
+
+    def generate(self, prompt: Any, max_new_tokens: int, sampling: Sampling = GREEDY, state: State | None = None) -> Generated:
+        """Continue prompt [B, T] by `max_new_tokens` ids."""
+        if self.config.reads_frames:
+            raise InputError("generate: a frame model predicts distributions of frames, not ids; call step and draw the next frame")
+        compiled = self.compiled()
+        logits, state = compiled.forward(prompt, state)
+        last, ids, ties = np.asarray(logits[:, -1]), [], []
+        for position in range(max_new_tokens):
+            token, tie = choose(last, sampling, position)
+            ids.append(token)
+            ties.append(tie)
+            if position + 1 < max_new_tokens:
+                logits, state = compiled.step(token, state)
+                last = np.asarray(logits)
+        shape = (len(last), max_new_tokens)
+        return Generated(np.stack(ids, 1) if ids else np.empty(shape, np.int64), np.stack(ties, 1) if ties else np.empty(shape, bool))
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file that every room loads."""
+        save_params(path, self.config, numpy_params(self))
+
+    def _check(self, tokens: Any, state: State | None, reset: Any, valid: Any) -> None:
+        check_x64(self.dtype)
+        check_inputs(self.config, tokens, state, reset, valid)
+        if not self.config.reads_frames and not isinstance(tokens, jax.core.Tracer):
+            check_ids(np.asarray(tokens), self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _tokens(self, tokens: Any) -> jax.Array:
+        return jnp.asarray(tokens, self.dtype if self.config.reads_frames else jnp.int32)
+
+    def _state(self, state: State | None, batch: int) -> State:
+        """`state` in the dtypes that this model's dtype calls for."""
+        like = self.init_state(batch)
+        return like if state is None else {name: jnp.asarray(state[name], a.dtype) for name, a in like.items()}
+
+    def _token(self, token: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[jax.Array, State]:
+        raise NotImplementedError
+
+    def _sequence(
+        self, tokens: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int
+    ) -> tuple[jax.Array, State]:
+        raise NotImplementedError
+
+
+class Compiled:
+    """`forward` and `step` of a model, jitted. One trace a config, dtype and shape, whichever model object asks."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.graph, self.params = nnx.split(model)
+
+    def forward(
+        self,
+        tokens: Any,
+        state: State | None = None,
+        reset: Any = None,
+        valid: Any = None,
+        form: Form = "parallel",
+        chunk_size: int = 64,
+        dropout: Dropout = None,
+    ) -> tuple[jax.Array, State]:
+        """See `Model.forward`."""
+        tokens, reset, valid = (None if a is None else _array(a) for a in (tokens, reset, valid))
+        self.model._check(tokens, state, reset, valid)
+        return _forward(self.graph, form, chunk_size, self.params, tokens, state, reset, valid, dropout)
+
+    def step(self, token: Any, state: State, reset: Any = None, valid: Any = None) -> tuple[jax.Array, State]:
+        """See `Model.step`."""
+        token, reset, valid = (None if a is None else _array(a) for a in (token, reset, valid))
+        self.model._check(*(a if a is None or isinstance(a, dict) else a[:, None] for a in (token, state, reset, valid)))
+        return _step(self.graph, self.params, token, state, reset, valid)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _forward(graph: Any, form: Form, chunk_size: int, params: Any, tokens: Any, state: Any, reset: Any, valid: Any, dropout: Any) -> Any:
+    return nnx.merge(graph, params).forward(tokens, state, reset, valid, form, chunk_size, dropout)
+
+
+@partial(jax.jit, static_argnums=0)
+def _step(graph: Any, params: Any, token: Any, state: Any, reset: Any, valid: Any) -> Any:
+    return nnx.merge(graph, params).step(token, state, reset, valid)
+
+
+def _array(a: Any) -> Any:
+    """What has a shape and a dtype as it is; a list as NumPy's."""
+    return a if hasattr(a, "dtype") else np.asarray(a)

@@ -1,0 +1,84 @@
+"""CRAM, both schemes (Muraleedharan, sections 3.1 and 3.2), as docs/architectures/cram.md resolves them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from unisono_spec.contract import InputError, state_dtype
+from unisono_spec.contract.cram import CRAMConfig
+
+from unisono_jax.layers.cram import Block
+from unisono_jax.layers.leaves import Arrays, Embedding, LayerNorm, Linear, sub
+from unisono_jax.models.base import Dropout, Mask, Model, State
+from unisono_jax.ops import decayed_sum, position, weighted_sum
+from unisono_jax.ops.elementwise import binary_digits
+
+
+class CRAM(Model):
+    config: CRAMConfig
+
+    def __init__(self, config: CRAMConfig, params: Arrays, dtype: str, implementation: str) -> None:
+        super().__init__(config, dtype, implementation)
+        if config.has_embedding:
+            self.embedding = Embedding(sub(params, "embedding"))
+        if config.scheme == "fixed":
+            self.input = Linear(sub(params, "input"))
+        self.layers = nnx.List([Block(sub(params, f"layers.{i}"), config) for i in range(config.n_layers)])
+        self.norm = LayerNorm(sub(params, "norm"))
+        self.head = Linear(sub(params, "head"))
+
+    def code(self, tokens: jax.Array) -> jax.Array:
+        """What the fixed scheme sums, before σ: tokens [...] → x [..., code]."""
+        tokens = jnp.asarray(tokens)
+        if self.config.codes == "binary":
+            return binary_digits(tokens, self.config.code_bits, self.dtype)
+        return self.embedding(tokens, self.dtype) if self.config.codes == "embedding" else tokens.astype(self.dtype)
+
+    def readout(self, xi: jax.Array, dropout: Dropout = None) -> jax.Array:
+        """f_θ of the fixed scheme (eq 6): ξ [..., code] → logits [..., V]. No mixing over time."""
+        if self.config.scheme != "fixed":
+            raise InputError("readout: ξ of the adaptive scheme lies inside each layer; call forward")
+        # ξ enters in float32 or wider: in bfloat16 it would remember 8 tokens instead of 21
+        x = self.input(jnp.asarray(xi), state_dtype(self.dtype)).astype(self.dtype)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, x, None if dropout is None else dropout[i])
+        return self._head(x)
+
+    def _token(self, token: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[jax.Array, State]:
+        if self.config.scheme == "fixed":
+            xi, last = decayed_sum.step(self.code(token), self.config.decay, state["xi"], reset, valid)
+            return self.readout(xi, dropout), {"xi": last}
+        x = self.embedding(token, self.dtype)  # [B, D]
+        where, count = position.step(state["position"], reset, valid)
+        out: State = {"position": count}
+        for i, layer in enumerate(self.layers):
+            u, s = layer.scored_input(x, where)
+            name = f"layers.{i}.xi"
+            xi, out[name] = weighted_sum.step(u, s, state[name], reset, valid, self.config.exclusive)
+            x = layer(x, xi, None if dropout is None else dropout[i])
+        return self._head(x), out
+
+    def _sequence(
+        self, tokens: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int
+    ) -> tuple[jax.Array, State]:
+        how = {"chunk_size": chunk_size, "implementation": self.implementation}
+        if self.config.scheme == "fixed":
+            xi, last = decayed_sum.parallel(self.code(tokens), self.config.decay, state["xi"], reset, valid, **how)
+            return self.readout(xi, dropout), {"xi": last}
+        x = self.embedding(tokens, self.dtype)  # [B, T, D]
+        where, count = position.parallel(state["position"], tokens.shape[1], reset, valid)
+        out: State = {"position": count}
+        for i, layer in enumerate(self.layers):
+            u, s = layer.scored_input(x, where)
+            name = f"layers.{i}.xi"
+            xi, out[name] = weighted_sum.parallel(u, s, state[name], reset, valid, self.config.exclusive, **how)
+            x = layer(x, xi, None if dropout is None else dropout[i])
+        return self._head(x), out
+
+    def _head(self, x: jax.Array) -> jax.Array:
+        tied = self.embedding.weight if self.config.tie_head else None
+        return self.head(self.norm(x), self.dtype, tied)
+
+
+MODEL = CRAM

@@ -1,0 +1,54 @@
+"""Functions without memory, and the dtypes they compute in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+LAYER_NORM_EPS = 1e-5
+
+
+def wide(*arrays: jax.Array) -> np.dtype:
+    """The dtype of sums, norms and scores over `arrays`: float32, or float64 where one of them is."""
+    return jnp.result_type(jnp.float32, *arrays)
+
+
+def dot_precision(dtype: Any) -> lax.Precision | None:
+    """HIGHEST from float32 up: the default on a GPU is TF32, whose 10-bit mantissa is not float32 to any reader of a tolerance."""
+    return lax.Precision.HIGHEST if jnp.dtype(dtype).itemsize >= 4 else None
+
+
+def sigmoid(x: jax.Array) -> jax.Array:
+    """The logistic function σ: finite for every x."""
+    return jax.nn.sigmoid(x)
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """GELU in its tanh form (Hendrycks & Gimpel 2016, section 2), rounded once to the dtype of x."""
+    return jax.nn.gelu(x.astype(wide(x)), approximate=True).astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+    """LayerNorm over the last axis, ε = 1e-5 (Ba et al. 2016, eq 3), float32 or wider whatever the dtype of x."""
+    x = x.astype(wide(x))
+    centred = x - x.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return centred * lax.rsqrt(variance + LAYER_NORM_EPS) * weight.astype(x.dtype) + bias.astype(x.dtype)
+
+
+def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """x [..., in], weight [out, in], bias [out] → [..., out], in the dtype of x; products are summed in float32 or wider."""
+    y = jnp.matmul(x, weight.astype(x.dtype).T, precision=dot_precision(x.dtype), preferred_element_type=wide(x))
+    if bias is not None:
+        y = y + bias.astype(y.dtype)
+    return y.astype(x.dtype)
+
+
+def binary_digits(n: jax.Array, digits: int, dtype: Any) -> jax.Array:
+    """The last `digits` (at most 31) binary digits of non-negative integers, most significant first: [...] → [..., digits]."""
+    shifts = jnp.arange(digits - 1, -1, -1, dtype=jnp.int32)
+    return ((n[..., None].astype(jnp.int32) >> shifts) & 1).astype(dtype)
