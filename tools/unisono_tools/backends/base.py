@@ -1,0 +1,137 @@
+"""What a backend offers to the training loop and to the commands. Arrays that cross this line are NumPy's."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import numpy as np
+from unisono_spec.contract import Arrays, Config, InputError, Param
+from unisono_spec.contract.initial import generator
+
+# an opaque running state in the backend's own arrays
+Running = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What one gradient is computed from.
+
+    inputs: ids [B, T], frames [B, T, F], or with `precomputed` ξ [N, code]; targets: ids [B, T] or [N], frames [B, T, F] or [N, F].
+    valid: targets that count, as `targets` without F; None counts all. state: where the sequences start; None is the initial state.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    valid: np.ndarray | None = None
+    state: Arrays | None = None
+    precomputed: bool = False
+
+    def parts(self, number: int) -> list[Batch]:
+        """Equal parts along the first axis."""
+        rows = len(self.inputs) // number
+
+        def cut(array: np.ndarray | None, i: int) -> np.ndarray | None:
+            return None if array is None else array[i * rows : (i + 1) * rows]
+
+        return [
+            Batch(
+                self.inputs[i * rows : (i + 1) * rows],
+                self.targets[i * rows : (i + 1) * rows],
+                cut(self.valid, i),
+                None if self.state is None else {name: a[i * rows : (i + 1) * rows] for name, a in self.state.items()},
+                self.precomputed,
+            )
+            for i in range(number)
+        ]
+
+    @property
+    def count(self) -> int:
+        """How many numbers are predicted: tokens, or pixels."""
+        rows = self.targets.shape[: 1 if self.precomputed else 2]
+        width = self.targets.size // max(1, int(np.prod(rows)))
+        return width * (int(np.prod(rows)) if self.valid is None else int(self.valid.sum()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """loss: mean nats over the batch's targets, before the update; norm: global norm of the gradient, before clipping."""
+
+    loss: float
+    norm: float
+
+
+class Trainer(Protocol):
+    """Parameters and AdamW's moments, and what is done with them."""
+
+    config: Config
+    threads: int  # CPU threads that it computes with
+
+    def init(self, params: Arrays, optimizer: Arrays | None = None) -> None:
+        """Start from these parameters, and from moments as `optimizer_state` gives them (None: zeros)."""
+        ...
+
+    def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
+        """Loss and gradient, without an update; for tests and hand-overs."""
+        ...
+
+    def grad_step(self, batch: Batch, step: int, lr: float) -> Step:
+        """One update with learning rate `lr`. A loss or norm that is not finite leaves parameters and moments as they were."""
+        ...
+
+    def reader(self) -> Reader:
+        """The model as it stands now."""
+        ...
+
+    def params(self) -> Arrays:
+        """Parameters by contract name."""
+        ...
+
+    def optimizer_state(self) -> Arrays:
+        """`m.<param>` and `v.<param>`, AdamW's first and second moments, and `count` int64, the number of updates."""
+        ...
+
+
+class Reader(Protocol):
+    """A model that reads tokens and predicts the next."""
+
+    config: Config
+
+    def init_state(self, batch: int) -> Running: ...
+
+    def forward(self, tokens: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:
+        """tokens [B, T] (frames [B, T, F]) → logits [B, T, V], the state after them."""
+        ...
+
+    def step(self, token: np.ndarray, state: Running) -> tuple[np.ndarray, Running]:
+        """token [B] → logits [B, V], the state after it."""
+        ...
+
+
+def head(config: Config) -> str:
+    """What logits parametrise: "categorical" over ids; "bernoulli" or "gaussian" over a frame's pixels."""
+    return config.frame_head if config.reads_frames else "categorical"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def decays(config: Config, weight_decay: float) -> dict[str, float]:
+    """AdamW's decay of each parameter: `weight_decay` where the contract says so, else none."""
+    return {name: weight_decay if p.weight_decay else 0.0 for name, p in config.params().items()}
+
+
+def dropout_seeds(config: Config, seed: int, step: int, part: int) -> np.ndarray:
+    """One seed a layer [L] uint32, from (seed, step, part of the batch, layer)."""
+    layers = range(config.n_layers)  # pyright: ignore[reportAttributeAccessIssue]
+    draws = [generator(seed, f"dropout.{step}.{part}.{layer}").integers(2**32, dtype=np.uint32) for layer in layers]
+    return np.array(draws, np.uint32)
+
+
+def check_moments(config: Config, optimizer: Arrays, source: str = "optimizer state") -> None:
+    """Raise InputError unless `optimizer` holds the moments of exactly the parameters that `config` declares."""
+    shapes: dict[str, Param] = config.params()
+    expected = {f"{kind}.{name}": p.shape for kind in ("m", "v") for name, p in shapes.items()} | {"count": ()}
+    for name in expected.keys() | optimizer.keys():
+        found = optimizer[name].shape if name in optimizer else None
+        if name not in expected or found != expected[name]:
+            raise InputError(
+                f"{source}: {name} has shape {found}, expected {expected.get(name)}; use the optimizer.safetensors of the same checkpoint"
+            )

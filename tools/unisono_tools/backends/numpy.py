@@ -1,0 +1,30 @@
+"""The NumPy spec as a backend: it evaluates and generates."""
+
+from __future__ import annotations
+
+import numpy as np
+from unisono_spec.contract import Arrays, Config, InputError
+from unisono_spec.models import create
+
+from unisono_tools.config import TrainConfig
+
+
+class Trainer:
+    def __init__(self, train: TrainConfig, config: Config) -> None:
+        raise InputError("backend: 'numpy' has no gradients; train with torch or jax")
+
+
+class Reader:
+    def __init__(self, config: Config, params: Arrays, dtype: str = "float32", device: str | None = None) -> None:
+        if device not in (None, "cpu"):
+            raise InputError(f"device: {device!r}; backend numpy runs on the cpu")
+        self.config, self.model = config, create(config, params, dtype=dtype)
+
+    def init_state(self, batch: int) -> Arrays:
+        return self.model.init_state(batch)
+
+    def forward(self, tokens: np.ndarray, state: Arrays, reset: np.ndarray | None = None) -> tuple[np.ndarray, Arrays]:
+        return self.model.forward(tokens, state, reset)
+
+    def step(self, token: np.ndarray, state: Arrays) -> tuple[np.ndarray, Arrays]:
+        return self.model.step(token, state)

@@ -1,0 +1,57 @@
+"""An exported graph in onnxruntime: it evaluates and generates where neither torch nor jax is installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from unisono_spec.contract import Arrays, Config, InputError, config_from_dict, zero_state
+from unisono_spec.contract.checks import check_ids, check_inputs
+
+from unisono_tools.config import TrainConfig
+
+
+class Trainer:
+    def __init__(self, train: TrainConfig, config: Config) -> None:
+        raise InputError("backend: 'onnx' graphs have no gradients; train with torch or jax")
+
+
+class Reader:
+    """The graph's inputs are tokens, reset, valid and the state by its contract names; outputs logits and next.<state>."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; give the path of a .onnx file that `unisono export` wrote")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has no common class for what it raises
+            raise InputError(f"{path}: onnxruntime cannot read it ({error}); it may be truncated, export it again") from error
+        self.metadata = self.session.get_modelmeta().custom_metadata_map
+        if "unisono.config" not in self.metadata:
+            raise InputError(f"{path}: an ONNX graph, but not one of unisono's; write it with `unisono export`")
+        self.config: Config = config_from_dict(json.loads(self.metadata["unisono.config"]))
+        self.outputs = [output.name for output in self.session.get_outputs()]
+        self.inputs = {i.name for i in self.session.get_inputs()}
+
+    def init_state(self, batch: int) -> Arrays:
+        return zero_state(self.config, batch)
+
+    def forward(self, tokens: np.ndarray, state: Arrays, reset: np.ndarray | None = None) -> tuple[np.ndarray, Arrays]:
+        tokens = np.asarray(tokens)
+        check_inputs(self.config, tokens, state, reset)
+        if not self.config.reads_frames:
+            check_ids(tokens, self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+        tokens = tokens.astype(np.float32 if self.config.reads_frames else np.int64)
+        feed = {"tokens": tokens, "reset": np.zeros(tokens.shape[:2], bool) if reset is None else reset, **state}
+        feed["valid"] = np.ones(tokens.shape[:2], bool)
+        results = self.session.run(self.outputs, {name: value for name, value in feed.items() if name in self.inputs})
+        values = dict(zip(self.outputs, results, strict=True))
+        return values["logits"], {name: values[f"next.{name}"] for name in state}
+
+    def step(self, token: np.ndarray, state: Arrays) -> tuple[np.ndarray, Arrays]:
+        logits, state = self.forward(np.asarray(token)[:, None], state)
+        return logits[:, 0], state

@@ -1,0 +1,174 @@
+"""Training and reading with PyTorch."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+import torch
+import unisono_torch
+from torch import Tensor
+from torch.nn import functional as F
+from unisono_spec.contract import Arrays, Config
+
+from unisono_tools.backends.base import Batch, Running, Step, check_moments, decays, dropout_seeds, head
+from unisono_tools.config import TrainConfig
+
+
+class Trainer:
+    def __init__(self, train: TrainConfig, config: Config) -> None:
+        self.train, self.config = train, config
+        if train.threads:
+            torch.set_num_threads(train.threads)
+        self.threads = torch.get_num_threads()
+        self.device = torch.device(train.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cuda":
+            # a resumed run has the same bits only if sums keep their order
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+
+    def init(self, params: Arrays, optimizer: Arrays | None = None) -> None:
+        train, opt = self.train, self.train.optimizer
+        self.model = unisono_torch.create(
+            self.config,
+            params,
+            dtype=train.dtype,
+            param_dtype=train.param_dtype,
+            device=str(self.device),
+            implementation=train.implementation,
+        )
+        named = dict(self.model.named_parameters())
+        self.named = {name: named[name] for name in self.config.params()}
+        decay = decays(self.config, opt.weight_decay)
+        groups = [{"params": [p for n, p in self.named.items() if decay[n] == d], "weight_decay": d} for d in sorted(set(decay.values()))]
+        self.optimizer = torch.optim.AdamW(groups, lr=opt.lr, betas=(opt.beta1, opt.beta2), eps=opt.eps)
+        if optimizer is not None:
+            check_moments(self.config, optimizer)
+        for name, p in self.named.items():
+            moments = [torch.zeros_like(p) if optimizer is None else self._moment(optimizer[f"{kind}.{name}"], p) for kind in "mv"]
+            count = 0.0 if optimizer is None else float(optimizer["count"])
+            self.optimizer.state[p] = {"step": torch.tensor(count), "exp_avg": moments[0], "exp_avg_sq": moments[1]}
+
+    def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
+        result = self._backward(batch, step)
+        return result, {name: _numpy(p.grad) for name, p in self.named.items()}
+
+    def grad_step(self, batch: Batch, step: int, lr: float) -> Step:
+        result = self._backward(batch, step)
+        if not (math.isfinite(result.loss) and math.isfinite(result.norm)):
+            return result
+        clip = self.train.optimizer.clip
+        if clip and result.norm > clip:
+            for p in self.named.values():
+                p.grad.mul_(clip / result.norm)  # pyright: ignore[reportOptionalMemberAccess]
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        return result
+
+    def reader(self) -> Reader:
+        return Reader.around(self.config, self.model, self.device)
+
+    def params(self) -> Arrays:
+        return {name: _numpy(p) for name, p in self.named.items()}
+
+    def optimizer_state(self) -> Arrays:
+        states = {name: self.optimizer.state[p] for name, p in self.named.items()}
+        m = {f"m.{name}": _numpy(s["exp_avg"]) for name, s in states.items()}
+        v = {f"v.{name}": _numpy(s["exp_avg_sq"]) for name, s in states.items()}
+        return {**m, **v, "count": np.array(next(iter(states.values()))["step"].item(), np.int64)}
+
+    def _backward(self, batch: Batch, step: int) -> Step:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = 0.0
+        for i, part in enumerate(batch.parts(self.train.accumulation)):
+            mean = self._nll(part, step, i) / batch.count
+            mean.backward()
+            loss += mean.item()
+        for p in self.named.values():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        norms = torch.stack([torch.linalg.vector_norm(p.grad) for p in self.named.values()])  # pyright: ignore[reportArgumentType]
+        return Step(loss, torch.linalg.vector_norm(norms).item())
+
+    def _nll(self, batch: Batch, step: int, part: int) -> Tensor:
+        """Nats, summed over the targets that count."""
+        inputs = torch.as_tensor(batch.inputs, device=self.device)
+        dropout = self._dropout(tuple(inputs.shape[: 1 if batch.precomputed else 2]), step, part)
+        if batch.precomputed:
+            logits = self.model.readout(inputs.to(_wide(self.model.dtype)), dropout=dropout)
+        else:
+            state = None if batch.state is None else unisono_torch.state_from_numpy(batch.state, device=self.device)
+            logits, _ = self.model(inputs, state, dropout=dropout)
+        nll = _loss(head(self.config), logits, torch.as_tensor(batch.targets, device=self.device))
+        return nll.sum() if batch.valid is None else torch.where(torch.as_tensor(batch.valid, device=self.device), nll, 0).sum()
+
+    def _dropout(self, shape: tuple[int, ...], step: int, part: int) -> list[Tensor] | None:
+        rate = self.config.dropout  # pyright: ignore[reportAttributeAccessIssue]
+        if not rate:
+            return None
+        size = (*shape, self.config.d_model)  # pyright: ignore[reportAttributeAccessIssue]
+        masks = []
+        for seed in dropout_seeds(self.config, self.train.seed, step, part):
+            draw = torch.Generator(self.device).manual_seed(int(seed))
+            kept = torch.empty(size, device=self.device).bernoulli_(1 - rate, generator=draw)
+            masks.append((kept / (1 - rate)).to(getattr(torch, self.train.dtype)))
+        return masks
+
+    def _moment(self, array: np.ndarray, like: Tensor) -> Tensor:
+        return torch.tensor(array, dtype=like.dtype, device=like.device)
+
+
+class Reader:
+    def __init__(self, config: Config, params: Arrays, dtype: str = "float32", device: str | None = None) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.config = config
+        param_dtype = "float64" if dtype == "float64" else "float32"
+        self.model = unisono_torch.create(config, params, dtype=dtype, param_dtype=param_dtype, device=str(self.device))
+
+    @classmethod
+    def around(cls, config: Config, model: torch.nn.Module, device: torch.device) -> Reader:
+        """A reader of a model that is still being trained."""
+        self = cls.__new__(cls)
+        self.config, self.model, self.device = config, model, device
+        return self
+
+    def init_state(self, batch: int) -> Running:
+        return self.model.init_state(batch)
+
+    @torch.no_grad()
+    def forward(self, tokens: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:
+        marks = None if reset is None else torch.as_tensor(reset, device=self.device)
+        logits, state = self.model(self._tokens(tokens), state, marks)
+        return _numpy(logits), state
+
+    @torch.no_grad()
+    def step(self, token: np.ndarray, state: Running) -> tuple[np.ndarray, Running]:
+        logits, state = self.model.step(self._tokens(token), state)
+        return _numpy(logits), state
+
+    def _tokens(self, tokens: np.ndarray) -> Tensor:
+        return torch.as_tensor(np.asarray(tokens, np.float32 if self.config.reads_frames else np.int64), device=self.device)
+
+
+def _loss(kind: str, logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats of each target, in float32 or wider; pixels of a frame are summed."""
+    logits = logits.to(_wide(logits.dtype))
+    if kind == "categorical":
+        return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").reshape(targets.shape)
+    targets = targets.to(logits.dtype)
+    if kind == "bernoulli":
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
+    mean, log_variance = logits.chunk(2, -1)
+    return 0.5 * (log_variance + (targets - mean) ** 2 * torch.exp(-log_variance) + math.log(2 * math.pi)).sum(-1)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _numpy(x: Tensor | None) -> np.ndarray:
+    """Float32 or wider, a copy of its own."""
+    assert x is not None
+    return x.detach().to(_wide(x.dtype) if x.is_floating_point() else x.dtype).cpu().numpy().copy()

@@ -1,0 +1,210 @@
+"""The configuration of a training run: dataclasses that YAML files and command lines fill, validated all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import yaml
+from unisono_spec.contract import Config, InputError, preset
+
+BACKENDS = ("torch", "jax", "numpy", "onnx")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelChoice:
+    """Which model to train."""
+
+    preset: str = "cram-demo"
+    """Name of a preset; `unisono list` shows them all."""
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Config fields that differ from the preset, as in --model.overrides.d_model 64."""
+
+    def config(self) -> Config:
+        return preset(self.preset, **self.overrides)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataChoice:
+    """What to train on."""
+
+    corpus: str = "sotu"
+    """Name of a corpus, or the path of a text file, of a folder of them, or of a .npy file of frames [T, F]."""
+    tokenizer: str = "bytes"
+    """bytes or gpt2."""
+    precomputed: str | None = None
+    """Folder that `unisono precompute` wrote, for mode=positions."""
+    eval_tokens: int = 65536
+    """Validation tokens read at each evaluation; 0 reads the whole split."""
+    eval_window: int = 0
+    """Evaluation starts anew after so many tokens; 0 reads one unbroken stream."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), on matrices only: the contract says which parameters decay."""
+
+    lr: float = 2e-3
+    """Peak learning rate."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    """Largest global norm of the accumulated gradient; 0 does not clip."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then a cosine down to a share of the peak."""
+
+    warmup_steps: int = 100
+    final_fraction: float = 0.1
+    """Learning rate at the last step, as a share of the peak."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    model: ModelChoice = dataclasses.field(default_factory=ModelChoice)
+    data: DataChoice = dataclasses.field(default_factory=DataChoice)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    schedule: Schedule = dataclasses.field(default_factory=Schedule)
+    mode: Literal["sequences", "positions"] = "sequences"
+    """Minibatches of whole sequences, or of positions of a precomputed ξ (Algorithm 1; fixed scheme)."""
+    steps: int = 1000
+    batch_size: int = 16
+    """Sequences a step (positions a step with mode=positions)."""
+    seq_len: int = 256
+    """Tokens a sequence."""
+    accumulation: int = 1
+    """Parts that a batch is computed in, for memory; the gradient is that of the whole batch."""
+    eval_every: int = 250
+    checkpoint_every: int = 250
+    log_every: int = 10
+    keep: int = 2
+    """Newest checkpoints to keep, besides the best."""
+    seed: int = 0
+    """Decides initial weights, data order, dropout and position offsets."""
+    dtype: Literal["float64", "float32", "bfloat16"] = "float32"
+    """Compute dtype. Parameters and moments are float32 (float64 with float64)."""
+    backend: Literal["torch", "jax"] = "torch"
+    device: str | None = None
+    """cpu or cuda; the default is the backend's own choice."""
+    implementation: str = "auto"
+    """auto, plain, triton (torch) or pallas (jax)."""
+    threads: int = 0
+    """CPU threads; 0 leaves the number to the backend. Only equal numbers give equal bits."""
+    out: str = "runs/unisono"
+    """Folder of the run. A run that is there already is continued."""
+    init_from: str | None = None
+    """Checkpoint whose weights this run starts from."""
+
+    @property
+    def param_dtype(self) -> str:
+        return "float64" if self.dtype == "float64" else "float32"
+
+    def validate(self) -> Config:
+        """The model's config; one InputError that lists every problem there is."""
+        problems = list(self._problems())
+        config = None
+        try:
+            config = self.model.config()
+            problems += self._disagreements(config)
+        except InputError as error:
+            problems.append(str(error))
+        if problems or config is None:
+            raise InputError("; ".join(problems))
+        return config
+
+    def _problems(self) -> Iterator[str]:
+        opt, schedule = self.optimizer, self.schedule
+        for name, value, least in (
+            ("steps", self.steps, 1),
+            ("batch_size", self.batch_size, 1),
+            ("seq_len", self.seq_len, 1),
+            ("accumulation", self.accumulation, 1),
+            ("eval_every", self.eval_every, 1),
+            ("checkpoint_every", self.checkpoint_every, 1),
+            ("log_every", self.log_every, 1),
+            ("keep", self.keep, 1),
+            ("seed", self.seed, 0),
+            ("threads", self.threads, 0),
+            ("data.eval_tokens", self.data.eval_tokens, 0),
+            ("data.eval_window", self.data.eval_window, 0),
+            ("schedule.warmup_steps", schedule.warmup_steps, 0),
+        ):
+            if value < least:
+                yield f"{name}: {value} is too small, use an integer ≥ {least}"
+        for name, value, fits, remedy in (
+            ("optimizer.lr", opt.lr, opt.lr > 0, "use a positive number"),
+            ("optimizer.beta1", opt.beta1, 0 <= opt.beta1 < 1, "use a number in [0, 1)"),
+            ("optimizer.beta2", opt.beta2, 0 <= opt.beta2 < 1, "use a number in [0, 1)"),
+            ("optimizer.eps", opt.eps, opt.eps > 0, "use a positive number"),
+            ("optimizer.weight_decay", opt.weight_decay, opt.weight_decay >= 0, "use a number ≥ 0"),
+            ("optimizer.clip", opt.clip, opt.clip >= 0, "use a positive number, or 0 not to clip"),
+            ("schedule.final_fraction", schedule.final_fraction, 0 <= schedule.final_fraction <= 1, "use a number in [0, 1]"),
+        ):
+            if not (fits and math.isfinite(value)):
+                yield f"{name}: {value} is not valid, {remedy}"
+        if self.accumulation >= 1 and self.batch_size % self.accumulation:
+            yield f"accumulation: {self.accumulation} does not divide batch_size {self.batch_size}, use a divisor of it"
+        if (self.mode == "positions") != (self.data.precomputed is not None):
+            yield (
+                f"data.precomputed: {self.data.precomputed!r} with mode={self.mode}, "
+                "give the folder of `unisono precompute` together with mode=positions"
+            )
+
+    def _disagreements(self, config: Config) -> Iterator[str]:
+        if self.mode == "positions" and not is_precomputable(config):
+            yield "mode: positions needs a model whose ξ depends on the data alone, use scheme=fixed with codes=binary or frame"
+
+
+def is_precomputable(config: Config) -> bool:
+    """Whether ξ is a function of the data alone (CRAM's fixed scheme without a trained embedding)."""
+    return getattr(config, "scheme", None) == "fixed" and getattr(config, "codes", None) != "embedding"
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def dump(config: TrainConfig) -> str:
+    """As YAML that `unisono train --config` reads."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """The inverse of `to_dict`, as checkpoints hold it."""
+    parts = {"model": ModelChoice, "data": DataChoice, "optimizer": Optimizer, "schedule": Schedule}
+    try:
+        return TrainConfig(**{name: parts[name](**value) if name in parts else value for name, value in values.items()})
+    except TypeError as error:
+        raise InputError(f"checkpoint's config: {error}; it was written by another release, install the matching one") from error
+
+
+# A continued run may change these: they touch neither the arithmetic nor the order of the data. More steps stretch the cosine.
+FREE = (
+    *("steps", "eval_every", "checkpoint_every", "log_every", "keep", "data.eval_tokens", "data.eval_window"),
+    *("backend", "device", "implementation", "threads", "out"),
+)
+
+
+def check_continues(config: TrainConfig, saved: TrainConfig, source: str) -> None:
+    """Raise InputError, naming the fields, where `config` is not the run that `saved` began."""
+    new, old = flatten(to_dict(config)), flatten(to_dict(saved))
+    changed = [name for name in sorted(old | new) if new.get(name) != old.get(name) and name not in FREE]
+    if changed:
+        said = ", ".join(f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in changed)
+        raise InputError(f"{source}: {said}; use the run's own values, or another --out (with --init_from to start from its weights)")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted names."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return out

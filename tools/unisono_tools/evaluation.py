@@ -1,0 +1,76 @@
+"""Held-out loss: a whole split streamed through a model, with the state handed from chunk to chunk, in constant memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from unisono_spec.contract import Config, InputError
+from unisono_spec.contract.checks import check_ids
+
+from unisono_tools.backends.base import Reader, head
+
+CHUNK = 4096  # tokens read at once, fewer with a large vocabulary
+LOGITS = 1 << 22  # numbers a chunk of logits may hold
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """nats: summed over `targets` predictions (tokens, or pixels of frames)."""
+
+    nats: float
+    targets: int
+
+    @property
+    def loss(self) -> float:
+        """Mean nats a target."""
+        return self.nats / self.targets
+
+    @property
+    def bits(self) -> float:
+        """Mean bits a target."""
+        return self.loss / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss)
+
+
+def evaluate(reader: Reader, ids: np.ndarray, limit: int = 0, window: int = 0) -> Score:
+    """Predict ids[1:] (frames [N, F] likewise) from what comes before each.
+
+    limit: read only so many tokens, 0 reads all. window: start anew after so many tokens, 0 reads one unbroken stream.
+    """
+    config = reader.config
+    number = len(ids) - 1 if not limit else min(limit, len(ids) - 1)
+    if number < 1:
+        raise InputError(f"evaluation: {len(ids)} tokens predict nothing; give at least 2")
+    width = 2 * ids.shape[1] if config.reads_frames else config.vocab_size  # pyright: ignore[reportAttributeAccessIssue]
+    chunk = max(1, min(CHUNK, LOGITS // width))
+    state, nats, targets = reader.init_state(1), 0.0, 0
+    for start in range(0, number, chunk):
+        stop = min(start + chunk, number)
+        part = np.asarray(ids[start : stop + 1])
+        reset = None if not window else (np.arange(start, stop) % window == 0)[None]
+        if not config.reads_frames:
+            check_ids(part, config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+        logits, state = reader.forward(part[None, :-1], state, reset)
+        nats += float(nll(config, logits[0], part[1:]).sum())
+        targets += part[1:].size
+    return Score(nats, targets)
+
+
+def nll(config: Config, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Nats of each target, in float64: logits [N, V] and ids [N], or the parameters [N, F or 2F] of frames [N, F] → [N] or [N, F]."""
+    z = logits.astype(np.float64)
+    kind = head(config)
+    if kind == "categorical":
+        top = z.max(-1)
+        log_sum = top + np.log(np.exp(z - top[:, None]).sum(-1))
+        return log_sum - np.take_along_axis(z, targets[:, None].astype(np.int64), 1)[:, 0]
+    y = targets.astype(np.float64)
+    if kind == "bernoulli":
+        return np.logaddexp(0, z) - y * z
+    mean, log_variance = np.split(z, 2, -1)
+    return 0.5 * (log_variance + (y - mean) ** 2 * np.exp(-log_variance) + math.log(2 * math.pi))

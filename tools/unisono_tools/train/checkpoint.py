@@ -1,0 +1,184 @@
+"""Checkpoints: one folder a step, written under a temporary name, synced, and renamed, so that a half-written one is never seen.
+
+checkpoints/step-00001000/model.safetensors      parameters; loads in every room
+                          optimizer.safetensors  AdamW's moments under contract names, the same for every backend
+                          trainer.json           the run's config, step, best score, tokenizer, versions, threads
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from unisono_spec.contract import Arrays, Config, InputError
+from unisono_spec.contract.files import load_arrays, load_params, save_arrays, save_params, write_bytes
+
+from unisono_tools.backends.base import check_moments
+from unisono_tools.config import TrainConfig, from_dict, to_dict
+
+MODEL, OPTIMIZER, TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The lowest validation loss so far, and the step that had it."""
+
+    step: int
+    loss: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a run continues from."""
+
+    step: int
+    train: TrainConfig
+    config: Config
+    params: Arrays
+    optimizer: Arrays
+    best: Best | None
+    tokenizer: str | None
+    threads: int
+
+
+def save(run: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint into the run's folder, whole or not at all. A full disk is an InputError, and leaves the others as they are."""
+    folder = run / "checkpoints"
+    final = folder / f"step-{checkpoint.step:08d}"
+    temporary = folder / f".{final.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        temporary.mkdir(parents=True)
+        save_params(temporary / MODEL, checkpoint.config, checkpoint.params)
+        save_arrays(temporary / OPTIMIZER, checkpoint.optimizer, checkpoint.config, "optimizer")
+        about = {
+            "step": checkpoint.step,
+            "train": to_dict(checkpoint.train),
+            "best": None if checkpoint.best is None else dataclasses.asdict(checkpoint.best),
+            "tokenizer": checkpoint.tokenizer,
+            "threads": checkpoint.threads,
+            "versions": versions(),
+        }
+        write_bytes(temporary / TRAINER, json.dumps(about, indent=1).encode())
+        sync(temporary)
+        remove(final)
+        os.rename(temporary, final)
+        sync(folder)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise InputError(f"{final}: cannot be written ({error.strerror}); free some space or choose another --out") from error
+        raise
+    return final
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint's folder; InputError where a file is missing, damaged, or not of this checkpoint."""
+    about = read_json(path / TRAINER)
+    config, params = load_params(path / MODEL)
+    other, optimizer = load_arrays(path / OPTIMIZER, "optimizer")
+    check_moments(config, optimizer, str(path / OPTIMIZER))
+    try:
+        train = from_dict(about["train"])
+        best = None if about["best"] is None else Best(**about["best"])
+        step, threads = int(about["step"]), int(about["threads"])
+        tokenizer = about["tokenizer"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path / TRAINER}: {error!r} is missing or wrong; restore the file or remove this checkpoint") from error
+    if other != config or train.model.config() != config or step != int(optimizer["count"]):
+        raise InputError(f"{path}: its files are not of one checkpoint; restore them or remove it to continue from the one before")
+    return Checkpoint(step, train, config, params, optimizer, best, tokenizer, threads)
+
+
+def steps(run: Path) -> dict[int, Path]:
+    """The run's complete checkpoints, oldest first."""
+    folder = run / "checkpoints"
+    found = {int(m[1]): p for p in folder.iterdir() if (m := _STEP.fullmatch(p.name))} if folder.is_dir() else {}
+    return dict(sorted(found.items()))
+
+
+def latest(run: Path) -> Path | None:
+    found = steps(run)
+    return found[max(found)] if found else None
+
+
+def prune(run: Path, keep: int, best: Best | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the best."""
+    found = steps(run)
+    for step in list(found)[:-keep]:
+        if best is None or step != best.step:
+            remove(found[step])
+
+
+def sweep(run: Path) -> None:
+    """Remove what a killed run left half-written or half-removed."""
+    folder = run / "checkpoints"
+    for path in folder.glob(".step-*") if folder.is_dir() else ():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder by way of a name that is never read: no moment shows half of it."""
+    if path.exists():
+        hidden = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+        os.rename(path, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def model_file(path: Path) -> Path:
+    """The model that a path means: itself, the one in a checkpoint's folder, or the one in a run's newest checkpoint."""
+    if path.is_file():
+        return path
+    if (path / MODEL).is_file():
+        return path / MODEL
+    newest = latest(path)
+    if newest is not None:
+        return newest / MODEL
+    what = "holds no checkpoint" if path.is_dir() else "no such file or folder"
+    raise InputError(f"{path}: {what}; give a run's folder, a checkpoint, a .safetensors or a .onnx file")
+
+
+def tokenizer_of(model: Path) -> str | None:
+    """The tokenizer recorded beside a model file; None where nothing is recorded."""
+    beside = model.with_name(TRAINER)
+    return read_json(beside).get("tokenizer") if beside.is_file() else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides the bits of a run."""
+    found = {"python": platform.python_version()}
+    for package in ("unisono", "numpy", "torch", "jax", "jaxlib", "flax", "optax", "triton"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the folder of a whole checkpoint") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); restore it or remove this checkpoint") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: not a JSON object; restore it or remove this checkpoint")
+    return values
+
+
+def sync(folder: Path) -> None:
+    """Make renames inside a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

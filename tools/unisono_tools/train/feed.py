@@ -1,0 +1,70 @@
+"""Minibatches for the training loop: a pure function of (seed, step), whatever the corpus and the mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from unisono_spec.contract import Arrays, Config, InputError, zero_state
+from unisono_spec.contract.checks import check_ids
+from unisono_spec.contract.initial import generator
+
+from unisono_tools.backends.base import Batch
+from unisono_tools.config import TrainConfig
+from unisono_tools.data import Corpus
+from unisono_tools.data.batches import batch
+from unisono_tools.precompute import PrecomputedCorpus
+
+Feed = Callable[[int], Batch]
+
+
+def feed(train: TrainConfig, config: Config, corpus: Corpus) -> Feed:
+    """step → what is learned from at that step."""
+    check_corpus(config, corpus)
+    if train.mode == "positions":
+        return _positions(train, config, corpus)
+
+    def sequences(step: int) -> Batch:
+        rows = batch(corpus.train, train.seed, step, train.batch_size, train.seq_len)  # [B, T+1]
+        if not config.reads_frames:
+            check_ids(rows, config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+        return Batch(rows[:, :-1], rows[:, 1:], state=starting_state(train, config, step))
+
+    sequences(0)  # a corpus that is too short is noticed before anything is written
+    return sequences
+
+
+def check_corpus(config: Config, corpus: Corpus) -> None:
+    """Raise InputError unless the model can read the corpus."""
+    if config.reads_frames != (corpus.tokenizer is None):
+        wants = "frames: give a .npy file [T, F]" if config.reads_frames else "text: give a text file or the name of a corpus"
+        raise InputError(f"data.corpus: {corpus.name!r} does not fit a model that reads {wants}")
+    if corpus.tokenizer is None:
+        if corpus.train.shape[1] != config.frame_size:  # pyright: ignore[reportAttributeAccessIssue]
+            raise InputError(f"data.corpus: frames are {corpus.train.shape[1]} wide; set --model.overrides.frame_size to that")
+    elif corpus.tokenizer.vocab_size > config.vocab_size:  # pyright: ignore[reportAttributeAccessIssue]
+        raise InputError(
+            f"data.tokenizer: {corpus.tokenizer.name!r} has {corpus.tokenizer.vocab_size} ids, the model's vocab_size is "
+            f"{config.vocab_size}; choose a preset with that vocabulary or set --model.overrides.vocab_size"  # pyright: ignore[reportAttributeAccessIssue]
+        )
+
+
+def starting_state(train: TrainConfig, config: Config, step: int) -> Arrays | None:
+    """With position_offset="random", each sequence starts at a position drawn from (seed, step); else None, the initial state."""
+    if getattr(config, "position_offset", "zero") != "random":
+        return None
+    state = zero_state(config, train.batch_size, dtype=train.dtype)
+    bits = config.position_bits  # pyright: ignore[reportAttributeAccessIssue]
+    state["position"] = generator(train.seed, f"position.{step}").integers(0, 2**bits, train.batch_size, dtype=np.int32)
+    return state
+
+
+def _positions(train: TrainConfig, config: Config, corpus: Corpus) -> Feed:
+    """Algorithm 1: positions of a precomputed ξ, in any order, without the tokens between them."""
+    source = PrecomputedCorpus.open(str(train.data.precomputed), config, corpus.train)
+
+    def positions(step: int) -> Batch:
+        xi, targets = source.batch(train.seed, step, train.batch_size)
+        return Batch(xi, targets, precomputed=True)
+
+    return positions

@@ -1,0 +1,54 @@
+"""What training shows: a live bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+INTERVAL = 10.0  # seconds between plain lines
+
+
+class Show:
+    """Step, loss, tokens/s, time left. `unit` is what a step reads: tokens, positions or frames."""
+
+    def __init__(self, done: int, steps: int, unit: str, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.first, self.steps, self.unit = done, steps, unit
+        self.start = self.last = time.monotonic()
+        self.read = 0
+        self.bar = None
+        if self.console.is_terminal:
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console)
+            self.task = self.bar.add_task("", total=steps, completed=done)
+
+    def __enter__(self) -> Show:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second since this process began to train."""
+        return self.read / max(1e-9, time.monotonic() - self.start)
+
+    def step(self, step: int, loss: float, tokens: int) -> None:
+        self.read += tokens
+        text = f"loss {loss:.4f}  {self.rate:,.0f} {self.unit}/s"
+        if self.bar:
+            self.bar.update(self.task, completed=step, description=text)
+        elif time.monotonic() - self.last >= INTERVAL or step == self.steps:
+            self.last = time.monotonic()
+            left = (self.steps - step) * (self.last - self.start) / max(1, step - self.first)
+            self.say(f"step {step}/{self.steps}  {text}  {left / 60:.1f} min left")
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
