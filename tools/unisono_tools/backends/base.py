@@ -96,6 +96,7 @@ class Reader(Protocol):
     """A model that reads tokens and predicts the next."""
 
     config: Config
+    tokenizer: str | None  # where the file itself names it, as ONNX graphs do
 
     def init_state(self, batch: int) -> Running: ...
 
@@ -120,7 +121,7 @@ def decays(config: Config, weight_decay: float) -> dict[str, float]:
 
 def dropout_seeds(config: Config, seed: int, step: int, part: int) -> np.ndarray:
     """One seed a layer [L] uint32, from (seed, step, part of the batch, layer)."""
-    layers = range(config.n_layers)  # pyright: ignore[reportAttributeAccessIssue]
+    layers = range(config.n_updates)
     draws = [generator(seed, f"dropout.{step}.{part}.{layer}").integers(2**32, dtype=np.uint32) for layer in layers]
     return np.array(draws, np.uint32)
 

@@ -142,6 +142,8 @@ class Trainer:
 class Reader:
     """Pads each chunk to the next power of two, so that only a few lengths are ever compiled."""
 
+    tokenizer = None
+
     def __init__(self, config: Config, params: Arrays, dtype: str = "float32", device: str | None = None) -> None:
         param_dtype = "float64" if dtype == "float64" else "float32"
         with jax.enable_x64(dtype == "float64"):

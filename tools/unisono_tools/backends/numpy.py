@@ -15,6 +15,8 @@ class Trainer:
 
 
 class Reader:
+    tokenizer = None
+
     def __init__(self, config: Config, params: Arrays, dtype: str = "float32", device: str | None = None) -> None:
         if device not in (None, "cpu"):
             raise InputError(f"device: {device!r}; backend numpy runs on the cpu")

@@ -34,6 +34,7 @@ class Reader:
         if "unisono.config" not in self.metadata:
             raise InputError(f"{path}: an ONNX graph, but not one of unisono's; write it with `unisono export`")
         self.config: Config = config_from_dict(json.loads(self.metadata["unisono.config"]))
+        self.tokenizer = self.metadata.get("unisono.tokenizer")
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.inputs = {i.name for i in self.session.get_inputs()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -120,7 +121,16 @@ class Trainer:
         return torch.tensor(array, dtype=like.dtype, device=like.device)
 
 
+def export(source: Path, out: Path, tokenizer: str | None) -> None:
+    """Write the model file `source` as an ONNX graph that says which tokenizer it was trained with."""
+    from unisono_torch.onnx import export as write
+
+    write(unisono_torch.load(source), out, {} if tokenizer is None else {"unisono.tokenizer": tokenizer})
+
+
 class Reader:
+    tokenizer = None
+
     def __init__(self, config: Config, params: Arrays, dtype: str = "float32", device: str | None = None) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.config = config

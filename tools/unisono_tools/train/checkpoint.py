@@ -146,6 +146,12 @@ def model_file(path: Path) -> Path:
     raise InputError(f"{path}: {what}; give a run's folder, a checkpoint, a .safetensors or a .onnx file")
 
 
+def training_of(model: Path) -> TrainConfig | None:
+    """The run that made a model file; None where nothing beside it says so."""
+    beside = model.with_name(TRAINER)
+    return from_dict(read_json(beside).get("train", {})) if beside.is_file() else None
+
+
 def tokenizer_of(model: Path) -> str | None:
     """The tokenizer recorded beside a model file; None where nothing is recorded."""
     beside = model.with_name(TRAINER)

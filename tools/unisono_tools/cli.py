@@ -1,0 +1,81 @@
+"""The `unisono` command. Each verb is one typed function in `commands/`; its arguments and its help are made from that function."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+from unisono_spec.contract import InputError, nearest
+
+# verb → (module in commands/, what it does); a module is imported when its verb is called
+VERBS = {
+    "train": ("train", "train a model, or continue a run"),
+    "eval": ("evaluate", "held-out bits per byte and perplexity of a trained model"),
+    "generate": ("generate", "continue a text"),
+    "precompute": ("precompute", "ξ of a whole corpus, for training on positions (Algorithm 1)"),
+    "export": ("export", "write a checkpoint as one ONNX graph"),
+    "list": ("listing", "presets and their exact parameter counts"),
+    "conform": ("conform", "judge an implementation by the court's properties"),
+    "inspect": ("inspect", "draw a model's dependency matrix and its effective reach"),
+    "bench": ("bench", "time kernels against their peers and the hardware's floor"),
+}
+OK, WRONG, INTERRUPTED = 0, 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; bad input is one line on stderr and exit code 2, Ctrl-C is exit code 130."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        _help()
+        return OK if argv else WRONG
+    if argv[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"unisono {version('unisono')}")
+        return OK
+    verb, rest = argv[0], argv[1:]
+    return guarded(f"unisono {verb}", lambda: _run(verb, rest))
+
+
+def guarded(name: str, work: Callable[[], int]) -> int:
+    """The exit code of `work`, with every foreseeable error as one line on stderr instead of a traceback."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        return _fail(name, "interrupted; `unisono train --resume RUN` continues a run from its last checkpoint", INTERRUPTED)
+    except InputError as error:
+        return _fail(name, str(error))
+    except BrokenPipeError:
+        # the reader of our output has gone, as `head` does: nothing is wrong
+        sys.stdout = None
+        return OK
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(name, f"{where}{error.strerror or error}; check the path, its permissions and the free space")
+
+
+def _run(verb: str, argv: list[str]) -> int:
+    if verb not in VERBS:
+        raise InputError(f"{verb!r} is not one of its verbs; {nearest(verb, VERBS)}")
+    return importlib.import_module(f"unisono_tools.commands.{VERBS[verb][0]}").main(argv)
+
+
+def _fail(name: str, message: str, code: int = WRONG) -> int:
+    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _help() -> None:
+    print("usage: unisono VERB [arguments]\n\nLinear-time sequence models: train, judge, export.\n")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for verb, (_, what) in VERBS.items():
+        table.add_row(f"  {verb}", what)
+    Console(soft_wrap=True).print(table, markup=False)
+    print("\n`unisono VERB --help` lists a verb's arguments. Every verb reads them from a YAML file too: --config FILE.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

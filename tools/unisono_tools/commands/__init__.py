@@ -1,0 +1,1 @@
+"""The verbs of the `unisono` command, one module each, with a `main(argv) -> exit code`."""

@@ -1,0 +1,26 @@
+"""unisono export"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unisono_tools.backends import backend
+from unisono_tools.commands.arguments import call
+from unisono_tools.train.checkpoint import model_file, tokenizer_of
+
+
+def run(checkpoint: str, out: str = "model.onnx") -> int:
+    """Write a checkpoint as one ONNX graph that reads and decodes, with its state as named inputs and outputs.
+
+    Args:
+        checkpoint: folder of a run or of a checkpoint, or a .safetensors file.
+        out: where the graph goes.
+    """
+    path = model_file(Path(checkpoint))
+    backend("torch").export(path, Path(out), tokenizer_of(path))
+    print(f"{out}: written from {path}")
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    return call("export", run, argv)

@@ -1,0 +1,100 @@
+"""unisono generate"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from unisono_spec.contract import InputError
+from unisono_spec.contract.checks import check_ids
+from unisono_spec.contract.sampling import Sampling, choose
+
+from unisono_tools.backends import open_reader
+from unisono_tools.backends.base import Reader
+from unisono_tools.commands.arguments import call
+from unisono_tools.data import Tokenizer, load_tokenizer
+from unisono_tools.train.checkpoint import model_file, tokenizer_of
+
+PROMPT_CHUNK = 512  # tokens of a prompt read at once
+
+
+def run(
+    model: str,
+    prompt: str = "The ",
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    backend: Literal["torch", "jax", "numpy", "onnx"] = "torch",
+    tokenizer: str | None = None,
+    dtype: Literal["float64", "float32", "bfloat16"] = "float32",
+    device: str | None = None,
+) -> int:
+    """Continue a prompt, printing the text as it comes. One seed gives one text on every backend, near-ties aside.
+
+    Args:
+        model: folder of a run or of a checkpoint, a .safetensors file, or a .onnx file with backend onnx.
+        prompt: text to continue.
+        max_new_tokens: how many tokens to add.
+        temperature: 0 is greedy.
+        top_k: draw among the k likeliest tokens only; 0 is all.
+        top_p: draw among the likeliest tokens that together have this probability.
+        seed: of the draws.
+        backend: what computes.
+        tokenizer: bytes or gpt2; the one that the model was trained with by default.
+        dtype: compute dtype.
+        device: cpu or cuda; the backend's own choice by default.
+    """
+    path = model_file(Path(model))
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens: {max_new_tokens}; use a positive integer")
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    reader = open_reader(path, backend, dtype, device)
+    coder = load_tokenizer(tokenizer or reader.tokenizer or tokenizer_of(path) or "bytes")
+    pending: list[int] = []
+    ties = 0
+    print(prompt, end="", flush=True)
+    for token, tie in stream(reader, coder.encode(prompt), max_new_tokens, sampling):
+        ties += tie
+        pending.append(token)
+        _flush(coder, pending, last=False)
+    _flush(coder, pending, last=True)
+    print()
+    if ties:
+        print(f"{ties} of {max_new_tokens} choices were near-ties, which another backend's rounding could turn", file=sys.stderr)
+    return 0
+
+
+def stream(reader: Reader, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling) -> Iterator[tuple[int, bool]]:
+    """Token after token, and whether each was a near-tie. prompt: ids [T]."""
+    config = reader.config
+    if config.reads_frames:
+        raise InputError("generate: a frame model predicts distributions of frames, not ids; give a model of text")
+    if not len(prompt):
+        raise InputError("prompt: empty; give at least one token")
+    check_ids(prompt, config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+    state, logits = reader.init_state(1), np.empty(0)
+    for start in range(0, len(prompt), PROMPT_CHUNK):
+        logits, state = reader.forward(prompt[None, start : start + PROMPT_CHUNK], state)
+    last = logits[:, -1]
+    for position in range(max_new_tokens):
+        token, tie = choose(last, sampling, position)
+        yield int(token[0]), bool(tie[0])
+        if position + 1 < max_new_tokens:
+            last, state = reader.step(token, state)
+
+
+def _flush(tokenizer: Tokenizer, pending: list[int], last: bool) -> None:
+    """Print what `pending` says, unless it ends inside a character (4 bytes at most) that may still be completed."""
+    text = tokenizer.decode(np.array(pending))
+    if pending and (last or len(pending) > 3 or not text.endswith("\ufffd")):
+        print(text, end="", flush=True)
+        pending.clear()
+
+
+def main(argv: list[str]) -> int:
+    return call("generate", run, argv)

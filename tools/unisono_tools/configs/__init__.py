@@ -1,0 +1,1 @@
+"""Training runs that come with the tools: `unisono train --config NAME`."""
