@@ -1,0 +1,15 @@
+"""The norm that a config names, from its parameters: LayerNorm has a bias, RMSNorm none."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unisono_spec.contract.base import Arrays
+from unisono_spec.layers.params import Rounding
+from unisono_spec.ops.elementwise import layer_norm, rms_norm
+
+
+def norm(p: Arrays, name: str, x: np.ndarray, rounded: Rounding) -> np.ndarray:
+    """x [..., D] → [..., D]."""
+    weight, bias = p[f"{name}.weight"], p.get(f"{name}.bias")
+    return rounded(rms_norm(x, weight) if bias is None else layer_norm(x, weight, bias))
