@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from unisono_spec.contract import Config, InputError, nearest, state_dtype
+from unisono_spec.contract import ANY, Config, InputError, nearest, state_dtype
 from unisono_spec.contract.checks import check_ids, check_inputs
 from unisono_spec.contract.files import save_params
 from unisono_spec.contract.sampling import GREEDY, Generated, Sampling, choose
@@ -37,11 +37,25 @@ class Model(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def takes_noise(self) -> bool:
+        return False
+
     def init_state(self, batch: int, capacity: int | None = None) -> State:
-        """The state before the first token of `batch` sequences."""
+        """The state before the first token of `batch` sequences. capacity: the most tokens that softmax attention shall read.
+
+        Gradients flow to the initial states that are parameters.
+        """
         floats, device = DTYPES[state_dtype(self.dtype)], self.device
-        states = self.config.states(capacity)
-        return {name: torch.zeros((batch, *s.shape), dtype=torch.int32 if s.integer else floats, device=device) for name, s in states.items()}
+        state: State = {}
+        for name, s in self.config.states(capacity).items():
+            if ANY in s.shape:
+                raise InputError(f"capacity: {name} caches every token; give init_state(batch, capacity) the most tokens it shall read")
+            if s.initial is None:
+                state[name] = torch.zeros((batch, *s.shape), dtype=torch.int32 if s.integer else floats, device=device)
+            else:
+                state[name] = self.get_parameter(s.initial).to(floats).expand(batch, *s.shape)
+        return state
 
     def forward(
         self,
@@ -52,12 +66,14 @@ class Model(nn.Module):
         form: Form = "parallel",
         chunk_size: int = 64,
         dropout: Dropout = None,
+        noise: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, State]:
         """tokens [B, T] (frames [B, T, F]) → logits [B, T, V], the state after the last token.
 
         reset [B, T]: the sequence starts anew before this token. valid [B, T]: where false, the token is not read.
         form="recurrent" folds `step`; form="parallel" computes whole sequences, in chunks where the form has chunks.
-        dropout: what each layer's update is multiplied by, [B, T, D] a layer; None is evaluation.
+        dropout: what each residual update is multiplied by, `config.n_updates` tensors [B, T, D]; None is evaluation.
+        noise: what training adds in a noisy router, one tensor a layer; None is evaluation, as is every other model.
         Raises InputError on shapes, dtypes or a state that do not fit the config, and on ids outside the vocabulary where
         reading them is free: on the CPU, outside compiled and exported graphs.
         """
@@ -66,14 +82,21 @@ class Model(nn.Module):
             raise InputError(f"form: {form!r} is unknown; {nearest(form, ('parallel', 'recurrent'))}")
         if chunk_size < 1:
             raise InputError(f"chunk_size: {chunk_size!r}; use a positive integer, 64 by default")
-        state = self.init_state(tokens.shape[0]) if state is None else state
+        if noise is not None and not self.takes_noise:
+            raise InputError("noise: this config has no noisy router; leave noise at None")
+        state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
         if form == "parallel":
-            return self._sequence(tokens, state, reset, valid, dropout, chunk_size)
+            extra = {} if noise is None else {"noise": noise}
+            return self._sequence(tokens, state, reset, valid, dropout, chunk_size, **extra)
         logits = []
-        resets, valids = ([None] * tokens.shape[1] if m is None else m.unbind(1) for m in (reset, valid))
-        masks = [None] * tokens.shape[1] if dropout is None else list(zip(*(m.unbind(1) for m in dropout), strict=True))
-        for token, reset_t, valid_t, mask in zip(tokens.unbind(1), resets, valids, masks, strict=True):
-            y, state = self._token(token, state, reset_t, valid_t, mask)
+        # unbind, since the gradient of each x[:, t] would be as long as x
+        marks = [_steps(m, tokens.shape[1]) for m in (reset, valid)]
+        masks, noises = (
+            [list(parts) for parts in zip(*(m.unbind(1) for m in given), strict=True)] if given else None for given in (dropout, noise)
+        )
+        for t, token in enumerate(tokens.unbind(1)):
+            extra = {"noise": noises[t]} if noises else {}
+            y, state = self._token(token, state, marks[0][t], marks[1][t], masks[t] if masks else None, **extra)
             logits.append(y)
         return torch.stack(logits, 1), state
 
@@ -89,7 +112,11 @@ class Model(nn.Module):
         """Continue prompt [B, T] by `max_new_tokens` ids."""
         if self.config.reads_frames:
             raise InputError("generate: a frame model predicts distributions of frames, not ids; call step and draw the next frame")
-        logits, state = self.forward(torch.as_tensor(prompt, device=self.device), state)
+        prompt = torch.as_tensor(prompt, device=self.device)
+        self._check(prompt, state, None, None)
+        if state is None:
+            state = self.init_state(len(prompt), prompt.shape[1] + max_new_tokens)
+        logits, state = self.forward(prompt, state)
         last, ids, ties = logits[:, -1], [], []
         for position in range(max_new_tokens):
             wider = last if last.dtype == torch.float64 else last.float()  # NumPy has no bfloat16
@@ -115,7 +142,9 @@ class Model(nn.Module):
     def _token(self, token: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[Tensor, State]:
         raise NotImplementedError
 
-    def _sequence(
-        self, tokens: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int
-    ) -> tuple[Tensor, State]:
+    def _sequence(self, tokens: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int) -> tuple[Tensor, State]:
         raise NotImplementedError
+
+
+def _steps(mask: Mask, length: int) -> Sequence[Mask]:
+    return [None] * length if mask is None else mask.unbind(1)

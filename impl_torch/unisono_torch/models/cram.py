@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from torch import Tensor, nn
 from unisono_spec.contract import InputError
 from unisono_spec.contract.cram import CRAMConfig
@@ -16,6 +19,7 @@ from unisono_torch.ops.elementwise import binary_digits
 
 class CRAM(Model):
     config: CRAMConfig
+    layers: Iterable[Any]  # of Readout or of Block
 
     def __init__(self, config: CRAMConfig, dtype: str = "float32", implementation: str = "auto") -> None:
         super().__init__(config, dtype, implementation)
@@ -58,9 +62,7 @@ class CRAM(Model):
             x = layer(x, xi, None if dropout is None else dropout[i])
         return self._head(x), out
 
-    def _sequence(
-        self, tokens: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int
-    ) -> tuple[Tensor, State]:
+    def _sequence(self, tokens: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int) -> tuple[Tensor, State]:
         how = (chunk_size, self.implementation)
         if self.config.scheme == "fixed":
             xi, last = decayed_sum.parallel(self.code(tokens), self.config.decay, state["xi"], reset, valid, *how)

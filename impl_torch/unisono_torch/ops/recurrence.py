@@ -2,9 +2,11 @@
 
 n_t is 1 for a valid token and 0 otherwise; k_t is 0 at a reset and 1 otherwise. Inside a chunk of C tokens y is one masked product
 with weights λ^{N_t−N_j}, where N counts valid tokens: integers, so no difference of two rounded sums and no power above 1. The
-states between chunks obey the same recurrence over chunks, and so on up. Three levels of which the last is whole cost
-O(T·C + (T / 64C)²) a channel: linear far past a million tokens, with no loop whose length depends on T (which torch.export and
-torch.compile would unroll), and with rounding errors that grow as √C a level, not as T.
+states between chunks obey the same recurrence over chunks, and so on up. Three levels, of which the last is whole, cost
+O(T·C + (T / 64C)²) a channel: linear far past a million tokens, with no loop whose length depends on T (which torch.compile and
+torch.export would unroll), and with rounding errors that grow as √C a level, not as T.
+
+torch.export specialises a dimension that is 1 in its example; every level has two chunks or more when T > 2·64·C in the example.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def _scan(
     if not sizes:
         weight, kept = _weights(decay, length, span, count, cut, exclusive, v)
         return weight @ v + kept * initial[:, None]
-    size = sizes[0]
+    size: int = torch.sym_min(sizes[0], length)  # pyright: ignore[reportAssignmentType]
     v = _chunks(v, size)  # [B, N, C, D]
     count = None if count is None else _chunks(count, size)  # [B, N, C]
     cut = None if cut is None else _chunks(cut, size)
@@ -62,21 +64,20 @@ def _weights(
     """How much of row j [..., C, C], and of the state before the chunk [..., C, 1], row i reads."""
     row = torch.arange(size, device=v.device)
     reads = row[:, None] > row if exclusive else row[:, None] >= row  # [C, C]
+    untouched = row >= 0  # [..., C]: no reset so far in this chunk
     if cut is not None:
         segment = cut.int().cumsum(-1)
         reads = reads & (segment[..., :, None] == segment[..., None, :])
+        untouched = segment == 0
     if decay == 1:
-        kept = torch.ones_like(row) if cut is None else segment == 0
-        return reads.to(v.dtype), kept[..., None].to(v.dtype)
+        return reads.to(v.dtype), untouched[..., None].to(v.dtype)
     # λ^n by table: made in float64, since a float32 λ near 1 would err by n·u; its last entry is for what is not read
     unread = size * span + 1
-    table = torch.pow(decay, torch.arange(unread + 1, device=v.device, dtype=torch.float64))
-    table = F.pad(table[:-1], (0, 1)).to(v.dtype)
+    powers = torch.pow(decay, torch.arange(unread, device=v.device, dtype=torch.float64))
+    table = F.pad(powers, (0, 1)).to(v.dtype)
     n = (row + 1) * span if count is None else count.cumsum(-1)  # [..., C]
-    power = torch.where(reads, n[..., :, None] - n[..., None, :], unread)
-    if cut is not None:
-        n = torch.where(segment == 0, n, unread)
-    return table[power], table[n][..., None]
+    between = torch.where(reads, n[..., :, None] - n[..., None, :], unread)  # [..., C, C]
+    return table[between], table[torch.where(untouched, n, unread)][..., None]
 
 
 def _chunks(x: Tensor, size: int) -> Tensor:
