@@ -9,7 +9,6 @@ from typing import Any
 import checking
 import numpy as np
 import pytest
-
 from unisono_spec import contract
 from unisono_spec.contract import InputError, count_params, init_params
 from unisono_spec.contract.files import load_state, save_state

@@ -70,9 +70,9 @@ class Model:
             return self._sequence(tokens, state, reset, valid, dropout, chunk_size, **extra)
         logits = []
         for t in range(tokens.shape[1]):
-            marks = (None if m is None else m[:, t] for m in (reset, valid))
+            r, v = (None if m is None else m[:, t] for m in (reset, valid))
             extra = {} if noise is None else {"noise": [n[:, t] for n in noise]}
-            y, state = self._token(tokens[:, t], state, *marks, None if dropout is None else [m[:, t] for m in dropout], **extra)
+            y, state = self._token(tokens[:, t], state, r, v, None if dropout is None else [m[:, t] for m in dropout], **extra)
             logits.append(y)
         return np.stack(logits, 1), state
 

@@ -51,12 +51,12 @@ def parallel(
     reset = np.zeros((batch, length), bool) if reset is None else reset
     valid = np.ones((batch, length), bool) if valid is None else valid
     # σ as e^x / (e^x + 1) or 1 / (1 + e^−x), whichever cannot overflow
-    low, high = np.where(x.real < 0, x, 0), np.where(x.real < 0, 0, -x)
+    low, high = np.where(np.real(x) < 0, x, 0), np.where(np.real(x) < 0, 0, -x)
     u = np.where(valid[..., None], np.exp(low) / (np.exp(low) + np.exp(high)), 0)
     carry, out = initial_state, []
     for start in range(0, length, chunk_size):
         part = slice(start, start + chunk_size)
-        n = np.cumsum(valid[:, part], 1, dtype=x.real.dtype)  # [B, C]
+        n = np.cumsum(valid[:, part], 1, dtype=np.real(x).dtype)  # [B, C]
         segment = np.cumsum(reset[:, part], 1)  # [B, C]
         reads = np.tril(segment[:, :, None] == segment[:, None, :])  # [B, C, C], query by key
         power = np.where(reads, n[:, :, None] - n[:, None, :], 0)

@@ -19,7 +19,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 def gelu_tanh(x: np.ndarray) -> np.ndarray:
     """GELU in its tanh form (Hendrycks & Gimpel 2016, section 2)."""
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi).astype(x.real.dtype) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi).astype(np.real(x).dtype) * (x + 0.044715 * x**3)))
 
 
 def erf(x: np.ndarray) -> np.ndarray:

@@ -61,7 +61,7 @@ def parallel(
     reset = np.zeros((batch, length), bool) if reset is None else reset
     valid = np.ones((batch, length), bool) if valid is None else valid
     # σ as e^x / (e^x + 1) or 1 / (1 + e^−x), whichever cannot overflow
-    low, high = np.where(x.real < 0, x, 0), np.where(x.real < 0, 0, -x)
+    low, high = np.where(np.real(x) < 0, x, 0), np.where(np.real(x) < 0, 0, -x)
     u = np.where(valid[..., None], s[..., None] * (np.exp(low) / (np.exp(low) + np.exp(high))), 0)
     carry, out = initial_state, []
     for start in range(0, length, chunk_size):
@@ -69,7 +69,7 @@ def parallel(
         segment = np.cumsum(reset[:, part], 1)  # [B, C]
         same = segment[:, :, None] == segment[:, None, :]  # [B, C, C], query by key
         kept = (segment == 0)[..., None]
-        xi = np.tril(same, -1 if exclusive else 0).astype(x.real.dtype) @ u[:, part] + np.where(kept, carry[:, None], 0)
+        xi = np.tril(same, -1 if exclusive else 0).astype(np.real(x).dtype) @ u[:, part] + np.where(kept, carry[:, None], 0)
         out.append(xi)
         carry = xi[:, -1] + u[:, part][:, -1] if exclusive else xi[:, -1]
     return np.concatenate(out, 1), carry
