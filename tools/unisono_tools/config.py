@@ -34,6 +34,8 @@ class DataChoice:
     """Name of a corpus, or the path of a text file, of a folder of them, or of a .npy file of frames [T, F]."""
     tokenizer: str = "bytes"
     """bytes or gpt2."""
+    limit: int | None = None
+    """Read at most so many bytes of the corpus."""
     precomputed: str | None = None
     """Folder that `unisono precompute` wrote, for mode=positions."""
     eval_tokens: int = 65536

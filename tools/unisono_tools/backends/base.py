@@ -88,7 +88,7 @@ class Trainer(Protocol):
         ...
 
     def optimizer_state(self) -> Arrays:
-        """`m.<param>` and `v.<param>`, AdamW's first and second moments, and `count` int64, the number of updates."""
+        """`m.<param>` and `v.<param>`, AdamW's first and second moments, and `count` [1] int64, the number of updates."""
         ...
 
 
@@ -129,7 +129,7 @@ def dropout_seeds(config: Config, seed: int, step: int, part: int) -> np.ndarray
 def check_moments(config: Config, optimizer: Arrays, source: str = "optimizer state") -> None:
     """Raise InputError unless `optimizer` holds the moments of exactly the parameters that `config` declares."""
     shapes: dict[str, Param] = config.params()
-    expected = {f"{kind}.{name}": p.shape for kind in ("m", "v") for name, p in shapes.items()} | {"count": ()}
+    expected = {f"{kind}.{name}": p.shape for kind in ("m", "v") for name, p in shapes.items()} | {"count": (1,)}
     for name in expected.keys() | optimizer.keys():
         found = optimizer[name].shape if name in optimizer else None
         if name not in expected or found != expected[name]:

@@ -67,7 +67,7 @@ class Trainer:
             if optimizer is not None:
                 check_moments(self.config, optimizer)
                 moments = ({n: jnp.asarray(optimizer[f"{kind}.{n}"], p.dtype) for n, p in self.named.items()} for kind in "mv")
-                adam = optax.ScaleByAdamState(jnp.asarray(optimizer["count"], jnp.int32), *moments)
+                adam = optax.ScaleByAdamState(jnp.asarray(optimizer["count"][0], jnp.int32), *moments)
                 self.opt_state = (adam, *self.opt_state[1:])  # pyright: ignore[reportIndexIssue]
             self._nll_grad = jax.jit(jax.value_and_grad(self._nll), static_argnames=("precomputed",))
             self._apply = jax.jit(self._update)
@@ -96,7 +96,7 @@ class Trainer:
         adam: Any = self.opt_state[0]  # pyright: ignore[reportIndexIssue]
         m = {f"m.{name}": np.asarray(adam.mu[name]) for name in self.config.params()}
         v = {f"v.{name}": np.asarray(adam.nu[name]) for name in self.config.params()}
-        return {**m, **v, "count": np.asarray(adam.count, np.int64)}
+        return {**m, **v, "count": np.asarray(adam.count, np.int64)[None]}
 
     def _precision(self) -> AbstractContextManager:
         return jax.enable_x64(self.train.dtype == "float64")

@@ -48,7 +48,7 @@ class Trainer:
             check_moments(self.config, optimizer)
         for name, p in self.named.items():
             moments = [torch.zeros_like(p) if optimizer is None else self._moment(optimizer[f"{kind}.{name}"], p) for kind in "mv"]
-            count = 0.0 if optimizer is None else float(optimizer["count"])
+            count = 0.0 if optimizer is None else float(optimizer["count"][0])
             self.optimizer.state[p] = {"step": torch.tensor(count), "exp_avg": moments[0], "exp_avg_sq": moments[1]}
 
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
@@ -78,7 +78,7 @@ class Trainer:
         states = {name: self.optimizer.state[p] for name, p in self.named.items()}
         m = {f"m.{name}": _numpy(s["exp_avg"]) for name, s in states.items()}
         v = {f"v.{name}": _numpy(s["exp_avg_sq"]) for name, s in states.items()}
-        return {**m, **v, "count": np.array(next(iter(states.values()))["step"].item(), np.int64)}
+        return {**m, **v, "count": np.array([next(iter(states.values()))["step"].item()], np.int64)}
 
     def _backward(self, batch: Batch, step: int) -> Step:
         self.optimizer.zero_grad(set_to_none=True)
@@ -98,7 +98,7 @@ class Trainer:
         inputs = torch.as_tensor(batch.inputs, device=self.device)
         dropout = self._dropout(tuple(inputs.shape[: 1 if batch.precomputed else 2]), step, part)
         if batch.precomputed:
-            logits = self.model.readout(inputs.to(_wide(self.model.dtype)), dropout=dropout)
+            logits = self.model.readout(inputs.to(getattr(torch, self.train.param_dtype)), dropout=dropout)
         else:
             state = None if batch.state is None else unisono_torch.state_from_numpy(batch.state, device=self.device)
             logits, _ = self.model(inputs, state, dropout=dropout)

@@ -45,7 +45,8 @@ def run(
     if name is None:
         raise InputError(f"corpus: nothing beside {path} says what it was trained on; give --corpus")
     reader = open_reader(path, backend, dtype, device)
-    text = load_corpus(name, tokenizer or reader.tokenizer or (training.data.tokenizer if training else "bytes"))
+    coder = tokenizer or reader.tokenizer or (training.data.tokenizer if training else "bytes")
+    text = load_corpus(name, coder, training.data.limit if training and corpus is None else None)
     check_corpus(reader.config, text)
     score = evaluate(reader, text.split(split), limit, window)
     print(f"{path} on {name}, {split}: {score.targets:,} {'pixels' if text.tokenizer is None else 'tokens'}, backend {backend}")

@@ -36,7 +36,9 @@ def run(
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("ξ", total=len(text.train))
-        made = precompute(config, text.train, out, progress=lambda done, _: bar.update(task, completed=done))
+        made = precompute(
+            config, text.train, out, documents=text.documents["train"], progress=lambda done, _: bar.update(task, completed=done)
+        )
     print(f"{made.folder}: ξ of {len(made.xi):,} positions, {made.xi.shape[1]} numbers each")
     return 0
 

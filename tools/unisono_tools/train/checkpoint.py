@@ -93,7 +93,7 @@ def load(path: Path) -> Checkpoint:
         tokenizer = about["tokenizer"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path / TRAINER}: {error!r} is missing or wrong; restore the file or remove this checkpoint") from error
-    if other != config or train.model.config() != config or step != int(optimizer["count"]):
+    if other != config or train.model.config() != config or step != int(optimizer["count"][0]):
         raise InputError(f"{path}: its files are not of one checkpoint; restore them or remove it to continue from the one before")
     return Checkpoint(step, train, config, params, optimizer, best, tokenizer, threads)
 

@@ -48,12 +48,13 @@ def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | N
     before = None if last is None else checkpoints.load(last)
     if before is not None:
         check_continues(train, before.train, str(last))
-    corpus = load_corpus(train.data.corpus, train.data.tokenizer) if corpus is None else corpus
+    corpus = load_corpus(train.data.corpus, train.data.tokenizer, train.data.limit) if corpus is None else corpus
     draw = feed(train, config, corpus)
     trainer = open_trainer(train, config)
     trainer.init(*(_initial(train, config), None) if before is None else (before.params, before.optimizer))
     checkpoints.sweep(run)
     if before is not None and last is not None and before.step >= train.steps:
+        (console or Console(stderr=True)).print(f"{last} has all {train.steps} steps; raise --steps to train on")
         return Result(run, last, before.best)
     write_bytes(run / "config.yaml", dump(train).encode())
     return _Run(train, config, corpus, trainer, before, console).finish(draw)

@@ -1,0 +1,29 @@
+"""unisono inspect"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unisono_spec.contract import presets
+
+from unisono_tools.commands.arguments import call
+from unisono_tools.inspect import inspect
+from unisono_tools.train.checkpoint import model_file
+
+
+def run(model: str, out: str = "inspect", length: int = 48) -> int:
+    """Draw what a model can see, as PNGs: its dependency matrix, and how far back one input bit still changes its state.
+
+    Args:
+        model: folder of a run or of a checkpoint, a .safetensors file, or the name of a preset (as initialised).
+        out: folder of the PNGs.
+        length: tokens of the dependency matrix.
+    """
+    target = model if model in presets() else model_file(Path(model))
+    for name, path in inspect(target, out, length).items():
+        print(f"{name}: {path}")
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    return call("inspect", run, argv)
