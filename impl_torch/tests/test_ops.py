@@ -1,0 +1,152 @@
+"""The plain sequence ops: forms, marks, gradients, dtypes, rounding, cost.
+
+float64 comparisons use torch.testing's default tolerance: two orders of one sum agree to far less, a wrong one to far more.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from unisono_torch import InputError
+from unisono_torch.ops import decayed_sum, position, weighted_sum
+
+DECAYED, WEIGHTED, EXCLUSIVE = "decayed", "weighted", "exclusive"
+KINDS = (DECAYED, WEIGHTED, EXCLUSIVE)
+MARKS = ((False, False), (True, False), (False, True), (True, True))  # with reset, with valid
+
+
+def inputs(length: int, width: int = 3, dtype: torch.dtype = torch.float64, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """x, s and an initial state that no form may forget."""
+    draw = torch.Generator().manual_seed(length)
+    x, s, state = (
+        torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((batch, length, width), (batch, length), (batch, width))
+    )
+    return x.to(dtype), s.to(dtype), state.to(torch.promote_types(dtype, torch.float32))
+
+
+def marks(length: int, with_reset: bool = True, with_valid: bool = True, batch: int = 2) -> tuple[Tensor | None, Tensor | None]:
+    draw = torch.Generator().manual_seed(length + 1)
+    reset, valid = torch.rand(batch, length, generator=draw) < 0.1, torch.rand(batch, length, generator=draw) < 0.7
+    return reset if with_reset else None, valid if with_valid else None
+
+
+def run(kind: str, form: str, x: Tensor, s: Tensor, state: Tensor, reset: Tensor | None, valid: Tensor | None, decay: float = 0.8, **how):
+    if kind == DECAYED:
+        return getattr(decayed_sum, form)(x, decay, state, reset, valid, **how)
+    return getattr(weighted_sum, form)(x, s, state, reset, valid, exclusive=kind == EXCLUSIVE, **how)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("marked", MARKS)
+@pytest.mark.parametrize(("length", "chunk_size"), [(1, 64), (5, 64), (33, 8), (70, 1), (150, 2)])
+def test_forms_agree(kind: str, marked: tuple[bool, bool], length: int, chunk_size: int) -> None:
+    # (70, 1) and (150, 2) fill more than one chunk of the second level
+    given = (*inputs(length), *marks(length, *marked))
+    for found, truth in zip(run(kind, "parallel", *given, chunk_size=chunk_size), run(kind, "recurrent", *given), strict=True):
+        assert_close(found, truth)
+
+
+@pytest.mark.parametrize("decay", [1e-9, 0.5, 0.9999])
+def test_forms_agree_at_extreme_decays(decay: float) -> None:
+    given = (*inputs(200), *marks(200))
+    for found, truth in zip(run(DECAYED, "parallel", *given, decay), run(DECAYED, "recurrent", *given, decay), strict=True):
+        assert_close(found, truth)
+
+
+@pytest.mark.parametrize("marked", MARKS)
+def test_positions_count_valid_tokens_of_their_sequence(marked: tuple[bool, bool]) -> None:
+    reset, valid = marks(40, *marked)
+    state = torch.tensor([0, 7], dtype=torch.int32)
+    found, final = position.parallel(state, 40, reset, valid)
+    assert found.dtype == final.dtype == torch.int32
+    for t in range(40):
+        truth, state = position.step(state, *(None if m is None else m[:, t] for m in (reset, valid)))
+        assert torch.equal(found[:, t], truth)
+    assert torch.equal(final, state)
+
+
+@pytest.mark.parametrize("form", ["parallel", "recurrent"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients(kind: str, form: str) -> None:
+    x, s, state = (a.requires_grad_() for a in inputs(9, width=2))
+    reset, valid = marks(9)
+    how = {"chunk_size": 2} if form == "parallel" else {}
+
+    def op(x: Tensor, s: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return run(kind, form, x, s, state, reset, valid, **how)
+
+    given = (x, s.detach() if kind == DECAYED else s, state)
+    assert torch.autograd.gradcheck(op, given)
+    assert torch.autograd.gradgradcheck(op, given)
+
+
+@pytest.mark.parametrize("form", ["parallel", "recurrent"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_valid_reaches_neither_outputs_nor_gradients(kind: str, form: str) -> None:
+    x, s, state = inputs(40)
+    reset, valid = marks(40)
+    assert valid is not None
+    clean = run(kind, form, x, s, state, reset, valid)
+    x, s = x.masked_fill(~valid[..., None], float("nan")).requires_grad_(), s.masked_fill(~valid, float("nan")).requires_grad_()
+    found = run(kind, form, x, s, state, reset, valid)
+    for a, b in zip(found, clean, strict=True):
+        assert torch.equal(a, b)
+    (found[0].sum() + found[1].sum()).backward()
+    for gradient in (x.grad, s.grad) if kind != DECAYED else (x.grad,):
+        assert gradient is not None
+        assert gradient.isfinite().all()
+        assert not gradient[~valid].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_are_float32_or_wider(kind: str, dtype: torch.dtype) -> None:
+    given = (*inputs(70, dtype=dtype), *marks(70))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for form in ("parallel", "recurrent"):
+        assert [a.dtype for a in run(kind, form, *given)] == [wide, wide]
+    # 16-bit inputs are widened before anything is rounded, so the result is that of the widened inputs, to the bit
+    widened = run(kind, "parallel", *(a.to(wide) for a in given[:3]), *given[3:])
+    assert torch.equal(run(kind, "parallel", *given)[0], widened[0])
+
+
+@pytest.mark.parametrize(("kind", "decay"), [(DECAYED, 0.5), (DECAYED, 0.9999), (WEIGHTED, 1.0)])
+def test_float32_rounding_at_length_100_000(kind: str, decay: float) -> None:
+    length = 100_000
+    x, s, state = inputs(length, width=2, dtype=torch.float32, batch=1)
+    found = run(kind, "parallel", x, s, state, None, None, decay)[0].double()
+    wide = tuple(a.double() for a in (x, s, state))
+    truth = run(kind, "parallel", *wide, None, None, decay)[0]
+    terms = run(kind, "parallel", wide[0], wide[1].abs(), wide[2].abs(), None, None, decay)[0]  # sums of magnitudes
+    # √T·u is what a plain running sum of random roundings costs; chunked sums cost less
+    bound = length**0.5 * torch.finfo(torch.float32).eps
+    assert ((found - truth).abs() <= bound * terms).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_memory_is_linear_in_length(kind: str) -> None:
+    def saved(length: int) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        x, s, state = (a.requires_grad_() for a in inputs(length, width=4))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            run(kind, "parallel", x, s, state, *marks(length))
+        return sum(sizes.values())
+
+    assert saved(16384) < 5 * saved(4096)  # 16 times, were there a T×T tensor
+
+
+def test_an_implementation_that_is_not_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = (*inputs(3), None, None)
+    with pytest.raises(InputError, match=r"'pallas'.*plain"):
+        run(DECAYED, "parallel", *given, implementation="pallas")
+    monkeypatch.setattr("unisono_torch.ops.dispatch._available", lambda device: False)
+    with pytest.raises(InputError, match="'triton' cannot run on cpu; use 'auto' or 'plain'"):
+        run(WEIGHTED, "parallel", *given, implementation="triton")
