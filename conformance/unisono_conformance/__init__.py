@@ -1,1 +1,5 @@
-"""Unisono."""
+"""The court: properties that an implementation of an architecture must have, judged against the NumPy spec.
+
+It knows no framework. `docs/conformance.md` lists the properties, derives the tolerances, and shows how to have your own
+implementation judged.
+"""

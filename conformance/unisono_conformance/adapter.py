@@ -1,0 +1,156 @@
+"""What an implementation answers to, so that the court can judge it. The boundary is NumPy arrays (bfloat16 through ml_dtypes).
+
+An adapter answers on two levels. `op`: pure functions, where every input has a gradient and any values can be asked for.
+`build`: whole models. Parameters always flow from the court to the implementation, so nobody's random numbers are compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from unisono_spec.contract import ARCHITECTURES, Config
+from unisono_spec.contract.errors import InputError, nearest
+
+Arrays = dict[str, np.ndarray]
+
+# The adapters that live here; anybody else's is named `package.module:factory`.
+HOUSE = ("numpy", "jax", "torch", "onnx")
+
+
+@dataclasses.dataclass(frozen=True)
+class Capabilities:
+    """What an implementation claims. Each claim must be met by at least one example, or the session fails.
+
+    models, ops: names, as in `unisono_spec`; forms: of `forward` and of ops; implementations: kernels that can run here.
+    """
+
+    models: tuple[str, ...] = ARCHITECTURES
+    ops: tuple[str, ...] = ("decayed_sum", "weighted_sum")
+    dtypes: tuple[str, ...] = ("float64", "float32")
+    forms: tuple[str, ...] = ("recurrent", "parallel")
+    devices: tuple[str, ...] = ("cpu",)
+    implementations: tuple[str, ...] = ("plain",)
+    step: bool = True
+    gradient_forms: tuple[str, ...] = ("recurrent", "parallel")
+    dropout: bool = True
+    compiled: bool = False
+    exported: bool = False  # models are graphs that were exported from a `source`
+    empty_batch: bool = True
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        return (*(("model",) if self.models else ()), *(("op",) if self.ops else ()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradients:
+    """Gradients by name: of parameters, of float inputs (frames; an op's x, s), of the float arrays of the initial state."""
+
+    params: Arrays
+    inputs: Arrays
+    state: Arrays
+
+
+class Model(Protocol):
+    """A model that holds its parameters. All arrays are NumPy's."""
+
+    def forward(
+        self,
+        tokens: np.ndarray,
+        state: Arrays | None = None,
+        reset: np.ndarray | None = None,
+        valid: np.ndarray | None = None,
+        form: str = "parallel",
+        chunk_size: int = 64,
+        dropout: Sequence[np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, Arrays]:
+        """tokens [B, T] (frames [B, T, F]) → logits [B, T, V] in the compute dtype, the state after the last token."""
+        ...
+
+    def step(
+        self, token: np.ndarray, state: Arrays, reset: np.ndarray | None = None, valid: np.ndarray | None = None
+    ) -> tuple[np.ndarray, Arrays]:
+        """token [B] → logits [B, V], the state after it."""
+        ...
+
+    def vjp(
+        self,
+        tokens: np.ndarray,
+        dlogits: np.ndarray,
+        dstate: Arrays,
+        state: Arrays,
+        reset: np.ndarray | None = None,
+        valid: np.ndarray | None = None,
+        form: str = "parallel",
+        chunk_size: int = 64,
+    ) -> Gradients:
+        """Gradients of Σ dlogits·logits + Σ dstate·(final state). Frames have a gradient under the name `tokens`, ids none."""
+        ...
+
+    def params(self) -> Arrays:
+        """The parameters that the model holds, by their contract names, in the contract's layout."""
+        ...
+
+    def compiled(self) -> Model:
+        """The same model with its forward pass compiled (declared as `compiled`)."""
+        ...
+
+    def source(self) -> Model:
+        """The model that this graph was exported from (declared as `exported`)."""
+        ...
+
+
+class Adapter(Protocol):
+    """An implementation before the court. `warnings`: pytest filter lines for warnings that its framework, not it, emits."""
+
+    name: str
+    capabilities: Capabilities
+    known_gaps: Path | None  # a TOML file that the implementation owns; see `report.known_gaps`
+    warnings: tuple[str, ...]
+
+    def build(self, config: Config, params: Arrays, dtype: str, device: str, implementation: str) -> Model:
+        """A model that computes in `dtype`. `params` are float64 for float64, else float32."""
+        ...
+
+    def op(
+        self, name: str, form: str, arrays: Arrays, settings: Mapping[str, Any], device: str, implementation: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Call `form` of op `name` with its own argument names: arrays (x, s, initial_state or state, reset, valid), settings.
+
+        Returns (o, final_state). The compute dtype is that of x; s and states are float32, or float64 when x is.
+        """
+        ...
+
+    def op_vjp(
+        self,
+        name: str,
+        form: str,
+        arrays: Arrays,
+        settings: Mapping[str, Any],
+        do: np.ndarray,
+        dstate: np.ndarray,
+        device: str,
+        implementation: str,
+    ) -> Arrays:
+        """Gradients of Σ do·o + Σ dstate·final_state by argument name: x, s where the op has it, initial_state."""
+        ...
+
+
+def load(name: str) -> Adapter:
+    """The adapter `name`: one of HOUSE, or `package.module:factory`, a callable without arguments.
+
+    Raises InputError where the name is unknown or its module, or the framework behind it, cannot be imported.
+    """
+    if ":" not in name and name not in HOUSE:
+        raise InputError(f"impl: {name!r} is unknown; {nearest(name, HOUSE)}, or package.module:factory")
+    module, _, factory = (f"unisono_conformance.adapters.{name}:make" if name in HOUSE else name).partition(":")
+    try:
+        make = getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"impl: {name!r} cannot be loaded ({error}); install what it needs, or correct the name") from error
+    return make()

@@ -1,0 +1,1 @@
+"""One adapter a framework: the only files of the court that import one."""

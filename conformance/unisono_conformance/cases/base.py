@@ -1,0 +1,194 @@
+"""A case is one thing to judge: an op, or the models of one architecture. Each architecture registers its cases in its own file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from unisono_spec import create
+from unisono_spec.contract import DTYPES, Config, init_params, initial_state, state_dtype
+
+from unisono_conformance import numerics
+from unisono_conformance.cases.draw import Draw
+from unisono_conformance.cases.inputs import Arrays, Inputs
+
+Output = tuple[np.ndarray, Arrays]  # (o or logits, the state after)
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """An algebraic law that a case declares (P13). `check(trial)` raises Disagreement."""
+
+    name: str
+    check: Callable[[Any], None]
+
+
+class Case:
+    """name: `arch` or `arch/op`. variants: a config, or an op's settings, by name; `defaults` are judged by every property."""
+
+    name: str
+    arch: str
+    level: str  # "model" or "op"
+    variants: Mapping[str, Any]
+    defaults: tuple[str, ...]
+    regimes: tuple[str, ...]
+    laws: tuple[Law, ...] = ()
+    # regimes that 16-bit formats cannot hold: their budget would exceed numerics.LIMIT
+    wide_regimes: tuple[str, ...] = ()
+
+    def setting(self, draw: Draw) -> Any:
+        """The config or settings of `draw`: its variant under its regime."""
+        raise NotImplementedError
+
+    def inputs(self, draw: Draw, dtype: str) -> Inputs:
+        """Sequences from the state before the first token, unmarked, on numbers that `dtype` can represent."""
+        raise NotImplementedError
+
+    def random_state(self, draw: Draw, inputs: Inputs) -> Arrays:
+        """A state that a running sequence could have."""
+        raise NotImplementedError
+
+    def fresh_state(self, setting: Any, params: Arrays, batch: int, length: int, dtype: str) -> Arrays:
+        """The state before the first of `length` tokens."""
+        raise NotImplementedError
+
+    def spoil(self, draw: Draw, inputs: Inputs, where: np.ndarray) -> Inputs:
+        """The worst content (NaN where it can be) at the tokens `where` [B, T], which nothing may depend on."""
+        raise NotImplementedError
+
+    def flip(self, setting: Any, inputs: Inputs, time: int) -> Inputs:
+        """`inputs` with the token at `time` changed as far as it can be."""
+        raise NotImplementedError
+
+    def reach(self, setting: Any, dtype: str) -> int | None:
+        """How many tokens back the state must visibly depend on one token; None: any number."""
+        raise NotImplementedError
+
+    def reads_itself(self, setting: Any) -> bool:
+        """Whether output t depends on token t."""
+        return True
+
+    def reference(self, setting: Any, inputs: Inputs, form: str, dtype: str = "float64", rounded: Any = None) -> Output:
+        """What the spec says, in float64 or float32; complex inputs and parameters are let through."""
+        raise NotImplementedError
+
+    def floats(self, inputs: Inputs) -> dict[str, Arrays]:
+        """What has a gradient: {"params": …, "inputs": …, "state": …}."""
+        return {
+            "params": inputs.params,  # an architecture with buffers leaves them out
+            "inputs": {n: a for n, a in inputs.arrays.items() if a.dtype.kind not in "iub"},
+            "state": {n: a for n, a in inputs.state.items() if a.dtype.kind not in "iub"},
+        }
+
+
+class ModelCase(Case):
+    """The models of one architecture."""
+
+    level = "model"
+
+    def inputs(self, draw: Draw, dtype: str) -> Inputs:
+        config = self.setting(draw)
+        params = init_params(config, draw.seed, "float64")
+        noise = draw.generator("params")
+        # initial biases and shifts are all 0 and scales all 1, which would hide a swapped or forgotten one
+        params = {name: p + 0.1 * noise.normal(size=p.shape) for name, p in params.items()}
+        params = {name: numerics.representable(p, dtype) for name, p in self.bend(draw, params).items()}
+        tokens = self.tokens(draw, config, draw.generator("tokens"), (draw.batch, draw.length))
+        if tokens.dtype.kind == "f":
+            tokens = tokens.astype(DTYPES[dtype])
+        masks = None
+        if draw.regime == "dropout":
+            random = draw.generator("dropout")
+            shape = (config.n_updates, draw.batch, draw.length, config.d_model)
+            masks = tuple(numerics.representable(random.choice([0.0, 2.0], shape), dtype))
+        return Inputs({"tokens": tokens}, self.fresh_state(config, params, draw.batch, draw.length, dtype), params=params, dropout=masks)
+
+    def bend(self, draw: Draw, params: Arrays) -> Arrays:
+        """Parameters under the regime of `draw`."""
+        raise NotImplementedError
+
+    def tokens(self, draw: Draw, config: Any, random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+        raise NotImplementedError
+
+    def fresh_state(self, setting: Config, params: Arrays, batch: int, length: int, dtype: str) -> Arrays:
+        return initial_state(setting, params, batch, length, dtype)
+
+    def spoil(self, draw: Draw, inputs: Inputs, where: np.ndarray) -> Inputs:
+        tokens = inputs.arrays["tokens"]
+        if tokens.dtype.kind not in "iu":
+            return inputs.replace(arrays={"tokens": np.where(where[..., None], np.asarray(np.nan, tokens.dtype), tokens)})
+        other = self.tokens(draw, self.setting(draw), draw.generator("garbage"), where.shape)
+        return inputs.replace(arrays={"tokens": np.where(where, other, tokens)})
+
+    def reference(self, setting: Config, inputs: Inputs, form: str, dtype: str = "float64", rounded: Any = None) -> Output:
+        complex_step = any(a.dtype.kind == "c" for group in self.floats(inputs).values() for a in group.values())
+        model = create(setting, inputs.params, dtype=dtype)
+        if rounded is not None:
+            model.rounded = rounded
+        state = {n: a if a.dtype.kind in "ic" else a.astype(DTYPES[dtype]) for n, a in inputs.state.items()}
+        dropout = None if inputs.dropout is None else [m.astype(DTYPES[dtype]) for m in inputs.dropout]
+        tokens = inputs.arrays["tokens"]
+        if tokens.dtype.kind not in "iuc":
+            tokens = tokens.astype(DTYPES[dtype])
+        read = (tokens, state, inputs.reset, inputs.valid)
+        if complex_step:
+            # NaN in a padded frame never reaches a result, but NumPy says that it met one
+            with np.errstate(invalid="ignore"):
+                return model.forward(*read, form=form, dropout=dropout)  # pyright: ignore[reportArgumentType]
+        return model.forward(*read, form=form, dropout=dropout)  # pyright: ignore[reportArgumentType]
+
+
+class OpCase(Case):
+    """One op. Its arrays are its own arguments: `sequence` names [B, T, …], the state is `initial_state`."""
+
+    level = "op"
+    op: str
+    module: Any  # the spec's
+    narrow: tuple[str, ...] = ("x",)  # arguments in the compute dtype; the others are in the state dtype
+
+    def setting(self, draw: Draw) -> dict[str, Any]:
+        return dict(self.variants[draw.variant])
+
+    def fresh_state(self, setting: Any, params: Arrays, batch: int, length: int, dtype: str) -> Arrays:
+        return {"initial_state": np.zeros((batch, self.width), DTYPES[state_dtype(dtype)])}
+
+    width = 5
+
+    def random_state(self, draw: Draw, inputs: Inputs) -> Arrays:
+        old = inputs.state["initial_state"]
+        return {"initial_state": draw.generator("state").normal(size=old.shape).astype(old.dtype)}
+
+    def cast(self, arrays: Arrays, dtype: str) -> Arrays:
+        """Arguments as an implementation gets them."""
+        return {
+            name: a.astype(DTYPES[dtype]) if name in self.narrow else numerics.representable(a, state_dtype(dtype))
+            for name, a in arrays.items()
+        }
+
+    def spoil(self, draw: Draw, inputs: Inputs, where: np.ndarray) -> Inputs:
+        nan = {
+            name: np.where(where.reshape(where.shape + (1,) * (a.ndim - 2)), np.asarray(np.nan, a.dtype), a)
+            for name, a in inputs.arrays.items()
+        }
+        return inputs.replace(arrays=nan)
+
+    def reference(self, setting: dict[str, Any], inputs: Inputs, form: str, dtype: str = "float64", rounded: Any = None) -> Output:
+        def wide(a: np.ndarray) -> np.ndarray:
+            return a if a.dtype.kind == "c" else a.astype(DTYPES[dtype])
+
+        arrays = {name: wide(a) for name, a in inputs.arrays.items()}
+        with np.errstate(invalid="ignore"):  # NaN where a token is not valid
+            o, last = getattr(self.module, form)(
+                **arrays, initial_state=wide(inputs.state["initial_state"]), reset=inputs.reset, valid=inputs.valid, **setting
+            )
+        return o, {"initial_state": last}
+
+    def terms(self, inputs: Inputs) -> Inputs:
+        """Inputs on which the op yields the sum of the absolute values of its terms."""
+        raise NotImplementedError
+
+    def steepest(self, inputs: Inputs) -> Inputs:
+        """Inputs on which the op's Jacobian bounds, up to a factor of two, the terms of its gradients."""
+        raise NotImplementedError

@@ -1,0 +1,195 @@
+"""CRAM before the court: its two ops and its models, both schemes."""
+
+from __future__ import annotations
+
+import numpy as np
+from unisono_spec.contract.cram import CRAMConfig
+from unisono_spec.contract.errors import InputError
+from unisono_spec.ops import decayed_sum, weighted_sum
+
+from unisono_conformance import numerics
+from unisono_conformance.cases.base import ModelCase, OpCase
+from unisono_conformance.cases.cram_laws import DECAYED_LAWS, MODEL_LAWS, WEIGHTED_LAWS
+from unisono_conformance.cases.draw import Draw
+from unisono_conformance.cases.inputs import Arrays, Inputs
+from unisono_conformance.cases.pairwise import pairwise
+
+REGIMES = ("tame", "near_one", "forgetting", "saturated", "offset", "large")
+NEAR_ONE, FORGETTING = 0.999, 0.001
+
+
+class DecayedSum(OpCase):
+    name, arch, op, module = "cram/decayed_sum", "cram", "decayed_sum", decayed_sum
+    variants = {"half": {"decay": 0.5}, "slow": {"decay": NEAR_ONE}, "fast": {"decay": FORGETTING}}
+    defaults = ("half", "slow")
+    regimes = ("tame", "saturated", "offset", "large")
+    laws = DECAYED_LAWS
+
+    def inputs(self, draw: Draw, dtype: str) -> Inputs:
+        x = _bend(draw, draw.generator("x").normal(size=(draw.batch, draw.length, self.width)))
+        return Inputs(self.cast({"x": x}, dtype), self.fresh_state(None, {}, draw.batch, draw.length, dtype))
+
+    def flip(self, setting: dict, inputs: Inputs, time: int) -> Inputs:
+        return _push(inputs, time)
+
+    def reach(self, setting: dict, dtype: str) -> int | None:
+        return numerics.visible_reach(setting["decay"], 0.5, dtype)
+
+    def terms(self, inputs: Inputs) -> Inputs:
+        """σ(x) = ½ + ½tanh(x/2) has the terms ½ and ½|tanh(x/2)|, which add up to σ(|x|)."""
+        return _absolute(inputs)
+
+    def steepest(self, inputs: Inputs) -> Inputs:
+        """σ' is largest at 0."""
+        return inputs.replace(arrays={"x": np.zeros_like(inputs.arrays["x"])})
+
+
+class WeightedSum(OpCase):
+    name, arch, op, module = "cram/weighted_sum", "cram", "weighted_sum", weighted_sum
+    variants = {"inclusive": {"exclusive": False}, "exclusive": {"exclusive": True}}
+    defaults = ("inclusive", "exclusive")
+    regimes = ("tame", "saturated", "offset", "large")
+    laws = WEIGHTED_LAWS
+
+    def inputs(self, draw: Draw, dtype: str) -> Inputs:
+        random = draw.generator("x")
+        x = _bend(draw, random.normal(size=(draw.batch, draw.length, self.width)))
+        s = random.normal(size=(draw.batch, draw.length))
+        if draw.regime == "large":
+            s = 1e4 * np.abs(s)  # a running sum beyond float16's largest number
+        return Inputs(self.cast({"x": x, "s": s}, dtype), self.fresh_state(None, {}, draw.batch, draw.length, dtype))
+
+    def flip(self, setting: dict, inputs: Inputs, time: int) -> Inputs:
+        return _push(inputs, time)
+
+    def reach(self, setting: dict, dtype: str) -> int | None:
+        return None
+
+    def reads_itself(self, setting: dict) -> bool:
+        return not setting["exclusive"]
+
+    def terms(self, inputs: Inputs) -> Inputs:
+        return _absolute(inputs)
+
+    def steepest(self, inputs: Inputs) -> Inputs:
+        """σ' is largest at 0, where σ is half its largest value."""
+        return inputs.replace(arrays={"x": np.zeros_like(inputs.arrays["x"]), "s": np.abs(inputs.arrays["s"])})
+
+
+class CRAM(ModelCase):
+    name = arch = "cram"
+    defaults = ("fixed", "adaptive")
+    regimes = (*REGIMES, "dropout")
+    laws = MODEL_LAWS
+    wide_regimes = ("offset", "saturated")
+
+    def __init__(self) -> None:
+        small = {"d_model": 5, "n_layers": 2, "ffn_mult": 2, "vocab_size": 7}
+        # a dropout rate in the config must not act in evaluation
+        self.variants = {
+            "fixed": CRAMConfig(**small, code_bits=5, dropout=0.25),
+            "adaptive": CRAMConfig(**small, scheme="adaptive", position_bits=3, tie_head=True, dropout=0.25),
+            **{f"fixed.{i}": CRAMConfig(**{**small, **row}) for i, row in enumerate(pairwise(FIXED, _accepted))},
+            **{f"adaptive.{i}": CRAMConfig(**{**small, **row}) for i, row in enumerate(pairwise(ADAPTIVE, _accepted))},
+        }
+
+    def setting(self, draw: Draw) -> CRAMConfig:
+        config: CRAMConfig = self.variants[draw.variant]
+        if config.scheme == "fixed" and draw.regime in ("near_one", "forgetting"):
+            return config.replace(decay=NEAR_ONE if draw.regime == "near_one" else FORGETTING)
+        return config
+
+    def bend(self, draw: Draw, params: Arrays) -> Arrays:
+        out = dict(params)
+        for name in params:
+            if name.endswith("score.2.bias") and draw.regime == "near_one":
+                out[name] = params[name] + 2.0  # everything is kept, with a large weight
+            if name.endswith(("score.2.weight", "score.2.bias")) and draw.regime == "forgetting":
+                out[name] = params[name] * 0.05  # hardly anything is
+            if name == "embedding.weight" and draw.regime in ("offset", "saturated", "large"):
+                out[name] = _bend(draw, params[name])
+            if name.endswith("norm.weight") and draw.regime == "large":
+                out[name] = 8.0 * params[name]
+        return out
+
+    def tokens(self, draw: Draw, config: CRAMConfig, random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+        if config.reads_frames:
+            return _bend(draw, random.normal(size=(*shape, config.frame_size)))
+        return random.integers(0, config.vocab_size, shape)
+
+    def random_state(self, draw: Draw, inputs: Inputs) -> Arrays:
+        random = draw.generator("state")
+        state: Arrays = {}
+        for name, a in inputs.state.items():
+            if name == "position":
+                state[name] = random.integers(0, 1000, a.shape).astype(a.dtype)
+            else:
+                state[name] = random.uniform(0, 1, a.shape).astype(a.dtype)
+        return state
+
+    def flip(self, setting: CRAMConfig, inputs: Inputs, time: int) -> Inputs:
+        tokens = inputs.arrays["tokens"].copy()
+        if setting.reads_frames:
+            return _push(inputs, time, "tokens")
+        tokens[:, time] = (tokens[:, time] + setting.vocab_size // 2) % setting.vocab_size
+        return inputs.replace(arrays={"tokens": tokens})
+
+    def reach(self, setting: CRAMConfig, dtype: str) -> int | None:
+        if setting.scheme == "adaptive":
+            return None
+        # one binary digit moves σ from ½ to 0.73
+        return numerics.visible_reach(setting.decay, 0.23, dtype)
+
+    def reads_itself(self, setting: CRAMConfig) -> bool:
+        return not setting.exclusive or setting.residual == "before"
+
+
+FIXED = {
+    "codes": ("binary", "frame", "embedding"),
+    "decay": (0.5, 0.9),
+    "tie_head": (False, True),
+    "head_bias": (False, True),
+    "n_layers": (0, 1, 2),
+    "frame_size": (0, 3),
+    "frame_head": ("bernoulli", "gaussian"),
+}
+ADAPTIVE = {
+    "scheme": ("adaptive",),
+    "n_layers": (1, 2),
+    "tie_head": (False, True),
+    "head_bias": (False, True),
+    "position_bits": (2, 5),
+    "k_scale": (0.0, 1.0),
+    "input_norm": (False, True),
+    "exclusive": (False, True),
+    "residual": ("before", "after"),
+}
+
+
+def _accepted(row: dict) -> bool:
+    try:
+        CRAMConfig(**row)
+    except InputError:
+        return False
+    return True
+
+
+def _bend(draw: Draw, x: np.ndarray) -> np.ndarray:
+    """What goes through σ, under the regime of `draw`."""
+    return {"saturated": 12 * x, "offset": x + 4, "large": 3 * x}.get(draw.regime, x)
+
+
+def _push(inputs: Inputs, time: int, name: str = "x") -> Inputs:
+    """Move the input at `time` to the other side of 0, far."""
+    x = inputs.arrays[name].copy()
+    x[:, time] = np.where(x[:, time] > 0, -6, 6)
+    return inputs.replace(arrays={**inputs.arrays, name: x})
+
+
+def _absolute(inputs: Inputs) -> Inputs:
+    return inputs.replace(
+        arrays={name: np.abs(a) for name, a in inputs.arrays.items()}, state={name: np.abs(a) for name, a in inputs.state.items()}
+    )
+
+
+CASES = (DecayedSum(), WeightedSum(), CRAM())

@@ -1,0 +1,34 @@
+"""What an example is drawn from: a small lattice of shapes, a seed, and a regime. Never elements."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Draw:
+    """Everything that an example is made of, besides its dtype. As JSON it is the reproduction of a failure."""
+
+    case: str
+    variant: str
+    regime: str = "tame"
+    batch: int = 2
+    length: int = 9
+    chunk_size: int = 4
+    seed: int = 0
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """A stream of its own for each purpose, so that asking for one array never moves another."""
+        words = (self.case, self.variant, self.regime, self.batch, self.length, purpose)
+        return np.random.Generator(np.random.Philox(key=[self.seed, zlib.crc32(repr(words).encode())]))
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Draw:
+        return cls(**json.loads(text))

@@ -1,0 +1,70 @@
+"""What was tried, and how close it came: filled by `judge`, read by the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from unisono_conformance.cases.draw import Draw
+from unisono_conformance.plan import Item, Profile, draws
+
+
+@dataclasses.dataclass
+class Line:
+    """One item's outcome. worst: the largest share of a budget that an error took, over its examples."""
+
+    item: Item
+    examples: int = 0
+    worst: float = 0.0
+    seconds: float = 0.0
+    outcome: str = "passed"
+    message: str = ""
+
+
+class Ledger:
+    def __init__(self) -> None:
+        self.lines: dict[str, Line] = {}
+        self.met: set[tuple[str, str]] = set()  # capabilities that an example met
+
+    def line(self, item: Item) -> Line:
+        return self.lines.setdefault(item.id, Line(item))
+
+    def record(self, item: Item, draw: Draw, worst: float) -> None:
+        line, b = self.line(item), item.bench
+        line.examples += 1
+        line.worst = max(line.worst, worst)
+        self.met |= {("dtype", b.dtype), ("form", b.form), ("device", b.device), ("implementation", b.implementation)}
+        self.met |= {(item.case.level, item.case.name.rpartition("/")[2])}
+        self.met |= {("claim", claim) for claim in item.prop.claims}
+
+    def unmet(self, items: list[Item]) -> list[str]:
+        """Capabilities that the items' implementation declares, within what was selected, and that no example met."""
+        if not items:
+            return ["nothing: no property was collected"]
+        can = items[0].bench.adapter.capabilities
+        claims = [name for name in ("step", "compiled", "exported", "empty_batch") if getattr(can, name)]
+        claims += ["gradient"] if any(i.bench.form in can.gradient_forms for i in items) else []
+        wanted = {("claim", name) for name in claims}
+        wanted |= {("model", m) for m in can.models} | {("op", o) for o in can.ops}
+        wanted |= {(k, getattr(i.bench, k)) for i in items for k in ("dtype", "form", "device", "implementation")}
+        return sorted(f"{kind} {name}" for kind, name in wanted - self.met)
+
+
+def judge(item: Item, profile: Profile, ledger: Ledger) -> None:
+    """Try the item's planned draws; raises Disagreement at the first that fails."""
+    start = time.perf_counter()
+    try:
+        for draw in draws(item, profile):
+            judge_one(item, draw, ledger)
+    finally:
+        ledger.line(item).seconds += time.perf_counter() - start
+
+
+def judge_one(item: Item, draw: Draw, ledger: Ledger) -> None:
+    line = ledger.line(item)
+    try:
+        trial = item.prop.judge(item.bench, draw)
+    except BaseException:
+        line.examples += 1
+        raise
+    ledger.record(item, draw, trial.worst)

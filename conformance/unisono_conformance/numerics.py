@@ -1,0 +1,124 @@
+"""The only place with a tolerance. docs/conformance.md tells the same derivation at leisure.
+
+**Ops.** A computed sum of n products errs by at most γ_n Σ|terms| (Higham, Accuracy and Stability, 2nd ed., section 3.1), and by
+about √n·u Σ|terms| when roundings are independent. Each element of an op's output is therefore held to
+
+    |y − y*| ≤ (c₁ · roundings · u(dtype) + c₂ · √T · u(state dtype)) · Σ|terms|
+
+where y* is the float64 spec on the inputs as the implementation gets them (already rounded to dtype), T the length of the sum, and
+`roundings` how often the contract lets a value be rounded to dtype: never for ξ and states, which are float32 or wider; once for a
+gradient that is handed back in the dtype of its input.
+
+c₁ = 2: rounding to nearest errs by at most u; once more for the value that is rounded, being off itself.
+c₂ = 8: a term (1−λ) λⁿ σ(x) takes about seven roundings (x/2, tanh or exp, sum, quotient; λⁿ; two products), and one to be added.
+Gradients run the chain twice, forward and backward: c₁ and c₂ are doubled.
+
+**Models.** A bound along a whole network is too wide to be useful, so rounding itself is asked what it costs: the spec is evaluated
+REALISATIONS times in float32, with each value that a layer hands on multiplied by 1 + u(dtype)·r, r uniform in [−1, 1] (Monte Carlo
+arithmetic: Parker 1997). A row (the logits of one token, or one row of a state) is held to SHARE = 2 times the largest error seen
+among its elements and the realisations, plus the floor of the op formula with one rounding, whose terms are the row's largest
+|y*|: no accident makes the budget smaller than the rounding of the answer. A row has one or two
+independent errors, so a single realisation can err by nearly nothing: the largest of 32 is rarely below 1.7 standard deviations.
+The realisations use the recurrent form, whose running sums err most (of long sequences, the parallel one).
+A float64 implementation is held to the float32 estimate times u(float64)/u(float32), since first-order errors scale with u, and
+that twice, in both formulas: y* is float64 too, and errs as much as what it judges.
+
+**Gradients of models** are judged by directional derivatives: the float64 spec by the complex step (no autodiff, no cancellation),
+its realisations in complex64, where the real and the imaginary part are perturbed apart.
+
+A budget above LIMIT of the row's scale would accept nonsense: it is an error of the test, not a pass.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from unisono_spec.contract.base import DTYPES, state_dtype
+
+# Unit roundoff: half the distance between 1 and the next number.
+U = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+
+C1, C2 = 2.0, 8.0
+GRADIENT = 2.0  # times both, for gradients
+SHARE = 2.0
+TWO_PARTIES = 2.0
+REALISATIONS, TOKENS = 32, 20_000  # of a long sequence, no more realisations than hold so many tokens, and at least 4
+LIMIT = 0.1
+
+# The complex step: Im f(x + ih)/h errs by O(h²). 2^-66 keeps products of two steps far below rounding, and one step above
+# underflow, in complex64 too.
+STEP = 2.0**-66
+
+
+class BudgetError(Exception):
+    """The budget is so wide that the comparison proves nothing: the test is wrong, not the implementation."""
+
+
+def formula(dtype: str, length: int, roundings: int = 0, gradient: bool = False) -> float:
+    """The factor of the row's sum of absolute terms."""
+    factor = C1 * roundings * U[dtype] + C2 * np.sqrt(max(length, 1)) * U[state_dtype(dtype)]
+    return float(factor * (GRADIENT if gradient else 1) * (TWO_PARTIES if dtype == "float64" else 1))
+
+
+def realisations(length: int) -> int:
+    return max(4, min(REALISATIONS, TOKENS // max(length, 1)))
+
+
+def perturbation(dtype: str, seed: int = 0):
+    """What the spec applies to each value that a layer hands on. Rows of a batch are independent realisations."""
+    random, u = np.random.Generator(np.random.Philox(seed)), U["float32" if dtype == "float64" else dtype]
+
+    def perturbed(x: np.ndarray) -> np.ndarray:
+        if x.dtype.kind == "c":
+            real, imag = (part * (1 + u * random.uniform(-1, 1, x.shape)) for part in (x.real, x.imag))
+            return (real + 1j * imag).astype(x.dtype)
+        return (x * (1 + u * random.uniform(-1, 1, x.shape))).astype(x.dtype)
+
+    return perturbed
+
+
+def scale_to(dtype: str) -> float:
+    """What an error estimated with float32 arithmetic is multiplied by."""
+    return TWO_PARTIES * U["float64"] / U["float32"] if dtype == "float64" else 1.0
+
+
+def estimate_dtype(dtype: str) -> str:
+    """Where errors are estimated: float64 implementations by float32 arithmetic."""
+    return "float32" if dtype == "float64" else dtype
+
+
+def row_budget(truth: np.ndarray, errors: np.ndarray, dtype: str, length: int, gradient: bool = False) -> np.ndarray:
+    """The budget of each row [..., 1] of `truth` [..., width], from the errors [realisation, ..., width]."""
+    largest = np.abs(errors).max((0, -1), initial=0)[..., None]
+    scale = np.abs(truth).max(-1, keepdims=True, initial=0)
+    return SHARE * largest * scale_to(dtype) + formula(dtype, length, 1, gradient) * scale
+
+
+def check_useful(budget: np.ndarray, scale: np.ndarray, what: str) -> None:
+    """Raise BudgetError where a budget exceeds LIMIT of the scale of what it judges."""
+    if budget.size and not (budget <= LIMIT * scale).all():
+        ratio = float(np.max(budget / np.maximum(scale, np.finfo(np.float64).tiny)))
+        raise BudgetError(f"{what}: the budget is {ratio:.2g} of the value, above {LIMIT}; choose inputs that say more")
+
+
+def share(found: np.ndarray, truth: np.ndarray, budget: np.ndarray) -> np.ndarray:
+    """|found − truth| / budget, elementwise; infinite where found is not finite, or errs without a budget."""
+    found = np.asarray(found).astype(np.float64)
+    budget = np.broadcast_to(budget, truth.shape)
+    error = np.abs(found - truth)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(error == 0, 0.0, error / budget)
+    return np.where(np.isfinite(found), ratio, np.inf)
+
+
+def representable(a: np.ndarray, dtype: str) -> np.ndarray:
+    """`a` rounded to `dtype`, held in the state dtype of `dtype`."""
+    return a.astype(DTYPES[dtype]).astype(DTYPES[state_dtype(dtype)])
+
+
+def visible_reach(decay: float, contrast: float, dtype: str) -> int:
+    """How many tokens back a change of `contrast` in one term still moves a decayed sum that lies in [½, 1).
+
+    The term weighs (1−λ)λⁿ·contrast; numbers in [½, 1) lie u(dtype) apart. Two tokens less than that count: the roundings
+    of the tokens since may have absorbed the last unit.
+    """
+    return max(1, int(np.floor(np.log(U[dtype] / ((1 - decay) * contrast)) / np.log(decay))) - 2)

@@ -1,0 +1,142 @@
+"""Which examples a property is tried on. A plan is a list of draws, the same every time; hypothesis adds others like them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from unisono_spec.contract.errors import InputError, nearest
+
+from unisono_conformance.adapter import Adapter, Capabilities
+from unisono_conformance.cases import cases
+from unisono_conformance.cases.base import Case
+from unisono_conformance.cases.draw import Draw
+from unisono_conformance.properties import PROPERTIES, Property
+from unisono_conformance.trial import Bench
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """How much is tried. every: one in so many of the configs beside the defaults (a Latin square over dtypes and forms)."""
+
+    name: str
+    every: int
+    regimes: int  # regimes a default config is tried under, in turn; the others get one
+    random: int  # examples that hypothesis adds
+    long_length: int
+    exhaustive: bool = False
+    derandomize: bool = True
+
+
+# dev: while writing. ci: sized for the time budget of `nox -s tests`. deep: as long as it likes. meta: what sabotages must not survive.
+PROFILES = {
+    "dev": Profile("dev", every=0, regimes=2, random=0, long_length=2_000),
+    "ci": Profile("ci", every=4, regimes=3, random=2, long_length=100_000),
+    "deep": Profile("deep", every=1, regimes=99, random=60, long_length=1_000_000, exhaustive=True, derandomize=False),
+    "meta": Profile("meta", every=0, regimes=99, random=0, long_length=300),
+}
+
+# Draws that once failed. They are tried first, under every dtype and form that the property covers.
+REMEMBERED: dict[str, tuple[Draw, ...]] = {}
+
+
+def profile(name: str) -> Profile:
+    if name not in PROFILES:
+        raise InputError(f"profile: {name!r} is unknown; {nearest(name, PROFILES)}")
+    return PROFILES[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One line of the judgement: a property of a case, in one dtype and form."""
+
+    prop: Property
+    case: Case
+    bench: Bench
+    turn: int  # which of the Latin square's turns it is
+
+    @property
+    def id(self) -> str:
+        b = self.bench
+        return "-".join((self.prop.label, self.case.name.replace("/", "."), b.dtype, b.form, b.implementation, b.device))
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What of an implementation's capabilities is judged; None is all of it."""
+
+    arch: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    form: str | None = None
+    implementation: str | None = None
+
+    def of(self, can: Capabilities) -> dict[str, tuple[str, ...]]:
+        """The chosen values; raises InputError for what is not declared. Device and implementation default to the first."""
+        declared = {"dtype": can.dtypes, "form": can.forms, "device": can.devices, "implementation": can.implementations}
+        chosen = {}
+        for name, values in declared.items():
+            wanted = getattr(self, name)
+            if wanted is not None and wanted not in values:
+                raise InputError(f"{name}: {wanted!r} is not declared by this implementation; {nearest(wanted, values)}")
+            chosen[name] = values if wanted is None and name in ("dtype", "form") else (wanted or values[0],)
+        archs = tuple(dict.fromkeys(case.arch for case in cases().values()))
+        if self.arch is not None and self.arch not in archs:
+            raise InputError(f"arch: {self.arch!r} is unknown; {nearest(self.arch, archs)}")
+        return {**chosen, "arch": archs if self.arch is None else (self.arch,)}
+
+
+def items(adapter: Adapter, selection: Selection, profile: Profile) -> list[Item]:
+    can, out = adapter.capabilities, []
+    chosen = selection.of(can)
+    for prop in PROPERTIES:
+        for case in cases().values():
+            known = case.name in can.models if case.level == "model" else case.name.rpartition("/")[2] in can.ops
+            if case.arch not in chosen["arch"] or not known or not prop.applies(case, can):
+                continue
+            turn = 0
+            for dtype in chosen["dtype"]:
+                if prop.dtypes is not None and dtype not in prop.dtypes:
+                    continue
+                forms = [f for f in chosen["form"] if f in prop.forms(can)]
+                for form in forms if prop.each_form else forms[:1]:
+                    bench = Bench(
+                        adapter, dtype, form, chosen["device"][0], chosen["implementation"][0], profile.long_length, profile.exhaustive
+                    )
+                    out.append(Item(prop, case, bench, turn))
+                    turn += 1
+    return out
+
+
+def regimes(item: Item) -> tuple[str, ...]:
+    prop, case, can = item.prop, item.case, item.bench.adapter.capabilities
+    names = [r for r in case.regimes if prop.regimes is None or r in prop.regimes]
+    if not (prop.dropout and can.dropout):
+        names = [r for r in names if r != "dropout"]
+    if item.bench.dtype in ("bfloat16", "float16"):
+        names = [r for r in names if r not in case.wide_regimes]
+    return tuple(names)
+
+
+def draws(item: Item, profile: Profile) -> list[Draw]:
+    """The draws that are always tried: each default config under some regimes, and the share of the other configs."""
+    case, shapes, names = item.case, lattice(item, profile), regimes(item)
+    out = [d for d in REMEMBERED.get(item.prop.label, ()) if d.case == case.name]
+    for i, variant in enumerate(case.defaults):
+        for j in range(min(profile.regimes, len(names))):
+            # the tame regime always, the others in turn
+            regime = names[0] if j == 0 else names[1 + (j - 1 + i + 2 * item.turn) % (len(names) - 1)]
+            batch, length, chunk = shapes[j % len(shapes)]
+            out.append(Draw(case.name, variant, regime, batch, length, chunk))
+    if item.prop.rows and profile.every:
+        others = [v for v in case.variants if v not in case.defaults]
+        for i, variant in enumerate(others):
+            if i % profile.every == item.turn % profile.every:
+                batch, length, chunk = shapes[0]
+                out.append(Draw(case.name, variant, names[i % len(names)], batch, length, chunk))
+    return out
+
+
+def lattice(item: Item, profile: Profile) -> tuple[tuple[int, int, int], ...]:
+    """The property's shapes; a length of 0 stands for the profile's long one, which loops over time do not get."""
+    long = profile.long_length if item.bench.form == "parallel" else min(profile.long_length, 500)
+    return tuple((batch, length or long, chunk) for batch, length, chunk in item.prop.shapes)

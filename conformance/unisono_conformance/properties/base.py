@@ -1,0 +1,44 @@
+"""What a property is: a label, a title, which draws it is tried on, and a check that raises Disagreement."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from unisono_conformance.adapter import Capabilities
+from unisono_conformance.cases.base import Case
+from unisono_conformance.trial import Bench, Trial
+
+Shape = tuple[int, int, int]  # batch, length, chunk size
+
+
+def _always(case: Case, capabilities: Capabilities) -> bool:
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Property:
+    """shapes: the lattice that draws take (B, T, C) from, the first for what is tried once only.
+
+    rows: whether every config is tried, or the defaults only. each_form: once for each declared form, or for the first.
+    dtypes: None for every declared one. regimes: None for the case's own.
+    """
+
+    label: str
+    title: str
+    check: Callable[[Trial], None]
+    shapes: tuple[Shape, ...] = ((2, 9, 4),)
+    rows: bool = False
+    each_form: bool = True
+    dtypes: tuple[str, ...] | None = None
+    regimes: tuple[str, ...] | None = None
+    dropout: bool = False  # whether dropout masks are among the regimes
+    forms: Callable[[Capabilities], tuple[str, ...]] = lambda can: can.forms
+    applies: Callable[[Case, Capabilities], bool] = _always
+    claims: tuple[str, ...] = ()  # capabilities that one example of it meets
+    random: bool = True  # whether hypothesis draws more examples
+
+    def judge(self, bench: Bench, draw) -> Trial:
+        trial = Trial(bench, draw, self.label, self.title)
+        self.check(trial)
+        return trial

@@ -1,0 +1,82 @@
+"""P5, P6: what an output depends on: the whole of its past, nothing of its future, nothing of other rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unisono_conformance.cases.inputs import stack
+from unisono_conformance.properties.base import Property
+from unisono_conformance.trial import Trial
+
+
+def full_lower_triangle(trial: Trial) -> None:
+    """Row j of a batch has token j changed; what then moves is column j of the dependency matrix."""
+    inputs = trial.running.rows([0])
+    length, case = inputs.length, trial.case
+    same = stack([inputs] * length)  # the same shape, since a row's bits may depend on where in a batch it stands
+    batch = stack([case.flip(trial.setting, inputs, j) for j in range(length)])
+    moved = np.abs(trial.forward(batch)[0].astype(np.float64) - trial.forward(same)[0].astype(np.float64)).max(-1)  # [token j, output t]
+    ((true, budget), _), ((true_same, budget_same), _) = trial.expected(batch), trial.expected(same)
+    should = np.abs(true - true_same).max(-1)
+    blur = np.broadcast_to(budget + budget_same, true.shape).max(-1)
+    itself = case.reads_itself(trial.setting)
+    for j in range(length):
+        for t in range(length):
+            if t < j or (t == j and not itself):
+                if moved[j, t] != 0:
+                    trial.fail(f"output {t} changes by {moved[j, t]:.3g} with token {j}, which it must not have read: not causal")
+            elif should[j, t] > 2 * blur[j, t] and moved[j, t] < should[j, t] - blur[j, t]:
+                trial.fail(
+                    f"output {t} changes by {moved[j, t]:.3g} with token {j}, the spec's by {should[j, t]:.3g}: it does not see its whole past"
+                )
+
+
+def reach(trial: Trial) -> None:
+    """Each token within the declared reach moves the final state by at least one bit."""
+    reach = trial.case.reach(trial.setting, trial.dtype)
+    inputs = trial.inputs.rows([0])
+    length = inputs.length if reach is None else min(reach, inputs.length)
+    inputs = inputs.part(inputs.length - length, inputs.length)
+    _, last = trial.forward(stack([trial.case.flip(trial.setting, inputs, j) for j in range(length)]))
+    _, same = trial.forward(stack([inputs] * length))
+    # of a model whose layers each hold a state, every one must see every token
+    for name, a in last.items():
+        for j in range(length) if a.dtype.kind == "f" else ():
+            if (a[j] == same[name][j]).all():
+                trial.fail(
+                    f"final state {name} has the same bits after another token {j}, {length - j} tokens before its end: declared reach {reach}"
+                )
+
+
+def rows_independent(trial: Trial) -> None:
+    """A row is what it would be alone, whatever its neighbours hold."""
+    inputs = trial.running
+    for row in range(inputs.batch):
+        others = np.ones((inputs.batch, inputs.length), bool)
+        others[row] = False
+        spoilt = trial.case.spoil(trial.draw, inputs, others)
+        state = {
+            name: np.where((np.arange(inputs.batch) == row).reshape(-1, *(1,) * (a.ndim - 1)), a, np.array(np.nan, a.dtype))
+            if a.dtype.kind == "f"
+            else a
+            for name, a in inputs.state.items()
+        }
+        o, last = trial.forward(spoilt.replace(state=state))
+        alone = inputs.rows([row])
+        found = (o[row : row + 1], {name: a[row : row + 1] for name, a in last.items()})
+        trial.agrees(found, alone, f"row {row} beside rows of NaN or garbage")
+
+
+PROPERTIES = (
+    Property(
+        "P5",
+        "full lower triangle",
+        full_lower_triangle,
+        shapes=((1, 12, 5),),
+        dtypes=("float64", "float32"),
+        regimes=("tame",),
+        random=False,
+    ),
+    Property("P5r", "declared reach", reach, shapes=((1, 50, 16),), dtypes=("float64", "float32"), regimes=("tame",), random=False),
+    Property("P6", "batch rows are independent", rows_independent, shapes=((3, 9, 4),), random=False),
+)

@@ -1,0 +1,107 @@
+"""P15, P17: packed and padded sequences, and sequences handed to another implementation half-way."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unisono_conformance.cases.inputs import Inputs, stack
+from unisono_conformance.properties.base import Property
+from unisono_conformance.trial import Trial
+
+
+def reset_separates(trial: Trial) -> None:
+    """Row r restarts at token r, the last row at several: each equals the separate sequences, judged without marks."""
+    one = trial.running.rows([0])
+    length = one.length
+    cuts = [{r} for r in range(length)] + [{1, 2, length // 2, length - 1}]
+    reset = np.array([[t in cut for t in range(length)] for cut in cuts])
+    batch = stack([one] * len(cuts))
+    found = trial.forward(batch.replace(reset=reset))
+    fresh = trial.case.fresh_state(trial.setting, trial.inputs.params, 1, trial.inputs.length, trial.dtype)
+    for row, cut in enumerate(cuts):
+        bounds = sorted({0, length} | cut)
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            alone = one.part(start, stop, fresh if start in cut else None)
+            o, state = trial.expected(alone)
+            what = f"row that restarts at {sorted(cut)}, tokens {start} to {stop - 1}"
+            trial.compare(found[0][row : row + 1, start:stop], *o, what)
+        last = {name: a[row : row + 1] for name, a in found[1].items()}
+        trial.agrees_state(last, state, what)
+
+
+def valid_is_absence(trial: Trial) -> None:
+    """Padding left, right, in the middle, everywhere and at random, filled with NaN or garbage, changes nothing."""
+    one = trial.running.rows([0])
+    length = one.length
+    keep = np.ones((5, length), bool)
+    keep[0, :3] = keep[1, -3:] = keep[2, 3:6] = keep[3] = False
+    keep[4] = trial.random("valid").random(length) < 0.5
+    batch = stack([one] * len(keep)).replace(valid=keep)
+    found = trial.forward(trial.case.spoil(trial.draw, batch, ~keep))
+    for row, what in enumerate(("left", "right", "in the middle", "everywhere", "at random")):
+        _present_equals_alone(trial, found, row, one, np.flatnonzero(keep[row]), f"padding {what}")
+
+
+def _present_equals_alone(trial: Trial, found, row: int, one: Inputs, present: np.ndarray, what: str) -> None:
+    last = {name: a[row : row + 1] for name, a in found[1].items()}
+    if not len(present):
+        for name, a in one.state.items():
+            trial.same_bits(last[name], a, f"{what}: final and initial state {name}")
+        return
+    alone = one.times(list(present))
+    o, state = trial.expected(alone)
+    trial.compare(found[0][row : row + 1][:, present], *o, what)
+    trial.agrees_state(last, state, what)
+
+
+def reset_and_valid(trial: Trial) -> None:
+    """Together: a reset acts before its token is read, also where that token is not valid."""
+    random, inputs = trial.random("both"), trial.running
+    shape = (inputs.batch, inputs.length)
+    marked = inputs.replace(reset=random.random(shape) < 0.3, valid=random.random(shape) < 0.6)
+    spoilt = trial.case.spoil(trial.draw, marked, ~marked.valid)  # pyright: ignore[reportOptionalOperand]
+    found = trial.forward(spoilt)
+    fresh = trial.case.fresh_state(trial.setting, trial.inputs.params, 1, trial.inputs.length, trial.dtype)
+    for row in range(inputs.batch):
+        one = inputs.rows([row])
+        reset, valid = marked.reset[row], marked.valid[row]  # pyright: ignore[reportOptionalSubscript]
+        state = {name: (a, np.zeros(a.shape)) for name, a in one.state.items()}
+        bounds = sorted({0, inputs.length, *np.flatnonzero(reset).tolist()})
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            first = fresh if reset[start] else one.state
+            present = start + np.flatnonzero(valid[start:stop])
+            state = {name: (a, np.zeros(a.shape)) for name, a in first.items()}
+            if len(present):
+                o, state = trial.expected(one.times(present.tolist()).replace(state=first))
+                trial.compare(
+                    found[0][row : row + 1][:, present], *o, f"row {row}, valid tokens {present.tolist()} after a reset at {start}"
+                )
+        trial.agrees_state({name: a[row : row + 1] for name, a in found[1].items()}, state, f"row {row}, reset and valid together")
+
+
+def handed_over(trial: Trial) -> None:
+    """The spec begins and the implementation ends, and the other way round."""
+    inputs, at = trial.running, trial.running.length // 2
+    first, rest = inputs.part(0, at), inputs.part(at, inputs.length)
+    _, state = trial.case.reference(trial.setting, first, "recurrent")
+    state = {name: a.astype(inputs.state[name].dtype) for name, a in state.items()}
+    rest = rest.replace(state=state)
+    trial.agrees(trial.forward(rest), rest, "the spec begins, the implementation ends")
+    o, between = trial.forward(first)
+    for name, a in between.items():
+        if a.dtype != state[name].dtype or a.shape != state[name].shape:
+            trial.fail(f"state {name} cannot be handed on: {a.dtype} {a.shape}, expected {state[name].dtype} {state[name].shape}")
+    rest = rest.replace(state=between)
+    trial.agrees((o, between), first, "the implementation begins")
+    wide, last = trial.case.reference(trial.setting, rest, "recurrent")
+    _, (whole, state) = None, trial.expected(inputs)
+    trial.compare(wide, whole[0][:, at:], whole[1][:, at:], "the implementation begins, the spec ends: o")
+    trial.agrees_state(last, state, "the implementation begins, the spec ends")
+
+
+PROPERTIES = (
+    Property("P15r", "reset equals separate sequences", reset_separates, shapes=((1, 9, 4), (1, 9, 64)), rows=True),
+    Property("P15v", "valid equals absence", valid_is_absence, shapes=((1, 9, 4),), rows=True),
+    Property("P15", "reset and valid together", reset_and_valid, shapes=((2, 9, 4),), rows=True),
+    Property("P17", "handed over in mid-sequence", handed_over, shapes=((2, 9, 4),), random=False),
+)

@@ -1,0 +1,50 @@
+"""P1–P4: equal to the spec, in every form, at any chunk size, split anywhere, and token by token."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unisono_conformance.properties.base import Property
+from unisono_conformance.trial import Trial
+
+
+def equals_spec(trial: Trial) -> None:
+    trial.agrees(trial.forward(trial.inputs), trial.inputs, "from the initial state")
+    trial.agrees(trial.forward(trial.running), trial.running, "from a running state")
+
+
+def forms_agree(trial: Trial) -> None:
+    """The truth is the recurrent form of the spec, whatever form and chunk size is judged."""
+    for chunk_size in (1, 2, 3, 5, 8, 64, 256) if trial.bench.form == "parallel" else (64,):
+        found = trial.forward(trial.running, chunk_size=chunk_size)
+        trial.agrees(found, trial.running, f"chunk size {chunk_size}")
+
+
+def splits_anywhere(trial: Trial) -> None:
+    inputs = trial.running
+    for at in sorted({1, inputs.length // 2, inputs.length - 1}):
+        first, state = trial.forward(inputs.part(0, at))
+        second, last = trial.forward(inputs.part(at, inputs.length, state))
+        trial.agrees((np.concatenate([first, second], 1), last), inputs, f"split before token {at}")
+
+
+def step_equals_forward(trial: Trial) -> None:
+    random, inputs = trial.random("marks"), trial.running
+    shape = (inputs.batch, inputs.length)
+    for marked in (inputs, inputs.replace(reset=random.random(shape) < 0.2, valid=random.random(shape) < 0.7)):
+        state, out = marked.state, []
+        for time in range(marked.length):
+            o, state = trial.step(marked, time, state)
+            out.append(o)
+        trial.agrees((np.stack(out, 1), state), marked, f"step by step{', with reset and valid' * (marked is not inputs)}")
+
+
+PROPERTIES = (
+    Property("P1", "equals the spec", equals_spec, shapes=((2, 9, 4), (1, 5, 64)), rows=True, dropout=True),
+    Property("P2", "forms agree at any chunk size", forms_agree, shapes=((2, 9, 4),), dropout=True, random=False),
+    Property("P3", "split anywhere and handed over", splits_anywhere, rows=True, dropout=True),
+    Property(
+        "P4", "step equals forward", step_equals_forward, rows=True, each_form=False,
+        applies=lambda case, can: can.step, claims=("step",),
+    ),
+)  # fmt: skip

@@ -1,0 +1,183 @@
+"""One example of one property: the implementation under judgement, its inputs, and the comparisons that can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+from unisono_spec.contract import DTYPES, state_dtype
+
+from unisono_conformance import numerics, truth
+from unisono_conformance.adapter import Adapter, Gradients, Model
+from unisono_conformance.cases import case as find_case
+from unisono_conformance.cases.base import Case, Output
+from unisono_conformance.cases.draw import Draw
+from unisono_conformance.cases.inputs import Arrays, Inputs
+
+
+class Disagreement(AssertionError):
+    """The implementation lacks a property."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What is judged: an implementation, and how it is asked to run."""
+
+    adapter: Adapter
+    dtype: str
+    form: str
+    device: str = "cpu"
+    implementation: str = "plain"
+    long_length: int = 2000  # of P10
+    exhaustive: bool = False  # every coordinate of every gradient
+
+
+class Trial:
+    """`inputs` are those of the draw, from the state before the first token and unmarked."""
+
+    def __init__(self, bench: Bench, draw: Draw, label: str, title: str) -> None:
+        self.bench, self.draw, self.label, self.title = bench, draw, label, title
+        self.case: Case = find_case(draw.case)
+        self.setting = self.case.setting(draw)
+        self.dtype = bench.dtype
+        self.worst = 0.0  # share of the budget
+        self._models: dict[int, tuple[Arrays, Model]] = {}
+
+    @functools.cached_property
+    def inputs(self) -> Inputs:
+        return self.case.inputs(self.draw, self.dtype)
+
+    @functools.cached_property
+    def running(self) -> Inputs:
+        """The inputs, from a state that a running sequence could have."""
+        return self.inputs.replace(state=self.case.random_state(self.draw, self.inputs))
+
+    @property
+    def is_op(self) -> bool:
+        return self.case.level == "op"
+
+    def random(self, purpose: str) -> np.random.Generator:
+        return self.draw.generator(purpose)
+
+    # the implementation
+
+    def model(self, params: Arrays) -> Model:
+        """Built once for each set of parameters."""
+        if id(params) not in self._models:
+            self._models[id(params)] = (params, self.build(params))
+        return self._models[id(params)][1]
+
+    def build(self, params: Arrays) -> Model:
+        b = self.bench
+        return b.adapter.build(self.setting, {n: p.copy() for n, p in params.items()}, b.dtype, b.device, b.implementation)
+
+    def forward(self, inputs: Inputs, form: str | None = None, chunk_size: int | None = None, model: Model | None = None) -> Output:
+        form, chunk = form or self.bench.form, chunk_size or self.draw.chunk_size
+        if self.is_op:
+            more = {"chunk_size": chunk} if form == "parallel" else {}
+            o, last = self._op(form, self._arguments(inputs), more)
+            return o, {"initial_state": last}
+        model = model or self.model(inputs.params)
+        read = (inputs.arrays["tokens"], inputs.state, inputs.reset, inputs.valid)
+        return model.forward(*read, form=form, chunk_size=chunk, dropout=inputs.dropout)
+
+    def step(self, inputs: Inputs, time: int, state: Arrays) -> Output:
+        marks = {n: None if m is None else m[:, time] for n, m in (("reset", inputs.reset), ("valid", inputs.valid))}
+        token = {name: a[:, time] for name, a in inputs.arrays.items()}
+        if self.is_op:
+            o, last = self._op("step", {**token, "state": state["initial_state"], **_present(marks)}, {})
+            return o, {"initial_state": last}
+        return self.model(inputs.params).step(token["tokens"], state, marks["reset"], marks["valid"])
+
+    def vjp(self, inputs: Inputs, do: np.ndarray, dstate: Arrays) -> Gradients:
+        b, form, chunk = self.bench, self.bench.form, self.draw.chunk_size
+        if not self.is_op:
+            read = (inputs.state, inputs.reset, inputs.valid)
+            return self.model(inputs.params).vjp(inputs.arrays["tokens"], do, dstate, *read, form=form, chunk_size=chunk)
+        settings = {**self.setting, **({"chunk_size": chunk} if form == "parallel" else {})}
+        arrays = self._arguments(inputs)
+        g = b.adapter.op_vjp(self.case.op, form, arrays, settings, do, dstate["initial_state"], b.device, b.implementation)  # pyright: ignore[reportAttributeAccessIssue]
+        return Gradients({}, {n: a for n, a in g.items() if n in inputs.arrays}, {n: a for n, a in g.items() if n in inputs.state})
+
+    def _arguments(self, inputs: Inputs) -> Arrays:
+        return {**inputs.arrays, **inputs.state, **_present({"reset": inputs.reset, "valid": inputs.valid})}
+
+    def _op(self, form: str, arrays: Arrays, more: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        b = self.bench
+        return b.adapter.op(self.case.op, form, arrays, {**self.setting, **more}, b.device, b.implementation)  # pyright: ignore[reportAttributeAccessIssue]
+
+    # comparisons
+
+    def expected(self, inputs: Inputs) -> truth.Expected:
+        return truth.expected(self.case, self.setting, inputs, self.dtype)
+
+    def agrees(self, found: Output, inputs: Inputs, what: str) -> None:
+        """Outputs (of a model: where valid) and final state equal the spec's."""
+        o, state = self.expected(inputs)
+        where = None if self.is_op else inputs.valid
+        self.compare(found[0], *o, f"{what}: {'o' if self.is_op else 'logits'}", where)
+        self.agrees_state(found[1], state, what)
+
+    def agrees_state(self, found: Arrays, state: dict[str, tuple[np.ndarray, np.ndarray]], what: str) -> None:
+        if set(found) != set(state):
+            self.fail(f"{what}: the state has the names {sorted(found)}, expected {sorted(state)}")
+        for name, (true, budget) in state.items():
+            self.compare(found[name], true, budget, f"{what}: final state {name}")
+
+    def compare(self, found: np.ndarray, true: np.ndarray, budget: np.ndarray, what: str, where: np.ndarray | None = None) -> None:
+        """Elementwise within the budget; `where` [B, T] picks the tokens that count."""
+        found = np.asarray(found)
+        if found.shape != true.shape:
+            self.fail(f"{what} has shape {found.shape}, expected {true.shape}")
+        ratio = numerics.share(found, true, budget)
+        if where is not None:
+            ratio = np.where(where.reshape(where.shape + (1,) * (ratio.ndim - 2)), ratio, 0)
+        if ratio.size == 0:
+            return
+        self.worst = max(self.worst, float(ratio.max()))
+        if not ratio.max() <= 1:
+            at = tuple(int(i) for i in np.unravel_index(ratio.argmax(), ratio.shape))
+            limit = np.broadcast_to(budget, true.shape)[at]
+            bad = int((ratio > 1).sum())
+            self.fail(
+                f"{what} at {list(at)} is {float(found[at]):.9g}, the spec says {float(true[at]):.9g}: off by {ratio.max():.3g} times the "
+                f"budget of {float(limit):.3g}; {bad} of {ratio.size} elements are out"
+            )
+
+    def same_bits(self, a: np.ndarray, b: np.ndarray, what: str) -> None:
+        a, b = np.asarray(a), np.asarray(b)
+        if a.shape != b.shape or a.dtype != b.dtype or a.tobytes() != b.tobytes():
+            self.fail(f"{what} differ in their bits (shapes {a.shape}, {b.shape}; dtypes {a.dtype}, {b.dtype})")
+
+    def fail(self, message: str) -> None:
+        b = self.bench
+        command = f"python -m unisono_conformance.replay --impl {b.adapter.name} --property {self.label} --dtype {b.dtype} --form {b.form}"
+        if b.device != "cpu" or b.implementation != "plain":
+            command += f" --device {b.device} --implementation {b.implementation}"
+        raise Disagreement(
+            f"{self.label} {self.title} (docs/conformance.md#{self.label.lower()})\n"
+            f"  {b.adapter.name}, {self.draw.case}, {self.draw.variant}: {self.setting}\n  {message}\n"
+            f"  reproduce: {command} --draw '{self.draw.to_json()}'"
+        )
+
+    # cotangents
+
+    def cotangents(self, inputs: Inputs) -> tuple[np.ndarray, Arrays]:
+        """Random cotangents that dtype represents, 0 where a model's output is not valid."""
+        (o, _), state = self.expected(inputs)
+        do = self.random("do").normal(size=o.shape)
+        do = do.astype(DTYPES[state_dtype(self.dtype)] if self.is_op else DTYPES[self.dtype])
+        if inputs.valid is not None and not self.is_op:
+            do = np.where(inputs.valid.reshape(inputs.valid.shape + (1,) * (do.ndim - 2)), do, np.zeros((), do.dtype))
+        dstate = {
+            name: self.random(f"d {name}").normal(size=a.shape).astype(DTYPES[state_dtype(self.dtype)])
+            for name, (a, _) in state.items()
+            if a.dtype.kind == "f"
+        }
+        return do, dstate
+
+
+def _present(arrays: dict[str, np.ndarray | None]) -> Arrays:
+    return {name: a for name, a in arrays.items() if a is not None}
