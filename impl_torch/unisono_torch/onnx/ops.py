@@ -1,103 +1,220 @@
-"""The sequence ops in the form that an exported graph holds: any T ≥ 1 and any B, at a cost linear in T.
+"""The sequence ops as ONNX functions: any T ≥ 1 and any B, at a cost linear in T and with a carry of constant size.
 
-Tracing freezes Python loops at the traced length, so the plain forms' loop over chunks cannot be exported. Here tokens are cut into
-N = ⌈T/C⌉ chunks of C = min(T, CHUNK), all sums within chunks are one masked matmul, and an ONNX Scan of N small steps carries the
-state from chunk to chunk. At T = 1 all of it shrinks to one token: the same graph decodes without padding.
+While torch traces a model for export, each sequence op leaves one node of the domain "unisono", which `inline` then replaces by
+standard operators. So the tracer meets no arithmetic on lengths, which it would freeze at the traced length or take minutes over.
 
-`torch.onnx.is_in_onnx_export()` selects these forms in `unisono_torch.ops`. They run in eager mode too.
-
-Shapes: x [B, T, D], s [B, T], initial_state [B, D], reset and valid [B, T] bool. Each returns (output, final state).
+Tokens are cut into N = ⌈T/C⌉ chunks of C = min(T, 64). Sums inside chunks are one masked matmul; a Scan of N small steps carries the
+state from chunk to chunk. At T = 1 all of it shrinks to one token: the same graph decodes, without padding.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan  # exported as ONNX Scan; torch has no public name for it yet
-from torch.nn import functional as F
 
-CHUNK = 64
+DOMAIN = "unisono"
+_HEAD = f'<domain: "{DOMAIN}", opset_import: ["": 23, "{DOMAIN}": 1]>'
+
+# In ONNX's own notation; each is `name <attributes> (inputs) => (outputs)`.
+FUNCTIONS = (
+    # x [B, T, …] → y [B, N, C, …], padded by zeros
+    """Cut (x) => (y) {
+        zero = Constant <value_ints: ints = [0]> ()
+        one = Constant <value_ints: ints = [1]> ()
+        limit = Constant <value_ints: ints = [64]> ()
+        length = Shape <start: int = 1, end: int = 2> (x)
+        chunk = Min (length, limit)
+        up = Sub (chunk, one)
+        most = Add (length, up)
+        n = Div (most, chunk)
+        whole = Mul (n, chunk)
+        behind = Sub (whole, length)
+        pads = Concat <axis: int = 0> (zero, behind)
+        nothing = Constant <value_int: int = 0> ()
+        filling = CastLike (nothing, x)
+        padded = Pad (x, pads, filling, one)
+        rest = Shape <start: int = 2> (x)
+        shape = Concat <axis: int = 0> (zero, n, chunk, rest)
+        y = Reshape (padded, shape)
+    }""",
+    # y [B, N, C, D], valid [B, T] → x [B, T, D]
+    """Join (y, valid) => (x) {
+        zero = Constant <value_ints: ints = [0]> ()
+        one = Constant <value_ints: ints = [1]> ()
+        free = Constant <value_ints: ints = [-1]> ()
+        width = Shape <start: int = 3> (y)
+        shape = Concat <axis: int = 0> (zero, free, width)
+        long = Reshape (y, shape)
+        length = Shape <start: int = 1, end: int = 2> (valid)
+        x = Slice (long, zero, length, one)
+    }""",
+    # reset [B, T] → which tokens each token sums [B, N, C, C], query by key, and whether it still reads the carry [B, N, C, 1]
+    """Reads <exclusive> (reset) => (reads, kept) {
+        number = Cast <to: int = 6> (reset)
+        cut = Cut (number)
+        two = Constant <value_int: int = 2> ()
+        segment = CumSum (cut, two)
+        last = Constant <value_ints: ints = [3]> ()
+        third = Constant <value_ints: ints = [2]> ()
+        query = Unsqueeze (segment, last)
+        key = Unsqueeze (segment, third)
+        same = Equal (query, key)
+        nothing = Constant <value_int: int = 0> ()
+        step = Constant <value_int: int = 1> ()
+        size = Shape <start: int = 2> (segment)
+        scalar = Squeeze (size)
+        index = Range (nothing, scalar, step)
+        apart = Constant <value_int: int = @exclusive> ()
+        latest = Sub (index, apart)
+        back = Constant <value_ints: ints = [1]> ()
+        row = Unsqueeze (latest, back)
+        earlier = GreaterOrEqual (row, index)
+        reads = And (same, earlier)
+        none = CastLike (nothing, segment)
+        kept = Equal (query, none)
+    }""",
+    # x [B, N, C, D] → its last row in each chunk, time first [N, B, D]
+    """Last (x) => (y) {
+        end = Constant <value_int: int = -1> ()
+        rows = Gather <axis: int = 2> (x, end)
+        y = Transpose <perm: ints = [1, 0, 2]> (rows)
+    }""",
+    # kept [B, N, C, 1], factor [N, B, 1], own [N, B, D], state [B, D] → the state before each chunk [B, N, 1, D], and after the last
+    """Carry (kept, factor, own, state) => (before, final) {
+        keep = Last (kept)
+        final, each = Scan <num_scan_inputs: int = 3, body: graph = chunk (carry, keep_n, factor_n, own_n) => (next, now) {
+            nothing = Constant <value_int: int = 0> ()
+            zero = CastLike (nothing, carry)
+            scaled = Mul (carry, factor_n)
+            held = Where (keep_n, scaled, zero)
+            next = Add (held, own_n)
+            now = Identity (carry)
+        }> (state, keep, factor, own)
+        rows = Transpose <perm: ints = [1, 0, 2]> (each)
+        two = Constant <value_ints: ints = [2]> ()
+        before = Unsqueeze (rows, two)
+    }""",
+    # ξ_t = Σ_{j≤t} (1−λ) λ^{n_t−n_j} σ(x_j) + λ^{n_t} ξ_{−1}, n counting valid tokens; rate is log λ, gain 1−λ
+    """DecayedSum <rate, gain> (x, initial, reset, valid) => (xi, final) {
+        nothing = Constant <value_float: float = 0.0> ()
+        depth = Constant <value_ints: ints = [2]> ()
+        read = Unsqueeze (valid, depth)
+        sigma = Sigmoid (x)
+        scale = Constant <value_float: float = @gain> ()
+        scaled = Mul (sigma, scale)
+        masked = Where (read, scaled, nothing)
+        u = Cut (masked)
+        one = Cast <to: int = 1> (read)
+        ones = Cut (one)
+        along = Constant <value_int: int = 2> ()
+        n = CumSum (ones, along)
+        reads, kept = Reads <exclusive: int = 0> (reset)
+        rows = Transpose <perm: ints = [0, 1, 3, 2]> (n)
+        gap = Sub (n, rows)
+        power = Where (reads, gap, nothing)
+        log = Constant <value_float: float = @rate> ()
+        exponent = Mul (power, log)
+        decayed = Exp (exponent)
+        weight = Where (reads, decayed, nothing)
+        inner = MatMul (weight, u)
+        own = Last (inner)
+        whole = Mul (n, log)
+        fade = Exp (whole)
+        factor = Last (fade)
+        before, final = Carry (kept, factor, own, initial)
+        faded = Mul (fade, before)
+        carried = Where (kept, faded, nothing)
+        y = Add (inner, carried)
+        xi = Join (y, valid)
+    }""",
+    # ξ_t = ξ_{−1} + Σ_{j≤t} s_j σ(x_j), or j<t if exclusive
+    """WeightedSum <exclusive> (x, s, initial, reset, valid) => (xi, final) {
+        nothing = Constant <value_float: float = 0.0> ()
+        depth = Constant <value_ints: ints = [2]> ()
+        read = Unsqueeze (valid, depth)
+        weight = Unsqueeze (s, depth)
+        sigma = Sigmoid (x)
+        term = Mul (weight, sigma)
+        masked = Where (read, term, nothing)
+        xi, final = SegmentedSum <exclusive: int = @exclusive> (masked, initial, reset, valid)
+    }""",
+    # v [B, T, D] → its sums since the last reset, of int32 or float32
+    """SegmentedSum <exclusive> (v, initial, reset, valid) => (xi, final) {
+        u = Cut (v)
+        f = Cast <to: int = 1> (u)
+        reads, kept = Reads <exclusive: int = @exclusive> (reset)
+        mask = Cast <to: int = 1> (reads)
+        sums = MatMul (mask, f)
+        inner = CastLike (sums, v)
+        all, unused = Reads <exclusive: int = 0> (reset)
+        full = Cast <to: int = 1> (all)
+        end = Constant <value_ints: ints = [-1]> ()
+        row = Gather <axis: int = 2> (full, end)
+        total = MatMul (row, f)
+        typed = CastLike (total, v)
+        own = Last (typed)
+        always = CastLike (kept, v)
+        factor = Last (always)
+        before, final = Carry (kept, factor, own, initial)
+        nothing = Constant <value_int: int = 0> ()
+        zero = CastLike (nothing, v)
+        carried = Where (kept, before, zero)
+        y = Add (inner, carried)
+        xi = Join (y, valid)
+    }""",
+    # valid tokens read before each token [B, T] int32; counts within a chunk are at most 64, so exact in float32
+    """Position (initial, reset, valid) => (position, final) {
+        one = Constant <value_ints: ints = [1]> ()
+        two = Constant <value_ints: ints = [2]> ()
+        number = Cast <to: int = 6> (valid)
+        v = Unsqueeze (number, two)
+        start = Unsqueeze (initial, one)
+        count, end = SegmentedSum <exclusive: int = 1> (v, start, reset, valid)
+        position = Squeeze (count, two)
+        final = Squeeze (end, one)
+    }""",
+)
 
 
 def decayed_sum(x: Tensor, decay: float, initial_state: Tensor, reset: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """ξ_t = λ ξ_{t−1} + (1−λ) σ(x_t); see `unisono_torch.ops.decayed_sum`."""
-    length = x.shape[1]
-    cut = _Cut(length)
-    u = cut(torch.where(valid[..., None], torch.sigmoid(x).to(initial_state.dtype), 0))  # [B, N, C, D]
-    n = cut(valid.to(torch.int32)).cumsum(2, dtype=torch.int32)  # [B, N, C]
-    segment = cut(reset.to(torch.int32)).cumsum(2, dtype=torch.int32)  # [B, N, C]
-    reads = _reads(segment)
-    # λ^n as exp(n log λ), with log λ from float64: powers stay right to float32 also where λ is near 1
-    rate = math.log(decay)
-    power = torch.where(reads, n[..., :, None] - n[..., None, :], 0).to(u.dtype)
-    xi = torch.where(reads, (1 - decay) * torch.exp(rate * power), 0) @ u
-    kept = segment == 0
-    before, final = _carry(kept[:, :, -1], torch.exp(rate * n[:, :, -1].to(u.dtype)), xi[:, :, -1], initial_state)
-    factor = torch.exp(rate * n.to(u.dtype))[..., None]
-    return cut.join(xi + torch.where(kept[..., None], factor * before[:, :, None], 0)), final
+    """The node that stands for `unisono_torch.ops.decayed_sum.parallel`."""
+    # log λ from float64: powers stay right to float32 where λ is near 1
+    attributes = {"rate": math.log(decay), "gain": 1 - decay}
+    return _node("DecayedSum", (x, initial_state, reset, valid), attributes, x, initial_state)
 
 
-def weighted_sum(
-    x: Tensor, s: Tensor, initial_state: Tensor, reset: Tensor, valid: Tensor, exclusive: bool = False
-) -> tuple[Tensor, Tensor]:
-    """ξ_t = ξ_{t−1} + s_t σ(x_t); see `unisono_torch.ops.weighted_sum`."""
-    cut = _Cut(x.shape[1])
-    u = cut(torch.where(valid[..., None], s[..., None].to(initial_state.dtype) * torch.sigmoid(x).to(initial_state.dtype), 0))
-    segment = cut(reset.to(torch.int32)).cumsum(2, dtype=torch.int32)  # [B, N, C]
-    xi = _reads(segment, exclusive).to(u.dtype) @ u  # [B, N, C, D]
-    kept = segment == 0
-    own = xi[:, :, -1] + u[:, :, -1] if exclusive else xi[:, :, -1]
-    before, final = _carry(kept[:, :, -1], torch.ones_like(own[..., 0]), own, initial_state)
-    return cut.join(xi + torch.where(kept[..., None], before[:, :, None], 0)), final
+def weighted_sum(x: Tensor, s: Tensor, initial_state: Tensor, reset: Tensor, valid: Tensor, exclusive: bool) -> tuple[Tensor, Tensor]:
+    """The node that stands for `unisono_torch.ops.weighted_sum.parallel`."""
+    return _node("WeightedSum", (x, s, initial_state, reset, valid), {"exclusive": int(exclusive)}, x, initial_state)
 
 
 def position(initial_state: Tensor, reset: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """How many valid tokens each sequence held before each token: [B, T] int32. initial_state [B] int32.
-
-    A segmented count, by the same masked matmul as `weighted_sum`: at most C in float32, so exact, and int32 between chunks.
-    """
-    cut = _Cut(valid.shape[1])
-    one = cut(valid.to(torch.float32))[..., None]  # [B, N, C, 1]
-    segment = cut(reset.to(torch.int32)).cumsum(2, dtype=torch.int32)  # [B, N, C]
-    before = (_reads(segment, exclusive=True).to(torch.float32) @ one).to(torch.int32)
-    kept = segment == 0
-    own = before[:, :, -1] + one[:, :, -1].to(torch.int32)
-    carried, final = _carry(kept[:, :, -1], torch.ones_like(own[..., 0]), own, initial_state[:, None])
-    return cut.join(before + torch.where(kept[..., None], carried[:, :, None], 0))[..., 0], final[:, 0]
+    """The node that stands for `unisono_torch.ops.position.parallel`."""
+    return _node("Position", (initial_state, reset, valid), {}, valid, initial_state)
 
 
-class _Cut:
-    """Cuts [B, T, …] into chunks [B, N, C, …], zeros behind, and joins them again."""
-
-    def __init__(self, length: Any) -> None:
-        self.length = length
-        self.chunk = torch.sym_min(length, CHUNK)
-        self.n = (length + self.chunk - 1) // self.chunk
-
-    def __call__(self, x: Tensor) -> Tensor:
-        padding = self.n * self.chunk - self.length
-        return F.pad(x, (*(0, 0) * (x.ndim - 2), 0, padding)).reshape(x.shape[0], self.n, self.chunk, *x.shape[2:])
-
-    def join(self, x: Tensor) -> Tensor:
-        return x.flatten(1, 2)[:, : self.length]
+def _node(name: str, inputs: tuple[Tensor, ...], attributes: dict[str, Any], like: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    out = torch.onnx.ops.symbolic_multi_out(
+        f"{DOMAIN}::{name}", inputs, attributes, dtypes=(state.dtype, state.dtype), shapes=(like.shape, state.shape), version=1
+    )
+    return out[0], out[1]
 
 
-def _reads(segment: Tensor, exclusive: bool = False) -> Tensor:
-    """segment [B, N, C]: resets since the chunk began → which tokens each one sums, [B, N, C, C], query by key."""
-    index = torch.arange(segment.shape[2], device=segment.device)
-    earlier = index[:, None] > index if exclusive else index[:, None] >= index
-    return (segment[..., :, None] == segment[..., None, :]) & earlier
+def inline(model: Any) -> Any:
+    """`model` (an onnx.ModelProto) with every node of the domain "unisono" replaced by standard operators, equal ones shared."""
+    import onnx_ir as ir
+    from onnx import inliner, parser
+    from onnx_ir.passes import common
 
-
-def _carry(kept: Tensor, factor: Tensor, own: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """kept, factor [B, N], own [B, N, D], state [B, D] → the state before each chunk [B, N, D], and after the last [B, D]."""
-
-    def chunk(carry: Tensor, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        keep, scale, add = given
-        return torch.where(keep, scale * carry, 0) + add, carry.clone()
-
-    final, before = scan(chunk, state, (kept.T[..., None], factor.T[..., None], own.transpose(0, 1)), dim=0)
-    return before.transpose(0, 1), final
+    # calls of one another are written without the domain
+    calls = re.compile(rf"= (?=({'|'.join(text.split(maxsplit=1)[0] for text in FUNCTIONS)}) )")
+    model.functions.extend(parser.parse_function(_HEAD + calls.sub(f"= {DOMAIN}.", text)) for text in FUNCTIONS)
+    model = ir.from_proto(inliner.inline_local_functions(model))
+    common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    model.opset_imports.pop(DOMAIN, None)
+    return ir.to_proto(model)

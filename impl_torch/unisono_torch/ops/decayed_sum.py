@@ -57,6 +57,10 @@ def parallel(
 
     n counts the valid tokens read; a reset cuts both terms.
     """
+    if torch.onnx.is_in_onnx_export():
+        from unisono_torch.onnx import ops as graph
+
+        return graph.decayed_sum(x, decay, initial_state, reset, valid)
     if use_triton(implementation, x.device):
         from unisono_torch.kernels.decayed_sum import decayed_sum
 
