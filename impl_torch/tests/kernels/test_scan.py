@@ -1,0 +1,183 @@
+"""The kernels against a float64 fold: values, all gradients, bits, bad input."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import pytest
+import torch
+from unisono_spec.contract import InputError
+
+pytest.importorskip("triton")
+
+from unisono_torch.kernels import available, operator
+from unisono_torch.kernels.decayed_sum import decayed_sum
+from unisono_torch.kernels.weighted_sum import weighted_sum
+
+from .reference import Case, absolute, bound, differentiate, draw_cases, fold, inputs
+
+SMALL = draw_cases(0, 24, batches=(1, 2, 3), lengths=(1, 7, 8, 33, 50, 72), widths=(1, 3, 16, 20, 33), shortest=(8, 16, 4096))
+# with one long enough for a halo in float32 at λ = ½
+SMALL.append(Case(1, 200, 5, torch.float32, 0.5, False, True, True, False, 128))
+LARGE = draw_cases(1, 96, batches=(1, 2, 5), lengths=(1, 17, 255, 1000, 2048), widths=(1, 8, 60, 128, 300, 1060), shortest=(16, 64, 256, 4096))
+
+
+def kernel(case: Case, x, s, initial, reset, valid, out_dtype=None):
+    if case.decay is None:
+        return weighted_sum(x, s, initial, reset, valid, case.exclusive, out_dtype)
+    return decayed_sum(x, case.decay, initial, reset, valid, out_dtype)
+
+
+@pytest.fixture(autouse=True)
+def _poison_and_cut(request, monkeypatch):
+    """Fresh memory holds NaN; segments are as short as the case says."""
+    case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
+    if case:
+        monkeypatch.setattr(operator, "SHORTEST", case.shortest)
+        monkeypatch.setattr(operator, "PROGRAMS", 1 << 20)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def check(case: Case, device: str, out_dtype: torch.dtype | None = None) -> None:
+    tensors = inputs(case, 7, device)
+    accumulator = operator.accumulator(case.dtype)
+    out_dtype = out_dtype or accumulator
+    shape = (case.batch, case.length, case.width)
+    upstream = (torch.randn(shape, dtype=torch.float64), torch.randn(shape[0], shape[2], dtype=torch.float64))
+    upstream = (upstream[0].to(out_dtype).to(device), upstream[1].to(accumulator).to(device))
+    got = differentiate(functools.partial(kernel, case, out_dtype=out_dtype), tensors, upstream)
+
+    exact = {k: v if v is None or v.dtype == torch.bool else v.double() for k, v in tensors.items()}
+    reference = functools.partial(fold, decay=case.decay, exclusive=case.exclusive)
+    wide = tuple(u.double() for u in upstream)
+    want = differentiate(reference, exact, wide)
+    positive = {**exact, "s": absolute(exact["s"]), "initial": absolute(exact["initial"])}
+    terms = differentiate(reference, positive, tuple(u.abs() for u in wide))
+
+    live = exact["x"] if exact["valid"] is None else exact["x"][exact["valid"]]
+    largest_x = live.abs().amax().item() if live.numel() else 0.0
+    largest = max(1.0, *(u.abs().amax().item() for u in wide))
+    dtypes = {"xi": out_dtype, "final": accumulator, "dx": case.dtype, "ds": accumulator, "dinitial": accumulator}
+    assert got.keys() == want.keys()
+    for name, value in got.items():
+        assert value.dtype == dtypes[name], name
+        allowed = bound(terms[name].abs(), dtypes[name], accumulator, case.length, case.width, largest_x, largest)
+        excess = (value.double() - want[name]).abs() / allowed
+        assert bool((excess <= 1).all()), f"{name}: {excess.amax().item():.3g} times what rounding allows"
+    if exact["valid"] is not None:
+        assert not got["dx"][~exact["valid"]].any()
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_values_and_gradients(case, device):
+    check(case, device)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_values_and_gradients_at_size(case, device):
+    if device == "cpu":
+        pytest.skip("long cases are for a GPU")
+    check(case, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("decay", [0.5, None])
+def test_narrow_outputs(dtype, decay, device):
+    check(Case(2, 40, 20, dtype, decay, False, True, True, True, 4096), device, out_dtype=dtype)
+
+
+@pytest.mark.parametrize("decay", [0.5, None])
+def test_a_reset_cuts_nan(decay, device):
+    case = Case(1, 24, 5, torch.float32, decay, False, True, True, False, 8)
+    tensors = inputs(case, 3, device)
+    tensors["reset"] = torch.arange(24, device=device)[None] == 13
+    tensors["x"][:, 11] = float("nan")
+    xi, _ = kernel(case, **tensors)
+    assert torch.isfinite(xi[:, :11]).all()
+    assert torch.isnan(xi[:, 11:13]).all()
+    assert torch.isfinite(xi[:, 13:]).all()
+    gradients = differentiate(functools.partial(kernel, case), tensors, (torch.where(torch.arange(24) < 13, 0, torch.nan)[None, :, None].expand(1, 24, 5).to(device), torch.zeros(1, 5, device=device)))
+    assert torch.equal(gradients["dx"][:, :11], torch.zeros(1, 11, 5, device=device))
+
+
+@pytest.mark.parametrize("case", [c for c in SMALL if c.length == 33][:4], ids=str)
+def test_the_same_bits_twice(case, device):
+    tensors = inputs(case, 5, device)
+    upstream = (torch.randn(case.batch, case.length, case.width, device=device), torch.randn(case.batch, case.width, device=device))
+    first, second = (differentiate(functools.partial(kernel, case), tensors, upstream) for _ in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("kind", ["decayed", "weighted", "exclusive"])
+def test_gradcheck(kind, device):
+    case = Case(2, 5, 3, torch.float64, 0.9 if kind == "decayed" else None, kind == "exclusive", True, True, True, 4096)
+    tensors = {name: None if a is None else torch.nan_to_num(a) if a.is_floating_point() else a for name, a in inputs(case, 11, device).items()}
+    names = [name for name in ("x", "s", "initial") if tensors[name] is not None]
+    leaves = [tensors[name].requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(lambda *values: kernel(case, **{**tensors, **dict(zip(names, values, strict=True))}), leaves, fast_mode=True)
+
+
+def test_second_derivatives_are_refused(device):
+    x = torch.randn(1, 4, 3, device=device, requires_grad=True)
+    (dx,) = torch.autograd.grad(decayed_sum(x, 0.5)[0].square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="implementation='plain'"):
+        dx.sum().backward()
+
+
+def test_strided_inputs(device):
+    x = torch.randn(7, 2, 9, device=device).transpose(0, 1)[..., ::2]
+    s = torch.randn(7, 2, device=device).T
+    upstream = torch.randn(2, 5, 7, device=device).transpose(1, 2)
+    for made in (lambda x: decayed_sum(x, 0.9), lambda x: weighted_sum(x, s)):
+        strided, dense = (x.detach().requires_grad_(), x.detach().contiguous().requires_grad_())
+        outputs = [made(strided)[0], made(dense)[0]]
+        assert torch.equal(*outputs)
+        gradients = [torch.autograd.grad(o, leaf, upstream)[0] for o, leaf in zip(outputs, (strided, dense), strict=True)]
+        assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 5, 0), (2, 0, 3)])
+def test_nothing_to_sum(shape, device):
+    x = torch.randn(shape, device=device, requires_grad=True)
+    state = torch.randn(shape[0], shape[2], device=device, requires_grad=True)
+    for xi, final in (decayed_sum(x, 0.5, state), weighted_sum(x, x.new_ones(shape[:2]), state)):
+        assert xi.shape == shape
+        if not x.numel():
+            assert torch.equal(final, state)
+        final.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"x": torch.zeros(2, 3, dtype=torch.int32)}, "x: got torch.int32"),
+        ({"decay": 1.0}, "decay: got 1.0"),
+        ({"initial_state": torch.zeros(3, 3)}, "initial_state: got torch.float32 \\(3, 3\\)"),
+        ({"reset": torch.zeros(2, 4)}, "reset: got torch.float32"),
+        ({"valid": torch.zeros(2, 5, dtype=torch.bool)}, "valid: got torch.bool \\(2, 5\\)"),
+    ],
+)
+def test_bad_input_is_named(changed, words):
+    with pytest.raises(InputError, match=words):
+        decayed_sum(**{"x": torch.zeros(2, 4, 3), "decay": 0.5, **changed})
+
+
+def test_the_operator_can_be_traced(device):
+    case = Case(2, 9, 5, torch.float32, None, False, True, True, False, 4096)
+    t = inputs(case, 1, device)
+    for name in ("x", "s", "initial"):
+        t[name].requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # raised inside torch
+        torch.library.opcheck(torch.ops.unisono.scan.default, (t["x"], t["s"], t["initial"], t["reset"], None, 1.0, False, torch.float32))
+        compiled = torch.compile(lambda x, s: weighted_sum(x, s)[0] * 2, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(t["x"], t["s"]), weighted_sum(t["x"], t["s"])[0] * 2)
+
+
+def test_availability(device):
+    assert available(device)
+    assert not available("meta")
