@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.core import Tracer
 from unisono_spec.contract import Config, InputError, check_dtype, nearest, zero_state
 from unisono_spec.contract.checks import check_ids, check_inputs
 from unisono_spec.contract.files import save_params
@@ -71,7 +72,7 @@ class Model(nnx.Module):
             return self._sequence(tokens, state, reset, valid, dropout, chunk_size)
 
         def fold(state: State, token: tuple) -> tuple[State, jax.Array]:
-            logits, state = self._token(token[0], state, *token[1:])
+            logits, state = self._token(token[0], state, token[1], token[2], token[3])
             return state, logits
 
         time_major = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), (tokens, reset, valid, dropout))
@@ -82,8 +83,8 @@ class Model(nnx.Module):
         """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
         token, reset, valid = (None if a is None else _array(a) for a in (token, reset, valid))
         self._check(*(a if a is None or isinstance(a, dict) else a[:, None] for a in (token, state, reset, valid)))
-        marks = (None if m is None else jnp.asarray(m) for m in (reset, valid))
-        return self._token(self._tokens(token), self._state(state, token.shape[0]), *marks, None)
+        reset, valid = (None if m is None else jnp.asarray(m) for m in (reset, valid))
+        return self._token(self._tokens(token), self._state(state, token.shape[0]), reset, valid, None)
 
     def compiled(self) -> Compiled:
         """This model with `forward` and `step` jitted, as its parameters are now. Traces are shared by equal models."""
@@ -113,7 +114,7 @@ class Model(nnx.Module):
     def _check(self, tokens: Any, state: State | None, reset: Any, valid: Any) -> None:
         check_x64(self.dtype)
         check_inputs(self.config, tokens, state, reset, valid)
-        if not self.config.reads_frames and not isinstance(tokens, jax.core.Tracer):
+        if not self.config.reads_frames and not isinstance(tokens, Tracer):
             check_ids(np.asarray(tokens), self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _tokens(self, tokens: Any) -> jax.Array:

@@ -25,8 +25,6 @@ def prefix(
     count [B, T] int32: n_t, how often λ acts at t; None is once. reset [B, T] bool: where true, y_{t−1} counts as 0.
     """
     batch, length, width = u.shape
-    if reset is not None and count is None:
-        count = jnp.ones((batch, length), jnp.int32)
     size = min(chunk_size, length)
     n_chunks = length // size
     whole = n_chunks * size
@@ -34,16 +32,19 @@ def prefix(
     def chunks(a: jax.Array) -> jax.Array:
         return a[:, :whole].reshape(batch, n_chunks, size, *a.shape[2:])
 
+    counts = resets = None
     if count is None:
         weight, kept = _toeplitz(size, decay, u.dtype)  # [C, C], [C]
-        counts = resets = None
         upper_decay = decay**size
     else:
         powers = jnp.cumsum(chunks(count), axis=2, dtype=jnp.int32)  # [B, N, C]
-        segments = None if reset is None else jnp.cumsum(chunks(reset), axis=2, dtype=jnp.int32)  # [B, N, C]
-        weight, kept = _masked(powers, segments, decay, u.dtype)  # [B, N, C, C], [B, N, C]
-        counts, resets = powers[..., -1], None if segments is None else segments[..., -1] > 0
-        upper_decay = decay
+        weight, kept = _counted(powers, decay, u.dtype)  # [B, N, C, C], [B, N, C]
+        counts, upper_decay = powers[..., -1], decay
+    if reset is not None:
+        segments = jnp.cumsum(chunks(reset), axis=2, dtype=jnp.int32)  # [B, N, C]
+        weight = jnp.where(segments[..., :, None] == segments[..., None, :], weight, 0)  # query by key
+        kept = jnp.where(segments == 0, kept, 0)
+        resets = segments[..., -1] > 0
     local = jnp.matmul(weight, chunks(u), precision=dot_precision(u.dtype))  # [B, N, C, D]
     before = initial[:, None]  # [B, N, D]
     if n_chunks > 1:
@@ -63,15 +64,11 @@ def _toeplitz(size: int, decay: float, dtype: np.dtype) -> tuple[jax.Array, jax.
     return jnp.asarray(weight, dtype), jnp.asarray(float(decay) ** (t + 1), dtype)
 
 
-def _masked(powers: jax.Array, segments: jax.Array | None, decay: float, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
-    """The same where tokens are skipped or sequences start anew: differences are masked before the power."""
+def _counted(powers: jax.Array, decay: float, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
+    """The same where λ does not act once a token: differences are masked before the power, which could overflow above the diagonal."""
     reads = jnp.tril(jnp.ones((powers.shape[-1],) * 2, bool))
-    before = jnp.ones_like(powers, bool)
-    if segments is not None:
-        reads = reads & (segments[..., :, None] == segments[..., None, :])  # query by key
-        before = segments == 0
-    difference = jnp.where(reads, powers[..., :, None] - powers[..., None, :], 0)
-    return jnp.where(reads, _power(decay, difference, dtype), 0), jnp.where(before, _power(decay, powers, dtype), 0)
+    difference = jnp.where(reads, powers[..., :, None] - powers[..., None, :], 0)  # query by key
+    return jnp.where(reads, _power(decay, difference, dtype), 0), _power(decay, powers, dtype)
 
 
 def _power(decay: float, exponent: jax.Array, dtype: np.dtype) -> jax.Array:

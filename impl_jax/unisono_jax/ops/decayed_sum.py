@@ -40,7 +40,7 @@ def recurrent(
     """The definition: a fold of `step`."""
 
     def fold(state: jax.Array, token: tuple) -> tuple[jax.Array, jax.Array]:
-        xi, state = step(token[0], decay, state, *token[1:])
+        xi, state = step(token[0], decay, state, token[1], token[2])
         return state, xi
 
     time_major = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), (x, reset, valid))

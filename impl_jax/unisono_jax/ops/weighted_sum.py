@@ -48,7 +48,7 @@ def recurrent(
     """The definition: a fold of `step`."""
 
     def fold(state: jax.Array, token: tuple) -> tuple[jax.Array, jax.Array]:
-        xi, state = step(token[0], token[1], state, *token[2:], exclusive)
+        xi, state = step(token[0], token[1], state, token[2], token[3], exclusive)
         return state, xi
 
     time_major = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), (x, s, reset, valid))

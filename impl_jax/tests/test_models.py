@@ -1,0 +1,235 @@
+"""CRAM as a model: the four verbs, variants, gradients, dtypes, files, errors."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import unisono_jax
+from flax import nnx
+from unisono_jax import InputError, models
+from unisono_jax.models import base
+from unisono_jax.models.cram import MODEL
+from unisono_spec.contract import config_class, count_params, init_params, preset, presets
+from unisono_spec.contract.files import load_state, save_state
+from unisono_spec.contract.sampling import Sampling, choose
+
+CRAM = config_class("cram")
+B, T = 2, 10
+# Central differences at step h err by h² f‴/6 + u |f| / h, smallest near h = u^⅓, where both are about u^⅔; ×10 for f‴ and f.
+STEP = float(np.cbrt(np.finfo(np.float64).eps))
+DIFFERENCE = 10 * STEP**2
+SMALL = {"d_model": 6, "vocab_size": 16, "ffn_mult": 2}
+VARIANTS = {
+    "binary": CRAM(**SMALL, n_layers=2, code_bits=4),
+    "embedding": CRAM(**SMALL, n_layers=1, codes="embedding", decay=0.8, tie_head=True, head_bias=True),
+    "frame": CRAM(**SMALL, n_layers=1, codes="frame", frame_size=3, frame_head="gaussian"),
+    "adaptive": CRAM(**SMALL, scheme="adaptive", n_layers=2, position_bits=4, tie_head=True),
+    "after": CRAM(**SMALL, scheme="adaptive", n_layers=1, position_bits=4, input_norm=True, residual="after"),
+    "exclusive": CRAM(**SMALL, scheme="adaptive", n_layers=1, position_bits=4, exclusive=True, k_scale=1.0),
+}
+
+
+def model_of(config, dtype="float64", **changes):
+    """A model whose every parameter is random: zeros and ones would hide what they multiply."""
+    rng = np.random.default_rng(1)
+    params = {name: rng.normal(0, 0.4, p.shape) + (1.0 if name.endswith("norm.weight") else 0.0) for name, p in config.params().items()}
+    return unisono_jax.create(config, params, dtype=dtype, **changes)
+
+
+def tokens_of(config, rng, batch=B, length=T):
+    if config.reads_frames:
+        return rng.normal(size=(batch, length, config.frame_size))
+    return rng.integers(0, config.vocab_size, (batch, length))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_forms_verbs_and_hand_over_agree(close, rng, name):
+    config = VARIANTS[name]
+    tokens, reset, valid = tokens_of(config, rng), rng.random((B, T)) < 0.2, rng.random((B, T)) < 0.7
+    drop = [rng.random((B, T, config.d_model)) for _ in range(config.n_layers)] if name in ("embedding", "after") else None
+    with jax.enable_x64(True):
+        model = model_of(config).compiled()
+        folded, last = model.forward(tokens, None, reset, valid, form="recurrent", dropout=drop)
+        logits, state = [], None
+        for part in (slice(0, 5), slice(5, T)):
+            marks = reset[:, part], valid[:, part]
+            y, state = model.forward(tokens[:, part], state, *marks, chunk_size=4, dropout=drop and [m[:, part] for m in drop])
+            logits.append(y)
+        close(jnp.concatenate(logits, 1), folded)
+        assert sorted(state) == sorted(config.states())
+        jax.tree.map(close, state, last)
+        if drop is None:
+            state = model.model.init_state(B)
+            for t in range(T):
+                y, state = model.step(tokens[:, t], state, reset[:, t], valid[:, t])
+                close(y, folded[:, t])
+            jax.tree.map(close, state, last)
+
+
+def test_padding_is_absence(close, rng):
+    config = VARIANTS["adaptive"]
+    tokens = tokens_of(config, rng)
+    with jax.enable_x64(True):
+        model = model_of(config).compiled()
+        alone, state = model.forward(tokens[:, :6])
+        for part in (slice(0, 6), slice(4, T)):
+            valid = np.zeros((B, T), bool)
+            valid[:, part] = True
+            padded = np.zeros((B, T), int)
+            padded[:, part] = tokens[:, :6]
+            logits, after = model.forward(padded, valid=valid)
+            close(logits[:, part], alone)
+            jax.tree.map(close, after, state)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameter_gradients_against_differences(close, rng, name):
+    config = VARIANTS[name]
+    tokens = tokens_of(config, rng)
+    with jax.enable_x64(True):
+        graph, params = nnx.split(model_of(config))
+
+        @jax.jit
+        @jax.value_and_grad
+        def loss(params):
+            logits, state = nnx.merge(graph, params).forward(tokens, chunk_size=4)
+            # means keep f and its derivatives of order one
+            return jnp.mean(jnp.sin(logits)) + sum(jnp.mean(a) for a in state.values() if a.dtype == logits.dtype)
+
+        direction = jax.tree.map(lambda p: rng.normal(size=p.shape) / np.sqrt(count_params(config)), params)  # of length about 1
+        ahead, behind = (jax.tree.map(lambda p, d, e=e: p + e * d, params, direction) for e in (STEP, -STEP))
+        leaves = zip(*map(jax.tree.leaves, (loss(params)[1], direction)), strict=True)
+        close((loss(ahead)[0] - loss(behind)[0]) / (2 * STEP), sum(np.vdot(a, b) for a, b in leaves), DIFFERENCE)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_dtypes(rng, dtype, name):
+    model = model_of(VARIANTS[name], dtype, param_dtype="bfloat16")
+    tokens = jnp.asarray(tokens_of(VARIANTS[name], rng))
+    logits, state = jax.eval_shape(model.forward, tokens)
+    folded, folded_state = jax.eval_shape(lambda t: model.forward(t, form="recurrent"), tokens)
+    step, step_state = jax.eval_shape(model.step, tokens[:, 0], state)
+    assert logits.dtype == step.dtype == folded.dtype == jnp.dtype(dtype)
+    assert state == step_state == folded_state
+    assert {a.dtype for n, a in state.items()} == {jnp.dtype("int32" if n == "position" else "float32") for n in state}
+    assert {a.dtype for a in unisono_jax.numpy_params(model).values()} == {np.dtype(ml_dtypes.bfloat16)}
+
+
+def test_sums_are_not_rounded_before_the_norm(close, rng):
+    """bfloat16 in and out costs a few of its roundings; a bfloat16 ξ of 2,000 tokens would cost all of its digits."""
+    config = VARIANTS["after"]
+    tokens = tokens_of(config, rng, length=2000)
+    found, _ = model_of(config, "bfloat16").compiled().forward(tokens)
+    truth, _ = model_of(config, "float32").compiled().forward(tokens)
+    assert found.dtype == jnp.bfloat16
+    close(found, truth, 8 * ml_dtypes.finfo(ml_dtypes.bfloat16).eps)
+
+
+def test_compiled_is_eager(close, rng):
+    config = VARIANTS["embedding"]
+    tokens, valid = tokens_of(config, rng), rng.random((B, T)) < 0.7
+    with jax.enable_x64(True):
+        model = model_of(config)
+        eager = model.forward(tokens, valid=valid)
+        jax.tree.map(close, model.compiled().forward(tokens, valid=valid), eager)
+        jax.tree.map(close, nnx.jit(lambda m, t: m.forward(t, valid=valid))(model, jnp.asarray(tokens)), eager)
+        state = model.init_state(B)
+        jax.tree.map(close, model.compiled().step(tokens[:, 0], state), model.step(tokens[:, 0], state))
+
+
+@pytest.mark.parametrize("name", presets())
+def test_parameters_of_presets(name):
+    config = preset(name)
+    shapes = {n: jax.ShapeDtypeStruct(p.shape, jnp.float32) for n, p in config.params().items()}
+    flat = nnx.to_flat_state(nnx.state(MODEL(config, shapes, "float32", "auto"), nnx.Param))
+    assert {".".join(map(str, path)): leaf.shape for path, leaf in flat} == {n: p.shape for n, p in config.params().items()}
+
+
+def test_initial_values_are_the_contracts():
+    config = preset("cram-1m")
+    found = unisono_jax.numpy_params(unisono_jax.create(config, seed=3))
+    assert sum(a.size for a in found.values()) == 1_060_212
+    for name, a in init_params(config, 3).items():
+        np.testing.assert_array_equal(found[name], a)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_k=9, seed=5)], ids=["greedy", "sampled"])
+def test_generate_is_repeated_forward(rng, sampling):
+    config = VARIANTS["adaptive"]
+    model = model_of(config, "float32")
+    text = np.zeros((B, 7), int)
+    text[:, :3] = prompt = tokens_of(config, rng, length=3)
+    generated = model.generate(prompt, 4, sampling)
+    for position in range(4):
+        logits, _ = model.compiled().forward(text)  # what is still 0 comes later and is not seen
+        text[:, 3 + position], _ = choose(np.asarray(logits[:, 2 + position]), sampling, position)
+    np.testing.assert_array_equal(generated.tokens, text[:, 3:])
+    traces = base._step._cache_size()
+    again = model_of(config, "float32").generate(prompt, 4, sampling)
+    assert base._step._cache_size() == traces
+    np.testing.assert_array_equal(again.tokens, generated.tokens)
+    assert model.generate(prompt, 0).tokens.shape == (B, 0)
+
+
+def test_algorithm_1_reads_out_what_forward_does(close, rng):
+    config = VARIANTS["binary"]
+    tokens = tokens_of(config, rng)
+    with jax.enable_x64(True):
+        model = model_of(config)
+        digits = np.asarray(model.code(tokens))
+        np.testing.assert_array_equal(digits @ (2 ** np.arange(3, -1, -1)), tokens)
+        xi, _ = unisono_jax.ops.decayed_sum.recurrent(digits, config.decay, model.init_state(B)["xi"])
+        close(model.readout(xi), model.forward(tokens)[0])
+
+
+def test_files(close, rng, tmp_path):
+    config = VARIANTS["after"]
+    model = model_of(config, "float32")
+    model.save(tmp_path / "model.safetensors")
+    loaded = unisono_jax.load(tmp_path / "model.safetensors")
+    assert loaded.config == config
+    tokens = tokens_of(config, rng)
+    logits, _ = model.compiled().forward(tokens)
+    _, state = model.compiled().forward(tokens[:, :5])
+    save_state(tmp_path / "state.safetensors", config, unisono_jax.numpy_state(state))
+    _, arrays = load_state(tmp_path / "state.safetensors")
+    rest, _ = loaded.compiled().forward(tokens[:, 5:], unisono_jax.state_from_numpy(arrays))
+    close(rest, logits[:, 5:], 100 * np.finfo(np.float32).eps)
+
+
+def test_bad_input_is_explained(rng):
+    config = VARIANTS["adaptive"]
+    model, tokens = model_of(config, "float32"), tokens_of(config, rng)
+    for message, call in {
+        "T is 0": lambda: model.forward(tokens[:, :0]),
+        "tokens: shape.*integers": lambda: model.forward(tokens.astype(np.float32)),
+        "tokens: shape ": lambda: model.step(tokens, model.init_state(B)),
+        "outside the vocabulary": lambda: model.forward(tokens + config.vocab_size),
+        "id -1 ": lambda: model.compiled().step(jnp.full(B, -1), model.init_state(B)),
+        "reset: shape": lambda: model.forward(tokens, reset=np.zeros((B, T + 1), bool)),
+        "valid: .*booleans": lambda: model.compiled().forward(tokens, valid=np.ones((B, T))),
+        "state: position has shape": lambda: model.forward(tokens, model.init_state(B + 1)),
+        "form: 'paralel'.*parallel": lambda: model.forward(tokens, form="paralel"),
+        "chunk_size: 0": lambda: model.forward(tokens, chunk_size=0),
+        "jax.enable_x64": lambda: unisono_jax.create(config, dtype="float64"),
+        "JAX_ENABLE_X64=1": lambda: unisono_jax.create(config, param_dtype="float64"),
+        "dtype: 'float23'": lambda: unisono_jax.create(config, dtype="float23"),
+        "implementation: 'triton'": lambda: unisono_jax.create(config, implementation="triton"),
+        "device: 'abacus'": lambda: unisono_jax.create(config, device="abacus"),
+        "params: 'embedding.weight' is missing": lambda: unisono_jax.create(config, {}),
+        "readout: ": lambda: model.readout(np.zeros((B, T, config.d_model))),
+        "generate: a frame model": lambda: model_of(VARIANTS["frame"], "float32").generate(np.zeros((1, 2, 3)), 1),
+    }.items():
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_devices():
+    cpu = jax.devices("cpu")[0]
+    for device in ("cpu", "cpu:0", cpu):
+        model = models.create(VARIANTS["binary"], device=device)
+        assert {d for p in jax.tree.leaves(nnx.state(model)) for d in p.devices()} == {cpu}
