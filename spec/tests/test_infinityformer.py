@@ -77,7 +77,7 @@ def test_values_of_one(rng: np.random.Generator) -> None:
     """v ≡ 1 gives Σ_s c_s d_s / (d_s + ε) with d the denominators, and 0 where a ReLU map empties them."""
     _, _, v, q, k, log_decay, weight = inputs(rng, False)
     q[0, 2] = 0
-    zero = tuple(np.zeros_like(a) for a in states(rng))
+    zero = np.zeros((2, 3, 2, 3, 4)), np.zeros((2, 3, 2, 3))
     L = np.cumsum(log_decay, 1)
     decay = np.tril(np.exp(np.moveaxis(L[:, :, None] - L[:, None], -1, 1)))  # [B, M, T, T]
     d = np.einsum("bmtj,bthk,bjhk->btmh", decay, q, k)

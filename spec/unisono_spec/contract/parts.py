@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from unisono_spec.contract.base import Param
+from unisono_spec.contract.base import Param, State
 from unisono_spec.contract.initial import ONES, ZEROS, Initial, normal, softplus_log_uniform, uniform, values
 
 STD = 0.02
@@ -61,3 +61,8 @@ def head(vocab_size: int, width: int, tied: bool, bias: bool) -> dict[str, Param
     if not tied:
         return linear("head", vocab_size, width, bias)
     return {"head.bias": Param((vocab_size,), ZEROS)} if bias else {}
+
+
+def mamba_states(layer: str, inner: int, conv_width: int, d_state: int) -> dict[str, State]:
+    """The last inputs of a block's convolution, oldest first, and h."""
+    return {f"{layer}.conv": State((conv_width - 1, inner)), f"{layer}.ssm": State((inner, d_state))}
