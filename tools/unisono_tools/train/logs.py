@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from unisono_spec.contract import InputError
 from unisono_spec.contract.files import write_bytes
 
@@ -23,6 +22,8 @@ class Log:
 
     def __init__(self, run: Path, step: int) -> None:
         self.path, events = run / NAME, run / "tensorboard"
+        from tensorboardX import SummaryWriter  # it imports torch where that is installed, which only training should pay for
+
         rows = [row for row in read(self.path) if row["step"] <= step]
         write_bytes(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         try:

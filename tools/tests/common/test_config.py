@@ -1,0 +1,97 @@
+"""Run configs: every problem at once, YAML there and back, what a continued run may change; and the learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import yaml
+
+from unisono_spec.contract import InputError
+from unisono_tools.commands.arguments import named_configs
+from unisono_tools.config import FREE, ModelChoice, Optimizer, Schedule, TrainConfig, check_continues, dump, flatten, from_dict, to_dict
+from unisono_tools.schedule import learning_rate
+
+
+def test_all_problems_are_told_at_once():
+    bad = TrainConfig(
+        model=ModelChoice("cram-demo", {"d_modle": 3}),
+        optimizer=Optimizer(lr=-1, beta2=1.5, eps=math.nan),
+        steps=0,
+        batch_size=6,
+        accumulation=4,
+        seed=-1,
+        mode="positions",
+    )
+    with pytest.raises(InputError) as error:
+        bad.validate()
+    for field in ("optimizer.lr", "optimizer.beta2", "optimizer.eps", "steps", "accumulation", "seed", "data.precomputed", "d_modle"):
+        assert f"{field}: " in str(error.value)
+    assert "did you mean 'd_model'" in str(error.value)
+
+
+def test_positions_need_a_model_whose_xi_is_data():
+    data = dataclasses.replace(TrainConfig().data, precomputed="somewhere")
+    TrainConfig(mode="positions", data=data).validate()
+    for model in (ModelChoice("cram-1m"), ModelChoice("cram-demo", {"codes": "embedding"})):
+        with pytest.raises(InputError, match="mode: positions"):
+            TrainConfig(model=model, mode="positions", data=data).validate()
+
+
+def test_yaml_there_and_back():
+    config = TrainConfig(model=ModelChoice("cram-1m", {"dropout": 0.1}), optimizer=Optimizer(lr=1e-5), device="cpu", seed=3)
+    assert from_dict(yaml.safe_load(dump(config))) == config
+
+
+def test_packaged_configs_are_valid():
+    names = ["cram-demo", "cram-demo-positions", "cram-1m", "cram-paper", "demo"]
+    for path in named_configs([word for name in names for word in ("--config", name)])[1::2]:
+        with open(path, encoding="utf-8") as file:
+            config = from_dict(_nested(yaml.safe_load(file)))
+        config.validate()
+
+
+def _nested(values: dict) -> dict:
+    # what YAML 1.1 reads as a string (2e-3), the command reads as a number
+    numbers = {k: {n: float(v) if isinstance(v, str) else v for n, v in values[k].items()} for k in ("optimizer", "schedule")}
+    return {**values, **numbers}
+
+
+def test_a_continued_run_may_change_only_what_leaves_its_arithmetic_alone(tiny):
+    config = tiny()
+    other = {"int": 64, "float": 0.5, "str": "jax", "NoneType": "cpu", "dict": {"d_model": 24}}
+    for name, value in flatten(to_dict(config)).items():
+        values = to_dict(config)
+        *parents, leaf = name.split(".")
+        inner = values
+        for parent in parents:
+            inner = inner[parent]
+        inner[leaf] = other[type(value).__name__]
+        changed = from_dict(values)
+        if name in FREE:
+            check_continues(changed, config, "here")
+        else:
+            with pytest.raises(InputError, match=name.replace(".", r"\.")):
+                check_continues(changed, config, "here")
+
+
+def test_an_override_that_is_new_is_named(tiny):
+    with pytest.raises(InputError, match=r"model\.overrides\.decay"):
+        check_continues(tiny(overrides={"decay": 0.25}), tiny(), "here")
+
+
+def test_learning_rate():
+    schedule = Schedule(warmup_steps=10, final_fraction=0.1)
+    rates = [learning_rate(step, 110, 2.0, schedule) for step in range(110)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == 2.0
+    assert rates[59] == pytest.approx((2.0 + 0.2) / 2)  # the cosine's middle
+    assert rates[-1] == pytest.approx(0.2)
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+
+
+def test_learning_rate_of_short_runs_is_finite():
+    assert [learning_rate(s, 2, 1.0, Schedule(warmup_steps=5)) for s in range(2)] == [0.5, 1.0]
+    assert learning_rate(0, 1, 1.0, Schedule(warmup_steps=0, final_fraction=0.5)) == 0.5

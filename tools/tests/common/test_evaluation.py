@@ -1,0 +1,75 @@
+"""Held-out loss: streaming equals reading at once, and each head's nats equal their definition."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from unisono_spec.contract import InputError, init_params, preset
+from unisono_tools import evaluation
+from unisono_tools.backends.numpy import Reader
+from unisono_tools.evaluation import evaluate, nll
+
+
+def _reader(name: str, **changes) -> Reader:
+    config = preset(name, **changes)
+    return Reader(config, init_params(config, 1), "float64")
+
+
+def test_streamed_equals_at_once(monkeypatch):
+    reader = _reader("cram-1m", d_model=8, n_layers=2)
+    ids = np.random.default_rng(0).integers(0, 256, 50)
+    whole = evaluate(reader, ids)
+    logits, _ = reader.forward(ids[None, :-1], reader.init_state(1))
+    shifted = logits[0] - logits[0].max(-1, keepdims=True)
+    definition = -np.log((np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True))[np.arange(49), ids[1:]])
+    monkeypatch.setattr(evaluation, "CHUNK", 7)
+    parts = evaluate(reader, ids)
+    assert whole.targets == parts.targets == 49
+    assert parts.nats == pytest.approx(whole.nats, rel=1e-12)
+    assert whole.nats == pytest.approx(definition.sum(), rel=1e-12)
+    assert whole.bits == pytest.approx(math.log2(whole.perplexity), rel=1e-12)
+
+
+def test_windows_start_anew(monkeypatch):
+    reader = _reader("cram-demo", d_model=8, n_layers=1)
+    ids = np.random.default_rng(0).integers(0, 256, 41)
+    separate = sum(evaluate(reader, ids[start : start + 11]).nats for start in range(0, 40, 10))
+    monkeypatch.setattr(evaluation, "CHUNK", 7)
+    assert evaluate(reader, ids, window=10).nats == pytest.approx(separate, rel=1e-12)
+    assert evaluate(reader, ids).nats != pytest.approx(separate, rel=1e-6)
+
+
+def test_limit():
+    reader = _reader("cram-demo", d_model=8, n_layers=1)
+    ids = np.random.default_rng(0).integers(0, 256, 41)
+    assert evaluate(reader, ids, limit=10) == evaluate(reader, ids[:11])
+
+
+def test_bernoulli_and_gaussian_frames():
+    random = np.random.default_rng(0)
+    frames = random.integers(0, 2, (9, 4)).astype(np.float32)
+    for kind, width in (("bernoulli", 4), ("gaussian", 8)):
+        config = preset("cram-video", d_model=8, n_layers=1, frame_size=4, frame_head=kind)
+        z = random.normal(size=(9, width))
+        if kind == "bernoulli":
+            p = 1 / (1 + np.exp(-z))
+            density = np.where(frames == 1, p, 1 - p)
+        else:
+            mean, variance = z[:, :4], np.exp(z[:, 4:])
+            density = np.exp(-((frames - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+        assert np.allclose(nll(config, z, frames), -np.log(density), rtol=1e-12)
+        score = evaluate(Reader(config, init_params(config), "float64"), frames)
+        assert score.targets == 8 * 4
+
+
+def test_nothing_to_predict():
+    with pytest.raises(InputError, match="at least 2"):
+        evaluate(_reader("cram-demo", d_model=8, n_layers=1), np.zeros(1, np.int64))
+
+
+def test_ids_outside_the_vocabulary():
+    with pytest.raises(InputError, match="outside the vocabulary"):
+        evaluate(_reader("cram-demo", d_model=8, n_layers=1, vocab_size=100), np.array([1, 2, 100]))

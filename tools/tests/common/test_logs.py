@@ -1,0 +1,61 @@
+"""Logs: cut back to the checkpoint, and TensorBoard's events equal to the JSON lines."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from unisono_spec.contract import InputError
+from unisono_tools.train.logs import Log, read
+
+
+def _events(run: Path) -> list[tuple[int, str, float]]:
+    """Every scalar in the event files, in order. A record is its length (8 bytes), a checksum (4), the event, a checksum (4)."""
+    out = []
+    for file in sorted((run / "tensorboard").iterdir()):
+        data, at = file.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            out += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            at += 16 + length
+    return out
+
+
+def _write(run: Path, steps: range, start: int) -> None:
+    log = Log(run, start)
+    for step in steps:
+        log.add({"step": step, "time": 1.0 * step, "loss": 1 / 2**step})
+    log.sync()
+    log.close()
+
+
+def test_rows_after_the_checkpoint_are_cut_away(tmp_path):
+    _write(tmp_path, range(1, 8), 0)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # what a kill leaves
+    _write(tmp_path, range(5, 10), 4)
+    assert [row["step"] for row in read(tmp_path / "log.jsonl")] == list(range(1, 10))
+    assert _events(tmp_path) == [(step, "loss", 1 / 2**step) for step in range(1, 10)]
+
+
+def test_rows_behind_a_damaged_line_are_not_trusted(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\nnonsense\n{"step": 2, "loss": 1.0}\n')
+    assert [row["step"] for row in read(tmp_path / "log.jsonl")] == [1]
+
+
+def test_a_log_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    log = Log(tmp_path, 0)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="cannot be written"):
+        log.sync()
+    log.close()

@@ -1,0 +1,105 @@
+"""What the tests of the tools share. `backend` runs a test once for each framework with gradients that is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unisono_spec.contract import Config, init_params
+from unisono_tools import cli
+from unisono_tools.config import DataChoice, ModelChoice, Schedule, TrainConfig
+from unisono_tools.train.checkpoint import Best, Checkpoint
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        found = [name for name in ("torch", "jax") if importlib.util.find_spec(name)]
+        if not found:
+            raise pytest.UsageError("these tests need torch or jax; install one, or run tools/tests/common")
+        metafunc.parametrize("backend", found)
+
+
+TEXT = "Four score and seven years ago our fathers brought forth on this continent a new nation. " * 40
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small text file."""
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture
+def tiny(text: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """A run of a small model; keyword arguments change the model's fields (overrides) or the run's."""
+
+    def make(preset: str = "cram-demo", overrides: dict[str, Any] | None = None, **changes: Any) -> TrainConfig:
+        fields = {
+            "model": ModelChoice(preset, {"d_model": 8, "n_layers": 2, **(overrides or {})}),
+            "data": DataChoice(corpus=str(text), eval_tokens=64),
+            "schedule": Schedule(warmup_steps=3),
+            "steps": 8,
+            "batch_size": 4,
+            "seq_len": 16,
+            "eval_every": 4,
+            "checkpoint_every": 2,
+            "log_every": 1,
+            "out": str(tmp_path / "run"),
+        }
+        return TrainConfig(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture
+def made() -> Callable[..., Checkpoint]:
+    """A checkpoint with drawn arrays, no framework needed."""
+
+    def make(train: TrainConfig, step: int = 2, best: Best | None = None, seed: int = 0) -> Checkpoint:
+        config = train.model.config()
+        params = init_params(config, seed)
+        return Checkpoint(step, train, config, params, moments(config, step, seed), best, "bytes", 1)
+
+    return make
+
+
+def moments(config: Config, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    shapes = {f"{kind}.{name}": p.shape for kind in "mv" for name, p in config.params().items()}
+    drawn = {name: random.random(shape, np.float32) for name, shape in shapes.items()}
+    return {**drawn, "count": np.array([count])}
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command in this process → (exit code, stdout, stderr)."""
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        code = cli.main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(command: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """Run the command on bad input; its one line of error. Fails unless it exits with 2, one line and no traceback."""
+
+    def run(*argv: object) -> str:
+        code, _, err = command(*argv)
+        lines = [line for line in err.splitlines() if line]
+        assert code == 2
+        assert "Traceback" not in err
+        assert lines
+        assert lines[-1].startswith("unisono")
+        assert "error: " in lines[-1]
+        return lines[-1]
+
+    return run
