@@ -204,17 +204,17 @@ def _node(name: str, inputs: tuple[Tensor, ...], attributes: dict[str, Any], lik
     return out[0], out[1]
 
 
-def inline(model: Any) -> Any:
-    """`model` (an onnx.ModelProto) with every node of the domain "unisono" replaced by standard operators, equal ones shared."""
+def inline(model: Any) -> None:
+    """Replace every node of the domain "unisono" in `model` (an onnx_ir.Model) by standard operators, and share equal ones."""
     import onnx_ir as ir
-    from onnx import inliner, parser
+    from onnx import parser
     from onnx_ir.passes import common
 
     # calls of one another are written without the domain
     calls = re.compile(rf"= (?=({'|'.join(text.split(maxsplit=1)[0] for text in FUNCTIONS)}) )")
-    model.functions.extend(parser.parse_function(_HEAD + calls.sub(f"= {DOMAIN}.", text)) for text in FUNCTIONS)
-    model = ir.from_proto(inliner.inline_local_functions(model))
-    common.CommonSubexpressionEliminationPass()(model)
-    common.RemoveUnusedNodesPass()(model)
+    for text in FUNCTIONS:
+        function = ir.from_proto(parser.parse_function(_HEAD + calls.sub(f"= {DOMAIN}.", text)))
+        model.functions[function.identifier()] = function
+    for step in (common.InlinePass(), common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()):
+        step(model)
     model.opset_imports.pop(DOMAIN, None)
-    return ir.to_proto(model)

@@ -1,0 +1,100 @@
+"""An exported graph computes what the model does: any B and T, in pieces, with resets, padding and a state handed over."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from graphs import CONFIGS, check, graph, reader, torch_outputs
+from onnx.reference import ReferenceEvaluator
+from unisono_torch.onnx.export import example, output_names
+
+LENGTHS = (1, 2, 63, 64, 65, 200)
+ALL = pytest.mark.parametrize("name", CONFIGS)
+READERS = pytest.mark.parametrize("kind", ["onnxruntime", "onnx.reference"])
+
+
+def part(inputs: dict[str, np.ndarray], start: int, stop: int, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tokens from `start` to `stop`, after the outputs `state` of the tokens before them."""
+    sequence = {key: inputs[key][:, start:stop] for key in ("tokens", "reset", "valid")}
+    return {key: sequence[key] if key in sequence else state.get(f"next.{key}", value) for key, value in inputs.items()}
+
+
+@READERS
+@ALL
+def test_graph_agrees_with_torch(name: str, kind: str) -> None:
+    for batch in (1, 3):
+        for length in LENGTHS:
+            inputs = example(CONFIGS[name], batch, length, seed=length)
+            check(name, inputs, reader(name, kind)(inputs))
+
+
+@ALL
+def test_pieces_with_the_state_handed_over_equal_the_whole(name: str) -> None:
+    inputs, run = example(CONFIGS[name], 2, 200), reader(name, "onnxruntime")
+    for cut in (1, 64, 137):
+        first = run(part(inputs, 0, cut, {}))
+        second = run(part(inputs, cut, 200, first))
+        check(name, inputs, {**second, "logits": np.concatenate([first["logits"], second["logits"]], 1)})
+
+
+@ALL
+def test_token_by_token_equals_the_whole(name: str) -> None:
+    inputs, run = example(CONFIGS[name], 3, 70), reader(name, "onnxruntime")
+    outputs, logits = {}, []
+    for t in range(70):
+        outputs = run(part(inputs, t, t + 1, outputs))
+        logits.append(outputs["logits"])
+    check(name, inputs, {**outputs, "logits": np.concatenate(logits, 1)})
+
+
+@ALL
+def test_reset_forgets_a_damaged_state(name: str) -> None:
+    inputs = example(CONFIGS[name], 2, 70)
+    inputs["reset"][:, 0] = True
+    expected = torch_outputs(name, inputs, "float32")
+    damaged = {key: np.full_like(a, np.nan) if key in CONFIGS[name].states() and a.dtype.kind == "f" else a for key, a in inputs.items()}
+    for key, y in reader(name, "onnxruntime")(damaged).items():
+        assert np.isfinite(y).all(), key
+        assert y.shape == expected[key].shape
+
+
+@pytest.mark.parametrize("name", ["binary", "adaptive"])
+def test_long_sequence(name: str) -> None:
+    inputs = example(CONFIGS[name], 1, 20_000)
+    check(name, inputs, reader(name, "onnxruntime")(inputs))
+
+
+@ALL
+def test_memory_grows_no_faster_than_the_sequence(name: str) -> None:
+    evaluator, sizes = ReferenceEvaluator(str(graph(name))), []
+    for length in (1024, 2048):
+        values = evaluator.run(None, example(CONFIGS[name], 1, length), intermediate=True)
+        sizes.append(sum(np.asarray(value).size for value in values.values()))
+    assert sizes[1] <= 2 * sizes[0]
+
+
+@ALL
+def test_graph_has_the_contract_s_inputs_and_outputs_and_standard_operators(name: str) -> None:
+    config, model = CONFIGS[name], onnx.load(graph(name))
+    frames = config.reads_frames
+    expected = {
+        "tokens": ("FLOAT" if frames else "INT64", ["B", "T", config.frame_size] if frames else ["B", "T"]),
+        "reset": ("BOOL", ["B", "T"]),
+        "valid": ("BOOL", ["B", "T"]),
+        **{key: ("INT32" if state.integer else "FLOAT", ["B", *state.shape]) for key, state in config.states().items()},
+    }
+    found = {value.name: described(value) for value in model.graph.input}
+    assert list(found.items()) == list(expected.items())
+    outputs = {value.name: described(value) for value in model.graph.output}
+    assert list(outputs) == output_names(config)
+    assert outputs["logits"] == ("FLOAT", ["B", "T", config.output_size])
+    for key in config.states():
+        assert outputs[f"next.{key}"] == expected[key]
+    assert {entry.domain for entry in model.opset_import} == {""}
+    assert not model.functions
+
+
+def described(value: onnx.ValueInfoProto) -> tuple[str, list[str | int]]:
+    tensor = value.type.tensor_type
+    return onnx.TensorProto.DataType.Name(tensor.elem_type), [d.dim_param or d.dim_value for d in tensor.shape.dim]
