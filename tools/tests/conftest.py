@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from unisono_spec.contract import Config, init_params
 from unisono_tools import cli
 from unisono_tools.config import DataChoice, ModelChoice, Schedule, TrainConfig

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from unisono_spec.contract import InputError
 from unisono_spec.contract.files import save_params
 from unisono_tools.train import checkpoint

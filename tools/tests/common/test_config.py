@@ -7,7 +7,6 @@ import math
 
 import pytest
 import yaml
-
 from unisono_spec.contract import InputError
 from unisono_tools.commands.arguments import named_configs
 from unisono_tools.config import FREE, ModelChoice, Optimizer, Schedule, TrainConfig, check_continues, dump, flatten, from_dict, to_dict

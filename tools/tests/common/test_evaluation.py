@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-
 from unisono_spec.contract import InputError, init_params, preset
 from unisono_tools import evaluation
 from unisono_tools.backends.numpy import Reader

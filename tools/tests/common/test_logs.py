@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
-
 from unisono_spec.contract import InputError
 from unisono_tools.train.logs import Log, read
 

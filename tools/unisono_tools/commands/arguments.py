@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
 from unisono_spec.contract import InputError, nearest
 
@@ -46,6 +47,7 @@ def named_configs(argv: list[str]) -> list[str]:
             continue
         name = value if equals else argv[i + 1]
         if Path(name).is_file():
+            _check_yaml(Path(name))
             continue
         if name not in known:
             raise InputError(f"config: {name!r} is neither a file nor one of the configs that come with unisono; {nearest(name, known)}")
@@ -54,3 +56,12 @@ def named_configs(argv: list[str]) -> list[str]:
         else:
             out[i + 1] = str(known[name])
     return out
+
+
+def _check_yaml(path: Path) -> None:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML ({error}); correct the file") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds {type(values).__name__}, not names with values; write lines such as `steps: 1000`")

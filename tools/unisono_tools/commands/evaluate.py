@@ -40,11 +40,11 @@ def run(
         window: start anew after so many tokens; 0 reads one unbroken stream.
     """
     path = model_file(Path(model))
+    reader = open_reader(path, backend, dtype, device)
     training = training_of(path)
     name = corpus or (training.data.corpus if training else None)
     if name is None:
         raise InputError(f"corpus: nothing beside {path} says what it was trained on; give --corpus")
-    reader = open_reader(path, backend, dtype, device)
     coder = tokenizer or reader.tokenizer or (training.data.tokenizer if training else "bytes")
     text = load_corpus(name, coder, training.data.limit if training and corpus is None else None)
     check_corpus(reader.config, text)

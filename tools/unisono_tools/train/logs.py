@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,46 +24,59 @@ class Log:
     """
 
     def __init__(self, run: Path, step: int) -> None:
-        self.path, events = run / NAME, run / "tensorboard"
-        from tensorboardX import SummaryWriter  # it imports torch where that is installed, which only training should pay for
-
+        self.path = run / NAME
         rows = [row for row in read(self.path) if row["step"] <= step]
         write_bytes(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        try:
-            shutil.rmtree(events, ignore_errors=True)
+        with self._clear_errors():
             self.file = self.path.open("a")
-            self.board = SummaryWriter(str(events))
-        except OSError as error:
-            raise self._unwritable(error) from error
-        for row in rows:
-            self._show(row)
+            self.board = Board(run / "tensorboard")
+            for row in rows:
+                self.board.add(row)
 
     def add(self, row: dict[str, Any]) -> None:
-        try:
+        with self._clear_errors():
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
-            self._show(row)
-        except OSError as error:
-            raise self._unwritable(error) from error
+            self.board.add(row)
 
     def sync(self) -> None:
         """Make the rows so far as safe as the checkpoint that is about to be written."""
-        try:
+        with self._clear_errors():
             os.fsync(self.file.fileno())
-        except OSError as error:
-            raise self._unwritable(error) from error
+            self.board.file.flush()
 
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        with self._clear_errors():
+            self.file.close()
+            self.board.file.close()
 
-    def _show(self, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if name not in ("step", "time"):
-                self.board.add_scalar(name, value, row["step"], walltime=row["time"])
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}); free some space or choose another --out") from error
 
-    def _unwritable(self, error: OSError) -> InputError:
-        return InputError(f"{self.path}: cannot be written ({error.strerror}); free some space or choose another --out")
+
+class Board:
+    """A TensorBoard event file. SummaryWriter would write it from a thread, where a full disk is nobody's error."""
+
+    def __init__(self, folder: Path) -> None:
+        # tensorboardX imports torch where that is installed, which only training should pay for
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.record_writer import RecordWriter
+
+        self.event, self.summary = Event, Summary
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self.file = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.0f}.unisono"))
+        self.file.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+
+    def add(self, row: dict[str, Any]) -> None:
+        values = [self.summary.Value(tag=name, simple_value=value) for name, value in row.items() if name not in ("step", "time")]
+        event = self.event(wall_time=row["time"], step=row["step"], summary=self.summary(value=values))
+        self.file.write(event.SerializeToString())
 
 
 def read(path: Path) -> list[dict[str, Any]]:
