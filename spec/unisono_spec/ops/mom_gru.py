@@ -87,8 +87,8 @@ def recurrent(
     """The definition: a fold of `step`."""
     state, out = initial_state, []
     for t in range(x.shape[1]):
-        marks = (None if m is None else m[:, t] for m in (reset, valid, noise))
-        h, state = step(x[:, t], p, state, *marks, temperature)
+        cut, read, drawn = (None if m is None else m[:, t] for m in (reset, valid, noise))
+        h, state = step(x[:, t], p, state, cut, read, drawn, temperature)
         out.append(h)
     return np.stack(out, 1), state
 
