@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graphs import CONFIGS, check, graph, reader, torch_outputs
 from onnx.reference import ReferenceEvaluator
 from unisono_torch.onnx.export import example, output_names
+
+from .graphs import CONFIGS, check, graph, reader, torch_outputs
 
 LENGTHS = (1, 2, 63, 64, 65, 200)
 ALL = pytest.mark.parametrize("name", CONFIGS)
@@ -70,6 +71,7 @@ def test_memory_grows_no_faster_than_the_sequence(name: str) -> None:
     evaluator, sizes = ReferenceEvaluator(str(graph(name))), []
     for length in (1024, 2048):
         values = evaluator.run(None, example(CONFIGS[name], 1, length), intermediate=True)
+        assert isinstance(values, dict)
         sizes.append(sum(np.asarray(value).size for value in values.values()))
     assert sizes[1] <= 2 * sizes[0]
 

@@ -215,6 +215,11 @@ def inline(model: Any) -> None:
     for text in FUNCTIONS:
         function = ir.from_proto(parser.parse_function(_HEAD + calls.sub(f"= {DOMAIN}.", text)))
         model.functions[function.identifier()] = function
-    for step in (common.InlinePass(), common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()):
+    for step in (
+        common.InlinePass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+    ):
         step(model)
     model.opset_imports.pop(DOMAIN, None)
