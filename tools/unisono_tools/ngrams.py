@@ -5,7 +5,6 @@ from __future__ import annotations
 import lzma
 
 import numpy as np
-
 from unisono_spec.contract import InputError
 
 MAX_ORDER = 7  # a context and its next byte fit in 64 bits

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-
 from unisono_spec.contract import Config, InputError
 from unisono_spec.contract.checks import check_ids
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.files import write_bytes
 from unisono_spec.ops.elementwise import binary_digits, sigmoid
+
 from unisono_tools.data.batches import positions
 
 VERSION = 1
@@ -64,7 +65,9 @@ class PrecomputedCorpus:
             made, wanted = self.manifest["code"], _code(config)
             for name, value in wanted.items():
                 if made.get(name) != value:
-                    raise InputError(f"{self.folder}: made with {name}={made.get(name)!r}, the config says {value!r}; run `unisono precompute`")
+                    raise InputError(
+                        f"{self.folder}: made with {name}={made.get(name)!r}, the config says {value!r}; run `unisono precompute`"
+                    )
         if ids is not None and _sha256(ids) != self.manifest["ids_sha256"]:
             raise InputError(f"{self.folder}: made from another text or tokenizer; run `unisono precompute` again")
 
@@ -137,8 +140,12 @@ def _code(config: Config) -> dict[str, Any]:
         scheme = f"scheme={config.scheme!r}" if isinstance(config, CRAMConfig) else f"arch={config.arch!r}"
         raise InputError(f"{scheme}: ξ depends on trained parameters and is not precomputable; train on sequences, or use scheme='fixed'")
     if config.codes == "embedding":
-        raise InputError("codes='embedding': ξ depends on a trained embedding and is not precomputable; train on sequences, or use codes='binary'")
-    size = {"code_bits": config.code_bits, "vocab_size": config.vocab_size} if config.codes == "binary" else {"frame_size": config.frame_size}
+        raise InputError(
+            "codes='embedding': ξ depends on a trained embedding and is not precomputable; train on sequences, or use codes='binary'"
+        )
+    size = (
+        {"code_bits": config.code_bits, "vocab_size": config.vocab_size} if config.codes == "binary" else {"frame_size": config.frame_size}
+    )
     return {"codes": config.codes, **size, "decay": config.decay}
 
 
@@ -157,7 +164,7 @@ def _stream(config: CRAMConfig, ids: np.ndarray, starts: np.ndarray, chunk: int)
         u = (1 - config.decay) * (sigmoid(part.astype(np.float64)) if table is None else table[part])
         inner = starts[np.searchsorted(starts, begin) : np.searchsorted(starts, begin + len(part))] - begin
         bounds = np.unique([0, *inner, len(part)])
-        for a, b in zip(bounds[:-1], bounds[1:], strict=True):
+        for a, b in itertools.pairwise(bounds):
             u[a:b] = _decayed_sums(u[a:b], config.decay, np.zeros_like(state) if a in inner else state)
             state = u[b - 1].copy()
         yield begin, u

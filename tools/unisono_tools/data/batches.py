@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from unisono_spec.contract import InputError
 from unisono_spec.contract.initial import generator
 
@@ -14,7 +13,7 @@ def starts(length: int, seed: int, step: int, batch_size: int, seq_len: int) -> 
         raise InputError(f"batch_size, seq_len: {batch_size}, {seq_len}; use positive integers")
     if length < seq_len + 1:
         raise InputError(
-            f"seq_len: {seq_len} tokens and their targets need {seq_len + 1} ids, the corpus has {length}; shorten seq_len or give more text"
+            f"seq_len: {seq_len} tokens and their targets need {seq_len + 1} ids, this text has {length}; shorten seq_len or give more"
         )
     return generator(seed, f"batch.{step}").integers(0, length - seq_len, size=batch_size)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-
 from unisono_spec.contract import InputError
+
 from unisono_tools.data import sources
 from unisono_tools.data.tokenizers import Tokenizer, load_tokenizer
 

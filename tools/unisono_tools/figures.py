@@ -1,0 +1,142 @@
+"""One look for all figures, and the figures themselves. Each function writes one PNG and returns its path."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+# Okabe & Ito's palette, which colour-blind readers can tell apart.
+BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
+GREY = "#6B6B6B"
+
+STYLE = {
+    "axes.grid": True,
+    "axes.labelcolor": "#333333",
+    "axes.prop_cycle": cycler(color=CYCLE),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "font.size": 10,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+}
+
+
+@contextlib.contextmanager
+def figure(path: str | Path, title: str, width: float = 7.5, height: float = 4.5) -> Iterator[Axes]:
+    """Axes to draw on, in the house style; written to `path` at the end."""
+    with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+        drawing = Figure(figsize=(width, height), layout="constrained")
+        axes = drawing.add_subplot()
+        axes.set_title(title, pad=10)
+        yield axes
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        drawing.savefig(path)
+
+
+def loss_curve(
+    path: str | Path,
+    steps: Sequence[int],
+    losses: Sequence[float],
+    validation: Sequence[tuple[int, float]] = (),
+    baselines: Mapping[str, float] | None = None,
+    unit: str = "bits per byte",
+    title: str = "Training",
+) -> Path:
+    """Loss against step: the minibatches' (thin), their running mean, validation as points, baselines as dashed lines."""
+    x, y = np.asarray(steps, float), np.asarray(losses, float)
+    with figure(path, title) as axes:
+        axes.plot(x, y, color=SKY, linewidth=0.7, alpha=0.5, label="minibatch")
+        window = max(1, len(y) // 50)
+        if window > 1:
+            mean = np.convolve(y, np.ones(window) / window, "valid")
+            axes.plot(x[window - 1 :], mean, color=BLUE, linewidth=1.8, label=f"mean of {window} minibatches")
+        if validation:
+            axes.plot(*np.array(validation, float).T, "o-", color=VERMILION, markersize=4, linewidth=1, label="validation")
+        for i, (name, value) in enumerate((baselines or {}).items()):
+            # labels alternate sides, so that near values do not cover one another
+            axes.axhline(value, color=GREY, linewidth=0.9, linestyle="--")
+            side = i % 2
+            axes.annotate(
+                f"{name} {value:.2f}",
+                (1 - side * 0.72, value),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color=GREY,
+            )
+        shown = [*y[len(y) // 20 :], *(v for _, v in validation), *(baselines or {}).values()]
+        shown = [v for v in shown if np.isfinite(v)]
+        if shown:
+            axes.set_ylim(0.95 * min(shown), 1.05 * max(shown))
+        axes.set_xlabel("step")
+        axes.set_ylabel(unit)
+        axes.legend(loc="upper right")
+    return Path(path)
+
+
+def dependency(path: str | Path, matrix: np.ndarray, title: str = "What each output depends on") -> Path:
+    """matrix [T, T]: how much output t changes with input j, on a logarithmic scale; zeros stay white."""
+    with figure(path, title, 6.4, 5.4) as axes:
+        shown = np.ma.masked_less_equal(matrix, 0)
+        top = float(matrix.max()) if matrix.max() > 0 else 1.0
+        image = axes.imshow(shown, cmap="cividis", norm=LogNorm(max(float(shown.min() or top), 1e-16 * top), top), interpolation="nearest")
+        axes.grid(visible=False)
+        axes.set_xlabel("input position j")
+        axes.set_ylabel("output position t")
+        bar = axes.figure.colorbar(image, ax=axes, shrink=0.85)
+        bar.set_label("|∂ logits$_t$ / ∂ input$_j$|")
+    return Path(path)
+
+
+def reach(
+    path: str | Path, reaches: Mapping[str, np.ndarray], limit: int, title: str = "How far back one input bit changes the state"
+) -> Path:
+    """reaches: by dtype, tokens [trials] until a changed bit leaves no trace; `limit` means that it never did."""
+    with figure(path, title, 7.5, 3.6) as axes:
+        names = list(reaches)
+        middle = [float(np.median(reaches[name])) for name in names]
+        spread = np.array([(m - reaches[n].min(), reaches[n].max() - m) for m, n in zip(middle, names, strict=True)], float).T
+        bars = axes.barh(
+            names, middle, xerr=spread, color=CYCLE[: len(names)], height=0.6, error_kw={"ecolor": GREY, "capsize": 3, "lw": 1}
+        )
+        right = max(float(r.max()) for r in reaches.values())
+        for bar, name, value in zip(bars, names, middle, strict=True):
+            text = f"≥ {limit}" if value >= limit else f"{value:.0f}"
+            where = min(float(reaches[name].max()), right) + 0.015 * right
+            axes.text(where, bar.get_y() + bar.get_height() / 2, text, va="center", fontweight="bold")
+        axes.set_xlim(0, 1.12 * right)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("tokens (median; whiskers: least and most)")
+        axes.set_ylabel("arithmetic of the state")
+    return Path(path)
+
+
+def decoding(path: str | Path, accuracy: Mapping[str, np.ndarray], title: str = "Input bits read back from ξ") -> Path:
+    """accuracy: by dtype, share of bits decoded right [age]; ½ is chance."""
+    with figure(path, title, 7.5, 3.8) as axes:
+        for (name, share), style in zip(accuracy.items(), ("-", "--", "-.", ":"), strict=False):
+            axes.plot(np.arange(len(share)), share, style, linewidth=2, label=name)
+        axes.axhline(0.5, color=GREY, linewidth=0.9, linestyle="--")
+        axes.text(0, 0.51, "chance", fontsize=8, color=GREY)
+        axes.set_ylim(0.4, 1.03)
+        axes.set_xlabel("age of the token (0: the newest)")
+        axes.set_ylabel("share decoded right")
+        axes.legend(title="ξ held in", loc="center", bbox_to_anchor=(0.62, 0.55))
+    return Path(path)
