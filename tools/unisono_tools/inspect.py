@@ -114,7 +114,8 @@ def decode(xi: np.ndarray, decay: float, count: int, length: int | None = None) 
     """The last `count` input bits of each channel of ξ, newest first: ξ [...] → [..., count], for decay ≤ ½.
 
     ξ = Σ_k (1−λ) λ^k σ(b_k). With σ(0) taken off and divided by σ(1) − σ(0), the newest bit weighs 1−λ and all older ones together at
-    most λ, so it is 1 exactly where the rest exceeds ½. length: how many tokens ξ has read; None: many.
+    most λ (less the share of tokens before the first): it is 1 where the rest is nearer to 1−λ than to that. length: how many tokens ξ
+    has read; None: many.
     """
     if not 0 < decay <= 0.5:
         raise InputError(f"decay: {decay}; bits of different ages overlap above 0.5 and cannot be read back one by one")
@@ -122,8 +123,9 @@ def decode(xi: np.ndarray, decay: float, count: int, length: int | None = None) 
     read = 1.0 if length is None else 1 - decay**length
     rest = (np.asarray(xi).astype(np.float64) - zero * read) / (one - zero)
     bits = []
-    for _ in range(count):
-        bit = rest >= 0.5
+    for age in range(count):
+        older = decay if length is None else decay * (1 - decay ** (length - age - 1))
+        bit = rest >= (older + 1 - decay) / 2
         rest = (rest - (1 - decay) * bit) / decay
         bits.append(bit)
     return np.stack(bits, -1)

@@ -1,0 +1,135 @@
+"""Corpora, splits, tokenizers and minibatches."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from unisono_spec.contract import InputError
+from unisono_tools.data import SPLITS, corpus, load_corpus, load_tokenizer
+from unisono_tools.data.batches import batch, positions, reset_mask, starts
+
+
+def test_sotu_is_split_by_speech_with_the_newest_held_out():
+    text = load_corpus("sotu")
+    everything = np.concatenate([text.split(name) for name in SPLITS])
+    assert len(everything) > 12_000_000
+    assert text.tokenizer is not None
+    assert text.tokenizer.decode(text.train[:28]) == "Fellow-Citizens of the Senat"
+    assert b"Obama" not in text.train[:].tobytes()
+    assert b"COVID" in text.test.tobytes()
+    for name in SPLITS:
+        documents = text.documents[name]
+        assert documents[0] == 0
+        assert (np.diff(documents) > 0).all()
+        assert text.reset(name).sum() == len(documents)
+        assert text.bytes_per_token(name) == 1
+    assert sum(len(d) for d in text.documents.values()) == 249
+
+
+@pytest.mark.parametrize("sizes", [[100], [100] * 3, [1] * 100, [5, 90, 3, 2], [1000, 1, 1], [50, 50]])
+def test_splits_cover_everything_in_order(sizes):
+    parts = corpus._cut(sizes)
+    assert sum(parts) == sum(sizes)
+    assert all(part >= 0 for part in parts)
+    assert parts[0] >= parts[1]
+
+
+def test_a_folder_is_split_between_its_files(tmp_path: Path):
+    for i in range(20):
+        (tmp_path / f"{i:02}.txt").write_bytes(bytes([65 + i]) * 10)
+    (tmp_path / ".hidden").write_bytes(b"no")
+    (tmp_path / "empty.txt").write_bytes(b"")
+    text = load_corpus(tmp_path)
+    assert [len(text.split(name)) for name in SPLITS] == [180, 10, 10]
+    assert list(text.documents["train"]) == list(range(0, 180, 10))
+    assert bytes(text.test) == b"T" * 10
+
+
+def test_a_file_is_mapped_and_limited(tmp_path: Path):
+    path = tmp_path / "bytes.bin"
+    path.write_bytes(bytes(range(256)) * 10)
+    text = load_corpus(path)
+    assert isinstance(text.train, np.memmap)
+    assert [len(text.split(name)) for name in SPLITS] == [2304, 128, 128]
+    assert len(load_corpus(path, limit=1000).train) == 900
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.txt", b"", "empty"),
+        ("short.txt", b"abc", "too few"),
+        ("missing.txt", None, "neither a file nor a folder"),
+        ("frames.npy", b"not an array", "not a readable .npy"),
+    ],
+)
+def test_useless_input_is_refused(tmp_path: Path, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        load_corpus(tmp_path / name)
+
+
+def test_frames_are_split_in_time_and_checked(tmp_path: Path):
+    path = tmp_path / "frames.npy"
+    frames = np.random.default_rng(0).random((40, 6)).astype(np.float32)
+    np.save(path, frames)
+    video = load_corpus(path)
+    assert video.tokenizer is None
+    assert np.array_equal(np.concatenate([video.train, video.validation, video.test]), frames)
+    assert batch(video.train, 0, 0, 3, 5).shape == (3, 6, 6)
+    with pytest.raises(InputError, match="no bytes"):
+        video.bytes_per_token()
+    np.save(path, np.where(frames > 0.99, np.nan, frames))
+    with pytest.raises(InputError, match="NaN"):
+        load_corpus(path)
+    np.save(path, np.array([{"an": "object"}], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match="objects"):
+        load_corpus(path)
+
+
+def test_unknown_names_get_a_suggestion():
+    with pytest.raises(InputError, match="did you mean 'sotu'"):
+        load_corpus("sotuu")
+    with pytest.raises(InputError, match="did you mean 'bytes'"):
+        load_tokenizer("byte")
+    with pytest.raises(InputError, match="limit"):
+        load_corpus("c4")
+
+
+def test_bytes_come_back_and_damaged_ones_are_replaced():
+    coder = load_tokenizer("bytes")
+    text = "Grüße, 世界"
+    assert coder.decode(coder.encode(text)) == text
+    assert coder.decode(coder.encode(text)[:3]) == "Gr\ufffd"
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    ids = np.arange(1000, dtype=np.uint16)
+    first = batch(ids, 3, 7, 4, 16)
+    assert first.dtype == np.int64
+    assert np.array_equal(first, batch(ids, 3, 7, 4, 16))
+    assert np.array_equal(np.diff(first), np.ones((4, 16)))
+    assert not np.array_equal(first, batch(ids, 3, 8, 4, 16))
+    assert not np.array_equal(first, batch(ids, 4, 7, 4, 16))
+    # of a later release, other numbers would be another run
+    assert hashlib.sha256(positions(1000, 0, 0, 8).tobytes()).hexdigest()[:12] == "e964fb594a80"
+
+
+def test_every_start_is_drawn():
+    drawn = np.concatenate([starts(12, 0, step, 20, 9) for step in range(20)])
+    assert set(drawn) == {0, 1, 2}
+    assert starts(10, 0, 0, 3, 9).tolist() == [0, 0, 0]
+    with pytest.raises(InputError, match="seq_len: 9"):
+        starts(9, 0, 0, 3, 9)
+
+
+def test_reset_mask_marks_document_starts():
+    documents = np.array([0, 4, 5, 11])
+    at = np.array([0, 3, 6])
+    mask = reset_mask(documents, at, 6)
+    expected = np.isin(at[:, None] + np.arange(6), documents)
+    assert np.array_equal(mask, expected)
