@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.sampling import Sampling
 from unisono_torch import InputError
 from unisono_torch.models.base import Model
+from unisono_torch.models.cram import CRAM
 from unisono_torch.ops import decayed_sum
 
 FIXED = CRAMConfig(d_model=8, n_layers=2, vocab_size=50)
@@ -50,8 +52,10 @@ def marks(length: int, batch: int = 2) -> tuple[Tensor, Tensor]:
     return torch.rand(batch, length, generator=draw) < 0.1, torch.rand(batch, length, generator=draw) < 0.7
 
 
-def create(config: CRAMConfig, dtype: str = "float64", **options: str) -> Model:
-    return unisono_torch.create(config, seed=3, dtype=dtype, **options)
+def create(config: CRAMConfig, dtype: str = "float64", **options: Any) -> CRAM:
+    model = unisono_torch.create(config, seed=3, dtype=dtype, **options)
+    assert isinstance(model, CRAM)
+    return model
 
 
 @ALL
@@ -195,7 +199,7 @@ def test_one_compiled_graph_serves_all_lengths_of_two_chunks_or_more(config: CRA
 
     torch.compiler.reset()
     model = create(config)
-    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
+    compiled = torch.compile(model.forward, backend=backend, fullgraph=True, dynamic=True)
     for length in (150, 70):
         found, state = compiled(tokens(config, length), None, *marks(length))
         logits, end = model.forward(tokens(config, length), None, *marks(length))
@@ -218,12 +222,12 @@ def test_bad_input_is_named_with_a_remedy() -> None:
         "id 50 is outside the vocabulary": lambda: model.forward(ids * 0 + 50),
         "id -1 is outside": lambda: model.step(ids[:, 0] * 0 - 1, model.init_state(2)),
         "T is 0": lambda: model.forward(ids[:, :0]),
-        "tokens: list; give a torch.Tensor": lambda: model.forward([[1, 2]]),
+        "tokens: list; give a torch.Tensor": lambda: model.forward([[1, 2]]),  # pyright: ignore[reportArgumentType]
         "reset: shape": lambda: model.forward(ids, reset=torch.zeros(2, 3, dtype=torch.bool)),
         "valid: shape .* of torch.float32": lambda: model.forward(ids, valid=torch.ones(2, 4)),
         "state: 'xi' is missing": lambda: model.forward(ids, {}),
         "state: xi has shape": lambda: model.forward(ids, model.init_state(3)),
-        "form: 'serial' is unknown": lambda: model.forward(ids, form="serial"),
+        "form: 'serial' is unknown": lambda: model.forward(ids, form="serial"),  # pyright: ignore[reportArgumentType]
         "chunk_size: 0": lambda: model.forward(ids, chunk_size=0),
         "noise: this config has no noisy router": lambda: model.forward(ids, noise=[]),
         "dtype: 'float8' is not supported": lambda: unisono_torch.create(FIXED, dtype="float8"),

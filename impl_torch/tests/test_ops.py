@@ -108,7 +108,8 @@ def test_sums_are_float32_or_wider(kind: str, dtype: torch.dtype) -> None:
     for form in ("parallel", "recurrent"):
         assert [a.dtype for a in run(kind, form, *given)] == [wide, wide]
     # 16-bit inputs are widened before anything is rounded, so the result is that of the widened inputs, to the bit
-    widened = run(kind, "parallel", *(a.to(wide) for a in given[:3]), *given[3:])
+    x, s, state, reset, valid = given
+    widened = run(kind, "parallel", x.to(wide), s.to(wide), state.to(wide), reset, valid)
     assert torch.equal(run(kind, "parallel", *given)[0], widened[0])
 
 
@@ -117,9 +118,9 @@ def test_float32_rounding_at_length_100_000(kind: str, decay: float) -> None:
     length = 100_000
     x, s, state = inputs(length, width=2, dtype=torch.float32, batch=1)
     found = run(kind, "parallel", x, s, state, None, None, decay)[0].double()
-    wide = tuple(a.double() for a in (x, s, state))
-    truth = run(kind, "parallel", *wide, None, None, decay)[0]
-    terms = run(kind, "parallel", wide[0], wide[1].abs(), wide[2].abs(), None, None, decay)[0]  # sums of magnitudes
+    x, s, state = x.double(), s.double(), state.double()
+    truth = run(kind, "parallel", x, s, state, None, None, decay)[0]
+    terms = run(kind, "parallel", x, s.abs(), state.abs(), None, None, decay)[0]  # sums of magnitudes
     # √T·u is what a plain running sum of random roundings costs; chunked sums cost less
     bound = length**0.5 * torch.finfo(torch.float32).eps
     assert ((found - truth).abs() <= bound * terms).all()
