@@ -41,6 +41,7 @@ class Model(nnx.Module):
 
     def init_state(self, batch: int, capacity: int | None = None) -> State:
         """The state before the first token of `batch` sequences."""
+        check_x64(self.dtype)
         return {name: jnp.asarray(a) for name, a in zero_state(self.config, batch, capacity, self.dtype).items()}
 
     def forward(
@@ -112,7 +113,7 @@ class Model(nnx.Module):
         save_params(path, self.config, numpy_params(self))
 
     def _check(self, tokens: Any, state: State | None, reset: Any, valid: Any) -> None:
-        check_x64(self.dtype)
+        check_x64(self.dtype)  # the mode may have changed since this model was made
         check_inputs(self.config, tokens, state, reset, valid)
         if not self.config.reads_frames and not isinstance(tokens, Tracer):
             check_ids(np.asarray(tokens), self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
