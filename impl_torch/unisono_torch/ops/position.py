@@ -17,7 +17,7 @@ def step(state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None
 
 def parallel(initial_state: Tensor, length: int, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Valid tokens before each one, less those that came before its sequence began."""
-    if torch.onnx.is_in_onnx_export():
+    if torch.onnx.is_in_onnx_export() and reset is not None and valid is not None:
         from unisono_torch.onnx import ops as graph
 
         return graph.position(initial_state, reset, valid)
