@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from unisono_spec.contract import InputError, preset
+from unisono_spec.contract import Config, InputError, preset
 from unisono_spec.ops import decayed_sum
 from unisono_spec.ops.elementwise import binary_digits
 from unisono_tools import precompute as module
@@ -74,13 +74,16 @@ def test_progress_reaches_the_end(tmp_path: Path):
 
 def test_what_fits_is_kept_and_what_does_not_is_made_anew(tmp_path: Path):
     calls = []
-    again = {"progress": lambda *_: calls.append(1)}
-    precompute(preset("cram-demo"), IDS, tmp_path, **again)
-    precompute(preset("cram-demo", d_model=32), IDS.astype(np.int64), tmp_path, **again)
+
+    def again(config: Config, ids: np.ndarray, documents: np.ndarray | None = None) -> None:
+        precompute(config, ids, tmp_path, progress=lambda *_: calls.append(1), documents=documents)
+
+    again(preset("cram-demo"), IDS)
+    again(preset("cram-demo", d_model=32), IDS.astype(np.int64))
     assert len(calls) == 1
-    precompute(preset("cram-demo", decay=0.7), IDS, tmp_path, **again)
+    again(preset("cram-demo", decay=0.7), IDS)
     assert len(calls) == 2
-    precompute(preset("cram-demo", decay=0.7), IDS, tmp_path, documents=DOCUMENTS, **again)
+    again(preset("cram-demo", decay=0.7), IDS, DOCUMENTS)
     assert len(calls) == 3
 
 
