@@ -52,3 +52,16 @@ def test_files_and_generation(name: str, tmp_path: Path) -> None:
     checking.same(model.step(tokens[:, 3], again), model.step(tokens[:, 3], state), 0)
     text = create(config, model.params).generate(tokens, 2).tokens
     assert text[0, 0] == create(config, model.params).forward(tokens)[0][0, -1].argmax()
+
+
+@pytest.mark.parametrize("name", ["lat-1m", "based-1m", "infinityformer-1m", "maru-1m", "transformer-1m", "mamba-1m", "s4d-1m"])
+def test_nothing_to_read(name: str) -> None:
+    """A batch of no sequences, and sequences in which nothing is valid."""
+    model = create(preset(name), dtype="float32")
+    for form in ("recurrent", "parallel"):
+        logits, state = model.forward(np.zeros((0, 2), int), form=form)
+        assert logits.shape == (0, 2, 256)
+        assert {len(a) for a in state.values()} == {0}
+        _, start = model.forward(np.array([[5, 6]]), model.init_state(1, 3))
+        _, state = model.forward(np.array([[1, 2]]), start, None, np.zeros((1, 2), bool), form=form)
+        checking.same(state, start, 0)

@@ -42,7 +42,7 @@ def mixer_inputs(
 
 def mixer_update(p: Arrays, o: np.ndarray, rounded: Rounding) -> np.ndarray:
     """o [..., H, V] → [..., D]."""
-    return rounded(linear(rounded(o.reshape(*o.shape[:-2], -1)), p["mixer.out.weight"], p["mixer.out.bias"]))
+    return rounded(linear(rounded(o.reshape(*o.shape[:-2], o.shape[-2] * o.shape[-1])), p["mixer.out.weight"], p["mixer.out.bias"]))
 
 
 def ffn_update(p: Arrays, x: np.ndarray, rounded: Rounding) -> np.ndarray:

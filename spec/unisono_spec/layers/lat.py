@@ -22,7 +22,7 @@ def to_heads(p: Arrays, config: LATConfig, kind: str, x: np.ndarray, position: n
     width = config.qk_width if kind == "linear" else config.head_width
     y = rounded(linear(h, p["mixer.qkv.weight"], p.get("mixer.qkv.bias")))
     n = config.n_heads * width
-    q, k, v = (part.reshape(*x.shape[:-1], config.n_heads, -1) for part in np.split(y, [n, 2 * n], -1))
+    q, k, v = (part.reshape(*x.shape[:-1], config.n_heads, part.shape[-1] // config.n_heads) for part in np.split(y, [n, 2 * n], -1))
     if config.positions == "rope":
         q, k = rotate(q, position, config.rope_base), rotate(k, position, config.rope_base)
     if kind == "linear":
@@ -33,7 +33,7 @@ def to_heads(p: Arrays, config: LATConfig, kind: str, x: np.ndarray, position: n
 
 def from_heads(p: Arrays, o: np.ndarray, rounded: Rounding) -> np.ndarray:
     """o [..., H, V] → [..., D]."""
-    return rounded(linear(rounded(o.reshape(*o.shape[:-2], -1)), p["mixer.out.weight"], p.get("mixer.out.bias")))
+    return rounded(linear(rounded(o.reshape(*o.shape[:-2], o.shape[-2] * o.shape[-1])), p["mixer.out.weight"], p.get("mixer.out.bias")))
 
 
 def conv_inputs(p: Arrays, x: np.ndarray, rounded: Rounding) -> tuple[np.ndarray, np.ndarray]:

@@ -121,7 +121,7 @@ def hoisted(
     def attention(key: np.ndarray) -> np.ndarray:
         """[B, d_m] → [B, n·L], a softmax in each bank."""
         scores = (M @ key[:, :, None])[..., 0] / np.sqrt(width).astype(np.real(x).dtype)
-        return shares(scores.reshape(batch, banks, slots)).reshape(batch, -1)
+        return shares(scores.reshape(batch, banks, slots)).reshape(batch, banks * slots)
 
     W = p["input.weight"]
     out = []
