@@ -24,9 +24,11 @@ A float64 implementation is held to the float32 estimate times u(float64)/u(floa
 that twice, in both formulas: y* is float64 too, and errs as much as what it judges.
 
 **Gradients of models** are judged by directional derivatives: the float64 spec by the complex step (no autodiff, no cancellation),
-its realisations in complex64, where the real and the imaginary part are perturbed apart.
+its realisations in complex64, where the real and the imaginary part are perturbed apart. They err as forward mode does, along the
+values; reverse mode adds the roundings of its way back, so the share is doubled like c₁ and c₂.
 
-A budget above LIMIT of the row's scale would accept nonsense: it is an error of the test, not a pass.
+A budget above LIMIT of the values would accept nonsense: it is an error of the test, not a pass. (The values are those of the
+row, or of the average row where that is larger: a row that is small by accident does not make a test useless.)
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from unisono_spec.contract.base import DTYPES, state_dtype
 U = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 C1, C2 = 2.0, 8.0
-GRADIENT = 2.0  # times both, for gradients
+GRADIENT = 2.0  # times c₁, c₂ and SHARE, for gradients
 SHARE = 2.0
 TWO_PARTIES = 2.0
 REALISATIONS, TOKENS = 32, 20_000  # of a long sequence, no more realisations than hold so many tokens, and at least 4
@@ -90,12 +92,12 @@ def row_budget(truth: np.ndarray, errors: np.ndarray, dtype: str, length: int, g
     """The budget of each row [..., 1] of `truth` [..., width], from the errors [realisation, ..., width]."""
     largest = np.abs(errors).max((0, -1), initial=0)[..., None]
     scale = np.abs(truth).max(-1, keepdims=True, initial=0)
-    return SHARE * largest * scale_to(dtype) + formula(dtype, length, 1, gradient) * scale
+    return SHARE * (GRADIENT if gradient else 1) * largest * scale_to(dtype) + formula(dtype, length, 1, gradient) * scale
 
 
 def check_useful(budget: np.ndarray, scale: np.ndarray, what: str) -> None:
     """Raise BudgetError where a budget exceeds LIMIT of the scale of what it judges."""
-    if budget.size and not (budget <= LIMIT * scale).all():
+    if budget.size and not (budget <= LIMIT * (scale := np.maximum(scale, scale.mean()))).all():
         ratio = float(np.max(budget / np.maximum(scale, np.finfo(np.float64).tiny)))
         raise BudgetError(f"{what}: the budget is {ratio:.2g} of the value, above {LIMIT}; choose inputs that say more")
 

@@ -16,10 +16,15 @@ from unisono_conformance.trial import Bench
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """How much is tried. every: one in so many of the configs beside the defaults (a Latin square over dtypes and forms)."""
+    """How much is tried.
+
+    pairs: every dtype with every form, for every property. rows: how often each config beside the defaults is tried by each
+    property: under no dtype and form, under one of each, or under all.
+    """
 
     name: str
-    every: int
+    pairs: bool
+    rows: str  # "none", "once", "all"
     regimes: int  # regimes a default config is tried under, in turn; the others get one
     random: int  # examples that hypothesis adds
     long_length: int
@@ -29,10 +34,10 @@ class Profile:
 
 # dev: while writing. ci: sized for the time budget of `nox -s tests`. deep: as long as it likes. meta: what sabotages must not survive.
 PROFILES = {
-    "dev": Profile("dev", every=0, regimes=2, random=0, long_length=2_000),
-    "ci": Profile("ci", every=4, regimes=3, random=2, long_length=100_000),
-    "deep": Profile("deep", every=1, regimes=99, random=60, long_length=1_000_000, exhaustive=True, derandomize=False),
-    "meta": Profile("meta", every=0, regimes=99, random=0, long_length=300),
+    "dev": Profile("dev", pairs=False, rows="none", regimes=2, random=0, long_length=2_000),
+    "ci": Profile("ci", pairs=False, rows="once", regimes=2, random=2, long_length=100_000),
+    "deep": Profile("deep", pairs=True, rows="all", regimes=99, random=60, long_length=1_000_000, exhaustive=True, derandomize=False),
+    "meta": Profile("meta", pairs=True, rows="none", regimes=99, random=0, long_length=300),
 }
 
 # Draws that once failed. They are tried first, under every dtype and form that the property covers.
@@ -52,7 +57,8 @@ class Item:
     prop: Property
     case: Case
     bench: Bench
-    turn: int  # which of the Latin square's turns it is
+    turn: int  # which of the pairs of dtype and form it is
+    turns: int
 
     @property
     def id(self) -> str:
@@ -88,22 +94,23 @@ class Selection:
 def items(adapter: Adapter, selection: Selection, profile: Profile) -> list[Item]:
     can, out = adapter.capabilities, []
     chosen = selection.of(can)
-    for prop in PROPERTIES:
+    grid = [(dtype, form) for dtype in chosen["dtype"] for form in chosen["form"]]
+    for p, prop in enumerate(PROPERTIES):
         for case in cases().values():
             known = case.name in can.models if case.level == "model" else case.name.rpartition("/")[2] in can.ops
             if case.arch not in chosen["arch"] or not known or not prop.applies(case, can):
                 continue
-            turn = 0
-            for dtype in chosen["dtype"]:
-                if prop.dtypes is not None and dtype not in prop.dtypes:
+            forms = [f for f in chosen["form"] if f in prop.forms(can)][: None if prop.each_form else 1]
+            # a property's rows must fall on the same pairs as every other's: their shapes are compiled already
+            full = profile.pairs or prop.every_pair or case.level == "op"
+            for turn, (dtype, form) in enumerate(grid):
+                mine = forms if full else [forms[(chosen["dtype"].index(dtype) + p) % len(forms)]] if forms else []
+                if form not in mine or (prop.dtypes is not None and dtype not in prop.dtypes):
                     continue
-                forms = [f for f in chosen["form"] if f in prop.forms(can)]
-                for form in forms if prop.each_form else forms[:1]:
-                    bench = Bench(
-                        adapter, dtype, form, chosen["device"][0], chosen["implementation"][0], profile.long_length, profile.exhaustive
-                    )
-                    out.append(Item(prop, case, bench, turn))
-                    turn += 1
+                bench = Bench(
+                    adapter, dtype, form, chosen["device"][0], chosen["implementation"][0], profile.long_length, profile.exhaustive
+                )
+                out.append(Item(prop, case, bench, turn, len(grid)))
     return out
 
 
@@ -127,10 +134,12 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
             regime = names[0] if j == 0 else names[1 + (j - 1 + i + 2 * item.turn) % (len(names) - 1)]
             batch, length, chunk = shapes[j % len(shapes)]
             out.append(Draw(case.name, variant, regime, batch, length, chunk))
-    if item.prop.rows and profile.every:
+    if item.prop.rows and profile.rows != "none":
         others = [v for v in case.variants if v not in case.defaults]
+        # "once": each config under one pair of dtype and form, the same for every property that tries all pairs
+        of, at = (item.turns, item.turn) if item.prop.every_pair else (len(item.bench.adapter.capabilities.dtypes), item.turn // 2)
         for i, variant in enumerate(others):
-            if i % profile.every == item.turn % profile.every:
+            if profile.rows == "all" or i % of == at % of:
                 batch, length, chunk = shapes[0]
                 out.append(Draw(case.name, variant, names[i % len(names)], batch, length, chunk))
     return out

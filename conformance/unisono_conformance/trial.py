@@ -83,6 +83,16 @@ class Trial:
         read = (inputs.arrays["tokens"], inputs.state, inputs.reset, inputs.valid)
         return model.forward(*read, form=form, chunk_size=chunk, dropout=inputs.dropout)
 
+    def forward_rows(self, inputs: Inputs) -> Output:
+        """`forward` of any number of rows, as many at a time as the draw has: the shape that everything else uses."""
+        size, parts = self.draw.batch, []
+        for start in range(0, inputs.batch, size):
+            rows = [min(row, inputs.batch - 1) for row in range(start, start + size)]
+            o, last = self.forward(inputs.rows(rows))
+            keep = min(size, inputs.batch - start)
+            parts.append((o[:keep], {name: a[:keep] for name, a in last.items()}))
+        return np.concatenate([o for o, _ in parts]), {n: np.concatenate([last[n] for _, last in parts]) for n in parts[0][1]}
+
     def step(self, inputs: Inputs, time: int, state: Arrays) -> Output:
         marks = {n: None if m is None else m[:, time] for n, m in (("reset", inputs.reset), ("valid", inputs.valid))}
         token = {name: a[:, time] for name, a in inputs.arrays.items()}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.errors import InputError
@@ -20,7 +23,7 @@ NEAR_ONE, FORGETTING = 0.999, 0.001
 
 class DecayedSum(OpCase):
     name, arch, op, module = "cram/decayed_sum", "cram", "decayed_sum", decayed_sum
-    variants = {"half": {"decay": 0.5}, "slow": {"decay": NEAR_ONE}, "fast": {"decay": FORGETTING}}
+    variants: Mapping[str, Any] = {"half": {"decay": 0.5}, "slow": {"decay": NEAR_ONE}, "fast": {"decay": FORGETTING}}
     defaults = ("half", "slow")
     regimes = ("tame", "saturated", "offset", "large")
     laws = DECAYED_LAWS
@@ -46,7 +49,7 @@ class DecayedSum(OpCase):
 
 class WeightedSum(OpCase):
     name, arch, op, module = "cram/weighted_sum", "cram", "weighted_sum", weighted_sum
-    variants = {"inclusive": {"exclusive": False}, "exclusive": {"exclusive": True}}
+    variants: Mapping[str, Any] = {"inclusive": {"exclusive": False}, "exclusive": {"exclusive": True}}
     defaults = ("inclusive", "exclusive")
     regimes = ("tame", "saturated", "offset", "large")
     laws = WEIGHTED_LAWS
@@ -84,7 +87,7 @@ class CRAM(ModelCase):
     wide_regimes = ("offset", "saturated")
 
     def __init__(self) -> None:
-        small = {"d_model": 5, "n_layers": 2, "ffn_mult": 2, "vocab_size": 7}
+        small = {"d_model": 8, "n_layers": 2, "ffn_mult": 1, "vocab_size": 7}
         # a dropout rate in the config must not act in evaluation
         self.variants = {
             "fixed": CRAMConfig(**small, code_bits=5, dropout=0.25),

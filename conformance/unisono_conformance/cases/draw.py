@@ -17,8 +17,8 @@ class Draw:
     variant: str
     regime: str = "tame"
     batch: int = 2
-    length: int = 9
-    chunk_size: int = 4
+    length: int = 8
+    chunk_size: int = 3
     seed: int = 0
 
     def generator(self, purpose: str) -> np.random.Generator:

@@ -10,6 +10,7 @@ from unisono_conformance.cases.base import Case
 from unisono_conformance.trial import Bench, Trial
 
 Shape = tuple[int, int, int]  # batch, length, chunk size
+BASE = (2, 8, 3)  # shared by all that can: a framework may compile for a second for each shape and config
 
 
 def _always(case: Case, capabilities: Capabilities) -> bool:
@@ -20,16 +21,17 @@ def _always(case: Case, capabilities: Capabilities) -> bool:
 class Property:
     """shapes: the lattice that draws take (B, T, C) from, the first for what is tried once only.
 
-    rows: whether every config is tried, or the defaults only. each_form: once for each declared form, or for the first.
+    rows: whether every config is tried, or the defaults only. each_form: for each declared form, or for the first.
     dtypes: None for every declared one. regimes: None for the case's own.
     """
 
     label: str
     title: str
     check: Callable[[Trial], None]
-    shapes: tuple[Shape, ...] = ((2, 9, 4),)
+    shapes: tuple[Shape, ...] = (BASE,)
     rows: bool = False
     each_form: bool = True
+    every_pair: bool = False  # in ci, every dtype with every form; otherwise each dtype with one form, in turn
     dtypes: tuple[str, ...] | None = None
     regimes: tuple[str, ...] | None = None
     dropout: bool = False  # whether dropout masks are among the regimes

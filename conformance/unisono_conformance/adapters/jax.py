@@ -1,0 +1,120 @@
+"""Unisono's JAX room before the court. Calls are jitted: one trace a config, dtype, form and shape serves every property."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+# compiling costs more than running such tiny models: ask for little optimisation, before JAX reads this
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
+import jax
+import unisono_jax
+from flax import nnx
+from unisono_spec.contract import Config
+
+from unisono_conformance.adapter import Arrays, Capabilities, Gradients
+
+
+class Model:
+    """`eager` runs op by op, as P12 compares; everything else goes through the room's own `compiled()`."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.call = model, model.compiled()
+
+    def forward(self, tokens, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None):
+        with jax.enable_x64(self.model.dtype == "float64"):
+            logits, after = self.call.forward(tokens, state, reset, valid, form, chunk_size, dropout)
+            return np.asarray(logits), unisono_jax.numpy_state(after)
+
+    def step(self, token, state, reset=None, valid=None):
+        with jax.enable_x64(self.model.dtype == "float64"):
+            logits, after = self.call.step(token, state, reset, valid)
+            return np.asarray(logits), unisono_jax.numpy_state(after)
+
+    def vjp(self, tokens, dlogits, dstate, state, reset=None, valid=None, form="parallel", chunk_size=64):
+        with jax.enable_x64(self.model.dtype == "float64"):
+            graph, params = nnx.split(self.model)
+            floats = {n: state[n] for n in dstate}
+            rest = {n: a for n, a in state.items() if n not in dstate}
+            frames = tokens.dtype.kind not in "iu"
+            g, dtokens, g_state = _vjp(graph, form, chunk_size, frames, params, tokens, floats, rest, reset, valid, dlogits, dstate)
+            found = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(g)}
+            return Gradients(found, {"tokens": np.asarray(dtokens)} if frames else {}, unisono_jax.numpy_state(g_state))
+
+    def params(self) -> Arrays:
+        return unisono_jax.numpy_params(self.model)
+
+    def compiled(self) -> Model:
+        return _Eager(self.model)
+
+
+class _Eager(Model):
+    """Not compiled: every other property has judged the compiled model, so P12 compares this one with the same truth."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = self.call = model
+
+
+class Adapter:
+    name = "jax"
+    known_gaps = None
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        gpu = ("cuda",) if any(d.platform == "gpu" for d in jax.devices()) else ()
+        self.capabilities = Capabilities(dtypes=("float64", "float32", "bfloat16", "float16"), devices=("cpu", *gpu), compiled=True)
+
+    def build(self, config: Config, params: Arrays, dtype: str, device: str, implementation: str) -> Model:
+        with jax.enable_x64(dtype == "float64"):
+            return Model(unisono_jax.create(config, params, dtype=dtype, device=device, implementation=implementation))
+
+    def op(self, name: str, form: str, arrays: Arrays, settings: Mapping[str, Any], device: str, implementation: str):
+        with jax.enable_x64(arrays["x"].dtype == np.float64), jax.default_device(jax.devices(device)[0]):
+            o, last = _op(name, form, tuple(settings.items()), implementation, arrays)
+            return np.asarray(o), np.asarray(last)
+
+    def op_vjp(self, name, form, arrays, settings, do, dstate, device, implementation) -> Arrays:
+        with jax.enable_x64(arrays["x"].dtype == np.float64), jax.default_device(jax.devices(device)[0]):
+            marks = {n: a for n, a in arrays.items() if a.dtype.kind == "b"}
+            floats = {n: a for n, a in arrays.items() if n not in marks}
+            found = _op_vjp(name, form, tuple(settings.items()), implementation, floats, marks, do, dstate)
+            return {n: np.asarray(g) for n, g in found.items()}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _vjp(graph, form, chunk_size, frames, params, tokens, floats, rest, reset, valid, dlogits, dstate):
+    def run(params, tokens, floats):
+        read = (tokens, {**floats, **rest}, reset, valid, form, chunk_size)
+        logits, after = nnx.merge(graph, params).forward(*read)
+        return logits, {n: after[n] for n in dstate}
+
+    if frames:
+        return jax.vjp(run, params, tokens, floats)[1]((dlogits, dstate))
+    g, g_state = jax.vjp(lambda p, s: run(p, tokens, s), params, floats)[1]((dlogits, dstate))
+    return g, tokens, g_state
+
+
+def _function(name: str, form: str, settings: tuple, implementation: str) -> Any:
+    more = {"implementation": implementation} if form == "parallel" else {}
+    return functools.partial(getattr(importlib.import_module(f"unisono_jax.ops.{name}"), form), **dict(settings), **more)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _op(name, form, settings, implementation, arrays):
+    return _function(name, form, settings, implementation)(**arrays)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _op_vjp(name, form, settings, implementation, floats, marks, do, dstate):
+    f = _function(name, form, settings, implementation)
+    return jax.vjp(lambda a: f(**a, **marks), floats)[1]((do, dstate))[0]
+
+
+def make() -> Adapter:
+    return Adapter()

@@ -1,0 +1,117 @@
+"""Unisono's PyTorch room before the court. `implementation`: plain; triton where kernels can run (a GPU, or Triton's interpreter)."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import unisono_torch
+from unisono_spec.contract import Config, InputError
+from unisono_torch.arrays import from_numpy, to_numpy
+from unisono_torch.ops.dispatch import use_triton
+
+from unisono_conformance.adapter import Arrays, Capabilities, Gradients
+
+
+class Model:
+    def __init__(self, model: Any, forward: Any = None) -> None:
+        self.model, self.call = model, model if forward is None else forward
+
+    def forward(self, tokens, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None):
+        dropout = None if dropout is None else [self._in(m) for m in dropout]
+        with torch.no_grad():
+            logits, after = self.call(self._in(tokens), self._state(state), self._in(reset), self._in(valid), form, chunk_size, dropout)
+        return to_numpy(logits), {name: to_numpy(a) for name, a in after.items()}
+
+    def step(self, token, state, reset=None, valid=None):
+        with torch.no_grad():
+            logits, after = self.model.step(self._in(token), self._state(state), self._in(reset), self._in(valid))
+        return to_numpy(logits), {name: to_numpy(a) for name, a in after.items()}
+
+    def vjp(self, tokens, dlogits, dstate, state, reset=None, valid=None, form="parallel", chunk_size=64):
+        x, start = self._in(tokens), self._state(state)
+        assert start is not None
+        params = dict(self.model.named_parameters())
+        leaves = {**params, **{f"state {n}": start[n].requires_grad_() for n in dstate}}
+        if x.is_floating_point():
+            leaves["tokens"] = x.requires_grad_()
+        logits, after = self.call(x, start, self._in(reset), self._in(valid), form, chunk_size)
+        outputs = [logits, *(after[n] for n in dstate)]
+        found = _gradients(outputs, [self._in(d) for d in (dlogits, *dstate.values())], leaves)
+        return Gradients(
+            {n: found[n] for n in params},
+            {n: found[n] for n in leaves if n == "tokens"},
+            {n: found[f"state {n}"] for n in dstate},
+        )
+
+    def params(self) -> Arrays:
+        return unisono_torch.numpy_params(self.model)
+
+    def compiled(self) -> Model:
+        # a cheap backend: whether the graph can be captured whole, and whether capturing changes it, is what is asked
+        return Model(self.model, torch.compile(self.model, backend="eager", fullgraph=True, dynamic=False))
+
+    def _in(self, array: Any) -> Any:
+        return None if array is None else from_numpy(np.ascontiguousarray(array), self.model.device)
+
+    def _state(self, state: Arrays | None) -> dict[str, torch.Tensor] | None:
+        return None if state is None else {n: self._in(a) for n, a in state.items()}
+
+
+class Adapter:
+    name = "torch"
+    known_gaps = None
+    # torch.compile warns about its own use of deprecated interfaces
+    warnings = ("ignore::DeprecationWarning:torch.*",)
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)  # tiny models; and the same bits twice are promised for one thread count
+        devices = ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
+        self.capabilities = Capabilities(
+            dtypes=("float64", "float32", "bfloat16", "float16"),
+            devices=devices,
+            implementations=("plain", *(("triton",) if any(_runs("triton", d) for d in devices) else ())),
+            compiled=True,
+        )
+
+    def build(self, config: Config, params: Arrays, dtype: str, device: str, implementation: str) -> Model:
+        return Model(unisono_torch.create(config, params, dtype=dtype, device=device, implementation=implementation))
+
+    def op(self, name: str, form: str, arrays: Arrays, settings: Mapping[str, Any], device: str, implementation: str):
+        with torch.no_grad():
+            o, last = _call(
+                name, form, {n: from_numpy(np.ascontiguousarray(a), device) for n, a in arrays.items()}, settings, implementation
+            )
+        return to_numpy(o), to_numpy(last)
+
+    def op_vjp(self, name, form, arrays, settings, do, dstate, device, implementation) -> Arrays:
+        tensors = {n: from_numpy(np.ascontiguousarray(a), device) for n, a in arrays.items()}
+        leaves = {n: t.requires_grad_() for n, t in tensors.items() if t.is_floating_point()}
+        outputs = _call(name, form, tensors, settings, implementation)
+        return _gradients(list(outputs), [from_numpy(do, device), from_numpy(dstate, device)], leaves)
+
+
+def _call(name: str, form: str, tensors: dict[str, torch.Tensor], settings: Mapping[str, Any], implementation: str) -> Any:
+    more = {"implementation": implementation} if form == "parallel" else {}
+    return getattr(importlib.import_module(f"unisono_torch.ops.{name}"), form)(**tensors, **settings, **more)
+
+
+def _gradients(outputs: list[torch.Tensor], cotangents: list[torch.Tensor], leaves: dict[str, torch.Tensor]) -> Arrays:
+    """By name; what no output depends on has a gradient of zero."""
+    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    found = torch.autograd.grad([o for o, _ in pairs], list(leaves.values()), [c for _, c in pairs], allow_unused=True)
+    return {n: to_numpy(torch.zeros_like(leaf) if g is None else g) for (n, leaf), g in zip(leaves.items(), found, strict=True)}
+
+
+def _runs(implementation: str, device: str) -> bool:
+    try:
+        return use_triton(implementation, torch.device(device))
+    except InputError:
+        return False
+
+
+def make() -> Adapter:
+    return Adapter()
