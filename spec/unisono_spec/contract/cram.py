@@ -154,7 +154,7 @@ def _norm(name: str, width: int) -> dict[str, Param]:
 
 CONFIG = CRAMConfig
 PRESETS: dict[str, CRAMConfig] = {
-    "cram-demo": CRAMConfig(d_model=256, n_layers=3),
+    "cram-demo": CRAMConfig(d_model=128, n_layers=4),
     "cram-1m": CRAMConfig(scheme="adaptive", d_model=96, n_layers=12, tie_head=True),
     "cram-paper": CRAMConfig(scheme="adaptive", d_model=768, n_layers=12, vocab_size=50257),
     "cram-fixed-gpt2": CRAMConfig(d_model=768, n_layers=12, vocab_size=50257, code_bits=20),
