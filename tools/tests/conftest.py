@@ -102,3 +102,21 @@ def refused(command: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
         return lines[-1]
 
     return run
+
+
+# Two programs that compute one number by up to 2^12 roundings each, in another order, differ by about that many units.
+ROUNDINGS = 2.0**12
+UNITS = {"float64": 2.0**-53, "float32": 2.0**-24}
+
+
+@pytest.fixture
+def close() -> Callable[..., None]:
+    """Fail unless two arrays differ by rounding alone, relative to the largest number in the second."""
+
+    def check(found: Any, truth: Any, dtype: str, what: str = "") -> None:
+        found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
+        assert found.shape == truth.shape, what
+        error, scale = np.abs(found - truth).max(initial=0), np.abs(truth).max(initial=0)
+        assert error <= ROUNDINGS * UNITS[dtype] * scale, f"{what}: {error:.2e} of {scale:.2e}"
+
+    return check

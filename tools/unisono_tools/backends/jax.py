@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -17,24 +18,32 @@ from flax import nnx
 from unisono_spec.contract import Arrays, Config
 
 from unisono_tools.backends.base import Batch, Running, Step, check_moments, decays, dropout_seeds, head
-from unisono_tools.config import TrainConfig
+from unisono_tools.config import Optimizer, TrainConfig
 
 Named = dict[str, jax.Array]
 
 
+@dataclasses.dataclass(frozen=True)
 class Functional:
-    """A model as a function of its named parameters, so that they can be differentiated, stored and replaced by name."""
+    """A model as a function of its named parameters, so that they can be differentiated, stored and replaced by name.
 
-    def __init__(self, model: Any) -> None:
-        graph, params, rest = nnx.split(model, nnx.Param, ...)
-        flat = params.flat_state()
-        self.params: Named = {_name(path): variable[...] for path, variable in flat}
+    Equal models are equal keys: what is compiled for one serves the other.
+    """
 
-        def build(named: Named) -> Any:
-            leaves = [(path, variable.replace(named[_name(path)])) for path, variable in flat]
-            return nnx.merge(graph, nnx.State.from_flat_path(dict(leaves)), rest)
+    config: Config
+    graph: Any
+    paths: tuple[tuple[Any, ...], ...]
 
-        self.build = build
+    def __call__(self, named: Named) -> Any:
+        leaves = [(path, nnx.Param(named[_name(path)])) for path in self.paths]
+        return nnx.merge(self.graph, nnx.from_flat_state(leaves))
+
+
+def functional(model: Any) -> tuple[Functional, Named]:
+    """The model's function, and its parameters by contract name."""
+    graph, params = nnx.split(model)
+    flat = list(nnx.to_flat_state(params))
+    return Functional(model.config, graph, tuple(path for path, _ in flat)), {_name(path): leaf[...] for path, leaf in flat}
 
 
 class Trainer:
@@ -44,11 +53,6 @@ class Trainer:
             # read once, when XLA's CPU client starts
             os.environ["NPROC"] = str(train.threads)
         self.threads = int(os.environ.get("NPROC") or os.cpu_count() or 1)
-        opt = train.optimizer
-        decay = {name: bool(d) for name, d in decays(config, opt.weight_decay).items()}
-        self.adamw = optax.chain(
-            optax.scale_by_adam(b1=opt.beta1, b2=opt.beta2, eps=opt.eps), optax.add_decayed_weights(opt.weight_decay, mask=decay)
-        )
 
     def init(self, params: Arrays, optimizer: Arrays | None = None) -> None:
         train = self.train
@@ -61,16 +65,13 @@ class Trainer:
                 device=train.device,
                 implementation=train.implementation,
             )
-            self.functional = Functional(model)
-            self.named = self.functional.params
-            self.opt_state = self.adamw.init(self.named)
+            self.model, self.named = functional(model)
+            self.opt_state = _adamw(self.config, train.optimizer).init(self.named)
             if optimizer is not None:
                 check_moments(self.config, optimizer)
                 moments = ({n: jnp.asarray(optimizer[f"{kind}.{n}"], p.dtype) for n, p in self.named.items()} for kind in "mv")
                 adam = optax.ScaleByAdamState(jnp.asarray(optimizer["count"][0], jnp.int32), *moments)
                 self.opt_state = (adam, *self.opt_state[1:])  # pyright: ignore[reportIndexIssue]
-            self._nll_grad = jax.jit(jax.value_and_grad(self._nll), static_argnames=("precomputed",))
-            self._apply = jax.jit(self._update)
 
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
         with self._precision():
@@ -81,13 +82,13 @@ class Trainer:
         with self._precision():
             result, grads = self._backward(batch, step)
             if math.isfinite(result.loss) and math.isfinite(result.norm):
-                clip = self.train.optimizer.clip
-                factor = clip / result.norm if clip and result.norm > clip else 1.0
-                self.named, self.opt_state = self._apply(self.named, self.opt_state, grads, factor, lr)
+                opt = self.train.optimizer
+                factor = opt.clip / result.norm if opt.clip and result.norm > opt.clip else 1.0
+                self.named, self.opt_state = _update(self.config, opt, self.named, self.opt_state, grads, factor, lr)
             return result
 
     def reader(self) -> Reader:
-        return Reader.around(self.config, self.functional, self.named, self.train.dtype)
+        return Reader.around(self.model, self.named, self.train.dtype)
 
     def params(self) -> Arrays:
         return {name: np.asarray(self.named[name]) for name in self.config.params()}
@@ -105,38 +106,51 @@ class Trainer:
         loss, total = 0.0, None
         for i, part in enumerate(batch.parts(self.train.accumulation)):
             seeds = dropout_seeds(self.config, self.train.seed, step, i)
-            inputs, targets = _ids(part.inputs), _ids(part.targets)
-            mean, grads = self._nll_grad(
-                self.named, inputs, targets, part.valid, part.state, seeds, float(batch.count), precomputed=part.precomputed
-            )
+            arrays = (_ids(part.inputs), _ids(part.targets), part.valid, part.state)
+            mean, grads = _mean_and_gradient(self.named, self.model, part.precomputed, *arrays, seeds, float(batch.count))
             loss += float(mean)
             total = grads if total is None else jax.tree.map(jnp.add, total, grads)
         assert total is not None
         return Step(loss, float(_norm(total))), total
 
-    def _nll(self, named, inputs, targets, valid, state, seeds, count, precomputed):
-        """Nats, summed over the targets that count, as a share of the whole batch's mean."""
-        model = self.functional.build(named)
-        dropout = self._dropout(inputs.shape[: 1 if precomputed else 2], seeds)
-        if precomputed:
-            logits = model.readout(inputs, dropout=dropout)
-        else:
-            logits, _ = model.forward(inputs, state, dropout=dropout)
-        nll = _loss(head(self.config), logits, targets)
-        return (nll if valid is None else jnp.where(valid, nll, 0)).sum() / count
 
-    def _update(self, named: Named, opt_state: Any, grads: Named, factor: Any, lr: Any) -> tuple[Named, Any]:
-        grads = jax.tree.map(lambda g: g * factor, grads)
-        updates, opt_state = self.adamw.update(grads, opt_state, named)
-        return jax.tree.map(lambda p, u: p - jnp.asarray(lr, p.dtype) * u, named, updates), opt_state
+@functools.partial(jax.jit, static_argnames=("model", "precomputed"))
+@jax.value_and_grad
+def _mean_and_gradient(
+    named: Named, model: Functional, precomputed: bool, inputs: Any, targets: Any, valid: Any, state: Any, seeds: Any, count: Any
+) -> jax.Array:
+    """Nats of the targets that count, as their share of the mean over all `count` targets of the batch."""
+    built = model(named)
+    dropout = dropout_masks(model.config, seeds, inputs.shape[: 1 if precomputed else 2], built.dtype)
+    logits = built.readout(inputs, dropout=dropout) if precomputed else built.forward(inputs, state, dropout=dropout)[0]
+    nll = _loss(head(model.config), logits, targets)
+    return (nll if valid is None else jnp.where(valid, nll, 0)).sum() / count
 
-    def _dropout(self, shape: tuple[int, ...], seeds: jax.Array) -> list[jax.Array] | None:
-        rate = self.config.dropout  # pyright: ignore[reportAttributeAccessIssue]
-        if not rate:
-            return None
-        size = (*shape, self.config.d_model)  # pyright: ignore[reportAttributeAccessIssue]
-        kept = [jax.random.bernoulli(jax.random.key(seeds[i]), 1 - rate, size) for i in range(len(seeds))]
-        return [jnp.asarray(k, self.train.dtype) / (1 - rate) for k in kept]
+
+def dropout_masks(config: Config, seeds: jax.Array | np.ndarray, shape: tuple[int, ...], dtype: str) -> list[jax.Array] | None:
+    """What each layer's update is multiplied by, [*shape, D]: 0, or 1 / (1 − rate)."""
+    rate = config.dropout  # pyright: ignore[reportAttributeAccessIssue]
+    if not rate:
+        return None
+    size = (*shape, config.d_model)  # pyright: ignore[reportAttributeAccessIssue]
+    kept = [jax.random.bernoulli(jax.random.key(seeds[i]), 1 - rate, size) for i in range(len(seeds))]
+    return [jnp.asarray(k, dtype) / (1 - rate) for k in kept]
+
+
+@functools.lru_cache
+def _adamw(config: Config, opt: Optimizer) -> optax.GradientTransformation:
+    """AdamW but for the learning rate, which the schedule gives step by step."""
+    decay = {name: bool(d) for name, d in decays(config, opt.weight_decay).items()}
+    return optax.chain(
+        optax.scale_by_adam(b1=opt.beta1, b2=opt.beta2, eps=opt.eps), optax.add_decayed_weights(opt.weight_decay, mask=decay)
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "opt"))
+def _update(config: Config, opt: Optimizer, named: Named, opt_state: Any, grads: Named, factor: Any, lr: Any) -> tuple[Named, Any]:
+    grads = jax.tree.map(lambda g: g * factor, grads)
+    updates, opt_state = _adamw(config, opt).update(grads, opt_state, named)
+    return jax.tree.map(lambda p, u: p - jnp.asarray(lr, p.dtype) * u, named, updates), opt_state
 
 
 class Reader:
@@ -148,24 +162,19 @@ class Reader:
         param_dtype = "float64" if dtype == "float64" else "float32"
         with jax.enable_x64(dtype == "float64"):
             model = unisono_jax.create(config, params, dtype=dtype, param_dtype=param_dtype, device=device)
-            functional = Functional(model)
-        self._start(config, functional, functional.params, dtype)
+        self.config, self.dtype = config, dtype
+        self.model, self.named = functional(model)
 
     @classmethod
-    def around(cls, config: Config, functional: Functional, named: Named, dtype: str) -> Reader:
+    def around(cls, model: Functional, named: Named, dtype: str) -> Reader:
         """A reader of parameters that are still being trained."""
         self = cls.__new__(cls)
-        self._start(config, functional, named, dtype)
+        self.config, self.model, self.named, self.dtype = model.config, model, named, dtype
         return self
-
-    def _start(self, config: Config, functional: Functional, named: Named, dtype: str) -> None:
-        self.config, self.named, self.dtype = config, named, dtype
-        self.functional = functional
-        self.compiled_forward, self.compiled_step = _compiled(functional)
 
     def init_state(self, batch: int) -> Running:
         with self._precision():
-            return self.functional.build(self.named).init_state(batch)
+            return self.model(self.named).init_state(batch)
 
     def forward(self, tokens: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:
         length = tokens.shape[1]
@@ -175,29 +184,26 @@ class Reader:
         valid = np.broadcast_to(np.arange(length + padding) < length, tokens.shape[:2])
         marks = np.zeros(tokens.shape[:2], bool) if reset is None else np.pad(reset, pad)
         with self._precision():
-            logits, state = self.compiled_forward(self.named, tokens, state, marks, valid)
+            logits, state = _forward(self.model, self.named, tokens, state, marks, valid)
             return _wide_numpy(logits[:, :length]), state
 
     def step(self, token: np.ndarray, state: Running) -> tuple[np.ndarray, Running]:
         with self._precision():
-            logits, state = self.compiled_step(self.named, _ids(token), state)
+            logits, state = _step(self.model, self.named, _ids(token), state)
             return _wide_numpy(logits), state
 
     def _precision(self) -> AbstractContextManager:
         return jax.enable_x64(self.dtype == "float64")
 
 
-@functools.lru_cache(maxsize=4)
-def _compiled(functional: Functional) -> tuple[Any, Any]:
-    """forward and step, compiled once for all readers of the same model."""
+@functools.partial(jax.jit, static_argnames="model")
+def _forward(model: Functional, named: Named, tokens: Any, state: Running, reset: Any, valid: Any) -> tuple[jax.Array, Running]:
+    return model(named).forward(tokens, state, reset, valid)
 
-    def forward(named: Named, tokens: jax.Array, state: Running, reset: jax.Array, valid: jax.Array) -> tuple[jax.Array, Running]:
-        return functional.build(named).forward(tokens, state, reset, valid)
 
-    def step(named: Named, token: jax.Array, state: Running) -> tuple[jax.Array, Running]:
-        return functional.build(named).step(token, state)
-
-    return jax.jit(forward), jax.jit(step)
+@functools.partial(jax.jit, static_argnames="model")
+def _step(model: Functional, named: Named, token: Any, state: Running) -> tuple[jax.Array, Running]:
+    return model(named).step(token, state)
 
 
 @jax.jit

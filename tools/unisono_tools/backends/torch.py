@@ -96,7 +96,9 @@ class Trainer:
     def _nll(self, batch: Batch, step: int, part: int) -> Tensor:
         """Nats, summed over the targets that count."""
         inputs = torch.as_tensor(batch.inputs, device=self.device)
-        dropout = self._dropout(tuple(inputs.shape[: 1 if batch.precomputed else 2]), step, part)
+        seeds = dropout_seeds(self.config, self.train.seed, step, part)
+        shape = tuple(inputs.shape[: 1 if batch.precomputed else 2])
+        dropout = dropout_masks(self.config, seeds, shape, self.train.dtype, self.device)
         if batch.precomputed:
             logits = self.model.readout(inputs.to(getattr(torch, self.train.param_dtype)), dropout=dropout)
         else:
@@ -105,20 +107,24 @@ class Trainer:
         nll = _loss(head(self.config), logits, torch.as_tensor(batch.targets, device=self.device))
         return nll.sum() if batch.valid is None else torch.where(torch.as_tensor(batch.valid, device=self.device), nll, 0).sum()
 
-    def _dropout(self, shape: tuple[int, ...], step: int, part: int) -> list[Tensor] | None:
-        rate = self.config.dropout  # pyright: ignore[reportAttributeAccessIssue]
-        if not rate:
-            return None
-        size = (*shape, self.config.d_model)  # pyright: ignore[reportAttributeAccessIssue]
-        masks = []
-        for seed in dropout_seeds(self.config, self.train.seed, step, part):
-            draw = torch.Generator(self.device).manual_seed(int(seed))
-            kept = torch.empty(size, device=self.device).bernoulli_(1 - rate, generator=draw)
-            masks.append((kept / (1 - rate)).to(getattr(torch, self.train.dtype)))
-        return masks
-
     def _moment(self, array: np.ndarray, like: Tensor) -> Tensor:
         return torch.tensor(array, dtype=like.dtype, device=like.device)
+
+
+def dropout_masks(
+    config: Config, seeds: np.ndarray, shape: tuple[int, ...], dtype: str, device: torch.device | str = "cpu"
+) -> list[Tensor] | None:
+    """What each layer's update is multiplied by, [*shape, D]: 0, or 1 / (1 − rate)."""
+    rate = config.dropout  # pyright: ignore[reportAttributeAccessIssue]
+    if not rate:
+        return None
+    size = (*shape, config.d_model)  # pyright: ignore[reportAttributeAccessIssue]
+    masks = []
+    for seed in seeds:
+        draw = torch.Generator(device).manual_seed(int(seed))
+        kept = torch.empty(size, device=device).bernoulli_(1 - rate, generator=draw)
+        masks.append((kept / (1 - rate)).to(getattr(torch, dtype)))
+    return masks
 
 
 def export(source: Path, out: Path, tokenizer: str | None) -> None:
