@@ -40,6 +40,7 @@ def source(kernel: str, dtype: torch.dtype, flags: tuple[bool, ...]) -> tuple[AS
         "HAS_VALID": valid,
         "HAS_CARRY": carry,
         "ACC": triton.language.float64 if wide == torch.float64 else triton.language.float32,
+        "FAST": wide == torch.float32,
         "ROWS": plan.rows,
         "BLOCK": plan.block,
         "STAGES": plan.stages,
@@ -50,7 +51,10 @@ def source(kernel: str, dtype: torch.dtype, flags: tuple[bool, ...]) -> tuple[AS
     signature = {
         name: "constexpr" if name in constants else "i32" if name in scalars else types.get(name, acc) for name in function.arg_names
     }
-    return ASTSource(function, signature, {name: constants[name] for name in function.arg_names if name in constants}), plan
+    # what a launch with contiguous tensors and a width divisible by 16 tells the compiler, so that loads are 16 bytes wide
+    even = [["tt.divisibility", 16]]
+    attrs = {(i,): even for i, name in enumerate(function.arg_names) if signature[name][0] == "*" or name in ("T", "D", "length")}
+    return ASTSource(function, signature, {name: constants[name] for name in function.arg_names if name in constants}, attrs), plan
 
 
 def main() -> None:

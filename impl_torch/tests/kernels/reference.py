@@ -55,6 +55,14 @@ def draw_cases(seed: int, count: int, batches: tuple, lengths: tuple, widths: tu
     ]
 
 
+SMALL = draw_cases(0, 24, batches=(1, 2, 3), lengths=(1, 7, 8, 33, 50, 72), widths=(1, 3, 16, 20, 33), shortest=(8, 16, 4096))
+# with one long enough for a halo in float32 at λ = ½
+SMALL.append(Case(1, 200, 5, torch.float32, 0.5, False, True, True, False, 128))
+LARGE = draw_cases(
+    1, 96, batches=(1, 2, 5), lengths=(1, 17, 255, 1000, 2048), widths=(1, 8, 60, 128, 300, 1060), shortest=(16, 64, 256, 4096)
+)
+
+
 def inputs(case: Case, seed: int, device: str) -> dict[str, Tensor | None]:
     """x, s, initial, reset, valid. Tokens that are not valid hold NaN or infinity."""
     made = torch.Generator().manual_seed(seed)
@@ -107,7 +115,9 @@ def differentiate(function, tensors: dict[str, Tensor | None], upstream: tuple[T
     leaves = {name: tensors[name] for name in ("x", "s", "initial") if tensors[name] is not None}
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in leaves.items()}  # type: ignore[union-attr]
     xi, final = function(**{**tensors, **leaves})
-    gradients = torch.autograd.grad((xi, final), list(leaves.values()), tuple(u.to(o.dtype) for u, o in zip(upstream, (xi, final), strict=True)))
+    outputs = [o for o in (xi, final) if o.requires_grad]  # an exclusive ξ of one token has no gradient
+    chosen = [u.to(o.dtype) for u, o in zip(upstream, (xi, final), strict=True) if o.requires_grad]
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), chosen)
     return {"xi": xi.detach(), "final": final.detach(), **{f"d{name}": g for name, g in zip(leaves, gradients, strict=True)}}
 
 
@@ -121,12 +131,12 @@ def bound(terms: Tensor, dtype: torch.dtype, accumulator: torch.dtype, length: i
     Every term of every output is a product of positive coefficients, so `terms` is the same function of absolute values. A term
     meets at most 2T roundings on its way down the sum (and `width` in a row sum); they accumulate as their square root, times 4
     with overwhelming probability (Higham & Mary 2019, theorem 2.4). Besides: e^x is off by |x| u, the sigmoid, its slope and the
-    weights by 12 roundings, the rounded λ by half a rounding a token in a tile of 16. A halo omits 2^−64 of the largest input.
+    weights by 12 roundings, the rounded λ by half a rounding a token in a tile of at most 8. A halo omits 2^−64 of the largest input.
     The output's own rounding comes last, or its smallest subnormal; Triton's interpreter truncates to bfloat16.
     """
     truncated = dtype == torch.bfloat16 and terms.device.type == "cpu"
     u, u_out = torch.finfo(accumulator).eps / 2, torch.finfo(dtype).eps / (1 if truncated else 2)
-    roundings = 12 + 8 + largest_x + 4 * math.sqrt(2 * length + width)
+    roundings = 12 + 4 + largest_x + 4 * math.sqrt(2 * length + width)
     subnormal = torch.finfo(dtype).smallest_normal * (torch.finfo(dtype).eps if dtype.itemsize == 2 else 1)
     halo = 2.0 ** (-128 if accumulator == torch.float64 else -64)
     return (roundings * u + u_out) * terms + halo * largest + subnormal

@@ -15,12 +15,7 @@ from unisono_torch.kernels import available, operator
 from unisono_torch.kernels.decayed_sum import decayed_sum
 from unisono_torch.kernels.weighted_sum import weighted_sum
 
-from .reference import Case, absolute, bound, differentiate, draw_cases, fold, inputs
-
-SMALL = draw_cases(0, 24, batches=(1, 2, 3), lengths=(1, 7, 8, 33, 50, 72), widths=(1, 3, 16, 20, 33), shortest=(8, 16, 4096))
-# with one long enough for a halo in float32 at λ = ½
-SMALL.append(Case(1, 200, 5, torch.float32, 0.5, False, True, True, False, 128))
-LARGE = draw_cases(1, 96, batches=(1, 2, 5), lengths=(1, 17, 255, 1000, 2048), widths=(1, 8, 60, 128, 300, 1060), shortest=(16, 64, 256, 4096))
+from .reference import SMALL, Case, absolute, bound, differentiate, fold, inputs
 
 
 def kernel(case: Case, x, s, initial, reset, valid, out_dtype=None):
@@ -32,10 +27,11 @@ def kernel(case: Case, x, s, initial, reset, valid, out_dtype=None):
 @pytest.fixture(autouse=True)
 def _poison_and_cut(request, monkeypatch):
     """Fresh memory holds NaN; segments are as short as the case says."""
-    case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    case = parameters.get("case") or parameters.get("drawn")
     if case:
         monkeypatch.setattr(operator, "SHORTEST", case.shortest)
-        monkeypatch.setattr(operator, "PROGRAMS", 1 << 20)
+        monkeypatch.setattr(operator, "WARPS", 1 << 20)
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -71,16 +67,8 @@ def check(case: Case, device: str, out_dtype: torch.dtype | None = None) -> None
         assert not got["dx"][~exact["valid"]].any()
 
 
-@pytest.mark.parametrize("case", SMALL, ids=str)
-def test_values_and_gradients(case, device):
-    check(case, device)
-
-
-@pytest.mark.parametrize("case", LARGE, ids=str)
-def test_values_and_gradients_at_size(case, device):
-    if device == "cpu":
-        pytest.skip("long cases are for a GPU")
-    check(case, device)
+def test_values_and_gradients(drawn, device):
+    check(drawn, device)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -99,7 +87,11 @@ def test_a_reset_cuts_nan(decay, device):
     assert torch.isfinite(xi[:, :11]).all()
     assert torch.isnan(xi[:, 11:13]).all()
     assert torch.isfinite(xi[:, 13:]).all()
-    gradients = differentiate(functools.partial(kernel, case), tensors, (torch.where(torch.arange(24) < 13, 0, torch.nan)[None, :, None].expand(1, 24, 5).to(device), torch.zeros(1, 5, device=device)))
+    gradients = differentiate(
+        functools.partial(kernel, case),
+        tensors,
+        (torch.where(torch.arange(24) < 13, 0, torch.nan)[None, :, None].expand(1, 24, 5).to(device), torch.zeros(1, 5, device=device)),
+    )
     assert torch.equal(gradients["dx"][:, :11], torch.zeros(1, 11, 5, device=device))
 
 
@@ -115,10 +107,14 @@ def test_the_same_bits_twice(case, device):
 @pytest.mark.parametrize("kind", ["decayed", "weighted", "exclusive"])
 def test_gradcheck(kind, device):
     case = Case(2, 5, 3, torch.float64, 0.9 if kind == "decayed" else None, kind == "exclusive", True, True, True, 4096)
-    tensors = {name: None if a is None else torch.nan_to_num(a) if a.is_floating_point() else a for name, a in inputs(case, 11, device).items()}
+    tensors = {
+        name: None if a is None else torch.nan_to_num(a) if a.is_floating_point() else a for name, a in inputs(case, 11, device).items()
+    }
     names = [name for name in ("x", "s", "initial") if tensors[name] is not None]
     leaves = [tensors[name].requires_grad_() for name in names]
-    assert torch.autograd.gradcheck(lambda *values: kernel(case, **{**tensors, **dict(zip(names, values, strict=True))}), leaves, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda *values: kernel(case, **{**tensors, **dict(zip(names, values, strict=True))}), leaves, fast_mode=True
+    )
 
 
 def test_second_derivatives_are_refused(device):

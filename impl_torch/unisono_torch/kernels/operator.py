@@ -25,11 +25,11 @@ class Plan:
     length: int  # tokens a segment
     segments: int
     halo: int | None  # tokens swept before a segment instead of a carry; None: carries, if there are several segments
-    stages: int = 1
+    stages: int = 3
 
 
-# Programs a launch should have: enough for the loads in flight of about 130 multiprocessors.
-PROGRAMS = 1024
+# Warps a launch should have: enough for the loads in flight of about 130 multiprocessors, few enough to run all at once.
+WARPS = 1024
 SHORTEST = 256  # tokens a segment; below, its start-up shows
 
 
@@ -39,13 +39,17 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def make_plan(shape: tuple[int, int, int], dtype: torch.dtype, decay: float, masked: bool, interpreted: bool = False) -> Plan:
-    """Tiles as wide as one warp's 16-byte loads; segments as long as a full GPU allows; a halo where it is the cheaper start."""
+    """Tiles as wide as 1, 2 or 4 warps' 16-byte loads, whichever overhangs the width least; segments as long as a full GPU allows.
+
+    A halo is the start where it is clearly cheaper than reading everything twice.
+    """
     batch, length, width = shape
-    rows = 8 if interpreted else 16
+    rows = 8 if interpreted else 4
     lanes = 16 if interpreted else 32 * 16 // dtype.itemsize
-    block = max(16, min(lanes, 1 << (width - 1).bit_length()))
+    warps = 1 if interpreted else min((4, 2, 1), key=lambda n: -(-width // (n * lanes)) * n)
+    block = max(16, min(warps * lanes, 1 << (width - 1).bit_length()))
     strips = batch * -(-width // block)
-    segment = max(SHORTEST, -(-length * strips // PROGRAMS))
+    segment = max(SHORTEST, -(-length * strips * warps // WARPS))
     segment = min(-(-segment // rows) * rows, -(-length // rows) * rows)
     segments = -(-length // segment)
     halo = None
@@ -54,7 +58,7 @@ def make_plan(shape: tuple[int, int, int], dtype: torch.dtype, decay: float, mas
         halo = math.ceil((128 if dtype == torch.float64 else 64) * math.log(2) / -math.log(decay))
         halo = -(-halo // rows) * rows
         halo = halo if 2 * halo <= segment else None
-    return Plan(rows, block, 1, segment, segments, halo)
+    return Plan(rows, block, warps, segment, segments, halo)
 
 
 def _run(kernel: str, plan: Plan, x: Tensor, decay: float, exclusive: bool, entry: Tensor | None, has_initial: bool, **tensors) -> None:
@@ -86,6 +90,7 @@ def _run(kernel: str, plan: Plan, x: Tensor, decay: float, exclusive: bool, entr
         "HAS_WEIGHT": tensors["weight"] is not None,
         "HAS_RESET": tensors["reset"] is not None,
         "HAS_VALID": tensors["valid"] is not None,
+        "FAST": acc == torch.float32 and x.is_cuda,
         "STAGES": plan.stages,
         **tile,
     }

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 
 @triton.jit
@@ -35,10 +36,23 @@ def _multiply(a, b):
 
 
 @triton.jit
-def _sigmoid(x):
-    """σ(x) and σ'(x), each to a few roundings of itself for every x: neither e^−|x| overflows nor 1−σ cancels."""
+def _sigmoid(x, FAST: tl.constexpr):
+    """σ(x) to a few roundings of itself. FAST: float32 on a GPU, without the care for overflow that approximate units do not need."""
+    if FAST:
+        return libdevice.fast_dividef(1.0, 1 + libdevice.fast_expf(-x))
     e = tl.exp(-tl.abs(x))
-    q = 1 / (1 + e)
+    return tl.where(x < 0, e, 1) / (1 + e)
+
+
+@triton.jit
+def _sigmoid_and_slope(x, FAST: tl.constexpr):
+    """σ and σ' = e / (1+e)² where e = e^−|x|: unlike σ (1−σ) it keeps its digits where σ is near 1."""
+    if FAST:
+        e = libdevice.fast_expf(-tl.abs(x))
+        q = libdevice.fast_dividef(1.0, 1 + e)
+    else:
+        e = tl.exp(-tl.abs(x))
+        q = 1 / (1 + e)
     return tl.where(x < 0, e * q, q), e * q * q
 
 
@@ -55,7 +69,8 @@ def _scan_rows(a, b, carry, CUT: tl.constexpr):
         _, s = tl.associative_scan((a, b), 0, _affine_cut)
     else:
         _, s = tl.associative_scan((a, b), 0, _affine)
-    return s, tl.sum(tl.where(rows[:, None] == b.shape[0] - 1, s, 0), 0)
+    # adding −0 is no operation, for the compiler too
+    return s, tl.sum(tl.where(rows[:, None] == b.shape[0] - 1, s, -0.0), 0)
 
 
 @triton.jit
@@ -82,7 +97,7 @@ def forward(
     T, D, segments, length, halo,
     DECAY: tl.constexpr, DRIFT: tl.constexpr, EXCLUSIVE: tl.constexpr, REDUCE: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, HAS_CARRY: tl.constexpr,
-    ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    ACC: tl.constexpr, FAST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """ξ and the final state; with REDUCE instead what each segment adds (`local`) and by what it multiplies (`product`)."""
     batch, segment, channel, low, high = _place(T, D, segments, length, BLOCK)
@@ -113,17 +128,17 @@ def forward(
             a = tl.where(tl.load(reset + row, mask=here, other=0) != 0, 0, a)
         at = row[:, None] * D + channel[None, :]
         token = tl.load(x + at, mask=live[:, None] & inside[None, :], other=float("-inf")).to(ACC)  # σ(−∞) = 0
-        u, _ = _sigmoid(token)
-        if HAS_WEIGHT:
-            u = u * tl.load(weight + row, mask=live, other=0).to(ACC)[:, None]
-        else:
-            u = u * gain
+        u = _sigmoid(token, FAST)
+        u *= tl.load(weight + row, mask=live, other=0).to(ACC)[:, None] if HAS_WEIGHT else gain
         s, state = _scan_rows(a, u, state, HAS_RESET)
-        drift = _drift(live, DRIFT, ACC)
-        state += state * drift
         if REDUCE:
-            total = total * tl.reduce(a, 0, _multiply) * (1 + drift)
-        else:
+            total *= tl.reduce(a, 0, _multiply)
+        if DRIFT != 0:
+            drift = _drift(live, DRIFT, ACC)
+            state += state * drift
+            if REDUCE:
+                total += total * drift
+        if not REDUCE:
             write = here & (t >= low)
             if EXCLUSIVE:
                 at += D
@@ -145,7 +160,7 @@ def backward(
     T, D, segments, length, halo,
     DECAY: tl.constexpr, DRIFT: tl.constexpr, EXCLUSIVE: tl.constexpr, REDUCE: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, HAS_CARRY: tl.constexpr,
-    ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    ACC: tl.constexpr, FAST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The same sweep from the last token to the first, of G_t = ∂L/∂s_t = dξ_t + a_{t+1} G_{t+1}.
 
@@ -182,17 +197,20 @@ def backward(
         else:
             grad = tl.load(dxi + at, mask=here[:, None] & inside[None, :], other=0).to(ACC)
         g, state = _scan_rows(a, grad, state, HAS_RESET)
-        drift = _drift(passes, DRIFT, ACC)
-        state += state * drift
         if REDUCE:
-            total = total * tl.reduce(a, 0, _multiply) * (1 + drift)
-        else:
+            total *= tl.reduce(a, 0, _multiply)
+        if DRIFT != 0:
+            drift = _drift(passes, DRIFT, ACC)
+            state += state * drift
+            if REDUCE:
+                total += total * drift
+        if not REDUCE:
             own = here & (t < high)
             live = own
             if HAS_VALID:
                 live = own & (tl.load(valid + row, mask=own, other=0) != 0)
             read = live[:, None] & inside[None, :]
-            u, slope = _sigmoid(tl.load(x + at, mask=read, other=float("-inf")).to(ACC))
+            u, slope = _sigmoid_and_slope(tl.load(x + at, mask=read, other=float("-inf")).to(ACC), FAST)
             if HAS_WEIGHT:
                 part = tl.sum(tl.where(read, u * g, 0), 1)
                 block = (tl.program_id(0) % tl.cdiv(D, BLOCK)).to(tl.int64)
@@ -212,10 +230,7 @@ def backward(
     elif HAS_INITIAL and low == 0:
         if EXCLUSIVE:
             state += tl.load(dxi + batch * T * D + channel, mask=inside, other=0).to(ACC)
-        if HAS_VALID:
-            state = tl.where(tl.load(valid + batch * T) != 0, state * decay, state)
-        else:
-            state = state * decay
+        state *= tl.where(tl.load(valid + batch * T) != 0, decay, 1) if HAS_VALID else decay
         if HAS_RESET:
             state = tl.where(tl.load(reset + batch * T) != 0, 0, state)
         tl.store(dinitial + batch * D + channel, state, mask=inside)

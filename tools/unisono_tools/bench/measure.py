@@ -1,0 +1,70 @@
+"""Clocks and ceilings."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+WARM_UP = 3
+
+
+def median_ms(calls: Sequence[Callable[[], object]], device: str, repeats: int) -> float:
+    """The median of `repeats` rounds over `calls`, each on its own input set, so that no input is still in a cache."""
+    for _ in range(WARM_UP):
+        for call in calls:
+            call()
+    if device == "cpu":
+        times = []
+        for index in range(repeats * len(calls)):
+            begin = time.perf_counter()
+            calls[index % len(calls)]()
+            times.append(1e3 * (time.perf_counter() - begin))
+        return statistics.median(times)
+    count = repeats * len(calls)
+    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)]
+    torch.cuda.synchronize()
+    torch.cuda._sleep(100_000_000)  # tens of milliseconds in which the host runs ahead, so that no launch is waited for
+    for index, (begin, end) in enumerate(marks):
+        begin.record()
+        calls[index % len(calls)]()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(begin.elapsed_time(end) for begin, end in marks)
+
+
+def throughput_ms(calls: Sequence[Callable[[], object]], wait: Callable[[object], object], repeats: int) -> float:
+    """For a framework without events: the median over rounds of a round's time a call, waited for once a round."""
+    for _ in range(WARM_UP):
+        wait([call() for call in calls])
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        wait([call() for call in calls])
+        times.append(1e3 * (time.perf_counter() - begin) / len(calls))
+    return statistics.median(times)
+
+
+def ceilings(device: str) -> dict[str, float]:
+    """What this device does at best: bytes a second of a large copy (read plus written), FLOP a second of a bf16 matmul."""
+    size, side = (1 << 30, 8192) if device == "cuda" else (1 << 25, 512)
+    sources = [torch.randint(0, 255, (size,), dtype=torch.uint8, device=device) for _ in range(3)]
+    target = torch.empty_like(sources[0])
+    copy = median_ms([lambda s=s: target.copy_(s) for s in sources], device, 7)
+    matrices = [torch.randn(side, side, device=device).to(torch.bfloat16) for _ in range(3)]
+    product = median_ms([lambda m=m: m @ matrices[0] for m in matrices], device, 5)
+    return {"copy_bytes_per_s": 2 * size / copy * 1e3, "matmul_flop_per_s": 2 * side**3 / product * 1e3}
+
+
+def peak_bytes(call: Callable[[], object], device: str) -> int | None:
+    """Memory a call takes beyond what was held before it; None on a CPU."""
+    if device == "cpu":
+        return None
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - held
