@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -12,27 +14,28 @@ from flax import nnx
 from unisono_jax import InputError, models
 from unisono_jax.models import base
 from unisono_jax.models.cram import MODEL
-from unisono_spec.contract import config_class, count_params, init_params, preset, presets
+from unisono_jax.ops import decayed_sum
+from unisono_spec.contract import count_params, init_params, preset, presets
+from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.files import load_state, save_state
 from unisono_spec.contract.sampling import Sampling, choose
 
-CRAM = config_class("cram")
 B, T = 2, 10
 # Central differences at step h err by h² f‴/6 + u |f| / h, smallest near h = u^⅓, where both are about u^⅔; ×10 for f‴ and f.
 STEP = float(np.cbrt(np.finfo(np.float64).eps))
 DIFFERENCE = 10 * STEP**2
-SMALL = {"d_model": 6, "vocab_size": 16, "ffn_mult": 2}
-VARIANTS = {
-    "binary": CRAM(**SMALL, n_layers=2, code_bits=4),
-    "embedding": CRAM(**SMALL, n_layers=1, codes="embedding", decay=0.8, tie_head=True, head_bias=True),
-    "frame": CRAM(**SMALL, n_layers=1, codes="frame", frame_size=3, frame_head="gaussian"),
-    "adaptive": CRAM(**SMALL, scheme="adaptive", n_layers=2, position_bits=4, tie_head=True),
-    "after": CRAM(**SMALL, scheme="adaptive", n_layers=1, position_bits=4, input_norm=True, residual="after"),
-    "exclusive": CRAM(**SMALL, scheme="adaptive", n_layers=1, position_bits=4, exclusive=True, k_scale=1.0),
+SMALL: dict[str, Any] = {"d_model": 6, "vocab_size": 16, "ffn_mult": 2}
+VARIANTS: dict[str, Any] = {
+    "binary": CRAMConfig(**SMALL, n_layers=2, code_bits=4),
+    "embedding": CRAMConfig(**SMALL, n_layers=1, codes="embedding", decay=0.8, tie_head=True, head_bias=True),
+    "frame": CRAMConfig(**SMALL, n_layers=1, codes="frame", frame_size=3, frame_head="gaussian"),
+    "adaptive": CRAMConfig(**SMALL, scheme="adaptive", n_layers=2, position_bits=4, tie_head=True),
+    "after": CRAMConfig(**SMALL, scheme="adaptive", n_layers=1, position_bits=4, input_norm=True, residual="after"),
+    "exclusive": CRAMConfig(**SMALL, scheme="adaptive", n_layers=1, position_bits=4, exclusive=True, k_scale=1.0),
 }
 
 
-def model_of(config, dtype="float64", **changes):
+def model_of(config, dtype="float64", **changes) -> Any:
     """A model whose every parameter is random: zeros and ones would hide what they multiply."""
     rng = np.random.default_rng(1)
     params = {name: rng.normal(0, 0.4, p.shape) + (1.0 if name.endswith("norm.weight") else 0.0) for name, p in config.params().items()}
@@ -141,8 +144,8 @@ def test_compiled_is_eager(close, rng):
 
 @pytest.mark.parametrize("name", presets())
 def test_parameters_of_presets(name):
-    config = preset(name)
-    shapes = {n: jax.ShapeDtypeStruct(p.shape, jnp.float32) for n, p in config.params().items()}
+    config: Any = preset(name)
+    shapes: dict[str, Any] = {n: jax.ShapeDtypeStruct(p.shape, jnp.float32) for n, p in config.params().items()}
     flat = nnx.to_flat_state(nnx.state(MODEL(config, shapes, "float32", "auto"), nnx.Param))
     assert {".".join(map(str, path)): leaf.shape for path, leaf in flat} == {n: p.shape for n, p in config.params().items()}
 
@@ -166,9 +169,10 @@ def test_generate_is_repeated_forward(rng, sampling):
         logits, _ = model.compiled().forward(text)  # what is still 0 comes later and is not seen
         text[:, 3 + position], _ = choose(np.asarray(logits[:, 2 + position]), sampling, position)
     np.testing.assert_array_equal(generated.tokens, text[:, 3:])
-    traces = base._step._cache_size()
+    step: Any = base._step
+    traces = step._cache_size()
     again = model_of(config, "float32").generate(prompt, 4, sampling)
-    assert base._step._cache_size() == traces
+    assert step._cache_size() == traces
     np.testing.assert_array_equal(again.tokens, generated.tokens)
     assert model.generate(prompt, 0).tokens.shape == (B, 0)
 
@@ -180,7 +184,7 @@ def test_algorithm_1_reads_out_what_forward_does(close, rng):
         model = model_of(config)
         digits = np.asarray(model.code(tokens))
         np.testing.assert_array_equal(digits @ (2 ** np.arange(3, -1, -1)), tokens)
-        xi, _ = unisono_jax.ops.decayed_sum.recurrent(digits, config.decay, model.init_state(B)["xi"])
+        xi, _ = decayed_sum.recurrent(jnp.asarray(digits), config.decay, model.init_state(B)["xi"])
         close(model.readout(xi), model.forward(tokens)[0])
 
 
@@ -211,7 +215,7 @@ def test_bad_input_is_explained(rng):
         "reset: shape": lambda: model.forward(tokens, reset=np.zeros((B, T + 1), bool)),
         "valid: .*booleans": lambda: model.compiled().forward(tokens, valid=np.ones((B, T))),
         "state: position has shape": lambda: model.forward(tokens, model.init_state(B + 1)),
-        "form: 'paralel'.*parallel": lambda: model.forward(tokens, form="paralel"),
+        "form: 'paralel'.*parallel": lambda: model.forward(tokens, form="paralel"),  # pyright: ignore[reportArgumentType]
         "chunk_size: 0": lambda: model.forward(tokens, chunk_size=0),
         "jax.enable_x64": lambda: unisono_jax.create(config, dtype="float64"),
         "JAX_ENABLE_X64=1": lambda: unisono_jax.create(config, param_dtype="float64"),

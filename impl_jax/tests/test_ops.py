@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,9 @@ CHUNKS = (1, 4, 64)
 SIGMAS = 4
 
 
-def inputs(rng, length=T, masks=True):
-    x, s, state = rng.normal(size=(B, length, D)), rng.normal(size=(B, length)), rng.normal(size=(B, D))
-    if not masks:
-        return x, s, state, None, None
-    return x, s, state, rng.random((B, length)) < 0.2, rng.random((B, length)) < 0.7
+def inputs(rng) -> Any:
+    x, s, state = rng.normal(size=(B, T, D)), rng.normal(size=(B, T)), rng.normal(size=(B, D))
+    return x, s, state, rng.random((B, T)) < 0.2, rng.random((B, T)) < 0.7
 
 
 def terms(x, weights, decay, state, reset, valid, exclusive=False):
@@ -177,7 +176,7 @@ def largest(jaxpr) -> int:
 def test_memory_is_linear_in_length(masks):
     def most(length):
         x, s, state = jnp.zeros((1, length, D)), jnp.zeros((1, length)), jnp.zeros((1, D))
-        marks = (jnp.zeros((1, length), bool),) * 2 if masks else (None, None)
+        marks: Any = (jnp.zeros((1, length), bool),) * 2 if masks else (None, None)
         both = []
         for run in (lambda x, s, *rest: decayed_sum.parallel(x, DECAY, *rest), weighted_sum.parallel):
             loss = lambda x, s, run=run: jnp.sum(run(x, s, state, *marks)[0] ** 2)  # noqa: E731
