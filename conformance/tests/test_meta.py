@@ -1,0 +1,35 @@
+"""The suite judges itself: every sabotaged implementation must be caught, by the property that is aimed at it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unisono_conformance.sabotage import control, table, verdict
+from unisono_conformance.sabotage.cram import SABOTAGES
+from unisono_spec.contract.files import write_bytes
+
+VERDICTS = []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_honest_implementation_passes(dtype: str) -> None:
+    assert control(dtype)
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda s: s.name)
+def test_caught(sabotage) -> None:
+    found = verdict(sabotage)
+    VERDICTS.append(found)
+    assert sabotage.aimed in found.examples, f"{sabotage.aimed} let it pass; caught by {sorted(found.examples) or 'nothing'}"
+
+
+def test_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """Which property caught which mistake, and after how many examples: in the terminal, and beside the other reports as JSON."""
+    assert len(VERDICTS) == len(SABOTAGES)
+    with capsys.disabled():
+        print("\n" + "\n".join(table(VERDICTS)))
+    content = [{"mistake": v.sabotage.name, "aimed": v.sabotage.aimed, "caught by": v.examples} for v in VERDICTS]
+    write_bytes(Path("build/reports/meta.json"), json.dumps(content, indent=1, ensure_ascii=False).encode())

@@ -1,0 +1,134 @@
+"""Implementations with one planted mistake each. A suite that lets one pass proves nothing: `conformance/tests/test_meta.py`.
+
+Each is the NumPy adapter with a few functions of the spec replaced while the adapter runs; the truth is computed outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from unisono_conformance.adapters import numpy as house
+from unisono_conformance.ledger import Ledger, judge
+from unisono_conformance.plan import PROFILES, Item, Selection, items
+from unisono_conformance.trial import Disagreement
+
+Patch = tuple[Any, str, Any]  # object, attribute, what stands there instead
+
+
+@dataclasses.dataclass(frozen=True)
+class Sabotage:
+    """A mistake. `aimed`: the property that exists to find it, and must. patches: replaced whenever the adapter runs."""
+
+    name: str
+    aimed: str
+    patches: tuple[Patch, ...] = ()
+    dtype: str = "float32"
+    form: str = "parallel"
+    model: Callable[[Any], Any] | None = None  # wraps the adapter's models
+    adapter: Callable[[Adapter], Any] | None = None  # changes the adapter itself
+
+    def make(self) -> Adapter:
+        made = Adapter(self)
+        if self.adapter is not None:
+            self.adapter(made)
+        return made
+
+
+class Adapter(house.Adapter):
+    """The NumPy adapter with `sabotage` at work inside."""
+
+    def __init__(self, sabotage: Sabotage) -> None:
+        self.sabotage, self.name = sabotage, f"sabotaged: {sabotage.name}"
+
+    def build(self, config, params, dtype, device, implementation):
+        model = super().build(config, params, dtype, device, implementation)
+        if self.sabotage.model is not None:
+            model = self.sabotage.model(model)
+        return _Patched(model, self.sabotage.patches)
+
+    def op(self, *args, **kwargs):
+        with patched(self.sabotage.patches):
+            return super().op(*args, **kwargs)
+
+    def op_vjp(self, *args, **kwargs):
+        with patched(self.sabotage.patches):
+            return super().op_vjp(*args, **kwargs)
+
+
+class _Patched:
+    def __init__(self, model: Any, patches: tuple[Patch, ...]) -> None:
+        self._model, self._patches = model, patches
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._model, name)
+
+        def run(*args, **kwargs):
+            with patched(self._patches):
+                return method(*args, **kwargs)
+
+        return run
+
+
+@contextlib.contextmanager
+def patched(patches: tuple[Patch, ...]) -> Iterator[None]:
+    kept = [(where, name, getattr(where, name)) for where, name, _ in patches]
+    try:
+        for where, name, instead in patches:
+            setattr(where, name, instead)
+        yield
+    finally:
+        for where, name, original in kept:
+            setattr(where, name, original)
+
+
+@dataclasses.dataclass
+class Verdict:
+    """examples: by property that caught the mistake, how many examples that took. messages: what each said."""
+
+    sabotage: Sabotage
+    examples: dict[str, int] = dataclasses.field(default_factory=dict)
+    messages: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+# by far the dearest: tried only on the mistakes that it exists for
+DEAR = ("P7",)
+
+
+def verdict(sabotage: Sabotage) -> Verdict:
+    """Every property judges the sabotaged implementation; each stops at the first example that it fails."""
+    out, profile = Verdict(sabotage), PROFILES["meta"]
+    everything = items(sabotage.make(), Selection(dtype=sabotage.dtype, form=sabotage.form), profile)  # pyright: ignore[reportArgumentType]
+    for label in dict.fromkeys(item.prop.label for item in everything):
+        if label in DEAR and label != sabotage.aimed:
+            continue
+        ledger = Ledger()
+        try:
+            for item in everything:
+                if item.prop.label == label:
+                    judge(item, profile, ledger)
+        except Exception as error:
+            # a crash is caught as surely as a wrong number
+            out.examples[label] = sum(line.examples for line in ledger.lines.values())
+            out.messages[label] = str(error) if isinstance(error, Disagreement) else f"{type(error).__name__}: {error}"
+    return out
+
+
+def control(dtype: str) -> list[Item]:
+    """The items that every sabotaged implementation faces; the honest one must pass them all. Raises Disagreement."""
+    profile = PROFILES["meta"]
+    faced = items(house.make(), Selection(dtype=dtype, form="parallel"), profile)  # pyright: ignore[reportArgumentType]
+    for item in faced:
+        judge(item, profile, Ledger())
+    return faced
+
+
+def table(verdicts: list[Verdict]) -> list[str]:
+    """The mistakes, the property aimed at each with the examples it took, and the others that caught it."""
+    out = [f"{'mistake':<44} {'aimed at by':>12} {'examples':>9}   also caught by"]
+    for v in verdicts:
+        also = ", ".join(f"{label} ({n})" for label, n in v.examples.items() if label != v.sabotage.aimed)
+        out.append(f"{v.sabotage.name:<44} {v.sabotage.aimed:>12} {v.examples.get(v.sabotage.aimed, '-'):>9}   {also}")
+    return out
