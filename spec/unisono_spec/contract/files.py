@@ -108,7 +108,17 @@ def _check_names(found: Mapping[str, object], expected: Mapping[str, object], so
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], config: Config, kind: str) -> None:
     """Write named arrays under a `kind` of their own; an optimiser's moments, say."""
     metadata = {"format": "unisono", "version": VERSION, "kind": kind, "config": json.dumps(config_to_dict(config))}
-    write_bytes(path, save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata))
+    write_bytes(path, _ordered(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata)))
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same file with its metadata in alphabetical order, which safetensors leaves to chance: equal arrays make equal files."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the format pads its header with spaces
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def load_arrays(path: str | Path, kind: str) -> tuple[Config, Arrays]:
