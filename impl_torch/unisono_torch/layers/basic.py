@@ -1,11 +1,11 @@
-"""Linear and LayerNorm that hold their parameters in one dtype and compute in another."""
+"""Linear maps, norms and a depthwise convolution's weights that hold their parameters in one dtype and compute in another."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from unisono_torch.ops.elementwise import layer_norm, linear
+from unisono_torch.ops.elementwise import layer_norm, linear, rms_norm
 
 
 class Linear(nn.Module):
@@ -32,6 +32,26 @@ class LayerNorm(nn.Module):
         return layer_norm(x, self.weight, self.bias)
 
 
+class RMSNorm(nn.Module):
+    """RMSNorm over the last axis; comes out float32 or wider."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight)
+
+
+class Conv(nn.Module):
+    """The weight [channels, 1, width] and bias [channels] of ops/short_conv.py."""
+
+    def __init__(self, channels: int, width: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, width))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
+
+
 class Embedding(nn.Module):
     """Ids [...] → rows [..., D] of the table."""
 
@@ -55,3 +75,8 @@ class Head(nn.Module):
         weight = self.weight if embedding is None else embedding
         assert weight is not None
         return linear(x, weight, self.bias)
+
+
+def updated(x: Tensor, update: Tensor, mask: Tensor | None) -> Tensor:
+    """x + update. mask: what dropout multiplies the update by."""
+    return x + (update if mask is None else update * mask.to(update.dtype))

@@ -1,15 +1,15 @@
-"""The feed-forward network: Linear(D→hidden), GELU-tanh, Linear(hidden→D)."""
+"""Feed-forward networks: x [..., D] → [..., D], in x's dtype."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from unisono_torch.layers.basic import Linear
-from unisono_torch.ops.elementwise import gelu_tanh
+from unisono_torch.ops.elementwise import gelu, gelu_tanh, silu
 
 
 class FFN(nn.Module):
-    """x [..., D] → [..., D], in x's dtype."""
+    """Linear(D→hidden), GELU-tanh, Linear(hidden→D)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -18,3 +18,41 @@ class FFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(gelu_tanh(self.up(x)))
+
+
+class GELUFFN(nn.Module):
+    """Linear(D→hidden), exact GELU, Linear(hidden→D)."""
+
+    def __init__(self, width: int, hidden: int, bias: bool = True) -> None:
+        super().__init__()
+        self.up = Linear(width, hidden, bias)
+        self.down = Linear(hidden, width, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(gelu(self.up(x)))
+
+
+class SwiGLU(nn.Module):
+    """down(SiLU(gate x) ∘ up x) (Shazeer 2020, eq 6)."""
+
+    def __init__(self, width: int, hidden: int, bias: bool = True) -> None:
+        super().__init__()
+        self.gate = Linear(width, hidden, bias)
+        self.up = Linear(width, hidden, bias)
+        self.down = Linear(hidden, width, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(silu(self.gate(x)) * self.up(x))
+
+
+class GatedGELU(nn.Module):
+    """InfinityFormer's: [a, b] = up x, down(GELU(a ∘ σ(b))), exact GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = Linear(width, 2 * hidden)
+        self.down = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.up(x).chunk(2, -1)
+        return self.down(gelu(a * b.sigmoid()))

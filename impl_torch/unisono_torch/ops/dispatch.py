@@ -29,6 +29,12 @@ def use_triton(implementation: str, device: torch.device) -> bool:
     return False
 
 
+def no_kernel(implementation: str, op: str) -> None:
+    """Raise InputError where `implementation` asks for a kernel that this op does not have."""
+    if check_implementation(implementation) == "triton":
+        raise InputError(f"implementation: there is no Triton kernel of {op}; use 'auto' or 'plain'")
+
+
 def _available(device: torch.device) -> bool:
     # imported here, so that nobody without a GPU needs triton
     try:

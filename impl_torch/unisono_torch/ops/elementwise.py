@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LAYER_NORM_EPS = 1e-5
+RMS_NORM_EPS = 1e-6
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -17,6 +18,27 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def gelu_tanh(x: Tensor) -> Tensor:
     """GELU in its tanh form (Hendrycks & Gimpel 2016, section 2)."""
     return F.gelu(x, approximate="tanh")
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU, exact: x Φ(x) (Hendrycks & Gimpel 2016, section 2)."""
+    return F.gelu(x)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x σ(x)."""
+    return F.silu(x)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x) at every x; F.softplus would give x itself above a threshold."""
+    return -F.logsigmoid(-x)
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """RMSNorm over the last axis, ε = 1e-6 (Zhang & Sennrich 2019, eq 4), computed and returned in float32 or wider."""
+    dtype = wide(x.dtype)
+    return F.rms_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), RMS_NORM_EPS)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -44,9 +44,9 @@ def _scan(
         weight, kept = _weights(decay, length, span, count, cut, exclusive, v)
         return weight @ v + kept * initial[:, None]
     size: int = torch.sym_min(sizes[0], length)  # pyright: ignore[reportAssignmentType]
-    v = _chunks(v, size)  # [B, N, C, D]
-    count = None if count is None else _chunks(count, size)  # [B, N, C]
-    cut = None if cut is None else _chunks(cut, size)
+    v = chunks(v, size)  # [B, N, C, D]
+    count = None if count is None else chunks(count, size)  # [B, N, C]
+    cut = None if cut is None else chunks(cut, size)
     weight, kept = _weights(decay, size, span, count, cut, exclusive, v)  # [(B, N,) C, C], [(B, N,) C, 1]
     y = weight @ v
     ends = y[:, :, -1] + v[:, :, -1] if exclusive else y[:, :, -1]  # [B, N, D]
@@ -80,7 +80,7 @@ def _weights(
     return table[between], table[torch.where(untouched, n, unread)][..., None]
 
 
-def _chunks(x: Tensor, size: int) -> Tensor:
+def chunks(x: Tensor, size: int) -> Tensor:
     """[B, T, ...] → [B, N, C, ...], padded by zeros."""
     batch, length = x.shape[:2]
     chunks = (length + size - 1) // size

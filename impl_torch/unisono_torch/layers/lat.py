@@ -1,0 +1,103 @@
+"""LAT's layers: attention over heads by one of three ops, the gated short convolution of Based, and the block around them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from unisono_spec.contract.lat import LATConfig
+
+from unisono_torch.layers.basic import Conv, LayerNorm, Linear, RMSNorm, updated
+from unisono_torch.layers.ffn import GELUFFN, SwiGLU
+from unisono_torch.ops import linear_attention, rotary, short_conv, softmax_attention, window
+from unisono_torch.ops.elementwise import silu, wide
+from unisono_torch.ops.features import feature_map
+
+Marks = tuple[Tensor | None, Tensor | None]  # reset, valid
+How = tuple[int, str] | None  # chunk_size and implementation of a parallel form; None: x is one token
+Turns = dict[int, tuple[Tensor, Tensor]]  # RoPE's cos and sin by head width
+STATES = {"linear": ("S", "z"), "conv": ("conv",), "window": ("k", "v"), "softmax": ("k", "v")}
+CACHES = {"window": window, "softmax": softmax_attention}
+
+
+class Attention(nn.Module):
+    """Heads, and one of the ops linear_attention, window and softmax_attention."""
+
+    def __init__(self, config: LATConfig, kind: str) -> None:
+        super().__init__()
+        self.kind, self.heads, self.rope = kind, config.n_heads, config.positions == "rope"
+        self.width = config.qk_width if kind == "linear" else config.head_width
+        self.feature_map = config.feature_map
+        d = config.d_model
+        self.qkv = Linear(d, 2 * self.heads * self.width + d, config.bias)
+        self.tau = nn.Parameter(torch.empty(1)) if kind == "linear" and config.feature_map == "learned" else None
+        self.out = Linear(d, d, config.bias)
+
+    def to_heads(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
+        """x [..., D] → q, k, v [..., H, ·], turned by their position; through φ, float32 or wider, for linear attention."""
+        n = self.heads * self.width
+        q, k, v = (a.unflatten(-1, (self.heads, -1)) for a in self.qkv(x).split((n, n, x.shape[-1]), -1))
+        dtype = wide(x.dtype)
+        if self.rope:
+            q, k = (rotary.rotate_by(a.to(dtype), *turns[self.width]) for a in (q, k))
+        if self.kind == "linear":
+            q, k = (feature_map(self.feature_map, a.to(dtype), self.tau) for a in (q, k))
+            return q, k, v
+        return q.to(x.dtype), k.to(x.dtype), v
+
+    def forward(
+        self, x: Tensor, turns: Turns, before: Tensor, state: tuple[Tensor, ...], marks: Marks, how: How
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """x [B, D] or [B, T, D] → what it adds, the state after it. before: the count of tokens before x [B]."""
+        q, k, v = self.to_heads(x, turns)
+        op = CACHES.get(self.kind, linear_attention)
+        given = state if self.kind == "linear" else (*state, before)
+        o, after = op.step(q, k, v, given, *marks) if how is None else op.parallel(q, k, v, given, *marks, *how)
+        return self.out(o.flatten(-2).to(x.dtype)), after[:2]
+
+
+class GatedConv(nn.Module):
+    """W_o (SiLU(a) ∘ conv(b)), [a, b] = W_in x."""
+
+    def __init__(self, config: LATConfig) -> None:
+        super().__init__()
+        self.input = Linear(config.d_model, 2 * config.conv_inner, config.bias)
+        self.conv = Conv(config.conv_inner, config.conv_width, config.bias)
+        self.out = Linear(config.conv_inner, config.d_model, config.bias)
+
+    def forward(
+        self, x: Tensor, turns: Turns, before: Tensor, state: tuple[Tensor, ...], marks: Marks, how: How
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        a, b = self.input(x).chunk(2, -1)
+        given = b, self.conv.weight, self.conv.bias, state[0], *marks
+        y, after = short_conv.step(*given) if how is None else short_conv.parallel(*given, *how)
+        return self.out(silu(a) * y.to(x.dtype)), (after,)
+
+
+class Block(nn.Module):
+    """x ← x + mixer(norm(x)), x ← x + ffn(norm(x))."""
+
+    def __init__(self, config: LATConfig, kind: str) -> None:
+        super().__init__()
+        norm = RMSNorm if config.norm == "rms" else LayerNorm
+        network = SwiGLU if config.ffn == "swiglu" else GELUFFN
+        d = config.d_model
+        self.states = STATES[kind]
+        self.mixer_norm = norm(d)
+        self.mixer = GatedConv(config) if kind == "conv" else Attention(config, kind)
+        self.ffn_norm = norm(d)
+        self.ffn = network(d, config.ffn_mult * d, config.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        turns: Turns,
+        before: Tensor,
+        state: tuple[Tensor, ...],
+        marks: Marks,
+        how: How,
+        masks: tuple[Tensor | None, Tensor | None],
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """masks: dropout's, of the mixer and of the FFN."""
+        update, after = self.mixer(self.mixer_norm(x).to(x.dtype), turns, before, state, marks, how)
+        x = updated(x, update, masks[0])
+        return updated(x, self.ffn(self.ffn_norm(x).to(x.dtype)), masks[1]), after

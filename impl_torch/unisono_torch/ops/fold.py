@@ -1,0 +1,30 @@
+"""The recurrent form of every op: a fold of its `step`. Parallel forms do not use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def fold(
+    step: Callable[..., tuple[Tensor, Any]], inputs: Sequence[Tensor], initial_state: Any, reset: Tensor | None, valid: Tensor | None
+) -> tuple[Tensor, Any]:
+    """inputs [B, T, …]: step(*inputs at t, state, reset at t, valid at t) → outputs [B, T, …], final state."""
+    length = inputs[0].shape[1]
+    state, out = initial_state, []
+    # unbind, since the gradient of each x[:, t] would be as long as x
+    marks = ([None] * length if m is None else m.unbind(1) for m in (reset, valid))
+    for *x, reset_t, valid_t in zip(*(x.unbind(1) for x in inputs), *marks, strict=True):
+        o, state = step(*x, state, reset_t, valid_t)
+        out.append(o)
+    return torch.stack(out, 1), state
+
+
+def masked(valid: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """inputs [..., …], zero where `valid` [...] is false, so that a NaN there reaches neither outputs nor gradients."""
+    if valid is None:
+        return inputs
+    return tuple(torch.where(valid.reshape(*valid.shape, *(1,) * (x.ndim - valid.ndim)), x, 0) for x in inputs)

@@ -1,0 +1,70 @@
+"""Causal depthwise convolution over the last w tokens: y_t = Σ_d weight[:, w−1−d] ∘ x_{t−d} + bias. Before the first token stand zeros.
+
+Shapes: x [B, T, D], weight [D, 1, w] (the last tap is the present token's), bias [D] or None, state [B, w−1, D]: the last
+w−1 inputs, oldest first; reset and valid [B, T] bool or None. Each form returns (y [B, T, D], final state), float32 or wider.
+y is 0 where a token is not valid.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unisono_torch.ops.compact import Compact, segments, take
+from unisono_torch.ops.dispatch import no_kernel
+from unisono_torch.ops.elementwise import wide
+from unisono_torch.ops.fold import fold, masked
+
+
+def step(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One token: x [B, D], reset and valid [B]."""
+    dtype = wide(x.dtype)
+    state = state.to(dtype)
+    if reset is not None:
+        (state,) = masked(~reset, state)
+    (x,) = masked(valid, x)
+    seen = torch.cat([state, x.to(dtype)[:, None]], 1)  # [B, w, D]
+    y = (seen * weight[:, 0].to(dtype).mT).sum(1)
+    y = y if bias is None else y + bias.to(dtype)
+    if valid is None:
+        return y, seen[:, 1:]
+    return torch.where(valid[:, None], y, 0), torch.where(valid[:, None, None], seen[:, 1:], state)
+
+
+def recurrent(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The definition: a fold of `step`."""
+    return fold(lambda x_t, *rest: step(x_t, weight, bias, *rest), (x,), initial_state, reset, valid)
+
+
+def parallel(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor,
+    reset: Tensor | None = None,
+    valid: Tensor | None = None,
+    chunk_size: int = 64,
+    implementation: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One shifted product a tap, over the valid tokens; there are no chunks, since nothing is carried but the last inputs."""
+    no_kernel(implementation, "short_conv")
+    dtype, length, taps = wide(x.dtype), x.shape[1], weight.shape[-1]
+    compact, segment = Compact(valid, x), segments(reset, x)
+    now = compact.pack(segment)
+    seen = torch.cat([initial_state.to(dtype), compact.pack(x).to(dtype)], 1)  # [B, w−1+T, D]
+    owner = torch.cat([torch.zeros_like(now[:, :1]).expand(-1, taps - 1), now], 1)  # the segment of each of them
+    y = seen.new_zeros(()) if bias is None else bias.to(dtype)
+    for tap in range(taps):
+        part = seen[:, tap : tap + length]
+        if reset is not None:
+            part = torch.where((owner[:, tap : tap + length] == now)[..., None], part, 0)
+        y = y + part * weight[:, 0, tap].to(dtype)
+    newest = compact.read[:, None] + torch.arange(taps - 1, device=x.device)  # [B, w−1]
+    final = seen[:, length:] if valid is None else take(seen, newest)
+    if reset is not None:
+        (final,) = masked(take(owner, newest) == segment[:, -1:], final)
+    return compact.unpack(y), final

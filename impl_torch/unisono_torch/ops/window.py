@@ -1,0 +1,95 @@
+"""Sliding-window attention: causal softmax over the last w tokens of the sequence, the present one included, scaled by 1/√K.
+
+Shapes: q, k [B, T, H, K], v [B, T, H, V], reset and valid [B, T] bool or None. State: (keys [B, w, H, K], values [B, w, H, V],
+count [B] int32): the last w keys and values, oldest first, so that the newest is always last and slots not yet filled are
+zeros in front; and how many tokens the sequence has held. The state is float32 or wider. Each form returns
+(o [B, T, H, V] in v's dtype, final state). o is 0 where a token is not valid.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unisono_torch.ops.compact import Compact, segments, take
+from unisono_torch.ops.dispatch import no_kernel
+from unisono_torch.ops.elementwise import wide
+from unisono_torch.ops.fold import fold, masked
+from unisono_torch.ops.recurrence import chunks
+
+State = tuple[Tensor, Tensor, Tensor]
+
+
+def step(q: Tensor, k: Tensor, v: Tensor, state: State, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, State]:
+    """One token: q, k [B, H, K], v [B, H, V], reset and valid [B]."""
+    dtype, out = wide(v.dtype), v.dtype
+    keys, values, count = state[0].to(dtype), state[1].to(dtype), state[2]
+    if reset is not None:
+        (count,) = masked(~reset, count)
+    w = keys.shape[1]
+    slots = torch.arange(w, device=q.device)
+    keys, values = masked(slots >= w - count[:, None], keys, values)
+    old = keys, values, count
+    q, k, v = (a.to(dtype) for a in masked(valid, q, k, v))
+    keys, values = torch.cat([keys[:, 1:], k[:, None]], 1), torch.cat([values[:, 1:], v[:, None]], 1)
+    count = count + 1
+    filled = slots >= w - count[:, None]  # [B, w]
+    o = F.scaled_dot_product_attention(q[:, :, None], keys.transpose(1, 2), values.transpose(1, 2), filled[:, None, None])
+    o = o[:, :, 0].to(out)
+    if valid is None:
+        return o, (keys, values, count)
+    mask = valid[:, None, None, None]
+    kept = torch.where(mask, keys, old[0]), torch.where(mask, values, old[1]), torch.where(valid, count, old[2])
+    return torch.where(valid[:, None, None], o, 0), kept
+
+
+def recurrent(
+    q: Tensor, k: Tensor, v: Tensor, initial_state: State, reset: Tensor | None = None, valid: Tensor | None = None
+) -> tuple[Tensor, State]:
+    """The definition: a fold of `step`."""
+    return fold(step, (q, k, v), initial_state, reset, valid)
+
+
+def parallel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    initial_state: State,
+    reset: Tensor | None = None,
+    valid: Tensor | None = None,
+    chunk_size: int = 64,
+    implementation: str = "auto",
+) -> tuple[Tensor, State]:
+    """A banded mask over the C valid tokens of a chunk and the w before them. Chunks are w tokens long at least: shorter ones
+    would copy each key more often than twice."""
+    no_kernel(implementation, "window")
+    dtype, length = wide(v.dtype), q.shape[1]
+    keys, values, count = initial_state
+    w = keys.shape[1]
+    compact, segment = Compact(valid, q), segments(reset, q)
+    now = compact.pack(segment)  # [B, T]
+    slots = torch.arange(w, device=q.device)
+    owner = torch.cat([torch.where(slots >= w - count[:, None], 0, -1), now], 1)  # the segment of each key [B, w+T]; −1: an empty slot
+    q, k, v = (compact.pack(a) for a in (q, k, v))
+    keys, values = (torch.cat([old.to(new.dtype), new], 1) for old, new in ((keys, k), (values, v)))  # [B, w+T, H, ·]
+
+    size: int = torch.sym_min(max(chunk_size, w), length)  # pyright: ignore[reportAssignmentType]
+    queries = chunks(q, size).transpose(2, 3)  # [B, N, H, C, K]
+    number = queries.shape[1]
+    behind = number * size - length
+    band_k, band_v = (F.pad(a, (0, 0, 0, 0, 0, behind)).unfold(1, w + size, size).mT for a in (keys, values))  # [B, N, H, w+C, ·]
+    row, column = torch.arange(size, device=q.device)[:, None], torch.arange(w + size, device=q.device)
+    band = (column > row) & (column <= row + w)  # [C, w+C]
+    reads = F.pad(owner, (0, behind)).unfold(1, w + size, size)[:, :, None] == chunks(now, size)[..., None]
+    o = F.scaled_dot_product_attention(  # a token always reads itself, so that no row is empty
+        queries.flatten(0, 1), band_k.flatten(0, 1), band_v.flatten(0, 1), (band & reads).flatten(0, 1)[:, None]
+    )
+    o = o.unflatten(0, (q.shape[0], number)).transpose(2, 3).flatten(1, 2)[:, :length]
+
+    newest = compact.read[:, None] + slots  # [B, w]
+    kept = take(owner, newest) == segment[:, -1:]
+    keys, values = masked(kept, take(keys, newest).to(dtype), take(values, newest).to(dtype))
+    held = ((now == segment[:, -1:]) & compact.present).sum(1)
+    count = held + torch.where(segment[:, -1] == 0, count, 0)
+    return compact.unpack(o), (keys, values, count.int())
