@@ -39,7 +39,7 @@ class Capabilities:
     gradient_forms: tuple[str, ...] = ("recurrent", "parallel")
     dropout: bool = True
     compiled: bool = False
-    exported: bool = False  # models are graphs that were exported from a `source`
+    exported: bool = False  # models are exported graphs, with `others` to compare them with
     empty_batch: bool = True
 
     @property
@@ -100,8 +100,8 @@ class Model(Protocol):
         """The same model with its forward pass compiled (declared as `compiled`)."""
         ...
 
-    def source(self) -> Model:
-        """The model that this graph was exported from (declared as `exported`)."""
+    def others(self) -> Mapping[str, Model]:
+        """What must equal this graph: the model that it was exported from, other readers of its file (declared as `exported`)."""
         ...
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,13 @@ def _runs(implementation: str, device: str) -> bool:
         return use_triton(implementation, torch.device(device))
     except InputError:
         return False
+
+
+def export(model: Model, path: Path) -> None:
+    """Write the ONNX graph of a model."""
+    from unisono_torch.onnx import export as export_graph
+
+    export_graph(model.model, path)
 
 
 def make() -> Adapter:

@@ -59,7 +59,7 @@ def exported(trial: Trial) -> None:
     """A graph equals the model that it was exported from, at lengths and batches that it was not traced with."""
     graph = trial.model(trial.inputs.params)
     for inputs in (trial.running, trial.running.part(0, 1), trial.running.rows([1]), trial.running.rows([0, 1, 1])):
-        for model, what in ((graph, "the graph"), (graph.source(), "its source")):
+        for what, model in {"the graph": graph, **graph.others()}.items():
             trial.agrees(trial.forward(inputs, model=model), inputs, f"{what} at B={inputs.batch}, T={inputs.length}")
 
 
@@ -68,7 +68,10 @@ def _models(case, capabilities) -> bool:
 
 
 PROPERTIES = (
-    Property("P8", "parameter names, shapes, counts", parameters, rows=True, each_form=False, regimes=("tame",), applies=_models, random=False),
+    Property(
+        "P8", "parameter names, shapes, counts", parameters, rows=True, each_form=False, regimes=("tame",), random=False,
+        applies=_models,
+    ),
     Property("P9", "dtypes and float32 state", dtypes, regimes=("tame",), random=False),
     Property(
         "P12", "compiled equals eager", compiled, dtypes=("float32",), random=False,

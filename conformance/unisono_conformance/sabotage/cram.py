@@ -7,12 +7,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-
-from unisono_conformance.sabotage import Adapter, Sabotage
 from unisono_spec.layers import cram as layer
 from unisono_spec.models import cram as model
 from unisono_spec.ops import decayed_sum, position, weighted_sum
-from unisono_spec.ops.elementwise import binary_digits, layer_norm, sigmoid
+from unisono_spec.ops.elementwise import binary_digits, sigmoid
+
+from unisono_conformance.sabotage import Adapter, Sabotage
 
 DECAYED, WEIGHTED, POSITION = decayed_sum.parallel, weighted_sum.parallel, position.parallel
 

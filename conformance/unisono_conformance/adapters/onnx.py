@@ -1,0 +1,119 @@
+"""Exported graphs before the court, in onnxruntime; onnx's own NumPy evaluator and the PyTorch source beside them (P14).
+
+Only `build`, which exports, needs torch: `open_graph` reads a file where neither torch nor jax is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from unisono_spec.contract import Config, config_from_dict, zero_state
+
+from unisono_conformance.adapter import Arrays, Capabilities
+
+Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+class Graph:
+    """A model that is one graph: inputs tokens, reset, valid and the state by name; outputs logits and next.<name>."""
+
+    def __init__(self, config: Config, run: Run, params: Arrays | None = None, others: Mapping[str, Any] | None = None) -> None:
+        self.config, self.run, self._params, self._others = config, run, params, others or {}
+
+    def forward(self, tokens, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None):
+        shape = tokens.shape[:2]
+        state = zero_state(self.config, shape[0]) if state is None else state
+        marks = {
+            "reset": np.zeros(shape, bool) if reset is None else reset,
+            "valid": np.ones(shape, bool) if valid is None else valid,
+        }
+        found = self.run({"tokens": tokens, **marks, **state})
+        return found["logits"], {name: found[f"next.{name}"] for name in state}
+
+    def step(self, token, state, reset=None, valid=None):
+        marks = (None if m is None else m[:, None] for m in (reset, valid))
+        logits, after = self.forward(token[:, None], state, *marks)
+        return logits[:, 0], after
+
+    def params(self) -> Arrays:
+        assert self._params is not None
+        return self._params
+
+    def others(self) -> Mapping[str, Any]:
+        return self._others
+
+
+def open_graph(path: str | Path) -> Graph:
+    """The graph in a file, with its config from its metadata, in onnxruntime."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    config = config_from_dict(json.loads(session.get_modelmeta().custom_metadata_map["unisono.config"]))
+    taken = {i.name for i in session.get_inputs()}
+    # an exporter leaves out what a model does not read
+    return Graph(config, lambda feed: dict(zip(names, session.run(names, {n: a for n, a in feed.items() if n in taken}), strict=True)))
+
+
+def evaluator(path: str | Path, config: Config) -> Graph:
+    """The same file in onnx's NumPy evaluator."""
+    from onnx.reference import ReferenceEvaluator
+
+    reader = ReferenceEvaluator(str(path))
+    names = list(reader.output_names)
+    taken = set(reader.input_names)
+
+    def run(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with np.errstate(all="ignore"):  # NaN in padding
+            return dict(zip(names, reader.run(None, {n: a for n, a in feed.items() if n in taken}), strict=True))
+
+    return Graph(config, run)
+
+
+class Adapter:
+    name = "onnx"
+    known_gaps = None
+    warnings = ("ignore::DeprecationWarning:onnxscript.*", "ignore::DeprecationWarning:torch.*")
+    capabilities = Capabilities(
+        ops=(), dtypes=("float32",), forms=("parallel",), implementations=("onnxruntime",), gradient_forms=(), dropout=False,
+        exported=True, empty_batch=False,
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="unisono-onnx-")
+        self.built: dict[str, Graph] = {}
+
+    def build(self, config: Config, params: Arrays, dtype: str, device: str, implementation: str) -> Graph:
+        """An export takes seconds: each config with each set of parameters is exported once."""
+        digest = hashlib.sha256(repr(config).encode() + b"".join(params[n].tobytes() for n in sorted(params))).hexdigest()[:16]
+        if digest not in self.built:
+            import unisono_torch
+            from unisono_torch.onnx import export
+
+            from unisono_conformance.adapters.torch import Model as TorchModel
+
+            source = unisono_torch.create(config, params, dtype=dtype)
+            path = Path(self.folder.name) / f"{digest}.onnx"
+            export(source, path)
+            graph = open_graph(path)
+            # the parameters lie in the graph, folded and transposed: those of the source stand for them
+            others = {"its source": TorchModel(source), "onnx's own evaluator": evaluator(path, config)}
+            self.built[digest] = Graph(graph.config, graph.run, unisono_torch.numpy_params(source), others)
+        return self.built[digest]
+
+    def op(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("a graph is a whole model")
+
+    op_vjp = op
+
+
+def make() -> Adapter:
+    return Adapter()
