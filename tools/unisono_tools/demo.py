@@ -66,7 +66,10 @@ def run(out: str = "demo", corpus: str = "sotu", seconds: float = 200, steps: in
     xi = precompute(config, text.train, folder / "xi", documents=text.documents["train"])
     console.print(f"ξ of {len(xi.xi):,} positions, for Algorithm 1: {time.monotonic() - start:.1f} s, in {xi.folder}")
     plan = _fitted(plan, config, xi, seconds, steps, console)
-    console.print(f"training {plan.model.preset}: {count_params(config):,} parameters, {plan.steps:,} steps of {plan.batch_size} positions")
+    console.print(
+        f"training {plan.model.preset}, {count_params(config):,} parameters: {plan.steps:,} steps of {plan.batch_size} positions "
+        f"in {plan.dtype}, threads: {plan.threads}"
+    )
     start = time.monotonic()
     result = train(plan, text)
     trained = time.monotonic() - start
@@ -106,25 +109,31 @@ def _baselines(text: Corpus, split: str) -> dict[str, float]:
 
 
 def _fitted(plan: TrainConfig, config: Config, xi: PrecomputedCorpus, seconds: float, steps: int, console: Console) -> TrainConfig:
-    """`plan` in the faster dtype of this machine, with as many steps as fit: the whole schedule is run, however fast the machine."""
-    speed = {dtype: _seconds_a_step(dataclasses.replace(plan, dtype=dtype), config, xi) for dtype in ("float32", "bfloat16")}
-    dtype = "bfloat16" if speed["float32"] > FASTER * speed["bfloat16"] else "float32"
-    console.print(", ".join(f"{name} {1000 * s:.1f} ms a step" for name, s in speed.items()) + f": training in {dtype}")
+    """`plan` as this machine runs it fastest, with as many steps as fit: the whole schedule is run, however fast the machine."""
+    every = open_trainer(plan, config).threads
+    # threads that must share cores with other work wait for one another: one may be the faster number
+    tried = [dataclasses.replace(plan, dtype=dtype, threads=n) for n in sorted({1, every}) for dtype in ("float32", "bfloat16")]
+    speed = [_seconds_a_step(p, config, xi) for p in tried]
+    for p, s in zip(tried, speed, strict=True):
+        console.print(f"  {p.dtype:8}  {p.threads} thread{'s' if p.threads > 1 else ' '}  {1000 * s:6.1f} ms a step")
+    # 16-bit arithmetic has to earn its rounding
+    cost = [s * (FASTER if p.dtype == "bfloat16" else 1) for p, s in zip(tried, speed, strict=True)]
+    best = int(np.argmin(cost))
     # evaluations and checkpoints take a little, too
-    fitting = max(1, min(plan.steps, int(0.95 * seconds / speed[dtype])))
-    return dataclasses.replace(plan, steps=steps or fitting, dtype=dtype)
+    fitting = max(1, min(plan.steps, int(0.95 * seconds / speed[best])))
+    return dataclasses.replace(tried[best], steps=steps or fitting)
 
 
-def _seconds_a_step(plan: TrainConfig, config: Config, xi: PrecomputedCorpus, least: float = 2.0) -> float:
-    """Measured on a trainer that is thrown away."""
+def _seconds_a_step(plan: TrainConfig, config: Config, xi: PrecomputedCorpus, least: float = 1.5) -> float:
+    """Measured on a trainer that is thrown away, after two steps to warm up."""
     trainer = open_trainer(plan, config)
     trainer.init(init_params(config, plan.seed))
-    done, start = -3, time.perf_counter()  # the first steps warm up
-    while done < 5 or time.perf_counter() - start < least:
-        trainer.grad_step(Batch(*xi.batch(plan.seed, max(0, done), plan.batch_size), precomputed=True), max(0, done), 1e-6)
-        done += 1
+    start, done = 0.0, -2
+    while done < 2 or time.perf_counter() - start < least:
         if done == 0:
             start = time.perf_counter()
+        trainer.grad_step(Batch(*xi.batch(plan.seed, done + 2, plan.batch_size), precomputed=True), done + 2, 1e-6)
+        done += 1
     return (time.perf_counter() - start) / done
 
 
