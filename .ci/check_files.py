@@ -15,7 +15,10 @@ LIMITS = [
     (r".", 350),
 ]
 FORBIDDEN = [
-    (r"\bimport pickle\b|\btorch\.load\(|allow_pickle=True|\byaml\.load\(", "files are read safely: safetensors, JSON, yaml.safe_load"),
+    (
+        r"\bimport pickle\b|\btorch\.load\(|load\(.*allow_pickle=True|\byaml\.load\(",
+        "files are read safely: safetensors, JSON, yaml.safe_load",
+    ),
     (r"(?<![\w.])/(home|root|work|Users|opt)/", "a path of somebody's machine"),
     (r"\bpytest\.(skip|importorskip)\(|mark\.skip\b|strict=False\)?\s*#?\s*xfail", "a missing capability is an error, never a skip"),
     (r"\bTODO\b|\bFIXME\b|\bXXX\b", "an unfinished thought"),
