@@ -79,6 +79,7 @@ def loss_curve(
                 ha="right",
                 fontsize=8,
                 color=GREY,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
             )
         shown = [*y[len(y) // 20 :], *(v for _, v in validation), *(baselines or {}).values()]
         shown = [v for v in shown if np.isfinite(v)]
