@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from unisono_conformance.sabotage import control, table, verdict
 from unisono_conformance.sabotage.cram import SABOTAGES
 from unisono_spec.contract.files import write_bytes

@@ -46,6 +46,10 @@ TWO_PARTIES = 2.0
 REALISATIONS, TOKENS = 32, 20_000  # of a long sequence, no more realisations than hold so many tokens, and at least 4
 LIMIT = 0.1
 
+# The spec on another machine, whose BLAS sums in another order and whose libm rounds differently, through whole models: reference
+# vectors are held to ten times the formula for one op.
+OTHER_MACHINE = 10.0
+
 # The complex step: Im f(x + ih)/h errs by O(h²). 2^-66 keeps products of two steps far below rounding, and one step above
 # underflow, in complex64 too.
 STEP = 2.0**-66

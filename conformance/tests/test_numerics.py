@@ -1,0 +1,119 @@
+"""The tolerances: derived in one place, used from there, and honest."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+from unisono_conformance import numerics, truth
+from unisono_conformance.cases import case
+from unisono_conformance.cases.draw import Draw
+from unisono_conformance.cases.pairwise import pairwise
+
+ROOT = Path(__file__).parents[2]
+JUDGED = ("conformance", "spec/tests", "impl_jax/tests", "impl_torch/tests")
+KEYWORDS = {"rtol", "atol", "rel_tol", "abs_tol", "rel", "abs", "decimal", "significant", "places"}
+FUNCTIONS = {"allclose", "isclose", "assert_allclose", "assert_close", "approx", "assert_almost_equal", "assert_array_almost_equal"}
+
+
+def literal_tolerances(source: str) -> list[int]:
+    """Lines on which a comparison is given a number, or left to NumPy's default."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        owner = ast.unparse(node.func).partition(".")[0]
+        bounds = [k.value for k in node.keywords if k.arg in KEYWORDS]
+        if name in FUNCTIONS:
+            bounds += node.args[1:3] if name == "approx" else node.args[2:4]
+        numbers = [part for b in bounds for part in ast.walk(b) if isinstance(part, ast.Constant) and isinstance(part.value, float)]
+        if numbers or (name in FUNCTIONS and owner in ("np", "numpy") and not bounds):
+            found.append(node.lineno)
+    return found
+
+
+def test_no_literal_tolerance_elsewhere() -> None:
+    offences = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for folder in JUDGED
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if path.name != "numerics.py"
+        for line in literal_tolerances(path.read_text("utf-8"))
+    ]
+    assert not offences
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["np.allclose(a, b)", "assert_allclose(a, b, rtol=1e-5)", "torch.testing.assert_close(a, b, 1e-3, 1e-3)", "pytest.approx(3, rel=1e-6)"],
+)
+def test_lint_sees(line: str) -> None:
+    assert literal_tolerances(line) == [1]
+
+
+def test_unit_roundoffs() -> None:
+    """u is the largest relative error of rounding to nearest: half the spacing at 1."""
+    from unisono_spec.contract import DTYPES
+
+    for name, u in numerics.U.items():
+        one = np.ones((), DTYPES[name])
+        assert (one + np.asarray(2 * u, DTYPES[name])) > one
+        assert np.asarray(1 + u, np.longdouble).astype(DTYPES[name]) == one
+
+
+@pytest.mark.parametrize("dtype", sorted(numerics.U))
+@pytest.mark.parametrize("name", ["cram/decayed_sum", "cram/weighted_sum"])
+def test_budget_is_small_and_holds_for_long_sums(name: str, dtype: str) -> None:
+    """At T = 10⁴ the factor is still below LIMIT, so nothing is ever judged by nonsense."""
+    assert numerics.formula(dtype, 10**4, 1, gradient=True) < numerics.LIMIT
+    judged = case(name)
+    draw = Draw(name, judged.defaults[0], length=64)
+    inputs = judged.inputs(draw, dtype)
+    (o, budget), _ = truth.expected(judged, judged.setting(draw), inputs, dtype)
+    assert (budget > 0).all()
+    assert numerics.share(o + 2 * budget, o, budget).min() > 1
+
+
+def test_useless_budget_is_an_error() -> None:
+    with pytest.raises(numerics.BudgetError):
+        numerics.check_useful(np.array([0.2]), np.array([1.0]), "it")
+
+
+def test_share_is_infinite_without_a_number() -> None:
+    assert numerics.share(np.array([np.nan, np.inf, 1.0]), np.ones(3), np.full(3, 1.0)).tolist() == [np.inf, np.inf, 0]
+    assert numerics.share(np.array([2.0]), np.ones(1), np.zeros(1)).tolist() == [np.inf]
+
+
+def test_slopes_are_derivatives() -> None:
+    """The complex step against central differences, whose own error is O(h²) and u/h: both about u^(2/3) at h = u^(1/3)."""
+    judged = case("cram")
+    draw = Draw("cram", "adaptive", length=4)
+    setting, inputs = judged.setting(draw), judged.inputs(draw, "float64")
+    (o, _), state = truth.expected(judged, setting, inputs, "float64")
+    do, dstate = np.ones_like(o), {n: np.ones_like(a) for n, (a, _) in state.items() if a.dtype.kind == "f"}
+
+    def loss(params):
+        y, last = judged.reference(setting, inputs.replace(params=params), "recurrent")
+        return y.sum() + sum(last[n].sum() for n in dstate)
+
+    h = numerics.U["float64"] ** (1 / 3)
+    for (kind, name), (directions, slope, _) in truth.slopes(judged, setting, inputs, do, dstate, "float64", False).items():
+        if kind != "params":
+            continue
+        for v, along in zip(directions, slope, strict=True):
+            up, down = (loss({**inputs.params, name: inputs.params[name] + sign * h * v}) for sign in (1, -1))
+            scale = abs(along) + sum(abs(a).sum() for a in (o,))
+            # third derivatives of these models stay below a thousand times their values
+            assert abs((up - down) / (2 * h) - along) <= 1000 * h**2 * scale, name
+
+
+def test_pairwise_covers_every_pair() -> None:
+    fields = {"a": (1, 2, 3), "b": (True, False), "c": "xyz", "d": (0, 1)}
+    rows = pairwise(fields, lambda row: not (row["a"] == 1 and row["b"]))
+    seen = {(m, row[m], n, row[n]) for row in rows for m in fields for n in fields}
+    wanted = {(m, p, n, q) for m in fields for n in fields if m != n for p in fields[m] for q in fields[n]}
+    assert wanted - seen == {("a", 1, "b", True), ("b", True, "a", 1)}
+    assert len(rows) < 3 * 2 * 3 * 2

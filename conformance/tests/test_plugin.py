@@ -1,0 +1,111 @@
+"""The court as a command: whom it judges, when it fails, and that the documented example works."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from unisono_conformance.adapter import load
+from unisono_conformance.plan import Selection
+from unisono_conformance.report import known_gaps
+from unisono_spec.contract.errors import InputError
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+PROBE = '''
+import dataclasses
+from pathlib import Path
+from own_implementation import Adapter, Capabilities
+
+def wrong():
+    made = Adapter()
+    op = made.op
+    made.op = lambda *a: tuple(o * (1 + 1e-3) for o in op(*a))
+    return made
+
+def braggart():
+    """Claims a compiled form of models that it does not have."""
+    made = Adapter()
+    made.capabilities = dataclasses.replace(made.capabilities, compiled=True)
+    return made
+
+def gap():
+    """Its known gap has been closed."""
+    made = Adapter()
+    made.known_gaps = Path(__file__).with_name("gaps.toml")
+    return made
+'''
+
+
+def court(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    (folder / "probe.py").write_text(PROBE)
+    command = [sys.executable, "-m", "pytest", "-p", "unisono_conformance.plugin", "--pyargs", "unisono_conformance", *args]
+    path = f"import sys; sys.path[:0] = {[str(EXAMPLES), str(folder)]!r}; import runpy; sys.argv = {command[2:]!r}; "
+    return subprocess.run(
+        [sys.executable, "-c", path + "runpy.run_module('pytest', run_name='__main__')"],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+    )
+
+
+def test_example_in_the_docs(tmp_path: Path) -> None:
+    done = court(tmp_path, "--impl", "own_implementation:make", "--report", "report.json")
+    assert done.returncode == 0, done.stdout
+    lines = json.loads((tmp_path / "report.json").read_text())["lines"]
+    assert {line["outcome"] for line in lines} == {"passed"}
+    assert {line["property"] for line in lines} >= {"P1", "P2", "P3", "P5", "P6", "P9", "P10", "P11", "P13", "P15", "P16", "P17"}
+
+
+def test_wrong_implementation_fails_with_a_line_that_reproduces_it(tmp_path: Path) -> None:
+    done = court(tmp_path, "--impl", "probe:wrong", "-k", "P1-", "--form", "parallel")
+    assert done.returncode == 1
+    assert "P1 equals the spec (docs/conformance.md#p1)" in done.stdout
+    assert "reproduce: python -m unisono_conformance.replay" in done.stdout
+
+
+def test_declared_capability_without_an_example_fails(tmp_path: Path) -> None:
+    done = court(tmp_path, "--impl", "probe:braggart")
+    assert done.returncode == 1
+    assert "declared, but no example: claim compiled" in done.stdout
+
+
+def test_closed_gap_fails(tmp_path: Path) -> None:
+    (tmp_path / "gaps.toml").write_text('[[gap]]\nproperty = "P16"\nreason = "once it summed in another order each time"\n')
+    done = court(tmp_path, "--impl", "probe:gap")
+    assert done.returncode == 1
+    assert "XPASS(strict)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (("--impl", "nunpy"), "did you mean 'numpy'"),
+        (("--impl", "no_such_package:make"), "cannot be loaded"),
+        (("--impl", "numpy", "--profile", "cli"), "did you mean 'ci'"),
+        (("--impl", "numpy", "--dtype", "bfloat16"), "not declared"),
+        ((), "whom to judge"),
+    ],
+)
+def test_bad_calls_are_errors(tmp_path: Path, args: tuple[str, ...], word: str) -> None:
+    done = court(tmp_path, *args)
+    assert done.returncode not in (0, 5)
+    assert word in done.stdout + done.stderr
+
+
+def test_gaps_need_a_reason(tmp_path: Path) -> None:
+    path = tmp_path / "gaps.toml"
+    path.write_text('[[gap]]\nproperty = "P1"\n')
+    with pytest.raises(InputError, match="give both"):
+        known_gaps(path)
+    path.write_text('[[gap]]\nproperty = "P1"\nreason = "r"\ndtpye = "float32"\n')
+    with pytest.raises(InputError, match="did you mean 'dtype'"):
+        known_gaps(path)
+
+
+def test_selection_names_what_is_declared() -> None:
+    with pytest.raises(InputError, match="cpu"):
+        Selection(device="cuda").of(load("numpy").capabilities)
