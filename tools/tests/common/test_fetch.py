@@ -106,7 +106,6 @@ def test_every_pinned_set_is_complete():
 @pytest.fixture
 def small_bpe(offer):
     """A BPE of bytes and one merge in the place of GPT-2's."""
-    pytest.importorskip("tokenizers")
     from tokenizers.pre_tokenizers import ByteLevel
 
     vocab = {letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}
