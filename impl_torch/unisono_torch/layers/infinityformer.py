@@ -1,0 +1,105 @@
+"""InfinityFormer's mixer around its op: heads, decays, and the weights that gate and mix the scales; and the block around it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from unisono_spec.contract.infinityformer import InfinityFormerConfig
+
+from unisono_torch.layers.basic import LayerNorm, Linear, updated
+from unisono_torch.layers.ffn import GatedGELU
+from unisono_torch.ops import multiscale, rotary
+from unisono_torch.ops.elementwise import linear, wide
+from unisono_torch.ops.features import feature_map
+
+Marks = tuple[Tensor | None, Tensor | None]  # reset, valid
+How = tuple[int, str] | None  # chunk_size and implementation of a parallel form; None: x is one token
+State = tuple[Tensor, Tensor]
+Turn = tuple[Tensor, Tensor]  # RoPE's cos and sin
+
+
+class Decay(nn.Module):
+    """log λ of the S memories: log σ(a), or log σ(w·h + a) of each token. Always finite."""
+
+    def __init__(self, width: int, scales: int, data: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(scales, width)) if data else None
+        self.bias = nn.Parameter(torch.empty(scales))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h [..., D] → [..., S], or [1, …, S] where all tokens have the same."""
+        dtype = wide(h.dtype)
+        if self.weight is not None:
+            return nn.functional.logsigmoid(linear(h.to(dtype), self.weight, self.bias))
+        return nn.functional.logsigmoid(self.bias.to(dtype)).reshape(*(1,) * (h.ndim - 1), -1)
+
+
+class Mixer(nn.Module):
+    """Linear attention at S + 1 time scales."""
+
+    def __init__(self, config: InfinityFormerConfig) -> None:
+        super().__init__()
+        d = config.d_model
+        self.config = config
+        self.qkv = Linear(d, 3 * d)
+        self.tau = nn.Parameter(torch.empty(1)) if config.feature_map == "learned" else None
+        self.decay = Decay(d, config.n_scales, config.decay == "data")
+        self.mix = nn.Parameter(torch.empty(config.n_scales))
+        self.gate = Linear(d, d if config.gate == "vector" else 1)
+        self.out = Linear(d, d)
+
+    def inputs(self, h: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """h [..., D] → q, k, v, q_norm, k_norm, log_decay, weight, as ops/multiscale.py takes them."""
+        config, dtype, heads = self.config, wide(h.dtype), (self.config.n_heads, self.config.head_width)
+        q, k, v = (a.unflatten(-1, heads) for a in self.qkv(h).chunk(3, -1))
+        q, k = q.to(dtype), k.to(dtype)
+        if turn is not None and config.rope == "before":
+            q, k = rotary.rotate_by(q, *turn), rotary.rotate_by(k, *turn)
+        q, k = q_norm, k_norm = [feature_map(config.feature_map, a, self.tau) for a in (q, k)]
+        if turn is not None and config.rope == "numerator":
+            q, k = rotary.rotate_by(q, *turn), rotary.rotate_by(k, *turn)
+
+        memories = self.decay(h)
+        log_decay = torch.cat([torch.zeros_like(memories[..., :1]), memories], -1)  # the context path does not forget
+        gate = self.gate(h.to(dtype)).sigmoid()
+        gate = gate.unflatten(-1, heads if config.gate == "vector" else (1, 1))[..., None, :, :]
+        mix = self.mix.to(dtype).softmax(-1)[:, None, None]
+        return q, k, v, q_norm, k_norm, log_decay, torch.cat([gate, (1 - gate) * mix], -3)  # weight [..., S+1, H or 1, V or 1]
+
+    def forward(self, h: Tensor, turn: Turn | None, state: State, marks: Marks, how: How, compress: Tensor | None) -> tuple[Tensor, State]:
+        """h [B, D] or [B, T, D] → what it adds, the state after it. compress [B] or [B, T]: after which tokens to."""
+        given = *self.inputs(h, turn), state, *marks
+        if how is None:
+            o, after = multiscale.step(*given, compress, self.config.compress_rank)
+        elif compress is not None:  # sequential whatever the form: layer by layer instead of token by token
+            o, after = multiscale.recurrent(*given, compress, self.config.compress_rank)
+        else:
+            o, after = multiscale.parallel(*given, *how)
+        return self.out(o.flatten(-2).to(h.dtype)), after
+
+
+class Block(nn.Module):
+    """x ← x + mixer(LN(x)), x ← x + FFN(LN(x))."""
+
+    def __init__(self, config: InfinityFormerConfig) -> None:
+        super().__init__()
+        d = config.d_model
+        self.mixer_norm = LayerNorm(d)
+        self.mixer = Mixer(config)
+        self.ffn_norm = LayerNorm(d)
+        self.ffn = GatedGELU(d, config.d_ffn)
+
+    def forward(
+        self,
+        x: Tensor,
+        turn: Turn | None,
+        state: State,
+        marks: Marks,
+        how: How,
+        compress: Tensor | None,
+        masks: tuple[Tensor | None, Tensor | None],
+    ) -> tuple[Tensor, State]:
+        """masks: dropout's, of the mixer and of the FFN."""
+        update, after = self.mixer(self.mixer_norm(x).to(x.dtype), turn, state, marks, how, compress)
+        x = updated(x, update, masks[0])
+        return updated(x, self.ffn(self.ffn_norm(x).to(x.dtype)), masks[1]), after
