@@ -126,7 +126,7 @@ def test_wrong_shapes_in_a_model_file(refused, tiny, made, tmp_path):
 
 
 def test_damaged_trainer_json(refused, run):
-    path = checkpoint.latest(run) / "trainer.json"
+    path = checkpoint.model_file(run).with_name("trainer.json")
     about = json.loads(path.read_text())
     path.write_text(json.dumps({**about, "train": {**about["train"], "stepz": 3}}))
     assert "another release" in _eval(refused, run)

@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from unisono_spec.contract import InputError
 from unisono_tools.train.logs import Log, read
 

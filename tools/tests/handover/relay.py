@@ -15,6 +15,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from unisono_tools.backends import open_reader
@@ -34,7 +35,7 @@ MODELS = {
 TEXT = "We hold these truths to be self-evident, that all are created equal. " * 60
 
 
-def plan(folder: Path, model: str, backend: str, steps: int, out: str) -> TrainConfig:
+def plan(folder: Path, model: str, backend: Literal["torch", "jax"], steps: int, out: str) -> TrainConfig:
     return TrainConfig(
         model=MODELS[model],
         data=DataChoice(corpus=str(folder / "text.txt"), eval_tokens=128),
@@ -53,7 +54,7 @@ def plan(folder: Path, model: str, backend: str, steps: int, out: str) -> TrainC
     )
 
 
-def run(backend: str, folder: Path) -> None:
+def run(backend: Literal["torch", "jax"], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "text.txt").write_text(TEXT)
     for model in MODELS:
@@ -102,4 +103,4 @@ if __name__ == "__main__":
         sys.exit(0 if compare(Path(sys.argv[2])) else 1)
     if len(sys.argv) != 4 or sys.argv[1] != "train" or sys.argv[2] not in BACKENDS:
         sys.exit(__doc__)
-    run(sys.argv[2], Path(sys.argv[3]))
+    run("jax" if sys.argv[2] == "jax" else "torch", Path(sys.argv[3]))

@@ -116,7 +116,7 @@ def test_reader_sees_the_weights_as_they_are_now(backend, tiny):
     logits = [trainer.reader().forward(batch.inputs, trainer.reader().init_state(4))[0] for _ in range(2)]
     trainer.grad_step(batch, 0, 1e-2)
     after, _ = trainer.reader().forward(batch.inputs, trainer.reader().init_state(4))
-    assert np.array_equal(*logits)
+    assert np.array_equal(logits[0], logits[1])
     assert not np.array_equal(after, logits[0])
 
 

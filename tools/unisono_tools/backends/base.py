@@ -96,7 +96,11 @@ class Reader(Protocol):
     """A model that reads tokens and predicts the next."""
 
     config: Config
-    tokenizer: str | None  # where the file itself names it, as ONNX graphs do
+
+    @property
+    def tokenizer(self) -> str | None:
+        """What the file itself names, as ONNX graphs do."""
+        ...
 
     def init_state(self, batch: int) -> Running: ...
 

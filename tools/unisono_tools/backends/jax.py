@@ -66,12 +66,12 @@ class Trainer:
                 implementation=train.implementation,
             )
             self.model, self.named = functional(model)
-            self.opt_state = _adamw(self.config, train.optimizer).init(self.named)
+            self.opt_state: Any = _adamw(self.config, train.optimizer).init(self.named)
             if optimizer is not None:
                 check_moments(self.config, optimizer)
                 moments = ({n: jnp.asarray(optimizer[f"{kind}.{n}"], p.dtype) for n, p in self.named.items()} for kind in "mv")
                 adam = optax.ScaleByAdamState(jnp.asarray(optimizer["count"][0], jnp.int32), *moments)
-                self.opt_state = (adam, *self.opt_state[1:])  # pyright: ignore[reportIndexIssue]
+                self.opt_state = (adam, *self.opt_state[1:])
 
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
         with self._precision():
@@ -94,7 +94,7 @@ class Trainer:
         return {name: np.asarray(self.named[name]) for name in self.config.params()}
 
     def optimizer_state(self) -> Arrays:
-        adam: Any = self.opt_state[0]  # pyright: ignore[reportIndexIssue]
+        adam: Any = self.opt_state[0]
         m = {f"m.{name}": np.asarray(adam.mu[name]) for name in self.config.params()}
         v = {f"v.{name}": np.asarray(adam.nu[name]) for name in self.config.params()}
         return {**m, **v, "count": np.asarray(adam.count, np.int64)[None]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -50,7 +51,7 @@ class Reader:
         feed = {"tokens": tokens, "reset": np.zeros(tokens.shape[:2], bool) if reset is None else reset, **state}
         feed["valid"] = np.ones(tokens.shape[:2], bool)
         results = self.session.run(self.outputs, {name: value for name, value in feed.items() if name in self.inputs})
-        values = dict(zip(self.outputs, results, strict=True))
+        values: dict[str, Any] = dict(zip(self.outputs, results, strict=True))
         return values["logits"], {name: values[f"next.{name}"] for name in state}
 
     def step(self, token: np.ndarray, state: Arrays) -> tuple[np.ndarray, Arrays]:

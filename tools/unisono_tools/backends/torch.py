@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class Trainer:
 
     def init(self, params: Arrays, optimizer: Arrays | None = None) -> None:
         train, opt = self.train, self.train.optimizer
-        self.model = unisono_torch.create(
+        self.model: Any = unisono_torch.create(
             self.config,
             params,
             dtype=train.dtype,
@@ -141,13 +142,14 @@ class Reader:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.config = config
         param_dtype = "float64" if dtype == "float64" else "float32"
-        self.model = unisono_torch.create(config, params, dtype=dtype, param_dtype=param_dtype, device=str(self.device))
+        self.model: Any = unisono_torch.create(config, params, dtype=dtype, param_dtype=param_dtype, device=str(self.device))
 
     @classmethod
-    def around(cls, config: Config, model: torch.nn.Module, device: torch.device) -> Reader:
+    def around(cls, config: Config, model: Any, device: torch.device) -> Reader:
         """A reader of a model that is still being trained."""
         self = cls.__new__(cls)
-        self.config, self.model, self.device = config, model, device
+        self.config, self.device = config, device
+        self.model = model
         return self
 
     def init_state(self, batch: int) -> Running:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from unisono_spec.contract import InputError, nearest
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -17,7 +17,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 def parser(verb: str, description: str) -> ArgumentParser:
     """A parser that raises instead of exiting, and reads YAML files with --config."""
     out = ArgumentParser(prog=f"unisono {verb}", description=description, exit_on_error=False)
-    out.add_argument("--config", action=ActionConfigFile, help="YAML file of these arguments; later arguments override it")
+    out.add_argument("--config", action="config", help="YAML file of these arguments; later arguments override it")
     return out
 
 

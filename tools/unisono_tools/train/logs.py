@@ -63,8 +63,8 @@ class Board:
 
     def __init__(self, folder: Path) -> None:
         # tensorboardX imports torch where that is installed, which only training should pay for
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.record_writer import RecordWriter
 
         self.event, self.summary = Event, Summary
