@@ -79,7 +79,7 @@ def test_budget_is_small_and_holds_for_long_sums(name: str, dtype: str) -> None:
 
 def test_useless_budget_is_an_error() -> None:
     with pytest.raises(numerics.BudgetError):
-        numerics.check_useful(np.array([0.2]), np.array([1.0]), "it")
+        numerics.check_useful(np.full((4, 1), 0.2), np.ones((4, 1)), "it")
 
 
 def test_share_is_infinite_without_a_number() -> None:

@@ -28,7 +28,8 @@ its realisations in complex64, where the real and the imaginary part are perturb
 values; reverse mode adds the roundings of its way back, so the share is doubled like c₁ and c₂.
 
 A budget above LIMIT of the values would accept nonsense: it is an error of the test, not a pass. (The values are those of the
-row, or of the average row where that is larger: a row that is small by accident does not make a test useless.)
+row, or of the average row where that is larger: a row that is small by accident does not make a test useless; nor do a few rows that a
+norm over nearly equal numbers leaves without information.)
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ GRADIENT = 2.0  # times c₁, c₂ and SHARE, for gradients
 SHARE = 2.0
 TWO_PARTIES = 2.0
 REALISATIONS, TOKENS = 32, 20_000  # of a long sequence, no more realisations than hold so many tokens, and at least 4
-LIMIT = 0.1
+LIMIT, USELESS = 0.1, 0.1
 
 # The spec on another machine, whose BLAS sums in another order and whose libm rounds differently, through whole models: reference
 # vectors are held to ten times the formula for one op.
@@ -100,10 +101,12 @@ def row_budget(truth: np.ndarray, errors: np.ndarray, dtype: str, length: int, g
 
 
 def check_useful(budget: np.ndarray, scale: np.ndarray, what: str) -> None:
-    """Raise BudgetError where a budget exceeds LIMIT of the scale of what it judges."""
-    if budget.size and not (budget <= LIMIT * (scale := np.maximum(scale, scale.mean()))).all():
-        ratio = float(np.max(budget / np.maximum(scale, np.finfo(np.float64).tiny)))
-        raise BudgetError(f"{what}: the budget is {ratio:.2g} of the value, above {LIMIT}; choose inputs that say more")
+    """Raise BudgetError where more than USELESS of the budgets (but for one) exceed LIMIT of the scale of what they judge."""
+    if not budget.size:
+        return
+    ratio = budget / np.maximum(np.maximum(scale, scale.mean()), np.finfo(np.float64).tiny)
+    if (ratio > LIMIT).sum() > max(1, USELESS * ratio.size):
+        raise BudgetError(f"{what}: the budget is up to {ratio.max():.2g} of the value, above {LIMIT}; choose inputs that say more")
 
 
 def share(found: np.ndarray, truth: np.ndarray, budget: np.ndarray) -> np.ndarray:
