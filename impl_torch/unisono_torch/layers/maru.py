@@ -1,0 +1,73 @@
+"""MARU's layer: a Mamba block, a Linear map and the MoM-GRU cell; with prenorm=True, norms before and residuals around both."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from unisono_spec.contract.maru import MARUConfig
+
+from unisono_torch.layers.basic import Linear, RMSNorm, updated
+from unisono_torch.layers.mamba import How, MambaBlock, Marks
+from unisono_torch.ops import mom_gru
+
+State = tuple[Tensor, ...]  # conv, ssm, h, memory
+
+
+class Cell(nn.Module):
+    """The parameters of ops/mom_gru.py, and the call of it."""
+
+    def __init__(self, config: MARUConfig) -> None:
+        super().__init__()
+        d, m, n = config.d_model, config.d_memory, config.n_banks
+        self.temperature = config.temperature
+        self.memory = nn.Parameter(torch.empty(n, config.n_slots, m))
+        self.router = nn.ModuleList([Linear(2 * d, config.router_hidden), Linear(config.router_hidden, n)])
+        self.query = Linear(2 * d, m)
+        self.input = Linear(d + m, 3 * d)
+        self.hidden = Linear(d, 3 * d, bias=False)
+        self.key, self.value = Linear(d, m), Linear(d, m)
+        self.erase = Linear(d, m) if config.erase == "separate" else None
+        self.gate = Linear(d, 1)
+        if config.router == "gumbel":  # training's balancing rule moves them
+            self.register_buffer("balance_bias", torch.empty(n))
+            self.register_buffer("balance_load", torch.empty(n))
+
+    def forward(self, x: Tensor, state: State, marks: Marks, how: How, noise: Tensor | None) -> tuple[Tensor, State]:
+        """x [B, D] or [B, T, D], noise [B, (T,) n] or None → h, float32 or wider, and the state (h, memory) after it."""
+        p = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        h, memory = state
+        if how is None:
+            return mom_gru.step(x, p, (h, memory), *marks, noise, self.temperature)
+        chunk_size, implementation = how
+        return mom_gru.hoisted(x, p, (h, memory), *marks, chunk_size, noise, self.temperature, implementation)
+
+
+class Layer(nn.Module):
+    def __init__(self, config: MARUConfig) -> None:
+        super().__init__()
+        d = config.d_model
+        self.mamba_norm = RMSNorm(d) if config.prenorm else None
+        self.mamba = MambaBlock(d, config.expand, config.d_state, config.conv_width, config.rank, bias=True, conv_bias=True)
+        self.cell_norm = RMSNorm(d) if config.prenorm else None
+        self.project = Linear(d, d)
+        self.cell = Cell(config)
+
+    def forward(
+        self, x: Tensor, state: State, marks: Marks, how: How, masks: tuple[Tensor | None, Tensor | None], noise: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """masks: dropout's, of the Mamba block and of the cell."""
+        conv, ssm, h, memory = state
+        update, (conv, ssm) = self.mamba(_before(self.mamba_norm, x), (conv, ssm), marks, how)
+        x = _after(self.mamba_norm, x, update, masks[0])
+        update, (h, memory) = self.cell(self.project(_before(self.cell_norm, x)), (h, memory), marks, how, noise)
+        return _after(self.cell_norm, x, update.to(x.dtype), masks[1]), (conv, ssm, h, memory)
+
+
+def _before(norm: RMSNorm | None, x: Tensor) -> Tensor:
+    return x if norm is None else norm(x).to(x.dtype)
+
+
+def _after(norm: RMSNorm | None, x: Tensor, update: Tensor, mask: Tensor | None) -> Tensor:
+    if norm is not None:
+        return updated(x, update, mask)
+    return update if mask is None else update * mask.to(update.dtype)

@@ -1,0 +1,61 @@
+"""Mamba as a stack: embedding, x ← x + mamba(RMSNorm(x)), RMSNorm, head (Gu & Dao 2024, section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from unisono_spec.contract.mamba import MambaConfig
+
+from unisono_torch.arrays import DTYPES
+from unisono_torch.layers.basic import Embedding, Head, RMSNorm, updated
+from unisono_torch.layers.mamba import How, MambaBlock
+from unisono_torch.models.base import Dropout, Mask, Model, State
+
+
+class Layer(nn.Module):
+    """x ← x + mamba(RMSNorm(x))."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.d_model)
+        sizes = config.expand, config.d_state, config.conv_width, config.rank
+        self.mixer = MambaBlock(config.d_model, *sizes, config.bias, config.conv_bias)
+
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, Tensor], marks: tuple[Mask, Mask], how: How, mask: Mask
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        update, after = self.mixer(self.norm(x).to(x.dtype), state, marks, how)
+        return updated(x, update, mask), after
+
+
+class Mamba(Model):
+    config: MambaConfig
+    layers: Iterable[Any]  # of Layer
+
+    def __init__(self, config: MambaConfig, dtype: str = "float32", implementation: str = "auto") -> None:
+        super().__init__(config, dtype, implementation)
+        self.embedding = Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList([Layer(config) for _ in range(config.n_layers)])
+        self.norm = RMSNorm(config.d_model)
+        self.head = Head(config.d_model, config.vocab_size, config.head_bias, config.tie_head)
+
+    def _token(self, token: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[Tensor, State]:
+        return self._read(token, state, (reset, valid), dropout, None)
+
+    def _sequence(self, tokens: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int) -> tuple[Tensor, State]:
+        return self._read(tokens, state, (reset, valid), dropout, (chunk_size, self.implementation))
+
+    def _read(self, tokens: Tensor, state: State, marks: tuple[Mask, Mask], dropout: Dropout, how: How) -> tuple[Tensor, State]:
+        """tokens [B] if `how` is None, else [B, T]."""
+        x = self.embedding(tokens).to(DTYPES[self.dtype])
+        out: State = {}
+        for i, layer in enumerate(self.layers):
+            conv, ssm = f"layers.{i}.conv", f"layers.{i}.ssm"
+            mask = None if dropout is None else dropout[i]
+            x, (out[conv], out[ssm]) = layer(x, (state[conv], state[ssm]), marks, how, mask)
+        return self.head(self.norm(x).to(x.dtype), self.embedding.weight if self.config.tie_head else None), out
+
+
+MODEL = Mamba

@@ -1,0 +1,222 @@
+"""MARU's cell, MoM-GRU: a GRU that reads n banks of L memory slots by attention, and erases and adds to them.
+
+With [x; h] concatenated, σ logistic, and all weights `[out, in]`:
+1. ρ = softmax(W₂ ReLU(W₁[x;h] + b₁) + b₂)                                     which banks
+2. q = W_q[x;h] + b_q,  α_i = softmax(M_i q / √d_m),  c = Σ_i ρ_i α_iᵀ M_i         what is read
+3. r = σ(W_r[x;c] + U_r h), ζ = σ(W_ζ[x;c] + U_ζ h), h̃ = tanh(W_h[x;c] + U_h (r∘h)), h' = ζ∘h + (1−ζ)∘h̃
+4. k = W_k h' + b, v = W_v h' + b, γ = σ(w_g·h' + b),  w_i = softmax(M_i k / √d_m) ρ_i γ
+5. M_i' = M_i ∘ (1 − w_i eᵀ) + w_i aᵀ,  a = tanh(v),  e = σ(v), or of a projection of its own (erase="separate")
+
+The reset gate acts before the product. M₀ is learned: a `reset` restores it, and gradients flow to it.
+
+Shapes: x [B, T, D], p the parameters that contract/maru.py names, state (h [B, D], M [B, n, L, d_m]), reset and valid [B, T]
+bool or None, noise [B, T, n] or None. Each form returns (h [B, T, D], final state), float32 or wider; h is the unchanged one
+where a token is not valid. noise is what training with router="gumbel" draws: with it ρ = softmax((logits + balance bias +
+noise) / temperature).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from unisono_torch.ops.dispatch import no_kernel
+from unisono_torch.ops.elementwise import linear, wide
+from unisono_torch.ops.fold import masked
+
+State = tuple[Tensor, Tensor]
+Params = Mapping[str, Tensor]
+SEGMENT = 32  # tokens of which the backward holds all memories at a time, at most
+
+
+def routing(x: Tensor, h: Tensor, p: Params, noise: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    """ρ, the share of each bank: x, h [..., D] → [..., n]. Its mean over tokens is the load that `balanced` evens out."""
+    hidden = linear(torch.cat([x, h], -1), p["router.0.weight"], p["router.0.bias"]).relu()
+    logits = linear(hidden, p["router.1.weight"], p["router.1.bias"])
+    if noise is not None:
+        logits = (logits + p["balance_bias"].to(logits.dtype) + noise.to(logits.dtype)) / temperature
+    return logits.softmax(-1)
+
+
+def balanced(bias: Tensor, load_average: Tensor, load: Tensor, rate: float = 0.01) -> tuple[Tensor, Tensor]:
+    """After a training step: b ← b − rate · (EMA₀.₉(load) − 1/n). load [n]: the mean of ρ over the step's valid tokens."""
+    load_average = 0.9 * load_average + 0.1 * load
+    return bias - rate * (load_average - 1 / len(bias)), load_average
+
+
+def step(
+    x: Tensor,
+    p: Params,
+    state: State,
+    reset: Tensor | None = None,
+    valid: Tensor | None = None,
+    noise: Tensor | None = None,
+    temperature: float = 1.0,
+) -> tuple[Tensor, State]:
+    """One token: x [B, D], reset and valid [B], noise [B, n]."""
+    dtype = wide(x.dtype)
+    p = {name: a.to(dtype) for name, a in p.items()}
+    h, M = (a.to(dtype) for a in state)
+    if reset is not None:
+        (h,) = masked(~reset, h)
+        M = torch.where(reset[:, None, None, None], p["memory"], M)
+    x = masked(valid, x)[0].to(dtype)
+    noise = None if noise is None else masked(valid, noise)[0]
+    scale = M.shape[-1] ** -0.5
+
+    rho = routing(x, h, p, noise, temperature)  # [B, n]
+    q = linear(torch.cat([x, h], -1), p["query.weight"], p["query.bias"])  # [B, d_m]
+    alpha = (torch.einsum("bnlm,bm->bnl", M, q) * scale).softmax(-1)
+    c = torch.einsum("bn,bnl,bnlm->bm", rho, alpha, M)
+
+    xr, xz, xh = linear(torch.cat([x, c], -1), p["input.weight"], p["input.bias"]).chunk(3, -1)
+    Ur, Uz, Uh = p["hidden.weight"].chunk(3)
+    r, zeta = torch.sigmoid(xr + linear(h, Ur)), torch.sigmoid(xz + linear(h, Uz))
+    new_h = zeta * h + (1 - zeta) * torch.tanh(xh + linear(r * h, Uh))
+
+    k, v = (linear(new_h, p[f"{name}.weight"], p[f"{name}.bias"]) for name in ("key", "value"))
+    gamma = torch.sigmoid(linear(new_h, p["gate.weight"], p["gate.bias"]))  # [B, 1]
+    w = ((torch.einsum("bnlm,bm->bnl", M, k) * scale).softmax(-1) * (rho * gamma)[..., None])[..., None]
+    e = torch.sigmoid(linear(new_h, p["erase.weight"], p["erase.bias"]) if "erase.weight" in p else v)
+    new_M = M * (1 - w * e[:, None, None]) + w * torch.tanh(v)[:, None, None]
+    if valid is not None:
+        new_h, new_M = torch.where(valid[:, None], new_h, h), torch.where(valid[:, None, None, None], new_M, M)
+    return new_h, (new_h, new_M)
+
+
+def recurrent(
+    x: Tensor,
+    p: Params,
+    initial_state: State,
+    reset: Tensor | None = None,
+    valid: Tensor | None = None,
+    noise: Tensor | None = None,
+    temperature: float = 1.0,
+) -> tuple[Tensor, State]:
+    """The definition: a fold of `step`."""
+    state, out = initial_state, []
+    marks = ([None] * x.shape[1] if m is None else m.unbind(1) for m in (reset, valid, noise))
+    for x_t, reset_t, valid_t, noise_t in zip(x.unbind(1), *marks, strict=True):
+        h, state = step(x_t, p, state, reset_t, valid_t, noise_t, temperature)
+        out.append(h)
+    return torch.stack(out, 1), state
+
+
+def hoisted(
+    x: Tensor,
+    p: Params,
+    initial_state: State,
+    reset: Tensor | None = None,
+    valid: Tensor | None = None,
+    chunk_size: int = 64,
+    noise: Tensor | None = None,
+    temperature: float = 1.0,
+    implementation: str = "auto",
+) -> tuple[Tensor, State]:
+    """The recurrence has no parallel form. This one takes every product with x out of the loop, as three matmuls over all T; what
+    is left in it depends on h, and takes three matmuls with weights and four with the memory a token. Memories inside a segment of
+    C tokens (32 at most) are made again for the backward, which keeps the memory before each segment only."""
+    no_kernel(implementation, "mom_gru")
+    dtype, d = wide(x.dtype), x.shape[-1]
+    p = {name: a.to(dtype) for name, a in p.items()}
+    x = masked(valid, x)[0].to(dtype)
+    banks, slots = p["memory"].shape[:2]
+    weights = _Weights.of(p, d)
+    # [B, T, hidden | d_m | 3D]
+    given = F.linear(x, weights.x, weights.x_bias)
+    if noise is not None:
+        noise = masked(valid, noise)[0].to(dtype) + p["balance_bias"]
+    h, M = (a.to(dtype) for a in initial_state)
+    M = M.flatten(1, 2)  # banks behind one another
+    size, out = min(chunk_size, SEGMENT), []
+    parts = [[None] * -(-x.shape[1] // size) if m is None else m.split(size, 1) for m in (reset, valid, noise)]
+    for part in zip(given.split(size, 1), *parts, strict=True):
+        call = weights, (banks, slots, temperature), h, M, *part
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            y, h, M = checkpoint(_segment, *call, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
+        else:
+            y, h, M = _segment(*call)
+        out.append(y)
+    return torch.cat(out, 1), (h, M.unflatten(1, (banks, slots)))
+
+
+class _Weights(NamedTuple):
+    """The cell's weights by what they multiply; those of one factor are one matrix."""
+
+    x: Tensor  # [hidden | d_m | 3D, D]: router, query, gates
+    x_bias: Tensor
+    h: Tensor  # [hidden | d_m | 2D, D]: router, query, r and ζ
+    c: Tensor  # [3D, d_m]
+    candidate: Tensor  # [D, D], of r∘h
+    after: Tensor  # [d_m | d_m | (d_m |) 1, D], of h': key, value, (erase,) gate
+    after_bias: Tensor
+    router: Tensor
+    router_bias: Tensor
+    memory: Tensor  # M₀ [n·L, d_m]
+
+    @staticmethod
+    def of(p: Params, d: int) -> _Weights:
+        router, query, gates, hidden = (p[f"{name}.weight"] for name in ("router.0", "query", "input", "hidden"))
+        later = [name for name in ("key", "value", "erase", "gate") if f"{name}.weight" in p]
+        return _Weights(
+            torch.cat([router[:, :d], query[:, :d], gates[:, :d]]),
+            torch.cat([p[f"{name}.bias"] for name in ("router.0", "query", "input")]),
+            torch.cat([router[:, d:], query[:, d:], hidden[: 2 * d]]),
+            gates[:, d:],
+            hidden[2 * d :],
+            torch.cat([p[f"{name}.weight"] for name in later]),
+            torch.cat([p[f"{name}.bias"] for name in later]),
+            p["router.1.weight"],
+            p["router.1.bias"],
+            p["memory"].flatten(0, 1),
+        )
+
+
+def _segment(
+    weights: _Weights,
+    sizes: tuple[int, int, float],
+    h: Tensor,
+    M: Tensor,
+    given: Tensor,
+    reset: Tensor | None,
+    valid: Tensor | None,
+    noise: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """given [B, C, hidden | d_m | 3D]: the products with x. → h of each token [B, C, D], the last h and M [B, n·L, d_m]."""
+    (banks, slots, temperature), d, width = sizes, h.shape[-1], M.shape[-1]
+    hidden = weights.router.shape[1]
+    scale = width**-0.5
+
+    def attention(key: Tensor, M: Tensor, share: Tensor) -> Tensor:
+        """key [B, d_m], share [B, n] → [B, n·L]: a softmax in each bank, times the bank's share."""
+        scores = torch.bmm(M, key[:, :, None] * scale).reshape(-1, banks, slots)
+        return (scores.softmax(-1) * share[..., None]).flatten(1)
+
+    out = []
+    marks = ([None] * given.shape[1] if m is None else m.unbind(1) for m in (reset, valid, noise))
+    for x, cut, read, drawn in zip(given.unbind(1), *marks, strict=True):
+        if cut is not None:
+            h, M = torch.where(cut[:, None], 0, h), torch.where(cut[:, None, None], weights.memory, M)
+        before = h, M
+        route_x, query_x, gates_x = x.split((hidden, width, 3 * d), -1)
+        route_h, query_h, gates_h = F.linear(h, weights.h).split((hidden, width, 2 * d), -1)
+        logits = F.linear((route_x + route_h).relu(), weights.router, weights.router_bias)
+        rho = (logits if drawn is None else (logits + drawn) / temperature).softmax(-1)  # [B, n]
+        c = torch.bmm(attention(query_x + query_h, M, rho)[:, None], M)[:, 0]
+        gates = gates_x + F.linear(c, weights.c)
+        r, zeta = torch.sigmoid(gates[:, : 2 * d] + gates_h).chunk(2, -1)
+        h = torch.lerp(torch.tanh(gates[:, 2 * d :] + F.linear(r * h, weights.candidate)), h, zeta)
+        after = F.linear(h, weights.after, weights.after_bias)
+        k, v, e, gamma = after[:, :width], after[:, width : 2 * width], after[:, -1 - width : -1], after[:, -1:]
+        w = attention(k, M, rho * torch.sigmoid(gamma))[..., None]
+        # M ∘ (1 − w eᵀ) + w aᵀ = M + w ∘ (a − e ∘ M)
+        M = torch.addcmul(M, w, torch.addcmul(torch.tanh(v)[:, None], torch.sigmoid(e)[:, None], M, value=-1))
+        if read is not None:
+            h, M = torch.where(read[:, None], h, before[0]), torch.where(read[:, None, None], M, before[1])
+        out.append(h)
+    return torch.stack(out, 1), h, M
