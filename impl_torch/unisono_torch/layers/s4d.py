@@ -1,0 +1,60 @@
+"""S4D's layer around its op: Δ and A from their logarithms, GELU, Linear(D→2D) and GLU after it; and the block around that."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from unisono_spec.contract.s4d import S4DConfig
+
+from unisono_torch.layers.basic import LayerNorm, Linear, updated
+from unisono_torch.layers.ffn import GELUFFN
+from unisono_torch.ops import diagonal_ssm
+from unisono_torch.ops.elementwise import gelu
+
+Marks = tuple[Tensor | None, Tensor | None]  # reset, valid
+How = tuple[int, str] | None  # chunk_size and implementation of a parallel form; None: x is one token
+
+
+class Mixer(nn.Module):
+    """The real part of A is −exp(log_A_real), always negative."""
+
+    def __init__(self, config: S4DConfig) -> None:
+        super().__init__()
+        d, pairs = config.d_model, config.d_state // 2
+        self.log_dt = nn.Parameter(torch.empty(d))
+        self.log_A_real = nn.Parameter(torch.empty(d, pairs))
+        self.A_imag = nn.Parameter(torch.empty(d, pairs))
+        self.C = nn.Parameter(torch.empty(d, pairs, 2))
+        self.D = nn.Parameter(torch.empty(d))
+        self.out = Linear(d, 2 * d)
+
+    def forward(self, h: Tensor, state: Tensor, marks: Marks, how: How) -> tuple[Tensor, Tensor]:
+        """h [B, D] or [B, T, D] → what it adds, the state after it."""
+        # float64, as the op takes their powers
+        A = torch.stack([-self.log_A_real.double().exp(), self.A_imag.double()], -1)
+        given = h, self.log_dt.double().exp(), A, self.C, self.D, state, *marks
+        y, after = diagonal_ssm.step(*given) if how is None else diagonal_ssm.parallel(*given, *how)
+        value, gate = self.out(gelu(y.to(h.dtype))).chunk(2, -1)
+        return value * gate.sigmoid(), after
+
+
+class Block(nn.Module):
+    """x ← x + mixer(LN(x)), x ← x + FFN(LN(x)); the latter unless ffn_mult is 0."""
+
+    def __init__(self, config: S4DConfig) -> None:
+        super().__init__()
+        d = config.d_model
+        self.mixer_norm = LayerNorm(d)
+        self.mixer = Mixer(config)
+        self.ffn_norm = LayerNorm(d) if config.ffn_mult else None
+        self.ffn = GELUFFN(d, config.ffn_mult * d) if config.ffn_mult else None
+
+    def forward(
+        self, x: Tensor, state: Tensor, marks: Marks, how: How, masks: tuple[Tensor | None, Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """masks: dropout's, of the mixer and of the FFN."""
+        update, after = self.mixer(self.mixer_norm(x).to(x.dtype), state, marks, how)
+        x = updated(x, update, masks[0])
+        if self.ffn is not None and self.ffn_norm is not None:
+            x = updated(x, self.ffn(self.ffn_norm(x).to(x.dtype)), masks[1])
+        return x, after
