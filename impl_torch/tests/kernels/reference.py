@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ LARGE = draw_cases(
 )
 
 
-def inputs(case: Case, seed: int, device: str) -> dict[str, Tensor | None]:
+def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
     """x, s, initial, reset, valid. Tokens that are not valid hold NaN or infinity."""
     made = torch.Generator().manual_seed(seed)
     shape = (case.batch, case.length)
@@ -110,10 +111,10 @@ def fold(
     return torch.stack(out, 1), state
 
 
-def differentiate(function, tensors: dict[str, Tensor | None], upstream: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+def differentiate(function, tensors: dict[str, Any], upstream: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """`function(**tensors) → (ξ, final)` and its vector-Jacobian product."""
     leaves = {name: tensors[name] for name in ("x", "s", "initial") if tensors[name] is not None}
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in leaves.items()}  # type: ignore[union-attr]
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in leaves.items()}
     xi, final = function(**{**tensors, **leaves})
     outputs = [o for o in (xi, final) if o.requires_grad]  # an exclusive ξ of one token has no gradient
     chosen = [u.to(o.dtype) for u, o in zip(upstream, (xi, final), strict=True) if o.requires_grad]

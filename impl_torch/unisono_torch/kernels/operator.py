@@ -100,9 +100,8 @@ def _run(kernel: str, plan: Plan, x: Tensor, decay: float, exclusive: bool, entr
         product = x.new_empty((batch, plan.segments), dtype=acc)
         reduced = {"halo": 0, "REDUCE": True, "HAS_INITIAL": False, "HAS_CARRY": False}
         getattr(sweep, kernel)[(strips * plan.segments,)](**common, carry=None, local=local, product=product, **reduced)
-        sweep.fold[(strips,)](
-            local, product, entry, carry, width, plan.segments, REVERSE=kernel == "backward", HAS_INITIAL=entry is not None, **tile
-        )
+        order = {"REVERSE": kernel == "backward", "HAS_INITIAL": entry is not None}
+        sweep.fold[(strips,)](local, product, entry, carry, width, plan.segments, **order, **tile)
     swept = {"halo": plan.halo or 0, "REDUCE": False, "HAS_INITIAL": has_initial, "HAS_CARRY": carry is not None}
     getattr(sweep, kernel)[(strips * plan.segments,)](**common, carry=carry, local=None, product=None, **swept)
 
@@ -130,7 +129,8 @@ def _scan(x, weight, initial, reset, valid, decay, exclusive, out_dtype):
     xi, final = _scan_fake(x, weight, initial, reset, valid, decay, exclusive, out_dtype)
     if xi.numel() == 0:
         return xi, final.zero_() if initial is None else final.copy_(initial)
-    x, weight, initial, reset, valid = (None if a is None else a.contiguous() for a in (x, weight, initial, reset, valid))
+    x = x.contiguous()
+    weight, initial, reset, valid = (None if a is None else a.contiguous() for a in (weight, initial, reset, valid))
     tensors = {"weight": weight, "initial": initial, "reset": reset, "valid": valid, "xi": xi, "final": final}
     with torch.cuda.device_of(x):
         _run("forward", _plan(x, decay, valid), x, decay, exclusive, initial, initial is not None, **tensors)
@@ -154,7 +154,8 @@ def _scan_backward(dxi, dfinal, x, weight, reset, valid, decay, exclusive):
     dx, dweight, dinitial = _scan_backward_fake(dxi, dfinal, x, weight, reset, valid, decay, exclusive)
     if x.numel() == 0:
         return dx, dweight.zero_(), dinitial.copy_(dfinal)
-    dxi, dfinal, x, weight, reset, valid = (None if a is None else a.contiguous() for a in (dxi, dfinal, x, weight, reset, valid))
+    dxi, dfinal, x = dxi.contiguous(), dfinal.contiguous(), x.contiguous()
+    weight, reset, valid = (None if a is None else a.contiguous() for a in (weight, reset, valid))
     plan = _plan(x, decay, valid)
     blocks = -(-x.shape[2] // plan.block)
     parts = None if weight is None else x.new_empty((blocks, *weight.shape), dtype=accumulator(x.dtype))

@@ -12,6 +12,9 @@ from one of:
 Nothing depends on the order in which programs run, so results are the same bits each time.
 """
 
+# Triton's own language, which a checker of Python reads wrongly
+# pyright: basic, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton

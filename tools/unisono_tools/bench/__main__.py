@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import pathlib
 import platform
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from unisono_tools.bench.cram import run_case
+    from unisono_tools.bench.cram import run_case, time_accelerated
     from unisono_tools.bench.measure import ceilings
 
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -60,11 +61,20 @@ def main(argv: list[str] | None = None) -> int:
     }
     rate = result["ceilings"]["copy_bytes_per_s"]
     for case in cases:
-        rows = run_case(case, options.device, options.repeats, rate, set(options.peers))
+        rows = run_case(case, options.device, options.repeats, set(options.peers))
         floors = [moved / rate * 1e3 for moved in case.floor_bytes()]
         made = {"name": case.name, **dataclasses.asdict(case), "floor_ms": floors, "rows": [dataclasses.asdict(row) for row in rows]}
         result["cases"].append(made)
         print(report.markdown({**result, "cases": [made]}).split("\n\n", 2)[2], flush=True)
+        if options.output:
+            report.write(result, options.output)
+    if "accelerated-scan" in options.peers and options.device == "cuda" and importlib.util.find_spec("accelerated_scan"):
+        # last, since an illegal access in a peer would end this process's use of the GPU
+        for case, made in zip(cases, result["cases"], strict=True):
+            if case.dtype == case.out_dtype and case.length & (case.length - 1) == 0 and case.length <= 65536:
+                made["rows"].append(dataclasses.asdict(time_accelerated(case, options.device, options.repeats, rate)))
+                torch.cuda.empty_cache()
+        print(report.markdown(result))
         if options.output:
             report.write(result, options.output)
     if not options.output:

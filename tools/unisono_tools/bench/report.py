@@ -29,7 +29,7 @@ def markdown(result: dict[str, Any]) -> str:
             cells = [row["contestant"]]
             for way, floor in zip(("forward", "backward"), case["floor_ms"], strict=True):
                 ms = row[f"{way}_ms"]
-                cells += [_number(ms, ".3f"), _number(ms / case["rows"][0][f"{way}_ms"], ".2f"), _number(100 * floor / ms, ".0f") + " %"]
+                cells += [_number(ms, ".3f"), _number(ms / case["rows"][0][f"{way}_ms"], ".2f"), _number(floor / ms, ".0%")]
             peak = row["peak_bytes"]
             cells += [_number(row["error_xi"], ".1e"), _number(row["error_dx"], ".1e"), _number(peak and peak / 2**20, ".0f")]
             lines.append("| " + " | ".join(cells) + " |")

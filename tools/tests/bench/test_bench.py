@@ -1,0 +1,54 @@
+"""The benchmark runs without a GPU, and what it times is right."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from unisono_tools.bench import report
+from unisono_tools.bench.__main__ import main
+from unisono_tools.bench.cases import SUITES, Case
+
+
+def test_a_run_on_a_cpu(tmp_path, capsys):
+    assert main(["--only", "B2", "--peers", "eager", "--repeats", "1", "--output", str(tmp_path / "run")]) == 0
+    result = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert [case["op"] for case in result["cases"]] == ["decayed_sum", "weighted_sum"]
+    for case in result["cases"]:
+        assert {row["contestant"] for row in case["rows"]} >= {"torch eager"}
+        for row in case["rows"]:
+            assert row["forward_ms"] > 0
+            assert row["backward_ms"] > 0
+            # ξ is float32; ∂x is rounded to bfloat16 once
+            assert row["error_xi"] < 16 * np.finfo(np.float32).eps
+            assert row["error_dx"] < torch.finfo(torch.bfloat16).eps
+    assert (tmp_path / "run.md").read_text(encoding="utf-8").count("| torch eager |") == 2
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert "Floor: forward" in capsys.readouterr().out
+
+
+def test_an_unknown_case_is_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["--only", "no such"])
+    assert "there are: decayed_sum" in capsys.readouterr().err
+
+
+def test_floors_count_each_byte_once():
+    elements = 8 * 16384 * 1024
+    fixed, adaptive = SUITES["cram"][:2]
+    assert fixed.floor_bytes() == (4 * elements, 6 * elements)
+    assert adaptive.floor_bytes() == (4 * elements + 4 * 8 * 16384, 6 * elements + 8 * 8 * 16384)
+    assert Case("decayed_sum", 1, 2, 3, "float32", "float32").floor_bytes() == (48, 72)
+
+
+def test_a_contestant_that_failed_has_no_figures():
+    row = {"contestant": "x", "error_xi": float("nan"), "error_dx": float("nan"), "peak_bytes": None, "note": "failed: why"}
+    case = {"name": "c", "floor_ms": [1.0, 1.0], "rows": [{**row, "forward_ms": float("nan"), "backward_ms": float("nan")}]}
+    text = report.markdown({"run": {}, "ceilings": {"copy_bytes_per_s": 1e9, "matmul_flop_per_s": 1e12}, "cases": [case]})
+    assert "| x | – | – | – | – | – | – | – | – | – |" in text
+    assert "x: failed: why." in text
