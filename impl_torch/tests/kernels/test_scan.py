@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def check(case: Case, device: str, out_dtype: torch.dtype | None = None) -> None
     upstream = (upstream[0].to(out_dtype).to(device), upstream[1].to(accumulator).to(device))
     got = differentiate(functools.partial(kernel, case, out_dtype=out_dtype), tensors, upstream)
 
-    exact = {k: v if v is None or v.dtype == torch.bool else v.double() for k, v in tensors.items()}
+    exact: dict[str, Any] = {k: v if v is None or v.dtype == torch.bool else v.double() for k, v in tensors.items()}
     reference = functools.partial(fold, decay=case.decay, exclusive=case.exclusive)
     wide = tuple(u.double() for u in upstream)
     want = differentiate(reference, exact, wide)
@@ -107,7 +108,7 @@ def test_the_same_bits_twice(case, device):
 @pytest.mark.parametrize("kind", ["decayed", "weighted", "exclusive"])
 def test_gradcheck(kind, device):
     case = Case(2, 5, 3, torch.float64, 0.9 if kind == "decayed" else None, kind == "exclusive", True, True, True, 4096)
-    tensors = {
+    tensors: dict[str, Any] = {
         name: None if a is None else torch.nan_to_num(a) if a.is_floating_point() else a for name, a in inputs(case, 11, device).items()
     }
     names = [name for name in ("x", "s", "initial") if tensors[name] is not None]
