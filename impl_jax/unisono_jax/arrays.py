@@ -13,8 +13,8 @@ from unisono_spec.contract import InputError
 
 
 def numpy_params(model: nnx.Module) -> dict[str, np.ndarray]:
-    """Every parameter by its contract name, in the contract's order, as it is held (bfloat16 is ml_dtypes')."""
-    found = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    """Every parameter and buffer by its contract name, in the contract's order, as it is held (bfloat16 is ml_dtypes')."""
+    found = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model))}
     return {name: found[name] for name in model.config.params()}  # pyright: ignore[reportAttributeAccessIssue]
 
 

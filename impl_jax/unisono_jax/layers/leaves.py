@@ -8,15 +8,21 @@ from typing import Any
 import jax
 from flax import nnx
 
-from unisono_jax.ops.elementwise import layer_norm, linear
+from unisono_jax.ops.elementwise import layer_norm, linear, rms_norm, wide
 
 Arrays = Mapping[str, jax.Array]
+Marks = tuple[jax.Array | None, jax.Array | None]  # reset, valid
+How = tuple[int, str] | None  # chunk_size and implementation of a parallel form; None: x is one token
 
 
 def sub(params: Arrays, prefix: str) -> dict[str, jax.Array]:
     """The parameters below `prefix.`, with that prefix removed."""
     start = f"{prefix}."
     return {name.removeprefix(start): value for name, value in params.items() if name.startswith(start)}
+
+
+class Buffer(nnx.Variable):
+    """What is saved with the parameters and never trained by a gradient."""
 
 
 def _param(params: Arrays, name: str) -> nnx.Param | None:
@@ -46,6 +52,28 @@ class LayerNorm(nnx.Module):
         return layer_norm(x, self.weight[...], self.bias[...])
 
 
+class RMSNorm(nnx.Module):
+    """Over the last axis; float32 or wider out."""
+
+    def __init__(self, params: Arrays) -> None:
+        self.weight = nnx.Param(params["weight"])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.weight[...])
+
+
+def norm(params: Arrays) -> LayerNorm | RMSNorm:
+    """LayerNorm has a bias, RMSNorm none."""
+    return LayerNorm(params) if "bias" in params else RMSNorm(params)
+
+
+class Conv(nnx.Module):
+    """The weight [channels, 1, width] and bias [channels] of ops/short_conv.py."""
+
+    def __init__(self, params: Arrays) -> None:
+        self.weight, self.bias = nnx.Param(params["weight"]), nnx.data(_param(params, "bias"))
+
+
 class Embedding(nnx.Module):
     """Rows by id."""
 
@@ -55,3 +83,10 @@ class Embedding(nnx.Module):
     def __call__(self, ids: jax.Array, dtype: Any) -> jax.Array:
         """ids [...] → [..., D]."""
         return self.weight[...][ids].astype(dtype)
+
+
+def updated(x: jax.Array, update: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """x + update, rounded once. mask: what dropout multiplies the update by."""
+    dtype = wide(x)
+    update = update.astype(dtype)
+    return (x.astype(dtype) + (update if mask is None else update * mask.astype(dtype))).astype(x.dtype)

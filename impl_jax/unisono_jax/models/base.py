@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 from jax.core import Tracer
-from unisono_spec.contract import Config, InputError, check_dtype, nearest, zero_state
+from unisono_spec.contract import Config, InputError, check_dtype, nearest, state_dtype, zero_state
 from unisono_spec.contract.checks import check_ids, check_inputs
 from unisono_spec.contract.files import save_params
 from unisono_spec.contract.sampling import GREEDY, Generated, Sampling, choose
@@ -26,6 +26,7 @@ FORMS = ("recurrent", "parallel")
 Mask = jax.Array | None
 State = dict[str, jax.Array]
 Dropout = Sequence[jax.Array] | None
+Noise = Sequence[jax.Array] | None
 
 
 class Model(nnx.Module):
@@ -39,10 +40,23 @@ class Model(nnx.Module):
         check_x64(check_dtype(dtype))
         self.config, self.dtype, self.implementation = config, dtype, implementation
 
+    @property
+    def takes_noise(self) -> bool:
+        return False
+
     def init_state(self, batch: int, capacity: int | None = None) -> State:
-        """The state before the first token of `batch` sequences."""
+        """The state before the first token of `batch` sequences. capacity: the most tokens that softmax attention shall read.
+
+        Gradients flow to the initial states that are parameters.
+        """
         check_x64(self.dtype)
-        return {name: jnp.asarray(a) for name, a in zero_state(self.config, batch, capacity, self.dtype).items()}
+        state = {name: jnp.asarray(a) for name, a in zero_state(self.config, batch, capacity, self.dtype).items()}
+        learned = {name: s.initial for name, s in self.config.states(capacity).items() if s.initial is not None}
+        if learned:
+            params = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(self, nnx.Param))}
+            for name, initial in learned.items():
+                state[name] = jnp.broadcast_to(params[initial][...].astype(state[name].dtype), state[name].shape)
+        return state
 
     def forward(
         self,
@@ -53,12 +67,14 @@ class Model(nnx.Module):
         form: Form = "parallel",
         chunk_size: int = 64,
         dropout: Dropout = None,
+        noise: Noise = None,
     ) -> tuple[jax.Array, State]:
         """tokens [B, T] (frames [B, T, F]) → logits [B, T, V], the state after the last token.
 
         reset [B, T]: the sequence starts anew before this token. valid [B, T]: where false, the token is not read.
         form="recurrent" folds `step`; form="parallel" computes whole sequences, in chunks where the form has chunks.
-        dropout: what each layer's update is multiplied by, [B, T, D] a layer; None is evaluation.
+        dropout: what each residual update is multiplied by, `config.n_updates` arrays [B, T, D]; None is evaluation.
+        noise: what training adds in a noisy router, one array a layer; None is evaluation, as is every other model.
         Raises InputError on bad shapes and dtypes, and on ids outside the vocabulary where their values are known, not traced.
         """
         tokens, reset, valid = (None if a is None else _array(a) for a in (tokens, reset, valid))
@@ -67,16 +83,19 @@ class Model(nnx.Module):
             raise InputError(f"form: {form!r} is unknown; {nearest(form, FORMS)}")
         if chunk_size < 1:
             raise InputError(f"chunk_size: {chunk_size!r}; use a positive integer")
-        state = self._state(state, tokens.shape[0])
+        if noise is not None and not self.takes_noise:
+            raise InputError("noise: this config has no noisy router; leave noise at None")
+        state = self.init_state(*tokens.shape[:2]) if state is None else self._state(state)
         tokens, reset, valid = self._tokens(tokens), *(None if m is None else jnp.asarray(m) for m in (reset, valid))
+        extra = {} if noise is None else {"noise": noise}
         if form == "parallel":
-            return self._sequence(tokens, state, reset, valid, dropout, chunk_size)
+            return self._sequence(tokens, state, reset, valid, dropout, chunk_size, **extra)
 
         def fold(state: State, token: tuple) -> tuple[State, jax.Array]:
-            logits, state = self._token(token[0], state, token[1], token[2], token[3])
+            logits, state = self._token(token[0], state, token[1], token[2], token[3], **token[4])
             return state, logits
 
-        time_major = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), (tokens, reset, valid, dropout))
+        time_major = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), (tokens, reset, valid, dropout, extra))
         state, logits = lax.scan(fold, state, time_major)
         return jnp.swapaxes(logits, 0, 1), state
 
@@ -85,7 +104,7 @@ class Model(nnx.Module):
         token, reset, valid = (None if a is None else _array(a) for a in (token, reset, valid))
         self._check(*(a if a is None or isinstance(a, dict) else a[:, None] for a in (token, state, reset, valid)))
         reset, valid = (None if m is None else jnp.asarray(m) for m in (reset, valid))
-        return self._token(self._tokens(token), self._state(state, token.shape[0]), reset, valid, None)
+        return self._token(self._tokens(token), self._state(state), reset, valid, None)
 
     def compiled(self) -> Compiled:
         """This model with `forward` and `step` jitted, as its parameters are now. Traces are shared by equal models."""
@@ -95,7 +114,10 @@ class Model(nnx.Module):
         """Continue prompt [B, T] by `max_new_tokens` ids."""
         if self.config.reads_frames:
             raise InputError("generate: a frame model predicts distributions of frames, not ids; call step and draw the next frame")
-        compiled = self.compiled()
+        compiled, prompt = self.compiled(), _array(prompt)
+        self._check(prompt, state, None, None)
+        if state is None:
+            state = self.init_state(prompt.shape[0], prompt.shape[1] + max_new_tokens)
         logits, state = compiled.forward(prompt, state)
         last, ids, ties = np.asarray(logits[:, -1]), [], []
         for position in range(max_new_tokens):
@@ -117,14 +139,18 @@ class Model(nnx.Module):
         check_inputs(self.config, tokens, state, reset, valid)
         if not self.config.reads_frames and not isinstance(tokens, Tracer):
             check_ids(np.asarray(tokens), self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+        self._check_reach(state, *tokens.shape[:2], reset, valid)
 
     def _tokens(self, tokens: Any) -> jax.Array:
         return jnp.asarray(tokens, self.dtype if self.config.reads_frames else jnp.int32)
 
-    def _state(self, state: State | None, batch: int) -> State:
-        """`state` in the dtypes that this model's dtype calls for."""
-        like = self.init_state(batch)
-        return like if state is None else {name: jnp.asarray(state[name], a.dtype) for name, a in like.items()}
+    def _state(self, state: State) -> State:
+        """`state` in the dtypes that this model's dtype calls for, in the contract's order."""
+        floats = state_dtype(self.dtype)
+        return {name: jnp.asarray(state[name], jnp.int32 if s.integer else floats) for name, s in self.config.states().items()}
+
+    def _check_reach(self, state: Mapping[str, Any] | None, batch: int, length: int, reset: Any, valid: Any) -> None:
+        """Raise InputError where a sequence would pass the most tokens that this model can read, if the arrays' values are known."""
 
     def _token(self, token: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[jax.Array, State]:
         raise NotImplementedError
@@ -151,11 +177,12 @@ class Compiled:
         form: Form = "parallel",
         chunk_size: int = 64,
         dropout: Dropout = None,
+        noise: Noise = None,
     ) -> tuple[jax.Array, State]:
         """See `Model.forward`."""
         tokens, reset, valid = (None if a is None else _array(a) for a in (tokens, reset, valid))
         self.model._check(tokens, state, reset, valid)
-        return _forward(self.graph, form, chunk_size, self.params, tokens, state, reset, valid, dropout)
+        return _forward(self.graph, form, chunk_size, self.params, tokens, state, reset, valid, dropout, noise)
 
     def step(self, token: Any, state: State, reset: Any = None, valid: Any = None) -> tuple[jax.Array, State]:
         """See `Model.step`."""
@@ -165,8 +192,10 @@ class Compiled:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _forward(graph: Any, form: Form, chunk_size: int, params: Any, tokens: Any, state: Any, reset: Any, valid: Any, dropout: Any) -> Any:
-    return nnx.merge(graph, params).forward(tokens, state, reset, valid, form, chunk_size, dropout)
+def _forward(
+    graph: Any, form: Form, chunk_size: int, params: Any, tokens: Any, state: Any, reset: Any, valid: Any, dropout: Any, noise: Any
+) -> Any:
+    return nnx.merge(graph, params).forward(tokens, state, reset, valid, form, chunk_size, dropout, noise)
 
 
 @partial(jax.jit, static_argnums=0)

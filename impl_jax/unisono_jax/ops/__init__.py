@@ -1,1 +1,1 @@
-"""Pure functions of arrays, each in its recurrent and its parallel form. The two forms of an op share no code."""
+"""Pure functions of arrays, each in its recurrent and its parallel form, which share no mathematics (but for MoM-GRU, which has no parallel form)."""

@@ -10,11 +10,29 @@ import numpy as np
 from jax import lax
 
 LAYER_NORM_EPS = 1e-5
+RMS_NORM_EPS = 1e-6
 
 
 def wide(*arrays: jax.Array) -> np.dtype:
     """The dtype of sums, norms and scores over `arrays`: float32, or float64 where one of them is."""
     return jnp.result_type(jnp.float32, *arrays)
+
+
+def widened(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """All of them in that dtype."""
+    return tuple(a.astype(wide(*arrays)) for a in arrays)
+
+
+def masked(valid: jax.Array | None, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Arrays [..., …], zero where `valid` [...] is false, so that a NaN there reaches neither outputs nor gradients."""
+    if valid is None:
+        return arrays
+    return tuple(jnp.where(valid.reshape(valid.shape + (1,) * (a.ndim - valid.ndim)), a, 0) for a in arrays)
+
+
+def dot(subscripts: str, *arrays: jax.Array) -> jax.Array:
+    """einsum in the dtype of float32 or wider operands."""
+    return jnp.einsum(subscripts, *arrays, precision=lax.Precision.HIGHEST)
 
 
 def dot_precision(dtype: Any) -> lax.Precision | None:
@@ -30,6 +48,27 @@ def sigmoid(x: jax.Array) -> jax.Array:
 def gelu_tanh(x: jax.Array) -> jax.Array:
     """GELU in its tanh form (Hendrycks & Gimpel 2016, section 2), rounded once to the dtype of x."""
     return jax.nn.gelu(x.astype(wide(x)), approximate=True).astype(x.dtype)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU, exact: x Φ(x) (Hendrycks & Gimpel 2016, section 2), rounded once to the dtype of x."""
+    return jax.nn.gelu(x.astype(wide(x)), approximate=False).astype(x.dtype)
+
+
+def silu(x: jax.Array) -> jax.Array:
+    """x σ(x)."""
+    return jax.nn.silu(x)
+
+
+def softplus(x: jax.Array) -> jax.Array:
+    """log(1 + e^x) at every x, with no threshold."""
+    return jax.nn.softplus(x)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """RMSNorm over the last axis, ε = 1e-6 (Zhang & Sennrich 2019, eq 4), float32 or wider whatever the dtype of x."""
+    x = x.astype(wide(x))
+    return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + RMS_NORM_EPS) * weight.astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:

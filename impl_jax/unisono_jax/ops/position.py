@@ -5,8 +5,11 @@ Shapes: initial_state [B] int32, reset and valid [B, T] bool or None. Each form 
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -33,3 +36,16 @@ def parallel(
         start = lax.cummax(jnp.where(reset, before, -1), axis=1)  # [B, T], −1 before the first reset
         position = jnp.where(start < 0, position, before - start)
     return position, position[:, -1] + last
+
+
+def furthest(initial_state: Any, length: int, reset: Any = None, valid: Any = None) -> int:
+    """How many tokens the longest sequence holds at any valid token. In NumPy, of arrays whose values are known."""
+    start = np.asarray(initial_state)[:, None]
+    read = np.ones((len(start), length), bool) if valid is None else np.asarray(valid)
+    before = np.cumsum(read, 1) - read
+    if reset is None:
+        held = start + before
+    else:
+        begin = np.maximum.accumulate(np.where(np.asarray(reset), before, -1), 1)
+        held = np.where(begin < 0, start + before, before - begin)
+    return int(np.where(read, held, -1).max(initial=-1)) + 1

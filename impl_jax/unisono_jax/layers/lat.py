@@ -1,0 +1,97 @@
+"""LAT's layers: attention over heads by one of three ops, the gated short convolution of Based, and the block around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from unisono_spec.contract.lat import LATConfig
+
+from unisono_jax.layers.ffn import GELUFFN, SwiGLU
+from unisono_jax.layers.leaves import Arrays, Conv, How, Linear, Marks, norm, sub, updated
+from unisono_jax.ops import linear_attention, rotary, short_conv, softmax_attention, window
+from unisono_jax.ops.elementwise import silu, wide
+from unisono_jax.ops.features import feature_map
+
+OPS = {"linear": linear_attention, "window": window, "softmax": softmax_attention}
+STATES = {"linear": ("S", "z"), "window": ("k", "v"), "softmax": ("k", "v"), "conv": ("conv",)}
+States = tuple[jax.Array, ...]
+Turns = Mapping[int, rotary.Turn]  # by head width; empty without RoPE
+
+
+def rotated_widths(config: LATConfig) -> set[int]:
+    """The head widths that RoPE turns."""
+    if config.positions != "rope":
+        return set()
+    return {config.qk_width if kind == "linear" else config.head_width for kind in config.kinds if kind != "conv"}
+
+
+class Attention(nnx.Module):
+    """Heads, and one of the ops linear_attention, window and softmax_attention."""
+
+    def __init__(self, params: Arrays, config: LATConfig, kind: str) -> None:
+        self.config, self.kind = config, kind
+        self.width = config.qk_width if kind == "linear" else config.head_width
+        self.qkv, self.out = Linear(sub(params, "qkv")), Linear(sub(params, "out"))
+        if "tau" in params:
+            self.tau = nnx.Param(params["tau"])
+
+    def to_heads(self, x: jax.Array, turns: Turns) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [..., D] → q, k, v [..., H, ·], turned by their position, and through φ for linear attention."""
+        n = self.config.n_heads * self.width
+        parts = jnp.split(self.qkv(x, x.dtype), [n, 2 * n], -1)
+        q, k, v = (a.reshape(*x.shape[:-1], self.config.n_heads, -1) for a in parts)
+        if turns:
+            q, k = rotary.rotate_by(q, turns[self.width]), rotary.rotate_by(k, turns[self.width])
+        if self.kind == "linear":
+            tau = self.tau[...] if self.config.feature_map == "learned" else None
+            q, k = (feature_map(self.config.feature_map, a.astype(wide(a)), tau) for a in (q, k))
+        return q, k, v
+
+    def __call__(self, x: jax.Array, turns: Turns, before: jax.Array, state: States, marks: Marks, how: How) -> tuple[jax.Array, States]:
+        """x [B, D] or [B, T, D] → what it adds, the state after it. before [B]: how many tokens the sequences held."""
+        heads, op = self.to_heads(x, turns), OPS[self.kind]
+        old = state if self.kind == "linear" else (*state, before)
+        o, after = op.step(*heads, old, *marks) if how is None else op.parallel(*heads, old, *marks, *how)
+        return self.out(o.reshape(x.shape).astype(x.dtype), x.dtype), after[:2]
+
+
+class GatedConv(nnx.Module):
+    """W_o (SiLU(a) ∘ conv(b)), [a, b] = W_in x."""
+
+    def __init__(self, params: Arrays) -> None:
+        self.input, self.conv, self.out = Linear(sub(params, "input")), Conv(sub(params, "conv")), Linear(sub(params, "out"))
+
+    def __call__(self, x: jax.Array, turns: Turns, before: jax.Array, state: States, marks: Marks, how: How) -> tuple[jax.Array, States]:
+        a, b = jnp.split(self.input(x, x.dtype), 2, -1)
+        given = b, self.conv.weight[...], None if self.conv.bias is None else self.conv.bias[...], state[0], *marks
+        y, after = short_conv.step(*given) if how is None else short_conv.parallel(*given, *how)
+        gated = silu(a.astype(y.dtype)) * y.astype(x.dtype).astype(y.dtype)
+        return self.out(gated.astype(x.dtype), x.dtype), (after,)
+
+
+class Block(nnx.Module):
+    """x ← x + mixer(norm(x)), x ← x + ffn(norm(x))."""
+
+    def __init__(self, params: Arrays, config: LATConfig, kind: str) -> None:
+        mixer = sub(params, "mixer")
+        self.mixer_norm, self.ffn_norm = norm(sub(params, "mixer_norm")), norm(sub(params, "ffn_norm"))
+        self.mixer = GatedConv(mixer) if kind == "conv" else Attention(mixer, config, kind)
+        self.ffn = (SwiGLU if config.ffn == "swiglu" else GELUFFN)(sub(params, "ffn"))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        turns: Turns,
+        before: jax.Array,
+        state: States,
+        marks: Marks,
+        how: How,
+        masks: tuple[jax.Array | None, jax.Array | None],
+    ) -> tuple[jax.Array, States]:
+        """masks: what dropout multiplies the updates of mixer and FFN by."""
+        update, after = self.mixer(self.mixer_norm(x).astype(x.dtype), turns, before, state, marks, how)
+        x = updated(x, update, masks[0])
+        return updated(x, self.ffn(self.ffn_norm(x), x.dtype), masks[1]), after

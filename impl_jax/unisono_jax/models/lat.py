@@ -1,0 +1,83 @@
+"""LAT and Based: embedding, x ← x + mixer(norm(x)), x ← x + ffn(norm(x)), norm, head; as docs/architectures/lat.md resolves them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.core import Tracer
+from unisono_spec.contract import Config, InputError
+from unisono_spec.contract.lat import LATConfig
+
+from unisono_jax.layers.lat import STATES, Block, rotated_widths
+from unisono_jax.layers.leaves import Arrays, Embedding, How, Linear, norm, sub
+from unisono_jax.models.base import Dropout, Mask, Model, State
+from unisono_jax.ops import position, rotary
+from unisono_jax.ops.elementwise import wide
+
+
+class LAT(Model):
+    def __init__(self, config: Config, params: Arrays, dtype: str, implementation: str) -> None:
+        super().__init__(config, dtype, implementation)
+        self.blocks = blocks = self._blocks()
+        self.embedding = Embedding(sub(params, "embedding"))
+        if blocks.positions == "learned":
+            self.position_embedding = Embedding(sub(params, "position_embedding"))
+        self.layers = nnx.List([Block(sub(params, f"layers.{i}"), blocks, kind) for i, kind in enumerate(blocks.kinds)])
+        self.norm, self.head = norm(sub(params, "norm")), Linear(sub(params, "head"))
+
+    def _blocks(self) -> LATConfig:
+        """What the blocks are made of."""
+        assert isinstance(self.config, LATConfig)
+        return self.config
+
+    def _token(self, token: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[jax.Array, State]:
+        where, count = position.step(state["position"], reset, valid)
+        return self._read(token, state, where, count, (reset, valid), dropout, None)
+
+    def _sequence(
+        self, tokens: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int
+    ) -> tuple[jax.Array, State]:
+        where, count = position.parallel(state["position"], tokens.shape[1], reset, valid)
+        return self._read(tokens, state, where, count, (reset, valid), dropout, (chunk_size, self.implementation))
+
+    def _read(
+        self, tokens: jax.Array, state: State, where: jax.Array, count: jax.Array, marks: tuple[Mask, Mask], dropout: Dropout, how: How
+    ) -> tuple[jax.Array, State]:
+        """tokens [B] if `how` is None, else [B, T]; where: their positions; count [B]: the position after them."""
+        x = self._embed(tokens, where)
+        turns = {width: rotary.turn(where, width, self.blocks.rope_base, wide(x)) for width in rotated_widths(self.blocks)}
+        out: State = {"position": count}
+        for i, (kind, layer) in enumerate(zip(self.blocks.kinds, self.layers, strict=True)):
+            names = [f"layers.{i}.{part}" for part in STATES[kind]]
+            masks = (None, None) if dropout is None else (dropout[2 * i], dropout[2 * i + 1])
+            x, after = layer(x, turns, state["position"], tuple(state[name] for name in names), marks, how, masks)
+            out |= dict(zip(names, after, strict=True))
+        return self.head(self.norm(x), self.dtype, self.embedding.weight if self.blocks.tie_head else None), out
+
+    def _embed(self, tokens: jax.Array, where: jax.Array) -> jax.Array:
+        x = self.embedding(tokens, self.dtype)
+        if self.blocks.positions != "learned":
+            return x
+        learned = self.position_embedding(jnp.minimum(where, self.blocks.max_positions - 1), wide(x))
+        # where values are known, an InputError came before this
+        learned = jnp.where((where < self.blocks.max_positions)[..., None], learned, jnp.nan)
+        return (x.astype(wide(x)) + learned).astype(x.dtype)
+
+    def _check_reach(self, state: Mapping[str, Any] | None, batch: int, length: int, reset: Any, valid: Any) -> None:
+        caches = [i for i, kind in enumerate(self.blocks.kinds) if kind == "softmax"]
+        learned = self.blocks.positions == "learned"
+        before = jnp.zeros(batch, jnp.int32) if state is None else state["position"]
+        if not (learned or (caches and state is not None)) or any(isinstance(a, Tracer) for a in (before, reset, valid)):
+            return
+        reach = position.furthest(before, length, reset, valid)
+        if learned and reach > (most := self.blocks.max_positions):
+            raise InputError(f"max_positions: token {reach} of a sequence, {most} positions were learned; use positions='rope'")
+        if caches and state is not None and reach > (capacity := state[f"layers.{caches[0]}.k"].shape[1]):
+            raise InputError(f"capacity: token {reach} of a sequence, the cache holds {capacity}; give init_state a larger capacity")
+
+
+MODEL = LAT

@@ -1,0 +1,81 @@
+"""Causal depthwise convolution over the last w tokens: y_t = Σ_d weight[:, w−1−d] ∘ x_{t−d} + bias. Before the first token stand zeros.
+
+Shapes: x [B, T, D] of any float dtype, weight [D, 1, w] (the last tap is the present token's), bias [D] or None, state
+[B, w−1, D]: the last w−1 inputs, oldest first; reset and valid [B, T] bool or None. Each form returns (y [B, T, D], final state),
+float32 or wider. y is 0 where a token is not valid.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from unisono_jax.kernels import resolve
+from unisono_jax.ops.elementwise import masked, wide, widened
+from unisono_jax.ops.fold import fold
+from unisono_jax.ops.packing import packing, segments, take
+
+
+def step(
+    x: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    state: jax.Array,
+    reset: jax.Array | None = None,
+    valid: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """One token: x [B, D], reset and valid [B]."""
+    x, state = widened(*masked(valid, x), state)
+    if reset is not None:
+        (state,) = masked(~reset, state)
+    seen = jnp.concatenate([state, x[:, None]], 1)  # [B, w, D]
+    y = (seen * weight[:, 0].T.astype(x.dtype)).sum(1)
+    y = y if bias is None else y + bias.astype(x.dtype)
+    if valid is None:
+        return y, seen[:, 1:]
+    return jnp.where(valid[:, None], y, 0), jnp.where(valid[:, None, None], seen[:, 1:], state)
+
+
+def recurrent(
+    x: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    initial_state: jax.Array,
+    reset: jax.Array | None = None,
+    valid: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The definition: a fold of `step`."""
+    state = initial_state.astype(wide(x, initial_state))
+    return fold(lambda x_t, *rest: step(x_t, weight, bias, *rest), (x,), state, reset, valid)
+
+
+def parallel(
+    x: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    initial_state: jax.Array,
+    reset: jax.Array | None = None,
+    valid: jax.Array | None = None,
+    chunk_size: int = 64,
+    implementation: str = "auto",
+) -> tuple[jax.Array, jax.Array]:
+    """A sum of w shifted copies of the valid tokens. `chunk_size` changes nothing."""
+    resolve(implementation)
+    batch, length, _ = x.shape
+    x, state = widened(*masked(valid, x), initial_state)
+    taps, carried = weight[:, 0].T.astype(x.dtype), state.shape[1]  # [w, D]
+    tokens, segment = packing(valid, batch, length), segments(reset, batch, length)
+    now = tokens.pack(segment)
+    seen = jnp.concatenate([state, tokens.pack(x)], 1)  # [B, w−1+T, D]
+    owner = jnp.concatenate([jnp.zeros((batch, carried), jnp.int32), now], 1)
+    y = jnp.zeros((), x.dtype) if bias is None else bias.astype(x.dtype)
+    for i, tap in enumerate(taps):
+        shifted = seen[:, i : i + length]
+        if reset is not None and i < carried:
+            (shifted,) = masked(owner[:, i : i + length] == now, shifted)
+        y = y + shifted * tap
+    newest = tokens.count[:, None] + jnp.arange(carried)  # [B, w−1]
+    final = seen[:, length:] if valid is None else take(seen, newest)
+    if reset is not None:
+        (final,) = masked((owner[:, length:] if valid is None else take(owner, newest)) == segment[:, -1:], final)
+    return masked(valid, tokens.unpack(y))[0], final
