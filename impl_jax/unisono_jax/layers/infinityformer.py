@@ -1,0 +1,87 @@
+"""InfinityFormer's mixer around its op: heads, decays, and the weights that gate and mix the scales."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from unisono_spec.contract.infinityformer import InfinityFormerConfig
+
+from unisono_jax.layers.ffn import GatedGELU
+from unisono_jax.layers.leaves import Arrays, How, LayerNorm, Linear, Marks, sub, updated
+from unisono_jax.ops import multiscale, rotary
+from unisono_jax.ops.elementwise import sigmoid, softplus, wide
+from unisono_jax.ops.features import feature_map
+
+State = tuple[jax.Array, jax.Array]
+
+
+class Mixer(nnx.Module):
+    """o_t = g_t r⁰_t + (1 − g_t) Σ_s softmax(c)_s r^s_t: the context path and the memories, gated."""
+
+    def __init__(self, params: Arrays, config: InfinityFormerConfig) -> None:
+        self.config = config
+        self.qkv, self.decay, self.gate, self.out = (Linear(sub(params, name)) for name in ("qkv", "decay", "gate", "out"))
+        self.mix = nnx.Param(params["mix"])
+        if "tau" in params:
+            self.tau = nnx.Param(params["tau"])
+
+    def inputs(self, h: jax.Array, turn: rotary.Turn | None) -> tuple[jax.Array, ...]:
+        """h [..., D] → q, k, v, q_norm, k_norm, log_decay, weight, as ops/multiscale.py takes them; all but v float32 or wider."""
+        config, dtype = self.config, wide(h)
+        heads = (*h.shape[:-1], config.n_heads, config.head_width)
+        q, k, v = (a.reshape(heads) for a in jnp.split(self.qkv(h, h.dtype), 3, -1))
+        q, k = q.astype(dtype), k.astype(dtype)
+        if turn is not None and config.rope == "before":
+            q, k = rotary.rotate_by(q, turn), rotary.rotate_by(k, turn)
+        tau = self.tau[...] if config.feature_map == "learned" else None
+        q_norm, k_norm = (feature_map(config.feature_map, a, tau) for a in (q, k))
+        q, k = q_norm, k_norm
+        if turn is not None and config.rope == "numerator":
+            q, k = rotary.rotate_by(q, turn), rotary.rotate_by(k, turn)
+
+        assert self.decay.bias is not None
+        a = self.decay(h, dtype) if config.decay == "data" else self.decay.bias[...].astype(dtype)
+        memories = jnp.broadcast_to(-softplus(-a), (*h.shape[:-1], config.n_scales))  # log λ = log σ(a), always finite
+        log_decay = jnp.concatenate([jnp.zeros_like(memories[..., :1]), memories], -1)  # the context path does not forget
+
+        gate = sigmoid(self.gate(h, dtype))  # [..., 1 or D]
+        gate = gate.reshape(heads if config.gate == "vector" else (*h.shape[:-1], 1, 1))[..., None, :, :]
+        shares = jax.nn.softmax(self.mix[...].astype(dtype))[:, None, None]
+        return q, k, v, q_norm, k_norm, log_decay, jnp.concatenate([gate, (1 - gate) * shares], -3)  # [..., S+1, H or 1, V or 1]
+
+    def __call__(
+        self, h: jax.Array, turn: rotary.Turn | None, due: jax.Array | None, state: State, marks: Marks, how: How
+    ) -> tuple[jax.Array, State]:
+        """h [B, D] or [B, T, D] → what it adds, the state after it. due [B] or [B, T]: tokens after which S is compressed."""
+        inputs, rank = self.inputs(h, turn), self.config.compress_rank
+        if how is None:
+            o, after = multiscale.step(*inputs, state, *marks, due, rank)
+        elif due is not None:  # sequential whatever the form: layer by layer instead of token by token
+            o, after = multiscale.recurrent(*inputs, state, *marks, due, rank)
+        else:
+            o, after = multiscale.parallel(*inputs, state, *marks, *how)
+        return self.out(o.reshape(h.shape).astype(h.dtype), h.dtype), after
+
+
+class Block(nnx.Module):
+    """x ← x + mixer(LN(x)), x ← x + FFN(LN(x))."""
+
+    def __init__(self, params: Arrays, config: InfinityFormerConfig) -> None:
+        self.mixer_norm, self.ffn_norm = LayerNorm(sub(params, "mixer_norm")), LayerNorm(sub(params, "ffn_norm"))
+        self.mixer, self.ffn = Mixer(sub(params, "mixer"), config), GatedGELU(sub(params, "ffn"))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        turn: rotary.Turn | None,
+        due: jax.Array | None,
+        state: State,
+        marks: Marks,
+        how: How,
+        masks: tuple[jax.Array | None, jax.Array | None],
+    ) -> tuple[jax.Array, State]:
+        """masks: what dropout multiplies the updates of mixer and FFN by."""
+        update, after = self.mixer(self.mixer_norm(x).astype(x.dtype), turn, due, state, marks, how)
+        x = updated(x, update, masks[0])
+        return updated(x, self.ffn(self.ffn_norm(x), x.dtype), masks[1]), after
