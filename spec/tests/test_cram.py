@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import checking
 import numpy as np
@@ -13,7 +14,7 @@ from unisono_spec.contract.errors import InputError
 from unisono_spec.models import create
 from unisono_spec.ops import decayed_sum, position, weighted_sum
 
-SMALL = {"d_model": 4, "n_layers": 2, "ffn_mult": 2, "vocab_size": 9}
+SMALL: dict[str, Any] = {"d_model": 4, "n_layers": 2, "ffn_mult": 2, "vocab_size": 9}
 CONFIGS = {
     "binary": CRAMConfig(**SMALL, code_bits=5),
     "frame": CRAMConfig(d_model=4, n_layers=1, codes="frame", frame_size=3, frame_head="gaussian"),
@@ -88,7 +89,7 @@ def test_adaptive_scheme_written_out(name: str) -> None:
             terms.append([h[0] * sigmoid(v) for v in u])
         for t, x in enumerate(xs):
             read = terms[:t] if config.exclusive else terms[: t + 1]
-            xi = [sum(term[j] for term in read) for j in range(d)]
+            xi = [math.fsum(term[j] for term in read) for j in range(d)]
             weights = p[f"{layer}.norm.weight"], p[f"{layer}.norm.bias"]
             if config.residual == "after":
                 out.append(norm([a + b for a, b in zip(xi, ffn(p, f"{layer}.ffn", xi), strict=True)], *weights))
