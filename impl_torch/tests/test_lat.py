@@ -147,5 +147,6 @@ def test_bad_input_is_named_with_a_remedy() -> None:
         model.step(tokens(1)[:, 0], state)
     with pytest.raises(InputError, match="max_positions: token 61 of a sequence, 60 positions were learned; use positions='rope'"):
         create(VARIANTS["hybrid"]).forward(tokens(61))
+    q, k, v = heads(3)
     with pytest.raises(InputError, match="no Triton kernel of window"):
-        window.parallel(*heads(3), (*heads(2)[:2], torch.tensor([0, 0])), implementation="triton")
+        window.parallel(q, k, v, (k[:, :2], v[:, :2], torch.tensor([0, 0])), implementation="triton")

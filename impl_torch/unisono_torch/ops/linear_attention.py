@@ -56,7 +56,7 @@ def parallel(
     dtype, length = wide(v.dtype), q.shape[1]
     S0, z0 = (a.to(dtype) for a in initial_state)
     size: int = torch.sym_min(chunk_size, length)  # pyright: ignore[reportAssignmentType]
-    q, k, v = (chunks(a.to(dtype), size).transpose(2, 3) for a in masked(valid, q, k, v))  # [B, N, H, C, ·]
+    q, k, v = (chunks(a.to(dtype), size).transpose(2, 3).contiguous() for a in masked(valid, q, k, v))  # [B, N, H, C, ·]
     scores, first, last, cut = (q @ k.mT).tril(), q, k, None  # what reads the carry, and what goes into the next
     if reset is not None:
         cut = chunks(reset, size)

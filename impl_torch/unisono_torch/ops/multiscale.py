@@ -114,7 +114,7 @@ def parallel(
     log_decay = log_decay.expand(log_decay.shape[0] if valid is None else q.shape[0], length, -1)
     q, k, v, q_norm, k_norm, log_decay, weight = masked(valid, q, k, v, q_norm, k_norm, log_decay, weight)
     size: int = torch.sym_min(chunk_size, length)  # pyright: ignore[reportAssignmentType]
-    q, k, v = (chunks(a.to(dtype), size).transpose(2, 3) for a in (q, k, v))  # [B, N, H, C, ·]
+    q, k, v = (chunks(a.to(dtype), size).transpose(2, 3).contiguous() for a in (q, k, v))  # [B, N, H, C, ·]
     q_norm, k_norm = (q, k) if same else (chunks(a.to(dtype), size).transpose(2, 3) for a in (q_norm, k_norm))
     log_decay = chunks(log_decay, size).mT  # [B or 1, N, M, C]; 0 behind the last token
     weight = chunks(weight.to(dtype), size).permute(0, 1, 4, 2, 3, 5)  # [B, N, H or 1, C, M, V or 1]

@@ -75,11 +75,13 @@ def parallel(
     u, dt, B, C = (a.to(dtype) for a in masked(valid, u, dt, B, C))
     A, h, out = A.to(dtype), initial_state.to(dtype), []
     resets = [None] * -(-u.shape[1] // chunk_size) if reset is None else reset.split(chunk_size, 1)
-    for *part, cut in zip(*(a.split(chunk_size, 1) for a in (u, dt, B, C)), resets, strict=True):
+    pieces = (a.split(chunk_size, 1) for a in (u, dt, B, C))
+    for u_n, dt_n, B_n, C_n, cut in zip(*pieces, resets, strict=True):
+        call = A, h, u_n, dt_n, B_n, C_n, cut
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            y, h = checkpoint(_chunk, A, h, *part, cut, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
+            y, h = checkpoint(_chunk, *call, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
         else:
-            y, h = _chunk(A, h, *part, cut)
+            y, h = _chunk(*call)
         out.append(y)
     return torch.cat(out, 1) + D.to(dtype) * u, h
 

@@ -65,7 +65,7 @@ def parallel(
     keys, values, count = initial_state
     length, capacity, dtype = q.shape[1], keys.shape[1], wide(v.dtype)
     if reset is None and valid is None and length <= capacity and not torch.compiler.is_compiling() and not count.any():
-        o = F.scaled_dot_product_attention(*(a.transpose(1, 2) for a in (q, k, v)), is_causal=True).transpose(1, 2)
+        o = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True).transpose(1, 2)
         keys, values = (F.pad(a.to(dtype), (0, 0, 0, 0, 0, capacity - length)) for a in (k, v))
         return o, (keys, values, count + length)
 
@@ -99,11 +99,11 @@ def parallel(
     source = source.scatter(1, goes, row.expand_as(goes))[:, :capacity]  # [B, capacity]
     written = (source >= 0)[..., None, None]
     kept = (present & (last == 0))[..., None, None]
-    final = (
+    keys, values = (
         torch.where(written, take(new, source.clamp(min=0)).to(dtype), torch.where(kept, old, 0))
         for new, old in ((k, keys.to(dtype)), (v, values.to(dtype)))
     )
-    return o, (*final, (index[:, -1] + read[:, -1]).int())
+    return o, (keys, values, (index[:, -1] + read[:, -1]).int())
 
 
 def _check_capacity(index: Tensor, valid: Tensor | None, capacity: int) -> None:
