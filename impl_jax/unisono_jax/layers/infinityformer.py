@@ -14,6 +14,7 @@ from unisono_jax.ops.elementwise import sigmoid, softplus, wide
 from unisono_jax.ops.features import feature_map
 
 State = tuple[jax.Array, jax.Array]
+Inputs = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 class Mixer(nnx.Module):
@@ -26,7 +27,7 @@ class Mixer(nnx.Module):
         if "tau" in params:
             self.tau = nnx.Param(params["tau"])
 
-    def inputs(self, h: jax.Array, turn: rotary.Turn | None) -> tuple[jax.Array, ...]:
+    def inputs(self, h: jax.Array, turn: rotary.Turn | None) -> Inputs:
         """h [..., D] → q, k, v, q_norm, k_norm, log_decay, weight, as ops/multiscale.py takes them; all but v float32 or wider."""
         config, dtype = self.config, wide(h)
         heads = (*h.shape[:-1], config.n_heads, config.head_width)

@@ -139,7 +139,7 @@ class Model(nnx.Module):
         check_inputs(self.config, tokens, state, reset, valid)
         if not self.config.reads_frames and not isinstance(tokens, Tracer):
             check_ids(np.asarray(tokens), self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
-        self._check_reach(state, *tokens.shape[:2], reset, valid)
+        self._check_reach(state, tokens.shape[0], tokens.shape[1], reset, valid)
 
     def _tokens(self, tokens: Any) -> jax.Array:
         return jnp.asarray(tokens, self.dtype if self.config.reads_frames else jnp.int32)

@@ -71,11 +71,12 @@ def parallel(
     held = ends if valid is None else ends & valid
     slot = jnp.where(held, index, capacity)  # where the sequence that goes on keeps each token; past the end: nowhere
     rows = jnp.arange(batch)[:, None]
-    final = [masked(segment[:, -1] == 0, old)[0].at[rows, slot].set(new, mode="drop") for old, new in ((old_keys, k), (old_values, v))]
+    old_kept = masked(segment[:, -1] == 0, old_keys, old_values)
+    final_keys, final_values = (old.at[rows, slot].set(new, mode="drop") for old, new in zip(old_kept, (k, v), strict=True))
 
     size = min(chunk_size, length)
     if reset is None:
-        keys, values = final
+        keys, values = final_keys, final_values
 
         def reads(at: jax.Array, now: jax.Array, number: jax.Array) -> jax.Array:
             return jnp.arange(capacity) <= at[..., None]
@@ -101,7 +102,7 @@ def parallel(
     by_chunk = [jnp.swapaxes(chunks(a, size), 0, 1) for a in (q, index, segment)]
     number = jnp.minimum(jnp.arange(len(by_chunk[0]) * size), length - 1).reshape(-1, size)
     o = joined(jnp.swapaxes(lax.map(attend, (*by_chunk, number)), 0, 1), length)
-    return _finished(o, index, capacity, valid), (*final, last)
+    return _finished(o, index, capacity, valid), (final_keys, final_values, last)
 
 
 def _finished(o: jax.Array, index: jax.Array, capacity: int, valid: jax.Array | None) -> jax.Array:

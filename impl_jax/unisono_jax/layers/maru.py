@@ -1,0 +1,73 @@
+"""One layer of MARU: the Mamba block, a Linear, and the MoM-GRU cell, with norms and residuals in a stack."""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+from unisono_spec.contract.maru import MARUConfig
+
+from unisono_jax.layers.leaves import Arrays, Buffer, How, Linear, Marks, RMSNorm, sub, updated
+from unisono_jax.layers.mamba import Mamba
+from unisono_jax.ops import mom_gru
+from unisono_jax.ops.elementwise import wide
+
+LINEARS = ("query", "input", "hidden", "key", "value", "erase", "gate")
+BUFFERS = ("balance_bias", "balance_load")
+States = tuple[jax.Array, ...]  # conv, ssm, h, memory
+
+
+class Cell(nnx.Module):
+    def __init__(self, params: Arrays) -> None:
+        self.memory = nnx.Param(params["memory"])
+        self.router = nnx.List([Linear(sub(params, f"router.{i}")) for i in range(2)])
+        for name in LINEARS:
+            if f"{name}.weight" in params:
+                setattr(self, name, Linear(sub(params, name)))
+        for name in BUFFERS:  # of router="gumbel"
+            if name in params:
+                setattr(self, name, Buffer(params[name]))
+
+    def arrays(self) -> dict[str, jax.Array]:
+        """As ops/mom_gru.py takes them. No gradient reaches what a rule of its own updates."""
+        found = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(self))}
+        return {name: jax.lax.stop_gradient(a) if name in BUFFERS else a for name, a in found.items()}
+
+    def __call__(
+        self, x: jax.Array, state: mom_gru.State, marks: Marks, how: How, noise: jax.Array | None, temperature: float
+    ) -> tuple[jax.Array, mom_gru.State]:
+        """x [B, D] or [B, T, D] → h, the state after it."""
+        if how is None:
+            return mom_gru.step(x, self.arrays(), state, *marks, noise, temperature)
+        return mom_gru.hoisted(x, self.arrays(), state, *marks, how[0], noise, temperature, how[1])
+
+
+class Block(nnx.Module):
+    """project(mamba(x)), then the cell; prenorm: x ← x + mamba(norm(x)), x ← x + cell(project(norm(x)))."""
+
+    def __init__(self, params: Arrays, config: MARUConfig) -> None:
+        self.config = config
+        self.mamba, self.project, self.cell = Mamba(sub(params, "mamba")), Linear(sub(params, "project")), Cell(sub(params, "cell"))
+        if config.prenorm:
+            self.mamba_norm, self.cell_norm = RMSNorm(sub(params, "mamba_norm")), RMSNorm(sub(params, "cell_norm"))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        state: States,
+        marks: Marks,
+        how: How,
+        masks: tuple[jax.Array | None, jax.Array | None],
+        noise: jax.Array | None,
+    ) -> tuple[jax.Array, States]:
+        """masks: what dropout multiplies the updates of block and cell by."""
+        prenorm = self.config.prenorm
+        update, mixed = self.mamba(self.mamba_norm(x).astype(x.dtype) if prenorm else x, state[:2], marks, how)  # pyright: ignore[reportArgumentType]
+        x = self._after(x, update, masks[0])
+        y = self.project(self.cell_norm(x) if prenorm else x, x.dtype)
+        update, kept = self.cell(y, state[2:], marks, how, noise, self.config.temperature)  # pyright: ignore[reportArgumentType]
+        return self._after(x, update.astype(x.dtype), masks[1]), (*mixed, *kept)
+
+    def _after(self, x: jax.Array, update: jax.Array, mask: jax.Array | None) -> jax.Array:
+        if self.config.prenorm:
+            return updated(x, update, mask)
+        return update if mask is None else (update.astype(wide(x)) * mask.astype(wide(x))).astype(x.dtype)
