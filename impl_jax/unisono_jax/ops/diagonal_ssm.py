@@ -1,0 +1,172 @@
+"""S4D: per channel, N/2 complex states that turn and decay at rates of their own (Gu et al. 2022, eqs 2, 4 and 5), B = 1.
+
+h_t = e^{ΔA} h_{t−1} + (e^{ΔA} − 1) / A · u_t (zero-order hold),  y_t = 2 Re(Σ_n C_n h_{t,n}) + D u_t.
+
+Complex numbers are pairs of reals in a last axis of 2, in float32 too: no framework, file or graph then needs complex dtypes.
+e^{ΔA} − 1 is computed without cancellation: ΔA may be as small as 1e-3.
+
+Shapes, P = N/2: u [B, T, D], dt (Δ) and D [D], A and C [D, P, 2], state [B, D, P, 2], reset and valid [B, T] bool or None.
+Each form returns (y [B, T, D], final state), float32 or wider. y is 0 where a token is not valid.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from unisono_jax.kernels import resolve
+from unisono_jax.ops.carry import chunks, joined
+from unisono_jax.ops.elementwise import dot, masked, widened
+from unisono_jax.ops.fold import fold
+from unisono_jax.ops.packing import packing, segments, take
+
+
+def discretised(dt: jax.Array, A: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """e^{ΔA} and (e^{ΔA} − 1) / A, each [D, P, 2]."""
+    x, y = dt[:, None] * A[..., 0], dt[:, None] * A[..., 1]  # ΔA = x + iy
+    turn = jnp.stack([jnp.exp(x) * jnp.cos(y), jnp.exp(x) * jnp.sin(y)], -1)
+    real = jnp.expm1(x) * jnp.cos(y) - 2 * jnp.square(jnp.sin(y / 2))  # of e^{x+iy} − 1, since cos y − 1 = −2 sin²(y/2)
+    over = A * jnp.array([1, -1], A.dtype) / jnp.square(A).sum(-1, keepdims=True)  # 1 / A
+    return turn, times(jnp.stack([real, turn[..., 1]], -1), over)
+
+
+def times(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The complex product of pairs [..., 2]."""
+    real, imaginary = a[..., 0] * b[..., 0] - a[..., 1] * b[..., 1], a[..., 0] * b[..., 1] + a[..., 1] * b[..., 0]
+    return jnp.stack([real, imaginary], -1)
+
+
+def step(
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    state: jax.Array,
+    reset: jax.Array | None = None,
+    valid: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """One token: u [B, D], reset and valid [B]."""
+    u, dt, A, C, D, state = widened(*masked(valid, u), dt, A, C, D, state)
+    return _step(u, *discretised(dt, A), C, D, state, reset, valid)
+
+
+def recurrent(
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    initial_state: jax.Array,
+    reset: jax.Array | None = None,
+    valid: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The definition: a fold of `step`."""
+    u, dt, A, C, D, state = widened(*masked(valid, u), dt, A, C, D, initial_state)
+    turn, gain = discretised(dt, A)  # the same at every token
+    return fold(lambda u, *rest: _step(u, turn, gain, C, D, *rest), (u,), state, reset, valid)
+
+
+def _step(
+    u: jax.Array,
+    turn: jax.Array,
+    gain: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    state: jax.Array,
+    reset: jax.Array | None,
+    valid: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    if reset is not None:
+        (state,) = masked(~reset, state)
+    new = times(turn, state) + gain * u[..., None, None]
+    y = 2 * times(C, new)[..., 0].sum(-1) + D * u
+    return (y, new) if valid is None else (masked(valid, y)[0], jnp.where(valid[:, None, None, None], new, state))
+
+
+def parallel(
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    initial_state: jax.Array,
+    reset: jax.Array | None = None,
+    valid: jax.Array | None = None,
+    chunk_size: int = 64,
+    implementation: str = "auto",
+) -> tuple[jax.Array, jax.Array]:
+    """The convolution with the kernel 2 Re(C e^{pΔA} (e^{ΔA} − 1)/A), p valid tokens back, inside chunks; a carry between them.
+
+    Valid tokens are moved together first: the kernel is then one Toeplitz matrix [C, C] a channel, and all work is matmuls.
+    """
+    resolve(implementation)
+    batch, length, _ = u.shape
+    size = min(chunk_size, length)
+    u, dt, A, C, D, h0 = widened(*masked(valid, u), dt, A, C, D, initial_state)
+    tokens, segment = packing(valid, batch, length), segments(reset, batch, length)
+    x, now = chunks(tokens.pack(u), size), chunks(tokens.pack(segment), size)  # [B, N, C, D], [B, N, C]
+
+    turn, gain = discretised(dt, A)
+    power = _powers(turn, size)  # e^{pΔA}, p = 0 … C: [C+1, D, P, 2]
+    become = times(power[:-1], gain)  # what an input is p tokens later [C, D, P, 2]
+    kernel = _toeplitz(2 * times(become, C)[..., 0].sum(-1))  # [D, C, C], query by key
+
+    before = jnp.concatenate([jnp.zeros((batch, 1), jnp.int32), now[:, :-1, -1]], 1)  # the segment that each chunk continues
+    first = now == before[..., None]
+    if reset is None:
+        y, last = dot("dtj,bnjd->bntd", kernel, x), x
+    else:
+        y = _masked_convolution(kernel, x, now)
+        (last,) = masked(now == now[..., -1:], x)
+    own = dot("jdpc,bnjd->bndpc", become[::-1], last)
+
+    def chunk(h: jax.Array, at_n: tuple) -> tuple[jax.Array, jax.Array]:
+        added, goes_on = at_n
+        return masked(goes_on, times(power[-1], h))[0] + added, h
+
+    _, h = lax.scan(chunk, h0, (jnp.swapaxes(own, 0, 1), first[..., -1].T))
+    h = jnp.swapaxes(h, 0, 1)  # before each chunk [B, N, D, P, 2]
+    read = 2 * times(power[1:], C) * jnp.array([1, -1], C.dtype)  # Re(ab) = aᵣbᵣ − aᵢbᵢ
+    y = y + masked(first, dot("tdpc,bndpc->bntd", read, h))[0]
+    y = tokens.unpack(joined(y + D * x, length))
+
+    # the final state is that after the last valid token, which need not end a chunk: its chunk, shifted to where it does
+    chunk_of, beyond = jnp.divmod(jnp.maximum(tokens.count - 1, 0), size)
+    count = jnp.minimum(beyond + 1, tokens.count)  # [B] valid tokens of that chunk
+    ends, h, began = (take(a, chunk_of[:, None])[:, 0] for a in (jnp.where((now == segment[:, -1:, None])[..., None], x, 0), h, before))
+    place = jnp.arange(size) - (size - count[:, None])  # [B, C]
+    (ends,) = masked(place >= 0, take(ends, place % size))
+    (h,) = masked(began == segment[:, -1], times(power[count], h))
+    return masked(valid, y)[0], h + dot("jdpc,bjd->bdpc", become[::-1], ends)
+
+
+def _powers(a: jax.Array, most: int) -> jax.Array:
+    """a⁰ … a^most of pairs, by doubling: p · Im(ΔA) would lose the digits of a turn that has gone round many times."""
+    out = jnp.stack([jnp.broadcast_to(jnp.array([1, 0], a.dtype), a.shape), a])
+    while len(out) <= most:
+        out = jnp.concatenate([out, times(out[1:], out[-1])])
+    return out[: most + 1]
+
+
+def _toeplitz(kernel: jax.Array) -> jax.Array:
+    """kernel [C, D] → [D, t, j]: kernel[t − j], 0 above the diagonal. A circulant's rows by reshaping: a gather's gradient is slow."""
+    size, width = kernel.shape
+    circle = jnp.concatenate([kernel[:1], jnp.zeros((size, width), kernel.dtype), kernel[:0:-1]]).T  # [D, 2C]
+    rows = jnp.tile(circle, (1, size))[:, : size * (2 * size - 1)]
+    return rows.reshape(width, size, 2 * size - 1)[..., :size]
+
+
+def _masked_convolution(kernel: jax.Array, x: jax.Array, segment: jax.Array) -> jax.Array:
+    """Σ_j kernel[t, j] x_j over the keys j of t's own segment; a chunk at a time, recomputed for the gradient."""
+
+    by_key = jnp.moveaxis(kernel, 0, -1)  # [t, j, D]
+
+    @jax.checkpoint
+    def chunk(at_n: tuple) -> jax.Array:
+        x, segment = at_n  # [B, C, D], [B, C]
+        same = segment[:, :, None] == segment[:, None, :]
+        return (jnp.where(same[..., None], by_key, 0) * x[:, None]).sum(2)  # one fused loop: nothing of [B, C, C, D] is held
+
+    return jnp.swapaxes(lax.map(chunk, (jnp.swapaxes(x, 0, 1), jnp.swapaxes(segment, 0, 1))), 0, 1)
