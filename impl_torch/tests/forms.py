@@ -44,8 +44,8 @@ def check_forms(config: Config, marked: bool, length: int = 20) -> None:
     model, given = create(config), tokens(length)
     reset, valid = marks(length) if marked else (None, None)
 
-    def part(a: int, b: int) -> dict[str, Tensor]:
-        return {name: m[:, a:b] for name, m in (("reset", reset), ("valid", valid)) if m is not None}
+    def part(a: int, b: int) -> tuple[Tensor | None, Tensor | None]:
+        return None if reset is None else reset[:, a:b], None if valid is None else valid[:, a:b]
 
     start = model.init_state(2, 3 * length)
     truth, end = model.forward(given, start, reset, valid, form="recurrent")
@@ -53,8 +53,8 @@ def check_forms(config: Config, marked: bool, length: int = 20) -> None:
         found, state = model.forward(given, start, reset, valid, chunk_size=chunk_size)
         assert_close(found, truth)
         assert_close(state, end)
-    first, state = model.forward(given[:, :7], start, **part(0, 7), chunk_size=4)
-    second, state = model.forward(given[:, 7:-1], state, **part(7, length - 1), chunk_size=4)
+    first, state = model.forward(given[:, :7], start, *part(0, 7), chunk_size=4)
+    second, state = model.forward(given[:, 7:-1], state, *part(7, length - 1), chunk_size=4)
     last, state = model.step(given[:, -1], state, *(None if m is None else m[:, -1] for m in (reset, valid)))
     assert_close(torch.cat([first, second, last[:, None]], 1), truth)
     assert_close(state, end)
