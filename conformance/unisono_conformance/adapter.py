@@ -41,6 +41,7 @@ class Capabilities:
     compiled: bool = False
     exported: bool = False  # models are exported graphs, with `others` to compare them with
     empty_batch: bool = True
+    dear: tuple[str, ...] = ()  # implementations that compile for each shape, or are interpreted: ci tries fewer shapes
 
     @property
     def levels(self) -> tuple[str, ...]:

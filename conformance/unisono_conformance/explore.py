@@ -16,7 +16,7 @@ def strategy(item: Item, profile: Profile) -> st.SearchStrategy[Draw]:
     # in ci, configs that the planned draws do not have would each cost a compilation
     variants = sorted(case.variants) if item.prop.rows and profile.exhaustive else sorted(case.defaults)
     return st.builds(
-        lambda variant, regime, shape, seed: Draw(case.name, variant, regime, *shape, seed),
+        lambda variant, regime, shape, seed: Draw(case.name, variant, regime, shape[0], shape[1], shape[2], seed),
         st.sampled_from(variants),
         st.sampled_from(regimes(item)),
         st.sampled_from(lattice(item, profile)),
@@ -38,6 +38,6 @@ def explore(item: Item, profile: Profile, ledger: Ledger) -> None:
         test = hypothesis.example(draw=draw)(test)
     test = hypothesis.settings(
         max_examples=max(more, 1), derandomize=profile.derandomize, database=None, deadline=None, phases=phases,
-        report_multiple_bugs=False, suppress_health_check=list(hypothesis.HealthCheck),
+        report_multiple_bugs=False, suppress_health_check=tuple(hypothesis.HealthCheck),  # pyright: ignore[reportArgumentType]
     )(test)  # fmt: skip
     test()

@@ -14,6 +14,7 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from unisono_spec import create
@@ -79,7 +80,7 @@ def _read(step: str, folder: Path, name: str, part: Inputs) -> tuple[np.ndarray,
     config, params = load_params(_need(folder / f"{name}.safetensors"))
     if step == "check":
         return create(config, params, dtype=DTYPE).forward(*read)
-    model = load(step).build(config, params, DTYPE, "cpu", "plain")
+    model: Any = load(step).build(config, params, DTYPE, "cpu", "plain")
     if step == "torch":
         from unisono_conformance.adapters.torch import export
 
@@ -105,7 +106,7 @@ def _need(path: Path) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m unisono_conformance.handover", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m unisono_conformance.handover", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()

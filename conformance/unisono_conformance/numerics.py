@@ -76,7 +76,7 @@ def perturbation(dtype: str, seed: int = 0):
 
     def perturbed(x: np.ndarray) -> np.ndarray:
         if x.dtype.kind == "c":
-            real, imag = (part * (1 + u * random.uniform(-1, 1, x.shape)) for part in (x.real, x.imag))
+            real, imag = (part * (1 + u * random.uniform(-1, 1, x.shape)) for part in (np.real(x), np.imag(x)))
             return (real + 1j * imag).astype(x.dtype)
         return (x * (1 + u * random.uniform(-1, 1, x.shape))).astype(x.dtype)
 

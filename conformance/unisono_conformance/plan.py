@@ -59,6 +59,7 @@ class Item:
     bench: Bench
     turn: int  # which of the pairs of dtype and form it is
     turns: int
+    forms: int
 
     @property
     def id(self) -> str:
@@ -102,7 +103,8 @@ def items(adapter: Adapter, selection: Selection, profile: Profile) -> list[Item
                 continue
             forms = [f for f in chosen["form"] if f in prop.forms(can)][: None if prop.each_form else 1]
             # a property's rows must fall on the same pairs as every other's: their shapes are compiled already
-            full = profile.pairs or prop.every_pair or case.level == "op"
+            dear = not profile.exhaustive and chosen["implementation"][0] in can.dear
+            full = profile.pairs or (not dear and (prop.every_pair or case.level == "op"))
             for turn, (dtype, form) in enumerate(grid):
                 mine = forms if full else [forms[(chosen["dtype"].index(dtype) + p) % len(forms)]] if forms else []
                 if form not in mine or (prop.dtypes is not None and dtype not in prop.dtypes):
@@ -110,7 +112,7 @@ def items(adapter: Adapter, selection: Selection, profile: Profile) -> list[Item
                 bench = Bench(
                     adapter, dtype, form, chosen["device"][0], chosen["implementation"][0], profile.long_length, profile.exhaustive
                 )
-                out.append(Item(prop, case, bench, turn, len(grid)))
+                out.append(Item(prop, case, bench, turn, len(grid), len(chosen["form"])))
     return out
 
 
@@ -119,6 +121,8 @@ def regimes(item: Item) -> tuple[str, ...]:
     names = [r for r in case.regimes if prop.regimes is None or r in prop.regimes]
     if not (prop.dropout and can.dropout):
         names = [r for r in names if r != "dropout"]
+    if item.bench.dear and not prop.every_pair:
+        names = [r for r in names if r not in case.config_regimes]
     if item.bench.dtype in ("bfloat16", "float16"):
         names = [r for r in names if r not in case.wide_regimes]
     return tuple(names)
@@ -137,7 +141,8 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     if item.prop.rows and profile.rows != "none":
         others = [v for v in case.variants if v not in case.defaults]
         # "once": each config under one pair of dtype and form, the same for every property that tries all pairs
-        of, at = (item.turns, item.turn) if item.prop.every_pair else (len(item.bench.adapter.capabilities.dtypes), item.turn // 2)
+        by_pair = item.prop.every_pair and not item.bench.dear
+        of, at = (item.turns, item.turn) if by_pair else (item.turns // item.forms, item.turn // item.forms)
         for i, variant in enumerate(others):
             if profile.rows == "all" or i % of == at % of:
                 batch, length, chunk = shapes[0]
@@ -147,5 +152,7 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
 
 def lattice(item: Item, profile: Profile) -> tuple[tuple[int, int, int], ...]:
     """The property's shapes; a length of 0 stands for the profile's long one, which loops over time do not get."""
-    long = profile.long_length if item.bench.form == "parallel" else min(profile.long_length, 500)
+    # of models, float32 alone gets it: the spec itself takes seconds, and what differs between dtypes shows in ops
+    whole = item.bench.form == "parallel" and (item.case.level == "op" or item.bench.dtype == "float32" or profile.exhaustive)
+    long = profile.long_length if whole else min(profile.long_length, 500)
     return tuple((batch, length or long, chunk) for batch, length, chunk in item.prop.shapes)

@@ -33,6 +33,10 @@ class Bench:
     long_length: int = 2000  # of P10
     exhaustive: bool = False  # every coordinate of every gradient
 
+    @property
+    def dear(self) -> bool:
+        return not self.exhaustive and self.implementation in self.adapter.capabilities.dear
+
 
 class Trial:
     """`inputs` are those of the draw, from the state before the first token and unmarked."""
@@ -53,6 +57,11 @@ class Trial:
     def running(self) -> Inputs:
         """The inputs, from a state that a running sequence could have."""
         return self.inputs.replace(state=self.case.random_state(self.draw, self.inputs))
+
+    @property
+    def many_shapes(self) -> bool:
+        """Whether shapes cost little, or time is no matter: ops then meet every length, split and chunk size."""
+        return self.bench.exhaustive or (self.is_op and not self.bench.dear)
 
     @property
     def is_op(self) -> bool:

@@ -130,7 +130,7 @@ def _along(
 
         def total(cotangent: np.ndarray, found: np.ndarray) -> np.ndarray:
             """Σ cotangent·(derivative) of each realisation; where there is no cotangent, padding does not count."""
-            slope = (found.imag.astype(np.float64) / h).reshape(-1, cotangent.size)
+            slope = (np.imag(found).astype(np.float64) / h).reshape(-1, cotangent.size)
             return np.where(cotangent.ravel() != 0, cotangent.ravel() * slope, 0).sum(1)
 
         out.append(total(do, o) + sum(total(ds, last[s]) for s, ds in dstate.items()))

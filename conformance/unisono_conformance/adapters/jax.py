@@ -68,7 +68,9 @@ class Adapter:
 
     def __init__(self) -> None:
         gpu = ("cuda",) if any(d.platform == "gpu" for d in jax.devices()) else ()
-        self.capabilities = Capabilities(dtypes=("float64", "float32", "bfloat16", "float16"), devices=("cpu", *gpu), compiled=True)
+        self.capabilities = Capabilities(
+            dtypes=("float64", "float32", "bfloat16", "float16"), devices=("cpu", *gpu), compiled=True, dear=("plain",)
+        )
 
     def build(self, config: Config, params: Arrays, dtype: str, device: str, implementation: str) -> Model:
         with jax.enable_x64(dtype == "float64"):

@@ -33,7 +33,7 @@ class Model:
             with np.errstate(invalid="ignore"):
                 o, last = model.forward(tokens, state, reset, valid, form, chunk_size)  # pyright: ignore[reportArgumentType]
             # where there is no cotangent a NaN of padding does not count
-            return np.sum(dlogits * o.imag, where=dlogits != 0) + sum(np.sum(d * last[n].imag) for n, d in dstate.items())
+            return np.sum(dlogits * np.imag(o), where=dlogits != 0) + sum(np.sum(d * np.imag(last[n])) for n, d in dstate.items())
 
         params = self.spec.params
         frames = {} if tokens.dtype.kind in "iu" else {"tokens": tokens}

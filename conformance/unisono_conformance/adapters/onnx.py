@@ -18,7 +18,7 @@ from unisono_spec.contract import Config, config_from_dict, zero_state
 
 from unisono_conformance.adapter import Arrays, Capabilities
 
-Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+Run = Callable[[dict[str, np.ndarray]], dict[str, Any]]
 
 
 class Graph:
@@ -38,8 +38,8 @@ class Graph:
         return found["logits"], {name: found[f"next.{name}"] for name in state}
 
     def step(self, token, state, reset=None, valid=None):
-        marks = (None if m is None else m[:, None] for m in (reset, valid))
-        logits, after = self.forward(token[:, None], state, *marks)
+        reset, valid = (None if m is None else m[:, None] for m in (reset, valid))
+        logits, after = self.forward(token[:, None], state, reset, valid)
         return logits[:, 0], after
 
     def params(self) -> Arrays:
@@ -60,7 +60,11 @@ def open_graph(path: str | Path) -> Graph:
     config = config_from_dict(json.loads(session.get_modelmeta().custom_metadata_map["unisono.config"]))
     taken = {i.name for i in session.get_inputs()}
     # an exporter leaves out what a model does not read
-    return Graph(config, lambda feed: dict(zip(names, session.run(names, {n: a for n, a in feed.items() if n in taken}), strict=True)))
+
+    def run(feed: Arrays) -> dict[str, Any]:
+        return dict(zip(names, session.run(names, {n: a for n, a in feed.items() if n in taken}), strict=True))
+
+    return Graph(config, run)
 
 
 def evaluator(path: str | Path, config: Config) -> Graph:
@@ -68,10 +72,10 @@ def evaluator(path: str | Path, config: Config) -> Graph:
     from onnx.reference import ReferenceEvaluator
 
     reader = ReferenceEvaluator(str(path))
-    names = list(reader.output_names)
+    names = [str(name) for name in reader.output_names]
     taken = set(reader.input_names)
 
-    def run(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(feed: Arrays) -> dict[str, Any]:
         with np.errstate(all="ignore"):  # NaN in padding
             return dict(zip(names, reader.run(None, {n: a for n, a in feed.items() if n in taken}), strict=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class Adapter:
             devices=devices,
             implementations=("plain", *(("triton",) if any(_runs("triton", d) for d in devices) else ())),
             compiled=True,
+            dear=("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else (),
         )
 
     def build(self, config: Config, params: Arrays, dtype: str, device: str, implementation: str) -> Model:

@@ -35,6 +35,8 @@ class Case:
     defaults: tuple[str, ...]
     regimes: tuple[str, ...]
     laws: tuple[Law, ...] = ()
+    # regimes that change the config, which a framework may compile anew
+    config_regimes: tuple[str, ...] = ()
     # regimes that 16-bit formats cannot hold: their budget would exceed numerics.LIMIT
     wide_regimes: tuple[str, ...] = ()
 

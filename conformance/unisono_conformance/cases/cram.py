@@ -84,10 +84,11 @@ class CRAM(ModelCase):
     defaults = ("fixed", "adaptive")
     regimes = (*REGIMES, "dropout")
     laws = MODEL_LAWS
+    config_regimes = ("near_one", "forgetting")
     wide_regimes = ("offset", "saturated")
 
     def __init__(self) -> None:
-        small = {"d_model": 8, "n_layers": 2, "ffn_mult": 1, "vocab_size": 7}
+        small: dict[str, Any] = {"d_model": 8, "n_layers": 2, "ffn_mult": 1, "vocab_size": 7}
         # a dropout rate in the config must not act in evaluation
         self.variants = {
             "fixed": CRAMConfig(**small, code_bits=5, dropout=0.25),

@@ -69,7 +69,7 @@ def _models(case, capabilities) -> bool:
 
 PROPERTIES = (
     Property(
-        "P8", "parameter names, shapes, counts", parameters, rows=True, each_form=False, regimes=("tame",), random=False,
+        "P8", "parameter names, shapes, counts", parameters, rows=True, each_form=False, random=False,
         applies=_models,
     ),
     Property("P9", "dtypes and float32 state", dtypes, regimes=("tame",), random=False),

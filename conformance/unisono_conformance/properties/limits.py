@@ -14,7 +14,7 @@ def finite_and_right_when_long(trial: Trial) -> None:
 def edges(trial: Trial) -> None:
     """T = 1, T below, at and beside C, B = 1. (The base shape's T is no multiple of C.)"""
     chunk = trial.draw.chunk_size
-    for length in (1, chunk - 1, chunk, chunk + 1, 2 * chunk) if trial.is_op or trial.bench.exhaustive else (1, chunk, chunk + 1):
+    for length in (1, chunk - 1, chunk, chunk + 1, 2 * chunk) if trial.many_shapes else (1, chunk, chunk + 1):
         inputs = trial.running.part(0, length)
         trial.agrees(trial.forward(inputs), inputs, f"T = {length}, C = {trial.draw.chunk_size}")
     alone = trial.running.rows([1])

@@ -15,7 +15,7 @@ def equals_spec(trial: Trial) -> None:
 
 def forms_agree(trial: Trial) -> None:
     """The truth is the recurrent form of the spec, whatever form and chunk size is judged."""
-    sizes = (1, 2, 5, 7, 8, 64, 256) if trial.is_op or trial.bench.exhaustive else (1, 256)
+    sizes = (1, 2, 5, 7, 8, 64, 256) if trial.many_shapes else (1, 256)
     for chunk_size in sizes if trial.bench.form == "parallel" else (64,):
         found = trial.forward(trial.running, chunk_size=chunk_size)
         trial.agrees(found, trial.running, f"chunk size {chunk_size}")
@@ -23,8 +23,7 @@ def forms_agree(trial: Trial) -> None:
 
 def splits_anywhere(trial: Trial) -> None:
     inputs = trial.running
-    everywhere = trial.is_op or trial.bench.exhaustive
-    for at in range(1, inputs.length) if everywhere else (inputs.length // 2,):
+    for at in range(1, inputs.length) if trial.many_shapes else (inputs.length // 2,):
         first, state = trial.forward(inputs.part(0, at))
         second, last = trial.forward(inputs.part(at, inputs.length, state))
         trial.agrees((np.concatenate([first, second], 1), last), inputs, f"split before token {at}")

@@ -265,7 +265,7 @@ def _swap_names(adapter: Adapter) -> None:
         names = {n: n.replace("norm.weight", "norm.bias") if "norm.weight" in n else n.replace("norm.bias", "norm.weight") for n in params}
         return build(config, {n: params[names[n]] for n in params}, *args)
 
-    adapter.build = swapped
+    adapter.build = swapped  # pyright: ignore[reportAttributeAccessIssue]
 
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
