@@ -133,7 +133,14 @@ def torch(session: nox.Session) -> None:
     """The PyTorch room: its tests, the court with plain ops and with Triton kernels, training. On a GPU: -- --device cuda"""
     install(session, "-e", ".[torch,conformance,tools]", *TRITON)
     only(session, "torch")
-    pytest(session, "impl_torch/tests", "tools/tests/training", "--ignore=impl_torch/tests/onnx", "--ignore=impl_torch/tests/kernels")
+    pytest(
+        session,
+        "impl_torch/tests",
+        "tools/tests/training",
+        "tools/tests/bench",
+        "--ignore=impl_torch/tests/onnx",
+        "--ignore=impl_torch/tests/kernels",
+    )
     court(session, "torch")
     if TRITON:
         pytest(session, "impl_torch/tests/kernels", *session.posargs)
