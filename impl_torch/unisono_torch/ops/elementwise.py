@@ -44,7 +44,10 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """LayerNorm over the last axis, ε = 1e-5 (Ba et al. 2016, eq 3), computed and returned in float32 or wider."""
     dtype = wide(x.dtype)
-    return F.layer_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), bias.to(dtype), LAYER_NORM_EPS)
+    x = x.to(dtype)
+    # torch's kernels compute x·rstd − mean·rstd, forward and backward: where all of x shares a large part, as the entries of ξ do,
+    # the difference has few digits left. Without that part it has all of them.
+    return F.layer_norm(x - x.mean(-1, keepdim=True), x.shape[-1:], weight.to(dtype), bias.to(dtype), LAYER_NORM_EPS)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
