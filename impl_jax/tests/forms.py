@@ -35,9 +35,13 @@ def marks(length: int = T) -> tuple[np.ndarray, np.ndarray]:
     return reset, valid
 
 
-def check_forms(config: Config, close: Close, marked: bool = True, noise: Sequence[np.ndarray] | None = None) -> None:
+def check_forms(
+    config: Config, close: Close, gradients: bool = False, marked: bool = True, noise: Sequence[np.ndarray] | None = None
+) -> None:
     """The parallel form with a state handed over, to a step or (under noise, which steps do not take) to itself, against one fold
-    of `step`: logits, states, every gradient. Caches of keys start empty here, and are only compared from there.
+    of `step`: logits, states, and every gradient if asked, which costs most of the time.
+
+    Caches of keys start empty here, and are only compared from there.
     """
     given, rng = tokens(config), np.random.default_rng(2)
     reset, valid = marks() if marked else (None, None)
@@ -68,21 +72,22 @@ def check_forms(config: Config, close: Close, marked: bool = True, noise: Sequen
                 end, held = model.forward(*of(given, held, last), noise=part(noise, last))
                 return jnp.concatenate([y, end], 1), held
 
-            def graded(f: Any) -> Any:
-                def loss(params: Any, floats: Any) -> Any:
+            def loss(f: Any) -> Any:
+                def value(params: Any, floats: Any) -> Any:
                     y, held = f(params, floats)
                     seen = y if valid is None else jnp.where(valid[..., None], y, 0)
-                    return jnp.mean(jnp.sin(seen)) + sum(jnp.mean(jnp.sin(a)) for a in held.values()), (seen, held)
+                    return jnp.mean(jnp.sin(seen)) + sum(jnp.mean(jnp.sin(a)) for a in held.values() if a.size), (seen, held)
 
-                return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, floats)
+                return jax.value_and_grad(value, (0, 1), has_aux=True) if gradients else value
 
-            return graded(folded), graded(pieced)
+            return loss(folded)(params, floats), loss(pieced)(params, floats)
 
         folded, pieced = run(params, floats)
         jax.tree.map(close, pieced, folded)
         assert all(np.isfinite(a).all() for a in jax.tree.leaves(folded))
-        trained = zip(model.config.params().items(), _named(folded[1][0], model), strict=True)
-        assert all(np.any(g != 0) == p.trainable for (_, p), g in trained)
+        if gradients:
+            trained = zip(model.config.params().values(), _named(folded[1][0], model), strict=True)
+            assert all(np.any(g != 0) == p.trainable for p, g in trained)
 
 
 def _named(gradients: Any, model: Any) -> list[np.ndarray]:

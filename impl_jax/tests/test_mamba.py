@@ -1,0 +1,63 @@
+"""Mamba: forms, gradients, marks, dtypes, near-1 decays over a long sequence, memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from unisono_jax.ops import selective_scan
+from unisono_spec.contract.mamba import MambaConfig
+
+from .forms import B, T, check_dtypes, check_forms, check_poison, residual_floats
+
+SMALL = MambaConfig(d_model=6, n_layers=1, vocab_size=7, d_state=3, conv_width=3)
+VARIANTS: dict[str, Any] = {
+    "tied": SMALL.replace(n_layers=2),
+    "biased": SMALL.replace(bias=True, conv_bias=False, conv_width=1, tie_head=False, head_bias=True),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_forms_steps_and_gradients_agree_across_a_handed_over_state(close, name):
+    check_forms(VARIANTS[name], close, gradients=name == "biased")
+
+
+def run(form: str, u: Any, dt: Any, b: Any, c: Any, a: Any, d: Any, h: Any, reset: Any, valid: Any) -> Any:
+    how = {"chunk_size": 5} if form == "parallel" else {}
+    return getattr(selective_scan, form)(u, dt, a, b, c, d, h, reset, valid, **how)
+
+
+def test_what_is_not_valid_reaches_neither_outputs_nor_gradients(close, rng):
+    u, dt, d = rng.normal(size=(B, T, 4)), np.abs(rng.normal(size=(B, T, 4))), rng.normal(size=4)
+    given = [u, dt, *rng.normal(size=(2, B, T, 3)), -np.abs(rng.normal(size=(4, 3))), d, rng.normal(size=(B, 4, 3))]
+    check_poison(run, given, 4, close)
+
+
+def test_slow_decays_stay_within_the_random_walk_of_float32_roundings(rng):
+    length = 20_000
+    dt, a = np.full((1, length, 1), 0.01), np.array([[-1.0, -1e-3]])  # decays e^(−0.01), e^(−0.00001)
+    u, (b, c) = np.abs(rng.normal(size=(1, length, 1))), np.abs(rng.normal(size=(2, 1, length, 2)))
+    d, h = np.ones(1), np.zeros((1, 1, 2))
+    with jax.enable_x64(True):
+        truth = np.asarray(jax.jit(selective_scan.recurrent)(u, dt, a, b, c, d, h)[0])
+    found, _ = jax.jit(selective_scan.parallel)(*(x.astype(np.float32) for x in (u, dt, a, b, c, d, h)))
+    assert found.dtype == np.float32
+    # every term has one sign: sums of T are 4 standard deviations off, and a decay below 1 is rounded by ε/4, alike at every token
+    bound = (4 * np.sqrt(length) + length / 4) * np.finfo(np.float32).eps
+    assert (np.abs(np.asarray(found, float) - truth) <= bound * truth).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_dtypes(name, dtype):
+    check_dtypes(VARIANTS[name], dtype)
+
+
+def test_the_backward_keeps_no_state_of_each_token():
+    few, many = (residual_floats(SMALL.replace(d_state=n), 512) for n in (2, 130))
+    inner, size = SMALL.expand * SMALL.d_model, 64
+    # 128 more states: B and C of each token, a state of each chunk, and A, in both the parameters and their derivatives
+    assert many - few < 128 * (B * 512 * 2 * 4 + (B * 512 // size + 8) * inner * 2 + inner * 16)
+    assert many - few < 128 * B * 512 * inner

@@ -1,0 +1,80 @@
+"""S4D: forms, gradients, marks, dtypes, the kernel's digits in float32, memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from unisono_jax.ops import diagonal_ssm
+from unisono_spec.contract.s4d import S4DConfig
+
+from .forms import B, T, check_dtypes, check_forms, check_poison, residual_floats
+
+SMALL = S4DConfig(d_model=6, n_layers=1, vocab_size=7, d_state=4, ffn_mult=2)
+VARIANTS: dict[str, Any] = {"ffn": SMALL, "stack": SMALL.replace(n_layers=2, ffn_mult=0, tie_head=True, head_bias=False)}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_forms_steps_and_gradients_agree_across_a_handed_over_state(close, name):
+    check_forms(VARIANTS[name], close, gradients=name == "ffn", marked=name == "ffn")
+
+
+def run(form: str, u: Any, dt: Any, a: Any, c: Any, d: Any, h: Any, reset: Any, valid: Any) -> Any:
+    how = {"chunk_size": 5} if form == "parallel" else {}
+    return getattr(diagonal_ssm, form)(u, dt, a, c, d, h, reset, valid, **how)
+
+
+def arrays(length: int = T) -> list[np.ndarray]:
+    """u, dt, A, C, D, state, the dynamics as a model starts with them."""
+    rng = np.random.default_rng(0)
+    a = np.broadcast_to(np.stack([np.full(4, -0.5), np.pi * np.arange(4)], -1), (3, 4, 2))
+    return [
+        rng.normal(size=(B, length, 3)),
+        np.geomspace(1e-3, 1e-1, 3),
+        a,
+        *rng.normal(size=(1, 3, 4, 2)),
+        np.ones(3),
+        rng.normal(size=(B, 3, 4, 2)),
+    ]
+
+
+def test_what_is_not_valid_reaches_neither_outputs_nor_gradients(close):
+    check_poison(run, arrays(), 1, close)
+
+
+def test_the_hold_is_exact_where_a_step_is_short(close):
+    """(e^z − 1) / A for z from 1e-9 up, where e^z − 1 has lost its digits."""
+    dt, pairs = np.array([1e-9, 1e-3, 0.1]), np.array([[-0.5, 0], [-0.5, 31 * np.pi]])
+    a = pairs[:, 0] + 1j * pairs[:, 1]
+    z = dt[:, None] * a
+    series = dt[:, None] * (1 + z / 2 * (1 + z / 3 * (1 + z / 4)))
+    truth = np.where(np.abs(z) < 1e-2, series, np.expm1(z) / a)
+    with jax.enable_x64(True):
+        _, gain = diagonal_ssm.discretised(jnp.asarray(dt), jnp.broadcast_to(pairs, (3, 2, 2)))
+    found = np.asarray(gain[..., 0]) + 1j * np.asarray(gain[..., 1])
+    close(np.abs(found / truth - 1), np.zeros((3, 2)), 1e-8)  # the series' remainder z³ / 24
+
+
+def test_turns_keep_their_digits_in_float32(close):
+    """Both forms read the same rounded dynamics; fast turns go round hundreds of radians in a chunk."""
+    given = arrays(256)
+    given[2] = np.broadcast_to(np.stack([np.full(4, -0.5), np.pi * np.array([0, 10, 20, 31])], -1), (3, 4, 2))
+    narrow = [x.astype(np.float32) for x in given]
+    with jax.enable_x64(True):
+        truth, _ = jax.jit(diagonal_ssm.recurrent)(*(x.astype(np.float64) for x in narrow))
+    found, _ = jax.jit(diagonal_ssm.parallel)(*narrow)
+    # the angle of a step is rounded once, and counts 256 times at the far end
+    close(found, truth, 256 * np.finfo(np.float32).eps)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_dtypes(name, dtype):
+    check_dtypes(VARIANTS[name], dtype)
+
+
+def test_memory_of_the_backward_is_linear_in_length():
+    assert residual_floats(SMALL, 4096) < 5 * residual_floats(SMALL, 1024)
