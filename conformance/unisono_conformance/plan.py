@@ -102,11 +102,11 @@ def items(adapter: Adapter, selection: Selection, profile: Profile) -> list[Item
             if case.arch not in chosen["arch"] or not known or not prop.applies(case, can):
                 continue
             forms = [f for f in chosen["form"] if f in prop.forms(can)][: None if prop.each_form else 1]
-            # a property's rows must fall on the same pairs as every other's: their shapes are compiled already
+            # where each config is compiled, all properties take it in the same form: its shapes are compiled already
             dear = not profile.exhaustive and chosen["implementation"][0] in can.dear
             full = profile.pairs or (not dear and (prop.every_pair or case.level == "op"))
             for turn, (dtype, form) in enumerate(grid):
-                mine = forms if full else [forms[(chosen["dtype"].index(dtype) + p) % len(forms)]] if forms else []
+                mine = forms if full else [forms[(chosen["dtype"].index(dtype) + (0 if dear else p)) % len(forms)]] if forms else []
                 if form not in mine or (prop.dtypes is not None and dtype not in prop.dtypes):
                     continue
                 bench = Bench(
@@ -138,7 +138,7 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
             regime = names[0] if j == 0 else names[1 + (j - 1 + i + 2 * item.turn) % (len(names) - 1)]
             batch, length, chunk = shapes[j % len(shapes)]
             out.append(Draw(case.name, variant, regime, batch, length, chunk))
-    if item.prop.rows and profile.rows != "none":
+    if item.prop.rows and profile.rows != "none" and not (item.prop.own_shapes and item.bench.dear):
         others = [v for v in case.variants if v not in case.defaults]
         # "once": each config under one pair of dtype and form, the same for every property that tries all pairs
         by_pair = item.prop.every_pair and not item.bench.dear

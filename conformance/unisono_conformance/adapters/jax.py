@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-# compiling costs more than running such tiny models: ask for little optimisation, before JAX reads this
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
-
 import jax
+import numpy as np
 import unisono_jax
 from flax import nnx
 from unisono_spec.contract import Config

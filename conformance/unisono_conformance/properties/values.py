@@ -43,9 +43,9 @@ def step_equals_forward(trial: Trial) -> None:
 PROPERTIES = (
     Property("P1", "equals the spec", equals_spec, rows=True, every_pair=True, dropout=True),
     Property("P2", "forms agree at any chunk size", forms_agree, dropout=True, random=False),
-    Property("P3", "split anywhere and handed over", splits_anywhere, rows=True, dropout=True),
+    Property("P3", "split anywhere and handed over", splits_anywhere, rows=True, own_shapes=True, dropout=True),
     Property(
-        "P4", "step equals forward", step_equals_forward, rows=True, each_form=False,
+        "P4", "step equals forward", step_equals_forward, rows=True, own_shapes=True, each_form=False,
         applies=lambda case, can: can.step, claims=("step",),
     ),
 )  # fmt: skip
