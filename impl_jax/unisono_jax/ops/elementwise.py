@@ -40,14 +40,25 @@ def dot_precision(dtype: Any) -> lax.Precision | None:
     return lax.Precision.HIGHEST if jnp.dtype(dtype).itemsize >= 4 else None
 
 
+@jax.custom_jvp
 def sigmoid(x: jax.Array) -> jax.Array:
-    """The logistic function σ: finite for every x."""
+    """The logistic function σ."""
     return jax.nn.sigmoid(x)
+
+
+@sigmoid.defjvp
+def _sigmoid_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    y = sigmoid(x)
+    # jax's own y·(1−y) has no digits left where y rounds to 1
+    return y, dx * y * sigmoid(-x)
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
     """GELU in its tanh form (Hendrycks & Gimpel 2016, section 2), rounded once to the dtype of x."""
-    return jax.nn.gelu(x.astype(wide(x)), approximate=True).astype(x.dtype)
+    y = x.astype(wide(x))
+    # ½(1 + tanh u) is σ(2u), which keeps the digits of its tail and of its derivative, where XLA's tanh has rounded to ±1
+    return (y * sigmoid(2 * np.sqrt(2 / np.pi).item() * (y + 0.044715 * y**3))).astype(x.dtype)
 
 
 def gelu(x: jax.Array) -> jax.Array:
