@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unisono_torch.ops.dispatch import shorter
 from unisono_torch.ops.recurrence import UPPER_CHUNK, chunks
 
 
@@ -42,7 +43,7 @@ def carried(own: Tensor, log_decay: Tensor, cut: Tensor | None, initial: Tensor)
 def _scan(own: Tensor, log_decay: Tensor, cut: Tensor | None, initial: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """In levels of matmuls over `sizes` rows each, the last of which is whole; as recurrence.py."""
     length = own.shape[1]
-    size: int = torch.sym_min(sizes[0], length) if sizes else length  # pyright: ignore[reportAssignmentType]
+    size = shorter(sizes[0], length) if sizes else length
     own, log_decay = chunks(own, size).transpose(2, 3), chunks(log_decay, size).mT  # [B, P, M, C, D], [B, P, M, C]
     cut = None if cut is None else chunks(cut, size)
     decay, kept = faded(log_decay, cut, own.dtype)

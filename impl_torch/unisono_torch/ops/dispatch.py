@@ -42,3 +42,8 @@ def _available(device: torch.device) -> bool:
     except ImportError:
         return False
     return available(device)
+
+
+def shorter(limit: int, length: int) -> int:
+    """The smaller of the two, also where `length` is symbolic: torch.compile knows Python's min, torch.export only torch's."""
+    return min(limit, length) if torch.compiler.is_dynamo_compiling() else torch.sym_min(limit, length)  # pyright: ignore[reportReturnType]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unisono_torch.ops.dispatch import no_kernel
+from unisono_torch.ops.dispatch import no_kernel, shorter
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
 from unisono_torch.ops.recurrence import UPPER_CHUNK, chunked, chunks
@@ -55,7 +55,7 @@ def parallel(
     no_kernel(implementation, "linear_attention")
     dtype, length = wide(v.dtype), q.shape[1]
     S0, z0 = (a.to(dtype) for a in initial_state)
-    size: int = torch.sym_min(chunk_size, length)  # pyright: ignore[reportAssignmentType]
+    size = shorter(chunk_size, length)
     q, k, v = (chunks(a.to(dtype), size).transpose(2, 3).contiguous() for a in masked(valid, q, k, v))  # [B, N, H, C, ·]
     scores, first, last, cut = (q @ k.mT).tril(), q, k, None  # what reads the carry, and what goes into the next
     if reset is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unisono_torch.ops.carry import carried, faded
-from unisono_torch.ops.dispatch import no_kernel
+from unisono_torch.ops.dispatch import no_kernel, shorter
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
 from unisono_torch.ops.recurrence import chunks
@@ -113,7 +113,7 @@ def parallel(
     S0, z0 = (a.to(dtype) for a in initial_state)
     log_decay = log_decay.expand(log_decay.shape[0] if valid is None else q.shape[0], length, -1)
     q, k, v, q_norm, k_norm, log_decay, weight = masked(valid, q, k, v, q_norm, k_norm, log_decay, weight)
-    size: int = torch.sym_min(chunk_size, length)  # pyright: ignore[reportAssignmentType]
+    size = shorter(chunk_size, length)
     q, k, v = (chunks(a.to(dtype), size).transpose(2, 3).contiguous() for a in (q, k, v))  # [B, N, H, C, ·]
     q_norm, k_norm = (q, k) if same else (chunks(a.to(dtype), size).transpose(2, 3) for a in (q_norm, k_norm))
     log_decay = chunks(log_decay, size).mT  # [B or 1, N, M, C]; 0 behind the last token

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unisono_torch.ops.dispatch import shorter
+
 UPPER_CHUNK = 64  # chunks that one chunk of the second level holds
 
 
@@ -43,7 +45,7 @@ def _scan(
     if not sizes:
         weight, kept = _weights(decay, length, span, count, cut, exclusive, v)
         return weight @ v + kept * initial[:, None]
-    size: int = torch.sym_min(sizes[0], length)  # pyright: ignore[reportAssignmentType]
+    size = shorter(sizes[0], length)
     v = chunks(v, size)  # [B, N, C, D]
     count = None if count is None else chunks(count, size)  # [B, N, C]
     cut = None if cut is None else chunks(cut, size)

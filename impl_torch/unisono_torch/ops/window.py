@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unisono_torch.ops.compact import Compact, segments, take
-from unisono_torch.ops.dispatch import no_kernel
+from unisono_torch.ops.dispatch import no_kernel, shorter
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
 from unisono_torch.ops.recurrence import chunks
@@ -74,7 +74,7 @@ def parallel(
     q, k, v = (compact.pack(a) for a in (q, k, v))
     keys, values = (torch.cat([old.to(new.dtype), new], 1) for old, new in ((keys, k), (values, v)))  # [B, w+T, H, ·]
 
-    size: int = torch.sym_min(max(chunk_size, w), length)  # pyright: ignore[reportAssignmentType]
+    size = shorter(max(chunk_size, w), length)
     queries = chunks(q, size).transpose(2, 3)  # [B, N, H, C, K]
     number = queries.shape[1]
     behind = number * size - length
