@@ -37,14 +37,17 @@ class Ledger:
         self.met |= {(item.case.level, item.case.name.rpartition("/")[2])}
         self.met |= {("claim", claim) for claim in item.prop.claims}
 
-    def unmet(self, items: list[Item]) -> list[str]:
-        """Capabilities that the items' implementation declares, within what was selected, and that no example met."""
+    def unmet(self, items: list[Item], whole: bool = True) -> list[str]:
+        """Capabilities that the items' implementation declares, within what was selected, and that no example met.
+
+        whole: all dtypes and forms were selected; claims are met under some of them only.
+        """
         if not items:
             return ["nothing: no property was collected"]
         can = items[0].bench.adapter.capabilities
         claims = [name for name in ("step", "compiled", "exported", "empty_batch") if getattr(can, name)]
         claims += ["gradient"] if any(i.bench.form in can.gradient_forms for i in items) else []
-        wanted = {("claim", name) for name in claims}
+        wanted = {("claim", name) for name in claims if whole}
         wanted |= {("model", m) for m in can.models} | {("op", o) for o in can.ops}
         wanted |= {(k, getattr(i.bench, k)) for i in items for k in ("dtype", "form", "device", "implementation")}
         return sorted(f"{kind} {name}" for kind, name in wanted - self.met)
