@@ -46,10 +46,11 @@ class Mixer(nnx.Module):
         memories = jnp.broadcast_to(-softplus(-a), (*h.shape[:-1], config.n_scales))  # log λ = log σ(a), always finite
         log_decay = jnp.concatenate([jnp.zeros_like(memories[..., :1]), memories], -1)  # the context path does not forget
 
-        gate = sigmoid(self.gate(h, dtype))  # [..., 1 or D]
-        gate = gate.reshape(heads if config.gate == "vector" else (*h.shape[:-1], 1, 1))[..., None, :, :]
+        logit = self.gate(h, dtype)  # [..., 1 or D]
+        logit = logit.reshape(heads if config.gate == "vector" else (*h.shape[:-1], 1, 1))[..., None, :, :]
         shares = jax.nn.softmax(self.mix[...].astype(dtype))[:, None, None]
-        return q, k, v, q_norm, k_norm, log_decay, jnp.concatenate([gate, (1 - gate) * shares], -3)  # [..., S+1, H or 1, V or 1]
+        weight = jnp.concatenate([sigmoid(logit), sigmoid(-logit) * shares], -3)  # [..., S+1, H or 1, V or 1]; 1 − g keeps its digits
+        return q, k, v, q_norm, k_norm, log_decay, weight
 
     def __call__(
         self, h: jax.Array, turn: rotary.Turn | None, due: jax.Array | None, state: State, marks: Marks, how: How

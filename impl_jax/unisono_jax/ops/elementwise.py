@@ -68,7 +68,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 def silu(x: jax.Array) -> jax.Array:
     """x σ(x)."""
-    return jax.nn.silu(x)
+    return x * sigmoid(x)
 
 
 def softplus(x: jax.Array) -> jax.Array:
