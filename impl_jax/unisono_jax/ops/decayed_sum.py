@@ -27,8 +27,9 @@ def step(
         state = jnp.where(reset[:, None], 0, state)
     if valid is not None:
         x = jnp.where(valid[:, None], x, 0)  # what is not read may be NaN, and 0 · NaN would reach the gradient
-    # eq 5 as a correction: rounding λ to float32 would move the fixed point by up to u / (1 − λ)
-    xi = state + (1 - decay) * (sigmoid(x) - state)
+    u = sigmoid(x)
+    # eq 5; as a correction above ½, where rounding λ to float32 would move the fixed point by up to u / (1 − λ)
+    xi = state + (1 - decay) * (u - state) if decay > 0.5 else decay * state + (1 - decay) * u
     if valid is not None:
         xi = jnp.where(valid[:, None], xi, state)
     return xi, xi
