@@ -26,7 +26,15 @@ STEPS = 30
 def _start(config: Path, *argv: str) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NPROC": "1"}
     command = [sys.executable, "-m", "unisono_tools.cli", "train", "--config", str(config), *argv]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # tests that run in the background hand on that they ignore the keyboard
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def _rows(run: Path) -> list[dict]:
