@@ -7,10 +7,6 @@ import pathlib
 import subprocess
 import sys
 
-import pytest
-
-pytest.importorskip("triton")
-
 
 def test_kernels_compile_ahead_of_time(tmp_path):
     # a process of its own: this one interprets Triton's functions

@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 import torch
 from unisono_spec.contract import InputError
-
-pytest.importorskip("triton")
-
 from unisono_torch.kernels import available, operator
 from unisono_torch.kernels.decayed_sum import decayed_sum
 from unisono_torch.kernels.weighted_sum import weighted_sum

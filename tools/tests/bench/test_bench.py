@@ -6,9 +6,6 @@ import json
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-
 import torch
 from unisono_tools.bench import report
 from unisono_tools.bench.__main__ import main
