@@ -187,7 +187,7 @@ def handover(session: nox.Session) -> None:
 def dist(session: nox.Session) -> None:
     """Build the wheel; install it away from the checkout, bare and with each extra."""
     install(session, "build", "hatchling")
-    folder = Path(session.create_tmp())
+    folder = Path(session.create_tmp()).resolve()
     session.run("python", "-m", "build", "--no-isolation", "--outdir", str(folder), silent=True)
     wheel = max(folder.glob("*.whl"), key=lambda path: path.stat().st_mtime)
     constraints = str(Path(CONSTRAINTS).resolve())
