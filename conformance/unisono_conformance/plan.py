@@ -40,6 +40,9 @@ PROFILES = {
     "meta": Profile("meta", pairs=True, rows="none", regimes=99, random=0, long_length=300),
 }
 
+PLAIN = "plain"
+INTERPRETED_LENGTH = 2_000  # of P10, for kernels in an interpreter
+
 # Draws that once failed. They are tried first, under every dtype and form that the property covers.
 REMEMBERED: dict[str, tuple[Draw, ...]] = {}
 
@@ -86,6 +89,8 @@ class Selection:
             if wanted is not None and wanted not in values:
                 raise InputError(f"{name}: {wanted!r} is not declared by this implementation; {nearest(wanted, values)}")
             chosen[name] = values if wanted is None and name in ("dtype", "form") else (wanted or values[0],)
+        if chosen["implementation"] != (PLAIN,) and "parallel" in chosen["form"]:
+            chosen["form"] = ("parallel",)  # the other forms have no kernels
         archs = tuple(dict.fromkeys(case.arch for case in cases().values()))
         if self.arch is not None and self.arch not in archs:
             raise InputError(f"arch: {self.arch!r} is unknown; {nearest(self.arch, archs)}")
@@ -155,4 +160,6 @@ def lattice(item: Item, profile: Profile) -> tuple[tuple[int, int, int], ...]:
     # of models, float32 alone gets it: the spec itself takes seconds, and what differs between dtypes shows in ops
     whole = item.bench.form == "parallel" and (item.case.level == "op" or item.bench.dtype == "float32" or profile.exhaustive)
     long = profile.long_length if whole else min(profile.long_length, 500)
+    if item.bench.dear and item.bench.implementation != PLAIN:
+        long = min(long, INTERPRETED_LENGTH)
     return tuple((batch, length or long, chunk) for batch, length, chunk in item.prop.shapes)
