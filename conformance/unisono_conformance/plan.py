@@ -41,7 +41,7 @@ PROFILES = {
 }
 
 PLAIN = "plain"
-INTERPRETED_LENGTH = 2_000  # of P10, for kernels in an interpreter
+INTERPRETED_LENGTH = 300  # of P10, for kernels in an interpreter
 
 # Draws that once failed. They are tried first, under every dtype and form that the property covers.
 REMEMBERED: dict[str, tuple[Draw, ...]] = {}
