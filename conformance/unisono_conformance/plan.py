@@ -89,8 +89,6 @@ class Selection:
             if wanted is not None and wanted not in values:
                 raise InputError(f"{name}: {wanted!r} is not declared by this implementation; {nearest(wanted, values)}")
             chosen[name] = values if wanted is None and name in ("dtype", "form") else (wanted or values[0],)
-        if chosen["implementation"] != (PLAIN,) and "parallel" in chosen["form"]:
-            chosen["form"] = ("parallel",)  # the other forms have no kernels
         archs = tuple(dict.fromkeys(case.arch for case in cases().values()))
         if self.arch is not None and self.arch not in archs:
             raise InputError(f"arch: {self.arch!r} is unknown; {nearest(self.arch, archs)}")
