@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.ledger import Ledger, judge_one
-from unisono_conformance.plan import Item, Profile, draws, lattice, regimes
+from unisono_conformance.plan import PLAIN, Item, Profile, draws, lattice, regimes
 
 
 def strategy(item: Item, profile: Profile) -> st.SearchStrategy[Draw]:
@@ -30,8 +30,10 @@ def explore(item: Item, profile: Profile, ledger: Ledger) -> None:
     def judged(draw: Draw) -> None:
         judge_one(item, draw, ledger)
 
-    # an exported graph has its parameters inside: each new draw of them would be another export
-    more = profile.random if item.prop.random and not (item.bench.adapter.capabilities.exported and not profile.exhaustive) else 0
+    # an exported graph has its parameters inside: each new draw of them would be another export; and an interpreter is slow
+    can, bench = item.bench.adapter.capabilities, item.bench
+    dear = not profile.exhaustive and (can.exported or (bench.dear and bench.implementation != PLAIN))
+    more = profile.random if item.prop.random and not dear else 0
     phases = [hypothesis.Phase.explicit, *([hypothesis.Phase.generate, hypothesis.Phase.shrink] if more else [])]
     test = hypothesis.given(draw=strategy(item, profile))(judged)
     for draw in reversed(draws(item, profile)):
