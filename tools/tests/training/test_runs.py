@@ -21,20 +21,19 @@ from unisono_tools.train.logs import read
 from unisono_tools.train.loop import Diverged
 
 STEPS = 30
+# tests that run in the background hand on that they ignore the keyboard; a preexec_fn would fork a threaded JAX
+COMMAND = """
+import signal
+from unisono_tools.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+raise SystemExit(main())
+"""
 
 
 def _start(config: Path, *argv: str) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NPROC": "1"}
-    command = [sys.executable, "-m", "unisono_tools.cli", "train", "--config", str(config), *argv]
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # tests that run in the background hand on that they ignore the keyboard
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    command = [sys.executable, "-c", COMMAND, "train", "--config", str(config), *argv]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _rows(run: Path) -> list[dict]:
