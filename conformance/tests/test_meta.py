@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from unisono_conformance.sabotage import control, table, verdict
-from unisono_conformance.sabotage.cram import SABOTAGES
+from unisono_conformance.sabotage import control, sabotages, table, verdict
 from unisono_spec.contract.files import write_bytes
 
-VERDICTS = []
+SABOTAGES, VERDICTS = sabotages(), []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -18,7 +17,7 @@ def test_honest_implementation_passes(dtype: str) -> None:
     assert control(dtype)
 
 
-@pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda s: s.name)
+@pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda s: f"{s.arch}: {s.name}")
 def test_caught(sabotage) -> None:
     found = verdict(sabotage)
     VERDICTS.append(found)
@@ -30,5 +29,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(VERDICTS) == len(SABOTAGES)
     with capsys.disabled():
         print("\n" + "\n".join(table(VERDICTS)))
-    content = [{"mistake": v.sabotage.name, "aimed": v.sabotage.aimed, "caught by": v.examples} for v in VERDICTS]
+    content = [
+        {"architecture": v.sabotage.arch, "mistake": v.sabotage.name, "aimed": v.sabotage.aimed, "caught by": v.examples} for v in VERDICTS
+    ]
     write_bytes(Path("build/reports/meta.json"), json.dumps(content, indent=1, ensure_ascii=False).encode())

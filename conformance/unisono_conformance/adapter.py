@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from unisono_spec.contract import ARCHITECTURES, Config
+from unisono_spec.contract import Config
 from unisono_spec.contract.errors import InputError, nearest
+
+from unisono_conformance.cases import ARCHITECTURES
 
 Arrays = dict[str, np.ndarray]
 
@@ -69,8 +71,12 @@ class Model(Protocol):
         form: str = "parallel",
         chunk_size: int = 64,
         dropout: Sequence[np.ndarray] | None = None,
+        noise: Sequence[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, Arrays]:
-        """tokens [B, T] (frames [B, T, F]) → logits [B, T, V] in the compute dtype, the state after the last token."""
+        """tokens [B, T] (frames [B, T, F]) → logits [B, T, V] in the compute dtype, the state after the last token.
+
+        `noise` is passed to models with a noisy router only.
+        """
         ...
 
     def step(

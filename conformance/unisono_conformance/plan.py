@@ -102,7 +102,7 @@ def items(adapter: Adapter, selection: Selection, profile: Profile) -> list[Item
     for p, prop in enumerate(PROPERTIES):
         for case in cases().values():
             known = case.name in can.models if case.level == "model" else case.name.rpartition("/")[2] in can.ops
-            if case.arch not in chosen["arch"] or not known or not prop.applies(case, can):
+            if case.arch not in chosen["arch"] or not known or not prop.applies(case, can) or not defaults(prop, case):
                 continue
             forms = [f for f in chosen["form"] if f in prop.forms(can)][: None if prop.each_form else 1]
             # where each config is compiled, all properties take it in the same form: its shapes are compiled already
@@ -117,6 +117,10 @@ def items(adapter: Adapter, selection: Selection, profile: Profile) -> list[Item
                 )
                 out.append(Item(prop, case, bench, turn, len(grid), len(chosen["form"])))
     return out
+
+
+def defaults(prop: Property, case: Case) -> tuple[str, ...]:
+    return tuple(v for v in case.defaults if not prop.endless or case.endless(case.setting(Draw(case.name, v))))
 
 
 def regimes(item: Item) -> tuple[str, ...]:
@@ -135,7 +139,7 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     """The draws that are always tried: each default config under some regimes, and the share of the other configs."""
     case, shapes, names = item.case, lattice(item, profile), regimes(item)
     out = [d for d in REMEMBERED.get(item.prop.label, ()) if d.case == case.name]
-    for i, variant in enumerate(case.defaults):
+    for i, variant in enumerate(defaults(item.prop, case)):
         for j in range(min(profile.regimes, len(names))):
             # the tame regime always, the others in turn
             regime = names[0] if j == 0 else names[1 + (j - 1 + i + 2 * item.turn) % (len(names) - 1)]

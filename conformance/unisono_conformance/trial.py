@@ -90,7 +90,8 @@ class Trial:
             return o, {"initial_state": last}
         model = model or self.model(inputs.params)
         read = (inputs.arrays["tokens"], inputs.state, inputs.reset, inputs.valid)
-        return model.forward(*read, form=form, chunk_size=chunk, dropout=inputs.dropout)
+        noise = {} if inputs.noise is None else {"noise": inputs.noise}
+        return model.forward(*read, form=form, chunk_size=chunk, dropout=inputs.dropout, **noise)
 
     def forward_rows(self, inputs: Inputs) -> Output:
         """`forward` of any number of rows, as many at a time as the draw has: the shape that everything else uses."""

@@ -90,7 +90,7 @@ def _rounded_inputs(inputs: Inputs, dtype: str) -> Inputs:
 def _slopes(case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Arrays, dtype: str, coordinates: bool) -> Slopes:
     near = _rounded_inputs(inputs, dtype)
     out: Slopes = {}
-    for kind, arrays in case.floats(inputs).items():
+    for kind, arrays in case.floats(setting, inputs).items():
         for name, a in arrays.items():
             directions = _directions(a.shape, name, coordinates)
             true = _along(case, setting, inputs, do, dstate, kind, name, directions, "float64", None)

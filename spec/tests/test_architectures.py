@@ -9,17 +9,9 @@ from pathlib import Path
 import checking
 import numpy as np
 import pytest
-from unisono_spec import contract
-from unisono_spec.contract import config_from_dict, config_to_dict, count_params, init_params, preset, presets
+from unisono_spec.contract import ARCHITECTURES, config_from_dict, config_to_dict, count_params, init_params, preset, presets
 from unisono_spec.contract.files import load_state, save_params, save_state
 from unisono_spec.models import create, load
-
-ARCHITECTURES = ("cram", "lat", "infinityformer", "maru", "transformer", "mamba", "s4d")
-
-
-@pytest.fixture(autouse=True)
-def all_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contract, "ARCHITECTURES", ARCHITECTURES)
 
 
 def test_presets() -> None:

@@ -22,9 +22,9 @@ class Model:
     def __init__(self, model: Any) -> None:
         self.model, self.call = model, model.compiled()
 
-    def forward(self, tokens, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None):
+    def forward(self, tokens, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None, noise=None):
         with jax.enable_x64(self.model.dtype == "float64"):
-            logits, after = self.call.forward(tokens, state, reset, valid, form, chunk_size, dropout)
+            logits, after = self.call.forward(tokens, state, reset, valid, form, chunk_size, dropout, noise)
             return np.asarray(logits), unisono_jax.numpy_state(after)
 
     def step(self, token, state, reset=None, valid=None):

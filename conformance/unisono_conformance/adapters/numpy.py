@@ -19,9 +19,9 @@ class Model:
     def __init__(self, config: Config, params: Arrays, dtype: str) -> None:
         self.config, self.dtype, self.spec = config, dtype, create(config, params, dtype=dtype)
 
-    def forward(self, tokens, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None):
+    def forward(self, tokens, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None, noise=None):
         with np.errstate(invalid="ignore"):  # NaN in padding
-            return self.spec.forward(tokens, state, reset, valid, form, chunk_size, dropout)  # pyright: ignore[reportArgumentType]
+            return self.spec.forward(tokens, state, reset, valid, form, chunk_size, dropout, noise)  # pyright: ignore[reportArgumentType]
 
     def step(self, token, state, reset=None, valid=None):
         with np.errstate(invalid="ignore"):

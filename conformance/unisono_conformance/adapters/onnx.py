@@ -27,7 +27,7 @@ class Graph:
     def __init__(self, config: Config, run: Run, params: Arrays | None = None, others: Mapping[str, Any] | None = None) -> None:
         self.config, self.run, self._params, self._others = config, run, params, others or {}
 
-    def forward(self, tokens, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None):
+    def forward(self, tokens, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None, noise=None):
         shape = tokens.shape[:2]
         state = zero_state(self.config, shape[0]) if state is None else state
         marks = {
@@ -87,8 +87,8 @@ class Adapter:
     known_gaps = None
     warnings = ("ignore::DeprecationWarning:onnxscript.*", "ignore::DeprecationWarning:torch.*")
     capabilities = Capabilities(
-        ops=(), dtypes=("float32",), forms=("parallel",), implementations=("onnxruntime",), gradient_forms=(), dropout=False,
-        exported=True, empty_batch=False,
+        models=("cram",), ops=(), dtypes=("float32",), forms=("parallel",), implementations=("onnxruntime",), gradient_forms=(),
+        dropout=False, exported=True, empty_batch=False,
     )  # fmt: skip
 
     def __init__(self) -> None:

@@ -22,10 +22,10 @@ class Model:
     def __init__(self, model: Any, forward: Any = None) -> None:
         self.model, self.call = model, model if forward is None else forward
 
-    def forward(self, tokens, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None):
-        dropout = None if dropout is None else [self._in(m) for m in dropout]
+    def forward(self, tokens, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None, noise=None):
+        drawn = (None if arrays is None else [self._in(a) for a in arrays] for arrays in (dropout, noise))
         with torch.no_grad():
-            logits, after = self.call(self._in(tokens), self._state(state), self._in(reset), self._in(valid), form, chunk_size, dropout)
+            logits, after = self.call(self._in(tokens), self._state(state), self._in(reset), self._in(valid), form, chunk_size, *drawn)
         return to_numpy(logits), {name: to_numpy(a) for name, a in after.items()}
 
     def step(self, token, state, reset=None, valid=None):

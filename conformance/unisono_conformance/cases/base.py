@@ -64,9 +64,13 @@ class Case:
         """`inputs` with the token at `time` changed as far as it can be."""
         raise NotImplementedError
 
-    def reach(self, setting: Any, dtype: str) -> int | None:
-        """How many tokens back the state must visibly depend on one token; None: any number."""
+    def reach(self, setting: Any, dtype: str, state: str) -> int | None:
+        """How many tokens back the array `state` of the state must visibly depend on one token; None: any number."""
         raise NotImplementedError
+
+    def endless(self, setting: Any) -> bool:
+        """Whether the state's size is constant, so that a sequence may be of any length."""
+        return True
 
     def reads_itself(self, setting: Any) -> bool:
         """Whether output t depends on token t."""
@@ -76,10 +80,10 @@ class Case:
         """What the spec says, in float64 or float32; complex inputs and parameters are let through."""
         raise NotImplementedError
 
-    def floats(self, inputs: Inputs) -> dict[str, Arrays]:
+    def floats(self, setting: Any, inputs: Inputs) -> dict[str, Arrays]:
         """What has a gradient: {"params": …, "inputs": …, "state": …}."""
         return {
-            "params": inputs.params,  # an architecture with buffers leaves them out
+            "params": inputs.params,
             "inputs": {n: a for n, a in inputs.arrays.items() if a.dtype.kind not in "iub"},
             "state": {n: a for n, a in inputs.state.items() if a.dtype.kind not in "iub"},
         }
@@ -101,12 +105,19 @@ class ModelCase(Case):
         tokens = self.tokens(draw, config, draw.generator("tokens"), (draw.batch, draw.length))
         if tokens.dtype.kind == "f":
             tokens = tokens.astype(DTYPES[dtype])
-        masks = None
-        if draw.regime == "dropout":
-            random = draw.generator("dropout")
-            shape = (config.n_updates, draw.batch, draw.length, config.d_model)
-            masks = tuple(numerics.representable(random.choice([0.0, 2.0], shape), dtype))
-        return Inputs({"tokens": tokens}, self.fresh_state(config, params, draw.batch, draw.length, dtype), params=params, dropout=masks)
+        state = self.fresh_state(config, params, draw.batch, draw.length, dtype)
+        return Inputs({"tokens": tokens}, state, params=params, **(self.training(draw, config, dtype) if draw.regime == "dropout" else {}))
+
+    def training(self, draw: Draw, config: Any, dtype: str) -> dict[str, Any]:
+        """What training draws: dropout masks, and noise where a router takes it."""
+        random, shape = draw.generator("dropout"), (draw.batch, draw.length)
+        masks = random.choice([0.0, 2.0], (config.n_updates, *shape, config.d_model))
+        noise = tuple(numerics.representable(random.gumbel(size=(*shape, width)), dtype) for width in config.noise_widths)
+        return {"dropout": tuple(numerics.representable(masks, dtype)), "noise": noise or None}
+
+    def floats(self, setting: Config, inputs: Inputs) -> dict[str, Arrays]:
+        declared, found = setting.params(), super().floats(setting, inputs)
+        return {**found, "params": {name: p for name, p in found["params"].items() if declared[name].trainable}}
 
     def bend(self, draw: Draw, params: Arrays) -> Arrays:
         """Parameters under the regime of `draw`."""
@@ -126,12 +137,12 @@ class ModelCase(Case):
         return inputs.replace(arrays={"tokens": np.where(where, other, tokens)})
 
     def reference(self, setting: Config, inputs: Inputs, form: str, dtype: str = "float64", rounded: Any = None) -> Output:
-        complex_step = any(a.dtype.kind == "c" for group in self.floats(inputs).values() for a in group.values())
+        complex_step = any(a.dtype.kind == "c" for group in self.floats(setting, inputs).values() for a in group.values())
         model = create(setting, inputs.params, dtype=dtype)
         if rounded is not None:
             model.rounded = rounded
         state = {n: a if a.dtype.kind in "ic" else a.astype(DTYPES[dtype]) for n, a in inputs.state.items()}
-        dropout = None if inputs.dropout is None else [m.astype(DTYPES[dtype]) for m in inputs.dropout]
+        dropout, noise = (None if drawn is None else [a.astype(DTYPES[dtype]) for a in drawn] for drawn in (inputs.dropout, inputs.noise))
         tokens = inputs.arrays["tokens"]
         if tokens.dtype.kind not in "iuc":
             tokens = tokens.astype(DTYPES[dtype])
@@ -139,8 +150,8 @@ class ModelCase(Case):
         if complex_step:
             # NaN in a padded frame never reaches a result, but NumPy says that it met one
             with np.errstate(invalid="ignore"):
-                return model.forward(*read, form=form, dropout=dropout)  # pyright: ignore[reportArgumentType]
-        return model.forward(*read, form=form, dropout=dropout)  # pyright: ignore[reportArgumentType]
+                return model.forward(*read, form=form, dropout=dropout, noise=noise)  # pyright: ignore[reportArgumentType]
+        return model.forward(*read, form=form, dropout=dropout, noise=noise)  # pyright: ignore[reportArgumentType]
 
 
 class OpCase(Case):

@@ -35,7 +35,7 @@ class DecayedSum(OpCase):
     def flip(self, setting: dict, inputs: Inputs, time: int) -> Inputs:
         return _push(inputs, time)
 
-    def reach(self, setting: dict, dtype: str) -> int | None:
+    def reach(self, setting: dict, dtype: str, state: str) -> int | None:
         return numerics.visible_reach(setting["decay"], 0.5, dtype)
 
     def terms(self, inputs: Inputs) -> Inputs:
@@ -65,7 +65,7 @@ class WeightedSum(OpCase):
     def flip(self, setting: dict, inputs: Inputs, time: int) -> Inputs:
         return _push(inputs, time)
 
-    def reach(self, setting: dict, dtype: str) -> int | None:
+    def reach(self, setting: dict, dtype: str, state: str) -> int | None:
         return None
 
     def reads_itself(self, setting: dict) -> bool:
@@ -138,7 +138,7 @@ class CRAM(ModelCase):
         tokens[:, time] = (tokens[:, time] + setting.vocab_size // 2) % setting.vocab_size
         return inputs.replace(arrays={"tokens": tokens})
 
-    def reach(self, setting: CRAMConfig, dtype: str) -> int | None:
+    def reach(self, setting: CRAMConfig, dtype: str, state: str) -> int | None:
         if setting.scheme == "adaptive":
             return None
         # one binary digit moves σ from ½ to 0.73

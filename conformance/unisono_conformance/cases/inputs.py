@@ -13,7 +13,10 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """`arrays` are [B, T, …] (a model's tokens; an op's x, s), `state` [B, …], reset and valid [B, T], dropout [B, T, D] a layer."""
+    """`arrays` are [B, T, …] (a model's tokens; an op's x, s), `state` [B, …], reset and valid [B, T].
+
+    dropout, noise: what training multiplies and adds, [B, T, …] each.
+    """
 
     arrays: Arrays
     state: Arrays
@@ -21,6 +24,7 @@ class Inputs:
     valid: np.ndarray | None = None
     params: Arrays = dataclasses.field(default_factory=dict)
     dropout: tuple[np.ndarray, ...] | None = None
+    noise: tuple[np.ndarray, ...] | None = None
 
     @property
     def batch(self) -> int:
@@ -56,6 +60,7 @@ class Inputs:
             reset=None if self.reset is None else f(self.reset),
             valid=None if self.valid is None else f(self.valid),
             dropout=None if self.dropout is None else tuple(f(m) for m in self.dropout),
+            noise=None if self.noise is None else tuple(f(m) for m in self.noise),
         )
 
     def key(self) -> bytes:
@@ -65,8 +70,8 @@ class Inputs:
             for name, a in group.items():
                 digest.update(f"{name} {None if a is None else (a.shape, a.dtype)}".encode())
                 digest.update(b"" if a is None else np.ascontiguousarray(a).tobytes())
-        for mask in self.dropout or ():
-            digest.update(mask.tobytes())
+        for a in (*(self.dropout or ()), *(self.noise or ())):
+            digest.update(a.tobytes())
         return digest.digest()
 
 
@@ -83,4 +88,5 @@ def stack(rows: Sequence[Inputs]) -> Inputs:
         reset=joined(lambda r: r.reset),
         valid=joined(lambda r: r.valid),
         dropout=first.dropout and tuple(np.concatenate(masks) for masks in zip(*(r.dropout or () for r in rows), strict=True)),
+        noise=first.noise and tuple(np.concatenate(drawn) for drawn in zip(*(r.noise or () for r in rows), strict=True)),
     )

@@ -34,6 +34,7 @@ class Property:
     every_pair: bool = False  # in ci, every dtype with every form; otherwise each dtype with one form, in turn
     dtypes: tuple[str, ...] | None = None
     regimes: tuple[str, ...] | None = None
+    endless: bool = False  # for states of constant size only
     own_shapes: bool = False  # calls at shapes that no other property uses: in ci not for every config where shapes are dear
     dropout: bool = False  # whether dropout masks are among the regimes
     forms: Callable[[Capabilities], tuple[str, ...]] = lambda can: can.forms

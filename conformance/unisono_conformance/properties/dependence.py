@@ -34,18 +34,22 @@ def full_lower_triangle(trial: Trial) -> None:
 
 
 def reach(trial: Trial) -> None:
-    """Each token within the declared reach moves the final state by at least one bit."""
-    reach = trial.case.reach(trial.setting, trial.dtype)
-    inputs = trial.inputs.rows([0])
-    length = inputs.length if reach is None else min(reach, inputs.length)
-    inputs = inputs.part(inputs.length - length, inputs.length)
-    tokens = range(length) if trial.many_shapes else sorted({0, 1, length // 3, length // 2, length - 2, length - 1})
-    _, last = trial.forward_rows(stack([trial.case.flip(trial.setting, inputs, j) for j in tokens]))
-    _, same = trial.forward_rows(stack([inputs] * len(tokens)))
-    # of a model whose layers each hold a state, every one must see every token
-    for name, a in last.items():
-        for row, j in enumerate(tokens) if a.dtype.kind == "f" else ():
-            if (a[row] == same[name][row]).all():
+    """Each token within the declared reach moves each array of the final state by at least one bit."""
+    inputs, found = trial.inputs.rows([0]), {}
+    for name, a in inputs.state.items():
+        if a.dtype.kind != "f":
+            continue
+        reach = trial.case.reach(trial.setting, trial.dtype, name)
+        length = inputs.length if reach is None else min(reach, inputs.length)
+        if length not in found:  # arrays of one reach are read from one run
+            last = inputs.part(inputs.length - length, inputs.length)
+            some = {0, 1, length // 3, length // 2, length - 2, length - 1}
+            tokens = [j for j in range(length) if trial.many_shapes or j in some]
+            flipped = trial.forward_rows(stack([trial.case.flip(trial.setting, last, j) for j in tokens]))
+            found[length] = tokens, flipped[1], trial.forward_rows(stack([last] * len(tokens)))[1]
+        tokens, moved, same = found[length]
+        for row, j in enumerate(tokens):
+            if (moved[name][row] == same[name][row]).all():
                 trial.fail(
                     f"final state {name} has the same bits after another token {j}, {length - j} tokens before its end: "
                     f"declared reach {reach}"

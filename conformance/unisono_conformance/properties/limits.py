@@ -38,7 +38,7 @@ def _shape(length: int, chunk: int):
 PROPERTIES = (
     Property(
         "P10", "finite and right at any length", finite_and_right_when_long, shapes=((1, 0, 256),),
-        regimes=("tame", "large"), random=False,
+        regimes=("tame", "large"), random=False, endless=True,
     ),
     Property("P11", "edges of shape", edges, random=False),
     Property(

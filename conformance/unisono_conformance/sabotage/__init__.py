@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from unisono_conformance.adapters import numpy as house
+from unisono_conformance.cases import ARCHITECTURES
 from unisono_conformance.ledger import Ledger, judge
 from unisono_conformance.plan import PROFILES, Item, Selection, items
 from unisono_conformance.trial import Disagreement
@@ -20,7 +22,10 @@ Patch = tuple[Any, str, Any]  # object, attribute, what stands there instead
 
 @dataclasses.dataclass(frozen=True)
 class Sabotage:
-    """A mistake. `aimed`: the property that exists to find it, and must. patches: replaced whenever the adapter runs."""
+    """A mistake in one architecture, which `sabotages` fills in.
+
+    aimed: the property that exists to find it, and must. patches: replaced whenever the adapter runs.
+    """
 
     name: str
     aimed: str
@@ -29,6 +34,7 @@ class Sabotage:
     form: str = "parallel"
     model: Callable[[Any], Any] | None = None  # wraps the adapter's models
     adapter: Callable[[Adapter], Any] | None = None  # changes the adapter itself
+    arch: str = ""
 
     def make(self) -> Adapter:
         made = Adapter(self)
@@ -84,6 +90,12 @@ def patched(patches: tuple[Patch, ...]) -> Iterator[None]:
             setattr(where, name, original)
 
 
+def sabotages() -> list[Sabotage]:
+    """Every mistake of every architecture: SABOTAGES of the module of its name."""
+    modules = ((arch, importlib.import_module(f"unisono_conformance.sabotage.{arch}")) for arch in ARCHITECTURES)
+    return [dataclasses.replace(s, arch=arch) for arch, module in modules for s in module.SABOTAGES]
+
+
 @dataclasses.dataclass
 class Verdict:
     """examples: by property that caught the mistake, how many examples that took. messages: what each said."""
@@ -100,7 +112,8 @@ DEAR = ("P7",)
 def verdict(sabotage: Sabotage) -> Verdict:
     """Every property judges the sabotaged implementation; each stops at the first example that it fails."""
     out, profile = Verdict(sabotage), PROFILES["meta"]
-    everything = items(sabotage.make(), Selection(dtype=sabotage.dtype, form=sabotage.form), profile)  # pyright: ignore[reportArgumentType]
+    selection = Selection(arch=sabotage.arch, dtype=sabotage.dtype, form=sabotage.form)
+    everything = items(sabotage.make(), selection, profile)  # pyright: ignore[reportArgumentType]
     for label in dict.fromkeys(item.prop.label for item in everything):
         if label in DEAR and label != sabotage.aimed:
             continue
@@ -127,8 +140,9 @@ def control(dtype: str) -> list[Item]:
 
 def table(verdicts: list[Verdict]) -> list[str]:
     """The mistakes, the property aimed at each with the examples it took, and the others that caught it."""
-    out = [f"{'mistake':<44} {'aimed at by':>12} {'examples':>9}   also caught by"]
+    out = [f"{'in':<15} {'mistake':<52} {'aimed at by':>12} {'examples':>9}   also caught by"]
     for v in verdicts:
         also = ", ".join(f"{label} ({n})" for label, n in v.examples.items() if label != v.sabotage.aimed)
-        out.append(f"{v.sabotage.name:<44} {v.sabotage.aimed:>12} {v.examples.get(v.sabotage.aimed, '-'):>9}   {also}")
+        examples = v.examples.get(v.sabotage.aimed, "-")
+        out.append(f"{v.sabotage.arch:<15} {v.sabotage.name:<52} {v.sabotage.aimed:>12} {examples:>9}   {also}")
     return out

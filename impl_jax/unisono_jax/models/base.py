@@ -40,10 +40,6 @@ class Model(nnx.Module):
         check_x64(check_dtype(dtype))
         self.config, self.dtype, self.implementation = config, dtype, implementation
 
-    @property
-    def takes_noise(self) -> bool:
-        return False
-
     def init_state(self, batch: int, capacity: int | None = None) -> State:
         """The state before the first token of `batch` sequences. capacity: the most tokens that softmax attention shall read.
 
@@ -83,7 +79,7 @@ class Model(nnx.Module):
             raise InputError(f"form: {form!r} is unknown; {nearest(form, FORMS)}")
         if chunk_size < 1:
             raise InputError(f"chunk_size: {chunk_size!r}; use a positive integer")
-        if noise is not None and not self.takes_noise:
+        if noise is not None and not self.config.noise_widths:
             raise InputError("noise: this config has no noisy router; leave noise at None")
         state = self.init_state(*tokens.shape[:2]) if state is None else self._state(state)
         tokens, reset, valid = self._tokens(tokens), *(None if m is None else jnp.asarray(m) for m in (reset, valid))

@@ -24,11 +24,6 @@ class MARU(Model):
             self.norm = RMSNorm(sub(params, "norm"))
         self.head = nnx.List([Linear(sub(params, f"head.{i}")) for i in range(2)])
 
-    @property
-    def takes_noise(self) -> bool:
-        """Gumbel noise [B, T, n] a layer, in training with router="gumbel" only."""
-        return self.config.router == "gumbel"
-
     def _token(
         self, token: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout, noise: Noise = None
     ) -> tuple[jax.Array, State]:

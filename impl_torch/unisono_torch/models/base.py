@@ -37,10 +37,6 @@ class Model(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    @property
-    def takes_noise(self) -> bool:
-        return False
-
     def init_state(self, batch: int, capacity: int | None = None) -> State:
         """The state before the first token of `batch` sequences. capacity: the most tokens that softmax attention shall read.
 
@@ -82,7 +78,7 @@ class Model(nn.Module):
             raise InputError(f"form: {form!r} is unknown; {nearest(form, ('parallel', 'recurrent'))}")
         if chunk_size < 1:
             raise InputError(f"chunk_size: {chunk_size!r}; use a positive integer, 64 by default")
-        if noise is not None and not self.takes_noise:
+        if noise is not None and not self.config.noise_widths:
             raise InputError("noise: this config has no noisy router; leave noise at None")
         state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
         if form == "parallel":

@@ -30,11 +30,6 @@ class MARU(Model):
         self.norm = RMSNorm(d) if config.prenorm else None
         self.head = nn.ModuleList([Linear(d, config.head_hidden), Linear(config.head_hidden, config.vocab_size)])
 
-    @property
-    def takes_noise(self) -> bool:
-        """Gumbel noise [B, T, n] a layer, in training with router="gumbel" only."""
-        return self.config.router == "gumbel"
-
     def _token(self, token: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout, noise: Noise = None) -> tuple[Tensor, State]:
         return self._read(token, state, (reset, valid), dropout, None, noise)
 

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 # A new architecture is one module in this package with CONFIG and PRESETS, and its name here.
-ARCHITECTURES = ("cram",)
+ARCHITECTURES = ("cram", "lat", "infinityformer", "maru", "transformer", "mamba", "s4d")
 
 
 def config_class(arch: str) -> type[Config]:

@@ -95,6 +95,11 @@ class Config:
         return self.n_layers  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
+    def noise_widths(self) -> tuple[int, ...]:
+        """Widths of what training draws for a noisy router, one a layer: the arrays [B, T, width] of `forward`'s `noise`."""
+        return ()
+
+    @property
     def reads_frames(self) -> bool:
         """Whether inputs are real frames `[B, T, F]` instead of token ids `[B, T]`."""
         return False

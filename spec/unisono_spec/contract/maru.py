@@ -58,6 +58,11 @@ class MARUConfig(Config):
     def n_updates(self) -> int:
         return 2 * self.n_layers
 
+    @property
+    def noise_widths(self) -> tuple[int, ...]:
+        """Gumbel noise for each bank of each layer, with router="gumbel" only."""
+        return (self.n_banks,) * self.n_layers if self.router == "gumbel" else ()
+
     def params(self) -> dict[str, Param]:
         """Every parameter, in order. `balance_bias` and `balance_load` are buffers that training's balancing rule updates."""
         d, std = self.d_model, parts.residual_std(self.n_layers) if self.prenorm else parts.STD

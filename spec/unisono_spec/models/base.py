@@ -33,10 +33,6 @@ class Model:
         # complex parameters are the complex step's and stay as they are
         self.params = {name: p if p.dtype.kind == "c" else p.astype(DTYPES[dtype]) for name, p in params.items()}
 
-    @property
-    def takes_noise(self) -> bool:
-        return False
-
     def init_state(self, batch: int, capacity: int | None = None) -> Arrays:
         """The state before the first token of `batch` sequences. capacity: the most tokens that softmax attention shall read."""
         return initial_state(self.config, self.params, batch, capacity, self.dtype)
@@ -62,7 +58,7 @@ class Model:
         tokens = np.asarray(tokens)
         check_inputs(self.config, tokens, state, reset, valid)
         self._check_ids(tokens)
-        if noise is not None and not self.takes_noise:
+        if noise is not None and not self.config.noise_widths:
             raise InputError("noise: this config has no noisy router; leave noise at None")
         state = self.init_state(len(tokens), tokens.shape[1]) if state is None else state
         if form == "parallel":

@@ -21,11 +21,6 @@ PARTS = ("conv", "ssm", "h", "memory")  # of a layer's state
 class MARU(Model):
     config: MARUConfig
 
-    @property
-    def takes_noise(self) -> bool:
-        """Gumbel noise [B, T, n] a layer, in training with router="gumbel" only."""
-        return self.config.router == "gumbel"
-
     def _token(
         self, token: np.ndarray, state: Arrays, reset: Mask, valid: Mask, dropout: Dropout, noise: Sequence[np.ndarray] | None = None
     ) -> tuple[np.ndarray, Arrays]:
