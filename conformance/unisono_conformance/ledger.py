@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 
+from unisono_conformance.cases import cases
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.plan import Item, Profile, draws
 
@@ -37,10 +38,10 @@ class Ledger:
         self.met |= {(item.case.level, item.case.name.rpartition("/")[2])}
         self.met |= {("claim", claim) for claim in item.prop.claims}
 
-    def unmet(self, items: list[Item], whole: bool = True) -> list[str]:
+    def unmet(self, items: list[Item], whole: bool = True, arch: str | None = None) -> list[str]:
         """Capabilities that the items' implementation declares, within what was selected, and that no example met.
 
-        whole: all dtypes and forms were selected; claims are met under some of them only.
+        whole: all dtypes and forms were selected; claims are met under some of them only. arch: the only one selected.
         """
         if not items:
             return ["nothing: no property was collected"]
@@ -48,7 +49,8 @@ class Ledger:
         claims = [name for name in ("step", "compiled", "exported", "empty_batch") if getattr(can, name)]
         claims += ["gradient"] if any(i.bench.form in can.gradient_forms for i in items) else []
         wanted = {("claim", name) for name in claims if whole}
-        wanted |= {("model", m) for m in can.models} | {("op", o) for o in can.ops}
+        of = {case.name.rpartition("/")[2]: case.arch for case in cases().values()}
+        wanted |= {("model", m) for m in can.models if arch in (None, m)} | {("op", o) for o in can.ops if arch in (None, of.get(o))}
         wanted |= {(k, getattr(i.bench, k)) for i in items for k in ("dtype", "form", "device", "implementation")}
         return sorted(f"{kind} {name}" for kind, name in wanted - self.met)
 

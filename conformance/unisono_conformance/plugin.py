@@ -80,7 +80,7 @@ class Judgement:
         if narrowed or session.shouldstop or exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             return
         stale = [gap for gap in self.gaps if not any(gap.covers(item) for item in self.items)]
-        self.unmet = self.ledger.unmet(self.items, whole=not (option.dtype or option.form)) + [
+        self.unmet = self.ledger.unmet(self.items, whole=not (option.dtype or option.form), arch=option.arch) + [
             f"known gap that covers nothing: {gap}" for gap in stale if gap.selectable(self.items)
         ]
         if self.unmet:
