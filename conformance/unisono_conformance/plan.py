@@ -42,6 +42,7 @@ PROFILES = {
 
 PLAIN = "plain"
 INTERPRETED_LENGTH = 300  # of P10, for kernels in an interpreter
+LOOP_LENGTH = 3_000  # of P10, for models that have no form but loops over time
 
 # Draws that once failed. They are tried first, under every dtype and form that the property covers.
 REMEMBERED: dict[str, tuple[Draw, ...]] = {}
@@ -162,6 +163,8 @@ def lattice(item: Item, profile: Profile) -> tuple[tuple[int, int, int], ...]:
     # of models, float32 alone gets it: the spec itself takes seconds, and what differs between dtypes shows in ops
     whole = item.bench.form == "parallel" and (item.case.level == "op" or item.bench.dtype == "float32" or profile.exhaustive)
     long = profile.long_length if whole else min(profile.long_length, 500)
+    if item.case.loops and not profile.exhaustive:
+        long = min(long, LOOP_LENGTH)
     if item.bench.dear and item.bench.implementation != PLAIN:
         long = min(long, INTERPRETED_LENGTH)
     return tuple((batch, length or long, chunk) for batch, length, chunk in item.prop.shapes)

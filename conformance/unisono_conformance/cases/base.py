@@ -39,6 +39,8 @@ class Case:
     config_regimes: tuple[str, ...] = ()
     # regimes that 16-bit formats cannot hold: their budget would exceed numerics.LIMIT
     wide_regimes: tuple[str, ...] = ()
+    # whether every form is a loop over time, in the spec too: P10 is shorter then
+    loops: bool = False
 
     def setting(self, draw: Draw) -> Any:
         """The config or settings of `draw`: its variant under its regime."""
