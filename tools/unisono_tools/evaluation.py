@@ -40,7 +40,8 @@ class Score:
 def evaluate(reader: Reader, ids: np.ndarray, limit: int = 0, window: int = 0) -> Score:
     """Predict ids[1:] (frames [N, F] likewise) from what comes before each.
 
-    limit: read only so many tokens, 0 reads all. window: start anew after so many tokens, 0 reads one unbroken stream.
+    limit: read only so many tokens, 0 reads all. window: start anew after so many tokens, 0 reads one unbroken stream. A model that
+    keeps every token that it reads (softmax attention) holds as many as a window has.
     """
     config = reader.config
     number = len(ids) - 1 if not limit else min(limit, len(ids) - 1)
@@ -48,7 +49,7 @@ def evaluate(reader: Reader, ids: np.ndarray, limit: int = 0, window: int = 0) -
         raise InputError(f"evaluation: {len(ids)} tokens predict nothing; give at least 2")
     width = 2 * ids.shape[1] if config.reads_frames else config.vocab_size  # pyright: ignore[reportAttributeAccessIssue]
     chunk = max(1, min(CHUNK, LOGITS // width))
-    state, nats, targets = reader.init_state(1), 0.0, 0
+    state, nats, targets = reader.init_state(1, window or number), 0.0, 0
     for start in range(0, number, chunk):
         stop = min(start + chunk, number)
         part = np.asarray(ids[start : stop + 1])

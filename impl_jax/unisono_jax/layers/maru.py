@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from unisono_spec.contract.maru import MARUConfig
 
@@ -40,6 +41,14 @@ class Cell(nnx.Module):
             return mom_gru.step(x, self.arrays(), state, *marks, noise, temperature)
         return mom_gru.hoisted(x, self.arrays(), state, *marks, how[0], noise, temperature, how[1])
 
+    def load(self, x: jax.Array, before: jax.Array, h: jax.Array, marks: Marks, noise: jax.Array | None, temperature: float) -> jax.Array:
+        """The mean share of each bank [n] over the valid tokens of x [B, T, D]; before [B, D] and h [B, T, D]: as the call knows them."""
+        reset, valid = marks
+        h = jnp.concatenate([before[:, None], h[:, :-1].astype(before.dtype)], 1)
+        h = h if reset is None else jnp.where(reset[..., None], 0, h)
+        rho = mom_gru.routing(x.astype(h.dtype), h, self.arrays(), noise, temperature)
+        return jax.lax.stop_gradient(rho.mean((0, 1), where=None if valid is None else valid[..., None]))
+
 
 class Block(nnx.Module):
     """project(mamba(x)), then the cell; prenorm: x ← x + mamba(norm(x)), x ← x + cell(project(norm(x)))."""
@@ -58,13 +67,17 @@ class Block(nnx.Module):
         how: How,
         masks: tuple[jax.Array | None, jax.Array | None],
         noise: jax.Array | None,
+        loads: list[jax.Array] | None = None,
     ) -> tuple[jax.Array, States]:
-        """masks: what dropout multiplies the updates of block and cell by."""
+        """masks: what dropout multiplies the updates of block and cell by. loads: receives the cell's load."""
         prenorm = self.config.prenorm
         update, mixed = self.mamba(self.mamba_norm(x).astype(x.dtype) if prenorm else x, state[:2], marks, how)  # pyright: ignore[reportArgumentType]
         x = self._after(x, update, masks[0])
         y = self.project(self.cell_norm(x) if prenorm else x, x.dtype)
-        update, kept = self.cell(y, state[2:], marks, how, noise, self.config.temperature)  # pyright: ignore[reportArgumentType]
+        temperature = self.config.temperature
+        update, kept = self.cell(y, state[2:], marks, how, noise, temperature)  # pyright: ignore[reportArgumentType]
+        if loads is not None:
+            loads.append(self.cell.load(y, state[2], update, marks, noise, temperature))
         return self._after(x, update.astype(x.dtype), masks[1]), (*mixed, *kept)
 
     def _after(self, x: jax.Array, update: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -64,6 +64,7 @@ class Model(nnx.Module):
         chunk_size: int = 64,
         dropout: Dropout = None,
         noise: Noise = None,
+        loads: list[jax.Array] | None = None,
     ) -> tuple[jax.Array, State]:
         """tokens [B, T] (frames [B, T, F]) → logits [B, T, V], the state after the last token.
 
@@ -71,6 +72,7 @@ class Model(nnx.Module):
         form="recurrent" folds `step`; form="parallel" computes whole sequences, in chunks where the form has chunks.
         dropout: what each residual update is multiplied by, `config.n_updates` arrays [B, T, D]; None is evaluation.
         noise: what training adds in a noisy router, one array a layer; None is evaluation, as is every other model.
+        loads: a list that receives each noisy router's mean share of its banks, [n] a layer; in the parallel form.
         Raises InputError on bad shapes and dtypes, and on ids outside the vocabulary where their values are known, not traced.
         """
         tokens, reset, valid = (None if a is None else _array(a) for a in (tokens, reset, valid))
@@ -85,6 +87,7 @@ class Model(nnx.Module):
         tokens, reset, valid = self._tokens(tokens), *(None if m is None else jnp.asarray(m) for m in (reset, valid))
         extra = {} if noise is None else {"noise": noise}
         if form == "parallel":
+            extra |= {} if loads is None else {"loads": loads}
             return self._sequence(tokens, state, reset, valid, dropout, chunk_size, **extra)
 
         def fold(state: State, token: tuple) -> tuple[State, jax.Array]:

@@ -38,10 +38,20 @@ class MARU(Model):
         dropout: Dropout,
         chunk_size: int,
         noise: Noise = None,
+        loads: list[jax.Array] | None = None,
     ) -> tuple[jax.Array, State]:
-        return self._read(tokens, state, (reset, valid), dropout, noise, (chunk_size, self.implementation))
+        return self._read(tokens, state, (reset, valid), dropout, noise, (chunk_size, self.implementation), loads)
 
-    def _read(self, tokens: jax.Array, state: State, marks: Marks, dropout: Dropout, noise: Noise, how: How) -> tuple[jax.Array, State]:
+    def _read(
+        self,
+        tokens: jax.Array,
+        state: State,
+        marks: Marks,
+        dropout: Dropout,
+        noise: Noise,
+        how: How,
+        loads: list[jax.Array] | None = None,
+    ) -> tuple[jax.Array, State]:
         """tokens [B] if `how` is None, else [B, T]."""
         x = self.embedding(tokens, self.dtype)
         out: State = {}
@@ -49,7 +59,7 @@ class MARU(Model):
             names = [f"layers.{i}.{part}" for part in PARTS]
             masks = (None, None) if dropout is None else (dropout[2 * i], dropout[2 * i + 1])
             drawn = None if noise is None else noise[i]
-            x, after = layer(x, tuple(state[name] for name in names), marks, how, masks, drawn)
+            x, after = layer(x, tuple(state[name] for name in names), marks, how, masks, drawn, loads)
             out |= dict(zip(names, after, strict=True))
         hidden = self.head[0](self.norm(x) if self.config.prenorm else x, self.dtype)
         return self.head[1](jax.nn.relu(hidden), self.dtype), out

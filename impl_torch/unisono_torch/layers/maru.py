@@ -41,6 +41,16 @@ class Cell(nn.Module):
         chunk_size, implementation = how
         return mom_gru.hoisted(x, p, (h, memory), *marks, chunk_size, noise, self.temperature, implementation)
 
+    @torch.no_grad()
+    def load(self, x: Tensor, before: Tensor, h: Tensor, marks: Marks, noise: Tensor | None) -> Tensor:
+        """The mean share of each bank [n] over the valid tokens of x [B, T, D]; before [B, D] and h [B, T, D]: as `forward` knows them."""
+        reset, valid = marks
+        h = torch.cat([before[:, None], h[:, :-1].to(before.dtype)], 1)
+        h = h if reset is None else torch.where(reset[..., None], 0, h)
+        p = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        rho = mom_gru.routing(x.to(h.dtype), h, p, noise, self.temperature)
+        return rho.flatten(0, 1).mean(0) if valid is None else rho[valid].mean(0)
+
 
 class Layer(nn.Module):
     def __init__(self, config: MARUConfig) -> None:
@@ -53,13 +63,23 @@ class Layer(nn.Module):
         self.cell = Cell(config)
 
     def forward(
-        self, x: Tensor, state: State, marks: Marks, how: How, masks: tuple[Tensor | None, Tensor | None], noise: Tensor | None
+        self,
+        x: Tensor,
+        state: State,
+        marks: Marks,
+        how: How,
+        masks: tuple[Tensor | None, Tensor | None],
+        noise: Tensor | None,
+        loads: list[Tensor] | None = None,
     ) -> tuple[Tensor, State]:
-        """masks: dropout's, of the Mamba block and of the cell."""
+        """masks: dropout's, of the Mamba block and of the cell. loads: receives the cell's load."""
         conv, ssm, h, memory = state
         update, (conv, ssm) = self.mamba(_before(self.mamba_norm, x), (conv, ssm), marks, how)
         x = _after(self.mamba_norm, x, update, masks[0])
-        update, (h, memory) = self.cell(self.project(_before(self.cell_norm, x)), (h, memory), marks, how, noise)
+        y, before = self.project(_before(self.cell_norm, x)), h
+        update, (h, memory) = self.cell(y, (h, memory), marks, how, noise)
+        if loads is not None:
+            loads.append(self.cell.load(y, before, update, marks, noise))
         return _after(self.cell_norm, x, update.to(x.dtype), masks[1]), (conv, ssm, h, memory)
 
 

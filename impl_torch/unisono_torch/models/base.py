@@ -63,6 +63,7 @@ class Model(nn.Module):
         chunk_size: int = 64,
         dropout: Dropout = None,
         noise: Sequence[Tensor] | None = None,
+        loads: list[Tensor] | None = None,
     ) -> tuple[Tensor, State]:
         """tokens [B, T] (frames [B, T, F]) → logits [B, T, V], the state after the last token.
 
@@ -70,6 +71,7 @@ class Model(nn.Module):
         form="recurrent" folds `step`; form="parallel" computes whole sequences, in chunks where the form has chunks.
         dropout: what each residual update is multiplied by, `config.n_updates` tensors [B, T, D]; None is evaluation.
         noise: what training adds in a noisy router, one tensor a layer; None is evaluation, as is every other model.
+        loads: a list that receives each noisy router's mean share of its banks, [n] a layer; in the parallel form.
         Raises InputError on shapes, dtypes or a state that do not fit the config, and on ids outside the vocabulary where
         reading them is free: on the CPU, outside compiled and exported graphs.
         """
@@ -82,7 +84,7 @@ class Model(nn.Module):
             raise InputError("noise: this config has no noisy router; leave noise at None")
         state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
         if form == "parallel":
-            extra = {} if noise is None else {"noise": noise}
+            extra = {} if noise is None else {"noise": noise, "loads": loads}
             return self._sequence(tokens, state, reset, valid, dropout, chunk_size, **extra)
         logits = []
         # unbind, since the gradient of each x[:, t] would be as long as x

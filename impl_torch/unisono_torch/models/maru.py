@@ -34,12 +34,27 @@ class MARU(Model):
         return self._read(token, state, (reset, valid), dropout, None, noise)
 
     def _sequence(
-        self, tokens: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int, noise: Noise = None
+        self,
+        tokens: Tensor,
+        state: State,
+        reset: Mask,
+        valid: Mask,
+        dropout: Dropout,
+        chunk_size: int,
+        noise: Noise = None,
+        loads: list[Tensor] | None = None,
     ) -> tuple[Tensor, State]:
-        return self._read(tokens, state, (reset, valid), dropout, (chunk_size, self.implementation), noise)
+        return self._read(tokens, state, (reset, valid), dropout, (chunk_size, self.implementation), noise, loads)
 
     def _read(
-        self, tokens: Tensor, state: State, marks: tuple[Mask, Mask], dropout: Dropout, how: How, noise: Noise
+        self,
+        tokens: Tensor,
+        state: State,
+        marks: tuple[Mask, Mask],
+        dropout: Dropout,
+        how: How,
+        noise: Noise,
+        loads: list[Tensor] | None = None,
     ) -> tuple[Tensor, State]:
         """tokens [B] if `how` is None, else [B, T]."""
         x = self.embedding(tokens).to(DTYPES[self.dtype])
@@ -47,7 +62,7 @@ class MARU(Model):
         for i, layer in enumerate(self.layers):
             names = [f"layers.{i}.{part}" for part in PARTS]
             masks = (None, None) if dropout is None else (dropout[2 * i], dropout[2 * i + 1])
-            x, after = layer(x, [state[name] for name in names], marks, how, masks, None if noise is None else noise[i])
+            x, after = layer(x, [state[name] for name in names], marks, how, masks, None if noise is None else noise[i], loads)
             out |= dict(zip(names, after, strict=True))
         x = x if self.norm is None else self.norm(x).to(x.dtype)
         return self.head[1](self.head[0](x).relu()), out

@@ -102,7 +102,9 @@ class Reader(Protocol):
         """What the file itself names, as ONNX graphs do."""
         ...
 
-    def init_state(self, batch: int) -> Running: ...
+    def init_state(self, batch: int, capacity: int | None = None) -> Running:
+        """capacity: the most tokens that softmax attention, where the model has any, shall read."""
+        ...
 
     def forward(self, tokens: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:
         """tokens [B, T] (frames [B, T, F]) → logits [B, T, V], the state after them."""
@@ -118,9 +120,20 @@ def head(config: Config) -> str:
     return config.frame_head if config.reads_frames else "categorical"  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def trained(config: Config) -> list[str]:
+    """The parameters that gradients move; the others are buffers with a rule of their own."""
+    return [name for name, p in config.params().items() if p.trainable]
+
+
+def router_noise(config: Config, seed: int, step: int, part: int, shape: tuple[int, ...]) -> list[np.ndarray] | None:
+    """Gumbel noise [*shape, banks] a layer, float32, from (seed, step, part of the batch, layer): the same for every backend."""
+    drawn = [generator(seed, f"noise.{step}.{part}.{i}").gumbel(size=(*shape, n)) for i, n in enumerate(config.noise_widths)]
+    return [a.astype(np.float32) for a in drawn] or None
+
+
 def decays(config: Config, weight_decay: float) -> dict[str, float]:
     """AdamW's decay of each parameter: `weight_decay` where the contract says so, else none."""
-    return {name: weight_decay if p.weight_decay else 0.0 for name, p in config.params().items()}
+    return {name: weight_decay if p.weight_decay else 0.0 for name, p in config.params().items() if p.trainable}
 
 
 def dropout_seeds(config: Config, seed: int, step: int, part: int) -> np.ndarray:
@@ -131,9 +144,9 @@ def dropout_seeds(config: Config, seed: int, step: int, part: int) -> np.ndarray
 
 
 def check_moments(config: Config, optimizer: Arrays, source: str = "optimizer state") -> None:
-    """Raise InputError unless `optimizer` holds the moments of exactly the parameters that `config` declares."""
+    """Raise InputError unless `optimizer` holds the moments of exactly the parameters of `config` that are trained."""
     shapes: dict[str, Param] = config.params()
-    expected = {f"{kind}.{name}": p.shape for kind in ("m", "v") for name, p in shapes.items()} | {"count": (1,)}
+    expected = {f"{kind}.{name}": shapes[name].shape for kind in ("m", "v") for name in trained(config)} | {"count": (1,)}
     for name in expected.keys() | optimizer.keys():
         found = optimizer[name].shape if name in optimizer else None
         if name not in expected or found != expected[name]:

@@ -15,9 +15,10 @@ import numpy as np
 import optax
 import unisono_jax
 from flax import nnx
+from unisono_jax.ops.mom_gru import balanced
 from unisono_spec.contract import Arrays, Config
 
-from unisono_tools.backends.base import Batch, Running, Step, check_moments, decays, dropout_seeds, head
+from unisono_tools.backends.base import Batch, Running, Step, check_moments, decays, dropout_seeds, head, router_noise, trained
 from unisono_tools.config import Optimizer, TrainConfig
 
 Named = dict[str, jax.Array]
@@ -32,10 +33,10 @@ class Functional:
 
     config: Config
     graph: Any
-    paths: tuple[tuple[Any, ...], ...]
+    paths: tuple[tuple[tuple[Any, ...], type], ...]  # with the kind of variable that lies there
 
     def __call__(self, named: Named) -> Any:
-        leaves = [(path, nnx.Param(named[_name(path)])) for path in self.paths]
+        leaves = [(path, kind(named[_name(path)])) for path, kind in self.paths]
         return nnx.merge(self.graph, nnx.from_flat_state(leaves))
 
 
@@ -43,7 +44,8 @@ def functional(model: Any) -> tuple[Functional, Named]:
     """The model's function, and its parameters by contract name."""
     graph, params = nnx.split(model)
     flat = list(nnx.to_flat_state(params))
-    return Functional(model.config, graph, tuple(path for path, _ in flat)), {_name(path): leaf[...] for path, leaf in flat}
+    paths = tuple((path, type(leaf)) for path, leaf in flat)
+    return Functional(model.config, graph, paths), {_name(path): leaf[...] for path, leaf in flat}
 
 
 class Trainer:
@@ -65,7 +67,9 @@ class Trainer:
                 device=train.device,
                 implementation=train.implementation,
             )
-            self.model, self.named = functional(model)
+            self.model, named = functional(model)
+            self.named = {name: named.pop(name) for name in trained(self.config)}
+            self.buffers = named
             self.opt_state: Any = _adamw(self.config, train.optimizer).init(self.named)
             if optimizer is not None:
                 check_moments(self.config, optimizer)
@@ -75,56 +79,80 @@ class Trainer:
 
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
         with self._precision():
-            result, grads = self._backward(batch, step)
-            return result, {name: np.asarray(grads[name]) for name in self.config.params()}
+            result, grads, _ = self._backward(batch, step)
+            return result, {name: np.asarray(grads[name]) for name in trained(self.config)}
 
     def grad_step(self, batch: Batch, step: int, lr: float) -> Step:
         with self._precision():
-            result, grads = self._backward(batch, step)
+            result, grads, loads = self._backward(batch, step)
             if math.isfinite(result.loss) and math.isfinite(result.norm):
                 opt = self.train.optimizer
                 factor = opt.clip / result.norm if opt.clip and result.norm > opt.clip else 1.0
                 self.named, self.opt_state = _update(self.config, opt, self.named, self.opt_state, grads, factor, lr)
+                for i, load in enumerate(loads):
+                    names = [f"layers.{i}.cell.{name}" for name in ("balance_bias", "balance_load")]
+                    bias, average = (self.buffers[name] for name in names)
+                    rate = self.config.balance_rate  # pyright: ignore[reportAttributeAccessIssue]
+                    self.buffers |= dict(zip(names, balanced(bias, average, load.astype(bias.dtype), rate), strict=True))
             return result
 
     def reader(self) -> Reader:
-        return Reader.around(self.model, self.named, self.train.dtype)
+        return Reader.around(self.model, {**self.named, **self.buffers}, self.train.dtype)
 
     def params(self) -> Arrays:
-        return {name: np.asarray(self.named[name]) for name in self.config.params()}
+        found = {**self.named, **self.buffers}
+        return {name: np.asarray(found[name]) for name in self.config.params()}
 
     def optimizer_state(self) -> Arrays:
         adam: Any = self.opt_state[0]
-        m = {f"m.{name}": np.asarray(adam.mu[name]) for name in self.config.params()}
-        v = {f"v.{name}": np.asarray(adam.nu[name]) for name in self.config.params()}
+        m = {f"m.{name}": np.asarray(adam.mu[name]) for name in trained(self.config)}
+        v = {f"v.{name}": np.asarray(adam.nu[name]) for name in trained(self.config)}
         return {**m, **v, "count": np.asarray(adam.count, np.int64)[None]}
 
     def _precision(self) -> AbstractContextManager:
         return jax.enable_x64(self.train.dtype == "float64")
 
-    def _backward(self, batch: Batch, step: int) -> tuple[Step, Named]:
-        loss, total = 0.0, None
-        for i, part in enumerate(batch.parts(self.train.accumulation)):
+    def _backward(self, batch: Batch, step: int) -> tuple[Step, Named, list[jax.Array]]:
+        """Also the mean load of each noisy router."""
+        loss, total, every = 0.0, None, []
+        parts = batch.parts(self.train.accumulation)
+        for i, part in enumerate(parts):
             seeds = dropout_seeds(self.config, self.train.seed, step, i)
-            arrays = (_ids(part.inputs), _ids(part.targets), part.valid, part.state)
-            mean, grads = _mean_and_gradient(self.named, self.model, part.precomputed, *arrays, seeds, float(batch.count))
+            noise = router_noise(self.config, self.train.seed, step, i, part.targets.shape[:2])
+            arrays = (_ids(part.inputs), _ids(part.targets), part.valid, part.state, seeds, noise)
+            read = (self.named, self.buffers, self.model, part.precomputed)
+            (mean, loads), grads = _mean_and_gradient(*read, *arrays, float(batch.count))
             loss += float(mean)
             total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+            every.append(loads)
         assert total is not None
-        return Step(loss, float(_norm(total))), total
+        return Step(loss, float(_norm(total))), total, [sum(loads) / len(parts) for loads in zip(*every, strict=True)]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "precomputed"))
-@jax.value_and_grad
+@functools.partial(jax.value_and_grad, has_aux=True)
 def _mean_and_gradient(
-    named: Named, model: Functional, precomputed: bool, inputs: Any, targets: Any, valid: Any, state: Any, seeds: Any, count: Any
-) -> jax.Array:
-    """Nats of the targets that count, as their share of the mean over all `count` targets of the batch."""
-    built = model(named)
+    named: Named,
+    buffers: Named,
+    model: Functional,
+    precomputed: bool,
+    inputs: Any,
+    targets: Any,
+    valid: Any,
+    state: Any,
+    seeds: Any,
+    noise: Any,
+    count: Any,
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Nats of the targets that count, as their share of the mean over all `count` targets of the batch; the noisy routers' loads."""
+    built, loads = model({**named, **buffers}), []
     dropout = dropout_masks(model.config, seeds, inputs.shape[: 1 if precomputed else 2], built.dtype)
-    logits = built.readout(inputs, dropout=dropout) if precomputed else built.forward(inputs, state, dropout=dropout)[0]
+    if precomputed:
+        logits = built.readout(inputs, dropout=dropout)
+    else:
+        logits, _ = built.forward(inputs, state, dropout=dropout, noise=noise, loads=loads if noise else None)
     nll = _loss(head(model.config), logits, targets)
-    return (nll if valid is None else jnp.where(valid, nll, 0)).sum() / count
+    return (nll if valid is None else jnp.where(valid, nll, 0)).sum() / count, loads
 
 
 def dropout_masks(config: Config, seeds: jax.Array | np.ndarray, shape: tuple[int, ...], dtype: str) -> list[jax.Array] | None:
@@ -172,9 +200,9 @@ class Reader:
         self.config, self.model, self.named, self.dtype = model.config, model, named, dtype
         return self
 
-    def init_state(self, batch: int) -> Running:
+    def init_state(self, batch: int, capacity: int | None = None) -> Running:
         with self._precision():
-            return self.model(self.named).init_state(batch)
+            return self.model(self.named).init_state(batch, capacity)
 
     def forward(self, tokens: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:
         length = tokens.shape[1]

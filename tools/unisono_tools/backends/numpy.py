@@ -22,8 +22,8 @@ class Reader:
             raise InputError(f"device: {device!r}; backend numpy runs on the cpu")
         self.config, self.model = config, create(config, params, dtype=dtype)
 
-    def init_state(self, batch: int) -> Arrays:
-        return self.model.init_state(batch)
+    def init_state(self, batch: int, capacity: int | None = None) -> Arrays:
+        return self.model.init_state(batch, capacity)
 
     def forward(self, tokens: np.ndarray, state: Arrays, reset: np.ndarray | None = None) -> tuple[np.ndarray, Arrays]:
         return self.model.forward(tokens, state, reset)

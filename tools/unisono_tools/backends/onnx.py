@@ -39,8 +39,8 @@ class Reader:
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.inputs = {i.name for i in self.session.get_inputs()}
 
-    def init_state(self, batch: int) -> Arrays:
-        return zero_state(self.config, batch)
+    def init_state(self, batch: int, capacity: int | None = None) -> Arrays:
+        return zero_state(self.config, batch, capacity)
 
     def forward(self, tokens: np.ndarray, state: Arrays, reset: np.ndarray | None = None) -> tuple[np.ndarray, Arrays]:
         tokens = np.asarray(tokens)

@@ -13,8 +13,9 @@ import unisono_torch
 from torch import Tensor
 from torch.nn import functional as F
 from unisono_spec.contract import Arrays, Config
+from unisono_torch.ops.mom_gru import balanced
 
-from unisono_tools.backends.base import Batch, Running, Step, check_moments, decays, dropout_seeds, head
+from unisono_tools.backends.base import Batch, Running, Step, check_moments, decays, dropout_seeds, head, router_noise, trained
 from unisono_tools.config import TrainConfig
 
 
@@ -41,7 +42,8 @@ class Trainer:
             implementation=train.implementation,
         )
         named = dict(self.model.named_parameters())
-        self.named = {name: named[name] for name in self.config.params()}
+        self.named = {name: named[name] for name in trained(self.config)}
+        self.buffers = dict(self.model.named_buffers())
         decay = decays(self.config, opt.weight_decay)
         groups = [{"params": [p for n, p in self.named.items() if decay[n] == d], "weight_decay": d} for d in sorted(set(decay.values()))]
         self.optimizer = torch.optim.AdamW(groups, lr=opt.lr, betas=(opt.beta1, opt.beta2), eps=opt.eps)
@@ -53,11 +55,11 @@ class Trainer:
             self.optimizer.state[p] = {"step": torch.tensor(count), "exp_avg": moments[0], "exp_avg_sq": moments[1]}
 
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
-        result = self._backward(batch, step)
+        result, _ = self._backward(batch, step)
         return result, {name: _numpy(p.grad) for name, p in self.named.items()}
 
     def grad_step(self, batch: Batch, step: int, lr: float) -> Step:
-        result = self._backward(batch, step)
+        result, loads = self._backward(batch, step)
         if not (math.isfinite(result.loss) and math.isfinite(result.norm)):
             return result
         clip = self.train.optimizer.clip
@@ -67,13 +69,19 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        for i, load in enumerate(loads):
+            bias, average = (self.buffers[f"layers.{i}.cell.{name}"] for name in ("balance_bias", "balance_load"))
+            moved = balanced(bias, average, load.to(bias.dtype), self.config.balance_rate)  # pyright: ignore[reportAttributeAccessIssue]
+            bias.copy_(moved[0])
+            average.copy_(moved[1])
         return result
 
     def reader(self) -> Reader:
         return Reader.around(self.config, self.model, self.device)
 
     def params(self) -> Arrays:
-        return {name: _numpy(p) for name, p in self.named.items()}
+        found = {**self.named, **self.buffers}
+        return {name: _numpy(found[name]) for name in self.config.params()}
 
     def optimizer_state(self) -> Arrays:
         states = {name: self.optimizer.state[p] for name, p in self.named.items()}
@@ -81,32 +89,40 @@ class Trainer:
         v = {f"v.{name}": _numpy(s["exp_avg_sq"]) for name, s in states.items()}
         return {**m, **v, "count": np.array([next(iter(states.values()))["step"].item()], np.int64)}
 
-    def _backward(self, batch: Batch, step: int) -> Step:
+    def _backward(self, batch: Batch, step: int) -> tuple[Step, list[Tensor]]:
+        """Also the mean load of each noisy router."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = 0.0
-        for i, part in enumerate(batch.parts(self.train.accumulation)):
-            mean = self._nll(part, step, i) / batch.count
+        loss, loads = 0.0, []
+        parts = batch.parts(self.train.accumulation)
+        for i, part in enumerate(parts):
+            nll, load = self._nll(part, step, i)
+            mean = nll / batch.count
             mean.backward()
             loss += mean.item()
+            loads.append(load)
         for p in self.named.values():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         norms = torch.stack([torch.linalg.vector_norm(p.grad) for p in self.named.values()])  # pyright: ignore[reportArgumentType]
-        return Step(loss, torch.linalg.vector_norm(norms).item())
+        return Step(loss, torch.linalg.vector_norm(norms).item()), [sum(load) / len(parts) for load in zip(*loads, strict=True)]
 
-    def _nll(self, batch: Batch, step: int, part: int) -> Tensor:
-        """Nats, summed over the targets that count."""
+    def _nll(self, batch: Batch, step: int, part: int) -> tuple[Tensor, list[Tensor]]:
+        """Nats, summed over the targets that count; the load of each noisy router."""
         inputs = torch.as_tensor(batch.inputs, device=self.device)
         seeds = dropout_seeds(self.config, self.train.seed, step, part)
         shape = tuple(inputs.shape[: 1 if batch.precomputed else 2])
         dropout = dropout_masks(self.config, seeds, shape, self.train.dtype, self.device)
+        loads: list[Tensor] = []
         if batch.precomputed:
             logits = self.model.readout(inputs.to(getattr(torch, self.train.param_dtype)), dropout=dropout)
         else:
             state = None if batch.state is None else unisono_torch.state_from_numpy(batch.state, device=self.device)
-            logits, _ = self.model(inputs, state, dropout=dropout)
+            noise = router_noise(self.config, self.train.seed, step, part, shape)
+            noise = None if noise is None else [torch.as_tensor(a, device=self.device) for a in noise]
+            logits, _ = self.model(inputs, state, dropout=dropout, noise=noise, loads=loads)
         nll = _loss(head(self.config), logits, torch.as_tensor(batch.targets, device=self.device))
-        return nll.sum() if batch.valid is None else torch.where(torch.as_tensor(batch.valid, device=self.device), nll, 0).sum()
+        counts = nll if batch.valid is None else torch.where(torch.as_tensor(batch.valid, device=self.device), nll, 0)
+        return counts.sum(), loads
 
     def _moment(self, array: np.ndarray, like: Tensor) -> Tensor:
         return torch.tensor(array, dtype=like.dtype, device=like.device)
@@ -152,8 +168,8 @@ class Reader:
         self.model = model
         return self
 
-    def init_state(self, batch: int) -> Running:
-        return self.model.init_state(batch)
+    def init_state(self, batch: int, capacity: int | None = None) -> Running:
+        return self.model.init_state(batch, capacity)
 
     @torch.no_grad()
     def forward(self, tokens: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:

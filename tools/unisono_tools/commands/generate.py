@@ -77,7 +77,7 @@ def stream(reader: Reader, prompt: np.ndarray, max_new_tokens: int, sampling: Sa
     if not len(prompt):
         raise InputError("prompt: empty; give at least one token")
     check_ids(prompt, config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
-    state, logits = reader.init_state(1), np.empty(0)
+    state, logits = reader.init_state(1, len(prompt) + max_new_tokens), np.empty(0)
     for start in range(0, len(prompt), PROMPT_CHUNK):
         logits, state = reader.forward(prompt[None, start : start + PROMPT_CHUNK], state)
     last = logits[:, -1]
