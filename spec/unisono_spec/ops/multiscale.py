@@ -114,21 +114,19 @@ def parallel(
         segment = np.cumsum(reset[:, part], 1)  # [B, C]
         total = np.moveaxis(np.cumsum(log_decay[:, part], 1), -1, 1)  # L [B, M, C]
         reads = np.tril(segment[:, :, None] == segment[:, None, :])[:, None]  # [B, 1, C, C], query by key
-        decay = np.where(reads, np.exp(np.where(reads, total[..., :, None] - total[..., None, :], 0)), 0)[:, :, None]
+        decay = np.exp(np.where(reads, total[..., :, None] - total[..., None, :], -np.inf))[:, :, None]
         first = (segment == 0)[:, None]
-        kept = np.where(first, np.exp(np.where(first, total, 0)), 0)  # [B, M, C]
+        kept = np.exp(np.where(first, total, -np.inf))  # [B, M, C]
 
-        scores = np.einsum("bthk,bjhk->bhtj", q[:, part], k[:, part])[:, None]  # [B, 1, H, C, C]
-        norms = np.einsum("bthk,bjhk->bhtj", q_norm[:, part], k_norm[:, part])[:, None]
-        top = np.einsum("bmhtj,bjhv->bmthv", decay * scores, v[:, part])
-        top = top + kept[..., None, None] * np.einsum("bthk,bmhkv->bmthv", q[:, part], S)
-        bottom = np.moveaxis((decay * norms).sum(-1), 2, -1)  # [B, M, C, H]
-        bottom = bottom + kept[..., None] * np.einsum("bthk,bmhk->bmth", q_norm[:, part], z)
-        read = np.moveaxis(top / (bottom + EPS)[..., None], 1, 2)  # [B, C, M, H, V]
+        Q, K, V, Qz, Kz = (np.swapaxes(a[:, part], 1, 2)[:, None] for a in (q, k, v, q_norm, k_norm))  # [B, 1, H, C, ·]
+        carried = kept[:, :, None, :, None]  # [B, M, 1, C, 1]
+        top = (decay * (Q @ np.swapaxes(K, -1, -2))) @ V + carried * (Q @ S)  # [B, M, H, C, V]
+        bottom = (decay * (Qz @ np.swapaxes(Kz, -1, -2))).sum(-1, keepdims=True) + carried * (Qz @ z[..., None])
+        read = np.moveaxis(top / (bottom + EPS), 3, 1)  # [B, C, M, H, V]
         out.append((weight[:, part] * read).sum(2))
 
         last = (segment == segment[:, -1:])[:, None]
-        ahead = np.where(last, np.exp(np.where(last, total[..., -1:] - total, 0)), 0)  # [B, M, C]
-        S = np.einsum("bmj,bjhk,bjhv->bmhkv", ahead, k[:, part], v[:, part]) + kept[..., -1, None, None, None] * S
-        z = np.einsum("bmj,bjhk->bmhk", ahead, k_norm[:, part]) + kept[..., -1, None, None] * z
+        ahead = np.exp(np.where(last, total[..., -1:] - total, -np.inf))[:, :, None, :, None]  # [B, M, 1, C, 1]
+        S = np.swapaxes(ahead * K, -1, -2) @ V + kept[..., -1, None, None, None] * S
+        z = (ahead * Kz).sum(-2) + kept[..., -1, None, None] * z
     return np.concatenate(out, 1), (S, z)
