@@ -5,6 +5,8 @@ Shapes: x [..., H, K], position [...] int32.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 
@@ -14,12 +16,17 @@ def angles(position: np.ndarray, width: int, base: float = 10000.0) -> np.ndarra
     The angle of p is the sum of the angles of its digits in base 2¹⁰, each looked up in a table that was made in float64 and
     reduced to one turn. A float32 product p·f would be wrong by 1e-2 at 200,000; tables may be rounded to float32, products not.
     """
-    frequency = base ** (-2.0 * np.arange(width // 2) / width)  # [K/2]
     total = np.zeros((*position.shape, width // 2))
     for place in (1, 1 << 10, 1 << 20, 1 << 30):
-        table = np.mod(np.outer(np.arange(1024.0) * place, frequency), 2 * np.pi)  # [1024, K/2]
-        total += table[(position.astype(np.int64) // place) % 1024]
+        total += _table(place, width, base)[(position.astype(np.int64) // place) % 1024]
     return np.mod(total, 2 * np.pi)
+
+
+@functools.cache
+def _table(place: int, width: int, base: float) -> np.ndarray:
+    """Angles of 0 … 1023 times `place`, within one turn: [1024, K/2]."""
+    frequency = base ** (-2.0 * np.arange(width // 2) / width)
+    return np.mod(np.outer(np.arange(1024.0) * place, frequency), 2 * np.pi)
 
 
 def rotate(x: np.ndarray, position: np.ndarray, base: float = 10000.0) -> np.ndarray:
