@@ -18,6 +18,7 @@ import numpy as np
 from unisono_jax.ops.elementwise import wide
 
 DIGITS, BITS = 4, 8
+TURN = np.longdouble("6.283185307179586476925286766559005768")  # 2π: angles of many turns lose digits before cos
 Turn = tuple[jax.Array, jax.Array]
 
 
@@ -25,9 +26,9 @@ Turn = tuple[jax.Array, jax.Array]
 def _tables(width: int, base: float) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin of every digit's angle, [4, 256, K/2] each, in float64."""
     frequency = base ** (-2.0 * np.arange(width // 2) / width)  # [K/2]
-    number = np.arange(1 << BITS) * 2.0 ** (BITS * np.arange(DIGITS)[:, None])  # [4, 256]
-    angle = np.mod(number[..., None] * frequency, 2 * np.pi)
-    return np.cos(angle), np.sin(angle)
+    number = np.arange(1 << BITS, dtype=np.longdouble) * 2.0 ** (BITS * np.arange(DIGITS)[:, None])  # [4, 256]
+    angle = np.mod(number[..., None] * frequency, TURN)
+    return np.cos(angle).astype(np.float64), np.sin(angle).astype(np.float64)
 
 
 def turn(position: jax.Array, width: int, base: float = 10000.0, dtype: Any = jnp.float32) -> Turn:

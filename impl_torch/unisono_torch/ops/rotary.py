@@ -15,6 +15,7 @@ from torch import Tensor
 from unisono_torch.ops.elementwise import wide
 
 _BITS, _DIGITS = 8, 4
+_TURN = np.longdouble("6.283185307179586476925286766559005768")  # 2π: angles of many turns lose digits before cos
 _tables: dict[tuple[int, float], np.ndarray] = {}  # NumPy's, so that no compiler or device context ever owns them
 
 
@@ -22,9 +23,9 @@ def prepare(width: int, base: float = 10000.0) -> np.ndarray:
     """cos and sin of every digit's angle [2, 4, 256, K/2], made once for each width and base."""
     if (width, base) not in _tables:
         frequency = base ** (-2.0 * np.arange(width // 2) / width)  # [K/2]
-        values = np.arange(2.0**_BITS) * 2.0 ** (_BITS * np.arange(_DIGITS)[:, None])  # [4, 256]
-        angle = np.mod(values[..., None] * frequency, 2 * np.pi)
-        _tables[width, base] = np.stack([np.cos(angle), np.sin(angle)])
+        values = np.arange(2.0**_BITS, dtype=np.longdouble) * 2.0 ** (_BITS * np.arange(_DIGITS)[:, None])  # [4, 256]
+        angle = np.mod(values[..., None] * frequency, _TURN)
+        _tables[width, base] = np.stack([np.cos(angle), np.sin(angle)]).astype(np.float64)
     return _tables[width, base]
 
 
