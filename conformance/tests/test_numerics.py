@@ -103,7 +103,7 @@ def test_slopes_are_derivatives() -> None:
     for (kind, name), (directions, slope, _) in truth.slopes(judged, setting, inputs, do, dstate, "float64", False).items():
         if kind != "params":
             continue
-        for v, along in zip(directions, slope, strict=True):
+        for v, along in zip(directions[name], slope, strict=True):
             up, down = (loss({**inputs.params, name: inputs.params[name] + sign * h * v}) for sign in (1, -1))
             scale = abs(along) + sum(abs(a).sum() for a in (o,))
             # third derivatives of these models stay below a thousand times their values

@@ -39,6 +39,7 @@ class Capabilities:
     implementations: tuple[str, ...] = ("plain",)
     step: bool = True
     gradient_forms: tuple[str, ...] = ("recurrent", "parallel")
+    gradients_by_coordinate: bool = False  # a forward pass for each: ci differentiates the default configs only
     dropout: bool = True
     compiled: bool = False
     exported: bool = False  # models are exported graphs, with `others` to compare them with

@@ -30,9 +30,10 @@ def explore(item: Item, profile: Profile, ledger: Ledger) -> None:
     def judged(draw: Draw) -> None:
         judge_one(item, draw, ledger)
 
-    # an exported graph has its parameters inside: each new draw of them would be another export; and an interpreter is slow
+    # an exported graph has its parameters inside: each new draw of them would be another export; an interpreter is slow, and so is
+    # the spec where it loops over time
     can, bench = item.bench.adapter.capabilities, item.bench
-    dear = not profile.exhaustive and (can.exported or (bench.dear and bench.implementation != PLAIN))
+    dear = not profile.exhaustive and (can.exported or item.case.loops or (bench.dear and bench.implementation != PLAIN))
     more = profile.random if item.prop.random and not dear else 0
     phases = [hypothesis.Phase.explicit, *([hypothesis.Phase.generate, hypothesis.Phase.shrink] if more else [])]
     test = hypothesis.given(draw=strategy(item, profile))(judged)

@@ -42,7 +42,7 @@ PROFILES = {
 
 PLAIN = "plain"
 INTERPRETED_LENGTH = 300  # of P10, for kernels in an interpreter
-LOOP_LENGTH = 3_000  # of P10, for models that have no form but loops over time
+LOOP_LENGTH = 1_000  # of P10, for models that have no form but loops over time
 
 # Draws that once failed. They are tried first, under every dtype and form that the property covers.
 REMEMBERED: dict[str, tuple[Draw, ...]] = {}
@@ -140,13 +140,19 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     """The draws that are always tried: each default config under some regimes, and the share of the other configs."""
     case, shapes, names = item.case, lattice(item, profile), regimes(item)
     out = [d for d in REMEMBERED.get(item.prop.label, ()) if d.case == case.name]
+    gradient, can = "gradient" in item.prop.claims, item.bench.adapter.capabilities
+    # the truth of a gradient takes hundreds of evaluations of the spec
+    few = 1 if gradient and case.loops and not profile.exhaustive else profile.regimes
+    by_coordinate = gradient and can.gradients_by_coordinate and not profile.exhaustive
     for i, variant in enumerate(defaults(item.prop, case)):
-        for j in range(min(profile.regimes, len(names))):
-            # the tame regime always, the others in turn
+        for j in range(min(few, len(names))):
+            # the tame regime always, the others in turn; or each in turn
             regime = names[0] if j == 0 else names[1 + (j - 1 + i + 2 * item.turn) % (len(names) - 1)]
+            if few == 1:
+                regime = names[(i + item.turn) % len(names)]
             batch, length, chunk = shapes[j % len(shapes)]
             out.append(Draw(case.name, variant, regime, batch, length, chunk))
-    if item.prop.rows and profile.rows != "none" and not (item.prop.own_shapes and item.bench.dear):
+    if item.prop.rows and profile.rows != "none" and not by_coordinate and not (item.prop.own_shapes and item.bench.dear):
         others = [v for v in case.variants if v not in case.defaults]
         # "once": each config under one pair of dtype and form, the same for every property that tries all pairs
         by_pair = item.prop.every_pair and not item.bench.dear
@@ -164,7 +170,7 @@ def lattice(item: Item, profile: Profile) -> tuple[tuple[int, int, int], ...]:
     whole = item.bench.form == "parallel" and (item.case.level == "op" or item.bench.dtype == "float32" or profile.exhaustive)
     long = profile.long_length if whole else min(profile.long_length, 500)
     if item.case.loops and not profile.exhaustive:
-        long = min(long, LOOP_LENGTH)
+        long = min(long, LOOP_LENGTH if whole else LOOP_LENGTH // 10)
     if item.bench.dear and item.bench.implementation != PLAIN:
         long = min(long, INTERPRETED_LENGTH)
     return tuple((batch, length or long, chunk) for batch, length, chunk in item.prop.shapes)

@@ -14,8 +14,9 @@ from unisono_conformance.cases.inputs import Arrays, Inputs, stack
 
 # (truth, budget) of outputs, and of each float array of the state; a budget of 0 for integers
 Expected = tuple[tuple[np.ndarray, np.ndarray], dict[str, tuple[np.ndarray, np.ndarray]]]
-# by (kind, name): the directions [n, *shape], the derivatives along them [n], and their budget
-Slopes = dict[tuple[str, str], tuple[np.ndarray, np.ndarray, np.ndarray]]
+# by (kind, name of one array or of several that move together): the directions [n, *shape] of each array, the derivatives along
+# them [n], and their budget
+Slopes = dict[tuple[str, str], tuple[Arrays, np.ndarray, np.ndarray]]
 
 _CAPACITY = 2000  # remembered answers; all are tiny but those of one long sequence
 _LONG = 1000  # from this length on the spec is asked by its parallel form
@@ -35,7 +36,7 @@ def expected(case: Case, setting: Any, inputs: Inputs, dtype: str) -> Expected:
 
 
 def slopes(case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Arrays, dtype: str, coordinates: bool) -> Slopes:
-    """Derivatives of Σ do·o + Σ dstate·state along directions: every coordinate, or two of random signs an array."""
+    """Derivatives of Σ do·o + Σ dstate·state along directions: every coordinate, or two of random signs for what moves together."""
     key = (case.name, repr(setting), dtype, inputs.key(), do.tobytes(), coordinates)
     if key not in _memory:
         _memory[key] = _slopes(case, setting, inputs, do, dstate, dtype, coordinates)
@@ -91,17 +92,20 @@ def _slopes(case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Ar
     near = _rounded_inputs(inputs, dtype)
     out: Slopes = {}
     for kind, arrays in case.floats(setting, inputs).items():
-        for name, a in arrays.items():
-            directions = _directions(a.shape, name, coordinates)
-            true = _along(case, setting, inputs, do, dstate, kind, name, directions, "float64", None)
+        groups: dict[str, list[str]] = {}
+        for name in arrays:
+            groups.setdefault(name if coordinates else case.together(name), []).append(name)
+        for name, names in groups.items():
+            directions = {n: _directions(arrays[n].shape, n, coordinates) for n in names}
+            true = _along(case, setting, inputs, do, dstate, kind, directions, "float64", None)
             if isinstance(case, OpCase):
-                flat = _along(case, setting, case.steepest(inputs), np.abs(do), _absolute(dstate), kind, name, directions, "float64", None)
+                flat = _along(case, setting, case.steepest(inputs), np.abs(do), _absolute(dstate), kind, directions, "float64", None)
                 narrow = name in case.narrow
                 out[kind, name] = (directions, true, numerics.formula(dtype, inputs.length, int(narrow), gradient=True) * np.abs(flat))
                 continue
-            centre = true if near is inputs else _along(case, setting, near, do, dstate, kind, name, directions, "float64", None)
+            centre = true if near is inputs else _along(case, setting, near, do, dstate, kind, directions, "float64", None)
             copies = 1 if coordinates else numerics.realisations(inputs.length)
-            found = _along(case, setting, near, do, dstate, kind, name, directions, "float32", numerics.perturbation(dtype), copies)
+            found = _along(case, setting, near, do, dstate, kind, directions, "float32", numerics.perturbation(dtype), copies)
             budget = numerics.row_budget(true, found - centre, dtype, inputs.length * inputs.batch, gradient=True)
             out[kind, name] = (directions, true, np.broadcast_to(budget, true.shape))
     return out
@@ -116,15 +120,16 @@ def _directions(shape: tuple[int, ...], name: str, coordinates: bool) -> np.ndar
 
 
 def _along(
-    case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Arrays, kind: str, name: str,
-    directions: np.ndarray, dtype: str, rounded: Any, copies: int = 0,
+    case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Arrays, kind: str,
+    directions: Arrays, dtype: str, rounded: Any, copies: int = 0,
 ) -> np.ndarray:  # fmt: skip
     """Derivatives along each direction by the complex step, [n]; with `copies` realisations of the batch, [copies, n]."""
     wide, h = DTYPES[dtype], numerics.STEP
     values = {"params": inputs.params, "inputs": inputs.arrays, "state": inputs.state}[kind]
     out = []
-    for v in directions:
-        moved = {**values, name: values[name].astype(wide) + (1j * h * v).astype(np.result_type(wide, np.complex64))}
+    for i in range(len(next(iter(directions.values())))):
+        steps = {name: (1j * h * v[i]).astype(np.result_type(wide, np.complex64)) for name, v in directions.items()}
+        moved = {**values, **{name: values[name].astype(wide) + step for name, step in steps.items()}}
         field = {"params": "params", "inputs": "arrays", "state": "state"}[kind]
         o, last = case.reference(setting, stack([inputs.replace(**{field: moved})] * max(copies, 1)), "parallel", dtype, rounded)
 

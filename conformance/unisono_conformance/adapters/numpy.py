@@ -50,7 +50,7 @@ class Model:
 class Adapter:
     name = "numpy"
     # one form is enough: what it differentiates is the truth itself, a coordinate at a time
-    capabilities = Capabilities(gradient_forms=("parallel",))
+    capabilities = Capabilities(gradient_forms=("parallel",), gradients_by_coordinate=True)
     known_gaps = None
     warnings: tuple[str, ...] = ()
 

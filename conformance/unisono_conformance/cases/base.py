@@ -78,6 +78,10 @@ class Case:
         """Whether output t depends on token t."""
         return True
 
+    def together(self, name: str) -> str:
+        """One name for all arrays that P7 moves along one direction where it does not try each coordinate."""
+        return name
+
     def reference(self, setting: Any, inputs: Inputs, form: str, dtype: str = "float64", rounded: Any = None) -> Output:
         """What the spec says, in float64 or float32; complex inputs and parameters are let through."""
         raise NotImplementedError

@@ -29,15 +29,16 @@ def vjp(trial: Trial) -> None:
         coordinates,
     )
     for (kind, name), (directions, true, budget) in slopes.items():
-        group = getattr(found, kind)
-        if name not in group:
-            trial.fail(f"gradient of {kind} {name} is missing; found {sorted(group)}")
-        g = np.asarray(group[name]).astype(np.float64)
-        if g.shape != directions.shape[1:]:
-            trial.fail(f"gradient of {kind} {name} has shape {g.shape}, expected {directions.shape[1:]}")
-        if not np.isfinite(g).all():
-            trial.fail(f"gradient of {kind} {name} is not finite")
-        along = directions.reshape(len(directions), -1) @ g.reshape(-1)
+        along, group = np.zeros(len(true)), getattr(found, kind)
+        for n, v in directions.items():
+            if n not in group:
+                trial.fail(f"gradient of {kind} {n} is missing; found {sorted(group)}")
+            g = np.asarray(group[n]).astype(np.float64)
+            if g.shape != v.shape[1:]:
+                trial.fail(f"gradient of {kind} {n} has shape {g.shape}, expected {v.shape[1:]}")
+            if not np.isfinite(g).all():
+                trial.fail(f"gradient of {kind} {n} is not finite")
+            along += v.reshape(len(v), -1) @ g.reshape(-1)
         trial.compare(along, true, budget, f"gradient of {kind} {name} along direction")
 
 

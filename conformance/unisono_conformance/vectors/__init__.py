@@ -47,7 +47,7 @@ def _vector(draw: Draw, kind: str) -> tuple[dict[str, np.ndarray], dict[str, str
     arrays |= {"cotangent.output": do} | {f"cotangent.final.{n}": a for n, a in dstate.items()}
     prefix = {"params": "param", "inputs": "input", "state": "state"}
     for (group, name), (directions, slope, _) in slopes(case, trial.setting, inputs, do, dstate, DTYPE, True).items():
-        arrays[f"gradient.{prefix[group]}.{name}"] = slope.reshape(directions.shape[1:])
+        arrays[f"gradient.{prefix[group]}.{name}"] = slope.reshape(directions[name].shape[1:])
     setting = config_to_dict(trial.setting) if kind == "model" else {**trial.setting, "op": case.op if isinstance(case, OpCase) else ""}
     return arrays, {"format": "unisono-vector", "version": "1", "kind": kind, "setting": json.dumps(setting)}
 
