@@ -29,8 +29,9 @@ def step(
     q, k, v, keys, values = widened(*masked(valid, q, k, v), *state[:2])
     count = state[2]
     if reset is not None:
-        keys, values, count = masked(~reset, keys, values, count)
+        (count,) = masked(~reset, count)
     slot = jnp.arange(keys.shape[1])
+    keys, values = masked(slot < count[:, None], keys, values)  # an empty slot is no part of the state: it has no gradient either
     here = slot == count[:, None]  # [B, capacity]
     if valid is not None:
         here = here & valid[:, None]
@@ -65,6 +66,7 @@ def parallel(
     batch, length = q.shape[:2]
     q, k, v, old_keys, old_values = widened(*masked(valid, q, k, v), *initial_state[:2])
     count, capacity = initial_state[2], old_keys.shape[1]
+    old_keys, old_values = masked(jnp.arange(capacity) < count[:, None], old_keys, old_values)
     index, last = position.parallel(count, length, reset, valid)  # [B, T], [B]
     segment = segments(reset, batch, length)
     ends = segment == segment[:, -1:]

@@ -26,12 +26,15 @@ def step(
     """One token: q, k [B, H, K], v [B, H, V], reset and valid [B]."""
     q, k, v, keys, values = widened(*masked(valid, q, k, v), *state[:2])
     count = state[2]
+    w = keys.shape[1]
     if reset is not None:
-        keys, values, count = masked(~reset, keys, values, count)
+        (count,) = masked(~reset, count)
+    slots = jnp.arange(w)
+    keys, values = masked(slots >= w - count[:, None], keys, values)  # an empty slot is no part of the state: it has no gradient either
     old = keys, values, count
     keys, values = (jnp.concatenate([a[:, 1:], new[:, None]], 1) for a, new in ((keys, k), (values, v)))
-    count, w = count + 1, keys.shape[1]
-    filled = jnp.arange(w) >= w - count[:, None]  # [B, w]
+    count = count + 1
+    filled = slots >= w - count[:, None]  # [B, w]
     scores = dot("bhk,bwhk->bhw", q, keys) / q.shape[-1] ** 0.5
     o = dot("bhw,bwhv->bhv", jax.nn.softmax(jnp.where(filled[:, None], scores, -jnp.inf)), values)
     if valid is None:

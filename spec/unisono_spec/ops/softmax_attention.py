@@ -21,10 +21,11 @@ def step(
     """One token: q, k [B, H, K], v [B, H, V], reset and valid [B]."""
     keys, values, count = state
     if reset is not None:
-        cut = reset[:, None, None, None]
-        keys, values, count = np.where(cut, 0, keys), np.where(cut, 0, values), np.where(reset, 0, count).astype(np.int32)
+        count = np.where(reset, 0, count).astype(np.int32)
     read = np.ones(len(q), bool) if valid is None else valid
     slot = np.arange(keys.shape[1])
+    held = (slot < count[:, None])[..., None, None]  # an empty slot is no part of the state: it has no gradient either
+    keys, values = np.where(held, keys, 0), np.where(held, values, 0)
     _check_capacity(count[read], keys.shape[1])
     here = ((slot == count[:, None]) & read[:, None])[..., None, None]
     keys, values = np.where(here, k[:, None], keys), np.where(here, v[:, None], values)

@@ -20,15 +20,16 @@ def step(
 ) -> tuple[np.ndarray, State]:
     """One token: q, k [B, H, K], v [B, H, V], reset and valid [B]."""
     keys, values, count = state
+    w = keys.shape[1]
     if reset is not None:
-        cut = reset[:, None, None, None]
-        keys, values, count = np.where(cut, 0, keys), np.where(cut, 0, values), np.where(reset, 0, count).astype(np.int32)
+        count = np.where(reset, 0, count).astype(np.int32)
+    held = (np.arange(w) >= w - count[:, None])[..., None, None]  # an empty slot is no part of the state: it has no gradient either
+    keys, values = np.where(held, keys, 0), np.where(held, values, 0)
     if valid is not None:
         q, k, v = (np.where(valid[:, None, None], a, 0) for a in (q, k, v))
     old = keys, values, count
     keys, values = np.concatenate([keys[:, 1:], k[:, None]], 1), np.concatenate([values[:, 1:], v[:, None]], 1)
     count = count + np.int32(1)
-    w = keys.shape[1]
     filled = np.arange(w) >= w - count[:, None]  # [B, w]
     scores = np.einsum("bhk,bwhk->bhw", q, keys) / q.shape[-1] ** 0.5
     scores = np.where(filled[:, None], scores, -np.inf)
