@@ -15,7 +15,8 @@ Gradients run the chain twice, forward and backward: c₁ and c₂ are doubled.
 
 **Models.** A bound along a whole network is too wide to be useful, so rounding itself is asked what it costs: the spec is evaluated
 REALISATIONS times in float32, with each value that a layer hands on multiplied by 1 + u(dtype)·r, r uniform in [−1, 1] (Monte Carlo
-arithmetic: Parker 1997). A row (the logits of one token, or one row of a state) is held to SHARE = 2 times the largest error seen
+arithmetic: Parker 1997). Rounding is a function of the value, and so is r: of a token that comes back the same errors add up.
+A row (the logits of one token, or one row of a state) is held to SHARE = 2 times the largest error seen
 among its elements and the realisations, plus the floor of the op formula with one rounding, whose terms are the row's largest
 |y*|: no accident makes the budget smaller than the rounding of the answer. A row has one or two
 independent errors, so a single realisation can err by nearly nothing: the largest of 32 is rarely below 1.7 standard deviations.
@@ -70,17 +71,28 @@ def realisations(length: int) -> int:
     return max(4, min(REALISATIONS, TOKENS // max(length, 1)))
 
 
-def perturbation(dtype: str, seed: int = 0):
+def perturbation(dtype: str):
     """What the spec applies to each value that a layer hands on. Rows of a batch are independent realisations."""
-    random, u = np.random.Generator(np.random.Philox(seed)), U["float32" if dtype == "float64" else dtype]
+    u = U["float32" if dtype == "float64" else dtype]
 
     def perturbed(x: np.ndarray) -> np.ndarray:
         if x.dtype.kind == "c":
-            real, imag = (part * (1 + u * random.uniform(-1, 1, x.shape)) for part in (np.real(x), np.imag(x)))
+            real, imag = (part * (1 + u * _drawn(part)) for part in (np.real(x), np.imag(x)))
             return (real + 1j * imag).astype(x.dtype)
-        return (x * (1 + u * random.uniform(-1, 1, x.shape))).astype(x.dtype)
+        return (x * (1 + u * _drawn(x))).astype(x.dtype)
 
     return perturbed
+
+
+def _drawn(x: np.ndarray) -> np.ndarray:
+    """r in [−1, 1), a hash (splitmix64) of each value's bits and its row: as any rounding, the same for the same value."""
+    x = np.ascontiguousarray(x)
+    z = x.view(f"u{x.itemsize}").astype(np.uint64)
+    z += (np.arange(len(x), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).reshape(-1, *(1,) * (x.ndim - 1))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+    z ^= z >> np.uint64(31)
+    return (z >> np.uint64(11)) * 2.0**-52 - 1
 
 
 def scale_to(dtype: str) -> float:
