@@ -18,6 +18,7 @@ VERBS = {
     "precompute": ("precompute", "ξ of a whole corpus, for training on positions (Algorithm 1)"),
     "export": ("export", "write a checkpoint as one ONNX graph"),
     "list": ("listing", "presets and their exact parameter counts"),
+    "match": ("match", "configs of every model with the same number of parameters"),
     "conform": ("conform", "judge an implementation by the court's properties"),
     "inspect": ("inspect", "draw a model's dependency matrix and its effective reach"),
     "bench": ("bench", "time kernels against their peers and the hardware's floor"),

@@ -1,0 +1,39 @@
+"""Fair comparisons: a config of each model with the same number of parameters."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from unisono_spec.contract import ARCHITECTURES, config_from_dict, count_params
+from unisono_tools.match import FAMILIES, match
+
+
+def test_counts_agree(command):
+    code, out, _ = command("match", "--params", "1M", "--vocab", "256", "--as_json", "true")
+    configs = {name: config_from_dict(fields) for name, fields in json.loads(out).items()}
+    counts = {name: count_params(config) for name, config in configs.items()}
+    assert code == 0
+    assert list(configs) == list(FAMILIES)
+    assert {config.arch for config in configs.values()} == set(ARCHITECTURES)
+    assert max(counts.values()) <= 1.01 * min(counts.values()), counts
+    assert all(abs(count / 1e6 - 1) <= 0.005 for count in counts.values()), counts
+    assert {config.vocab_size for config in configs.values()} == {256}  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_table_is_what_train_takes(command, monkeypatch):
+    monkeypatch.setattr("unisono_tools.match.FAMILIES", {"mamba": FAMILIES["mamba"]})
+    monkeypatch.setenv("COLUMNS", "250")
+    code, out, _ = command("match", "--params", "1_000k")
+    (config,) = match(1_000_000, 256).values()
+    assert code == 0
+    assert f"{count_params(config):,}" in out
+    assert "--model.preset mamba-1m" in out
+    assert f"--model.overrides.d_model {config.d_model}" in out  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"), [(("--params", "lots"), "params: 'lots'"), (("--vocab", "0"), "vocab: 0"), (("--params", "9"), "ask for more")]
+)
+def test_refusals(refused, argv, said):
+    assert said in refused("match", *argv)

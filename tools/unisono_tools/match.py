@@ -1,0 +1,139 @@
+"""One config of each model with nearly the same number of parameters, for a fair comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from unisono_spec.contract import Config, InputError, count_params, preset
+
+TOLERANCE = 0.005  # of each to the target, so that any two agree within 1 %
+LAYERS = range(1, 65)
+SHAPES = 1.8  # how many times wider or narrower for its depth than the presets a config may be
+WIDEST = 1 << 15
+Fields = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Configs of one kind: `base` with other widths and depths, and with one of each of the `options`, the preferred first.
+
+    multiple: of d_model. spell, widen, deepen: the fields that follow from vocab_size, from d_model, from n_layers.
+    """
+
+    base: str
+    options: dict[str, tuple[Any, ...]]
+    multiple: int = 8
+    spell: Callable[[int], Fields] = lambda vocab: {}
+    widen: Callable[[int], Fields] = lambda d: {}
+    deepen: Callable[[int], Fields] = lambda n: {}
+
+    def config(self, vocab: int, d_model: int, n_layers: int, chosen: Fields) -> Config:
+        fields = {**self.spell(vocab), **self.widen(d_model), **self.deepen(n_layers), **chosen}
+        return preset(self.base, vocab_size=vocab, d_model=d_model, n_layers=n_layers, **fields)
+
+
+def _codes(vocab: int) -> Fields:
+    return {"code_bits": max(8, (vocab - 1).bit_length())}
+
+
+def _heads(d_model: int) -> Fields:
+    return {"head_width": math.gcd(d_model, 32)}
+
+
+def _narrow_heads(d_model: int) -> Fields:
+    return {"head_width": math.gcd(d_model, 16)}
+
+
+def _number_of_heads(d_model: int) -> Fields:
+    return {"n_heads": d_model // math.gcd(d_model, 32)}
+
+
+def _based(n_layers: int) -> Fields:
+    """Of every five layers, the second is linear and the third a window."""
+    return {"attention": tuple({1: "linear", 2: "window"}.get(i % 5, "conv") for i in range(n_layers))}
+
+
+FAMILIES = {
+    "cram (fixed)": Family("cram-demo", {"ffn_mult": (4, 3, 2), "head_bias": (False, True)}, spell=_codes),
+    "cram (adaptive)": Family("cram-1m", {"ffn_mult": (4, 3, 2), "tie_head": (True, False)}),
+    "lat": Family("lat-1m", {"qk_width": (32, 24, 40), "ffn_mult": (4, 3), "bias": (True, False), "tie_head": (False, True)}, widen=_heads),
+    "based": Family("based-1m", {"ffn_mult": (2, 3), "qk_width": (16, 8), "tie_head": (True, False)}, widen=_narrow_heads, deepen=_based),
+    "infinityformer": Family("infinityformer-1m", {"d_ffn": (), "tie_head": (True, False)}, widen=_number_of_heads),
+    "maru": Family("maru-1m", {"head_hidden": (), "n_slots": (64, 48, 80), "d_memory": (16, 12, 20)}),
+    "transformer": Family("transformer-1m", {"ffn_mult": (4, 3, 5), "tie_head": (False, True)}, widen=_heads),
+    "s4d": Family("s4d-1m", {"tie_head": (True, False), "d_state": (64, 32, 48, 80)}),
+    "mamba": Family("mamba-1m", {"d_state": (16, 12, 20, 8), "tie_head": (True, False)}),
+}
+
+
+def match(target: int, vocab: int) -> dict[str, Config]:
+    """By name, the config of each model whose count is within 0.5 % of `target`, shaped most like the presets of that size.
+
+    Raises InputError where a model has none, naming it and the nearest count.
+    """
+    if vocab < 1:
+        raise InputError(f"vocab: {vocab}; use a positive integer, 256 for bytes")
+    if target < 1:
+        raise InputError(f"params: {target}; use a positive number, such as 1M or 125M")
+    return {name: _nearest(name, family, target, vocab) for name, family in FAMILIES.items()}
+
+
+def _nearest(name: str, family: Family, target: int, vocab: int) -> Config:
+    base = preset(family.base)
+    # a model of twice the size is usually wider rather than deeper
+    shape = base.d_model / base.n_layers * (target / count_params(base)) ** 0.2  # pyright: ignore[reportAttributeAccessIssue]
+    found: list[tuple[float, int, Config]] = []
+    closest = math.inf
+    for n_layers in LAYERS:
+        widths = [config.d_model for config in _around(family, target, vocab, n_layers, next(_choices(family)))]  # pyright: ignore[reportAttributeAccessIssue]
+        if not widths or max(widths) / n_layers < shape / SHAPES:
+            break
+        if min(widths) / n_layers > shape * SHAPES:
+            continue
+        for rank, chosen in enumerate(_choices(family)):
+            for config in _around(family, target, vocab, n_layers, chosen):
+                count = count_params(config)
+                closest = count if abs(count - target) < abs(closest - target) else closest
+                if abs(count / target - 1) <= TOLERANCE:
+                    distance = abs(math.log(config.d_model / n_layers / shape))  # pyright: ignore[reportAttributeAccessIssue]
+                    found.append((distance + 0.1 * rank, len(found), config))
+    if not found:
+        raise InputError(f"params: no {name} model of {vocab} ids has within 0.5 % of {target:,}, the nearest {closest:,}; ask for more")
+    return min(found)[2]
+
+
+def _choices(family: Family) -> Iterator[Fields]:
+    """Every combination of the options that do not follow from the width, the preferred first."""
+    names = [name for name, values in family.options.items() if values]
+    for values in itertools.product(*(family.options[name] for name in names)):
+        yield dict(zip(names, values, strict=True))
+
+
+def _around(family: Family, target: int, vocab: int, n_layers: int, chosen: Fields) -> Iterator[Config]:
+    """The widest config below the target and the narrowest above it; with a free width inside, fitted to the target."""
+    free = next((name for name, values in family.options.items() if not values), None)
+
+    def config(step: int, **more: Any) -> Config:
+        d = step * family.multiple
+        start = {} if free is None else {free: 4 * d if free == "d_ffn" else d}
+        return family.config(vocab, d, n_layers, {**start, **chosen, **more})
+
+    low, high = 1, WIDEST // family.multiple
+    if count_params(config(low)) > target:
+        return
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count_params(config(middle)) <= target else (low, middle)
+    for step in (low, high):
+        made = config(step)
+        if free is not None:
+            # the count is linear in it
+            start = getattr(made, free)
+            slope = count_params(config(step, **{free: start + 1})) - count_params(made)
+            fitted = start + round((target - count_params(made)) / slope)
+            made = config(step, **{free: fitted}) if start / 2 <= fitted <= 2 * start else made
+        yield made
