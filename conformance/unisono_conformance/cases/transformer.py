@@ -20,7 +20,7 @@ class Transformer(LAT):
         small: dict[str, Any] = {"d_model": 4, "n_layers": 2, "head_width": 2, "vocab_size": 7, "ffn_mult": 1}
         # a dropout rate in the config must not act in evaluation
         self.variants = {
-            "plain": TransformerConfig(**{**small, "d_model": 8, "head_width": 4}, dropout=0.25),
+            "plain": TransformerConfig(**small, dropout=0.25),
             **{str(i): TransformerConfig(**{**small, **row}) for i, row in enumerate(pairwise(FLAGS, lambda row: True))},
         }
 
@@ -28,6 +28,6 @@ class Transformer(LAT):
         return setting.as_lat()
 
 
-FLAGS = {"tie_head": (False, True), "head_bias": (True, False), "n_layers": (1, 2), "rope_base": (100.0, 10000.0)}
+FLAGS = {"tie_head": (False, True), "head_bias": (True, False), "head_width": (2, 4), "rope_base": (100.0, 10000.0)}
 
 CASES = (Transformer(),)
