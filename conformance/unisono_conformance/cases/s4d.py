@@ -1,0 +1,73 @@
+"""S4D before the court."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from unisono_spec.contract.s4d import S4DConfig
+
+from unisono_conformance.cases.base import ModelCase
+from unisono_conformance.cases.draw import Draw
+from unisono_conformance.cases.inputs import Arrays, Inputs
+from unisono_conformance.cases.pairwise import pairwise
+
+
+class S4D(ModelCase):
+    name = arch = "s4d"
+    defaults = ("plain", "bare")
+    regimes = ("tame", "near_one", "forgetting", "saturated", "offset", "large", "dropout")
+
+    def __init__(self) -> None:
+        small: dict[str, Any] = {"d_model": 4, "n_layers": 1, "vocab_size": 7, "d_state": 6, "ffn_mult": 1}
+        # a dropout rate in the config must not act in evaluation
+        self.variants = {
+            "plain": S4DConfig(**small, dropout=0.25),
+            "bare": S4DConfig(**{**small, "ffn_mult": 0}, tie_head=True, head_bias=False, dropout=0.25),
+            **{str(i): S4DConfig(**{**small, **row}) for i, row in enumerate(pairwise(FIELDS, lambda row: True))},
+        }
+
+    def setting(self, draw: Draw) -> S4DConfig:
+        return self.variants[draw.variant]
+
+    def bend(self, draw: Draw, params: Arrays) -> Arrays:
+        """Δ so small that e^{ΔA} is nearly 1, and so large that it is nearly 0; a saturated gate; values and norms."""
+        out = dict(params)
+        for name, p in params.items():
+            if name.endswith("log_dt") and draw.regime in ("near_one", "forgetting"):
+                out[name] = p - 4.0 if draw.regime == "near_one" else p + 5.0
+            if name.endswith("mixer.out.weight") and draw.regime == "saturated":
+                gate = np.arange(len(p))[:, None] >= len(p) // 2
+                out[name] = np.where(gate, 60.0 * p, p)
+            if name.endswith("mixer_norm.bias") and draw.regime == "offset":
+                out[name] = p + 4.0
+            if name.endswith("norm.weight") and draw.regime == "large":
+                out[name] = 8.0 * p
+        return out
+
+    def tokens(self, draw: Draw, config: S4DConfig, random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+        return random.integers(0, config.vocab_size, shape)
+
+    def random_state(self, draw: Draw, inputs: Inputs) -> Arrays:
+        random = draw.generator("state")
+        return {name: random.normal(size=a.shape).astype(a.dtype) for name, a in inputs.state.items()}
+
+    def flip(self, setting: S4DConfig, inputs: Inputs, time: int) -> Inputs:
+        tokens = inputs.arrays["tokens"].copy()
+        tokens[:, time] = (tokens[:, time] + setting.vocab_size // 2) % setting.vocab_size
+        return inputs.replace(arrays={"tokens": tokens})
+
+    def reach(self, setting: S4DConfig, dtype: str, state: str) -> int | None:
+        """With Δ between 1e-3 and 1e-1, e^{−Δ/2} leaves a twelfth of a token after 50."""
+        return None
+
+
+FIELDS = {
+    "ffn_mult": (0, 1, 2),
+    "tie_head": (False, True),
+    "head_bias": (False, True),
+    "d_state": (2, 6),
+    "n_layers": (1, 2),
+}
+
+CASES = (S4D(),)
