@@ -162,6 +162,13 @@ def onnx(session: nox.Session) -> None:
 
 
 @nox.session
+def oracles(session: nox.Session) -> None:
+    """The spec against flash-linear-attention, transformers, torch, onnx and SciPy (docs/oracles.md)."""
+    install(session, "-e", ".[oracles]", *TRITON)
+    pytest(session, "conformance/oracles", *session.posargs)
+
+
+@nox.session
 def meta(session: nox.Session) -> None:
     """The suite judges itself: every sabotaged implementation must be caught."""
     install(session, "-e", ".[conformance,tools]")

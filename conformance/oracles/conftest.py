@@ -1,0 +1,50 @@
+"""`agree` compares the spec with an implementation that no one here wrote; the table of differences closes the run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from unisono_conformance import numerics
+from unisono_spec.contract.files import write_bytes
+
+ROWS: list[dict] = []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def flash_linear_attention() -> None:
+    """Its first import warns of what its kernels would like to find; its naive references need none of that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for module in ("based", "gla", "linear_attn"):
+            importlib.import_module(f"fla.ops.{module}.naive")
+
+
+@pytest.fixture
+def agree() -> Callable[..., None]:
+    """Fail unless `ours` and `theirs` differ by rounding in `dtype`, in which the oracle computes, through `length` terms."""
+
+    def check(what: str, oracle: str, ours: np.ndarray, theirs: np.ndarray, dtype: str, length: int) -> None:
+        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+        assert ours.shape == theirs.shape
+        largest = np.abs(ours).max()
+        assert largest > 0
+        difference = float(np.abs(ours - theirs).max() / largest)
+        budget = numerics.OTHER_MACHINE * numerics.formula(dtype, length)
+        ROWS.append({"what": what, "oracle": oracle, "dtype": dtype, "difference": difference, "budget": budget})
+        assert difference <= budget, f"{what}: {difference:.2e} of the largest value, {budget:.2e} is allowed"
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.line("| what | oracle | computes in | largest difference | budget |\n|---|---|---|---|---|")
+    for row in ROWS:
+        cells = (row["what"], row["oracle"], row["dtype"], f"{row['difference']:.1e}", f"{row['budget']:.1e}")
+        terminalreporter.line(f"| {' | '.join(cells)} |")
+    write_bytes(Path("build/reports/oracles.json"), json.dumps(ROWS, indent=1, ensure_ascii=False).encode())
