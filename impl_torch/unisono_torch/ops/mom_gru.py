@@ -18,20 +18,18 @@ noise) / temperature).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from unisono_torch.ops.dispatch import no_kernel
 from unisono_torch.ops.elementwise import linear, wide
 from unisono_torch.ops.fold import masked
+from unisono_torch.ops.mom_gru_loop import Sizes, Weights, loop
 
 State = tuple[Tensor, Tensor]
 Params = Mapping[str, Tensor]
-SEGMENT = 32  # tokens of which the backward holds all memories at a time, at most
 
 
 def routing(x: Tensor, h: Tensor, p: Params, noise: Tensor | None = None, temperature: float = 1.0) -> Tensor:
@@ -118,105 +116,39 @@ def hoisted(
     temperature: float = 1.0,
     implementation: str = "auto",
 ) -> tuple[Tensor, State]:
-    """The recurrence has no parallel form. This one takes every product with x out of the loop, as three matmuls over all T; what
-    is left in it depends on h, and takes three matmuls with weights and four with the memory a token. Memories inside a segment of
-    C tokens (32 at most) are made again for the backward, which keeps the memory before each segment only."""
+    """The recurrence has no parallel form. This one takes every product with x out of the loop, as one matmul over all T; what is
+    left in it depends on h. Its gradient is written out, and keeps one memory in 32 (mom_gru_loop.py), whatever the chunk size."""
     no_kernel(implementation, "mom_gru")
     dtype, d = wide(x.dtype), x.shape[-1]
     p = {name: a.to(dtype) for name, a in p.items()}
     x = masked(valid, x)[0].to(dtype)
     banks, slots = p["memory"].shape[:2]
-    weights = _Weights.of(p, d)
+    weights = _weights(p, d)
     # [B, T, hidden | d_m | 3D]
     given = F.linear(x, weights.x, weights.x_bias)
     if noise is not None:
         noise = masked(valid, noise)[0].to(dtype) + p["balance_bias"]
+    if torch.onnx.is_in_onnx_export() and reset is not None and valid is not None:
+        from unisono_torch.onnx import ops as graph
+
+        return graph.mom_gru(given, weights, initial_state, reset, valid)
     h, M = (a.to(dtype) for a in initial_state)
-    M = M.flatten(1, 2)  # banks behind one another
-    size, out = min(chunk_size, SEGMENT), []
-    parts = [[None] * -(-x.shape[1] // size) if m is None else m.split(size, 1) for m in (reset, valid, noise)]
-    for part in zip(given.split(size, 1), *parts, strict=True):
-        call = weights, (banks, slots, temperature), h, M, *part
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            y, h, M = checkpoint(_segment, *call, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
-        else:
-            y, h, M = _segment(*call)
-        out.append(y)
-    return torch.cat(out, 1), (h, M.unflatten(1, (banks, slots)))
+    out, M = loop(weights, Sizes(banks, slots, temperature), h, M.flatten(1, 2), given, reset, valid, noise)
+    return out, (out[:, -1], M.unflatten(1, (banks, slots)))
 
 
-class _Weights(NamedTuple):
-    """The cell's weights by what they multiply; those of one factor are one matrix."""
-
-    x: Tensor  # [hidden | d_m | 3D, D]: router, query, gates
-    x_bias: Tensor
-    h: Tensor  # [hidden | d_m | 2D, D]: router, query, r and ζ
-    c: Tensor  # [3D, d_m]
-    candidate: Tensor  # [D, D], of r∘h
-    after: Tensor  # [d_m | d_m | (d_m |) 1, D], of h': key, value, (erase,) gate
-    after_bias: Tensor
-    router: Tensor
-    router_bias: Tensor
-    memory: Tensor  # M₀ [n·L, d_m]
-
-    @staticmethod
-    def of(p: Params, d: int) -> _Weights:
-        router, query, gates, hidden = (p[f"{name}.weight"] for name in ("router.0", "query", "input", "hidden"))
-        later = [name for name in ("key", "value", "erase", "gate") if f"{name}.weight" in p]
-        return _Weights(
-            torch.cat([router[:, :d], query[:, :d], gates[:, :d]]),
-            torch.cat([p[f"{name}.bias"] for name in ("router.0", "query", "input")]),
-            torch.cat([router[:, d:], query[:, d:], hidden[: 2 * d]]),
-            gates[:, d:],
-            hidden[2 * d :],
-            torch.cat([p[f"{name}.weight"] for name in later]),
-            torch.cat([p[f"{name}.bias"] for name in later]),
-            p["router.1.weight"],
-            p["router.1.bias"],
-            p["memory"].flatten(0, 1),
-        )
-
-
-def _segment(
-    weights: _Weights,
-    sizes: tuple[int, int, float],
-    h: Tensor,
-    M: Tensor,
-    given: Tensor,
-    reset: Tensor | None,
-    valid: Tensor | None,
-    noise: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """given [B, C, hidden | d_m | 3D]: the products with x. → h of each token [B, C, D], the last h and M [B, n·L, d_m]."""
-    (banks, slots, temperature), d, width = sizes, h.shape[-1], M.shape[-1]
-    hidden = weights.router.shape[1]
-    scale = width**-0.5
-
-    def attention(key: Tensor, M: Tensor, share: Tensor) -> Tensor:
-        """key [B, d_m], share [B, n] → [B, n·L]: a softmax in each bank, times the bank's share."""
-        scores = torch.bmm(M, key[:, :, None] * scale).reshape(-1, banks, slots)
-        return (scores.softmax(-1) * share[..., None]).flatten(1)
-
-    out = []
-    marks = ([None] * given.shape[1] if m is None else m.unbind(1) for m in (reset, valid, noise))
-    for x, cut, read, drawn in zip(given.unbind(1), *marks, strict=True):
-        if cut is not None:
-            h, M = torch.where(cut[:, None], 0, h), torch.where(cut[:, None, None], weights.memory, M)
-        before = h, M
-        route_x, query_x, gates_x = x.split((hidden, width, 3 * d), -1)
-        route_h, query_h, gates_h = F.linear(h, weights.h).split((hidden, width, 2 * d), -1)
-        logits = F.linear((route_x + route_h).relu(), weights.router, weights.router_bias)
-        rho = (logits if drawn is None else (logits + drawn) / temperature).softmax(-1)  # [B, n]
-        c = torch.bmm(attention(query_x + query_h, M, rho)[:, None], M)[:, 0]
-        gates = gates_x + F.linear(c, weights.c)
-        r, zeta = torch.sigmoid(gates[:, : 2 * d] + gates_h).chunk(2, -1)
-        h = torch.lerp(torch.tanh(gates[:, 2 * d :] + F.linear(r * h, weights.candidate)), h, zeta)
-        after = F.linear(h, weights.after, weights.after_bias)
-        k, v, e, gamma = after[:, :width], after[:, width : 2 * width], after[:, -1 - width : -1], after[:, -1:]
-        w = attention(k, M, rho * torch.sigmoid(gamma))[..., None]
-        # M ∘ (1 − w eᵀ) + w aᵀ = M + w ∘ (a − e ∘ M)
-        M = torch.addcmul(M, w, torch.addcmul(torch.tanh(v)[:, None], torch.sigmoid(e)[:, None], M, value=-1))
-        if read is not None:
-            h, M = torch.where(read[:, None], h, before[0]), torch.where(read[:, None, None], M, before[1])
-        out.append(h)
-    return torch.stack(out, 1), h, M
+def _weights(p: Params, d: int) -> Weights:
+    router, query, gates, hidden = (p[f"{name}.weight"] for name in ("router.0", "query", "input", "hidden"))
+    later = [name for name in ("key", "value", "erase", "gate") if f"{name}.weight" in p]
+    return Weights(
+        torch.cat([router[:, :d], query[:, :d], gates[:, :d]]),
+        torch.cat([p[f"{name}.bias"] for name in ("router.0", "query", "input")]),
+        torch.cat([router[:, d:], query[:, d:], hidden[: 2 * d]]),
+        gates[:, d:],
+        hidden[2 * d :],
+        torch.cat([p[f"{name}.weight"] for name in later]),
+        torch.cat([p[f"{name}.bias"] for name in later]),
+        p["router.1.weight"],
+        p["router.1.bias"],
+        p["memory"].flatten(0, 1),
+    )
