@@ -141,8 +141,8 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     case, shapes, names = item.case, lattice(item, profile), regimes(item)
     out = [d for d in REMEMBERED.get(item.prop.label, ()) if d.case == case.name]
     gradient, can = "gradient" in item.prop.claims, item.bench.adapter.capabilities
-    # the truth of a gradient takes hundreds of evaluations of the spec
-    few = 1 if gradient and case.loops and not profile.exhaustive else profile.regimes
+    # the truth of a gradient takes hundreds of evaluations of the spec, and a compiler unrolls loops
+    few = 1 if case.loops and (gradient or "compiled" in item.prop.claims) and not profile.exhaustive else profile.regimes
     by_coordinate = gradient and can.gradients_by_coordinate and not profile.exhaustive
     for i, variant in enumerate(defaults(item.prop, case)):
         for j in range(min(few, len(names))):

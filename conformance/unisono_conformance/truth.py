@@ -138,7 +138,7 @@ def _along(
             slope = (np.imag(found).astype(np.float64) / h).reshape(-1, cotangent.size)
             return np.where(cotangent.ravel() != 0, cotangent.ravel() * slope, 0).sum(1)
 
-        out.append(total(do, o) + sum(total(ds, last[s]) for s, ds in dstate.items()))
+        out.append(total(do, o) + sum(total(ds, last[s]) for s, ds in dstate.items() if ds.size))
     return np.stack(out, 1) if copies else np.concatenate(out)
 
 
