@@ -99,6 +99,7 @@ class ModelCase(Case):
     """The models of one architecture."""
 
     level = "model"
+    chunk_size = 64  # of the spec's parallel form, which is asked about long sequences
 
     def inputs(self, draw: Draw, dtype: str) -> Inputs:
         config = self.setting(draw)
@@ -156,8 +157,8 @@ class ModelCase(Case):
         if complex_step:
             # NaN in a padded frame never reaches a result, but NumPy says that it met one
             with np.errstate(invalid="ignore"):
-                return model.forward(*read, form=form, dropout=dropout, noise=noise)  # pyright: ignore[reportArgumentType]
-        return model.forward(*read, form=form, dropout=dropout, noise=noise)  # pyright: ignore[reportArgumentType]
+                return model.forward(*read, form=form, chunk_size=self.chunk_size, dropout=dropout, noise=noise)  # pyright: ignore[reportArgumentType]
+        return model.forward(*read, form=form, chunk_size=self.chunk_size, dropout=dropout, noise=noise)  # pyright: ignore[reportArgumentType]
 
 
 class OpCase(Case):

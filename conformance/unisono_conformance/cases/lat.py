@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from unisono_conformance.cases.inputs import Arrays, Inputs
 from unisono_conformance.cases.lat_laws import LAWS
 from unisono_conformance.cases.pairwise import pairwise
 
-# Initial weights are small (N(0, 0.02²), and 0.1 of noise): attention would weigh all tokens alike. About 1/√width instead.
+# Initial weights are small (N(0, 0.02²), and 0.1 of noise): attention would weigh all tokens alike.
 SEEN = ("embedding.weight", "qkv.weight", "mixer.input.weight", "mixer.out.weight", "conv.weight")
 PAST = 4  # tokens that a running sequence has read where their number is limited
 
@@ -28,6 +29,8 @@ class LAT(ModelCase):
     defaults = ("linear", "based")
     regimes = ("tame", "offset", "large", "empty", "dropout")
     laws = LAWS
+    wide_regimes = ("large",)
+    chunk_size = 16  # heads are so narrow that masks are most of the work
 
     def __init__(self) -> None:
         small: dict[str, Any] = {"d_model": 4, "head_width": 2, "qk_width": 4, "vocab_size": 7, "ffn_mult": 1, "conv_mult": 1, "window": 3}
@@ -53,7 +56,7 @@ class LAT(ModelCase):
     def bend(self, draw: Draw, params: Arrays) -> Arrays:
         config, out = self.blocks(self.setting(draw)), {}
         for name, p in params.items():
-            p = 5 * p if name.endswith(SEEN) else p
+            p = 3 * p if name.endswith(SEEN) else p
             if name.endswith("qkv.bias"):
                 values, regime = np.arange(len(p)) >= len(p) - config.d_model, draw.regime
                 if regime == "offset":  # of v, whose mean the normaliser's gradient cancels
@@ -64,7 +67,7 @@ class LAT(ModelCase):
             if name == "embedding.weight" and draw.regime == "offset":
                 p = p + 2.0
             if name.endswith("norm.weight") and draw.regime == "large":
-                p = 8.0 * p
+                p = 4.0 * p
             out[name] = p
         return out
 
@@ -122,6 +125,10 @@ class LAT(ModelCase):
                 return seen + width
             seen += config.conv_width - 1 if kind == "conv" else config.window - 1
         raise AssertionError(state)
+
+    def together(self, name: str) -> str:
+        """The same map in every layer, weight and bias."""
+        return re.sub(r"layers\.\d+", "layers.*", name).removesuffix(".weight").removesuffix(".bias")
 
     def endless(self, setting: Any) -> bool:
         config = self.blocks(setting)
