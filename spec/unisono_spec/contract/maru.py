@@ -78,7 +78,8 @@ class MARUConfig(Config):
             out |= self._cell(f"{layer}.cell")
         if self.prenorm:
             out |= parts.norm("norm", d, "rms")
-        return out | parts.linear("head.0", self.head_hidden, d) | parts.linear("head.1", self.vocab_size, self.head_hidden)
+        out |= parts.linear("head.0", self.head_hidden, d) | parts.linear("head.1", self.vocab_size, self.head_hidden)
+        return out if self.prenorm else _unnormed(out)
 
     def _cell(self, name: str) -> dict[str, Param]:
         d, m, n = self.d_model, self.d_memory, self.n_banks
@@ -113,6 +114,17 @@ class MARUConfig(Config):
             out[f"layers.{i}.h"] = State((self.d_model,))
             out[f"layers.{i}.memory"] = State((self.n_banks, self.n_slots, self.d_memory), initial=f"layers.{i}.cell.memory")
         return out
+
+
+def _unnormed(params: dict[str, Param]) -> dict[str, Param]:
+    """Without norms nothing restores a signal's size: the embedding starts as N(0, 1) and each Linear keeps the variance of its input."""
+
+    def initial(name: str, p: Param) -> Param:
+        if p.initial != normal(parts.STD):
+            return p
+        return dataclasses.replace(p, initial=normal(1.0 if name == "embedding.weight" else p.shape[1] ** -0.5))
+
+    return {name: initial(name, p) for name, p in params.items()}
 
 
 CONFIG = MARUConfig
