@@ -108,7 +108,7 @@ def items(adapter: Adapter, selection: Selection, profile: Profile) -> list[Item
             forms = [f for f in chosen["form"] if f in prop.forms(can)][: None if prop.each_form else 1]
             # where each config is compiled, all properties take it in the same form: its shapes are compiled already
             dear = not profile.exhaustive and chosen["implementation"][0] in can.dear
-            full = profile.pairs or (not dear and (prop.every_pair or case.level == "op"))
+            full = profile.pairs or (not dear and not _costly(prop, case) and (prop.every_pair or case.level == "op"))
             for turn, (dtype, form) in enumerate(grid):
                 mine = forms if full else [forms[(chosen["dtype"].index(dtype) + (0 if dear else p)) % len(forms)]] if forms else []
                 if form not in mine or (prop.dtypes is not None and dtype not in prop.dtypes):
@@ -122,6 +122,11 @@ def items(adapter: Adapter, selection: Selection, profile: Profile) -> list[Item
 
 def defaults(prop: Property, case: Case) -> tuple[str, ...]:
     return tuple(v for v in case.defaults if not prop.endless or case.endless(case.setting(Draw(case.name, v))))
+
+
+def _costly(prop: Property, case: Case) -> bool:
+    """Gradients of a spec that loops over time."""
+    return case.loops and "gradient" in prop.claims
 
 
 def regimes(item: Item) -> tuple[str, ...]:
@@ -142,7 +147,7 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     out = [d for d in REMEMBERED.get(item.prop.label, ()) if d.case == case.name]
     gradient, can = "gradient" in item.prop.claims, item.bench.adapter.capabilities
     # the truth of a gradient takes hundreds of evaluations of the spec, and a compiler unrolls loops
-    few = 1 if case.loops and (gradient or "compiled" in item.prop.claims) and not profile.exhaustive else profile.regimes
+    few = 1 if (_costly(item.prop, case) or (case.loops and "compiled" in item.prop.claims)) and not profile.exhaustive else profile.regimes
     by_coordinate = gradient and can.gradients_by_coordinate and not profile.exhaustive
     for i, variant in enumerate(defaults(item.prop, case)):
         for j in range(min(few, len(names))):
@@ -155,7 +160,7 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     if item.prop.rows and profile.rows != "none" and not by_coordinate and not (item.prop.own_shapes and item.bench.dear):
         others = [v for v in case.variants if v not in case.defaults]
         # "once": each config under one pair of dtype and form, the same for every property that tries all pairs
-        by_pair = item.prop.every_pair and not item.bench.dear
+        by_pair = item.prop.every_pair and not item.bench.dear and not _costly(item.prop, case)
         of, at = (item.turns, item.turn) if by_pair else (item.turns // item.forms, item.turn // item.forms)
         for i, variant in enumerate(others):
             if profile.rows == "all" or i % of == at % of:

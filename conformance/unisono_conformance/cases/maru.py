@@ -15,7 +15,7 @@ from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.inputs import Arrays, Inputs
 from unisono_conformance.cases.pairwise import pairwise
 
-# Initial weights are small (N(0, 0.02²), and 0.1 of noise), and products of nine of them in a row hide a token: about 1/√width instead.
+# Beside norms initial weights are small (N(0, 0.02²), and 0.1 of noise), and nine products in a row hide a token: about 1/√width instead.
 SEEN = ("embedding.weight", "in_proj.weight", "x_proj.weight", "out_proj.weight", "project.weight", "head.0.weight", "head.1.weight")
 BANKED = ("router.1.weight", "router.1.bias", "balance_bias", "balance_load", "memory")  # the leading axis is the banks'
 
@@ -76,7 +76,9 @@ class MARU(ModelCase):
         return self.variants[draw.variant]
 
     def bend(self, draw: Draw, params: Arrays) -> Arrays:
-        return {name: _bend(draw.regime, name, p) for name, p in params.items()}
+        return {
+            name: _bend(draw.regime, name, 4 * p if name.endswith(SEEN) and self.setting(draw).prenorm else p) for name, p in params.items()
+        }
 
     def tokens(self, draw: Draw, config: MARUConfig, random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
         return random.integers(0, config.vocab_size, shape)
@@ -128,13 +130,12 @@ def _accepted(row: dict) -> bool:
 
 def _bend(regime: str, name: str, p: np.ndarray) -> np.ndarray:
     """A parameter under `regime`."""
-    p = 5 * p if name.endswith(SEEN) else p
     if name.endswith("cell.memory"):
         return {"large": 20 * p, "offset": 4 * p + 1}.get(regime, 4 * p)  # large: addresses one slot of a bank
     if name == "head.0.bias":
         return p + 1  # few of its units are off
     if name.endswith("dt_proj.bias"):
-        return {"near_one": p - 2, "forgetting": p + 6}.get(regime, p)  # Δ near 0: exp(ΔA) near 1
+        return {"near_one": p - 2, "forgetting": p + 5}.get(regime, p)  # Δ near 0: exp(ΔA) near 1
     if name.endswith(("input.weight", "hidden.weight")) and regime == "saturated":
         return 8 * p
     if name == "embedding.weight":

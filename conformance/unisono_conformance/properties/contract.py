@@ -51,7 +51,9 @@ def same_bits(trial: Trial) -> None:
 
 def compiled(trial: Trial) -> None:
     model = trial.model(trial.inputs.params).compiled()
-    for inputs, what in ((trial.running, "compiled"), (trial.running.part(0, 4), "compiled, at another length")):
+    lengths = (3, 2) if trial.case.loops else (trial.running.length, 4)  # a compiler unrolls loops
+    for length, what in zip(lengths, ("compiled", "compiled, at another length"), strict=True):
+        inputs = trial.running.part(0, length)
         trial.agrees(trial.forward(inputs, model=model), inputs, what)
 
 
