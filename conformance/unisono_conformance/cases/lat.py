@@ -20,7 +20,7 @@ from unisono_conformance.cases.lat_laws import LAWS
 from unisono_conformance.cases.pairwise import pairwise
 
 # Initial weights are small (N(0, 0.02²), and 0.1 of noise): attention would weigh all tokens alike.
-SEEN = ("embedding.weight", "qkv.weight", "mixer.input.weight", "mixer.out.weight", "conv.weight")
+SEEN = ("qkv.weight", "mixer.input.weight", "mixer.out.weight", "conv.weight")
 PAST = 4  # tokens that a running sequence has read where their number is limited
 
 
@@ -35,6 +35,7 @@ class LAT(ModelCase):
     def __init__(self) -> None:
         small: dict[str, Any] = {"d_model": 4, "head_width": 2, "qk_width": 4, "vocab_size": 7, "ffn_mult": 1, "conv_mult": 1, "window": 3}
         rows = pairwise(FLAGS, lambda row: _accepted(small, row))
+        wider = {**small, "d_model": 8, "head_width": 4, "max_positions": 16}
         based: dict[str, Any] = {"feature_map": "taylor2", "positions": "rope", "norm": "rms", "ffn": "swiglu", "bias": False}
         # a dropout rate in the config must not act in evaluation
         self.variants: dict[str, Any] = {
@@ -43,7 +44,7 @@ class LAT(ModelCase):
                 **{**small, **based, "qk_width": 2}, n_layers=3, attention=("conv", "linear", "window"),
                 tie_head=True, head_bias=False, dropout=0.25,
             ),
-            **{str(i): LATConfig(**small, **row, n_layers=len(row["attention"]), max_positions=16) for i, row in enumerate(rows)},
+            **{str(i): LATConfig(**wider, **row, n_layers=len(row["attention"])) for i, row in enumerate(rows)},
         }  # fmt: skip
 
     def setting(self, draw: Draw) -> Any:
@@ -56,7 +57,7 @@ class LAT(ModelCase):
     def bend(self, draw: Draw, params: Arrays) -> Arrays:
         config, out = self.blocks(self.setting(draw)), {}
         for name, p in params.items():
-            p = 3 * p if name.endswith(SEEN) else p
+            p = 8 * p if name == "embedding.weight" else 2 * p if name.endswith(SEEN) else p
             if name.endswith("qkv.bias"):
                 values, regime = np.arange(len(p)) >= len(p) - config.d_model, draw.regime
                 if regime == "offset":  # of v, whose mean the normaliser's gradient cancels
