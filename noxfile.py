@@ -146,7 +146,7 @@ def torch(session: nox.Session) -> None:
         pytest(session, "impl_torch/tests/kernels", *session.posargs)
         # on a CPU the kernels run in Triton's interpreter
         interpret = {} if "cuda" in session.posargs else {"TRITON_INTERPRET": "1"}
-        court(session, "torch", "--implementation", "triton", environment=interpret)
+        court(session, "torch", "--implementation", "triton", "--arch", "cram", "--form", "parallel", environment=interpret)
 
 
 @nox.session
@@ -170,9 +170,9 @@ def oracles(session: nox.Session) -> None:
 
 @nox.session
 def meta(session: nox.Session) -> None:
-    """The suite judges itself: every sabotaged implementation must be caught."""
+    """The suite judges itself: every sabotaged implementation must be caught. By which properties: -- --every-property"""
     install(session, "-e", ".[conformance,tools]")
-    pytest(session, "conformance/tests/test_meta.py")
+    pytest(session, "conformance/tests/test_meta.py", *session.posargs)
 
 
 @nox.session

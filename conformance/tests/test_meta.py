@@ -6,20 +6,21 @@ import json
 from pathlib import Path
 
 import pytest
+from unisono_conformance.cases import ARCHITECTURES
 from unisono_conformance.sabotage import control, sabotages, table, verdict
 from unisono_spec.contract.files import write_bytes
 
 SABOTAGES, VERDICTS = sabotages(), []
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_honest_implementation_passes(dtype: str) -> None:
-    assert control(dtype)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_honest_implementation_passes(arch: str) -> None:
+    assert control(arch)
 
 
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda s: f"{s.arch}: {s.name}")
-def test_caught(sabotage) -> None:
-    found = verdict(sabotage)
+def test_caught(sabotage, every_property: bool) -> None:
+    found = verdict(sabotage, every_property)
     VERDICTS.append(found)
     assert sabotage.aimed in found.examples, f"{sabotage.aimed} let it pass; caught by {sorted(found.examples) or 'nothing'}"
 

@@ -105,17 +105,13 @@ class Verdict:
     messages: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-# by far the dearest: tried only on the mistakes that it exists for
-DEAR = ("P7",)
-
-
-def verdict(sabotage: Sabotage) -> Verdict:
-    """Every property judges the sabotaged implementation; each stops at the first example that it fails."""
+def verdict(sabotage: Sabotage, every: bool = False) -> Verdict:
+    """The property aimed at the mistake (or with `every`, each) judges the sabotaged implementation, up to the first example it fails."""
     out, profile = Verdict(sabotage), PROFILES["meta"]
     selection = Selection(arch=sabotage.arch, dtype=sabotage.dtype, form=sabotage.form)
     everything = items(sabotage.make(), selection, profile)  # pyright: ignore[reportArgumentType]
     for label in dict.fromkeys(item.prop.label for item in everything):
-        if label in DEAR and label != sabotage.aimed:
+        if label != sabotage.aimed and not every:
             continue
         ledger = Ledger()
         try:
@@ -129,13 +125,17 @@ def verdict(sabotage: Sabotage) -> Verdict:
     return out
 
 
-def control(dtype: str) -> list[Item]:
-    """The items that every sabotaged implementation faces; the honest one must pass them all. Raises Disagreement."""
-    profile = PROFILES["meta"]
-    faced = items(house.make(), Selection(dtype=dtype, form="parallel"), profile)  # pyright: ignore[reportArgumentType]
-    for item in faced:
+def control(arch: str) -> list[Item]:
+    """The items by which mistakes in `arch` are to be found; the honest implementation must pass them all. Raises Disagreement."""
+    profile, faced = PROFILES["meta"], {}
+    for sabotage in sabotages():
+        if sabotage.arch == arch:
+            selection = Selection(arch=arch, dtype=sabotage.dtype, form=sabotage.form)
+            every = items(house.make(), selection, profile)  # pyright: ignore[reportArgumentType]
+            faced |= {item.id: item for item in every if item.prop.label == sabotage.aimed}
+    for item in faced.values():
         judge(item, profile, Ledger())
-    return faced
+    return list(faced.values())
 
 
 def table(verdicts: list[Verdict]) -> list[str]:
