@@ -12,6 +12,7 @@ import onnxruntime
 import torch
 import unisono_torch
 from onnx.reference import ReferenceEvaluator
+from unisono_spec.contract import init_params
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_torch.models.base import Model
 from unisono_torch.onnx import export
@@ -35,7 +36,10 @@ SHARE, FLOOR = 4.0, 2.0**-20
 
 
 def model(name: str, dtype: str = "float32") -> Model:
-    return unisono_torch.create(CONFIGS[name], seed=3, dtype=dtype).eval()
+    config, noise = CONFIGS[name], np.random.default_rng(3)
+    # initial biases are all 0 and scales all 1, which would hide a forgotten one
+    params = {key: p + np.float32(0.1) * noise.standard_normal(p.shape, np.float32) for key, p in init_params(config, seed=3).items()}
+    return unisono_torch.create(config, params, dtype=dtype, param_dtype="float32").eval()
 
 
 @cache

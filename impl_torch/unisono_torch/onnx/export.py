@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from unisono_spec.contract import Config, InputError, config_to_dict, zero_state
+from unisono_spec.contract import ANY, Config, InputError, config_to_dict, zero_state
 
-from unisono_torch.onnx.ops import inline
+from unisono_torch.onnx.ops import inline, translations
 
 OPSET = 23  # onnxruntime reads up to 26, torch writes up to 25
 CONFIG_KEY = "unisono.config"
+PREFIX = "model."  # of parameters, in _Graph
 # (B, T) of the traced example, and of the comparisons: other lengths than the traced one, since a tracer may freeze it unnoticed
 TRACED = (2, 5)
 COMPARED = ((1, 1), (3, 130))
@@ -44,6 +45,11 @@ def export(model: Any, path: str | Path, metadata: Mapping[str, str] | None = No
     onnx, ir, runtime = _packages()
     if model.dtype != "float32":
         raise InputError(f"dtype: {model.dtype}; export computes in float32: load the checkpoint again with dtype='float32'")
+    if getattr(model.config, "compress_every", 0):
+        raise InputError(
+            f"{model.config.arch}.compress_every: {model.config.compress_every}; memory compression needs a singular value decomposition, "
+            "which ONNX does not have; export a model with compress_every=0 and compress_rank=0"
+        )
     for key, value in (metadata or {}).items():
         if not isinstance(value, str):
             raise InputError(f"metadata: {key!r} is a {type(value).__name__}; ONNX metadata are strings, pass json.dumps(...)")
@@ -52,8 +58,7 @@ def export(model: Any, path: str | Path, metadata: Mapping[str, str] | None = No
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             draft = Path(folder) / path.name
-            graph = _trace(model)
-            inline(graph)
+            graph = _filled(model)
             graph.metadata_props.update({CONFIG_KEY: json.dumps(config_to_dict(model.config)), **(metadata or {})})
             ir.save(graph, draft, external_data=_beside(model, draft))
             onnx.checker.check_model(draft, full_check=True)
@@ -69,13 +74,14 @@ def export(model: Any, path: str | Path, metadata: Mapping[str, str] | None = No
 class _Graph(nn.Module):
     """The model as a function of flat tensors, in the order of the graph's inputs and outputs."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.names = tuple(model.config.states())  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        self.names = tuple(model.config.states())
 
     def forward(self, tokens: Tensor, reset: Tensor, valid: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        logits, after = self.model(tokens, dict(zip(self.names, state, strict=True)), reset, valid)
+        # past the checks of `forward`, which read values and compare lengths
+        logits, after = self.model._sequence(tokens, dict(zip(self.names, state, strict=True)), reset, valid, None, 64)
         return logits, *(after[name] for name in self.names)
 
 
@@ -87,11 +93,32 @@ def output_names(config: Config) -> list[str]:
     return ["logits", *(f"next.{name}" for name in config.states())]
 
 
+def _filled(model: Any) -> Any:
+    """`model` as an onnx_ir.Model whose initializers are the parameters, under their contract names."""
+    from onnx_ir.tensor_adapters import TorchTensor
+
+    # tracing takes seconds and reads no values: what it finds is kept
+    key = model.config, next(model.parameters()).dtype
+    if key not in _traced:
+        _traced[key] = _trace(model)
+    graph = _traced[key].clone()
+    for name, tensor in model.state_dict().items():
+        if name in graph.graph.initializers:
+            graph.graph.initializers[name].const_value = TorchTensor(tensor.cpu().contiguous(), name)
+    return graph
+
+
+_traced: dict[tuple[Config, torch.dtype], Any] = {}
+
+
 def _trace(model: Any) -> Any:
-    """`model` as an onnx_ir.Model, with nodes of the domain "unisono" for the sequence ops."""
+    """`model` without the values of its parameters."""
+    from onnxscript import optimizer
+
     config = model.config
     inputs = tuple(torch.from_numpy(array).to(model.device) for array in example(config, *TRACED).values())
-    sequence, row = {0: "B", 1: "T"}, {0: "B"}
+    sequence = {0: "B", 1: "T"}
+    rows = tuple({0: "B", **{1 + axis: "capacity" for axis, size in enumerate(s.shape) if size == ANY}} for s in config.states().values())
     training = model.training
     try:
         with _quiet(), torch.no_grad():
@@ -102,13 +129,23 @@ def _trace(model: Any) -> Any:
                 opset_version=OPSET,
                 input_names=input_names(config),
                 output_names=output_names(config),
-                dynamic_shapes=(sequence, sequence, sequence, tuple(row for _ in config.states())),
+                custom_translation_table=translations(),
+                dynamic_shapes=(sequence, sequence, sequence, rows),
                 verbose=False,
+                optimize=False,
             )
     finally:
         model.train(training)
     assert program is not None
-    return program.model
+    graph = program.model
+    for name, value in list(graph.graph.initializers.items()):
+        if name.startswith(PREFIX):
+            value.const_value = None
+            value.name = name.removeprefix(PREFIX)
+    with _quiet():
+        optimizer.optimize(graph)
+    inline(graph)
+    return graph
 
 
 def example(config: Config, batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -120,10 +157,18 @@ def example(config: Config, batch: int, length: int, seed: int = 0) -> dict[str,
         tokens[~valid] = np.nan
     else:
         tokens = rng.integers(0, config.vocab_size, (batch, length))  # pyright: ignore[reportAttributeAccessIssue]
+    limit = config.max_positions if getattr(config, "positions", "") == "learned" else None  # pyright: ignore[reportAttributeAccessIssue]
+    started = 1000 if limit is None else limit // 2
+    capacity = None
+    if any(ANY in s.shape for s in config.states().values()):
+        started = min(started, 40)
+        limit = capacity = min(length + started, limit or length + started)
     state = {
-        name: rng.integers(0, 1000, zeros.shape, np.int32) if zeros.dtype.kind == "i" else rng.random(zeros.shape, np.float32)
-        for name, zeros in zero_state(config, batch).items()
+        name: rng.integers(0, started + 1, zeros.shape, np.int32) if zeros.dtype.kind == "i" else rng.random(zeros.shape, np.float32)
+        for name, zeros in zero_state(config, batch, capacity).items()
     }
+    if limit is not None:  # of more tokens nothing can be said
+        valid &= state["position"][:, None] + valid.cumsum(1) <= limit
     return {"tokens": tokens, "reset": reset, "valid": valid, **state}
 
 
@@ -166,11 +211,14 @@ def _packages() -> tuple[Any, Any, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence three remarks of torch's exporter that say nothing about the model."""
-    # it would register torchvision's operators, had they been installed
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silence remarks of the exporter and its optimizer that say nothing about the model."""
+    loggers = [
+        logging.getLogger("torch.onnx._internal.exporter._registration"),  # it would register torchvision's operators
+        logging.getLogger("onnx_ir.passes.common.initializer_deduplication"),  # parameters have no values yet
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             # it copies a class of its own that it has deprecated
@@ -179,4 +227,5 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", r"# The axis name: \w+ will not be used", UserWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,225 +1,157 @@
-"""The sequence ops as ONNX functions: any T ≥ 1 and any B, at a cost linear in T and with a carry of constant size.
+"""What stands for an op while torch traces a model for export: one node of the domain "unisono".
 
-While torch traces a model for export, each sequence op leaves one node of the domain "unisono", which `inline` then replaces by
-standard operators. So the tracer meets no arithmetic on lengths, which it would freeze at the traced length or take minutes over.
-
-Tokens are cut into N = ⌈T/C⌉ chunks of C = min(T, 64). Sums inside chunks are one masked matmul; a Scan of N small steps carries the
-state from chunk to chunk. At T = 1 all of it shrinks to one token: the same graph decodes, without padding.
+So the tracer meets no arithmetic on lengths, which it would freeze at the traced length or take minutes over. `inline` then replaces
+the nodes by standard operators, by the functions of sums.py, rotary.py, attention.py and scans.py.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-DOMAIN = "unisono"
-_HEAD = f'<domain: "{DOMAIN}", opset_import: ["": 23, "{DOMAIN}": 1]>'
+from unisono_torch.ops.fold import masked
 
-# In ONNX's own notation; each is `name <attributes> (inputs) => (outputs)`.
-FUNCTIONS = (
-    # x [B, T, …] → y [B, N, C, …], padded by zeros
-    """Cut (x) => (y) {
-        zero = Constant <value_ints: ints = [0]> ()
-        one = Constant <value_ints: ints = [1]> ()
-        limit = Constant <value_ints: ints = [64]> ()
-        length = Shape <start: int = 1, end: int = 2> (x)
-        chunk = Min (length, limit)
-        up = Sub (chunk, one)
-        most = Add (length, up)
-        n = Div (most, chunk)
-        whole = Mul (n, chunk)
-        behind = Sub (whole, length)
-        pads = Concat <axis: int = 0> (zero, behind)
-        nothing = Constant <value_int: int = 0> ()
-        filling = CastLike (nothing, x)
-        padded = Pad (x, pads, filling, one)
-        rest = Shape <start: int = 2> (x)
-        shape = Concat <axis: int = 0> (zero, n, chunk, rest)
-        y = Reshape (padded, shape)
-    }""",
-    # y [B, N, C, D], valid [B, T] → x [B, T, D]
-    """Join (y, valid) => (x) {
-        zero = Constant <value_ints: ints = [0]> ()
-        one = Constant <value_ints: ints = [1]> ()
-        free = Constant <value_ints: ints = [-1]> ()
-        width = Shape <start: int = 3> (y)
-        shape = Concat <axis: int = 0> (zero, free, width)
-        long = Reshape (y, shape)
-        length = Shape <start: int = 1, end: int = 2> (valid)
-        x = Slice (long, zero, length, one)
-    }""",
-    # reset [B, T] → which tokens each token sums [B, N, C, C], query by key, and whether it still reads the carry [B, N, C, 1]
-    """Reads <exclusive> (reset) => (reads, kept) {
-        number = Cast <to: int = 6> (reset)
-        cut = Cut (number)
-        two = Constant <value_int: int = 2> ()
-        segment = CumSum (cut, two)
-        last = Constant <value_ints: ints = [3]> ()
-        third = Constant <value_ints: ints = [2]> ()
-        query = Unsqueeze (segment, last)
-        key = Unsqueeze (segment, third)
-        same = Equal (query, key)
-        nothing = Constant <value_int: int = 0> ()
-        step = Constant <value_int: int = 1> ()
-        size = Shape <start: int = 2> (segment)
-        scalar = Squeeze (size)
-        index = Range (nothing, scalar, step)
-        apart = Constant <value_int: int = @exclusive> ()
-        latest = Sub (index, apart)
-        back = Constant <value_ints: ints = [1]> ()
-        row = Unsqueeze (latest, back)
-        earlier = GreaterOrEqual (row, index)
-        reads = And (same, earlier)
-        none = CastLike (nothing, segment)
-        kept = Equal (query, none)
-    }""",
-    # x [B, N, C, D] → its last row in each chunk, time first [N, B, D]
-    """Last (x) => (y) {
-        end = Constant <value_int: int = -1> ()
-        rows = Gather <axis: int = 2> (x, end)
-        y = Transpose <perm: ints = [1, 0, 2]> (rows)
-    }""",
-    # kept [B, N, C, 1], factor [N, B, 1], own [N, B, D], state [B, D] → the state before each chunk [B, N, 1, D], and after the last
-    """Carry (kept, factor, own, state) => (before, final) {
-        keep = Last (kept)
-        final, each = Scan <num_scan_inputs: int = 3, body: graph = chunk (carry, keep_n, factor_n, own_n) => (next, now) {
-            nothing = Constant <value_int: int = 0> ()
-            zero = CastLike (nothing, carry)
-            scaled = Mul (carry, factor_n)
-            held = Where (keep_n, scaled, zero)
-            next = Add (held, own_n)
-            now = Identity (carry)
-        }> (state, keep, factor, own)
-        rows = Transpose <perm: ints = [1, 0, 2]> (each)
-        two = Constant <value_ints: ints = [2]> ()
-        before = Unsqueeze (rows, two)
-    }""",
-    # ξ_t = Σ_{j≤t} (1−λ) λ^{n_t−n_j} σ(x_j) + λ^{n_t} ξ_{−1}, n counting valid tokens; rate is log λ, gain 1−λ
-    """DecayedSum <rate, gain> (x, initial, reset, valid) => (xi, final) {
-        nothing = Constant <value_float: float = 0.0> ()
-        depth = Constant <value_ints: ints = [2]> ()
-        read = Unsqueeze (valid, depth)
-        sigma = Sigmoid (x)
-        scale = Constant <value_float: float = @gain> ()
-        scaled = Mul (sigma, scale)
-        masked = Where (read, scaled, nothing)
-        u = Cut (masked)
-        one = Cast <to: int = 1> (read)
-        ones = Cut (one)
-        along = Constant <value_int: int = 2> ()
-        n = CumSum (ones, along)
-        reads, kept = Reads <exclusive: int = 0> (reset)
-        rows = Transpose <perm: ints = [0, 1, 3, 2]> (n)
-        gap = Sub (n, rows)
-        power = Where (reads, gap, nothing)
-        log = Constant <value_float: float = @rate> ()
-        exponent = Mul (power, log)
-        decayed = Exp (exponent)
-        weight = Where (reads, decayed, nothing)
-        inner = MatMul (weight, u)
-        own = Last (inner)
-        whole = Mul (n, log)
-        fade = Exp (whole)
-        factor = Last (fade)
-        before, final = Carry (kept, factor, own, initial)
-        faded = Mul (fade, before)
-        carried = Where (kept, faded, nothing)
-        y = Add (inner, carried)
-        xi = Join (y, valid)
-    }""",
-    # ξ_t = ξ_{−1} + Σ_{j≤t} s_j σ(x_j), or j<t if exclusive
-    """WeightedSum <exclusive> (x, s, initial, reset, valid) => (xi, final) {
-        nothing = Constant <value_float: float = 0.0> ()
-        depth = Constant <value_ints: ints = [2]> ()
-        read = Unsqueeze (valid, depth)
-        weight = Unsqueeze (s, depth)
-        sigma = Sigmoid (x)
-        term = Mul (weight, sigma)
-        masked = Where (read, term, nothing)
-        xi, final = SegmentedSum <exclusive: int = @exclusive> (masked, initial, reset, valid)
-    }""",
-    # v [B, T, D] → its sums since the last reset, of int32 or float32
-    """SegmentedSum <exclusive> (v, initial, reset, valid) => (xi, final) {
-        u = Cut (v)
-        f = Cast <to: int = 1> (u)
-        reads, kept = Reads <exclusive: int = @exclusive> (reset)
-        mask = Cast <to: int = 1> (reads)
-        sums = MatMul (mask, f)
-        inner = CastLike (sums, v)
-        all, unused = Reads <exclusive: int = 0> (reset)
-        full = Cast <to: int = 1> (all)
-        end = Constant <value_ints: ints = [-1]> ()
-        row = Gather <axis: int = 2> (full, end)
-        total = MatMul (row, f)
-        typed = CastLike (total, v)
-        own = Last (typed)
-        always = CastLike (kept, v)
-        factor = Last (always)
-        before, final = Carry (kept, factor, own, initial)
-        nothing = Constant <value_int: int = 0> ()
-        zero = CastLike (nothing, v)
-        carried = Where (kept, before, zero)
-        y = Add (inner, carried)
-        xi = Join (y, valid)
-    }""",
-    # valid tokens read before each token [B, T] int32; counts within a chunk are at most 64, so exact in float32
-    """Position (initial, reset, valid) => (position, final) {
-        one = Constant <value_ints: ints = [1]> ()
-        two = Constant <value_ints: ints = [2]> ()
-        number = Cast <to: int = 6> (valid)
-        v = Unsqueeze (number, two)
-        start = Unsqueeze (initial, one)
-        count, end = SegmentedSum <exclusive: int = 1> (v, start, reset, valid)
-        position = Squeeze (count, two)
-        final = Squeeze (end, one)
-    }""",
-)
+DOMAIN = "unisono"
 
 
 def decayed_sum(x: Tensor, decay: float, initial_state: Tensor, reset: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """The node that stands for `unisono_torch.ops.decayed_sum.parallel`."""
     # log λ from float64: powers stay right to float32 where λ is near 1
     attributes = {"rate": math.log(decay), "gain": 1 - decay}
-    return _node("DecayedSum", (x, initial_state, reset, valid), attributes, x, initial_state)
+    return _node("DecayedSum", (x, initial_state, reset, valid), (x, initial_state), attributes)
 
 
 def weighted_sum(x: Tensor, s: Tensor, initial_state: Tensor, reset: Tensor, valid: Tensor, exclusive: bool) -> tuple[Tensor, Tensor]:
-    """The node that stands for `unisono_torch.ops.weighted_sum.parallel`."""
-    return _node("WeightedSum", (x, s, initial_state, reset, valid), {"exclusive": int(exclusive)}, x, initial_state)
+    return _node("WeightedSum", (x, s, initial_state, reset, valid), (x, initial_state), {"exclusive": int(exclusive)})
 
 
 def position(initial_state: Tensor, reset: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """The node that stands for `unisono_torch.ops.position.parallel`."""
-    return _node("Position", (initial_state, reset, valid), {}, valid, initial_state)
+    return _node("Position", (initial_state, reset, valid), (valid.int(), initial_state))
 
 
-def _node(name: str, inputs: tuple[Tensor, ...], attributes: dict[str, Any], like: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    out = torch.onnx.ops.symbolic_multi_out(
-        f"{DOMAIN}::{name}", inputs, attributes, dtypes=(state.dtype, state.dtype), shapes=(like.shape, state.shape), version=1
+def turn(position: Tensor, table: np.ndarray) -> tuple[Tensor, Tensor]:
+    like = torch.empty(*position.shape, table.shape[-1], dtype=torch.float32, device=position.device)
+    return _node("Turn", (position, torch.from_numpy(table.astype(np.float32)).to(position.device)), (like, like))
+
+
+def rotate_by(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return _node("Rotate", (x, cos, sin), (x,))[0]
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, state: tuple[Tensor, Tensor], reset: Tensor, valid: Tensor) -> tuple[Tensor, Any]:
+    o, *after = _node("LinearAttention", (q, k, v, *state, reset, valid), (v, *state))
+    return o, tuple(after)
+
+
+def multiscale(
+    q: Tensor, k: Tensor, v: Tensor, q_norm: Tensor, k_norm: Tensor, log_decay: Tensor, weight: Tensor, state: tuple[Tensor, Tensor],
+    reset: Tensor, valid: Tensor,
+) -> tuple[Tensor, Any]:  # fmt: skip
+    o, *after = _node("Multiscale", (q, k, v, q_norm, k_norm, log_decay, weight, *state, reset, valid), (v, *state))
+    return o, tuple(after)
+
+
+def window(q: Tensor, k: Tensor, v: Tensor, state: tuple[Tensor, ...], reset: Tensor, valid: Tensor) -> tuple[Tensor, Any]:
+    o, *after = _node("Window", (q, k, v, *state, reset, valid), (v, *state))
+    return o, tuple(after)
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, state: tuple[Tensor, ...], reset: Tensor, valid: Tensor) -> tuple[Tensor, Any]:
+    o, *after = _node("SoftmaxAttention", (q, k, v, *state, reset, valid), (v, *state))
+    return o, tuple(after)
+
+
+def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, reset: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    taps = weight[:, 0].mT
+    y, final = (x * taps[0], state) if len(taps) == 1 else _node("ShortConv", (x, taps, state, reset, valid), (x, state))
+    return masked(valid, y if bias is None else y + bias)[0], final
+
+
+def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, reset: Tensor, valid: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _node("SelectiveScan", (u, dt, A, B, C, D, state, reset, valid), (u, state))
+
+
+def diagonal_ssm(
+    u: Tensor, power: Tensor, gain: Tensor, C: Tensor, D: Tensor, state: Tensor, reset: Tensor, valid: Tensor
+) -> tuple[Tensor, Tensor]:
+    """power: e^{ΔA}, gain: (e^{ΔA} − 1)/A, both float64."""
+    return _node("DiagonalSSM", (u, power, gain, C, D, state, reset, valid), (u, state))
+
+
+def mom_gru(
+    given: Tensor, weights: Any, state: tuple[Tensor, Tensor], reset: Tensor, valid: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """given: the products with x; weights: the others of ops/mom_gru.py."""
+    h, M = state
+    matrices = (
+        weights.h.mT,
+        weights.c.mT,
+        weights.candidate.mT,
+        weights.after.mT,
+        weights.after_bias,
+        weights.router.mT,
+        weights.router_bias,
     )
-    return out[0], out[1]
+    like = given[..., : h.shape[1]]
+    o, h, M = _node("MomGRU", (given, *matrices, weights.memory.reshape(M.shape[1:]), h, M, reset, valid), (like, h, M))
+    return o, (h, M)
+
+
+def _node(name: str, inputs: tuple[Tensor, ...], like: tuple[Tensor, ...], attributes: dict[str, Any] | None = None) -> Any:
+    """One node; its outputs have the dtypes and shapes of `like`."""
+    return torch.onnx.ops.symbolic_multi_out(
+        f"{DOMAIN}::{name}",
+        inputs,
+        attributes or {},
+        dtypes=tuple(a.dtype for a in like),
+        shapes=tuple(a.shape for a in like),
+        version=1,
+    )
+
+
+def translations() -> dict[Any, Any]:
+    """What the exporter shall use in place of its own translations of torch's functions."""
+    from unisono_torch.onnx import elementwise
+
+    return {torch.ops.aten.log_sigmoid.default: elementwise.log_sigmoid}
+
+
+def definitions() -> list[Any]:
+    """Every function as an onnx.FunctionProto."""
+    from onnx import helper
+    from onnxscript import OnnxFunction
+
+    from unisono_torch.onnx import attention, chunks, rotary, scans, sums
+
+    found = [
+        value for module in (chunks, sums, rotary, attention, scans) for value in vars(module).values() if isinstance(value, OnnxFunction)
+    ]
+    protos = [function.to_function_proto() for function in dict.fromkeys(found)]
+    for proto in protos:
+        if DOMAIN not in {entry.domain for entry in proto.opset_import}:
+            proto.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    return protos
 
 
 def inline(model: Any) -> None:
     """Replace every node of the domain "unisono" in `model` (an onnx_ir.Model) by standard operators, and share equal ones."""
     import onnx_ir as ir
-    from onnx import parser
     from onnx_ir.passes import common
 
-    # calls of one another are written without the domain
-    calls = re.compile(rf"= (?=({'|'.join(text.split(maxsplit=1)[0] for text in FUNCTIONS)}) )")
-    for text in FUNCTIONS:
-        function = ir.from_proto(parser.parse_function(_HEAD + calls.sub(f"= {DOMAIN}.", text)))
+    for proto in definitions():
+        function = ir.from_proto(proto)
         model.functions[function.identifier()] = function
     for step in (
         common.InlinePass(),
         common.RemoveUnusedFunctionsPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
+        common.ClearMetadataAndDocStringPass(),  # a stack trace for each node
     ):
         step(model)
     model.opset_imports.pop(DOMAIN, None)

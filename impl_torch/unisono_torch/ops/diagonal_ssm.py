@@ -78,6 +78,10 @@ def parallel(
     Without resets a chunk is one matmul a channel, with a Toeplitz matrix. With resets, each pair of tokens has a mask of its own,
     and the convolution goes lag by lag.
     """
+    if torch.onnx.is_in_onnx_export() and reset is not None and valid is not None:
+        from unisono_torch.onnx import ops as graph
+
+        return graph.diagonal_ssm(u, _powers(dt, A, 1)[1], _gain(dt, A), C, D, initial_state, reset, valid)
     no_kernel(implementation, "diagonal_ssm")
     dtype, length = wide(u.dtype), u.shape[1]
     C, D, initial = (a.to(dtype) for a in (C, D, initial_state))
