@@ -76,13 +76,14 @@ def parallel(
     slots = torch.arange(w, device=q.device)
     owner = torch.cat([torch.where(slots >= w - count[:, None], 0, -1), now], 1)  # the segment of each key [B, w+T]; −1: an empty slot
     q, k, v = (compact.pack(a) for a in (q, k, v))
-    keys, values = (torch.cat([old.to(new.dtype), new], 1) for old, new in ((keys, k), (values, v)))  # [B, w+T, H, ·]
+    # wide, since a carried slot that stays must keep its bits
+    keys, values = (torch.cat([old.to(dtype), new.to(dtype)], 1) for old, new in ((keys, k), (values, v)))  # [B, w+T, H, ·]
 
     size = shorter(max(chunk_size, w), length)
     queries = chunks(q, size).transpose(2, 3)  # [B, N, H, C, K]
     number = queries.shape[1]
     behind = number * size - length
-    band_k, band_v = (F.pad(a, (0, 0, 0, 0, 0, behind)).unfold(1, w + size, size).mT for a in (keys, values))  # [B, N, H, w+C, ·]
+    band_k, band_v = (F.pad(a.to(q.dtype), (0, 0, 0, 0, 0, behind)).unfold(1, w + size, size).mT for a in (keys, values))
     row, column = torch.arange(size, device=q.device)[:, None], torch.arange(w + size, device=q.device)
     band = (column > row) & (column <= row + w)  # [C, w+C]
     reads = F.pad(owner, (0, behind)).unfold(1, w + size, size)[:, :, None] == chunks(now, size)[..., None]
@@ -93,7 +94,7 @@ def parallel(
 
     newest = compact.read[:, None] + slots  # [B, w]
     kept = take(owner, newest) == segment[:, -1:]
-    keys, values = masked(kept, take(keys, newest).to(dtype), take(values, newest).to(dtype))
+    keys, values = masked(kept, take(keys, newest), take(values, newest))
     held = ((now == segment[:, -1:]) & compact.present).sum(1)
     count = held + torch.where(segment[:, -1] == 0, count, 0)
     return compact.unpack(o), (keys, values, count.int())
