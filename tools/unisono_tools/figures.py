@@ -141,3 +141,27 @@ def decoding(path: str | Path, accuracy: Mapping[str, np.ndarray], title: str = 
         axes.set_ylabel("share decoded right")
         axes.legend(title="ξ held in", loc="center", bbox_to_anchor=(0.62, 0.55))
     return Path(path)
+
+
+def curves(
+    path: str | Path,
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    baselines: Mapping[str, float],
+    x: str,
+    y: str,
+    title: str,
+) -> Path:
+    """lines: x and y values by name, named at their ends; baselines: dashed levels."""
+    with figure(path, title, 8.5, 5.5) as axes:
+        styles = [(colour, dash) for dash in ("-", "--") for colour in CYCLE]
+        for (name, (xs, ys)), (colour, dash) in zip(lines.items(), styles, strict=False):
+            axes.plot(xs, ys, dash, color=colour, linewidth=1.7, marker="o", markersize=3, label=name)
+        for name, value in baselines.items():
+            axes.axhline(value, color=GREY, linewidth=0.9, linestyle=":")
+            axes.annotate(name, (0, value), (3, 2), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8, color=GREY)
+        ends = [float(ys[-1]) for _, ys in lines.values()]
+        axes.set_ylim(0.95 * min(ends), min(1.1 * max(*(max(ys) for _, ys in lines.values()), 0), 2.2 * min(ends)))
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.legend(loc="upper right", fontsize=9)
+    return Path(path)

@@ -24,7 +24,7 @@ def run(params: str = "1M", vocab: int = 256, as_json: bool = False) -> int:
         vocab: size of the vocabulary, 256 for bytes
         as_json: print whole configs, one JSON object by model, instead of a table
     """
-    configs = match(_number(params), vocab)
+    configs = match(number(params), vocab)
     if as_json:
         print(json.dumps({name: config_to_dict(config) for name, config in configs.items()}, indent=1))
         return 0
@@ -44,7 +44,7 @@ def _overrides(base: str, fields: dict) -> list[str]:
     return [f"--model.overrides.{name} {written[name]}" for name, value in fields.items() if value != default[name]]
 
 
-def _number(text: str) -> int:
+def number(text: str) -> int:
     found = re.fullmatch(r"\s*([0-9.]+)\s*([kmb]?)\s*", text.lower().replace("_", ""))
     try:
         assert found

@@ -1,0 +1,40 @@
+"""Equal models under one budget."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from unisono_tools import compare
+from unisono_tools.match import FAMILIES, match
+
+
+def test_models_see_the_same_tokens_and_are_drawn(backend, command, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "match", lambda params, vocab: {n: c for n, c in match(100_000, vocab).items() if n.startswith("cram")})
+    monkeypatch.setattr("unisono_tools.match.FAMILIES", {n: f for n, f in FAMILIES.items() if n.startswith("cram")})
+    argv = ("compare", "--corpus", text, "--steps", 4, "--batch_size", 2, "--seq_len", 16, "--backend", backend, "--out", tmp_path / "out")
+    code, out, _ = command(*argv)
+    assert code == 0
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert {curve["model"] for curve in found["curves"]} == {"cram (fixed)", "cram (adaptive)"}
+    for curve in found["curves"]:
+        assert curve["tokens"][-1] == 4 * 2 * 16
+        assert f"{curve['parameters']:,}" in out
+    assert [c["bits"][-1] for c in found["curves"]] == sorted(c["bits"][-1] for c in found["curves"])
+    assert (tmp_path / "out" / "compare.png").stat().st_size > 10_000
+    # runs that are whole are read again, not trained again
+    assert command(*argv)[1].splitlines()[-1] == out.splitlines()[-1]
+
+
+def test_an_unknown_model_is_refused(refused):
+    assert "'lstm' is unknown" in refused("compare", "--models", '["lstm"]')
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_model_has_a_plan(name, tmp_path):
+    config = compare.match(1_000_000, 256)[name] if name == "cram (fixed)" else None
+    if config is None:
+        family = FAMILIES[name]
+        chosen = {field: values[0] for field, values in family.options.items() if values}
+        config = family.config(256, 64, 2, chosen)
+    assert compare.plan(name, config, tmp_path, "sotu", 10, 2, 16, 1e-3, "torch").validate() == config

@@ -1,0 +1,104 @@
+"""Every model of one size, trained on the same tokens in the same order with the same optimiser, in one figure and one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from unisono_spec.contract import Config, InputError, count_params, nearest, preset
+from unisono_spec.contract.files import write_bytes
+
+from unisono_tools import figures, ngrams
+from unisono_tools.config import DataChoice, ModelChoice, Optimizer, Schedule, TrainConfig
+from unisono_tools.data import Corpus
+from unisono_tools.match import FAMILIES, match
+from unisono_tools.train import train
+from unisono_tools.train.logs import NAME as LOG
+from unisono_tools.train.logs import read as read_log
+
+ORDERS = (1, 2, 3)  # of the n-grams that are drawn beside the models
+EVALUATIONS = 12  # of each run, at equal distances
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """tokens: read before each evaluation; bits: a byte of the validation text then; speed: training tokens a second, the median."""
+
+    model: str
+    parameters: int
+    tokens: list[int]
+    bits: list[float]
+    speed: float
+
+
+def choose(models: list[str] | None, params: int) -> dict[str, Config]:
+    """The matched configs by name; raises InputError where a name is unknown."""
+    for name in models or ():
+        if name not in FAMILIES:
+            raise InputError(f"models: {name!r} is unknown; {nearest(name, FAMILIES)}")
+    return {name: config for name, config in match(params, 256).items() if not models or name in models}
+
+
+def plan(
+    name: str, config: Config, out: Path, corpus: str, steps: int, batch_size: int, seq_len: int, lr: float, backend: str
+) -> TrainConfig:
+    """The run of one model. Evaluation starts anew after `seq_len` tokens, as training does: none is asked for what it never saw."""
+    base = FAMILIES[name].base
+    default = preset(base).to_dict()
+    overrides: dict[str, Any] = {field: value for field, value in config.to_dict().items() if value != default[field]}
+    every = max(1, math.ceil(steps / EVALUATIONS))
+    return TrainConfig(
+        model=ModelChoice(base, overrides),
+        data=DataChoice(corpus=corpus, eval_window=seq_len),
+        optimizer=Optimizer(lr=lr),
+        schedule=Schedule(warmup_steps=max(1, steps // 20)),
+        steps=steps,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        eval_every=every,
+        checkpoint_every=every,
+        keep=1,
+        backend=backend,  # pyright: ignore[reportArgumentType]
+        out=str(out / "".join(c if c.isalnum() else "-" for c in name)),
+    )
+
+
+def learn(name: str, run: TrainConfig, text: Corpus) -> Curve:
+    """Train, or continue what an earlier call began, and read the log."""
+    result = train(run, text)
+    rows = read_log(result.run / LOG)
+    scored = [row for row in rows if "validation_bits" in row]
+    speeds = [row["rate"] for row in rows if row.get("rate")]
+    step = run.batch_size * run.seq_len
+    return Curve(
+        name,
+        count_params(run.model.config()),
+        [row["step"] * step for row in scored],
+        [row["validation_bits"] for row in scored],
+        float(np.median(speeds)) if speeds else math.nan,
+    )
+
+
+def report(curves: list[Curve], text: Corpus, out: Path, budget: str, console: Console) -> Path:
+    """The table, best first; the figure; and both as numbers in compare.json."""
+    order = sorted(curves, key=lambda curve: curve.bits[-1])
+    bits = ngrams.witten_bell(np.asarray(text.train), np.asarray(text.validation))
+    baselines = {f"{n}-gram": bits[n] for n in ORDERS}
+    table = Table("model", "parameters", "bits a byte", "tokens/s", title=budget, title_justify="left")
+    for i in (1, 2, 3):
+        table.columns[i].justify = "right"
+    for curve in order:
+        table.add_row(curve.model, f"{curve.parameters:,}", f"{curve.bits[-1]:.3f}", f"{curve.speed:,.0f}")
+    for name, value in baselines.items():
+        table.add_row(f"{name}, Witten–Bell", "", f"{value:.3f}", "")
+    console.print(table)
+    content = {"budget": budget, "baselines": baselines, "curves": [dataclasses.asdict(curve) for curve in order]}
+    write_bytes(out / "compare.json", json.dumps(content, indent=1).encode())
+    lines = {f"{c.model}  {c.bits[-1]:.2f}": (c.tokens, c.bits) for c in order}
+    return figures.curves(out / "compare.png", lines, baselines, "training tokens", "validation, bits a byte", budget)
