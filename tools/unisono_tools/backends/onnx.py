@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from unisono_spec.contract import Arrays, Config, InputError, config_from_dict, zero_state
+from unisono_spec.contract import ANY, Arrays, Config, InputError, config_from_dict, zero_state
 from unisono_spec.contract.checks import check_ids, check_inputs
 
 from unisono_tools.config import TrainConfig
+
+REMEDIES = {
+    "capacity": "give init_state a larger capacity",
+    "max_positions": "reset earlier, or train with positions='rope'",
+}
 
 
 class Trainer:
@@ -40,19 +45,41 @@ class Reader:
         self.inputs = {i.name for i in self.session.get_inputs()}
 
     def init_state(self, batch: int, capacity: int | None = None) -> Arrays:
-        return zero_state(self.config, batch, capacity)
+        state = zero_state(self.config, batch, capacity)
+        if all(s.initial is None for s in self.config.states(capacity).values()):
+            return state
+        # what a state starts from may be learned: a reset restores it, also at a token that is not read
+        once = np.ones((batch, 1), bool)
+        return self._run({"tokens": np.zeros((batch, 1), np.int64), "reset": once, "valid": ~once, **state})[1]
 
     def forward(self, tokens: np.ndarray, state: Arrays, reset: np.ndarray | None = None) -> tuple[np.ndarray, Arrays]:
         tokens = np.asarray(tokens)
         check_inputs(self.config, tokens, state, reset)
+        self._check_length(tokens.shape[1], state, reset)
         if not self.config.reads_frames:
             check_ids(tokens, self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
         tokens = tokens.astype(np.float32 if self.config.reads_frames else np.int64)
-        feed = {"tokens": tokens, "reset": np.zeros(tokens.shape[:2], bool) if reset is None else reset, **state}
-        feed["valid"] = np.ones(tokens.shape[:2], bool)
+        reset = np.zeros(tokens.shape[:2], bool) if reset is None else reset
+        return self._run({"tokens": tokens, "reset": reset, "valid": np.ones(tokens.shape[:2], bool), **state})
+
+    def _run(self, feed: Arrays) -> tuple[np.ndarray, Arrays]:
         results = self.session.run(self.outputs, {name: value for name, value in feed.items() if name in self.inputs})
         values: dict[str, Any] = dict(zip(self.outputs, results, strict=True))
-        return values["logits"], {name: values[f"next.{name}"] for name in state}
+        return values["logits"], {name: values[f"next.{name}"] for name in self.config.states()}
+
+    def _check_length(self, length: int, state: Arrays, reset: np.ndarray | None) -> None:
+        """Raise InputError where a sequence grows past what its cache holds, or past the positions that were learned."""
+        limits = {"capacity": state[name].shape[1] for name, s in self.config.states().items() if ANY in s.shape}
+        if getattr(self.config, "positions", "") == "learned":
+            limits["max_positions"] = self.config.max_positions  # pyright: ignore[reportAttributeAccessIssue]
+        if not limits:
+            return
+        time, start = np.arange(length), -state["position"][:, None].astype(np.int64)
+        begun = start if reset is None else np.maximum.accumulate(np.where(reset, time, start), 1)
+        most = int((time - begun).max()) + 1
+        for name, limit in limits.items():
+            if most > limit:
+                raise InputError(f"{name}: token {most} of a sequence, there is room for {limit}; {REMEDIES[name]}")
 
     def step(self, token: np.ndarray, state: Arrays) -> tuple[np.ndarray, Arrays]:
         logits, state = self.forward(np.asarray(token)[:, None], state)

@@ -42,7 +42,7 @@ def run(
     for name, config in chosen.items():
         console.print(f"[bold]{name}[/]")
         curves.append(compare.learn(name, compare.plan(name, config, folder, corpus, steps, batch_size, seq_len, lr, backend), text))
-    budget = f"{params} parameters, {steps * batch_size * seq_len / 1e6:.1f}M tokens of {text.name}"
+    budget = f"{params} parameters, {steps * batch_size * seq_len / 1e6:.1f}M tokens of {Path(text.name).name}"
     console.print(f"drawn: {compare.report(curves, text, folder, budget, console)}")
     return 0
 
