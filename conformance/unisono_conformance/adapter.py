@@ -44,6 +44,7 @@ class Capabilities:
     compiled: bool = False
     exported: bool = False  # models are exported graphs, with `others` to compare them with
     empty_batch: bool = True
+    rows: tuple[str, ...] = ARCHITECTURES  # of which models the configs beside the defaults are judged, too
     dear: tuple[str, ...] = ()  # implementations that compile for each shape, or are interpreted: ci tries fewer shapes
 
     @property

@@ -7,17 +7,17 @@ from hypothesis import strategies as st
 
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.ledger import Ledger, judge_one
-from unisono_conformance.plan import PLAIN, Item, Profile, draws, lattice, regimes
+from unisono_conformance.plan import PLAIN, Item, Profile, draws, lattice, regimes, variants
 
 
 def strategy(item: Item, profile: Profile) -> st.SearchStrategy[Draw]:
     """Any config, regime and seed, on the property's small lattice of shapes: elements are never drawn."""
     case = item.case
     # in ci, configs that the planned draws do not have would each cost a compilation
-    variants = sorted(case.variants) if item.prop.rows and profile.exhaustive else sorted(case.defaults)
+    names = sorted(variants(item) if item.prop.rows and profile.exhaustive else case.defaults)
     return st.builds(
         lambda variant, regime, shape, seed: Draw(case.name, variant, regime, shape[0], shape[1], shape[2], seed),
-        st.sampled_from(variants),
+        st.sampled_from(names),
         st.sampled_from(regimes(item)),
         st.sampled_from(lattice(item, profile)),
         st.integers(1, 2**16),

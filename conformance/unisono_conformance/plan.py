@@ -109,9 +109,13 @@ def items(adapter: Adapter, selection: Selection, profile: Profile) -> list[Item
             # where each config is compiled, all properties take it in the same form: its shapes are compiled already
             dear = not profile.exhaustive and chosen["implementation"][0] in can.dear
             full = profile.pairs or (not dear and not _costly(prop, case) and (prop.every_pair or case.level == "op"))
+            allowed = [dtype for dtype in chosen["dtype"] if prop.dtypes is None or dtype in prop.dtypes]
+            if dear and prop.own_shapes and not profile.pairs and allowed:
+                # each shape is another compilation: one dtype in turn; a long sequence takes whole its turn in float32
+                allowed = ["float32"] if prop.endless and "float32" in allowed else [allowed[p % len(allowed)]]
             for turn, (dtype, form) in enumerate(grid):
                 mine = forms if full else [forms[(chosen["dtype"].index(dtype) + (0 if dear else p)) % len(forms)]] if forms else []
-                if form not in mine or (prop.dtypes is not None and dtype not in prop.dtypes):
+                if form not in mine or dtype not in allowed:
                     continue
                 bench = Bench(
                     adapter, dtype, form, chosen["device"][0], chosen["implementation"][0], profile.long_length, profile.exhaustive
@@ -127,6 +131,12 @@ def defaults(prop: Property, case: Case) -> tuple[str, ...]:
 def _costly(prop: Property, case: Case) -> bool:
     """Gradients of a spec that loops over time."""
     return case.loops and "gradient" in prop.claims
+
+
+def variants(item: Item) -> tuple[str, ...]:
+    """The configs that the implementation is judged on, or the settings of an op."""
+    case = item.case
+    return tuple(case.variants) if case.level == "op" or case.name in item.bench.adapter.capabilities.rows else case.defaults
 
 
 def regimes(item: Item) -> tuple[str, ...]:
@@ -158,7 +168,7 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
             batch, length, chunk = shapes[j % len(shapes)]
             out.append(Draw(case.name, variant, regime, batch, length, chunk))
     if item.prop.rows and profile.rows != "none" and not by_coordinate and not (item.prop.own_shapes and item.bench.dear):
-        others = [v for v in case.variants if v not in case.defaults]
+        others = [v for v in variants(item) if v not in case.defaults]
         # "once": each config under one pair of dtype and form, the same for every property that tries all pairs
         by_pair = item.prop.every_pair and not item.bench.dear and not _costly(item.prop, case)
         of, at = (item.turns, item.turn) if by_pair else (item.turns // item.forms, item.turn // item.forms)

@@ -29,13 +29,21 @@ class Graph:
 
     def forward(self, tokens, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None, noise=None):
         shape = tokens.shape[:2]
-        state = zero_state(self.config, shape[0]) if state is None else state
+        state = self.init_state(*shape) if state is None else state
         marks = {
             "reset": np.zeros(shape, bool) if reset is None else reset,
             "valid": np.ones(shape, bool) if valid is None else valid,
         }
         found = self.run({"tokens": tokens, **marks, **state})
         return found["logits"], {name: found[f"next.{name}"] for name in state}
+
+    def init_state(self, batch: int, capacity: int | None = None) -> Arrays:
+        """The state before the first of `capacity` tokens. A reset makes it of zeros, also where its token is not read."""
+        state, marks = zero_state(self.config, batch, capacity), {"reset": np.ones((batch, 1), bool), "valid": np.zeros((batch, 1), bool)}
+        if all(s.initial is None for s in self.config.states().values()):
+            return state
+        found = self.run({"tokens": np.zeros((batch, 1), np.int64), **marks, **state})
+        return {name: found[f"next.{name}"] for name in state}
 
     def step(self, token, state, reset=None, valid=None):
         reset, valid = (None if m is None else m[:, None] for m in (reset, valid))
@@ -87,7 +95,7 @@ class Adapter:
     known_gaps = None
     warnings = ("ignore::DeprecationWarning:onnxscript.*", "ignore::DeprecationWarning:torch.*")
     capabilities = Capabilities(
-        models=("cram",), ops=(), dtypes=("float32",), forms=("parallel",), implementations=("onnxruntime",), gradient_forms=(),
+        rows=("cram",), ops=(), dtypes=("float32",), forms=("parallel",), implementations=("onnxruntime",), gradient_forms=(),
         dropout=False, exported=True, empty_batch=False,
     )  # fmt: skip
 
@@ -96,7 +104,7 @@ class Adapter:
         self.built: dict[str, Graph] = {}
 
     def build(self, config: Config, params: Arrays, dtype: str, device: str, implementation: str) -> Graph:
-        """An export takes seconds: each config with each set of parameters is exported once."""
+        """Each config with each set of parameters is exported once; the exporter itself traces each config once."""
         digest = hashlib.sha256(repr(config).encode() + b"".join(params[n].tobytes() for n in sorted(params))).hexdigest()[:16]
         if digest not in self.built:
             import unisono_torch

@@ -35,7 +35,7 @@ class Property:
     dtypes: tuple[str, ...] | None = None
     regimes: tuple[str, ...] | None = None
     endless: bool = False  # for states of constant size only
-    own_shapes: bool = False  # calls at shapes that no other property uses: in ci not for every config where shapes are dear
+    own_shapes: bool = False  # calls at shapes that no other property uses: where shapes are dear, in ci for the defaults in one dtype
     dropout: bool = False  # whether dropout masks are among the regimes
     forms: Callable[[Capabilities], tuple[str, ...]] = lambda can: can.forms
     applies: Callable[[Case, Capabilities], bool] = _always

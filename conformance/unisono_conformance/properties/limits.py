@@ -38,11 +38,11 @@ def _shape(length: int, chunk: int):
 PROPERTIES = (
     Property(
         "P10", "finite and right at any length", finite_and_right_when_long, shapes=((1, 0, 256),),
-        regimes=("tame", "large"), random=False, endless=True,
+        regimes=("tame", "large"), own_shapes=True, random=False, endless=True,
     ),
-    Property("P11", "edges of shape", edges, random=False),
+    Property("P11", "edges of shape", edges, own_shapes=True, random=False),
     Property(
-        "P11e", "empty batch", empty_batch, random=False, regimes=("tame",),
+        "P11e", "empty batch", empty_batch, own_shapes=True, random=False, regimes=("tame",),
         applies=lambda case, can: can.empty_batch, claims=("empty_batch",),
     ),
     Property("P13", "declared laws", laws, applies=lambda case, can: bool(case.laws)),

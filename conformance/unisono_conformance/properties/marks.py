@@ -104,5 +104,5 @@ PROPERTIES = (
     Property("P15r", "reset equals separate sequences", reset_separates, rows=True),
     Property("P15v", "valid equals absence", valid_is_absence, rows=True),
     Property("P15", "reset and valid together", reset_and_valid, rows=True, every_pair=True),
-    Property("P17", "handed over in mid-sequence", handed_over, random=False),
+    Property("P17", "handed over in mid-sequence", handed_over, own_shapes=True, random=False),
 )

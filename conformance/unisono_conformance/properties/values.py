@@ -42,7 +42,7 @@ def step_equals_forward(trial: Trial) -> None:
 
 PROPERTIES = (
     Property("P1", "equals the spec", equals_spec, rows=True, every_pair=True, dropout=True),
-    Property("P2", "forms agree at any chunk size", forms_agree, dropout=True, random=False),
+    Property("P2", "forms agree at any chunk size", forms_agree, own_shapes=True, dropout=True, random=False),
     Property("P3", "split anywhere and handed over", splits_anywhere, rows=True, own_shapes=True, dropout=True),
     Property(
         "P4", "step equals forward", step_equals_forward, rows=True, own_shapes=True, each_form=False,
