@@ -31,7 +31,8 @@ def _last_chunk_only(q, k, v, initial_state, reset, valid, chunk_size):
     out, last = [], initial_state
     for start in range(0, q.shape[1], chunk_size):
         part = slice(start, start + chunk_size)
-        o, last = LINEAR(q[:, part], k[:, part], v[:, part], initial_state, *(m if m is None else m[:, part] for m in (reset, valid)))
+        r, u = (None if m is None else m[:, part] for m in (reset, valid))
+        o, last = LINEAR(q[:, part], k[:, part], v[:, part], initial_state, r, u)
         out.append(o)
     return np.concatenate(out, 1), last
 
@@ -86,7 +87,8 @@ def _window_takes_padding(q, k, v, initial_state, reset, valid, chunk_size):
     """Tokens that are not valid push others out of the window."""
     if valid is None:
         return WINDOW(q, k, v, initial_state, reset, valid, chunk_size)
-    o, last = WINDOW(*(np.where(valid[..., None, None], a, 0) for a in (q, k, v)), initial_state, reset, None, chunk_size)
+    q, k, v = (np.where(valid[..., None, None], a, 0) for a in (q, k, v))
+    o, last = WINDOW(q, k, v, initial_state, reset, None, chunk_size)
     return np.where(valid[..., None, None], o, 0), last
 
 
