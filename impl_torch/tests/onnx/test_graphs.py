@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
+import unisono_torch
 from onnx.reference import ReferenceEvaluator
+from unisono_spec.contract import ANY, InputError
+from unisono_torch.onnx import export
 from unisono_torch.onnx.export import example, output_names
 
-from .graphs import CONFIGS, check, graph, reader, torch_outputs
+from .graphs import CONFIGS, check, graph, model, reader, session, torch_outputs
 
 LENGTHS = (1, 2, 63, 64, 65, 200)
 ALL = pytest.mark.parametrize("name", CONFIGS)
@@ -78,23 +83,61 @@ def test_memory_grows_no_faster_than_the_sequence(name: str) -> None:
 
 @ALL
 def test_graph_has_the_contract_s_inputs_and_outputs_and_standard_operators(name: str) -> None:
-    config, model = CONFIGS[name], onnx.load(graph(name))
+    config, file = CONFIGS[name], onnx.load(graph(name))
     frames = config.reads_frames
     expected = {
         "tokens": ("FLOAT" if frames else "INT64", ["B", "T", config.frame_size] if frames else ["B", "T"]),
         "reset": ("BOOL", ["B", "T"]),
         "valid": ("BOOL", ["B", "T"]),
-        **{key: ("INT32" if state.integer else "FLOAT", ["B", *state.shape]) for key, state in config.states().items()},
+        **{
+            key: ("INT32" if state.integer else "FLOAT", ["B", *("capacity" if size == ANY else size for size in state.shape)])
+            for key, state in config.states().items()
+        },
     }
-    found = {value.name: described(value) for value in model.graph.input}
+    found = {value.name: described(value) for value in file.graph.input}
     assert list(found.items()) == list(expected.items())
-    outputs = {value.name: described(value) for value in model.graph.output}
+    outputs = {value.name: described(value) for value in file.graph.output}
     assert list(outputs) == output_names(config)
-    assert outputs["logits"] == ("FLOAT", ["B", "T", config.output_size])
+    assert outputs["logits"] == ("FLOAT", ["B", "T", config.output_size if config.arch == "cram" else config.vocab_size])
     for key in config.states():
         assert outputs[f"next.{key}"] == expected[key]
-    assert {entry.domain for entry in model.opset_import} == {""}
-    assert not model.functions
+    assert {entry.domain for entry in file.opset_import} == {""}
+    assert not file.functions
+
+
+@pytest.mark.parametrize("name", ["hybrid", "infinity", "mamba"])
+def test_onnxruntime_s_own_operator(name: str, tmp_path: Path) -> None:
+    export(model(name), tmp_path / "a.onnx", target="ort")
+    own = [node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node if node.domain]
+    assert own == ["LinearAttention"]
+    run = session(tmp_path / "a.onnx", CONFIGS[name])
+    for batch, length in ((1, 1), (3, 65), (2, 200)):
+        inputs = example(CONFIGS[name], batch, length, seed=length)
+        check(name, inputs, run(inputs))
+
+
+def test_no_operator_of_onnxruntime_s_own(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(InputError, match="nothing in this s4d"):
+            export(model("s4d"), tmp_path / "a.onnx", target="ort")
+    with pytest.raises(InputError, match="'otr' is unknown"):
+        export(model("s4d"), tmp_path / "a.onnx", target="otr")
+
+
+def test_memory_compression_is_refused(tmp_path: Path) -> None:
+    compressed = unisono_torch.create(CONFIGS["infinity"].replace(compress_every=4, compress_rank=1))
+    with pytest.raises(InputError, match=r"infinityformer\.compress_every: 4"):
+        export(compressed, tmp_path / "a.onnx")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["maru", "stack"])
+def test_reset_restores_a_learned_state(name: str) -> None:
+    inputs = example(CONFIGS[name], 2, 1)
+    inputs |= {"reset": np.ones((2, 1), bool), "valid": np.zeros((2, 1), bool)}
+    found, first = reader(name, "onnxruntime")(inputs), model(name).init_state(2)
+    for key, value in first.items():
+        np.testing.assert_array_equal(found[f"next.{key}"], value.numpy(), key)
 
 
 def described(value: onnx.ValueInfoProto) -> tuple[str, list[str | int]]:

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from unisono_spec.contract import ANY, Config, InputError, config_to_dict, zero_state
+from unisono_spec.contract import ANY, Config, InputError, config_to_dict, nearest, zero_state
 
-from unisono_torch.onnx.ops import inline, translations
+from unisono_torch.onnx.ops import TARGETS, inline, translations
+from unisono_torch.onnx.ops import target as tracing_for
 
 OPSET = 23  # onnxruntime reads up to 26, torch writes up to 25
 CONFIG_KEY = "unisono.config"
+MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operators
 PREFIX = "model."  # of parameters, in _Graph
 # (B, T) of the traced example, and of the comparisons: other lengths than the traced one, since a tracer may freeze it unnoticed
 TRACED = (2, 5)
@@ -32,12 +34,13 @@ ALLOWED = 2.0**-8
 MAX_EMBEDDED_BYTES = 2**31 - 2**24
 
 
-def export(model: Any, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+def export(model: Any, path: str | Path, metadata: Mapping[str, str] | None = None, target: str = "portable") -> None:
     """Write `model` as one graph with dynamic B ≥ 1 and T ≥ 1 to `path`, whole or not at all.
 
     Inputs are `tokens`, `reset`, `valid` and each state array under its contract name; outputs are `logits` and each state array
     as `next.<name>`. metadata: further strings to keep in the file, beside the config; a tokenizer, say. Weights lie in the file,
-    unless they pass 2 GB: then in `<path>.data` beside it.
+    unless they pass 2 GB: then in `<path>.data` beside it. target: "portable" is standard operators only; "ort" takes onnxruntime's
+    own LinearAttention for linear attention, InfinityFormer's memory and the selective scan.
 
     Raises InputError where the model is not float32, the export packages are missing, the file cannot be written, or onnxruntime
     and torch disagree about the graph.
@@ -50,6 +53,8 @@ def export(model: Any, path: str | Path, metadata: Mapping[str, str] | None = No
             f"{model.config.arch}.compress_every: {model.config.compress_every}; memory compression needs a singular value decomposition, "
             "which ONNX does not have; export a model with compress_every=0 and compress_rank=0"
         )
+    if target not in TARGETS:
+        raise InputError(f"target: {target!r} is unknown; {nearest(target, TARGETS)}")
     for key, value in (metadata or {}).items():
         if not isinstance(value, str):
             raise InputError(f"metadata: {key!r} is a {type(value).__name__}; ONNX metadata are strings, pass json.dumps(...)")
@@ -58,7 +63,7 @@ def export(model: Any, path: str | Path, metadata: Mapping[str, str] | None = No
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             draft = Path(folder) / path.name
-            graph = _filled(model)
+            graph = _filled(model, target)
             graph.metadata_props.update({CONFIG_KEY: json.dumps(config_to_dict(model.config)), **(metadata or {})})
             ir.save(graph, draft, external_data=_beside(model, draft))
             onnx.checker.check_model(draft, full_check=True)
@@ -93,22 +98,25 @@ def output_names(config: Config) -> list[str]:
     return ["logits", *(f"next.{name}" for name in config.states())]
 
 
-def _filled(model: Any) -> Any:
+def _filled(model: Any, target: str) -> Any:
     """`model` as an onnx_ir.Model whose initializers are the parameters, under their contract names."""
     from onnx_ir.tensor_adapters import TorchTensor
 
     # tracing takes seconds and reads no values: what it finds is kept
-    key = model.config, next(model.parameters()).dtype
+    key = model.config, next(model.parameters()).dtype, target
     if key not in _traced:
-        _traced[key] = _trace(model)
+        with tracing_for(target):
+            _traced[key] = _trace(model)
     graph = _traced[key].clone()
+    if target == "ort" and MICROSOFT not in graph.opset_imports:
+        raise InputError(f"target: 'ort'; nothing in this {model.config.arch} maps onto onnxruntime's own operators: use 'portable'")
     for name, tensor in model.state_dict().items():
         if name in graph.graph.initializers:
             graph.graph.initializers[name].const_value = TorchTensor(tensor.cpu().contiguous(), name)
     return graph
 
 
-_traced: dict[tuple[Config, torch.dtype], Any] = {}
+_traced: dict[tuple[Config, torch.dtype, str], Any] = {}
 
 
 def _trace(model: Any) -> Any:

@@ -1,12 +1,15 @@
 """What stands for an op while torch traces a model for export: one node of the domain "unisono".
 
 So the tracer meets no arithmetic on lengths, which it would freeze at the traced length or take minutes over. `inline` then replaces
-the nodes by standard operators, by the functions of sums.py, rotary.py, attention.py and scans.py.
+the nodes by standard operators, by the functions of sums.py, rotary.py, attention.py and scans.py, or of fused.py for onnxruntime's own.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,18 @@ from torch import Tensor
 from unisono_torch.ops.fold import masked
 
 DOMAIN = "unisono"
+TARGETS = ("portable", "ort")
+_target = ContextVar("target", default="portable")
+
+
+@contextmanager
+def target(name: str) -> Iterator[None]:
+    """Trace for standard operators ("portable"), or with onnxruntime's own where an op maps onto them ("ort")."""
+    token = _target.set(name)
+    try:
+        yield
+    finally:
+        _target.reset(token)
 
 
 def decayed_sum(x: Tensor, decay: float, initial_state: Tensor, reset: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +57,8 @@ def rotate_by(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, state: tuple[Tensor, Tensor], reset: Tensor, valid: Tensor) -> tuple[Tensor, Any]:
-    o, *after = _node("LinearAttention", (q, k, v, *state, reset, valid), (v, *state))
+    name, attributes = ("FusedLinearAttention", {"heads": k.shape[2]}) if _target.get() == "ort" else ("LinearAttention", {})
+    o, *after = _node(name, (q, k, v, *state, reset, valid), (v, *state), attributes)
     return o, tuple(after)
 
 
@@ -50,6 +66,10 @@ def multiscale(
     q: Tensor, k: Tensor, v: Tensor, q_norm: Tensor, k_norm: Tensor, log_decay: Tensor, weight: Tensor, state: tuple[Tensor, Tensor],
     reset: Tensor, valid: Tensor,
 ) -> tuple[Tensor, Any]:  # fmt: skip
+    if _target.get() == "ort" and q is q_norm and k is k_norm:
+        scales, heads = state[1].shape[1:3]
+        o, *after = _node("FusedMultiscale", (q, k, v, log_decay, weight, *state, reset, valid), (v, *state), {"heads": scales * heads})
+        return o, tuple(after)
     o, *after = _node("Multiscale", (q, k, v, q_norm, k_norm, log_decay, weight, *state, reset, valid), (v, *state))
     return o, tuple(after)
 
@@ -73,7 +93,8 @@ def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, re
 def selective_scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, reset: Tensor, valid: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return _node("SelectiveScan", (u, dt, A, B, C, D, state, reset, valid), (u, state))
+    name, attributes = ("FusedSelectiveScan", {"heads": u.shape[2]}) if _target.get() == "ort" else ("SelectiveScan", {})
+    return _node(name, (u, dt, A, B, C, D, state, reset, valid), (u, state), attributes)
 
 
 def diagonal_ssm(
@@ -126,10 +147,13 @@ def definitions() -> list[Any]:
     from onnx import helper
     from onnxscript import OnnxFunction
 
-    from unisono_torch.onnx import attention, chunks, rotary, scans, sums
+    from unisono_torch.onnx import attention, chunks, fused, rotary, scans, sums
 
     found = [
-        value for module in (chunks, sums, rotary, attention, scans) for value in vars(module).values() if isinstance(value, OnnxFunction)
+        value
+        for module in (chunks, sums, rotary, attention, scans, fused)
+        for value in vars(module).values()
+        if isinstance(value, OnnxFunction)
     ]
     protos = [function.to_function_proto() for function in dict.fromkeys(found)]
     for proto in protos:

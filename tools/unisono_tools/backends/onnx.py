@@ -69,7 +69,8 @@ class Reader:
 
     def _check_length(self, length: int, state: Arrays, reset: np.ndarray | None) -> None:
         """Raise InputError where a sequence grows past what its cache holds, or past the positions that were learned."""
-        limits = {"capacity": state[name].shape[1] for name, s in self.config.states().items() if ANY in s.shape}
+        caches = [state[name] for name, s in self.config.states().items() if ANY in s.shape]
+        limits = {"capacity": caches[0].shape[1]} if caches else {}
         if getattr(self.config, "positions", "") == "learned":
             limits["max_positions"] = self.config.max_positions  # pyright: ignore[reportAttributeAccessIssue]
         if not limits:

@@ -144,11 +144,11 @@ def dropout_masks(
     return masks
 
 
-def export(source: Path, out: Path, tokenizer: str | None) -> None:
+def export(source: Path, out: Path, tokenizer: str | None, target: str = "portable") -> None:
     """Write the model file `source` as an ONNX graph that says which tokenizer it was trained with."""
     from unisono_torch.onnx import export as write
 
-    write(unisono_torch.load(source), out, {} if tokenizer is None else {"unisono.tokenizer": tokenizer})
+    write(unisono_torch.load(source), out, {} if tokenizer is None else {"unisono.tokenizer": tokenizer}, target)
 
 
 class Reader:

@@ -9,15 +9,16 @@ from unisono_tools.commands.arguments import call
 from unisono_tools.train.checkpoint import model_file, tokenizer_of
 
 
-def run(checkpoint: str, out: str = "model.onnx") -> int:
+def run(checkpoint: str, out: str = "model.onnx", target: str = "portable") -> int:
     """Write a checkpoint as one ONNX graph that reads and decodes, with its state as named inputs and outputs.
 
     Args:
         checkpoint: folder of a run or of a checkpoint, or a .safetensors file.
         out: where the graph goes.
+        target: portable holds standard operators only; ort uses the one that onnxruntime adds for linear attention and selective scans.
     """
     path = model_file(Path(checkpoint))
-    backend("torch").export(path, Path(out), tokenizer_of(path))
+    backend("torch").export(path, Path(out), tokenizer_of(path), target)
     print(f"{out}: written from {path}")
     return 0
 
