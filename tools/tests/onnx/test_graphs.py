@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from unisono_spec.contract import init_params
+from unisono_spec.contract import ANY, InputError, init_params
 from unisono_spec.contract.files import save_params
 from unisono_tools.backends import open_reader
 from unisono_tools.backends.numpy import Reader
 from unisono_tools.evaluation import evaluate
 from unisono_tools.train import checkpoint
 
-MODELS = {"fixed": ("cram-demo", {}), "adaptive": ("cram-1m", {})}
+MODELS = {
+    "fixed": ("cram-demo", {}),
+    "adaptive": ("cram-1m", {}),
+    "maru": ("maru-1m", {"n_layers": 1, "head_hidden": 8, "n_banks": 2, "n_slots": 4, "d_memory": 4}),
+    "transformer": ("transformer-1m", {"n_layers": 1, "head_width": 4}),
+}
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +64,39 @@ def test_the_commands_agree(graph, command, text):
             for what, backend in ((path, "onnx"), (model, "numpy"))
         ]
         assert written[0] == written[1]
+
+
+def test_the_state_starts_where_the_model_s_does(graph):
+    model, path = graph
+    found, made = open_reader(path, "onnx").init_state(3, 5), checkpoint.load(model)
+    for name, value in Reader(made.config, made.params).init_state(3, 5).items():
+        np.testing.assert_array_equal(found[name], value, name)
+
+
+def test_a_full_cache_is_refused(graph):
+    _, path = graph
+    reader = open_reader(path, "onnx")
+    state, tokens = reader.init_state(1, 4), np.zeros((1, 5), np.int64)
+    if all(ANY not in s.shape for s in reader.config.states().values()):
+        reader.forward(tokens, state)
+        return
+    with pytest.raises(InputError, match="capacity: token 5 of a sequence, there is room for 4"):
+        reader.forward(tokens, state)
+    _, after = reader.forward(tokens, state, np.array([[False, False, True, False, False]]))
+    assert after["position"] == [3]
+
+
+def test_a_graph_for_onnxruntime_alone(command, refused, made, tiny, tmp_path):
+    model = checkpoint.save(tmp_path, made(tiny("mamba-1m", {"n_layers": 1, "d_state": 4})))
+    code, _, err = command("export", model, "--out", tmp_path / "model.onnx", "--target", "ort")
+    assert code == 0, err
+    written = [
+        command("generate", what, "--backend", backend, "--temperature", 0, "--max_new_tokens", 20)[1]
+        for what, backend in ((tmp_path / "model.onnx", "onnx"), (model, "numpy"))
+    ]
+    assert written[0] == written[1]
+    model = checkpoint.save(tmp_path, made(tiny()))
+    assert "maps onto onnxruntime's own operators" in refused("export", model, "--out", tmp_path / "b.onnx", "--target", "ort")
 
 
 def test_bad_graphs(graph, refused, tmp_path):
