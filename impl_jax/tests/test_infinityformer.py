@@ -1,4 +1,4 @@
-"""InfinityFormer: forms, gradients, marks, dtypes, hard decays, scales that differ, compression."""
+"""InfinityFormer beside the court: hard decays, scales that differ, compression, memory of the backward."""
 
 from __future__ import annotations
 
@@ -8,31 +8,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from unisono_jax.ops import multiscale
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
 
-from .forms import B, T, check_dtypes, check_forms, check_poison, create, marks, residual_floats, tokens
+from .forms import B, T, create, marks, residual_floats, tokens
 
 SMALL = InfinityFormerConfig(d_model=8, n_layers=1, n_heads=2, d_ffn=6, vocab_size=7)
-VARIANTS: dict[str, Any] = {
-    "learned": SMALL.replace(feature_map="learned"),
-    "data": SMALL.replace(decay="data", gate="vector", rope="numerator", n_scales=2, tie_head=False, head_bias=True),
-    "compressed": SMALL.replace(compress_every=3, compress_rank=1),
-}
+DATA = SMALL.replace(decay="data", gate="vector", rope="numerator", n_scales=2, tie_head=False, head_bias=True)
+COMPRESSED = SMALL.replace(compress_every=3, compress_rank=1)
 STATE = {"S": (B, 3, 2, 3, 3), "z": (B, 3, 2, 3)}
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_forms_steps_and_gradients_agree_across_a_handed_over_state(close, name):
-    check_forms(VARIANTS[name], close, gradients=name == "learned")
-
-
-def arrays(length: int = T, wide: int = 1) -> list[np.ndarray]:
+def arrays(length: int = T) -> list[np.ndarray]:
     """q, k, v, q_norm, k_norm, log_decay, weight, S, z."""
     rng = np.random.default_rng(0)
     q, k, v, q_norm, k_norm = np.abs(rng.normal(size=(5, B, length, 2, 3)))
-    weight = rng.normal(size=(B, length, 3, 1 if wide == 1 else 2, wide))
+    weight = rng.normal(size=(B, length, 3, 1, 1))
     return [
         q,
         k,
@@ -48,10 +39,6 @@ def arrays(length: int = T, wide: int = 1) -> list[np.ndarray]:
 def run(form: str, *given: Any) -> Any:
     *inputs, S, z, reset, valid = given
     return getattr(multiscale, form)(*inputs, (S, z), reset, valid, **({"chunk_size": 4} if form == "parallel" else {}))
-
-
-def test_what_is_not_valid_reaches_neither_outputs_nor_gradients(close):
-    check_poison(run, arrays(wide=3), 7, close)
 
 
 def test_a_soft_decay_keeps_its_digits_behind_a_hard_one(close):
@@ -97,7 +84,7 @@ def test_compression_is_the_best_approximation_and_its_projector_carries_no_grad
 
 
 def test_compression_acts_after_every_third_token_of_a_sequence():
-    config = VARIANTS["compressed"]
+    config = COMPRESSED
     with jax.enable_x64(True):
         model = create(config)
         _, state = model.compiled().forward(tokens(config, 6), form="recurrent")
@@ -106,11 +93,5 @@ def test_compression_acts_after_every_third_token_of_a_sequence():
     assert (np.linalg.matrix_rank(later["layers.0.S"], tol=1e-9) > 1).all()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("name", VARIANTS)
-def test_dtypes(name, dtype):
-    check_dtypes(VARIANTS[name], dtype)
-
-
 def test_memory_of_the_backward_is_linear_in_length():
-    assert residual_floats(VARIANTS["data"], 4096) < 5 * residual_floats(VARIANTS["data"], 1024)
+    assert residual_floats(DATA, 4096) < 5 * residual_floats(DATA, 1024)
