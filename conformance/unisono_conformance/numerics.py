@@ -20,6 +20,7 @@ A row (the logits of one token, or one row of a state) is held to SHARE = 2 time
 among its elements and the realisations, plus the floor of the op formula with one rounding, whose terms are the row's largest
 |y*|: no accident makes the budget smaller than the rounding of the answer. A row has one or two
 independent errors, so a single realisation can err by nearly nothing: the largest of 32 is rarely below 1.7 standard deviations.
+(A long sequence gets fewer realisations; a token's error is then the largest among as many neighbours as make 32.)
 The realisations use the recurrent form, whose running sums err most (of long sequences, the parallel one).
 A float64 implementation is held to the float32 estimate times u(float64)/u(float32), since first-order errors scale with u, and
 that twice, in both formulas: y* is float64 too, and errs as much as what it judges.
@@ -105,11 +106,26 @@ def estimate_dtype(dtype: str) -> str:
     return "float32" if dtype == "float64" else dtype
 
 
-def row_budget(truth: np.ndarray, errors: np.ndarray, dtype: str, length: int, gradient: bool = False) -> np.ndarray:
-    """The budget of each row [..., 1] of `truth` [..., width], from the errors [realisation, ..., width]."""
-    largest = np.abs(errors).max((0, -1), initial=0)[..., None]
+def row_budget(
+    truth: np.ndarray, errors: np.ndarray, dtype: str, length: int, gradient: bool = False, sequence: bool = False
+) -> np.ndarray:
+    """The budget of each row [..., 1] of `truth` [..., width], from the errors [realisation, ..., width].
+
+    sequence: rows are tokens [B, T, width], and what realisations lack is made up for by neighbouring tokens.
+    """
+    largest = np.abs(errors).max((0, -1), initial=0)
+    if sequence and len(errors) < REALISATIONS:
+        largest = _largest_near(largest, -(-REALISATIONS // len(errors)))
+    largest = largest[..., None]
     scale = np.abs(truth).max(-1, keepdims=True, initial=0)
     return SHARE * (GRADIENT if gradient else 1) * largest * scale_to(dtype) + formula(dtype, length, 1, gradient) * scale
+
+
+def _largest_near(a: np.ndarray, width: int) -> np.ndarray:
+    """The largest of each `width` neighbours along the last axis, of which the middle one is the element itself."""
+    before = width // 2
+    padded = np.pad(a, [(0, 0)] * (a.ndim - 1) + [(before, width - 1 - before)])
+    return np.lib.stride_tricks.sliding_window_view(padded, width, -1).max(-1)
 
 
 def check_useful(budget: np.ndarray, scale: np.ndarray, what: str) -> None:

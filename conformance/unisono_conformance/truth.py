@@ -64,7 +64,7 @@ def _expected_model(case: Case, setting: Any, inputs: Inputs, dtype: str) -> Exp
     def errors(found: np.ndarray, true: np.ndarray) -> np.ndarray:
         return found.reshape(copies, *true.shape) - true
 
-    budget = numerics.row_budget(o, errors(y, centre), dtype, inputs.length)
+    budget = numerics.row_budget(o, errors(y, centre), dtype, inputs.length, sequence=True)
     numerics.check_useful(budget, np.abs(o).max(-1, keepdims=True, initial=0), f"{case.name} logits in {dtype}")
     state = {}
     for name, a in last.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -100,6 +101,11 @@ class ModelCase(Case):
 
     level = "model"
     chunk_size = 64  # of the spec's parallel form, which is asked about long sequences
+
+    def together(self, name: str) -> str:
+        """The same map in every layer, weight and bias; all norms; the maps of a FFN."""
+        kind = re.sub(r"layers\.\d+\.", "", name).removesuffix(".weight").removesuffix(".bias")
+        return "norm" if kind.endswith("norm") else "ffn" if kind.startswith("ffn.") else kind
 
     def inputs(self, draw: Draw, dtype: str) -> Inputs:
         config = self.setting(draw)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -126,10 +125,6 @@ class LAT(ModelCase):
                 return seen + width
             seen += config.conv_width - 1 if kind == "conv" else config.window - 1
         raise AssertionError(state)
-
-    def together(self, name: str) -> str:
-        """The same map in every layer, weight and bias."""
-        return re.sub(r"layers\.\d+", "layers.*", name).removesuffix(".weight").removesuffix(".bias")
 
     def endless(self, setting: Any) -> bool:
         config = self.blocks(setting)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,10 +101,6 @@ class MARU(ModelCase):
     def reach(self, setting: MARUConfig, dtype: str, state: str) -> int | None:
         """The first convolution reads embeddings; later ones read what has a memory."""
         return setting.conv_width - 1 if state == "layers.0.conv" else None
-
-    def together(self, name: str) -> str:
-        """The same map in every layer, weight and bias."""
-        return re.sub(r"layers\.\d+", "layers.*", name).removesuffix(".weight").removesuffix(".bias")
 
 
 FLAGS = {
