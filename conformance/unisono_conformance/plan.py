@@ -41,6 +41,8 @@ PROFILES = {
 }
 
 PLAIN = "plain"
+SHORTER = 2_000  # of P10 for a model in ci, but for its first default config in its first regime
+FOLDED_LENGTH = 200  # of P10 where a form or the truth is a fold of steps
 INTERPRETED_LENGTH = 300  # of P10, for kernels in an interpreter
 LOOP_LENGTH = 1_000  # of P10, for models that have no form but loops over time
 
@@ -113,6 +115,8 @@ def items(adapter: Adapter, selection: Selection, profile: Profile) -> list[Item
             if dear and prop.own_shapes and not profile.pairs and allowed:
                 # each shape is another compilation: one dtype in turn; a long sequence takes whole its turn in float32
                 allowed = ["float32"] if prop.endless and "float32" in allowed else [allowed[p % len(allowed)]]
+            if "gradient" in prop.claims and can.gradients_by_coordinate and not profile.exhaustive:
+                allowed = allowed[:1]  # what is compared there is the truth with itself, a coordinate at a time
             for turn, (dtype, form) in enumerate(grid):
                 mine = forms if full else [forms[(chosen["dtype"].index(dtype) + (0 if dear else p)) % len(forms)]] if forms else []
                 if form not in mine or dtype not in allowed:
@@ -157,8 +161,9 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     out = [d for d in REMEMBERED.get(item.prop.label, ()) if d.case == case.name]
     gradient, can = "gradient" in item.prop.claims, item.bench.adapter.capabilities
     # the truth of a gradient takes hundreds of evaluations of the spec, and a compiler unrolls loops
-    few = 1 if (_costly(item.prop, case) or (case.loops and "compiled" in item.prop.claims)) and not profile.exhaustive else profile.regimes
-    by_coordinate = gradient and can.gradients_by_coordinate and not profile.exhaustive
+    by_coordinate = gradient and can.gradients_by_coordinate and not profile.exhaustive and case.level == "model"
+    costly = by_coordinate or _costly(item.prop, case) or (case.loops and "compiled" in item.prop.claims)
+    few = 1 if costly and not profile.exhaustive else profile.regimes
     for i, variant in enumerate(defaults(item.prop, case)):
         for j in range(min(few, len(names))):
             # the tame regime always, the others in turn; or each in turn
@@ -166,6 +171,8 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
             if few == 1:
                 regime = names[(i + item.turn) % len(names)]
             batch, length, chunk = shapes[j % len(shapes)]
+            if item.prop.endless and (i or j) and case.level == "model" and not profile.exhaustive:
+                length = min(length, SHORTER)
             out.append(Draw(case.name, variant, regime, batch, length, chunk))
     if item.prop.rows and profile.rows != "none" and not by_coordinate and not (item.prop.own_shapes and item.bench.dear):
         others = [v for v in variants(item) if v not in case.defaults]
@@ -183,7 +190,7 @@ def lattice(item: Item, profile: Profile) -> tuple[tuple[int, int, int], ...]:
     """The property's shapes; a length of 0 stands for the profile's long one, which loops over time do not get."""
     # of models, float32 alone gets it: the spec itself takes seconds, and what differs between dtypes shows in ops
     whole = item.bench.form == "parallel" and (item.case.level == "op" or item.bench.dtype == "float32" or profile.exhaustive)
-    long = profile.long_length if whole else min(profile.long_length, 500)
+    long = profile.long_length if whole else min(profile.long_length, FOLDED_LENGTH)
     if item.case.loops and not profile.exhaustive:
         long = min(long, LOOP_LENGTH if whole else LOOP_LENGTH // 10)
     if item.bench.dear and item.bench.implementation != PLAIN:

@@ -9,7 +9,7 @@ from unisono_spec.contract.errors import InputError, nearest
 
 from unisono_conformance.cases.base import Case
 
-ARCHITECTURES = ("cram",)  # that are judged
+ARCHITECTURES = ("cram", "lat", "infinityformer", "maru", "transformer", "mamba", "s4d")  # that are judged
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from unisono_torch.onnx.export import example, output_names
 
 from .graphs import CONFIGS, check, graph, model, reader, session, torch_outputs
 
-LENGTHS = (1, 2, 63, 64, 65, 200)
+SHAPES = ((1, 1), (3, 1), (1, 2), (3, 63), (1, 64), (3, 65), (2, 200))  # B, T
 ALL = pytest.mark.parametrize("name", CONFIGS)
 READERS = pytest.mark.parametrize("kind", ["onnxruntime", "onnx.reference"])
 
@@ -29,10 +29,9 @@ def part(inputs: dict[str, np.ndarray], start: int, stop: int, state: dict[str, 
 @READERS
 @ALL
 def test_graph_agrees_with_torch(name: str, kind: str) -> None:
-    for batch in (1, 3):
-        for length in LENGTHS:
-            inputs = example(CONFIGS[name], batch, length, seed=length)
-            check(name, inputs, reader(name, kind)(inputs))
+    for batch, length in SHAPES:
+        inputs = example(CONFIGS[name], batch, length, seed=length)
+        check(name, inputs, reader(name, kind)(inputs))
 
 
 @ALL
@@ -137,7 +136,7 @@ def test_reset_restores_a_learned_state(name: str) -> None:
     inputs |= {"reset": np.ones((2, 1), bool), "valid": np.zeros((2, 1), bool)}
     found, first = reader(name, "onnxruntime")(inputs), model(name).init_state(2)
     for key, value in first.items():
-        np.testing.assert_array_equal(found[f"next.{key}"], value.numpy(), key)
+        np.testing.assert_array_equal(found[f"next.{key}"], value.detach().numpy(), key)
 
 
 def described(value: onnx.ValueInfoProto) -> tuple[str, list[str | int]]:

@@ -86,7 +86,7 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, state: tuple[Tensor, ...]
 
 def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, reset: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     taps = weight[:, 0].mT
-    y, final = (x * taps[0], state) if len(taps) == 1 else _node("ShortConv", (x, taps, state, reset, valid), (x, state))
+    y, final = (x * taps[0], torch.zeros_like(state)) if len(taps) == 1 else _node("ShortConv", (x, taps, state, reset, valid), (x, state))
     return masked(valid, y if bias is None else y + bias)[0], final
 
 
