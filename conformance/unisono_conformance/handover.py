@@ -35,10 +35,10 @@ DTYPE = "float32"
 
 
 def relay() -> dict[str, tuple[Case, Draw, Inputs]]:
-    """The default models of every architecture, with resets and with padding, by the name of their files."""
+    """Models of every architecture, with resets and with padding, by the name of their files."""
     out = {}
     for case in cases().values():
-        for variant in case.defaults if isinstance(case, ModelCase) else ():
+        for variant in (case.handed_over or case.defaults[-1:]) if isinstance(case, ModelCase) else ():
             draw = Draw(case.name, variant, batch=3, length=LENGTH, seed=1)
             inputs = case.inputs(draw, DTYPE)
             random, shape = draw.generator("marks"), (draw.batch, draw.length)

@@ -20,7 +20,9 @@ A row (the logits of one token, or one row of a state) is held to SHARE = 2 time
 among its elements and the realisations, plus the floor of the op formula with one rounding, whose terms are the row's largest
 |y*|: no accident makes the budget smaller than the rounding of the answer. A row has one or two
 independent errors, so a single realisation can err by nearly nothing: the largest of 32 is rarely below 1.7 standard deviations.
-(A long sequence gets fewer realisations; a token's error is then the largest among as many neighbours as make 32.)
+Among the realisations are a few whose parameters err by ELEMENTARY u(float32), and nothing else: the error of a function of a parameter
+is the same at every token. (A long sequence gets fewer realisations; a token's error is then the largest among as many neighbours as
+make 32.)
 The realisations use the recurrent form, whose running sums err most (of long sequences, the parallel one).
 A float64 implementation is held to the float32 estimate times u(float64)/u(float32), since first-order errors scale with u, and
 that twice, in both formulas: y* is float64 too, and errs as much as what it judges.
@@ -52,6 +54,10 @@ LIMIT, USELESS = 0.1, 0.1
 # The spec on another machine, whose BLAS sums in another order and whose libm rounds differently, through whole models: reference
 # vectors are held to ten times the formula for one op.
 OTHER_MACHINE = 10.0
+
+# What e^x, tanh and their like err by in frameworks, in units of u (XLA and torch say 1 to 2 units in the last place). An error in a
+# function of a parameter, such as a decay, is the same at every token: it adds up where independent roundings do not.
+ELEMENTARY, MOVES = 4.0, 4
 
 # The complex step: Im f(x + ih)/h errs by O(h²). 2^-66 keeps products of two steps far below rounding, and one step above
 # underflow, in complex64 too.
@@ -94,6 +100,17 @@ def _drawn(x: np.ndarray) -> np.ndarray:
         z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
     z ^= z >> np.uint64(31)
     return (z >> np.uint64(11)) * 2.0**-52 - 1
+
+
+def moved(params: dict[str, np.ndarray], length: int) -> list[dict[str, np.ndarray]]:
+    """Parameters that err as elementary functions of them do in frameworks' float32."""
+    random = np.random.Generator(np.random.Philox(length))
+    draws = MOVES if length < 1000 else MOVES // 2
+
+    def errs(p: np.ndarray) -> np.ndarray:
+        return p.astype(np.float64) * (1 + ELEMENTARY * U["float32"] * random.uniform(-1, 1, p.shape))
+
+    return [{name: errs(p) for name, p in params.items()} for _ in range(draws)]
 
 
 def scale_to(dtype: str) -> float:

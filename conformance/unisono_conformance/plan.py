@@ -162,7 +162,7 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     gradient, can = "gradient" in item.prop.claims, item.bench.adapter.capabilities
     # the truth of a gradient takes hundreds of evaluations of the spec, and a compiler unrolls loops
     by_coordinate = gradient and can.gradients_by_coordinate and not profile.exhaustive and case.level == "model"
-    costly = by_coordinate or _costly(item.prop, case) or (case.loops and "compiled" in item.prop.claims)
+    costly = by_coordinate or _costly(item.prop, case) or "compiled" in item.prop.claims
     few = 1 if costly and not profile.exhaustive else profile.regimes
     for i, variant in enumerate(defaults(item.prop, case)):
         for j in range(min(few, len(names))):
@@ -171,7 +171,8 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
             if few == 1:
                 regime = names[(i + item.turn) % len(names)]
             batch, length, chunk = shapes[j % len(shapes)]
-            if item.prop.endless and (i or j) and case.level == "model" and not profile.exhaustive:
+            first = i + j == 0 and not can.gradients_by_coordinate  # the spec would be compared with itself
+            if item.prop.endless and not first and case.level == "model" and not profile.exhaustive:
                 length = min(length, SHORTER)
             out.append(Draw(case.name, variant, regime, batch, length, chunk))
     if item.prop.rows and profile.rows != "none" and not by_coordinate and not (item.prop.own_shapes and item.bench.dear):

@@ -61,18 +61,24 @@ def _expected_model(case: Case, setting: Any, inputs: Inputs, dtype: str) -> Exp
     copies = numerics.realisations(inputs.length)
     y, y_last = case.reference(setting, stack([near] * copies), _form(inputs), "float32", numerics.perturbation(dtype))
 
-    def errors(found: np.ndarray, true: np.ndarray) -> np.ndarray:
-        return found.reshape(copies, *true.shape) - true
+    moved = [case.reference(setting, near.replace(params=p), _form(inputs)) for p in numerics.moved(near.params, inputs.length)]
 
-    budget = numerics.row_budget(o, errors(y, centre), dtype, inputs.length, sequence=True)
+    def errors(found: np.ndarray, true: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
+        return np.stack([*found.reshape(copies, *true.shape), *others]) - true
+
+    budget = numerics.row_budget(o, errors(y, centre, [o for o, _ in moved]), dtype, inputs.length, sequence=True)
     numerics.check_useful(budget, np.abs(o).max(-1, keepdims=True, initial=0), f"{case.name} logits in {dtype}")
     state = {}
+
+    def found(name: str) -> np.ndarray:
+        return errors(y_last[name], centre_last[name], [last[name] for _, last in moved])
+
     for name, a in last.items():
         exact = a.dtype.kind in "iu"
         # sums stay float32 or wider: what the layers' roundings do to them is in the realisations
         state[name] = (
             a,
-            np.zeros(a.shape) if exact else numerics.row_budget(a, errors(y_last[name], centre_last[name]), dtype, inputs.length),
+            np.zeros(a.shape) if exact else numerics.row_budget(a, found(name), dtype, inputs.length),
         )
     return (o, budget), state
 

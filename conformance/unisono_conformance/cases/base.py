@@ -100,6 +100,7 @@ class ModelCase(Case):
     """The models of one architecture."""
 
     level = "model"
+    handed_over: tuple[str, ...] = ()  # configs of the relay between environments; the last of the defaults where none is named
     chunk_size = 64  # of the spec's parallel form, which is asked about long sequences
 
     def together(self, name: str) -> str:

@@ -81,7 +81,7 @@ class WeightedSum(OpCase):
 
 class CRAM(ModelCase):
     name = arch = "cram"
-    defaults = ("fixed", "adaptive")
+    defaults = handed_over = ("fixed", "adaptive")
     regimes = (*REGIMES, "dropout")
     laws = MODEL_LAWS
     config_regimes = ("near_one", "forgetting")

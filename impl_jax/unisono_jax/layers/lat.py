@@ -42,7 +42,8 @@ class Attention(nnx.Module):
         """x [..., D] → q, k, v [..., H, ·], turned by their position, and through φ for linear attention."""
         n = self.config.n_heads * self.width
         parts = jnp.split(self.qkv(x, x.dtype), [n, 2 * n], -1)
-        q, k, v = (a.reshape(*x.shape[:-1], self.config.n_heads, -1) for a in parts)
+        heads = self.config.n_heads
+        q, k, v = (a.reshape(*x.shape[:-1], heads, a.shape[-1] // heads) for a in parts)
         if turns:
             q, k = rotary.rotate_by(q, turns[self.width]), rotary.rotate_by(k, turns[self.width])
         if self.kind == "linear":

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 from unisono_spec.contract.base import Config, Param, State
@@ -42,6 +43,10 @@ class TransformerConfig(Config):
 
     def as_lat(self) -> LATConfig:
         """The same model as a LAT config."""
+        return self._lat
+
+    @functools.cached_property
+    def _lat(self) -> LATConfig:
         shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return LATConfig(attention="softmax", positions="rope", **shared)
 

@@ -28,9 +28,22 @@ from unisono_tools.train.logs import read
 # Demanded of 20 losses in float64 at learning rates up to 1e-3, without dropout (measured: 2e-15).
 AGREE = 1e-10
 BACKENDS = ("jax", "torch")
+RELAYED = ("fixed", "adaptive", "maru")  # the runs that change hands; of the others, each backend's own are compared
 MODELS = {
     "fixed": ModelChoice("cram-demo", {"d_model": 16, "n_layers": 2}),
     "adaptive": ModelChoice("cram-1m", {"d_model": 16, "n_layers": 2, "position_offset": "random"}),
+    "lat": ModelChoice("lat-1m", {"d_model": 8, "n_layers": 2, "head_width": 4, "qk_width": 4}),
+    "based": ModelChoice(
+        "based-1m", {"d_model": 8, "n_layers": 3, "head_width": 4, "qk_width": 4, "attention": ["conv", "linear", "window"]}
+    ),
+    "infinityformer": ModelChoice("infinityformer-1m", {"d_model": 8, "n_layers": 1, "n_heads": 2, "d_ffn": 8, "dropout": 0.0}),
+    "maru": ModelChoice(
+        "maru-1m",
+        {"d_model": 8, "n_layers": 1, "head_hidden": 8, "n_banks": 2, "n_slots": 3, "d_memory": 4, "router": "gumbel"},
+    ),
+    "transformer": ModelChoice("transformer-1m", {"d_model": 8, "n_layers": 1, "head_width": 4}),
+    "mamba": ModelChoice("mamba-1m", {"d_model": 8, "n_layers": 1}),
+    "s4d": ModelChoice("s4d-1m", {"d_model": 8, "n_layers": 1, "d_state": 4}),
 }
 TEXT = "We hold these truths to be self-evident, that all are created equal. " * 60
 
@@ -38,7 +51,7 @@ TEXT = "We hold these truths to be self-evident, that all are created equal. " *
 def plan(folder: Path, model: str, backend: Literal["torch", "jax"], steps: int, out: str) -> TrainConfig:
     return TrainConfig(
         model=MODELS[model],
-        data=DataChoice(corpus=str(folder / "text.txt"), eval_tokens=128),
+        data=DataChoice(corpus=str(folder / "text.txt"), eval_tokens=128, eval_window=32),
         optimizer=Optimizer(lr=1e-3),
         schedule=Schedule(warmup_steps=5),
         dtype="float64",
@@ -64,12 +77,12 @@ def run(backend: Literal["torch", "jax"], folder: Path) -> None:
         # what the other backend has half done is finished here, from its checkpoint of step 10
         other = BACKENDS[1 - BACKENDS.index(backend)]
         given = folder / f"{model}-{other}"
-        if given.is_dir():
-            relayed = dataclasses.replace(alone, out=str(folder / f"{model}-{other}-{backend}"))
-            shutil.rmtree(relayed.out, ignore_errors=True)
-            shutil.copytree(given, relayed.out)
-            checkpoint.remove(checkpoint.steps(Path(relayed.out))[20])
-            train(relayed)
+        if given.is_dir() and model in RELAYED:
+            half = dataclasses.replace(alone, out=str(folder / f"{model}-{other}-{backend}"))
+            shutil.rmtree(half.out, ignore_errors=True)
+            shutil.copytree(given, half.out)
+            checkpoint.remove(checkpoint.steps(Path(half.out))[20])
+            train(half)
 
 
 def losses(run: Path) -> list[float]:
@@ -90,7 +103,7 @@ def compare(folder: Path) -> bool:
         found[f"{model}: weights"] = max(np.abs(end.params[n] - a).max() for end in ends for n, a in ends[0].params.items())
         found[f"{model}: moments"] = max(np.abs(end.optimizer[n] - a).max() for end in ends for n, a in ends[0].optimizer.items())
         ids = load_corpus(folder / "text.txt").validation
-        scores = [evaluate(open_reader(checkpoint.model_file(path), "numpy", "float64"), ids).loss for path in runs]
+        scores = [evaluate(open_reader(checkpoint.model_file(path), "numpy", "float64"), ids, window=32).loss for path in runs]
         found[f"{model}: NumPy's loss of each"] = np.ptp(scores)
     for what, difference in found.items():
         print(f"{'ok  ' if difference <= AGREE else 'FAIL'} {what}: differ by {difference:.1e}, at most {AGREE:.0e}")
