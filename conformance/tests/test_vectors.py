@@ -9,12 +9,13 @@ import pytest
 from unisono_conformance.vectors import FOLDER, MANIFEST, check
 from unisono_spec.contract.errors import InputError
 
-CRAM_BYTES = 300_000
+CRAM_BYTES, BYTES = 300_000, 1_000_000
 
 
 def test_vectors() -> None:
     assert check() > 0
     assert sum(path.stat().st_size for path in FOLDER.glob("cram*.safetensors")) < CRAM_BYTES
+    assert sum(path.stat().st_size for path in FOLDER.glob("*.safetensors")) < BYTES
 
 
 def test_damage_is_noticed(tmp_path: Path) -> None:

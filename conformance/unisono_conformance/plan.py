@@ -175,7 +175,8 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
             if item.prop.endless and not first and case.level == "model" and not profile.exhaustive:
                 length = min(length, SHORTER)
             out.append(Draw(case.name, variant, regime, batch, length, chunk))
-    if item.prop.rows and profile.rows != "none" and not by_coordinate and not (item.prop.own_shapes and item.bench.dear):
+    compiles = item.bench.dear and (item.prop.own_shapes or gradient)
+    if item.prop.rows and profile.rows != "none" and not by_coordinate and not compiles:
         others = [v for v in variants(item) if v not in case.defaults]
         # "once": each config under one pair of dtype and form, the same for every property that tries all pairs
         by_pair = item.prop.every_pair and not item.bench.dear and not _costly(item.prop, case)
