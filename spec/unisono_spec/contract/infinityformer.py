@@ -46,6 +46,9 @@ class InfinityFormerConfig(Config):
             self.fail("n_heads", f"it must divide d_model={self.d_model}")
         if self.rope != "none" and self.head_width % 2:
             self.fail("n_heads", f"heads are {self.head_width} wide and RoPE rotates pairs; make d_model / n_heads even, or rope='none'")
+        if self.rope == "numerator" and self.feature_map == "relu":
+            # the normaliser of unturned features can be 0 where the numerator of turned ones is not: a value over ε
+            self.fail("rope", "turned features need a normaliser that is never empty; use rope='before', or feature_map='elu1'")
         if not self.rope_base > 1:
             self.fail("rope_base", "use a number above 1; the default is 10000")
         if bool(self.compress_every) != bool(self.compress_rank):
