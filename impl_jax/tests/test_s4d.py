@@ -35,7 +35,7 @@ def test_the_hold_is_exact_where_a_step_is_short(close):
     series = dt[:, None] * (1 + z / 2 * (1 + z / 3 * (1 + z / 4)))
     truth = np.where(np.abs(z) < 1e-2, series, np.expm1(z) / a)
     with jax.enable_x64(True):
-        _, gain = diagonal_ssm.discretised(jnp.asarray(dt), jnp.broadcast_to(pairs, (3, 2, 2)))
+        *_, gain = diagonal_ssm.discretised(jnp.asarray(dt), jnp.broadcast_to(pairs, (3, 2, 2)))
     found = np.asarray(gain[..., 0]) + 1j * np.asarray(gain[..., 1])
     close(np.abs(found / truth - 1), np.zeros((3, 2)), 1e-8)  # the series' remainder z³ / 24
 

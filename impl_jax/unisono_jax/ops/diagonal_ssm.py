@@ -22,13 +22,14 @@ from unisono_jax.ops.fold import fold
 from unisono_jax.ops.packing import packing, segments, take
 
 
-def discretised(dt: jax.Array, A: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """e^{ΔA} and (e^{ΔA} − 1) / A, each [D, P, 2]."""
+def discretised(dt: jax.Array, A: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """e^{ΔA}, e^{ΔA} − 1 and (e^{ΔA} − 1) / A, each [D, P, 2]."""
     x, y = dt[:, None] * A[..., 0], dt[:, None] * A[..., 1]  # ΔA = x + iy
-    turn = jnp.stack([jnp.exp(x) * jnp.cos(y), jnp.exp(x) * jnp.sin(y)], -1)
     real = jnp.expm1(x) * jnp.cos(y) - 2 * jnp.square(jnp.sin(y / 2))  # of e^{x+iy} − 1, since cos y − 1 = −2 sin²(y/2)
+    turn = jnp.stack([jnp.exp(x) * jnp.cos(y), jnp.exp(x) * jnp.sin(y)], -1)
+    change = jnp.stack([real, turn[..., 1]], -1)
     over = A * jnp.array([1, -1], A.dtype) / jnp.square(A).sum(-1, keepdims=True)  # 1 / A
-    return turn, times(jnp.stack([real, turn[..., 1]], -1), over)
+    return turn, change, times(change, over)
 
 
 def times(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -64,13 +65,14 @@ def recurrent(
 ) -> tuple[jax.Array, jax.Array]:
     """The definition: a fold of `step`."""
     u, dt, A, C, D, state = widened(*masked(valid, u), dt, A, C, D, initial_state)
-    turn, gain = discretised(dt, A)  # the same at every token
-    return fold(lambda u, *rest: _step(u, turn, gain, C, D, *rest), (u,), state, reset, valid)
+    dynamics = discretised(dt, A)  # the same at every token
+    return fold(lambda u, *rest: _step(u, *dynamics, C, D, *rest), (u,), state, reset, valid)
 
 
 def _step(
     u: jax.Array,
     turn: jax.Array,
+    change: jax.Array,
     gain: jax.Array,
     C: jax.Array,
     D: jax.Array,
@@ -80,7 +82,9 @@ def _step(
 ) -> tuple[jax.Array, jax.Array]:
     if reset is not None:
         (state,) = masked(~reset, state)
-    new = times(turn, state) + gain * u[..., None, None]
+    # a slow turn is rounded to the spacing of numbers near 1, the same at every token: what it lacks to 1 has more digits
+    slow = jnp.square(turn).sum(-1, keepdims=True) > 0.25
+    new = jnp.where(slow, state + times(change, state), times(turn, state)) + gain * u[..., None, None]
     y = 2 * times(C, new)[..., 0].sum(-1) + D * u
     return (y, new) if valid is None else (masked(valid, y)[0], jnp.where(valid[:, None, None, None], new, state))
 
@@ -108,8 +112,8 @@ def parallel(
     tokens, segment = packing(valid, batch, length), segments(reset, batch, length)
     x, now = chunks(tokens.pack(u), size), chunks(tokens.pack(segment), size)  # [B, N, C, D], [B, N, C]
 
-    turn, gain = discretised(dt, A)
-    power = _powers(turn, size)  # e^{pΔA}, p = 0 … C: [C+1, D, P, 2]
+    *_, gain = discretised(dt, A)
+    power = _powers(dt[:, None, None] * A, size)  # e^{pΔA}, p = 0 … C: [C+1, D, P, 2]
     become = times(power[:-1], gain)  # what an input is p tokens later [C, D, P, 2]
     kernel = _toeplitz(2 * times(become, C)[..., 0].sum(-1))  # [D, C, C], query by key
 
@@ -142,12 +146,18 @@ def parallel(
     return masked(valid, y)[0], h + dot("jdpc,bjd->bdpc", become[::-1], ends)
 
 
-def _powers(a: jax.Array, most: int) -> jax.Array:
-    """a⁰ … a^most of pairs, by doubling: p · Im(ΔA) would lose the digits of a turn that has gone round many times."""
+def _powers(z: jax.Array, most: int) -> jax.Array:
+    """e⁰ … e^{most·z} of pairs z. Sizes from p · Re z; turns by doubling, since p · Im z loses the digits of one that goes round often.
+
+    Each turn is brought back to size 1, lest its roundings add up to a decay of their own.
+    """
+    a = jnp.stack([jnp.cos(z[..., 1]), jnp.sin(z[..., 1])], -1)
     out = jnp.stack([jnp.broadcast_to(jnp.array([1, 0], a.dtype), a.shape), a])
     while len(out) <= most:
-        out = jnp.concatenate([out, times(out[1:], out[-1])])
-    return out[: most + 1]
+        more = times(out[1:], out[-1])
+        out = jnp.concatenate([out, more * lax.rsqrt(jnp.square(more).sum(-1, keepdims=True))])
+    size = jnp.exp(jnp.arange(most + 1, dtype=z.dtype)[:, None, None] * z[..., 0])
+    return out[: most + 1] * size[..., None]
 
 
 def _toeplitz(kernel: jax.Array) -> jax.Array:
