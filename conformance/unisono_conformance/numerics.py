@@ -78,24 +78,24 @@ def realisations(length: int) -> int:
     return max(4, min(REALISATIONS, TOKENS // max(length, 1)))
 
 
-def perturbation(dtype: str):
-    """What the spec applies to each value that a layer hands on. Rows of a batch are independent realisations."""
+def perturbation(dtype: str, seed: int = 0):
+    """What the spec applies to each value that a layer hands on. Rows of a batch are independent realisations, and so are seeds."""
     u = U["float32" if dtype == "float64" else dtype]
 
     def perturbed(x: np.ndarray) -> np.ndarray:
         if x.dtype.kind == "c":
-            real, imag = (part * (1 + u * _drawn(part)) for part in (np.real(x), np.imag(x)))
+            real, imag = (part * (1 + u * _drawn(part, seed)) for part in (np.real(x), np.imag(x)))
             return (real + 1j * imag).astype(x.dtype)
-        return (x * (1 + u * _drawn(x))).astype(x.dtype)
+        return (x * (1 + u * _drawn(x, seed))).astype(x.dtype)
 
     return perturbed
 
 
-def _drawn(x: np.ndarray) -> np.ndarray:
-    """r in [−1, 1), a hash (splitmix64) of each value's bits and its row: as any rounding, the same for the same value."""
+def _drawn(x: np.ndarray, seed: int) -> np.ndarray:
+    """r in [−1, 1), a hash (splitmix64) of each value's bits, its row and the seed: as any rounding, the same for the same value."""
     x = np.ascontiguousarray(x)
     z = x.view(f"u{x.itemsize}").astype(np.uint64)
-    z += (np.arange(len(x), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).reshape(-1, *(1,) * (x.ndim - 1))
+    z += ((np.arange(len(x), dtype=np.uint64) + np.uint64(seed << 32)) * np.uint64(0x9E3779B97F4A7C15)).reshape(-1, *(1,) * (x.ndim - 1))
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
     z ^= z >> np.uint64(31)

@@ -160,7 +160,8 @@ def curves(
             axes.axhline(value, color=GREY, linewidth=0.9, linestyle=":")
             axes.annotate(name, (0, value), (3, 2), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8, color=GREY)
         ends = [float(ys[-1]) for _, ys in lines.values()]
-        axes.set_ylim(0.95 * min(ends), min(1.1 * max(*(max(ys) for _, ys in lines.values()), 0), 2.2 * min(ends)))
+        highest = max(float(max(ys)) for _, ys in lines.values())
+        axes.set_ylim(0.95 * min([*ends, *baselines.values()]), min(1.1 * highest, 2.2 * min(ends)))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.legend(loc="upper right", fontsize=9)
