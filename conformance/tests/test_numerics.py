@@ -87,9 +87,10 @@ def test_share_is_infinite_without_a_number() -> None:
     assert numerics.share(np.array([2.0]), np.ones(1), np.zeros(1)).tolist() == [np.inf]
 
 
-def test_slopes_are_derivatives() -> None:
+def test_slopes_are_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
     """The complex step against central differences, whose own error is O(h²) and u/h: both about u^(2/3) at h = u^(1/3)."""
     judged = case("cram")
+    monkeypatch.setattr(type(judged), "together", lambda self, name: name)
     draw = Draw("cram", "adaptive", length=4)
     setting, inputs = judged.setting(draw), judged.inputs(draw, "float64")
     (o, _), state = truth.expected(judged, setting, inputs, "float64")
@@ -107,9 +108,8 @@ def test_slopes_are_derivatives() -> None:
             moved = [{n: inputs.params[n] + sign * h * v[i] for n, v in directions.items()} for sign in (1, -1)]
             up, down = (loss({**inputs.params, **params}) for params in moved)
             scale = abs(along) + sum(abs(a).sum() for a in (o,))
-            # third derivatives of these models along a unit vector stay below ten times their values, along v below 10 ‖v‖³ of them
-            bound = 10 * sum(v[i].size for v in directions.values()) ** 1.5
-            assert abs((up - down) / (2 * h) - along) <= bound * h**2 * scale, name
+            # third derivatives of these models along one array stay below a thousand times their values
+            assert abs((up - down) / (2 * h) - along) <= 1000 * h**2 * scale, name
 
 
 def test_pairwise_covers_every_pair() -> None:
