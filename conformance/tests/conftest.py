@@ -9,4 +9,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def every_property(request: pytest.FixtureRequest) -> bool:
-    return request.config.getoption("--every-property")
+    return bool(request.config.getoption("--every-property"))

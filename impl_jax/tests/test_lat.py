@@ -41,7 +41,7 @@ def test_turns_are_right_at_every_int32():
 def test_values_of_one_come_back_as_one(close):
     q, k = np.abs(np.random.default_rng(0).normal(size=(2, B, T, 2, 3)))
     with jax.enable_x64(True):
-        o, (_, z) = linear_attention.parallel(q, k, np.ones_like(k), (np.zeros((B, 2, 3, 3)), np.zeros((B, 2, 3))), chunk_size=4)
+        o, (_, z) = linear_attention.parallel(q, k, np.ones_like(k), (jnp.zeros((B, 2, 3, 3)), jnp.zeros((B, 2, 3))), chunk_size=4)
         read = (q[:, -1] * z).sum(-1, keepdims=True)
         close(o[:, -1], jnp.broadcast_to(read / (read + linear_attention.EPS), o[:, -1].shape))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from unisono_spec.layers import infinityformer as layer
 from unisono_spec.models import infinityformer as model
 from unisono_spec.ops import multiscale, position
 from unisono_spec.ops.fold import fold
 
 from unisono_conformance.sabotage import Adapter, Sabotage
 
-STEP, PARALLEL, POSITION, INPUTS = multiscale.step, multiscale.parallel, position.parallel, model.mixer_inputs
+STEP, PARALLEL, POSITION, INPUTS = multiscale.step, multiscale.parallel, position.parallel, layer.mixer_inputs
 NAMES = ("q", "k", "v", "q_norm", "k_norm", "log_decay", "weight", "initial_state", "reset", "valid", "chunk_size")
 
 

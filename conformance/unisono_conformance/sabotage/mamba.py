@@ -63,7 +63,7 @@ def _padding_decays(a):
 
 def _cut_selection(p, u, rounded):
     dt, *rest = SELECTION(p, u, rounded)
-    return dt.real.astype(dt.dtype), *rest
+    return np.real(dt).astype(dt.dtype), *rest
 
 
 SABOTAGES = (

@@ -32,7 +32,7 @@ def test_an_unknown_model_is_refused(refused):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_model_has_a_plan(name, tmp_path):
-    config = compare.match(1_000_000, 256)[name] if name == "cram (fixed)" else None
+    config = match(1_000_000, 256)[name] if name == "cram (fixed)" else None
     if config is None:
         family = FAMILIES[name]
         chosen = {field: values[0] for field, values in family.options.items() if values}

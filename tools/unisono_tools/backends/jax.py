@@ -115,8 +115,7 @@ class Trainer:
     def _backward(self, batch: Batch, step: int) -> tuple[Step, Named, list[jax.Array]]:
         """Also the mean load of each noisy router."""
         loss, total, every = 0.0, None, []
-        parts = batch.parts(self.train.accumulation)
-        for i, part in enumerate(parts):
+        for i, part in enumerate(batch.parts(self.train.accumulation)):
             seeds = dropout_seeds(self.config, self.train.seed, step, i)
             noise = router_noise(self.config, self.train.seed, step, i, part.targets.shape[:2])
             arrays = (_ids(part.inputs), _ids(part.targets), part.valid, part.state, seeds, noise)
@@ -126,7 +125,7 @@ class Trainer:
             total = grads if total is None else jax.tree.map(jnp.add, total, grads)
             every.append(loads)
         assert total is not None
-        return Step(loss, float(_norm(total))), total, [sum(loads) / len(parts) for loads in zip(*every, strict=True)]
+        return Step(loss, float(_norm(total))), total, [jnp.mean(jnp.stack(loads), 0) for loads in zip(*every, strict=True)]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "precomputed"))

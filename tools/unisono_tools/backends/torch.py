@@ -93,8 +93,7 @@ class Trainer:
         """Also the mean load of each noisy router."""
         self.optimizer.zero_grad(set_to_none=True)
         loss, loads = 0.0, []
-        parts = batch.parts(self.train.accumulation)
-        for i, part in enumerate(parts):
+        for i, part in enumerate(batch.parts(self.train.accumulation)):
             nll, load = self._nll(part, step, i)
             mean = nll / batch.count
             mean.backward()
@@ -104,7 +103,7 @@ class Trainer:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         norms = torch.stack([torch.linalg.vector_norm(p.grad) for p in self.named.values()])  # pyright: ignore[reportArgumentType]
-        return Step(loss, torch.linalg.vector_norm(norms).item()), [sum(load) / len(parts) for load in zip(*loads, strict=True)]
+        return Step(loss, torch.linalg.vector_norm(norms).item()), [torch.stack(load).mean(0) for load in zip(*loads, strict=True)]
 
     def _nll(self, batch: Batch, step: int, part: int) -> tuple[Tensor, list[Tensor]]:
         """Nats, summed over the targets that count; the load of each noisy router."""
