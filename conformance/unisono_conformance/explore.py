@@ -33,7 +33,8 @@ def explore(item: Item, profile: Profile, ledger: Ledger) -> None:
     # an exported graph has its parameters inside: each new draw of them would be another export; an interpreter is slow, and so is
     # the spec where it loops over time
     can, bench = item.bench.adapter.capabilities, item.bench
-    dear = not profile.exhaustive and (can.exported or item.case.loops or (bench.dear and bench.implementation != PLAIN))
+    compiled = bench.dear and (bench.implementation != PLAIN or item.case.level == "model")
+    dear = not profile.exhaustive and (can.exported or item.case.loops or compiled)
     more = profile.random if item.prop.random and not dear else 0
     phases = [hypothesis.Phase.explicit, *([hypothesis.Phase.generate, hypothesis.Phase.shrink] if more else [])]
     test = hypothesis.given(draw=strategy(item, profile))(judged)

@@ -41,6 +41,7 @@ PROFILES = {
 }
 
 PLAIN = "plain"
+EVERY_PAIR = ("cram",)  # architectures whose models take P1, P7 and P15 in every dtype with every form, and P12 in every default config
 SHORTER = 2_000  # of P10 for a model in ci, but for its first default config in its first regime
 FOLDED_LENGTH = 200  # of P10 where a form or the truth is a fold of steps
 INTERPRETED_LENGTH = 300  # of P10, for kernels in an interpreter
@@ -110,7 +111,7 @@ def items(adapter: Adapter, selection: Selection, profile: Profile) -> list[Item
             forms = [f for f in chosen["form"] if f in prop.forms(can)][: None if prop.each_form else 1]
             # where each config is compiled, all properties take it in the same form: its shapes are compiled already
             dear = not profile.exhaustive and chosen["implementation"][0] in can.dear
-            full = profile.pairs or (not dear and not _costly(prop, case) and (prop.every_pair or case.level == "op"))
+            full = profile.pairs or (not dear and (_every_pair(prop, case) or case.level == "op"))
             allowed = [dtype for dtype in chosen["dtype"] if prop.dtypes is None or dtype in prop.dtypes]
             if dear and prop.own_shapes and not profile.pairs and allowed:
                 # each shape is another compilation: one dtype in turn; a long sequence takes whole its turn in float32
@@ -130,6 +131,11 @@ def items(adapter: Adapter, selection: Selection, profile: Profile) -> list[Item
 
 def defaults(prop: Property, case: Case) -> tuple[str, ...]:
     return tuple(v for v in case.defaults if not prop.endless or case.endless(case.setting(Draw(case.name, v))))
+
+
+def _every_pair(prop: Property, case: Case) -> bool:
+    """Whether ci tries every dtype with every form, rather than each dtype with one form in turn."""
+    return prop.every_pair and case.arch in EVERY_PAIR and not _costly(prop, case)
 
 
 def _costly(prop: Property, case: Case) -> bool:
@@ -164,14 +170,16 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     by_coordinate = gradient and can.gradients_by_coordinate and not profile.exhaustive and case.level == "model"
     costly = by_coordinate or _costly(item.prop, case) or "compiled" in item.prop.claims
     few = 1 if costly and not profile.exhaustive else profile.regimes
-    for i, variant in enumerate(defaults(item.prop, case)):
+    compiled = "compiled" in item.prop.claims and not profile.exhaustive
+    for i, variant in enumerate(defaults(item.prop, case)[: 1 if compiled and case.arch not in EVERY_PAIR else None]):
         for j in range(min(few, len(names))):
             # the tame regime always, the others in turn; or each in turn
             regime = names[0] if j == 0 else names[1 + (j - 1 + i + 2 * item.turn) % (len(names) - 1)]
             if few == 1:
                 regime = names[(i + item.turn) % len(names)]
             batch, length, chunk = shapes[j % len(shapes)]
-            first = i + j == 0 and not can.gradients_by_coordinate  # the spec would be compared with itself
+            # elsewhere the spec would be compared with itself, or its answer take longer than all else
+            first = i + j == 0 and not can.gradients_by_coordinate and not item.bench.dear
             if item.prop.endless and not first and case.level == "model" and not profile.exhaustive:
                 length = min(length, SHORTER)
             out.append(Draw(case.name, variant, regime, batch, length, chunk))
@@ -179,7 +187,7 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     if item.prop.rows and profile.rows != "none" and not by_coordinate and not compiles:
         others = [v for v in variants(item) if v not in case.defaults]
         # "once": each config under one pair of dtype and form, the same for every property that tries all pairs
-        by_pair = item.prop.every_pair and not item.bench.dear and not _costly(item.prop, case)
+        by_pair = _every_pair(item.prop, case) and not item.bench.dear
         of, at = (item.turns, item.turn) if by_pair else (item.turns // item.forms, item.turn // item.forms)
         for i, variant in enumerate(others):
             if profile.rows == "all" or i % of == at % of:
