@@ -74,6 +74,14 @@ def test_killed_at_random_moments_ends_with_the_same_bits(backend, tiny, tmp_pat
     assert [row["step"] for row in _rows(run) if "loss" in row] == list(range(1, STEPS + 1))
 
 
+def test_a_run_stops_when_its_time_is_up_and_goes_on(backend, tiny):
+    config = tiny(backend=backend, steps=4)
+    stopped = train(config, seconds=0)
+    assert stopped.steps == 1
+    assert checkpoint.latest(stopped.run) == stopped.checkpoint
+    assert train(config).steps == 4
+
+
 def test_interrupted_by_the_keyboard(backend, tiny, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(dump(tiny(backend=backend, steps=100_000, log_every=1, eval_every=100_000)))

@@ -30,17 +30,19 @@ class Diverged(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """checkpoint: the folder of the last one. best: the lowest validation loss, in nats a target."""
+    """checkpoint: the folder of the last one. best: the lowest validation loss, in nats a target. steps: how many were done."""
 
     run: Path
     checkpoint: Path
     best: Best | None
+    steps: int
 
 
-def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | None = None) -> Result:
+def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | None = None, seconds: float = math.inf) -> Result:
     """Train as `train` says, or continue the run that is in its folder already.
 
-    corpus: what `train.data.corpus` names, where the caller has loaded it. Every random number is a function of (seed, step), so
+    corpus: what `train.data.corpus` names, where the caller has loaded it. seconds: after so many, the run stops at its next step, with
+    a checkpoint. Every random number is a function of (seed, step), so
     a continued run ends with the same weights as one that was never interrupted, bit for bit on equal software and thread count.
     """
     config, run = train.validate(), Path(train.out)
@@ -55,17 +57,25 @@ def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | N
     checkpoints.sweep(run)
     if before is not None and last is not None and before.step >= train.steps:
         (console or Console(stderr=True)).print(f"{last} has all {train.steps} steps; raise --steps to train on")
-        return Result(run, last, before.best)
+        return Result(run, last, before.best, before.step)
     write_bytes(run / "config.yaml", dump(train).encode())
-    return _Run(train, config, corpus, trainer, before, console).finish(draw)
+    return _Run(train, config, corpus, trainer, before, console, time.monotonic() + seconds).finish(draw)
 
 
 class _Run:
     """A run in progress: what changes from step to step."""
 
     def __init__(
-        self, train: TrainConfig, config: Config, corpus: Corpus, trainer: Trainer, before: Checkpoint | None, console: Console | None
+        self,
+        train: TrainConfig,
+        config: Config,
+        corpus: Corpus,
+        trainer: Trainer,
+        before: Checkpoint | None,
+        console: Console | None,
+        deadline: float,
     ) -> None:
+        self.deadline, self.ended = deadline, False
         self.train, self.config, self.corpus, self.trainer = train, config, corpus, trainer
         self.folder = Path(train.out)
         self.done, self.best = (0, None) if before is None else (before.step, before.best)
@@ -80,12 +90,12 @@ class _Run:
     def finish(self, draw: Feed) -> Result:
         try:
             with self.show:
-                while self.done < self.train.steps:
+                while not self.ended:
                     self._step(draw(self.done))
         finally:
             self.log.close()
         assert self.last is not None
-        return Result(self.folder, self.last, self.best)
+        return Result(self.folder, self.last, self.best, self.done)
 
     def _step(self, batch: Batch) -> None:
         train, opt = self.train, self.train.optimizer
@@ -97,7 +107,7 @@ class _Run:
                 kept = f"the last good checkpoint is {self.last}" if self.last else "no checkpoint had been saved yet"
                 raise Diverged(f"{name}: {value} at step {self.done}; {kept}; lower optimizer.lr or lengthen schedule.warmup_steps")
         self.show.step(self.done, result.loss, batch.targets.shape[0] * (1 if batch.precomputed else batch.targets.shape[1]))
-        end = self.done == train.steps
+        end = self.ended = self.done == train.steps or time.monotonic() > self.deadline
         if end or self.done % train.log_every == 0:
             self._log(loss=result.loss, lr=lr, gradient_norm=result.norm, rate=self.show.rate)
         better = (end or self.done % train.eval_every == 0) and self._evaluate()
