@@ -112,7 +112,12 @@ def _slopes(case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Ar
             centre = true if near is inputs else _along(case, setting, near, do, dstate, kind, directions, "float64", None)
             copies = 1 if coordinates else numerics.realisations(inputs.length)
             found = _along(case, setting, near, do, dstate, kind, directions, "float32", numerics.perturbation(dtype), copies)
-            budget = numerics.row_budget(true, found - centre, dtype, inputs.length * inputs.batch, gradient=True)
+            moved = [
+                _along(case, setting, near.replace(params=p), do, dstate, kind, directions, "float64", None)
+                for p in numerics.moved(near.params, inputs.length)
+            ]
+            errors = np.concatenate([found, moved]) - centre
+            budget = numerics.row_budget(true, errors, dtype, inputs.length * inputs.batch, gradient=True)
             out[kind, name] = (directions, true, np.broadcast_to(budget, true.shape))
     return out
 

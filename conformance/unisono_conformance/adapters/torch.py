@@ -53,6 +53,7 @@ class Model:
         return unisono_torch.numpy_params(self.model)
 
     def compiled(self) -> Model:
+        torch._dynamo.reset()  # dynamo counts the compilations of one function over all models, and refuses after some
         # a cheap backend: whether the graph can be captured whole, and whether capturing changes it, is what is asked
         return Model(self.model, torch.compile(self.model, backend="eager", fullgraph=True, dynamic=False))
 

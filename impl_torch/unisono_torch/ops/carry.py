@@ -27,7 +27,8 @@ def faded(log_decay: Tensor, cut: Tensor | None, dtype: torch.dtype) -> tuple[Te
         segment = cut.cumsum(-1)[:, :, None]  # [B, N, 1, C]
         reads = reads & (segment[..., :, None] == segment[..., None, :])
         kept = torch.where(segment == 0, kept, 0)
-    between = (total[..., :, None] - total[..., None, :]).masked_fill(~reads, -torch.inf)
+    # a row holds all of itself whatever the decays: as a difference its gradient would leave its roundings in those of fast decays
+    between = (total[..., :, None] - total[..., None, :]).masked_fill(~reads, -torch.inf).masked_fill(row[:, None] == row, 0)
     return between.to(dtype).exp(), kept
 
 
