@@ -179,7 +179,7 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
                 regime = names[(i + item.turn) % len(names)]
             batch, length, chunk = shapes[j % len(shapes)]
             # elsewhere the spec would be compared with itself, or its answer take longer than all else
-            first = i + j == 0 and not can.gradients_by_coordinate and not item.bench.dear
+            first = i + j == 0 and not can.gradients_by_coordinate and not item.bench.dear and not can.exported
             if item.prop.endless and not first and case.level == "model" and not profile.exhaustive:
                 length = min(length, SHORTER)
             out.append(Draw(case.name, variant, regime, batch, length, chunk))
