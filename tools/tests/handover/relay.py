@@ -94,7 +94,7 @@ def compare(folder: Path) -> bool:
     for model in MODELS:
         runs = sorted(path for path in folder.iterdir() if path.name.startswith(f"{model}-"))
         names = [path.name.removeprefix(f"{model}-") for path in runs]
-        if not {"jax", "torch"} < set(names):
+        if not {"jax", "torch", *(["jax-torch"] if model in RELAYED else [])} <= set(names):
             sys.exit(f"{folder}: found {names}; run `train jax` and `train torch` first, each in its environment")
         curves = np.array([losses(path) for path in runs])
         assert curves.shape == (len(runs), 20)
