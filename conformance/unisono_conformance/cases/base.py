@@ -137,8 +137,20 @@ class ModelCase(Case):
         """Parameters under the regime of `draw`."""
         raise NotImplementedError
 
+    def setting(self, draw: Draw) -> Any:
+        return self.variants[draw.variant]
+
     def tokens(self, draw: Draw, config: Any, random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-        raise NotImplementedError
+        return random.integers(0, config.vocab_size, shape)
+
+    def random_state(self, draw: Draw, inputs: Inputs) -> Arrays:
+        random = draw.generator("state")
+        return {name: random.normal(size=a.shape).astype(a.dtype) for name, a in inputs.state.items()}
+
+    def flip(self, setting: Any, inputs: Inputs, time: int) -> Inputs:
+        tokens = inputs.arrays["tokens"].copy()
+        tokens[:, time] = (tokens[:, time] + setting.vocab_size // 2) % setting.vocab_size
+        return inputs.replace(arrays={"tokens": tokens})
 
     def fresh_state(self, setting: Config, params: Arrays, batch: int, length: int, dtype: str) -> Arrays:
         return initial_state(setting, params, batch, length, dtype)

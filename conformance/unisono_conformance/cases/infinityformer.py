@@ -40,9 +40,6 @@ class InfinityFormer(ModelCase):
             **{str(i): InfinityFormerConfig(**{**small, **row}) for i, row in enumerate(pairwise(FIELDS, _accepted))},
         }
 
-    def setting(self, draw: Draw) -> InfinityFormerConfig:
-        return self.variants[draw.variant]
-
     def bend(self, draw: Draw, params: Arrays) -> Arrays:
         out, width = dict(params), len(params["norm.weight"])
         for name, p in params.items():
@@ -57,9 +54,6 @@ class InfinityFormer(ModelCase):
             if name.endswith("norm.weight") and draw.regime == "large":
                 out[name] = 8.0 * p
         return out
-
-    def tokens(self, draw: Draw, config: InfinityFormerConfig, random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-        return random.integers(0, config.vocab_size, shape)
 
     def random_state(self, draw: Draw, inputs: Inputs) -> Arrays:
         """What PAST random keys and values leave behind; of a ReLU map, one feature that no key had."""
@@ -89,11 +83,6 @@ class InfinityFormer(ModelCase):
                     size = np.sqrt((np.real(S) ** 2).sum((-1, -2), keepdims=True))
                     last[name] = S + setting.head_width * (sums(size) - size)
         return o, last
-
-    def flip(self, setting: InfinityFormerConfig, inputs: Inputs, time: int) -> Inputs:
-        tokens = inputs.arrays["tokens"].copy()
-        tokens[:, time] = (tokens[:, time] + setting.vocab_size // 2) % setting.vocab_size
-        return inputs.replace(arrays={"tokens": tokens})
 
     def reach(self, setting: InfinityFormerConfig, dtype: str, state: str) -> int | None:
         """The context path forgets nothing."""

@@ -46,9 +46,6 @@ class LAT(ModelCase):
             **{str(i): LATConfig(**wider, **row, n_layers=len(row["attention"])) for i, row in enumerate(rows)},
         }  # fmt: skip
 
-    def setting(self, draw: Draw) -> Any:
-        return self.variants[draw.variant]
-
     def blocks(self, setting: Any) -> LATConfig:
         """What the blocks are made of."""
         return setting
@@ -70,9 +67,6 @@ class LAT(ModelCase):
                 p = 4.0 * p
             out[name] = p
         return out
-
-    def tokens(self, draw: Draw, config: Any, random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-        return random.integers(0, config.vocab_size, shape)
 
     def fresh_state(self, setting: Config, params: Arrays, batch: int, length: int, dtype: str) -> Arrays:
         """A cache has room for the past that `random_state` invents, and for the tokens to come."""
@@ -108,11 +102,6 @@ class LAT(ModelCase):
             else:
                 state |= {f"{layer}.k": k, f"{layer}.v": v}
         return {name: state[name].astype(a.dtype) for name, a in inputs.state.items()}
-
-    def flip(self, setting: Any, inputs: Inputs, time: int) -> Inputs:
-        tokens = inputs.arrays["tokens"].copy()
-        tokens[:, time] = (tokens[:, time] + setting.vocab_size // 2) % setting.vocab_size
-        return inputs.replace(arrays={"tokens": tokens})
 
     def reach(self, setting: Any, dtype: str, state: str) -> int | None:
         """Sums and caches forget nothing, nor does what reads them; convolutions and windows see as far as they are wide, added up."""

@@ -9,7 +9,7 @@ from unisono_spec.contract.mamba import MambaConfig
 
 from unisono_conformance.cases.base import ModelCase
 from unisono_conformance.cases.draw import Draw
-from unisono_conformance.cases.inputs import Arrays, Inputs
+from unisono_conformance.cases.inputs import Arrays
 from unisono_conformance.cases.pairwise import pairwise
 
 
@@ -27,9 +27,6 @@ class Mamba(ModelCase):
             **{str(i): MambaConfig(**{**small, **row}) for i, row in enumerate(pairwise(FIELDS, lambda row: True))},
         }
 
-    def setting(self, draw: Draw) -> MambaConfig:
-        return self.variants[draw.variant]
-
     def bend(self, draw: Draw, params: Arrays) -> Arrays:
         """exp(Δ A) near 1 and near 0 by the bias of Δ; the gate SiLU(z) far out on both sides; values and norms."""
         out = dict(params)
@@ -44,18 +41,6 @@ class Mamba(ModelCase):
             if name.endswith("norm.weight") and draw.regime == "large":
                 out[name] = 8.0 * p
         return out
-
-    def tokens(self, draw: Draw, config: MambaConfig, random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-        return random.integers(0, config.vocab_size, shape)
-
-    def random_state(self, draw: Draw, inputs: Inputs) -> Arrays:
-        random = draw.generator("state")
-        return {name: random.normal(size=a.shape).astype(a.dtype) for name, a in inputs.state.items()}
-
-    def flip(self, setting: MambaConfig, inputs: Inputs, time: int) -> Inputs:
-        tokens = inputs.arrays["tokens"].copy()
-        tokens[:, time] = (tokens[:, time] + setting.vocab_size // 2) % setting.vocab_size
-        return inputs.replace(arrays={"tokens": tokens})
 
     def reach(self, setting: MambaConfig, dtype: str, state: str) -> int | None:
         """The first convolution keeps embeddings of the last tokens only; later ones are fed by h, whose slow channels forget little."""

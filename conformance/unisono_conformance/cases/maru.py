@@ -71,16 +71,10 @@ class MARU(ModelCase):
             **{f"pairs.{i}": MARUConfig(**{**small, **row}) for i, row in enumerate(pairwise(FLAGS, _accepted))},
         }
 
-    def setting(self, draw: Draw) -> MARUConfig:
-        return self.variants[draw.variant]
-
     def bend(self, draw: Draw, params: Arrays) -> Arrays:
         return {
             name: _bend(draw.regime, name, 4 * p if name.endswith(SEEN) and self.setting(draw).prenorm else p) for name, p in params.items()
         }
-
-    def tokens(self, draw: Draw, config: MARUConfig, random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-        return random.integers(0, config.vocab_size, shape)
 
     def random_state(self, draw: Draw, inputs: Inputs) -> Arrays:
         """h in (−1, 1), memories near the first ones."""
@@ -92,11 +86,6 @@ class MARU(ModelCase):
             else:
                 state[name] = (a + 0.3 * random.normal(size=a.shape)).astype(a.dtype)
         return state
-
-    def flip(self, setting: MARUConfig, inputs: Inputs, time: int) -> Inputs:
-        tokens = inputs.arrays["tokens"].copy()
-        tokens[:, time] = (tokens[:, time] + setting.vocab_size // 2) % setting.vocab_size
-        return inputs.replace(arrays={"tokens": tokens})
 
     def reach(self, setting: MARUConfig, dtype: str, state: str) -> int | None:
         """The first convolution reads embeddings; later ones read what has a memory."""

@@ -9,7 +9,7 @@ from unisono_spec.contract.s4d import S4DConfig
 
 from unisono_conformance.cases.base import ModelCase
 from unisono_conformance.cases.draw import Draw
-from unisono_conformance.cases.inputs import Arrays, Inputs
+from unisono_conformance.cases.inputs import Arrays
 from unisono_conformance.cases.pairwise import pairwise
 
 
@@ -27,9 +27,6 @@ class S4D(ModelCase):
             **{str(i): S4DConfig(**{**small, **row}) for i, row in enumerate(pairwise(FIELDS, lambda row: True))},
         }
 
-    def setting(self, draw: Draw) -> S4DConfig:
-        return self.variants[draw.variant]
-
     def bend(self, draw: Draw, params: Arrays) -> Arrays:
         """Δ so small that e^{ΔA} is nearly 1, and so large that it is nearly 0; a saturated gate; values and norms."""
         out = dict(params)
@@ -44,18 +41,6 @@ class S4D(ModelCase):
             if name.endswith("norm.weight") and draw.regime == "large":
                 out[name] = 8.0 * p
         return out
-
-    def tokens(self, draw: Draw, config: S4DConfig, random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-        return random.integers(0, config.vocab_size, shape)
-
-    def random_state(self, draw: Draw, inputs: Inputs) -> Arrays:
-        random = draw.generator("state")
-        return {name: random.normal(size=a.shape).astype(a.dtype) for name, a in inputs.state.items()}
-
-    def flip(self, setting: S4DConfig, inputs: Inputs, time: int) -> Inputs:
-        tokens = inputs.arrays["tokens"].copy()
-        tokens[:, time] = (tokens[:, time] + setting.vocab_size // 2) % setting.vocab_size
-        return inputs.replace(arrays={"tokens": tokens})
 
     def reach(self, setting: S4DConfig, dtype: str, state: str) -> int | None:
         """With Δ between 1e-3 and 1e-1, e^{−Δ/2} leaves a twelfth of a token after 50."""
