@@ -46,7 +46,7 @@ class InfinityFormer(ModelCase):
             if name.endswith("decay.bias") and draw.regime == "near_one":
                 out[name] = p + 5.0
             if name.endswith("decay.bias") and draw.regime == "forgetting":
-                out[name] = 0.1 * p - 5.0
+                out[name] = 0.1 * p - 7.0
             if name.endswith("gate.weight") and draw.regime == "saturated":
                 out[name] = 100.0 * p
             if name.endswith("qkv.bias") and draw.regime == "offset":  # of v, whose mean the normaliser's gradient cancels

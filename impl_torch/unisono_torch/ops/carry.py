@@ -27,9 +27,13 @@ def faded(log_decay: Tensor, cut: Tensor | None, dtype: torch.dtype) -> tuple[Te
         segment = cut.cumsum(-1)[:, :, None]  # [B, N, 1, C]
         reads = reads & (segment[..., :, None] == segment[..., None, :])
         kept = torch.where(segment == 0, kept, 0)
-    # a row holds all of itself whatever the decays: as a difference its gradient would leave its roundings in those of fast decays
-    between = (total[..., :, None] - total[..., None, :]).masked_fill(~reads, -torch.inf).masked_fill(row[:, None] == row, 0)
-    return between.to(dtype).exp(), kept
+    if dtype == torch.float64:
+        # In the gradient of a difference, what rows hold of themselves cancels, and its roundings stay in the gradients of fast
+        # decays. Narrower dtypes have a wider one for that; here each pair of rows sums the decays between them.
+        between = log_decay[..., :, None].masked_fill(row[:, None] <= row, 0).cumsum(-2)
+    else:
+        between = total[..., :, None] - total[..., None, :]
+    return between.masked_fill(~reads, -torch.inf).to(dtype).exp(), kept
 
 
 def carried(own: Tensor, log_decay: Tensor, cut: Tensor | None, initial: Tensor) -> tuple[Tensor, Tensor]:
