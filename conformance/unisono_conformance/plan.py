@@ -156,9 +156,7 @@ def regimes(item: Item) -> tuple[str, ...]:
         names = [r for r in names if r != "dropout"]
     if item.bench.dear and not prop.every_pair:
         names = [r for r in names if r not in case.config_regimes]
-    if item.bench.dtype in ("bfloat16", "float16"):
-        names = [r for r in names if r not in case.wide_regimes]
-    return tuple(names)
+    return tuple(r for r in names if item.bench.dtype not in case.too_narrow.get(r, ()))
 
 
 def draws(item: Item, profile: Profile) -> list[Draw]:

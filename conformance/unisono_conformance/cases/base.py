@@ -38,8 +38,8 @@ class Case:
     laws: tuple[Law, ...] = ()
     # regimes that change the config, which a framework may compile anew
     config_regimes: tuple[str, ...] = ()
-    # regimes that 16-bit formats cannot hold: their budget would exceed numerics.LIMIT
-    wide_regimes: tuple[str, ...] = ()
+    # regimes that some formats cannot hold, and which: their budget would exceed numerics.LIMIT
+    too_narrow: Mapping[str, tuple[str, ...]] = {}
     # whether every form is a loop over time, in the spec too: P10 is shorter then
     loops: bool = False
 

@@ -85,7 +85,7 @@ class CRAM(ModelCase):
     regimes = (*REGIMES, "dropout")
     laws = MODEL_LAWS
     config_regimes = ("near_one", "forgetting")
-    wide_regimes = ("offset", "saturated", "large")
+    too_narrow: Mapping[str, tuple[str, ...]] = dict.fromkeys(("offset", "saturated", "large"), ("bfloat16",))
 
     def __init__(self) -> None:
         small: dict[str, Any] = {"d_model": 8, "n_layers": 2, "ffn_mult": 1, "vocab_size": 7}

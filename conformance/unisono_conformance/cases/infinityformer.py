@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ class InfinityFormer(ModelCase):
     defaults = ("learned", "data")
     regimes = ("tame", "near_one", "forgetting", "saturated", "offset", "large", "dropout")
     laws = LAWS
-    wide_regimes = ("saturated",)
+    too_narrow: Mapping[str, tuple[str, ...]] = {"saturated": ("bfloat16",)}
 
     def __init__(self) -> None:
         small: dict[str, Any] = {"d_model": 8, "n_layers": 1, "n_heads": 2, "d_ffn": 4, "vocab_size": 7}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class LAT(ModelCase):
     defaults = ("linear", "based")
     regimes = ("tame", "offset", "large", "empty", "dropout")
     laws = LAWS
-    wide_regimes = ("large",)
+    too_narrow: Mapping[str, tuple[str, ...]] = {"large": ("bfloat16",)}
     chunk_size = 16  # heads are so narrow that masks are most of the work
 
     def __init__(self) -> None:

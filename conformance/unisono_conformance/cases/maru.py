@@ -55,7 +55,7 @@ class MARU(ModelCase):
     defaults = ("plain", "stacked")
     regimes = ("tame", "near_one", "forgetting", "saturated", "offset", "large", "dropout")
     laws = (Law("balance buffers", _buffers), Law("order of banks and slots", _order))
-    wide_regimes = ("saturated", "large")
+    too_narrow: Mapping[str, tuple[str, ...]] = {"saturated": ("bfloat16", "float16"), "large": ("bfloat16",)}
     loops = True
 
     def __init__(self) -> None:
