@@ -48,7 +48,7 @@ C1, C2 = 2.0, 8.0
 GRADIENT = 2.0  # times c₁, c₂ and SHARE, for gradients
 SHARE = 2.0
 TWO_PARTIES = 2.0
-REALISATIONS, TOKENS = 32, 20_000  # of a long sequence, no more realisations than hold so many tokens, and at least 4
+REALISATIONS, TOKENS = 32, 10_000  # of a long sequence, no more realisations than hold so many tokens, and at least 4
 LIMIT, USELESS = 0.1, 0.1
 
 # The spec on another machine, whose BLAS sums in another order and whose libm rounds differently, through whole models: reference

@@ -42,7 +42,7 @@ PROFILES = {
 
 PLAIN = "plain"
 EVERY_PAIR = ("cram",)  # architectures whose models take P1, P7 and P15 in every dtype with every form, and P12 in every default config
-SHORTER = 2_000  # of P10 for a model in ci, but for its first default config in its first regime
+SHORTER = 1_000  # of P10 for a model in ci, but for its first default config in its first regime
 FOLDED_LENGTH = 200  # of P10 where a form or the truth is a fold of steps
 INTERPRETED_LENGTH = 300  # of P10, for kernels in an interpreter
 LOOP_LENGTH = 1_000  # of P10, for models that have no form but loops over time

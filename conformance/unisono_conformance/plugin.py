@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from unisono_spec.contract.errors import InputError
 
-from unisono_conformance import adapter, plan, report
+from unisono_conformance import adapter, plan, report, truth
 from unisono_conformance.ledger import Ledger
 
 NARROWING = ("keyword", "markexpr", "deselect", "lf", "failedfirst", "collectonly", "maxfail")
@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--form", help="judge this form only")
     group.addoption("--implementation", help="which kernels; the first that the implementation declares")
     group.addoption("--profile", default="dev", help=f"how much is tried: {', '.join(plan.PROFILES)}")
+    group.addoption("--truth", type=Path, help="folder that keeps what the spec says, for later runs: most of the time is the spec's")
     group.addoption("--report", type=Path, help="write the judgement as JSON")
 
 
@@ -39,11 +40,16 @@ def pytest_configure(config: pytest.Config) -> None:
         selection = plan.Selection(option.arch, option.device, option.dtype, option.form, option.implementation)
         items = plan.items(judged, selection, profile)
         gaps = report.known_gaps(judged.known_gaps)
+        truth.keep_in(option.truth)
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
     for line in ("error", *judged.warnings):
         config.addinivalue_line("filterwarnings", line)
     config.pluginmanager.register(Judgement(judged, profile, items, gaps), "unisono-judgement")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    truth.keep_in(None)
 
 
 class Judgement:

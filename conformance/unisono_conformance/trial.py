@@ -133,6 +133,9 @@ class Trial:
     def expected(self, inputs: Inputs) -> truth.Expected:
         return truth.expected(self.case, self.setting, inputs, self.dtype)
 
+    def expected_each(self, parts: list[Inputs]) -> list[truth.Expected]:
+        return truth.expected_each(self.case, self.setting, parts, self.dtype)
+
     def agrees(self, found: Output, inputs: Inputs, what: str) -> None:
         """Outputs (of a model: where valid) and final state equal the spec's."""
         o, state = self.expected(inputs)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import collections
+import hashlib
+import zlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,7 @@ from unisono_spec.contract import DTYPES
 from unisono_conformance import numerics
 from unisono_conformance.cases.base import Case, OpCase
 from unisono_conformance.cases.inputs import Arrays, Inputs, stack
+from unisono_conformance.store import Store
 
 # (truth, budget) of outputs, and of each float array of the state; a budget of 0 for integers
 Expected = tuple[tuple[np.ndarray, np.ndarray], dict[str, tuple[np.ndarray, np.ndarray]]]
@@ -20,27 +25,67 @@ Slopes = dict[tuple[str, str], tuple[Arrays, np.ndarray, np.ndarray]]
 
 _CAPACITY = 2000  # remembered answers; all are tiny but those of one long sequence
 _LONG = 1000  # from this length on the spec is asked by its parallel form
-_memory: collections.OrderedDict[tuple, Any] = collections.OrderedDict()
+_memory: collections.OrderedDict[tuple, Arrays] = collections.OrderedDict()
+_store: Store | None = None
 
 
 def expected(case: Case, setting: Any, inputs: Inputs, dtype: str) -> Expected:
     """y* and budget for outputs and final state, on inputs as the implementation gets them."""
-    key = (case.name, repr(setting), dtype, inputs.key())
+
+    def answer() -> Arrays:
+        o, state = _expected_op(case, setting, inputs, dtype) if isinstance(case, OpCase) else _expected_model(case, setting, inputs, dtype)
+        named = {"o": o, **{f"state {name}": pair for name, pair in state.items()}}
+        return {f"{what} {name}": a for name, pair in named.items() for what, a in zip(("truth", "budget"), pair, strict=True)}
+
+    found = _remembered((case.name, repr(setting), dtype, inputs.key()), answer)
+    pairs = {name.removeprefix("truth "): (a, found["budget" + name.removeprefix("truth")]) for name, a in found.items() if name[0] == "t"}
+    return pairs.pop("o"), {name.removeprefix("state "): pair for name, pair in pairs.items()}
+
+
+def _remembered(key: tuple, answer: Callable[[], Arrays]) -> Arrays:
     if key not in _memory:
-        _memory[key] = (
-            _expected_op(case, setting, inputs, dtype) if isinstance(case, OpCase) else _expected_model(case, setting, inputs, dtype)
-        )
+        _memory[key] = answer() if _store is None else _store.ask(hashlib.sha256(repr(key).encode()).digest(), answer)
         if len(_memory) > _CAPACITY:
             _memory.popitem(last=False)
     return _memory[key]
 
 
+def keep_in(folder: Path | None) -> None:
+    """Keep what the spec says in `folder`, for later runs and for others beside this one; None: in memory only."""
+    global _store
+    if _store is not None:
+        _store.close()
+    _store = None if folder is None else Store(folder)
+
+
+def expected_each(case: Case, setting: Any, parts: list[Inputs], dtype: str) -> list[Expected]:
+    """`expected` of several inputs of one row each, with the same parameters: those of one length in one batch."""
+    out: dict[int, Expected] = {}
+    for length in sorted({part.length for part in parts}):
+        same = [i for i, part in enumerate(parts) if part.length == length]
+        (o, budget), state = expected(case, setting, stack([parts[i] for i in same]), dtype)
+        for row, i in enumerate(same):
+            at = slice(row, row + 1)
+            out[i] = (o[at], budget[at]), {name: (a[at], limit[at]) for name, (a, limit) in state.items()}
+    return [out[i] for i in range(len(parts))]
+
+
 def slopes(case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Arrays, dtype: str, coordinates: bool) -> Slopes:
-    """Derivatives of Σ do·o + Σ dstate·state along directions: every coordinate, or two of random signs for what moves together."""
-    key = (case.name, repr(setting), dtype, inputs.key(), do.tobytes(), coordinates)
-    if key not in _memory:
-        _memory[key] = _slopes(case, setting, inputs, do, dstate, dtype, coordinates)
-    return _memory[key]
+    """Derivatives of Σ do·o + Σ dstate·state along directions: every coordinate, or one of random signs for what moves together."""
+    directions = _all_directions(case, setting, inputs, do, coordinates)
+
+    def answer() -> Arrays:
+        out: Arrays = {}
+        for (kind, name), moves in directions.items():
+            true, budget = _slope(case, setting, inputs, do, dstate, dtype, kind, name, moves, coordinates)
+            out |= {f"truth {kind} {name}": true, f"budget {kind} {name}": budget}
+        return out
+
+    marks = b"".join(a.tobytes() for a in (do, *dstate.values()))
+    found = _remembered((case.name, repr(setting), dtype, inputs.key(), hashlib.sha256(marks).digest(), coordinates), answer)
+    return {
+        (kind, name): (moves, found[f"truth {kind} {name}"], found[f"budget {kind} {name}"]) for (kind, name), moves in directions.items()
+    }
 
 
 def _form(inputs: Inputs) -> str:
@@ -94,40 +139,43 @@ def _rounded_inputs(inputs: Inputs, dtype: str) -> Inputs:
     return inputs.replace(arrays=cast(inputs.arrays), state=cast(inputs.state), params=cast(inputs.params))
 
 
-def _slopes(case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Arrays, dtype: str, coordinates: bool) -> Slopes:
-    near = _rounded_inputs(inputs, dtype)
-    out: Slopes = {}
+def _all_directions(case: Case, setting: Any, inputs: Inputs, do: np.ndarray, coordinates: bool) -> dict[tuple[str, str], Arrays]:
+    """By kind and name of what moves: the directions [n, *shape] of each array. Other examples get other signs."""
+    random = np.random.Generator(np.random.Philox(zlib.crc32(do.tobytes())))
+    out: dict[tuple[str, str], Arrays] = {}
     for kind, arrays in case.floats(setting, inputs).items():
-        groups: dict[str, list[str]] = {}
-        for name in arrays:
-            groups.setdefault(name if coordinates else case.together(name), []).append(name)
-        for name, names in groups.items():
-            directions = {n: _directions(arrays[n].shape, n, coordinates) for n in names}
-            true = _along(case, setting, inputs, do, dstate, kind, directions, "float64", None)
-            if isinstance(case, OpCase):
-                flat = _along(case, setting, case.steepest(inputs), np.abs(do), _absolute(dstate), kind, directions, "float64", None)
-                narrow = name in case.narrow
-                out[kind, name] = (directions, true, numerics.formula(dtype, inputs.length, int(narrow), gradient=True) * np.abs(flat))
-                continue
-            centre = true if near is inputs else _along(case, setting, near, do, dstate, kind, directions, "float64", None)
-            copies = 1 if coordinates else numerics.realisations(inputs.length)
-            found = _along(case, setting, near, do, dstate, kind, directions, "float32", numerics.perturbation(dtype), copies)
-            moved = [
-                _along(case, setting, near.replace(params=p), do, dstate, kind, directions, "float64", None)
-                for p in numerics.moved(near.params, inputs.length)
-            ]
-            errors = np.concatenate([found, moved]) - centre
-            budget = numerics.row_budget(true, errors, dtype, inputs.length * inputs.batch, gradient=True)
-            out[kind, name] = (directions, true, np.broadcast_to(budget, true.shape))
+        for name, a in arrays.items():
+            group = out.setdefault((kind, name if coordinates else case.together(name)), {})
+            group[name] = _directions(a.shape, None if coordinates else random)
     return out
 
 
-def _directions(shape: tuple[int, ...], name: str, coordinates: bool) -> np.ndarray:
+def _slope(
+    case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Arrays, dtype: str,
+    kind: str, name: str, directions: Arrays, coordinates: bool,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Derivatives along the directions of one group, [n], and their budget."""
+    true = _along(case, setting, inputs, do, dstate, kind, directions, "float64", None)
+    if isinstance(case, OpCase):
+        flat = _along(case, setting, case.steepest(inputs), np.abs(do), _absolute(dstate), kind, directions, "float64", None)
+        return true, numerics.formula(dtype, inputs.length, int(name in case.narrow), gradient=True) * np.abs(flat)
+    near = _rounded_inputs(inputs, dtype)
+    centre = true if near is inputs else _along(case, setting, near, do, dstate, kind, directions, "float64", None)
+    copies = 1 if coordinates else numerics.realisations(inputs.length)
+    found = _along(case, setting, near, do, dstate, kind, directions, "float32", numerics.perturbation(dtype), copies)
+    moved = [
+        _along(case, setting, near.replace(params=p), do, dstate, kind, directions, "float64", None)
+        for p in numerics.moved(near.params, inputs.length)
+    ]
+    errors = np.concatenate([found, moved]) - centre
+    budget = numerics.row_budget(true, errors, dtype, inputs.length * inputs.batch, gradient=True)
+    return true, np.broadcast_to(budget, true.shape)
+
+
+def _directions(shape: tuple[int, ...], random: np.random.Generator | None) -> np.ndarray:
+    """One of random signs, or every coordinate."""
     size = int(np.prod(shape))
-    if coordinates:
-        return np.eye(size).reshape(size, *shape)
-    random = np.random.Generator(np.random.Philox(len(name)))
-    return random.choice([-1.0, 1.0], (2, *shape))
+    return np.eye(size).reshape(size, *shape) if random is None else random.choice([-1.0, 1.0], (1, *shape))
 
 
 def _along(

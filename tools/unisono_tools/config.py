@@ -205,8 +205,9 @@ def check_continues(config: TrainConfig, saved: TrainConfig, source: str) -> Non
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted names."""
+    """Nested mappings as dotted names; tuples as the lists that JSON makes of them."""
     out: dict[str, Any] = {}
     for name, value in values.items():
-        out |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        plain = list(value) if isinstance(value, tuple) else value
+        out |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": plain}
     return out

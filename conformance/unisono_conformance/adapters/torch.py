@@ -67,8 +67,8 @@ class Model:
 class Adapter:
     name = "torch"
     known_gaps = None
-    # torch.compile warns about its own use of deprecated interfaces
-    warnings = ("ignore::DeprecationWarning:torch.*",)
+    # torch.compile warns about its own use of deprecated interfaces; cuBLAS, of the context that it then makes for the backward's thread
+    warnings = ("ignore::DeprecationWarning:torch.*", "ignore:Attempting to run cuBLAS:UserWarning")
 
     def __init__(self) -> None:
         torch.set_num_threads(1)  # tiny models; and the same bits twice are promised for one thread count

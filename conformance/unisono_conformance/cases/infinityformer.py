@@ -75,14 +75,15 @@ class InfinityFormer(ModelCase):
 
     def reference(self, setting: InfinityFormerConfig, inputs: Inputs, form: str, dtype: str = "float64", rounded: Any = None) -> Output:
         """A computed decomposition is exact for some S + E with ‖E‖ ≤ p(K) u ‖S‖ (LAPACK Users' Guide, section 4.9; p(K) = K here):
-        where S is compressed, each of its elements may err by that, however small its row is."""
+        where S is compressed, each of its elements may err by that, however small its row is; of n decompositions, by √n of it."""
         o, last = super().reference(setting, inputs, form, dtype, rounded)
         if rounded is not None and setting.compress_every:
             sums = numerics.perturbation("float32")
+            times = np.sqrt(-(-inputs.length // setting.compress_every))
             for name, S in last.items():
                 if name.endswith(".S"):
                     size = np.sqrt((np.real(S) ** 2).sum((-1, -2), keepdims=True))
-                    last[name] = S + setting.head_width * (sums(size) - size)
+                    last[name] = S + setting.head_width * times * (sums(size) - size)
         return o, last
 
     def reach(self, setting: InfinityFormerConfig, dtype: str, state: str) -> int | None:

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from unisono_conformance.cases.inputs import Inputs, stack
+from unisono_conformance.cases.inputs import Arrays, stack
 from unisono_conformance.properties.base import Property
 from unisono_conformance.trial import Trial
 
@@ -19,15 +19,13 @@ def reset_separates(trial: Trial) -> None:
     reset = np.array([[t in cut for t in range(length)] for cut in cuts])
     found = trial.forward_rows(stack([one] * len(cuts)).replace(reset=reset, valid=np.ones_like(reset)))
     fresh = trial.case.fresh_state(trial.setting, trial.inputs.params, 1, trial.inputs.length, trial.dtype)
-    for row, cut in enumerate(cuts):
-        bounds = sorted({0, length} | cut)
-        for start, stop in itertools.pairwise(bounds):
-            alone = one.part(start, stop, fresh if start in cut else None)
-            o, state = trial.expected(alone)
-            what = f"row that restarts at {sorted(cut)}, tokens {start} to {stop - 1}"
-            trial.compare(found[0][row : row + 1, start:stop], *o, what)
-        last = {name: a[row : row + 1] for name, a in found[1].items()}
-        trial.agrees_state(last, state, what)
+    spans = [(row, *span) for row, cut in enumerate(cuts) for span in itertools.pairwise(sorted({0, length} | cut))]
+    alone = [one.part(start, stop, fresh if start in cuts[row] else None) for row, start, stop in spans]
+    for (row, start, stop), (o, state) in zip(spans, trial.expected_each(alone), strict=True):
+        what = f"row that restarts at {sorted(cuts[row])}, tokens {start} to {stop - 1}"
+        trial.compare(found[0][row : row + 1, start:stop], *o, what)
+        if stop == length:
+            trial.agrees_state({name: a[row : row + 1] for name, a in found[1].items()}, state, what)
 
 
 def valid_is_absence(trial: Trial) -> None:
@@ -39,20 +37,17 @@ def valid_is_absence(trial: Trial) -> None:
     keep[4] = trial.random("valid").random(length) < 0.5
     batch = stack([one] * len(keep)).replace(reset=np.zeros_like(keep), valid=keep)
     found = trial.forward_rows(trial.case.spoil(trial.draw, batch, ~keep))
+    rows = [row for row in range(len(keep)) if keep[row].any()]
+    truths = trial.expected_each([one.times(np.flatnonzero(keep[row]).tolist()) for row in rows])
     for row, what in enumerate(("left", "right", "in the middle", "everywhere", "at random")):
-        _present_equals_alone(trial, found, row, one, np.flatnonzero(keep[row]), f"padding {what}")
-
-
-def _present_equals_alone(trial: Trial, found, row: int, one: Inputs, present: np.ndarray, what: str) -> None:
-    last = {name: a[row : row + 1] for name, a in found[1].items()}
-    if not len(present):
-        for name, a in one.state.items():
-            trial.same_bits(last[name], a, f"{what}: final and initial state {name}")
-        return
-    alone = one.times(list(present))
-    o, state = trial.expected(alone)
-    trial.compare(found[0][row : row + 1][:, present], *o, what)
-    trial.agrees_state(last, state, what)
+        last = {name: a[row : row + 1] for name, a in found[1].items()}
+        if row not in rows:
+            for name, a in one.state.items():
+                trial.same_bits(last[name], a, f"padding {what}: final and initial state {name}")
+            continue
+        o, state = truths[rows.index(row)]
+        trial.compare(found[0][row : row + 1][:, keep[row]], *o, f"padding {what}")
+        trial.agrees_state(last, state, f"padding {what}")
 
 
 def reset_and_valid(trial: Trial) -> None:
@@ -63,20 +58,27 @@ def reset_and_valid(trial: Trial) -> None:
     spoilt = trial.case.spoil(trial.draw, marked, ~marked.valid)  # pyright: ignore[reportOptionalOperand]
     found = trial.forward(spoilt)
     fresh = trial.case.fresh_state(trial.setting, trial.inputs.params, 1, trial.inputs.length, trial.dtype)
+    alone, where = [], []  # each stretch between resets that holds a valid token; (row, start, those tokens)
+    finals = []  # a row's last state: of that stretch, or what it started from
     for row in range(inputs.batch):
         one = inputs.rows([row])
         reset, valid = marked.reset[row], marked.valid[row]  # pyright: ignore[reportOptionalSubscript]
-        state = {name: (a, np.zeros(a.shape)) for name, a in one.state.items()}
         bounds = sorted({0, inputs.length, *np.flatnonzero(reset).tolist()})
         for start, stop in itertools.pairwise(bounds):
             first = fresh if reset[start] else one.state
             present = start + np.flatnonzero(valid[start:stop])
-            state = {name: (a, np.zeros(a.shape)) for name, a in first.items()}
+            final: int | Arrays = first
             if len(present):
-                o, state = trial.expected(one.times(present.tolist()).replace(state=first))
-                trial.compare(
-                    found[0][row : row + 1][:, present], *o, f"row {row}, valid tokens {present.tolist()} after a reset at {start}"
-                )
+                final = len(alone)
+                alone.append(one.times(present.tolist()).replace(state=first))
+                where.append((row, start, present))
+        finals.append(final)
+    truths = trial.expected_each(alone)
+    for (row, start, present), (o, _) in zip(where, truths, strict=True):
+        what = f"row {row}, valid tokens {present.tolist()} after a reset at {start}"
+        trial.compare(found[0][row : row + 1][:, present], *o, what)
+    for row, final in enumerate(finals):
+        state = truths[final][1] if isinstance(final, int) else {name: (a, np.zeros(a.shape)) for name, a in final.items()}
         trial.agrees_state({name: a[row : row + 1] for name, a in found[1].items()}, state, f"row {row}, reset and valid together")
 
 

@@ -73,7 +73,7 @@ def test_long_sequence(name: str) -> None:
 @ALL
 def test_memory_grows_no_faster_than_the_sequence(name: str) -> None:
     evaluator, sizes = ReferenceEvaluator(str(graph(name))), []
-    for length in (1024, 2048):
+    for length in (256, 512):
         values = evaluator.run(None, example(CONFIGS[name], 1, length), intermediate=True)
         assert isinstance(values, dict)
         sizes.append(sum(np.asarray(value).size for value in values.values()))

@@ -8,6 +8,7 @@ import os
 import torch
 
 
+@torch.compiler.assume_constant_result  # a compiler cannot look for modules
 def available(device: torch.device | str) -> bool:
     """Whether the kernels run on `device`: a GPU with Triton installed, or the CPU under Triton's interpreter (TRITON_INTERPRET=1)."""
     if importlib.util.find_spec("triton") is None:

