@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from unisono_conformance import numerics, truth
+from unisono_conformance import ledger, numerics, truth
 from unisono_conformance.cases import case
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.pairwise import pairwise
@@ -80,6 +82,20 @@ def test_budget_is_small_and_holds_for_long_sums(name: str, dtype: str) -> None:
 def test_useless_budget_is_an_error() -> None:
     with pytest.raises(numerics.BudgetError):
         numerics.check_useful(np.full((4, 1), 0.2), np.ones((4, 1)), "it")
+
+
+def test_inputs_that_say_too_little_are_drawn_anew() -> None:
+    def judge(bench: int, draw: Draw) -> int:
+        if draw.seed < bench:
+            raise numerics.BudgetError("too wide")
+        return draw.seed
+
+    def item(first_useful_seed: int) -> Any:
+        return SimpleNamespace(prop=SimpleNamespace(judge=judge), bench=first_useful_seed)
+
+    assert [ledger._judged(item(n), Draw("lat", "linear", seed=5)) for n in (0, 6, 8)] == [5, 6, 8]
+    with pytest.raises(numerics.BudgetError):
+        ledger._judged(item(9), Draw("lat", "linear", seed=5))
 
 
 def test_share_is_infinite_without_a_number() -> None:

@@ -71,7 +71,7 @@ def expected_each(case: Case, setting: Any, parts: list[Inputs], dtype: str) -> 
 
 
 def slopes(case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Arrays, dtype: str, coordinates: bool) -> Slopes:
-    """Derivatives of Σ do·o + Σ dstate·state along directions: every coordinate, or one of random signs for what moves together."""
+    """Derivatives of Σ do·o + Σ dstate·state along directions: every coordinate, or a random one for what moves together."""
     directions = _all_directions(case, setting, inputs, do, coordinates)
 
     def answer() -> Arrays:
@@ -173,9 +173,11 @@ def _slope(
 
 
 def _directions(shape: tuple[int, ...], random: np.random.Generator | None) -> np.ndarray:
-    """One of random signs, or every coordinate."""
+    """Every coordinate, or a random one of signs and sizes: along equal steps a softmax, for one, does not change at all."""
     size = int(np.prod(shape))
-    return np.eye(size).reshape(size, *shape) if random is None else random.choice([-1.0, 1.0], (1, *shape))
+    if random is None:
+        return np.eye(size).reshape(size, *shape)
+    return random.choice([-1.0, 1.0], (1, *shape)) * random.uniform(0.5, 1.5, (1, *shape))
 
 
 def _along(
