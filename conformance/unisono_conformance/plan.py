@@ -167,19 +167,23 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     # the truth of a gradient takes hundreds of evaluations of the spec, and a compiler unrolls loops
     by_coordinate = gradient and can.gradients_by_coordinate and not profile.exhaustive and case.level == "model"
     costly = by_coordinate or _costly(item.prop, case) or "compiled" in item.prop.claims
-    few = 1 if costly and not profile.exhaustive else profile.regimes
+    long = item.prop.endless and case.level == "model"
+    few = 1 if (costly or long) and not profile.exhaustive else profile.regimes
     compiled = "compiled" in item.prop.claims and not profile.exhaustive
-    for i, variant in enumerate(defaults(item.prop, case)[: 1 if compiled and case.arch not in EVERY_PAIR else None]):
+    mine = defaults(item.prop, case)[: 1 if compiled and case.arch not in EVERY_PAIR else None]
+    if gradient and case.level == "model" and item.bench.dear and item.bench.implementation == PLAIN and not profile.pairs:
+        mine = (mine[item.turn // item.forms % len(mine)],)  # each is a compilation, and the dearest: one a dtype, in turn
+    for i, variant in enumerate(mine):
         for j in range(min(few, len(names))):
-            # the tame regime always, the others in turn; or each in turn
-            regime = names[0] if j == 0 else names[1 + (j - 1 + i + 2 * item.turn) % (len(names) - 1)]
-            if few == 1:
-                regime = names[(i + item.turn) % len(names)]
             batch, length, chunk = shapes[j % len(shapes)]
             # elsewhere the spec would be compared with itself, or its answer take longer than all else
-            first = i + j == 0 and not can.gradients_by_coordinate and not item.bench.dear and not can.exported
-            if item.prop.endless and not first and case.level == "model" and not profile.exhaustive:
+            whole = i + j == 0 and not can.gradients_by_coordinate and not item.bench.dear and not can.exported
+            if long and not whole and not profile.exhaustive:
                 length = min(length, SHORTER)
+            # the tame regime always, the others in turn; or each in turn
+            regime = names[0] if j == 0 else names[1 + (j - 1 + i + 2 * item.turn) % (len(names) - 1)]
+            if few == 1 and length <= SHORTER:
+                regime = names[(i + item.turn) % len(names)]
             out.append(Draw(case.name, variant, regime, batch, length, chunk))
     compiles = item.bench.dear and (item.prop.own_shapes or gradient)
     if item.prop.rows and profile.rows != "none" and not by_coordinate and not compiles:

@@ -1,4 +1,4 @@
-"""Every model of one size, trained on the same tokens in the same order with the same optimiser, in one figure and one table."""
+"""Every model of one size, trained on the same tokens in the same order with the same optimiser, in one table and two figures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import unisono_spec
 from rich.console import Console
 from rich.table import Table
 from unisono_spec.contract import Config, InputError, count_params, nearest, preset
@@ -17,13 +18,16 @@ from unisono_spec.contract.files import write_bytes
 from unisono_tools import figures, ngrams
 from unisono_tools.config import DataChoice, ModelChoice, Optimizer, Schedule, TrainConfig
 from unisono_tools.data import Corpus
+from unisono_tools.inspect import dependency_matrix
 from unisono_tools.match import FAMILIES, match
 from unisono_tools.train import train
+from unisono_tools.train.checkpoint import model_file
 from unisono_tools.train.logs import NAME as LOG
 from unisono_tools.train.logs import read as read_log
 
 ORDERS = (1, 2, 3)  # of the n-grams that are drawn beside the models
 EVALUATIONS = 12  # of each run, at equal distances
+TOKENS = 48  # of a dependency matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +74,14 @@ def plan(
 
 
 def learn(name: str, run: TrainConfig, text: Corpus) -> Curve:
-    """Train, or continue what an earlier call began, and read the log."""
-    result = train(run, text)
-    rows = read_log(result.run / LOG)
+    """Train, or continue what an earlier call began."""
+    train(run, text)
+    return curve(name, run)
+
+
+def curve(name: str, run: TrainConfig) -> Curve:
+    """What the log of a run says."""
+    rows = read_log(Path(run.out) / LOG)
     scored = [row for row in rows if "validation_bits" in row]
     speeds = [row["rate"] for row in rows if row.get("rate")]
     step = run.batch_size * run.seq_len
@@ -83,6 +92,12 @@ def learn(name: str, run: TrainConfig, text: Corpus) -> Curve:
         [row["validation_bits"] for row in scored],
         float(np.median(speeds)) if speeds else math.nan,
     )
+
+
+def dependencies(runs: dict[str, TrainConfig], out: Path) -> Path:
+    """What each trained model's outputs depend on, in one figure."""
+    matrices = {name: dependency_matrix(unisono_spec.load(model_file(Path(run.out))), TOKENS) for name, run in runs.items()}
+    return figures.dependencies(out / "dependency.png", matrices, "What each output depends on, after training")
 
 
 def report(curves: list[Curve], text: Corpus, out: Path, budget: str, console: Console) -> Path:

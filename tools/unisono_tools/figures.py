@@ -105,6 +105,31 @@ def dependency(path: str | Path, matrix: np.ndarray, title: str = "What each out
     return Path(path)
 
 
+def dependencies(path: str | Path, matrices: Mapping[str, np.ndarray], title: str) -> Path:
+    """matrices: by name, [T, T] as for `dependency`; each relative to its largest, on one scale."""
+    columns = min(3, len(matrices))
+    rows = -(-len(matrices) // columns)
+    with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+        drawing = Figure(figsize=(2.6 * columns + 1, 2.7 * rows + 0.5), layout="constrained")
+        drawing.suptitle(title, fontweight="bold")
+        panels = drawing.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        image = None
+        for axes in panels.flat[len(matrices) :]:
+            axes.set_visible(False)
+        for axes, (name, matrix) in zip(panels.flat, matrices.items(), strict=False):
+            shown = np.ma.masked_less_equal(matrix / (matrix.max() or 1.0), 0)
+            image = axes.imshow(shown, cmap="cividis", norm=LogNorm(1e-6, 1, clip=True), interpolation="nearest")
+            axes.grid(visible=False)
+            axes.set_title(name, fontsize=10)
+        drawing.supxlabel("input position j", fontsize=10)
+        drawing.supylabel("output position t", fontsize=10)
+        if image is not None:
+            drawing.colorbar(image, ax=panels, shrink=0.6, extend="min").set_label("|∂ logits$_t$ / ∂ input$_j$|, of the largest")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        drawing.savefig(path)
+    return Path(path)
+
+
 def reach(
     path: str | Path, reaches: Mapping[str, np.ndarray], limit: int, title: str = "How far back one input bit changes the state"
 ) -> Path:

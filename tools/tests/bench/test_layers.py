@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from unisono_tools.bench import linear, peers
 
 
@@ -19,10 +20,11 @@ def test_a_point():
     assert point.peak >= 0
 
 
-def test_contestants_agree_in_shape_and_run():
+def test_contestants_agree():
     for make, batch, _ in peers.CASES.values():
-        calls = make(batch, 64)
-        assert "unisono" in calls
-        assert len({call().numel() for call in calls.values()}) == 1
-        assert peers.milliseconds(calls["unisono"], 1) > 0
-    assert "| layer | unisono | 2.0 | 1.00 |" in peers.markdown({}, {"layer": {"unisono": 2.0, "peer": 5.0}})
+        exact = make(batch, 64, torch.float64)[peers.OURS].output()
+        for row in peers.measure(make(batch, 64, torch.float32), exact, 1):
+            assert row.ms > 0
+            assert row.error is None or row.error < 1e-4
+    rows = [peers.Row("ours", 2.0, 1e-7), peers.Row("peer", 5.0, None)]
+    assert "| layer | peer | 5.0 | 2.50 | – |" in peers.markdown({}, {"layer": rows})

@@ -22,7 +22,8 @@ def test_models_see_the_same_tokens_and_are_drawn(backend, command, text, tmp_pa
         assert curve["tokens"][-1] == 4 * 2 * 16
         assert f"{curve['parameters']:,}" in out
     assert [c["bits"][-1] for c in found["curves"]] == sorted(c["bits"][-1] for c in found["curves"])
-    assert (tmp_path / "out" / "compare.png").stat().st_size > 10_000
+    for picture in ("compare.png", "dependency.png"):
+        assert (tmp_path / "out" / picture).stat().st_size > 10_000
     # runs that are whole are read again, not trained again
     assert command(*argv)[1].splitlines()[-1] == out.splitlines()[-1]
 

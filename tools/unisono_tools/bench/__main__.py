@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import importlib.metadata
 import importlib.util
 import json
 import pathlib
-import platform
 
 from unisono_tools.bench import report
 from unisono_tools.bench.cases import SUITES
 
 PEERS = ("eager", "compile", "accelerated-scan", "jax")
-
-
-def _versions() -> str:
-    found = []
-    for name in ("unisono", "torch", "triton", "jax", "accelerated-scan"):
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,12 +37,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--only {options.only!r}: no such case in {suite}; there are: {'; '.join(case.name for case in SUITES[suite])}")
     command = f"python -m unisono_tools.bench --device {options.device} --suite {suite} --repeats {options.repeats}"
     result = {
-        "run": {
-            "command": command + (f" --only '{options.only}'" if options.only else "") + f" --peers {' '.join(options.peers)}",
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine(),
-            "versions": f"Python {platform.python_version()}, {_versions()}",
-        },
+        "run": report.about(
+            command + (f" --only '{options.only}'" if options.only else "") + f" --peers {' '.join(options.peers)}",
+            torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} thread(s)",
+            *("unisono", "torch", "triton", "jax", "accelerated-scan"),
+        ),
         "ceilings": ceilings(options.device),
         "cases": [],
     }

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -21,6 +19,8 @@ from typing import Any
 
 import numpy as np
 from unisono_spec.contract import Config, InputError, preset
+
+from unisono_tools.bench.report import about
 
 LENGTHS = tuple(2**k for k in range(10, 16))  # 1K … 32K
 FITTED = 4096  # from here on: below it, fixed costs are seen
@@ -140,14 +140,7 @@ def main(argv: list[str] | None = None) -> int:
             p = Point(**json.loads(done.stdout.splitlines()[-1]))
             points.append(p)
             print(f"{name:<16} {length:>6}  {1e3 * p.forward:9.1f} ms  {1e3 * p.backward:9.1f} ms  {p.peak:8.0f} MiB", flush=True)
-    import torch
-
-    run = {
-        "command": f"python -m unisono_tools.bench.linear --repeats {options.repeats}",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": f"one thread of {platform.processor() or platform.machine()}",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]}",
-    }
+    run = about(f"python -m unisono_tools.bench.linear --repeats {options.repeats}", "1 thread", "torch")
     print(markdown(run, points))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

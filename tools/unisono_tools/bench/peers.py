@@ -1,18 +1,17 @@
 """Layers on a CPU beside their peers, in one process: `python -m unisono_tools.bench.peers --output docs/results/peers-cpu`
 
-Medians of forward plus backward; ratios are a peer's time over ours. Peers that are not installed are left out: flash-linear-attention's
-naive references and transformers come with the extra `oracles`.
+Medians of forward plus backward, the contestants in turns; ratios are a peer's time over PyTorch's unisono. Peers that are not installed
+are left out: flash-linear-attention's naive references and transformers come with the extra `oracles`, JAX with `jax`.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import dataclasses
 import importlib
-import importlib.metadata
 import importlib.util
 import json
-import platform
+import os
 import statistics
 import time
 import warnings
@@ -20,60 +19,138 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import unisono_torch
+from torch import Tensor
 from torch.nn import functional as F
-from unisono_spec.contract import preset
+from unisono_spec.contract import Config, init_params, preset
 from unisono_torch.ops import linear_attention, mom_gru
 from unisono_torch.ops.features import elu1
 
-Call = Callable[[], torch.Tensor]
+from unisono_tools.bench.report import about
+
 HEADS, WIDTH = 4, 64
+OURS, JAX = "unisono, PyTorch", "unisono, JAX"
 
 
-def attention(batch: int, length: int) -> dict[str, Call]:
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """train: forward and backward, of the mean square of the output. output: the forward's result. same: computes what ours does."""
+
+    train: Callable[[], object]
+    output: Callable[[], np.ndarray]
+    same: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """ms: the median. error: ‖o − exact‖ / ‖exact‖ against float64; None for what computes something else."""
+
+    contestant: str
+    ms: float
+    error: float | None
+
+
+Contestants = dict[str, Contestant]
+
+
+def _torch(call: Callable[[], Tensor], same: bool = True) -> Contestant:
+    return Contestant(lambda: call().square().mean().backward(), lambda: call().detach().double().numpy(), same)
+
+
+def _jax(function: Callable[..., Any], *arguments: Any) -> Contestant:
+    """`function` of arrays or trees of them, all of which are differentiated."""
+    jax = importlib.import_module("jax")
+    forward = jax.jit(function)
+    gradient = jax.jit(jax.value_and_grad(lambda given: (function(*given) ** 2).mean()))
+    given = jax.tree.map(jax.numpy.asarray, arguments)
+    return Contestant(lambda: jax.block_until_ready(gradient(given)), lambda: np.asarray(forward(*given), np.float64))
+
+
+def attention(batch: int, length: int, dtype: torch.dtype) -> Contestants:
     """Causal linear attention with elu1 beside a quadratic layer of equal width."""
     draw = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(batch, length, HEADS, WIDTH, generator=draw, requires_grad=True) for _ in range(3))
-    zero = torch.zeros(batch, HEADS, WIDTH, WIDTH), torch.zeros(batch, HEADS, WIDTH)
-    calls: dict[str, Call] = {
-        "unisono": lambda: linear_attention.parallel(elu1(q), elu1(k), v, zero)[0],
-        "torch SDPA (softmax, quadratic)": lambda: F.scaled_dot_product_attention(
-            *(a.transpose(1, 2) for a in (q, k, v)),  # pyright: ignore[reportArgumentType]
-            is_causal=True,
-        ),
-    }
+    q, k, v = (torch.randn(batch, length, HEADS, WIDTH, generator=draw).to(dtype).requires_grad_() for _ in range(3))
+    zero = torch.zeros(batch, HEADS, WIDTH, WIDTH, dtype=dtype), torch.zeros(batch, HEADS, WIDTH, dtype=dtype)
+    found = {OURS: _torch(lambda: linear_attention.parallel(elu1(q), elu1(k), v, zero)[0])}
+    if dtype == torch.float64:
+        return found
+    found["torch SDPA (softmax, quadratic)"] = _torch(
+        lambda: F.scaled_dot_product_attention(*(a.transpose(1, 2) for a in (q, k, v)), is_causal=True).transpose(1, 2),  # pyright: ignore
+        same=False,
+    )
     if importlib.util.find_spec("fla"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what fla's kernels would like to find
             naive = importlib.import_module("fla.ops.linear_attn.naive")
-        calls["fla naive chunk"] = lambda: naive.naive_chunk_linear_attn(elu1(q), elu1(k), v, scale=1.0, normalize=True)
-    return calls
+        found["fla naive chunk"] = _torch(lambda: naive.naive_chunk_linear_attn(elu1(q), elu1(k), v, scale=1.0, normalize=True))
+    if importlib.util.find_spec("jax"):
+        ops = importlib.import_module("unisono_jax.ops.linear_attention")
+        phi = importlib.import_module("unisono_jax.ops.features").elu1
+        start = tuple(a.numpy() for a in zero)
+        given = (a.detach().numpy() for a in (q, k, v))
+        found[JAX] = _jax(lambda q, k, v: ops.parallel(phi(q), phi(k), v, start)[0], *given)
+    return found
 
 
-def mamba(batch: int, length: int) -> dict[str, Call]:
-    """One block of width 128."""
+def mamba(batch: int, length: int, dtype: torch.dtype) -> Contestants:
+    """A model of one block of width 128, with the same weights everywhere."""
+    config = preset("mamba-1m", d_model=128, n_layers=1)
+    params = init_params(config, 0)
     tokens = torch.randint(0, 256, (batch, length), generator=torch.Generator().manual_seed(0))
-    ours: Any = unisono_torch.create(preset("mamba-1m", d_model=128, n_layers=1))
-    calls: dict[str, Call] = {"unisono": lambda: ours(tokens)[0]}
+    ours = _model(config, params, dtype)
+    found = {OURS: _torch(lambda: ours(tokens)[0])}
+    if dtype == torch.float64:
+        return found
     if importlib.util.find_spec("transformers"):
         from transformers import MambaConfig, MambaForCausalLM  # pyright: ignore[reportMissingImports]
 
-        theirs = MambaForCausalLM(MambaConfig(vocab_size=256, hidden_size=128, num_hidden_layers=1))
-        calls["transformers, slow path"] = lambda: theirs(tokens, use_cache=False).logits
-    return calls
+        theirs = MambaForCausalLM(MambaConfig(vocab_size=256, hidden_size=128, num_hidden_layers=1, layer_norm_epsilon=1e-6))
+        names = {name: f"backbone.{name.replace('embedding.', 'embeddings.')}" for name in params} | {
+            "norm.weight": "backbone.norm_f.weight"
+        }
+        theirs.load_state_dict({names[name]: torch.tensor(p) for name, p in params.items()}, strict=False)  # the head is tied
+        found["transformers, slow path"] = _torch(lambda: theirs(tokens, use_cache=False).logits)
+    if importlib.util.find_spec("jax"):
+        make, weights = importlib.import_module("unisono_tools.backends.jax").functional(
+            importlib.import_module("unisono_jax").create(config, params, dtype="float32")
+        )
+        found[JAX] = _jax(lambda named: make(named).forward(tokens.numpy())[0], weights)
+    return found
 
 
-def cell(batch: int, length: int) -> dict[str, Call]:
+def cell(batch: int, length: int, dtype: torch.dtype) -> Contestants:
     """MoM-GRU of MARU's 1M preset beside a loop over tokens that autograd records."""
-    model: Any = unisono_torch.create(preset("maru-1m", n_layers=1))
+    config = preset("maru-1m", n_layers=1)
+    params = init_params(config, 0)
+    model = _model(config, params, dtype)
     p = dict(model.layers[0].cell.named_parameters())
-    x = torch.randn(batch, length, 144, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    start = torch.zeros(batch, 144), p["memory"].expand(batch, *p["memory"].shape)
-    return {"unisono": lambda: mom_gru.hoisted(x, p, start)[0], "eager loop": lambda: mom_gru.recurrent(x, p, start)[0]}
+    x = torch.randn(batch, length, 144, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    start = torch.zeros(batch, 144, dtype=dtype), p["memory"].expand(batch, *p["memory"].shape)
+    found = {OURS: _torch(lambda: mom_gru.hoisted(x, p, start)[0])}
+    if dtype == torch.float64:
+        return found
+    found["eager loop"] = _torch(lambda: mom_gru.recurrent(x, p, start)[0])
+    if importlib.util.find_spec("jax"):
+        ops, jnp = importlib.import_module("unisono_jax.ops.mom_gru"), importlib.import_module("jax.numpy")
+        inside = "layers.0.cell."
+        given = {name.removeprefix(inside): a for name, a in params.items() if name.startswith(inside)}
+
+        def run(x: Any, p: Any) -> Any:
+            memory = jnp.broadcast_to(p["memory"], (batch, *p["memory"].shape))
+            return ops.hoisted(x, p, (jnp.zeros((batch, 144)), memory))[0]
+
+        found[JAX] = _jax(run, x.detach().numpy(), given)
+    return found
 
 
-CASES: dict[str, tuple[Callable[[int, int], dict[str, Call]], int, int]] = {
+def _model(config: Config, params: dict[str, np.ndarray], dtype: torch.dtype) -> Any:
+    name = str(dtype).removeprefix("torch.")
+    return unisono_torch.create(config, params, dtype=name, param_dtype=name)
+
+
+CASES: dict[str, tuple[Callable[[int, int, torch.dtype], Contestants], int, int]] = {
     "linear attention, B 1, T 512, 4 heads of 64": (attention, 1, 512),
     "linear attention, B 1, T 4096, 4 heads of 64": (attention, 1, 4096),
     "Mamba block, B 4, T 512, D 128": (mamba, 4, 512),
@@ -81,47 +158,55 @@ CASES: dict[str, tuple[Callable[[int, int], dict[str, Call]], int, int]] = {
 }
 
 
-def milliseconds(call: Call, repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):  # the first warms up
-        start = time.perf_counter()
-        call().square().mean().backward()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[1:])
+def measure(contestants: Contestants, exact: np.ndarray, repeats: int) -> list[Row]:
+    """In turns, so that what disturbs the machine disturbs them all."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(repeats + 1):
+        for name, contestant in contestants.items():
+            start = time.perf_counter()
+            contestant.train()
+            if turn:  # the first warms up
+                times[name].append(1e3 * (time.perf_counter() - start))
+    size = np.linalg.norm(exact)
+    errors = {name: float(np.linalg.norm(c.output() - exact) / size) if c.same else None for name, c in contestants.items()}
+    return [Row(name, statistics.median(ms), errors[name]) for name, ms in times.items()]
 
 
-def markdown(run: dict[str, str], found: dict[str, dict[str, float]]) -> str:
+def markdown(run: dict[str, str], found: dict[str, list[Row]]) -> str:
     lines = ["# Layers beside their peers on a CPU", "", *(f"- {name}: {value}" for name, value in run.items()), ""]
-    lines += ["| layer | contestant | forward and backward, ms | × ours |", "|---|---|---|---|"]
-    for name, times in found.items():
-        lines += [f"| {name} | {who} | {ms:.1f} | {ms / times['unisono']:.2f} |" for who, ms in times.items()]
+    lines += [
+        "Medians of forward and backward; × ours: a peer's time over the first row's; error: ‖o − exact‖ / ‖exact‖, exact in float64.",
+        "",
+    ]
+    lines += ["| layer | contestant | ms | × ours | error |", "|---|---|---|---|---|"]
+    for name, rows in found.items():
+        for row in rows:
+            error = "–" if row.error is None else f"{row.error:.1e}"
+            lines.append(f"| {name} | {row.contestant} | {row.ms:.1f} | {row.ms / rows[0].ms:.2f} | {error} |")
     return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.peers", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, help="where to write, without extension: .json and .md are added")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
+    if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as it finds processors
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     found = {}
     for name, (make, batch, length) in CASES.items():
-        found[name] = {who: milliseconds(call, options.repeats) for who, call in make(batch, length).items()}
-        print(name, {who: round(ms, 1) for who, ms in found[name].items()}, flush=True)
-    versions = [
-        f"{n} {importlib.metadata.version(n)}" for n in ("torch", "fla-core", "transformers") if importlib.util.find_spec(n.split("-")[0])
-    ]
-    run = {
-        "command": f"python -m unisono_tools.bench.peers --repeats {options.repeats} --threads {options.threads}",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": f"{options.threads} thread(s) of {platform.processor() or platform.machine()}",
-        "versions": f"Python {platform.python_version()}, {', '.join(versions)}",
-    }
+        exact = make(batch, length, torch.float64)[OURS].output()
+        found[name] = measure(make(batch, length, torch.float32), exact, options.repeats)
+        print(name, {row.contestant: round(row.ms, 1) for row in found[name]}, flush=True)
+    command = f"python -m unisono_tools.bench.peers --repeats {options.repeats} --threads {options.threads}"
+    run = about(command, f"{options.threads} thread(s)", "torch", "jax", "fla-core", "transformers")
     print(markdown(run, found))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.with_suffix(".json").write_text(json.dumps({"run": run, "milliseconds": found}, indent=1) + "\n", encoding="utf-8")
+        content = {"run": run, "cases": {name: [dataclasses.asdict(row) for row in rows] for name, rows in found.items()}}
+        options.output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         options.output.with_suffix(".md").write_text(markdown(run, found), encoding="utf-8")
     return 0
 

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import importlib.metadata
 import json
 import math
 import pathlib
+import platform
 from typing import Any
 
 COLUMNS = ("contestant", "forward ms", "× ours", "of floor", "backward ms", "× ours", "of floor", "error ξ", "error ∂x", "peak MiB")
+
+
+def about(command: str, device: str, *packages: str) -> dict[str, str]:
+    """What a file of results says of the run that made it: the command, the date, the device, versions of what is installed."""
+    versions = [f"Python {platform.python_version()}"]
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name).partition('+')[0]}")
+    if not device.startswith("NVIDIA"):
+        device += f" of {_processor()}"
+    return {
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": device,
+        "versions": ", ".join(versions),
+    }
+
+
+def _processor() -> str:
+    """Its name where Linux tells it, else the kind."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _number(value: float | None, form: str) -> str:

@@ -23,7 +23,7 @@ def run(
     models: list[str] | None = None,
     out: str = "compare",
 ) -> int:
-    """Train one model of each architecture, equal in size, on the same tokens; draw all their curves in one figure.
+    """Train one model of each architecture, equal in size, on the same tokens, and draw what came out.
 
     Args:
         params: size of each model
@@ -34,16 +34,19 @@ def run(
         lr: peak learning rate, the same for all
         backend: torch or jax
         models: some of the names that `unisono match` prints; all by default
-        out: folder of the runs and of the figure; runs that are there already are continued
+        out: folder of the runs and of the figures; runs that are there already are continued
     """
     console, folder, text = Console(soft_wrap=True, highlight=False), Path(out), load_corpus(corpus)
     chosen = compare.choose(models, number(params))
+    shared = (steps, batch_size, seq_len, lr, backend)
+    runs = {name: compare.plan(name, config, folder, corpus, *shared) for name, config in chosen.items()}
     curves = []
-    for name, config in chosen.items():
+    for name, run in runs.items():
         console.print(f"[bold]{name}[/]")
-        curves.append(compare.learn(name, compare.plan(name, config, folder, corpus, steps, batch_size, seq_len, lr, backend), text))
+        curves.append(compare.learn(name, run, text))
     budget = f"{params} parameters, {steps * batch_size * seq_len / 1e6:.1f}M tokens of {Path(text.name).name}"
-    console.print(f"drawn: {compare.report(curves, text, folder, budget, console)}")
+    drawn = compare.report(curves, text, folder, budget, console), compare.dependencies(runs, folder)
+    console.print(f"drawn: {', '.join(map(str, drawn))}")
     return 0
 
 
