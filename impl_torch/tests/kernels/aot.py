@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
 
@@ -9,68 +10,69 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from unisono_torch.kernels import operator, sweep
+from unisono_torch.kernels import chain, operator, sweep
 
 POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-# weighted, exclusive, reset, valid, reduce, carry: each flag on and off, beside each other in turn
-FLAGS = (
-    (False, False, False, False, False, False),
-    (False, False, True, True, True, False),
-    (False, False, True, True, False, True),
-    (True, False, False, True, False, False),
-    (True, True, True, False, False, True),
-    (True, True, True, True, True, False),
-)
+# weighted, exclusive, reset, valid: each flag on and off, beside each other in turn
+CHAINED = ((False, False, False, True), (False, False, True, False), (True, False, False, False), (True, True, True, True))
+SWEPT = ((False, False, False, False), (False, False, True, False))
 
 
-def source(kernel: str, dtype: torch.dtype, flags: tuple[bool, ...]) -> tuple[ASTSource, operator.Plan]:
-    weighted, exclusive, reset, valid, reduce, carry = flags
-    plan = operator.make_plan((2, 4096, 1024), dtype, 0.5, valid)
+def source(kernel: str, dtype: torch.dtype, flags: tuple[bool, ...], chained: bool) -> tuple[ASTSource, dict]:
+    weighted, exclusive, reset, valid = flags
+    shape = (2, 4096, 1024)
+    plan = operator.make_chain(kernel, shape, dtype) if chained else operator.make_sweep(shape, dtype, 0.5)
+    assert plan is not None
     wide = operator.accumulator(dtype)
     acc = POINTERS[wide]
     constants = {
-        "DECAY": 1.0 if weighted else 0.9,
+        **dataclasses.asdict(plan),
+        "D": shape[2],
+        "DECAY": 1.0 if weighted else 0.5,
         "DRIFT": 0.0 if weighted else 1e-8,
         "EXCLUSIVE": exclusive,
-        "REDUCE": reduce,
-        "REVERSE": reduce,
         "HAS_WEIGHT": weighted,
-        "HAS_INITIAL": not reduce and not carry,
+        "HAS_INITIAL": reset,
         "HAS_RESET": reset,
         "HAS_VALID": valid,
-        "HAS_CARRY": carry,
         "ACC": triton.language.float64 if wide == torch.float64 else triton.language.float32,
         "FAST": wide == torch.float32,
         "ROWS": plan.rows,
         "BLOCK": plan.block,
-        "STAGES": plan.stages,
+        "STAGES": getattr(plan, "stages", None),
+        "CHUNKS": getattr(plan, "chunks", None),
     }
-    types = {"x": POINTERS[dtype], "dx": POINTERS[dtype], "reset": "*i1", "valid": "*i1"}
-    scalars = ("T", "D", "segments", "length", "halo")
-    function = getattr(sweep, kernel)
+    function = getattr(chain if chained else sweep, kernel)
+    bits = "*i64" if wide == torch.float64 else "*i32"
+    types = {"x": POINTERS[dtype], "dx": POINTERS[dtype], "reset": "*i1", "valid": "*i1", "states": bits}
+    scalars = ("T", "tiles", "batches", "segments", "length", "halo")
     signature = {
-        name: "constexpr" if name in constants else "i32" if name in scalars else types.get(name, acc) for name in function.arg_names
+        name: "i32" if name in scalars or (name == "D" and not chained) else "constexpr" if name in constants else types.get(name, acc)
+        for name in function.arg_names
     }
     # what a launch with contiguous tensors and a width divisible by 16 tells the compiler, so that loads are 16 bytes wide
     even = [["tt.divisibility", 16]]
-    attrs = {(i,): even for i, name in enumerate(function.arg_names) if signature[name][0] == "*" or name in ("T", "D", "length")}
-    return ASTSource(function, signature, {name: constants[name] for name in function.arg_names if name in constants}, attrs), plan
+    attrs = {
+        (i,): even for i, name in enumerate(function.arg_names) if signature[name][0] == "*" or (name, signature[name]) == ("D", "i32")
+    }
+    options = {"num_warps": plan.warps, "maxnreg": getattr(plan, "registers", None)}
+    fixed = {name: constants[name] for name in function.arg_names if signature[name] == "constexpr"}
+    return ASTSource(function, signature, fixed, attrs), options
 
 
 def main() -> None:
     compiled = 0
-    for kernel, dtype, flags, arch in itertools.product(("forward", "backward", "fold"), POINTERS, FLAGS, (80, 90)):
-        if kernel == "fold" and flags not in FLAGS[1:3]:
-            continue
+    kinds = [(True, flags) for flags in CHAINED] + [(False, flags) for flags in SWEPT]
+    for kernel, dtype, (chained, flags), arch in itertools.product(("forward", "backward"), POINTERS, kinds, (80, 90)):
         # a quarter of the lattice, since each takes a second or more
-        if (FLAGS.index(flags) + list(POINTERS).index(dtype) + arch // 10 * 2) % 4:
+        if (kinds.index((chained, flags)) + list(POINTERS).index(dtype) + arch // 10 * 2) % 4:
             continue
-        made, plan = source(kernel, dtype, flags)
-        binary = triton.compile(made, target=GPUTarget("cuda", arch, 32), options={"num_warps": plan.warps})
+        made, options = source(kernel, dtype, flags, chained)
+        binary = triton.compile(made, target=GPUTarget("cuda", arch, 32), options=options)
         assert binary.asm["cubin"]
         compiled += 1
         if "-v" in sys.argv:
-            print(kernel, dtype, flags, arch, len(binary.asm["cubin"]), flush=True)
+            print(kernel, dtype, flags, chained, arch, len(binary.asm["cubin"]), flush=True)
     print(f"{compiled} compiled")
 
 

@@ -13,7 +13,7 @@ from unisono_torch.kernels import available, operator
 from unisono_torch.kernels.decayed_sum import decayed_sum
 from unisono_torch.kernels.weighted_sum import weighted_sum
 
-from .reference import SMALL, Case, absolute, bound, differentiate, fold, inputs
+from .reference import SMALL, Case, absolute, bound, differentiate, fold, inputs, sigmoid
 
 
 def kernel(case: Case, x, s, initial, reset, valid, out_dtype=None):
@@ -30,6 +30,7 @@ def _poison_and_cut(request, monkeypatch):
     if case:
         monkeypatch.setattr(operator, "SHORTEST", case.shortest)
         monkeypatch.setattr(operator, "WARPS", 1 << 20)
+        monkeypatch.setattr(operator, "TILE", min(case.shortest, operator.TILE))
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -100,6 +101,26 @@ def test_the_same_bits_twice(case, device):
     first, second = (differentiate(functools.partial(kernel, case), tensors, upstream) for _ in range(2))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize(("tile", "width"), [(16, 77), (256, 1000)])
+def test_long_chains(tile, width, device, monkeypatch):
+    """Programs that wait for one another: the state goes through all of them, and the bits do not depend on who runs first."""
+    length, repeats, width = (100, 2, width // 10) if device == "cpu" else (20000, 20, width)
+    case = Case(3, length, width, torch.bfloat16, None, False, True, False, True, 4096)
+    monkeypatch.setattr(operator, "TILE", tile)
+    tensors = inputs(case, 9, device)
+    upstream = (torch.randn(3, length, width, device=device), torch.randn(3, width, device=device))
+    first = differentiate(functools.partial(kernel, case), tensors, upstream)
+    live = tensors["valid"][..., None]
+    terms = torch.where(live, tensors["s"].double()[..., None] * sigmoid(torch.where(live, tensors["x"], 0).double()), 0)
+    state = tensors["initial"].double()
+    for name, terms_, start in (("final", terms, state), ("dinitial", upstream[0].double(), upstream[1].double())):
+        allowed = bound(start.abs() + terms_.abs().sum(1), torch.float32, torch.float32, length, 0, 20, 1)
+        assert bool(((first[name].double() - start - terms_.sum(1)).abs() <= allowed).all()), name
+    for _ in range(repeats - 1):
+        for name, value in differentiate(functools.partial(kernel, case), tensors, upstream).items():
+            assert torch.equal(value, first[name]), name
 
 
 @pytest.mark.parametrize("kind", ["decayed", "weighted", "exclusive"])

@@ -16,21 +16,34 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """How a scan is cut. Made from shape and dtype alone, so that a result's bits do not depend on the GPU."""
+class Sweep:
+    """How sweep.py cuts a scan. Like Chain made from shape and dtype alone, so that a result's bits do not depend on the GPU."""
 
     rows: int  # tokens a tile
     block: int  # channels a program
     warps: int
     length: int  # tokens a segment
     segments: int
-    halo: int | None  # tokens swept before a segment instead of a carry; None: carries, if there are several segments
+    halo: int  # tokens swept before a segment
     stages: int = 3
 
 
-# Warps a launch should have: enough for the loads in flight of about 130 multiprocessors, few enough to run all at once.
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """How chain.py cuts a scan."""
+
+    rows: int  # tokens a thread sums by itself
+    chunks: int  # of as many tokens, a tile
+    block: int  # channels a tile
+    warps: int
+    tiles: int  # along the time
+    registers: int  # a thread, at most: few enough for many programs at once, with little or nothing spilled
+
+
+# Warps a launch of sweeps should have: enough for the loads in flight of about 130 multiprocessors, few enough to run all at once.
 WARPS = 1024
-SHORTEST = 256  # tokens a segment; below, its start-up shows
+SHORTEST = 256  # tokens a segment of a sweep; below, its start-up shows
+TILE = 256  # tokens a tile of a chain, at most: the fewer, the more often a state has to pass from tile to tile
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -38,10 +51,10 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def make_plan(shape: tuple[int, int, int], dtype: torch.dtype, decay: float, masked: bool, interpreted: bool = False) -> Plan:
+def make_sweep(shape: tuple[int, int, int], dtype: torch.dtype, decay: float, interpreted: bool = False) -> Sweep | None:
     """Tiles as wide as 1, 2 or 4 warps' 16-byte loads, whichever overhangs the width least; segments as long as a full GPU allows.
 
-    A halo is the start where it is clearly cheaper than reading everything twice.
+    None where the halo is not clearly short beside a segment.
     """
     batch, length, width = shape
     rows = 8 if interpreted else 4
@@ -51,62 +64,61 @@ def make_plan(shape: tuple[int, int, int], dtype: torch.dtype, decay: float, mas
     strips = batch * -(-width // block)
     segment = max(SHORTEST, -(-length * strips * warps // WARPS))
     segment = min(-(-segment // rows) * rows, -(-length // rows) * rows)
-    segments = -(-length // segment)
-    halo = None
-    if decay < 1 and not masked:
-        # beyond the halo a term weighs less than 2^−64 (2^−128 in float64) of what it was
-        halo = math.ceil((128 if dtype == torch.float64 else 64) * math.log(2) / -math.log(decay))
-        halo = -(-halo // rows) * rows
-        halo = halo if 2 * halo <= segment else None
-    return Plan(rows, block, warps, segment, segments, halo)
+    # beyond the halo a term weighs less than 2^−64 (2^−128 in float64) of what it was
+    halo = math.ceil((128 if dtype == torch.float64 else 64) * math.log(2) / -math.log(decay))
+    halo = -(-halo // rows) * rows
+    return Sweep(rows, block, warps, segment, -(-length // segment), halo) if 2 * halo <= segment else None
 
 
-def _run(kernel: str, plan: Plan, x: Tensor, decay: float, exclusive: bool, entry: Tensor | None, has_initial: bool, **tensors) -> None:
-    """One sweep, or three (reduce, fold, sweep) where segments need carries. `entry` is the state that enters the first one swept."""
+def make_chain(kernel: str, shape: tuple[int, int, int], dtype: torch.dtype, interpreted: bool = False) -> Chain:
+    """64 numbers a thread (32 in float64), in rows of 64 bytes or more, of which a thread loads 8 or 16."""
+    length = shape[1]
+    block = 16 if interpreted or dtype == torch.float64 else 32
+    # in backward a thread of 8 channels sums more of them, for `dweight`, by itself; so wide, it needs half as many rows
+    rows = 4 if interpreted else 8 if kernel == "backward" and dtype.itemsize == 2 else 16
+    chunks = max(1, min(TILE, 1 << (length - 1).bit_length()) // rows)
+    warps = 1 if interpreted else max(1, chunks * rows // 64)
+    return Chain(rows, chunks, block, warps, -(-length // (rows * chunks)), 128 if kernel == "forward" else 168)
+
+
+def _launch(kernel: str, x: Tensor, decay: float, exclusive: bool, plan: Sweep | Chain, tensors: dict[str, Tensor | None]) -> None:
+    """The kernel "forward" or "backward" of sweep.py or chain.py, as the plan says, on tensors of its arguments' names."""
     import triton.language as tl
 
-    from unisono_torch.kernels import sweep
+    from unisono_torch.kernels import chain, sweep
 
     batch, length, width = x.shape
     acc = accumulator(x.dtype)
     strips = -(-width // plan.block) * batch
-    tile = {
-        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
-        "ROWS": plan.rows,
-        "BLOCK": plan.block,
-        "num_warps": plan.warps,
-    }
-    common = {
+    arguments = {
         "x": x,
         **tensors,
         "T": length,
         "D": width,
-        "segments": plan.segments,
-        "length": plan.length,
         "DECAY": decay,
         # by how much the rounded λ is off: a bias, which n tokens would raise to the n-th power
         "DRIFT": 0.0 if acc == torch.float64 else decay / torch.tensor(decay, dtype=acc).item() - 1,
-        "EXCLUSIVE": exclusive,
-        "HAS_WEIGHT": tensors["weight"] is not None,
         "HAS_RESET": tensors["reset"] is not None,
-        "HAS_VALID": tensors["valid"] is not None,
+        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
         "FAST": acc == torch.float32 and x.is_cuda,
-        "STAGES": plan.stages,
-        **tile,
+        "ROWS": plan.rows,
+        "BLOCK": plan.block,
+        "num_warps": plan.warps,
     }
-    carry = None
-    if plan.segments > 1 and plan.halo is None:
-        local, carry = (x.new_empty((batch, plan.segments, width), dtype=acc) for _ in range(2))
-        product = x.new_empty((batch, plan.segments), dtype=acc)
-        reduced = {"halo": 0, "REDUCE": True, "HAS_INITIAL": False, "HAS_CARRY": False}
-        getattr(sweep, kernel)[(strips * plan.segments,)](**common, carry=None, local=local, product=product, **reduced)
-        order = {"REVERSE": kernel == "backward", "HAS_INITIAL": entry is not None}
-        sweep.fold[(strips,)](local, product, entry, carry, width, plan.segments, **order, **tile)
-    swept = {"halo": plan.halo or 0, "REDUCE": False, "HAS_INITIAL": has_initial, "HAS_CARRY": carry is not None}
-    getattr(sweep, kernel)[(strips * plan.segments,)](**common, carry=carry, local=None, product=None, **swept)
+    if kernel == "forward":
+        arguments["HAS_INITIAL"] = tensors["initial"] is not None
+    if isinstance(plan, Sweep):
+        arguments |= {"segments": plan.segments, "length": plan.length, "halo": plan.halo, "STAGES": plan.stages}
+        getattr(sweep, kernel)[(strips * plan.segments,)](**arguments)
+        return
+    # a word holds −1 before its state
+    states = torch.full((plan.tiles, batch, width), -1, dtype=torch.int64 if acc == torch.float64 else torch.int32, device=x.device)
+    flags = {"EXCLUSIVE": exclusive, "HAS_WEIGHT": tensors["weight"] is not None, "HAS_VALID": tensors["valid"] is not None}
+    sizes = {"CHUNKS": plan.chunks, "maxnreg": plan.registers}
+    getattr(chain, kernel)[(strips * plan.tiles,)](**arguments, **flags, **sizes, states=states, tiles=plan.tiles, batches=batch)
 
 
-def _plan(x: Tensor, decay: float, valid: Tensor | None) -> Plan:
+def _plan(kernel: str, x: Tensor, weight: Tensor | None, valid: Tensor | None, decay: float) -> Sweep | Chain:
     import triton
 
     from unisono_torch.kernels import sweep
@@ -116,7 +128,9 @@ def _plan(x: Tensor, decay: float, valid: Tensor | None) -> Plan:
         from unisono_torch.kernels import interpreter
 
         interpreter.install()
-    return make_plan((x.shape[0], x.shape[1], x.shape[2]), x.dtype, decay, valid is not None, interpreted)
+    shape = (x.shape[0], x.shape[1], x.shape[2])
+    plan = make_sweep(shape, x.dtype, decay, interpreted) if weight is None and valid is None else None
+    return plan or make_chain(kernel, shape, x.dtype, interpreted)
 
 
 @torch.library.custom_op(
@@ -131,9 +145,12 @@ def _scan(x, weight, initial, reset, valid, decay, exclusive, out_dtype):
         return xi, final.zero_() if initial is None else final.copy_(initial)
     x = x.contiguous()
     weight, initial, reset, valid = (None if a is None else a.contiguous() for a in (weight, initial, reset, valid))
-    tensors = {"weight": weight, "initial": initial, "reset": reset, "valid": valid, "xi": xi, "final": final}
+    plan = _plan("forward", x, weight, valid, decay)
+    tensors = {"initial": initial, "reset": reset, "xi": xi, "final": final}
+    if isinstance(plan, Chain):
+        tensors |= {"weight": weight, "valid": valid}
     with torch.cuda.device_of(x):
-        _run("forward", _plan(x, decay, valid), x, decay, exclusive, initial, initial is not None, **tensors)
+        _launch("forward", x, decay, exclusive, plan, tensors)
     return xi, final
 
 
@@ -156,13 +173,13 @@ def _scan_backward(dxi, dfinal, x, weight, reset, valid, decay, exclusive):
         return dx, dweight.zero_(), dinitial.copy_(dfinal)
     dxi, dfinal, x = dxi.contiguous(), dfinal.contiguous(), x.contiguous()
     weight, reset, valid = (None if a is None else a.contiguous() for a in (weight, reset, valid))
-    plan = _plan(x, decay, valid)
-    blocks = -(-x.shape[2] // plan.block)
-    parts = None if weight is None else x.new_empty((blocks, *weight.shape), dtype=accumulator(x.dtype))
-    tensors = {"weight": weight, "reset": reset, "valid": valid, "dxi": dxi, "dfinal": dfinal}
+    plan = _plan("backward", x, weight, valid, decay)
+    parts = None if weight is None else x.new_empty((-(-x.shape[2] // plan.block), *weight.shape), dtype=accumulator(x.dtype))
+    tensors = {"reset": reset, "dxi": dxi, "dfinal": dfinal, "dx": dx, "dinitial": dinitial}
+    if isinstance(plan, Chain):
+        tensors |= {"weight": weight, "valid": valid, "dweight": parts}
     with torch.cuda.device_of(x):
-        outputs = {"dx": dx, "dweight": parts, "dinitial": dinitial}
-        _run("backward", plan, x, decay, exclusive, dfinal, True, **tensors, **outputs)
+        _launch("backward", x, decay, exclusive, plan, tensors)
     return dx, dweight if parts is None else parts.sum(0).to(dweight.dtype), dinitial
 
 
