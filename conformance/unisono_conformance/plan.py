@@ -185,8 +185,9 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
             if few == 1 and length <= SHORTER:
                 regime = names[(i + item.turn) % len(names)]
             out.append(Draw(case.name, variant, regime, batch, length, chunk))
-    compiles = item.bench.dear and (item.prop.own_shapes or gradient)
-    if item.prop.rows and profile.rows != "none" and not by_coordinate and not compiles:
+    interpreted = item.bench.implementation != PLAIN
+    dearest = item.bench.dear and (item.prop.own_shapes or gradient or (interpreted and not item.prop.every_pair))
+    if item.prop.rows and profile.rows != "none" and not by_coordinate and not dearest:
         others = [v for v in variants(item) if v not in case.defaults]
         # "once": each config under one pair of dtype and form, the same for every property that tries all pairs
         by_pair = _every_pair(item.prop, case) and not item.bench.dear

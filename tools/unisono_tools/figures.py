@@ -177,7 +177,7 @@ def curves(
     title: str,
 ) -> Path:
     """lines: x and y values by name, named at their ends; baselines: dashed levels."""
-    with figure(path, title, 8.5, 5.5) as axes:
+    with figure(path, title, 10, 5.5) as axes:
         styles = [(colour, dash) for dash in ("-", "--") for colour in CYCLE]
         for (name, (xs, ys)), (colour, dash) in zip(lines.items(), styles, strict=False):
             axes.plot(xs, ys, dash, color=colour, linewidth=1.7, marker="o", markersize=3, label=name)
@@ -189,5 +189,5 @@ def curves(
         axes.set_ylim(0.95 * min([*ends, *baselines.values()]), min(1.1 * highest, 2.2 * min(ends)))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        axes.legend(loc="upper right", fontsize=9)
+        axes.figure.legend(loc="outside right upper", fontsize=9)
     return Path(path)

@@ -106,7 +106,7 @@ def plot(path: Path, points: list[Point]) -> None:
     from unisono_tools.figures import CYCLE, STYLE
 
     with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
-        drawing = Figure(figsize=(12, 4.6), layout="constrained")
+        drawing = Figure(figsize=(12, 5.0), layout="constrained")
         for axes, (kind, unit) in zip(drawing.subplots(1, 3), KINDS.items(), strict=True):
             for i, name in enumerate(dict.fromkeys(point.model for point in points)):
                 mine = [p for p in points if p.model == name]
@@ -116,7 +116,7 @@ def plot(path: Path, points: list[Point]) -> None:
             axes.set(xscale="log", yscale="log", title=f"{kind}, {unit}", xlabel="tokens")
             axes.set_xticks(LENGTHS, [f"{n // 1024}K" for n in LENGTHS])
             axes.minorticks_off()
-        drawing.axes[0].legend(fontsize=8)
+        drawing.legend(*drawing.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(MODELS), fontsize=9)
         drawing.savefig(path)
 
 
