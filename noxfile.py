@@ -20,7 +20,16 @@ os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
 
 CONSTRAINTS = "constraints.txt"
 FRAMEWORKS = {"jax", "flax", "torch", "onnx", "onnxruntime"}
-SUITES = ["jax", "torch", "onnx", "spec", "types", "lint", "meta", "handover"]  # the longest first, but for what uses others' environments
+SUITES = [
+    "jax",
+    "torch",
+    "onnx",
+    "spec",
+    "types",
+    "lint",
+    "meta",
+    "handover",
+]  # the longest first; handover, which uses the others' environments, last
 HANDOVER = "--handover"
 # extra → (what must import then, the frameworks that it brings); the -cuda extras only add CUDA's own packages
 EXTRAS = {
@@ -55,11 +64,11 @@ def court(session: nox.Session, impl: str, *args: str, environment: dict[str, st
     )  # fmt: skip
 
 
-def hand_over(session: nox.Session, step: str) -> None:
+def hand_over(session: nox.Session, step: str, environment: dict[str, str] | None = None) -> None:
     """One step of the relay: reads what the step before it wrote, continues, writes."""
-    session.run("python", "-m", "unisono_conformance.handover", step, "build/handover")
+    session.run("python", "-m", "unisono_conformance.handover", step, "build/handover", env=environment)
     if step in ("jax", "torch"):
-        session.run("python", "tools/tests/handover/relay.py", "train", step, "build/handover/training")
+        session.run("python", "tools/tests/handover/relay.py", "train", step, "build/handover/training", env=environment)
     elif step == "check":
         session.run("python", "tools/tests/handover/relay.py", "compare", "build/handover/training")
 
@@ -118,11 +127,11 @@ def jax(session: nox.Session) -> None:
     """The JAX room: its tests, the court, training."""
     install(session, "-e", ".[jax,conformance,tools]")
     only(session, "jax", "flax")
-    if HANDOVER in session.posargs:
-        hand_over(session, "jax")
-        return
     # XLA's optimiser costs these tiny models far more than it saves them: most of the time here would be compilation
     environment = {} if "cuda" in session.posargs else {"XLA_FLAGS": cheap_xla(session)}
+    if HANDOVER in session.posargs:
+        hand_over(session, "jax", environment)
+        return
     pytest(session, "impl_jax/tests", "tools/tests/training", environment=environment)
     court(session, "jax", environment=environment)
 
@@ -202,8 +211,9 @@ def runtime(session: nox.Session) -> None:
 def handover(session: nox.Session) -> None:
     """JAX → PyTorch → onnxruntime → NumPy: one process in each backend's environment, then a comparison of their files."""
     for suite in ("jax", "onnx", "runtime", "spec"):
-        # an environment that is there already may be in use: nothing is installed into it
-        session.run(sys.executable, "-m", "nox", "--no-install", "-s", suite, "--", HANDOVER, external=True)
+        # a suite that is still running may use its environment: nothing is installed into those that are there
+        keep = () if suite == "runtime" else ("--no-install",)
+        session.run(sys.executable, "-m", "nox", *keep, "-s", suite, "--", HANDOVER, external=True)
 
 
 @nox.session

@@ -35,7 +35,7 @@ class Profile:
 # dev: while writing. ci: sized for the time budget of `nox -s tests`. deep: as long as it likes. meta: what sabotages must not survive.
 PROFILES = {
     "dev": Profile("dev", pairs=False, rows="none", regimes=2, random=0, long_length=2_000),
-    "ci": Profile("ci", pairs=False, rows="once", regimes=2, random=2, long_length=100_000),
+    "ci": Profile("ci", pairs=False, rows="once", regimes=2, random=1, long_length=100_000),
     "deep": Profile("deep", pairs=True, rows="all", regimes=99, random=60, long_length=1_000_000, exhaustive=True, derandomize=False),
     "meta": Profile("meta", pairs=True, rows="none", regimes=99, random=0, long_length=300),
 }
@@ -168,11 +168,15 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     by_coordinate = gradient and can.gradients_by_coordinate and not profile.exhaustive and case.level == "model"
     costly = by_coordinate or _costly(item.prop, case) or "compiled" in item.prop.claims
     long = item.prop.endless and case.level == "model"
-    few = 1 if (costly or long) and not profile.exhaustive else profile.regimes
+    kernels = item.bench.dear and item.bench.implementation != PLAIN  # in an interpreter
+    # each regime has parameters of its own, and so a graph of its own
+    few = 1 if (costly or long or kernels or can.exported) and not profile.exhaustive else profile.regimes
     compiled = "compiled" in item.prop.claims and not profile.exhaustive
     mine = defaults(item.prop, case)[: 1 if compiled and case.arch not in EVERY_PAIR else None]
-    if gradient and case.level == "model" and item.bench.dear and item.bench.implementation == PLAIN and not profile.pairs:
-        mine = (mine[item.turn // item.forms % len(mine)],)  # each is a compilation, and the dearest: one a dtype, in turn
+    compiles = gradient and case.level == "model" and item.bench.dear and item.bench.implementation == PLAIN and not profile.pairs
+    if compiles and item.bench.dtype != "float32":
+        # each is a compilation, and the dearest: all in float32, one in each other dtype, so that each meets both forms
+        mine = (mine[(can.dtypes.index(item.bench.dtype) // len(can.forms) + 1) % len(mine)],)
     for i, variant in enumerate(mine):
         for j in range(min(few, len(names))):
             batch, length, chunk = shapes[j % len(shapes)]
@@ -185,8 +189,7 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
             if few == 1 and length <= SHORTER:
                 regime = names[(i + item.turn) % len(names)]
             out.append(Draw(case.name, variant, regime, batch, length, chunk))
-    interpreted = item.bench.implementation != PLAIN
-    dearest = item.bench.dear and (item.prop.own_shapes or gradient or (interpreted and not item.prop.every_pair))
+    dearest = (item.bench.dear and (item.prop.own_shapes or gradient)) or (kernels and not item.prop.every_pair)
     if item.prop.rows and profile.rows != "none" and not by_coordinate and not dearest:
         others = [v for v in variants(item) if v not in case.defaults]
         # "once": each config under one pair of dtype and form, the same for every property that tries all pairs

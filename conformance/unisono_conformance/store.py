@@ -1,17 +1,19 @@
 """What the spec said, kept between runs: most of the court's time is the spec's, and every implementation is asked for the same numbers.
 
-One SQLite file, which several runs may read and write at once. Its name is a digest of the court's and the spec's code and of
-NumPy's version, so that an answer is never older than what gave it.
+One SQLite file, which several runs may read and write at once. Its name is a digest of the court's and the spec's code and of the
+versions of NumPy and ml_dtypes, so that answers do not outlive what gave them. A file that cannot be read or written costs time only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import safetensors.numpy
 import unisono_spec
@@ -34,7 +36,8 @@ class Store:
                     old.unlink(missing_ok=True)
             # a run may wait for another's write; answers can be had again, so nothing is forced to the disk
             self._rows = sqlite3.connect(folder / name, timeout=60, isolation_level=None)
-            self._rows.execute("PRAGMA journal_mode = WAL")
+            with contextlib.suppress(sqlite3.OperationalError):  # another run is just doing so
+                self._rows.execute("PRAGMA journal_mode = WAL")
             self._rows.execute("PRAGMA synchronous = OFF")
             self._rows.execute("CREATE TABLE IF NOT EXISTS truth (key BLOB PRIMARY KEY, arrays BLOB)")
         except (OSError, sqlite3.Error) as error:
@@ -42,11 +45,13 @@ class Store:
 
     def ask(self, key: bytes, answer: Callable[[], Arrays]) -> Arrays:
         """The arrays under `key`; where there are none, those of `answer`, which are kept."""
-        row = self._rows.execute("SELECT arrays FROM truth WHERE key = ?", (key,)).fetchone()
-        if row is not None:
-            return safetensors.numpy.load(row[0])
-        arrays = {name: np.ascontiguousarray(a) for name, a in answer().items()}
-        self._rows.execute("INSERT OR IGNORE INTO truth VALUES (?, ?)", (key, safetensors.numpy.save(arrays)))
+        with contextlib.suppress(sqlite3.Error):
+            row = self._rows.execute("SELECT arrays FROM truth WHERE key = ?", (key,)).fetchone()
+            if row is not None:
+                return safetensors.numpy.load(row[0])
+        arrays = {name: np.asarray(a, order="C") for name, a in answer().items()}
+        with contextlib.suppress(sqlite3.Error):
+            self._rows.execute("INSERT OR IGNORE INTO truth VALUES (?, ?)", (key, safetensors.numpy.save(arrays)))
         return arrays
 
     def close(self) -> None:
@@ -54,7 +59,7 @@ class Store:
 
 
 def _code() -> str:
-    digest = hashlib.sha256(f"NumPy {np.__version__}, {platform.machine()}".encode())
+    digest = hashlib.sha256(f"{np.__version__} {ml_dtypes.__version__} {platform.machine()}".encode())
     for package in (unisono_spec, unisono_conformance):
         root = Path(str(package.__file__)).parent
         for file in sorted(root.rglob("*.py")):

@@ -38,7 +38,11 @@ def expected(case: Case, setting: Any, inputs: Inputs, dtype: str) -> Expected:
         return {f"{what} {name}": a for name, pair in named.items() for what, a in zip(("truth", "budget"), pair, strict=True)}
 
     found = _remembered((case.name, repr(setting), dtype, inputs.key()), answer)
-    pairs = {name.removeprefix("truth "): (a, found["budget" + name.removeprefix("truth")]) for name, a in found.items() if name[0] == "t"}
+    pairs = {
+        name.removeprefix("truth "): (a, found["budget" + name.removeprefix("truth")])
+        for name, a in found.items()
+        if name.startswith("truth ")
+    }
     return pairs.pop("o"), {name.removeprefix("state "): pair for name, pair in pairs.items()}
 
 

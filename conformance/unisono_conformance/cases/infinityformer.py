@@ -74,8 +74,9 @@ class InfinityFormer(ModelCase):
         return {name: state[name].astype(a.dtype) for name, a in inputs.state.items()}
 
     def reference(self, setting: InfinityFormerConfig, inputs: Inputs, form: str, dtype: str = "float64", rounded: Any = None) -> Output:
-        """A decomposition by orthogonal transformations is exact for some S + E with ‖E‖ ≤ p u ‖S‖, p = K V (Higham, theorem 19.4):
-        where S is compressed, each of its elements may err by that, however small its row is; of n decompositions, by √n of it."""
+        """A decomposition by orthogonal transformations is exact for some S + E with ‖E‖ ≤ p u ‖S‖ (Higham, section 19.3; p = K V, the
+        roundings of an element): where S is compressed, each of its elements may err by that, however small its row is; of n
+        decompositions, by √n of it."""
         o, last = super().reference(setting, inputs, form, dtype, rounded)
         if rounded is not None and setting.compress_every:
             sums = numerics.perturbation("float32")

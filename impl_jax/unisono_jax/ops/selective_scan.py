@@ -8,6 +8,9 @@ valid [B, T] bool or None. Each form returns (y [B, T, D], final state), float32
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -66,32 +69,36 @@ def parallel(
     chunk_size: int = 64,
     implementation: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
-    """An inclusive scan over the maps h → a h + b by doubling (Hillis & Steele 1986) inside chunks, and a carry between them.
+    """Inside a chunk of C tokens, rows of about √C: the maps h → a h + b are composed down all rows at once, then h goes from row to
+    row. A carry goes from chunk to chunk.
 
-    A reset is a map with a = 0, a token that is not valid one with a = 1 and b = 0. Chunks follow one another, and are computed
-    again for the gradient: states [D, N] of one chunk's tokens are all that is ever held.
+    A reset is a map with a = 0, a token that is not valid one with a = 1 and b = 0. Chunks are computed again for the gradient: states
+    [D, N] of one chunk's tokens are all that is ever held. C is rounded up to whole rows.
     """
     resolve(implementation)
     length = u.shape[1]
-    size = min(chunk_size, length)
+    rows = math.isqrt(min(chunk_size, length) - 1) + 1
+    long = -(-min(chunk_size, length) // rows)
     u, dt, B, C, A, D, state = widened(*masked(valid, u, dt, B, C), A, D, initial_state)
+
+    def compose(before: tuple[jax.Array, jax.Array], token: tuple[jax.Array, jax.Array]) -> Any:
+        a, b = token
+        both = a * before[0], a * before[1] + b
+        return both, both
 
     @jax.checkpoint
     def chunk(h: jax.Array, tokens: tuple) -> tuple[jax.Array, jax.Array]:
-        u, dt, B, C, cut = tokens  # [C, B, ·]
-        a = jnp.exp(dt[..., None] * A)  # [C, B, D, N]
-        b = (dt * u)[..., None] * B[:, :, None]
+        u, dt, B, C, cut = jax.tree.map(lambda x: x.reshape(rows, long, *x.shape[1:]).swapaxes(0, 1), tokens)  # [T', R, B, ·]
+        a = jnp.exp(dt[..., None] * A)  # [T', R, B, D, N]
+        b = (dt * u)[..., None] * B[..., None, :]
         if cut is not None:
             (a,) = masked(~cut, a)
-        reach = 1
-        while reach < size:
-            b = jnp.concatenate([b[:reach], a[reach:] * b[:-reach] + b[reach:]])
-            a = jnp.concatenate([a[:reach], a[reach:] * a[:-reach]])
-            reach *= 2
-        states = a * h + b
-        return states[-1], dot("tbdn,tbn->tbd", states, C)
+        whole, upto = lax.scan(compose, (jnp.ones_like(a[0]), jnp.zeros_like(b[0])), (a, b))
+        last, entry = lax.scan(lambda h, row: (row[0] * h + row[1], h), h, whole)  # [R, B, D, N]
+        y = dot("trbdn,trbn->rtbd", upto[0] * entry + upto[1], C)
+        return last, y.reshape(rows * long, *y.shape[2:])
 
     # [N, C, B, ·]; zeros after the end are tokens that are not valid
-    by_chunk = jax.tree.map(lambda x: jnp.moveaxis(chunks(x, size), 0, 2), (u, dt, B, C, reset))
+    by_chunk = jax.tree.map(lambda x: jnp.moveaxis(chunks(x, rows * long), 0, 2), (u, dt, B, C, reset))
     state, y = lax.scan(chunk, state, by_chunk)
     return joined(jnp.moveaxis(y, 2, 0), length) + D * u, state

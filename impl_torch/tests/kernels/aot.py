@@ -30,6 +30,7 @@ def source(kernel: str, dtype: torch.dtype, flags: tuple[bool, ...], chained: bo
         "D": shape[2],
         "DECAY": 1.0 if weighted else 0.5,
         "DRIFT": 0.0 if weighted else 1e-8,
+        "LAG": 0.0 if weighted else 1e-8,
         "EXCLUSIVE": exclusive,
         "HAS_WEIGHT": weighted,
         "HAS_INITIAL": reset,

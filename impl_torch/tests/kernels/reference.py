@@ -132,8 +132,9 @@ def bound(terms: Tensor, dtype: torch.dtype, accumulator: torch.dtype, length: i
     Every term of every output is a product of positive coefficients, so `terms` is the same function of absolute values. A term
     meets at most 2T roundings on its way down the sum (and `width` in a row sum); they accumulate as their square root, times 4
     with overwhelming probability (Higham & Mary 2019, theorem 2.4). Besides: e^x is off by |x| u, the sigmoid, its slope and the
-    weights by 12 roundings, the rounded λ by half a rounding a token in a tile or chunk of at most 16. A halo omits 2^−64 of the largest
-    input. The output's own rounding comes last, or its smallest subnormal; Triton's interpreter truncates to bfloat16.
+    weights by 12 roundings, the rounded λ by one for each token by which a term of a chunk of at most 16 is older or younger than they
+    are on average. A halo omits 2^−64 of the largest input. The output's own rounding comes last, or its smallest subnormal; Triton's
+    interpreter truncates to bfloat16.
     """
     truncated = dtype == torch.bfloat16 and terms.device.type == "cpu"
     u, u_out = torch.finfo(accumulator).eps / 2, torch.finfo(dtype).eps / (1 if truncated else 2)

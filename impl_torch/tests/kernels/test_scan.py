@@ -94,6 +94,25 @@ def test_a_reset_cuts_nan(decay, device):
     assert torch.equal(gradients["dx"][:, :11], torch.zeros(1, 11, 5, device=device))
 
 
+@pytest.mark.parametrize("case", [Case(2, 50, 5, d, None, False, True, True, False, 8) for d in (torch.float32, torch.float64)], ids=str)
+def test_nan_passes_from_tile_to_tile(case, device):
+    """As a number, not as the word that says that no state is there yet; up to a reset."""
+    tensors = inputs(case, 3, device)
+    tensors["reset"] = torch.arange(50, device=device)[None].expand(2, 50) == 41
+    tensors["x"][:, 3] = float("nan")
+    xi, final = kernel(case, **tensors)
+    assert torch.isfinite(xi[:, :3]).all()
+    assert torch.isnan(xi[:, 3:41]).all()
+    assert torch.isfinite(xi[:, 41:]).all()
+    assert torch.isfinite(final).all()
+    upstream = torch.zeros(2, 50, 5, dtype=xi.dtype, device=device)
+    upstream[:, 45] = float("nan")
+    dx = differentiate(functools.partial(kernel, case), tensors, (upstream, torch.zeros_like(final)))["dx"]
+    assert torch.isnan(dx[:, 41:46]).all()
+    assert (dx[:, 4:41] == 0).all()
+    assert (dx[:, 46:] == 0).all()
+
+
 @pytest.mark.parametrize("case", [c for c in SMALL if c.length == 33][:4], ids=str)
 def test_the_same_bits_twice(case, device):
     tensors = inputs(case, 5, device)
@@ -105,7 +124,7 @@ def test_the_same_bits_twice(case, device):
 
 @pytest.mark.parametrize(("tile", "width"), [(16, 77), (256, 1000)])
 def test_long_chains(tile, width, device, monkeypatch):
-    """Programs that wait for one another: the state goes through all of them, and the bits do not depend on who runs first."""
+    """The state goes through all programs; on a GPU, where they wait for one another, the bits do not depend on who runs first."""
     length, repeats, width = (100, 2, width // 10) if device == "cpu" else (20000, 20, width)
     case = Case(3, length, width, torch.bfloat16, None, False, True, False, True, 4096)
     monkeypatch.setattr(operator, "TILE", tile)
@@ -153,6 +172,11 @@ def test_strided_inputs(device):
         assert torch.equal(*outputs)
         gradients = [torch.autograd.grad(o, leaf, upstream)[0] for o, leaf in zip(outputs, (strided, dense), strict=True)]
         assert torch.equal(*gradients)
+    state = torch.randn(2, 5, device=device, requires_grad=True)
+    dfinal = torch.randn(5, 2, device=device).T
+    for made in (lambda h: decayed_sum(x, 0.9, h), lambda h: weighted_sum(x, s, h)):
+        found = [torch.autograd.grad(made(state)[1], state, d)[0] for d in (dfinal, dfinal.contiguous())]
+        assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 5, 0), (2, 0, 3)])

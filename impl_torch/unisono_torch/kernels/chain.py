@@ -1,4 +1,4 @@
-"""The scan of sweep.py in one pass for any λ, for weights and for tokens that are not valid: tiles chained in time.
+"""The scan of sweep.py in one pass for any λ, for weights and for tokens that are not valid: a chained scan (Yan et al. 2013, StreamScan).
 
 A program loads a tile, sums it in registers, waits for the state that enters it, leaves the state after it to its successor, then
 sweeps the tile again from the state that entered, and writes. Each number is read once and written once.
@@ -54,7 +54,7 @@ def _state_before_cut(c1, e1, a1, s1, c2, e2, a2, s2):
 
 @triton.jit
 def _position(batches, D: tl.constexpr, BLOCK: tl.constexpr):
-    """This program's tile, sequence and block of channels: every sequence's first tile, then every second one."""
+    """This program's tile, sequence and block of channels: every sequence's first tile, then every sequence's second."""
     blocks: tl.constexpr = (D + BLOCK - 1) // BLOCK
     strip = tl.program_id(0) % (batches * blocks)
     return tl.program_id(0) // (batches * blocks), (strip // blocks).to(tl.int64), strip % blocks
@@ -63,7 +63,7 @@ def _position(batches, D: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _enter(
     a, s, count, initial, states, tile, batches, batch, channel, D: tl.constexpr,
-    DRIFT: tl.constexpr, HAS_INITIAL: tl.constexpr, ONE: tl.constexpr, CUT: tl.constexpr, ACC: tl.constexpr,
+    DRIFT: tl.constexpr, LAG: tl.constexpr, HAS_INITIAL: tl.constexpr, ONE: tl.constexpr, CUT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The states that enter and leave each chunk [CHUNKS, BLOCK].
 
@@ -78,7 +78,7 @@ def _enter(
     words = tl.load(entering[None, :] + chunk * 0, mask=inside & (tile > 0), other=0, volatile=True)
     if DRIFT != 0:
         drift = (count * tl.full((), DRIFT, ACC))[:, None]
-        s += s * drift
+        s += s * tl.full((), LAG, ACC)  # its own terms met λ less often, the newest never
         a += a * drift
     before = tl.zeros_like(s)
     factor = a
@@ -109,8 +109,8 @@ def _enter(
 @triton.jit(do_not_specialize=["T", "tiles", "batches"])
 def forward(
     x, weight, initial, reset, valid, xi, final, states, T, tiles, batches, D: tl.constexpr,
-    DECAY: tl.constexpr, DRIFT: tl.constexpr, EXCLUSIVE: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_INITIAL: tl.constexpr,
-    HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, ACC: tl.constexpr, FAST: tl.constexpr,
+    DECAY: tl.constexpr, DRIFT: tl.constexpr, LAG: tl.constexpr, EXCLUSIVE: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, ACC: tl.constexpr, FAST: tl.constexpr,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """ξ and the final state."""
@@ -148,7 +148,7 @@ def forward(
         terms += (_sigmoid(tokens[r].to(ACC), FAST) * gains[r],)
         s = _continue(decays[r], s, terms[r], ONE, HAS_RESET)
         product *= decays[r]
-    s, state = _enter(product, s, count, initial, states, tile, batches, batch, channel, D, DRIFT, HAS_INITIAL, ONE, HAS_RESET, ACC)
+    s, state = _enter(product, s, count, initial, states, tile, batches, batch, channel, D, DRIFT, LAG, HAS_INITIAL, ONE, HAS_RESET, ACC)
     if EXCLUSIVE and tile == 0:
         first = tl.zeros((BLOCK,), ACC)
         if HAS_INITIAL:
@@ -174,14 +174,14 @@ def forward(
 @triton.jit(do_not_specialize=["T", "tiles", "batches"])
 def backward(
     x, weight, reset, valid, dxi, dfinal, dx, dweight, dinitial, states, T, tiles, batches, D: tl.constexpr,
-    DECAY: tl.constexpr, DRIFT: tl.constexpr, EXCLUSIVE: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    DECAY: tl.constexpr, DRIFT: tl.constexpr, LAG: tl.constexpr, EXCLUSIVE: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, ACC: tl.constexpr, FAST: tl.constexpr,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The same from the last token to the first, of G_t = ∂L/∂s_t = dξ_t + a_{t+1} G_{t+1}.
 
-    dx = g σ'(x) G; ∂L/∂g_t = Σ_d σ(x) G, one sum a block of channels in `dweight` [blocks, B, T]. Exclusive sums have
-    G_t = a_{t+1} (G_{t+1} + dξ_{t+1}).
+    dx = g σ'(x) G; ∂L/∂g_t = Σ_d σ(x) G, one sum a block of channels in `dweight` [blocks, B, T]. Exclusive sums, which have λ = 1,
+    have G_t = a_{t+1} (G_{t+1} + dξ_{t+1}).
     """
     ONE: tl.constexpr = DECAY == 1 and not HAS_RESET
     tile, batch, block = _position(batches, D, BLOCK)
@@ -222,7 +222,7 @@ def backward(
     for r in tl.static_range(ROWS):
         s = _continue(decays[r], s, grads[r].to(ACC), ONE, HAS_RESET)
         product *= decays[r]
-    s, state = _enter(product, s, count, dfinal, states, tile, batches, batch, channel, D, DRIFT, True, ONE, HAS_RESET, ACC)
+    s, state = _enter(product, s, count, dfinal, states, tile, batches, batch, channel, D, DRIFT, LAG, True, ONE, HAS_RESET, ACC)
     column = tl.arange(0, ROWS)[None, :]
     parts = tl.zeros((CHUNKS, ROWS), ACC)
     for r in tl.static_range(ROWS):

@@ -113,7 +113,14 @@ def _launch(kernel: str, x: Tensor, decay: float, exclusive: bool, plan: Sweep |
         return
     # a word holds −1 before its state
     states = torch.full((plan.tiles, batch, width), -1, dtype=torch.int64 if acc == torch.float64 else torch.int32, device=x.device)
-    flags = {"EXCLUSIVE": exclusive, "HAS_WEIGHT": tensors["weight"] is not None, "HAS_VALID": tensors["valid"] is not None}
+    # of what a thread sums, on average
+    age = sum(n * decay**n for n in range(plan.rows)) / sum(decay**n for n in range(plan.rows))
+    flags = {
+        "LAG": age * arguments["DRIFT"],
+        "EXCLUSIVE": exclusive,
+        "HAS_WEIGHT": tensors["weight"] is not None,
+        "HAS_VALID": tensors["valid"] is not None,
+    }
     sizes = {"CHUNKS": plan.chunks, "maxnreg": plan.registers}
     getattr(chain, kernel)[(strips * plan.tiles,)](**arguments, **flags, **sizes, states=states, tiles=plan.tiles, batches=batch)
 
@@ -186,7 +193,7 @@ def _scan_backward(dxi, dfinal, x, weight, reset, valid, decay, exclusive):
 @_scan_backward.register_fake
 def _scan_backward_fake(dxi, dfinal, x, weight, reset, valid, decay, exclusive):
     dweight = x.new_empty((0,)) if weight is None else torch.empty(weight.shape, dtype=weight.dtype, device=x.device)
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device), dweight, torch.empty_like(dfinal)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device), dweight, torch.empty(dfinal.shape, dtype=dfinal.dtype, device=x.device)
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -239,6 +246,8 @@ def scan(
         if a is not None and (a.shape != shape or a.device != x.device or (a.dtype == torch.bool) != (name in ("reset", "valid"))):
             kind = "bool" if name in ("reset", "valid") else "floating-point"
             raise InputError(f"{name}: got {a.dtype} {tuple(a.shape)} on {a.device}; give {kind} {tuple(shape)} on {x.device}")
+    if exclusive and weight is None:
+        raise InputError("exclusive: a decayed sum has no exclusive form; give weights, or exclusive=False")
     if weight is None and not 0 < decay < 1:
         raise InputError(f"decay: got {decay}; give a number between 0 and 1, both excluded")
     return torch.ops.unisono.scan(x, weight, initial, reset, valid, float(decay), exclusive, out_dtype)

@@ -14,7 +14,7 @@ Judge an implementation by the court's properties: numpy, jax, torch, onnx, or y
 (docs/conformance.md has a worked example). The exit code is the court's: 0 where every property holds.
 
   --impl IMPL                 what to judge
-  --arch, --device, --dtype, --form, --implementation, --profile, --report
+  --arch, --device, --dtype, --form, --implementation, --profile, --truth, --report
                               restrict and configure the court; `unisono conform --impl numpy --court-help` explains them
 """
 
