@@ -20,16 +20,8 @@ os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
 
 CONSTRAINTS = "constraints.txt"
 FRAMEWORKS = {"jax", "flax", "torch", "onnx", "onnxruntime"}
-SUITES = [
-    "jax",
-    "torch",
-    "onnx",
-    "spec",
-    "types",
-    "lint",
-    "meta",
-    "handover",
-]  # the longest first; handover, which uses the others' environments, last
+# the longest first; last handover, which uses the others' environments
+SUITES = ["jax", "torch", "onnx", "spec", "types", "lint", "meta", "handover"]
 HANDOVER = "--handover"
 # extra → (what must import then, the frameworks that it brings); the -cuda extras only add CUDA's own packages
 EXTRAS = {

@@ -74,9 +74,8 @@ class InfinityFormer(ModelCase):
         return {name: state[name].astype(a.dtype) for name, a in inputs.state.items()}
 
     def reference(self, setting: InfinityFormerConfig, inputs: Inputs, form: str, dtype: str = "float64", rounded: Any = None) -> Output:
-        """A decomposition by orthogonal transformations is exact for some S + E with ‖E‖ ≤ p u ‖S‖ (Higham, section 19.3; p = K V, the
-        roundings of an element): where S is compressed, each of its elements may err by that, however small its row is; of n
-        decompositions, by √n of it."""
+        """A computed decomposition is exact for some S + E with ‖E‖ ≤ p(K) u ‖S‖ (LAPACK Users' Guide, section 4.9; p(K) = K here):
+        where S is compressed, each of its elements may err by that, however small its row is; of n decompositions, by √n of it."""
         o, last = super().reference(setting, inputs, form, dtype, rounded)
         if rounded is not None and setting.compress_every:
             sums = numerics.perturbation("float32")
@@ -84,7 +83,7 @@ class InfinityFormer(ModelCase):
             for name, S in last.items():
                 if name.endswith(".S"):
                     size = np.sqrt((np.real(S) ** 2).sum((-1, -2), keepdims=True))
-                    last[name] = S + S.shape[-1] * S.shape[-2] * times * (sums(size) - size)
+                    last[name] = S + setting.head_width * times * (sums(size) - size)
         return o, last
 
     def reach(self, setting: InfinityFormerConfig, dtype: str, state: str) -> int | None:

@@ -78,7 +78,7 @@ def parallel(
     resolve(implementation)
     length = u.shape[1]
     rows = math.isqrt(min(chunk_size, length) - 1) + 1
-    long = -(-min(chunk_size, length) // rows)
+    width = -(-min(chunk_size, length) // rows)  # tokens a row
     u, dt, B, C, A, D, state = widened(*masked(valid, u, dt, B, C), A, D, initial_state)
 
     def compose(before: tuple[jax.Array, jax.Array], token: tuple[jax.Array, jax.Array]) -> Any:
@@ -88,7 +88,7 @@ def parallel(
 
     @jax.checkpoint
     def chunk(h: jax.Array, tokens: tuple) -> tuple[jax.Array, jax.Array]:
-        u, dt, B, C, cut = jax.tree.map(lambda x: x.reshape(rows, long, *x.shape[1:]).swapaxes(0, 1), tokens)  # [T', R, B, ·]
+        u, dt, B, C, cut = jax.tree.map(lambda x: x.reshape(rows, width, *x.shape[1:]).swapaxes(0, 1), tokens)  # [T', R, B, ·]
         a = jnp.exp(dt[..., None] * A)  # [T', R, B, D, N]
         b = (dt * u)[..., None] * B[..., None, :]
         if cut is not None:
@@ -96,9 +96,9 @@ def parallel(
         whole, upto = lax.scan(compose, (jnp.ones_like(a[0]), jnp.zeros_like(b[0])), (a, b))
         last, entry = lax.scan(lambda h, row: (row[0] * h + row[1], h), h, whole)  # [R, B, D, N]
         y = dot("trbdn,trbn->rtbd", upto[0] * entry + upto[1], C)
-        return last, y.reshape(rows * long, *y.shape[2:])
+        return last, y.reshape(rows * width, *y.shape[2:])
 
     # [N, C, B, ·]; zeros after the end are tokens that are not valid
-    by_chunk = jax.tree.map(lambda x: jnp.moveaxis(chunks(x, rows * long), 0, 2), (u, dt, B, C, reset))
+    by_chunk = jax.tree.map(lambda x: jnp.moveaxis(chunks(x, rows * width), 0, 2), (u, dt, B, C, reset))
     state, y = lax.scan(chunk, state, by_chunk)
     return joined(jnp.moveaxis(y, 2, 0), length) + D * u, state
