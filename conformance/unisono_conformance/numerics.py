@@ -78,9 +78,9 @@ def realisations(length: int) -> int:
     return max(4, min(REALISATIONS, TOKENS // max(length, 1)))
 
 
-def perturbation(dtype: str, seed: int = 0):
+def perturbation(dtype: str, seed: int = 0, roundings: float = 1.0):
     """What the spec applies to each value that a layer hands on. Rows of a batch are independent realisations, and so are seeds."""
-    u = U["float32" if dtype == "float64" else dtype]
+    u = roundings * U["float32" if dtype == "float64" else dtype]
 
     def perturbed(x: np.ndarray) -> np.ndarray:
         if x.dtype.kind == "c":

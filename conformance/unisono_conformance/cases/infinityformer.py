@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
+from unisono_spec.ops import multiscale
 from unisono_spec.ops.features import feature_map
+from unisono_spec.ops.multiscale import compressed
 from unisono_spec.ops.rotary import rotate
 
 from unisono_conformance import numerics
-from unisono_conformance.cases.base import ModelCase, Output
+from unisono_conformance.cases.base import ModelCase
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.infinityformer_laws import LAWS
 from unisono_conformance.cases.inputs import Arrays, Inputs
@@ -20,11 +23,22 @@ from unisono_conformance.cases.pairwise import pairwise
 PAST = 12  # tokens that a running sequence has read
 
 
+def nearly_compressed(S: np.ndarray, rank: int) -> np.ndarray:
+    """A computed decomposition of S [..., K, V] is exact for some S + E with ‖E‖ ≤ p(K) u ‖S‖ (LAPACK Users' Guide, section 4.9): here
+    each element of E is at most u ‖S‖, and so p(K) = K. What becomes of E is S's own affair: the projector turns by E over the
+    distance of the singular values that it parts."""
+    random = np.random.Generator(np.random.Philox(zlib.crc32(S.tobytes())))
+    size = np.sqrt((np.real(S) ** 2).sum((-1, -2), keepdims=True))
+    E = numerics.U["float32"] * size * random.uniform(-1, 1, S.shape)
+    return compressed((S + E).astype(S.dtype), rank)
+
+
 class InfinityFormer(ModelCase):
     name = arch = "infinityformer"
     defaults = ("learned", "data")
     regimes = ("tame", "near_one", "forgetting", "saturated", "offset", "large", "dropout")
     laws = LAWS
+    inexact = ((multiscale, "compressed", nearly_compressed),)
     too_narrow: Mapping[str, tuple[str, ...]] = {"saturated": ("bfloat16",)}
 
     def __init__(self) -> None:
@@ -72,19 +86,6 @@ class InfinityFormer(ModelCase):
             state[f"layers.{i}.S"] = np.einsum("ms,bshk,bshv->bmhkv", kept, turned, v + 4 * (draw.regime == "offset"))
             state[f"layers.{i}.z"] = np.einsum("ms,bshk->bmhk", kept, keys)
         return {name: state[name].astype(a.dtype) for name, a in inputs.state.items()}
-
-    def reference(self, setting: InfinityFormerConfig, inputs: Inputs, form: str, dtype: str = "float64", rounded: Any = None) -> Output:
-        """A computed decomposition is exact for some S + E with ‖E‖ ≤ p(K) u ‖S‖ (LAPACK Users' Guide, section 4.9; p(K) = K here):
-        where S is compressed, each of its elements may err by that, however small its row is; of n decompositions, by √n of it."""
-        o, last = super().reference(setting, inputs, form, dtype, rounded)
-        if rounded is not None and setting.compress_every:
-            sums = numerics.perturbation("float32")
-            times = np.sqrt(-(-inputs.length // setting.compress_every))
-            for name, S in last.items():
-                if name.endswith(".S"):
-                    size = np.sqrt((np.real(S) ** 2).sum((-1, -2), keepdims=True))
-                    last[name] = S + setting.head_width * times * (sums(size) - size)
-        return o, last
 
     def reach(self, setting: InfinityFormerConfig, dtype: str, state: str) -> int | None:
         """The context path forgets nothing."""

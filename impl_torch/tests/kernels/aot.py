@@ -48,14 +48,10 @@ def source(kernel: str, dtype: torch.dtype, flags: tuple[bool, ...], chained: bo
     types = {"x": POINTERS[dtype], "dx": POINTERS[dtype], "reset": "*i1", "valid": "*i1", "states": bits}
     scalars = ("T", "tiles", "batches", "segments", "length", "halo")
     signature = {
-        name: "i32" if name in scalars or (name == "D" and not chained) else "constexpr" if name in constants else types.get(name, acc)
-        for name in function.arg_names
+        name: "i32" if name in scalars else "constexpr" if name in constants else types.get(name, acc) for name in function.arg_names
     }
-    # what a launch with contiguous tensors and a width divisible by 16 tells the compiler, so that loads are 16 bytes wide
-    even = [["tt.divisibility", 16]]
-    attrs = {
-        (i,): even for i, name in enumerate(function.arg_names) if signature[name][0] == "*" or (name, signature[name]) == ("D", "i32")
-    }
+    # what a launch with contiguous tensors tells the compiler, so that loads are 16 bytes wide
+    attrs = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if signature[name][0] == "*"}
     options = {"num_warps": plan.warps, "maxnreg": getattr(plan, "registers", None)}
     fixed = {name: constants[name] for name in function.arg_names if signature[name] == "constexpr"}
     return ASTSource(function, signature, fixed, attrs), options

@@ -42,7 +42,7 @@ class Chain:
 
 # Warps a launch of sweeps should have: enough for the loads in flight of about 130 multiprocessors, few enough to run all at once.
 WARPS = 1024
-SHORTEST = 256  # tokens a segment of a sweep; below, its start-up shows
+SHORTEST = 128  # tokens a segment of a sweep; below, its start-up and its halo show
 TILE = 256  # tokens a tile of a chain, at most: the fewer, the more often a state has to pass from tile to tile
 
 
@@ -61,12 +61,13 @@ def make_sweep(shape: tuple[int, int, int], dtype: torch.dtype, decay: float, in
     lanes = 16 if interpreted else 32 * 16 // dtype.itemsize
     warps = 1 if interpreted else min((4, 2, 1), key=lambda n: -(-width // (n * lanes)) * n)
     block = max(16, min(warps * lanes, 1 << (width - 1).bit_length()))
-    strips = batch * -(-width // block)
-    segment = max(SHORTEST, -(-length * strips * warps // WARPS))
-    segment = min(-(-segment // rows) * rows, -(-length // rows) * rows)
     # beyond the halo a term weighs less than 2^−64 (2^−128 in float64) of what it was
     halo = math.ceil((128 if dtype == torch.float64 else 64) * math.log(2) / -math.log(decay))
     halo = -(-halo // rows) * rows
+    shortest = min(max(SHORTEST, 2 * halo), 2 * SHORTEST)
+    strips = batch * -(-width // block)
+    segment = max(shortest, -(-length * strips * warps // WARPS))
+    segment = min(-(-segment // rows) * rows, -(-length // rows) * rows)
     return Sweep(rows, block, warps, segment, -(-length // segment), halo) if 2 * halo <= segment else None
 
 

@@ -3,7 +3,8 @@
 Time is cut into segments. A program owns one segment of a block of channels and sweeps it in tiles of ROWS tokens, the state in
 registers; in a tile as wide as a warp's loads, each thread scans its own channels with no exchange. Instead of waiting for what
 enters its segment, a sweep starts `halo` tokens early, where λ^halo is below the accumulator's reach; the bytes stay near the
-minimum. Nothing depends on the order in which programs run, so results are the same bits each time.
+minimum. Nothing depends on the order in which programs run, so results are the same bits each time. The width D is known to the
+compiler, so that loads are as wide as D allows.
 """
 
 # Triton's own language, which a checker of Python reads wrongly
@@ -72,7 +73,7 @@ def _drift(decays, DRIFT: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def _place(T, D, segments, length, BLOCK: tl.constexpr):
+def _place(T, D: tl.constexpr, segments, length, BLOCK: tl.constexpr):
     """This program's sequence, channels, and rows [low, high)."""
     program = tl.program_id(0)
     blocks = tl.cdiv(D, BLOCK)
@@ -85,7 +86,7 @@ def _place(T, D, segments, length, BLOCK: tl.constexpr):
 
 @triton.jit
 def forward(
-    x, initial, reset, xi, final, T, D, segments, length, halo,
+    x, initial, reset, xi, final, T, D: tl.constexpr, segments, length, halo,
     DECAY: tl.constexpr, DRIFT: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_RESET: tl.constexpr,
     ACC: tl.constexpr, FAST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -119,7 +120,7 @@ def forward(
 
 @triton.jit
 def backward(
-    x, reset, dxi, dfinal, dx, dinitial, T, D, segments, length, halo,
+    x, reset, dxi, dfinal, dx, dinitial, T, D: tl.constexpr, segments, length, halo,
     DECAY: tl.constexpr, DRIFT: tl.constexpr, HAS_RESET: tl.constexpr,
     ACC: tl.constexpr, FAST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
