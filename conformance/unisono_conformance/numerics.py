@@ -21,8 +21,8 @@ among its elements and the realisations, plus the floor of the op formula with o
 |y*|: no accident makes the budget smaller than the rounding of the answer. A row has one or two
 independent errors, so a single realisation can err by nearly nothing: the largest of 32 is rarely below 1.7 standard deviations.
 Among the realisations are a few whose parameters err by ELEMENTARY u(float32), and nothing else: the error of a function of a parameter
-is the same at every token. (A long sequence gets fewer realisations; a token's error is then the largest among as many neighbours as
-make 32.)
+is the same at every token. A case may name functions inside ops that err in realisations as well.
+(A long sequence gets fewer realisations; a token's error is then the largest among as many neighbours as make 32.)
 The realisations use the recurrent form, whose running sums err most (of long sequences, the parallel one).
 A float64 implementation is held to the float32 estimate times u(float64)/u(float32), since first-order errors scale with u, and
 that twice, in both formulas: y* is float64 too, and errs as much as what it judges.

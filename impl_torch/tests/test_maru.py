@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from unisono_spec.contract import count_params
 from unisono_spec.contract.maru import MARUConfig
 from unisono_torch.ops import mom_gru
+from unisono_torch.ops.mom_gru_loop import SEGMENT
 
 from .forms import (
     check_derivatives,
@@ -51,9 +52,9 @@ def test_dtypes(config: MARUConfig, dtype: str) -> None:
     check_dtypes(config, dtype)
 
 
-def case(length: int):
+def case(length: int, device: str = "cpu"):
     """Both forms of the cell with marks and noise, and float inputs."""
-    reset, valid = marks(length)
+    reset, valid = (mark.to(device) for mark in marks(length))
     model = create(VARIANTS["separate"])
     p = {name.removeprefix("layers.0.cell."): a.detach() for name, a in model.state_dict().items() if ".cell." in name}
     p["balance_bias"] = numbers(2)
@@ -64,7 +65,23 @@ def case(length: int):
         given = x, {**p, **dict(zip(p, weights, strict=False))}, (h, M), reset, valid
         return getattr(mom_gru, "hoisted" if form == "parallel" else form)(*given, noise=noise, temperature=0.7, **how)
 
-    return run, [x, noise, h, M, *p.values()], valid
+    return run, [a.to(device) for a in (x, noise, h, M, *p.values())], valid
+
+
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_segments_of_the_loop_with_gradients(device: str) -> None:
+    """A GPU's second call replays what the first one recorded: other numbers, in the same shapes."""
+    run, given, _ = case(2 * SEGMENT + 11, device)
+    for scale in (1.0, 0.5):
+        leaves = [(scale * a).requires_grad_() for a in given]
+        found = {}
+        for form in ("parallel", "recurrent"):
+            out, (h, M) = run(form, *leaves)
+            loss = (out * torch.linspace(-1, 2, out.shape[1], dtype=out.dtype, device=device)[:, None]).sum() + h.sum() - M.square().sum()
+            found[form] = [out, h, M, *torch.autograd.grad(loss, leaves, allow_unused=True)]
+        assert_close(found["parallel"], found["recurrent"])
+        with torch.no_grad():
+            assert_close(run("parallel", *leaves)[0], found["recurrent"][0])
 
 
 def test_gradcheck() -> None:

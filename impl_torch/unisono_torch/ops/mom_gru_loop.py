@@ -2,7 +2,8 @@
 
 Autograd would record some fifty operations a token, and hold the memory before each. This loop keeps what the gates, keys and
 queries of each token were, and the memory before every SEGMENT tokens. The backward makes the memories in between again from the
-keys, a segment at a time, and multiplies out the gradients of all weights after its loop, for all tokens at once.
+keys, a segment at a time, and multiplies out the gradients of all weights after its loop, for all tokens at once. On a GPU a
+segment is one CUDA graph.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SEGMENT = 32  # tokens of which the backward holds all memories at a time
+from unisono_torch.ops.graphs import replayed
+
+SEGMENT = 32  # tokens of which the backward holds all memories at a time, and which one graph holds
 
 
 class Weights(NamedTuple):
@@ -79,81 +82,87 @@ def loop(
     w: Weights, sizes: Sizes, h: Tensor, M: Tensor, given: Tensor, reset: Tensor | None, valid: Tensor | None, noise: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """given [B, T, hidden | d_m | 3D], noise with the balance bias [B, T, n] → h of each token [B, T, D], the last M."""
+    given = given.transpose(0, 1)
+    reset, valid, noise = (None if a is None else a.transpose(0, 1) for a in (reset, valid, noise))
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _Loop.apply(h, M, given, reset, valid, noise, sizes, *w)  # pyright: ignore[reportReturnType]
-    out = []
+        out, M = _Loop.apply(h, M, given, reset, valid, noise, sizes, *w)  # pyright: ignore[reportGeneralTypeIssues, reportAssignmentType]
+    else:
+        outs = []
+        for part in _segments(len(given)):
+            h, M, out, *_ = replayed(_forward, (sizes, False), h, M, *_cut(part, given, reset, valid, noise), *w)
+            outs.append(out)
+        out = torch.cat(outs)
+    return out.transpose(0, 1), M
+
+
+class _Loop(torch.autograd.Function):
+    """Time comes first: given [T, B, …] → [T, B, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, M: Tensor, given: Tensor, reset: Any, valid: Any, noise: Any, sizes: Sizes, *weights: Tensor):
+        h_first, outs, kept, memories = h, [], [], []
+        for part in _segments(len(given)):
+            memories.append(M)
+            h, M, out, *values = replayed(_forward, (sizes, True), h, M, *_cut(part, given, reset, valid, noise), *weights)
+            outs.append(out)
+            kept.append(values)
+        ctx.sizes, ctx.marks = sizes, (reset, valid, noise is not None)
+        out = torch.cat(outs)
+        ctx.save_for_backward(h_first, out, *(torch.cat(of) for of in zip(*kept, strict=True)), *weights, *memories)
+        return out, M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor, dM: Tensor):
+        h_first, out, *saved = ctx.saved_tensors
+        first, last = len(Kept._fields), len(Kept._fields) + len(Weights._fields)
+        kept, w, memories = Kept(*saved[:first]), Weights(*saved[first:last]), saved[last:]
+        reset, valid, noisy = ctx.marks
+        d = out.shape[-1]
+        h = torch.cat([h_first[None], out[:-1]])  # before each token
+        if reset is not None:
+            h = torch.where(reset[..., None], 0, h)
+        dh, dfresh, found = torch.zeros_like(h_first), torch.zeros_like(w.memory), []
+        for part, M in reversed(list(zip(_segments(len(out)), memories, strict=True))):
+            sequences = _cut(part, dout, reset, valid, h, *kept)
+            dh, dM, dfresh, *of_segment = replayed(_backward, (ctx.sizes, noisy), dh, dM, dfresh, M, *sequences, *w)
+            found.append(of_segment)
+        dx, dafter, dlogits = (torch.cat(of[::-1]) for of in zip(*found, strict=True))
+        of_h, gates = dx[..., :-d], dx[..., -3 * d :]
+        weights = (
+            _product(of_h, h), _product(gates, kept.c), _product(dx[..., -d:], kept.gates[..., :d] * h), _product(dafter, out),
+            dafter.sum((0, 1)), _product(dlogits, kept.hidden), dlogits.sum((0, 1)), dfresh,
+        )  # fmt: skip
+        # of x, whose products are given, there are none
+        return dh, dM, dx, None, None, dlogits if noisy else None, None, None, None, *weights
+
+
+def _segments(length: int) -> list[slice]:
+    return [slice(start, min(start + SEGMENT, length)) for start in range(0, length, SEGMENT)]
+
+
+def _cut(part: slice, *sequences: Tensor | None) -> list[Tensor | None]:
+    return [None if a is None else a[part] for a in sequences]
+
+
+def _forward(
+    sizes: Sizes, keep: bool, h: Tensor, M: Tensor, given: Tensor, reset: Tensor | None, valid: Tensor | None, noise: Tensor | None,
+    *weights: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """A segment: given [S, B, …] → h, M after it, h of each token [S, B, D] and, to keep, what Kept names [S, B, …]."""
+    w, out, kept = Weights(*weights), [], []
     for x, cut, read, drawn in _tokens(given, reset, valid, noise):
         h, M = _restored(cut, h, M, w.memory)
         after = token(w, sizes, h, M, x, drawn)
         h, M = _read(read, after[0], h), _read(read, after[1], M)
         out.append(h)
-    return torch.stack(out, 1), M
-
-
-class _Loop(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, M: Tensor, given: Tensor, reset: Any, valid: Any, noise: Any, sizes: Sizes, *weights: Tensor):
-        w, h_first = Weights(*weights), h
-        out, kept, memories = [], [], []
-        for t, (x, cut, read, drawn) in enumerate(_tokens(given, reset, valid, noise)):
-            if t % SEGMENT == 0:
-                memories.append(M)
-            h, M = _restored(cut, h, M, w.memory)
-            after = token(w, sizes, h, M, x, drawn)
-            h, M = _read(read, after[0], h), _read(read, after[1], M)
-            out.append(h)
-            kept.append(after[2])
-        ctx.sizes, ctx.marks = sizes, (reset, valid, noise is not None)
-        every = Kept(*(torch.stack(of) for of in zip(*kept, strict=True)))
-        out = torch.stack(out)
-        ctx.save_for_backward(h_first, out, torch.stack(memories), *every, *weights)
-        return out.transpose(0, 1), M
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor, dM: Tensor):
-        h_first, out, memories, *saved = ctx.saved_tensors
-        kept, w, sizes = Kept(*saved[: len(Kept._fields)]), Weights(*saved[len(Kept._fields) :]), ctx.sizes
-        reset, valid, noisy = ctx.marks
-        length, d = len(out), out.shape[-1]
-        h = torch.cat([h_first[None], out[:-1]])  # before each token
-        if reset is not None:
-            h = torch.where(reset.mT[..., None], 0, h)
-        r, zeta = kept.gates.chunk(2, -1)
-        # what needs no loop: the slopes of σ and tanh
-        slopes = _Slopes(
-            kept.gates * (1 - kept.gates), 1 - kept.candidate.square(), 1 - kept.add.square(), kept.erase * (1 - kept.erase),
-            kept.gamma * (1 - kept.gamma), h - kept.candidate, kept.hidden > 0,
-        )  # fmt: skip
-        each = list(zip(*(a.unbind(0) for a in (h, r, zeta, *kept, *slopes)), strict=True))
-        cuts, reads = ([None] * length if m is None else m.unbind(1) for m in (reset, valid))
-        dh, dfresh = torch.zeros_like(h_first), torch.zeros_like(w.memory)
-        found: list[Any] = [None] * length
-        for start in reversed(range(0, length, SEGMENT)):
-            part = range(start, min(start + SEGMENT, length))
-            past = _memories(w, sizes, memories[start // SEGMENT], kept, reset, valid, part)
-            for t in reversed(part):
-                cut, read = cuts[t], reads[t]
-                h_t, r_t, zeta_t, *values = each[t]
-                dh = dh + dout[:, t]
-                mine = (dh, dM) if read is None else (torch.where(read[:, None], dh, 0), torch.where(read[:, None, None], dM, 0))
-                before = (h_t, r_t, zeta_t, *past[t - start])
-                dh_t, dM_t, found[t] = _back(w, sizes, before, Kept(*values[:10]), _Slopes(*values[10:]), *mine, noisy)
-                dh, dM = _read(read, dh_t, dh), _read(read, dM_t, dM)
-                if cut is not None:
-                    dfresh = dfresh + torch.where(cut[:, None, None], dM, 0).sum(0)
-                    dh, dM = torch.where(cut[:, None], 0, dh), torch.where(cut[:, None, None], 0, dM)
-        dx, dafter, dlogits = (torch.stack(of) for of in zip(*found, strict=True))
-        of_h, gates = dx[..., :-d], dx[..., -3 * d :]
-        weights = (
-            _product(of_h, h), _product(gates, kept.c), _product(dx[..., -d:], r * h), _product(dafter, out), dafter.sum((0, 1)),
-            _product(dlogits, kept.hidden), dlogits.sum((0, 1)), dfresh,
-        )  # fmt: skip
-        # of x, whose products are given, there are none
-        return dh, dM, dx.transpose(0, 1), None, None, dlogits.transpose(0, 1) if noisy else None, None, None, None, *weights
+        kept.append(after[2])
+    return h, M, torch.stack(out), *((torch.stack(of) for of in zip(*kept, strict=True)) if keep else ())
 
 
 class _Slopes(NamedTuple):
+    """Of σ and tanh, which need no loop."""
+
     gates: Tensor
     candidate: Tensor
     add: Tensor
@@ -163,20 +172,45 @@ class _Slopes(NamedTuple):
     hidden: Tensor
 
 
+def _backward(
+    sizes: Sizes, noisy: bool, dh: Tensor, dM: Tensor, dfresh: Tensor, M: Tensor, dout: Tensor, reset: Tensor | None,
+    valid: Tensor | None, h: Tensor, *others: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """A segment that finds M: from dh, dM and dfresh after it to those before it, and the gradients [S, B, …] that `_back` finds."""
+    kept, w = Kept(*others[: len(Kept._fields)]), Weights(*others[len(Kept._fields) :])
+    r, zeta = kept.gates.chunk(2, -1)
+    slopes = _Slopes(
+        kept.gates * (1 - kept.gates), 1 - kept.candidate.square(), 1 - kept.add.square(), kept.erase * (1 - kept.erase),
+        kept.gamma * (1 - kept.gamma), h - kept.candidate, kept.hidden > 0,
+    )  # fmt: skip
+    past = _memories(w, sizes, M, kept, reset, valid)
+    each = zip(past, _tokens(dout, reset, valid, h, r, zeta, *kept, *slopes), strict=True)
+    found = []
+    for past_t, (do, cut, read, h_t, r_t, zeta_t, *values) in reversed(list(each)):
+        dh = dh + do
+        mine = (dh, dM) if read is None else (torch.where(read[:, None], dh, 0), torch.where(read[:, None, None], dM, 0))
+        of_kept, of_slopes = Kept(*values[: len(kept)]), _Slopes(*values[len(kept) :])
+        dh_t, dM_t, gradients = _back(w, sizes, (h_t, r_t, zeta_t, *past_t), of_kept, of_slopes, *mine, noisy)
+        dh, dM = _read(read, dh_t, dh), _read(read, dM_t, dM)
+        found.append(gradients)
+        if cut is not None:
+            dfresh = dfresh + torch.where(cut[:, None, None], dM, 0).sum(0)
+            dh, dM = torch.where(cut[:, None], 0, dh), torch.where(cut[:, None, None], 0, dM)
+    return dh, dM, dfresh, *(torch.stack(of[::-1]) for of in zip(*found, strict=True))
+
+
 def _memories(
-    w: Weights, sizes: Sizes, M: Tensor, kept: Kept, reset: Tensor | None, valid: Tensor | None, part: range
+    w: Weights, sizes: Sizes, M: Tensor, kept: Kept, reset: Tensor | None, valid: Tensor | None
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Of each token of `part`: the memory that it finds, and where it reads and writes [B, n, L]."""
+    """Of each token: the memory that it finds, and where it reads and writes [B, n, L]."""
     found, writes = [], []
-    for t in part:
-        cut, read = (None if m is None else m[:, t] for m in (reset, valid))
+    for key, rho, gamma, add, erase, cut, read in _tokens(kept.key, kept.rho, kept.gamma, kept.add, kept.erase, reset, valid):
         _, M = _restored(cut, None, M, w.memory)
-        beta = _attention(M, kept.key[t], sizes)
+        beta = _attention(M, key, sizes)
         found.append(M)
         writes.append(beta)
-        M = _read(read, _written(M, _shared(beta, kept.rho[t] * kept.gamma[t]), kept.add[t], kept.erase[t]), M)
-    every = torch.stack(found)
-    alpha = torch.matmul(every, kept.query[part.start : part.stop, ..., None])[..., 0].unflatten(-1, sizes[:2]).softmax(-1)
+        M = _read(read, _written(M, _shared(beta, rho * gamma), add, erase), M)
+    alpha = torch.matmul(torch.stack(found), kept.query[..., None])[..., 0].unflatten(-1, sizes[:2]).softmax(-1)
     return list(zip(found, alpha.unbind(0), writes, strict=True))
 
 
@@ -247,8 +281,9 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return a.flatten(0, 1).mT @ b.flatten(0, 1)
 
 
-def _tokens(given: Tensor, *marks: Tensor | None):
-    return zip(given.unbind(1), *([None] * given.shape[1] if m is None else m.unbind(1) for m in marks), strict=True)
+def _tokens(first: Tensor, *others: Tensor | None):
+    """What belongs to each token, of [S, …]."""
+    return zip(first.unbind(0), *([None] * len(first) if a is None else a.unbind(0) for a in others), strict=True)
 
 
 def _restored(cut: Tensor | None, h: Any, M: Tensor, fresh: Tensor) -> tuple[Any, Tensor]:

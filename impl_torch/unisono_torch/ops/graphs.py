@@ -1,0 +1,58 @@
+"""CUDA graphs of functions that launch many small kernels: a launch takes the host several times what such a kernel takes the GPU."""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CAPACITY = 16  # graphs; each keeps its memory
+_graphs: collections.OrderedDict[Any, _Graph] = collections.OrderedDict()
+_lock = threading.Lock()
+
+
+class _Graph:
+    """What `function` launches on tensors like `inputs`, with tensors of its own in their place."""
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], settings: tuple, inputs: list[Tensor | None]) -> None:
+        own = [None if a is None else torch.empty(a.shape, dtype=a.dtype, device=a.device).copy_(a) for a in inputs]
+        self.inputs = [a for a in own if a is not None]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # once without a graph, in which libraries could not set themselves up
+            function(*settings, *own)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.outputs = function(*settings, *own)
+
+    def __call__(self, inputs: list[Tensor | None]) -> tuple[Tensor, ...]:
+        for own, given in zip(self.inputs, (a for a in inputs if a is not None), strict=True):
+            own.copy_(given)
+        self.graph.replay()
+        return tuple(a.clone() for a in self.outputs)
+
+
+def replayed(function: Callable[..., tuple[Tensor, ...]], settings: tuple, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+    """function(*settings, *inputs), on a GPU as a graph that is kept for the next call with equal settings and such tensors.
+
+    `function` must depend on nothing else. It is not differentiated. The first input is a tensor.
+    """
+    on = inputs[0]
+    assert on is not None
+    if not on.is_cuda or torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda") or torch.cuda.is_current_stream_capturing():
+        return function(*settings, *inputs)
+    with torch.cuda.device(on.device), torch.no_grad(), _lock:
+        shapes = tuple(None if a is None else (a.shape, a.dtype) for a in inputs)
+        # a graph's tensors are written and read in the order of one stream
+        key = (function, settings, shapes, on.device, torch.cuda.current_stream().cuda_stream)
+        if key not in _graphs:
+            _graphs[key] = _Graph(function, settings, list(inputs))
+            if len(_graphs) > CAPACITY:
+                _graphs.popitem(last=False)
+        _graphs.move_to_end(key)
+        return _graphs[key](list(inputs))
