@@ -35,6 +35,7 @@ class Curve:
     """tokens: read before each evaluation; bits: a byte of the validation text then; speed: training tokens a second, the median."""
 
     model: str
+    backend: str
     parameters: int
     tokens: list[int]
     bits: list[float]
@@ -87,6 +88,7 @@ def curve(name: str, run: TrainConfig) -> Curve:
     step = run.batch_size * run.seq_len
     return Curve(
         name,
+        run.backend,
         count_params(run.model.config()),
         [row["step"] * step for row in scored],
         [row["validation_bits"] for row in scored],

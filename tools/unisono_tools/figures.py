@@ -12,6 +12,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
@@ -111,7 +112,7 @@ def dependencies(path: str | Path, matrices: Mapping[str, np.ndarray], title: st
     rows = -(-len(matrices) // columns)
     with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
         drawing = Figure(figsize=(2.6 * columns + 1, 2.7 * rows + 0.5), layout="constrained")
-        drawing.suptitle(title, fontweight="bold")
+        drawing.suptitle(title, fontweight="bold", fontsize=9 if columns == 1 else None)
         panels = drawing.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         image = None
         for axes in panels.flat[len(matrices) :]:
@@ -187,6 +188,7 @@ def curves(
         ends = [float(ys[-1]) for _, ys in lines.values()]
         highest = max(float(max(ys)) for _, ys in lines.values())
         axes.set_ylim(0.95 * min([*ends, *baselines.values()]), min(1.1 * highest, 2.2 * min(ends)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.figure.legend(loc="outside right upper", fontsize=9)
