@@ -66,6 +66,8 @@ class InfinityFormer(ModelCase):
                 out[name] = 100.0 * p
             if name.endswith("qkv.bias") and draw.regime == "offset":  # of v, whose mean the normaliser's gradient cancels
                 out[name] = np.concatenate([p[: 2 * width], p[2 * width :] + 4.0])
+            if name.endswith("mixer.out.weight") and draw.regime == "offset":  # and so of the gradient that reaches v
+                out[name] = p + 2.0 * p[:, :1]
             if name.endswith("norm.weight") and draw.regime == "large":
                 out[name] = 8.0 * p
         return out

@@ -62,6 +62,8 @@ class LAT(ModelCase):
                 elif regime == "empty" and len(p) == (2 * config.qk_width + config.head_width) * config.n_heads:
                     # φ(q)·φ(k) near ε, where elu(x) + 1 has lost its digits; of relu, most features 0
                     p = p - np.where(values, 0.0, 1.0 if config.feature_map == "relu" else 6.0)
+            if name.endswith("mixer.out.weight") and draw.regime == "offset":  # and so of the gradient that reaches v
+                p = p + 2.0 * p[:, :1]
             if name == "embedding.weight" and draw.regime == "offset" and config.norm == "rms":  # a LayerNorm would take it away again
                 p = p + 2.0
             if name.endswith("norm.weight") and draw.regime == "large":
