@@ -19,6 +19,9 @@ from unisono_spec.contract.errors import InputError, nearest
 from unisono_conformance.cases import ARCHITECTURES
 
 Arrays = dict[str, np.ndarray]
+OpState = np.ndarray | tuple[np.ndarray, ...]
+
+OPS = ("decayed_sum", "weighted_sum", "linear_attention")  # of the house
 
 # The adapters that live here; anybody else's is named `package.module:factory`.
 HOUSE = ("numpy", "jax", "torch", "onnx")
@@ -128,10 +131,11 @@ class Adapter(Protocol):
 
     def op(
         self, name: str, form: str, arrays: Arrays, settings: Mapping[str, Any], device: str, implementation: str
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, OpState]:
         """Call `form` of op `name` with its own argument names: arrays (x, s, initial_state or state, reset, valid), settings.
 
-        Returns (o, final_state). The compute dtype is that of x; s and states are float32, or float64 when x is.
+        Arrays called `initial_state.S`, `initial_state.z` are the parts of one argument, a tuple: see `grouped`.
+        Returns (o, final_state). The compute dtype is that of x, or q, k and v; s and states are float32, or float64 when x is.
         """
         ...
 
@@ -142,12 +146,26 @@ class Adapter(Protocol):
         arrays: Arrays,
         settings: Mapping[str, Any],
         do: np.ndarray,
-        dstate: np.ndarray,
+        dstate: OpState,
         device: str,
         implementation: str,
     ) -> Arrays:
-        """Gradients of Σ do·o + Σ dstate·final_state by argument name: x, s where the op has it, initial_state."""
+        """Gradients of Σ do·o + Σ dstate·final_state by argument name: x, s where the op has it, initial_state (or its parts)."""
         ...
+
+
+def grouped(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by name, in which all that are called `name.part` are one tuple, in their order."""
+    out: dict[str, Any] = {}
+    for name, a in arrays.items():
+        whole, _, part = name.partition(".")
+        out[whole] = (*out.get(whole, ()), a) if part else a
+    return out
+
+
+def parts(state: Any) -> tuple:
+    """The arrays of an op's state, which is one or a tuple."""
+    return state if isinstance(state, tuple) else (state,)
 
 
 def load(name: str) -> Adapter:

@@ -204,8 +204,7 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
 
 def lattice(item: Item, profile: Profile) -> tuple[tuple[int, int, int], ...]:
     """The property's shapes; a length of 0 stands for the profile's long one, which loops over time do not get."""
-    # of models, float32 alone gets it: the spec itself takes seconds, and what differs between dtypes shows in ops
-    whole = item.bench.form == "parallel" and (item.case.level == "op" or item.bench.dtype == "float32" or profile.exhaustive)
+    whole = item.bench.form == "parallel" and (item.case.long_in_each_dtype or item.bench.dtype == "float32" or profile.exhaustive)
     long = profile.long_length if whole else min(profile.long_length, FOLDED_LENGTH)
     if item.case.loops and not profile.exhaustive:
         long = min(long, LOOP_LENGTH if whole else LOOP_LENGTH // 10)

@@ -10,7 +10,7 @@ import numpy as np
 from unisono_spec.contract import DTYPES, state_dtype
 
 from unisono_conformance import numerics, truth
-from unisono_conformance.adapter import Adapter, Gradients, Model
+from unisono_conformance.adapter import Adapter, Gradients, Model, OpState, parts
 from unisono_conformance.cases import case as find_case
 from unisono_conformance.cases.base import Case, Output
 from unisono_conformance.cases.draw import Draw
@@ -87,7 +87,7 @@ class Trial:
         if self.is_op:
             more = {"chunk_size": chunk} if form == "parallel" else {}
             o, last = self._op(form, self._arguments(inputs), more)
-            return o, {"initial_state": last}
+            return o, self._named(last)
         model = model or self.model(inputs.params)
         read = (inputs.arrays["tokens"], inputs.state, inputs.reset, inputs.valid)
         noise = {} if inputs.noise is None else {"noise": inputs.noise}
@@ -107,8 +107,9 @@ class Trial:
         marks = {n: None if m is None else m[:, time] for n, m in (("reset", inputs.reset), ("valid", inputs.valid))}
         token = {name: a[:, time] for name, a in inputs.arrays.items()}
         if self.is_op:
-            o, last = self._op("step", {**token, "state": state["initial_state"], **_present(marks)}, {})
-            return o, {"initial_state": last}
+            given = {name.removeprefix("initial_"): a for name, a in state.items()}
+            o, last = self._op("step", {**token, **given, **_present(marks)}, {})
+            return o, self._named(last)
         return self.model(inputs.params).step(token["tokens"], state, marks["reset"], marks["valid"])
 
     def vjp(self, inputs: Inputs, do: np.ndarray, dstate: Arrays) -> Gradients:
@@ -118,13 +119,18 @@ class Trial:
             return self.model(inputs.params).vjp(inputs.arrays["tokens"], do, dstate, *read, form=form, chunk_size=chunk)
         settings = {**self.setting, **({"chunk_size": chunk} if form == "parallel" else {})}
         arrays = self._arguments(inputs)
-        g = b.adapter.op_vjp(self.case.op, form, arrays, settings, do, dstate["initial_state"], b.device, b.implementation)  # pyright: ignore[reportAttributeAccessIssue]
+        last = [dstate[name] for name in self.case.states]  # pyright: ignore[reportAttributeAccessIssue]
+        cotangents = do, tuple(last) if len(last) > 1 else last[0]
+        g = b.adapter.op_vjp(self.case.op, form, arrays, settings, *cotangents, b.device, b.implementation)  # pyright: ignore[reportAttributeAccessIssue]
         return Gradients({}, {n: a for n, a in g.items() if n in inputs.arrays}, {n: a for n, a in g.items() if n in inputs.state})
 
     def _arguments(self, inputs: Inputs) -> Arrays:
         return {**inputs.arrays, **inputs.state, **_present({"reset": inputs.reset, "valid": inputs.valid})}
 
-    def _op(self, form: str, arrays: Arrays, more: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    def _named(self, last: OpState) -> Arrays:
+        return dict(zip(self.case.states, parts(last), strict=True))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _op(self, form: str, arrays: Arrays, more: dict[str, Any]) -> tuple[np.ndarray, OpState]:
         b = self.bench
         return b.adapter.op(self.case.op, form, arrays, {**self.setting, **more}, b.device, b.implementation)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -191,6 +197,8 @@ class Trial:
         """Random cotangents that dtype represents, 0 where a model's output is not valid."""
         (o, _), state = self.expected(inputs)
         do = self.random("do").normal(size=o.shape)
+        if self.is_op and self.draw.regime == "offset":
+            do = do + 4
         do = do.astype(DTYPES[state_dtype(self.dtype)] if self.is_op else DTYPES[self.dtype])
         if inputs.valid is not None and not self.is_op:
             do = np.where(inputs.valid.reshape(inputs.valid.shape + (1,) * (do.ndim - 2)), do, np.zeros((), do.dtype))

@@ -13,7 +13,7 @@ import numpy as np
 from unisono_spec.contract import DTYPES
 
 from unisono_conformance import numerics
-from unisono_conformance.cases.base import Case, OpCase
+from unisono_conformance.cases.base import Case, OpCase, Output
 from unisono_conformance.cases.inputs import Arrays, Inputs, stack
 from unisono_conformance.store import Store
 
@@ -161,7 +161,8 @@ def _slope(
     """Derivatives along the directions of one group, [n], and their budget."""
     true = _along(case, setting, inputs, do, dstate, kind, directions, "float64", None)
     if isinstance(case, OpCase):
-        flat = _along(case, setting, case.steepest(inputs), np.abs(do), _absolute(dstate), kind, directions, "float64", None)
+        steep, weights = case.steepest(inputs), (np.abs(do), _absolute(dstate))
+        flat = _along(case, setting, steep, *weights, kind, directions, "float64", None, ask=case.steep)
         return true, numerics.formula(dtype, inputs.length, int(name in case.narrow), gradient=True) * np.abs(flat)
     near = _rounded_inputs(inputs, dtype)
     centre = true if near is inputs else _along(case, setting, near, do, dstate, kind, directions, "float64", None)
@@ -186,9 +187,12 @@ def _directions(shape: tuple[int, ...], random: np.random.Generator | None) -> n
 
 def _along(
     case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Arrays, kind: str,
-    directions: Arrays, dtype: str, rounded: Any, copies: int = 0,
+    directions: Arrays, dtype: str, rounded: Any, copies: int = 0, ask: Callable[..., Output] | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Derivatives along each direction by the complex step, [n]; with `copies` realisations of the batch, [copies, n]."""
+    """Derivatives along each direction by the complex step, [n]; with `copies` realisations of the batch, [copies, n].
+
+    Of the spec, or of `ask`.
+    """
     wide, h = DTYPES[dtype], numerics.STEP
     values = {"params": inputs.params, "inputs": inputs.arrays, "state": inputs.state}[kind]
     out = []
@@ -196,7 +200,8 @@ def _along(
         steps = {name: (1j * h * v[i]).astype(np.result_type(wide, np.complex64)) for name, v in directions.items()}
         moved = {**values, **{name: values[name].astype(wide) + step for name, step in steps.items()}}
         field = {"params": "params", "inputs": "arrays", "state": "state"}[kind]
-        o, last = case.reference(setting, stack([inputs.replace(**{field: moved})] * max(copies, 1)), "parallel", dtype, rounded)
+        batch = stack([inputs.replace(**{field: moved})] * max(copies, 1))
+        o, last = (ask or case.reference)(setting, batch, "parallel", dtype, rounded)
 
         def total(cotangent: np.ndarray, found: np.ndarray) -> np.ndarray:
             """Σ cotangent·(derivative) of each realisation; where there is no cotangent, padding does not count."""

@@ -13,7 +13,7 @@ import unisono_jax
 from flax import nnx
 from unisono_spec.contract import Config
 
-from unisono_conformance.adapter import Arrays, Capabilities, Gradients
+from unisono_conformance.adapter import OPS, Arrays, Capabilities, Gradients, grouped, parts
 
 
 class Model:
@@ -64,7 +64,7 @@ class Adapter:
     def __init__(self) -> None:
         gpu = ("cuda",) if any(d.platform == "gpu" for d in jax.devices()) else ()
         self.capabilities = Capabilities(
-            dtypes=("float64", "float32", "bfloat16", "float16"), devices=("cpu", *gpu), compiled=True, dear=("plain",)
+            ops=OPS, dtypes=("float64", "float32", "bfloat16", "float16"), devices=("cpu", *gpu), compiled=True, dear=("plain",)
         )
 
     def build(self, config: Config, params: Arrays, dtype: str, device: str, implementation: str) -> Model:
@@ -72,12 +72,12 @@ class Adapter:
             return Model(unisono_jax.create(config, params, dtype=dtype, device=device, implementation=implementation))
 
     def op(self, name: str, form: str, arrays: Arrays, settings: Mapping[str, Any], device: str, implementation: str):
-        with jax.enable_x64(arrays["x"].dtype == np.float64), jax.default_device(jax.devices(device)[0]):
+        with jax.enable_x64(_wide(arrays)), jax.default_device(jax.devices(device)[0]):
             o, last = _op(name, form, tuple(settings.items()), implementation, arrays)
-            return np.asarray(o), np.asarray(last)
+            return np.asarray(o), tuple(map(np.asarray, parts(last)))
 
     def op_vjp(self, name, form, arrays, settings, do, dstate, device, implementation) -> Arrays:
-        with jax.enable_x64(arrays["x"].dtype == np.float64), jax.default_device(jax.devices(device)[0]):
+        with jax.enable_x64(_wide(arrays)), jax.default_device(jax.devices(device)[0]):
             marks = {n: a for n, a in arrays.items() if a.dtype.kind == "b"}
             floats = {n: a for n, a in arrays.items() if n not in marks}
             found = _op_vjp(name, form, tuple(settings.items()), implementation, floats, marks, do, dstate)
@@ -97,6 +97,10 @@ def _vjp(graph, form, chunk_size, frames, params, tokens, floats, rest, reset, v
     return g, tokens, g_state
 
 
+def _wide(arrays: Arrays) -> bool:
+    return any(a.dtype == np.float64 for a in arrays.values())
+
+
 def _function(name: str, form: str, settings: tuple, implementation: str) -> Any:
     more = {"implementation": implementation} if form == "parallel" else {}
     return functools.partial(getattr(importlib.import_module(f"unisono_jax.ops.{name}"), form), **dict(settings), **more)
@@ -104,13 +108,13 @@ def _function(name: str, form: str, settings: tuple, implementation: str) -> Any
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _op(name, form, settings, implementation, arrays):
-    return _function(name, form, settings, implementation)(**arrays)
+    return _function(name, form, settings, implementation)(**grouped(arrays))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _op_vjp(name, form, settings, implementation, floats, marks, do, dstate):
     f = _function(name, form, settings, implementation)
-    return jax.vjp(lambda a: f(**a, **marks), floats)[1]((do, dstate))[0]
+    return jax.vjp(lambda a: f(**grouped(a), **marks), floats)[1]((do, dstate))[0]
 
 
 def make() -> Adapter:

@@ -11,7 +11,7 @@ from unisono_spec.contract import Config
 from unisono_spec.models.base import Model as SpecModel
 
 from unisono_conformance import numerics
-from unisono_conformance.adapter import Arrays, Capabilities, Gradients
+from unisono_conformance.adapter import OPS, Arrays, Capabilities, Gradients, grouped, parts
 from unisono_conformance.cases import cases
 
 
@@ -50,7 +50,7 @@ class Model:
 class Adapter:
     name = "numpy"
     # one form is enough: what it differentiates is the truth itself, a coordinate at a time
-    capabilities = Capabilities(gradient_forms=("parallel",), gradients_by_coordinate=True)
+    capabilities = Capabilities(ops=OPS, gradient_forms=("parallel",), gradients_by_coordinate=True)
     known_gaps = None
     warnings: tuple[str, ...] = ()
 
@@ -59,12 +59,12 @@ class Adapter:
 
     def op(self, name: str, form: str, arrays: Arrays, settings: Mapping[str, Any], device: str, implementation: str):
         with np.errstate(invalid="ignore"):
-            return getattr(_module(name), form)(**arrays, **settings)
+            return getattr(_module(name), form)(**grouped(arrays), **settings)
 
     def op_vjp(self, name, form, arrays, settings, do, dstate, device, implementation) -> Arrays:
         def loss(arrays: Arrays) -> float:
             o, last = self.op(name, form, arrays, settings, device, implementation)
-            return np.sum(do * o.imag) + np.sum(dstate * last.imag)
+            return np.sum(do * o.imag) + sum(np.sum(d * a.imag) for d, a in zip(parts(dstate), parts(last), strict=True))
 
         floats = {n: a for n, a in arrays.items() if a.dtype.kind == "f"}
         return {n: _gradient(lambda a, n=n: loss({**arrays, n: a}), a) for n, a in floats.items()}

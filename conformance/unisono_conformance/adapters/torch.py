@@ -15,7 +15,7 @@ from unisono_spec.contract import Config, InputError
 from unisono_torch.arrays import from_numpy, to_numpy
 from unisono_torch.ops.dispatch import use_triton
 
-from unisono_conformance.adapter import Arrays, Capabilities, Gradients
+from unisono_conformance.adapter import OPS, Arrays, Capabilities, Gradients, grouped, parts
 
 
 class Model:
@@ -74,6 +74,7 @@ class Adapter:
         torch.set_num_threads(1)  # tiny models; and the same bits twice are promised for one thread count
         devices = ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
         self.capabilities = Capabilities(
+            ops=OPS,
             dtypes=("float64", "float32", "bfloat16", "float16"),
             devices=devices,
             implementations=("plain", *(("triton",) if any(_runs("triton", d) for d in devices) else ())),
@@ -89,18 +90,18 @@ class Adapter:
             o, last = _call(
                 name, form, {n: from_numpy(np.ascontiguousarray(a), device) for n, a in arrays.items()}, settings, implementation
             )
-        return to_numpy(o), to_numpy(last)
+        return to_numpy(o), tuple(map(to_numpy, parts(last)))
 
     def op_vjp(self, name, form, arrays, settings, do, dstate, device, implementation) -> Arrays:
         tensors = {n: from_numpy(np.ascontiguousarray(a), device) for n, a in arrays.items()}
         leaves = {n: t.requires_grad_() for n, t in tensors.items() if t.is_floating_point()}
-        outputs = _call(name, form, tensors, settings, implementation)
-        return _gradients(list(outputs), [from_numpy(do, device), from_numpy(dstate, device)], leaves)
+        o, last = _call(name, form, tensors, settings, implementation)
+        return _gradients([o, *parts(last)], [from_numpy(d, device) for d in (do, *parts(dstate))], leaves)
 
 
 def _call(name: str, form: str, tensors: dict[str, torch.Tensor], settings: Mapping[str, Any], implementation: str) -> Any:
     more = {"implementation": implementation} if form == "parallel" else {}
-    return getattr(importlib.import_module(f"unisono_torch.ops.{name}"), form)(**tensors, **settings, **more)
+    return getattr(importlib.import_module(f"unisono_torch.ops.{name}"), form)(**grouped(tensors), **settings, **more)
 
 
 def _gradients(outputs: list[torch.Tensor], cotangents: list[torch.Tensor], leaves: dict[str, torch.Tensor]) -> Arrays:

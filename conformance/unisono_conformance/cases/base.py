@@ -42,6 +42,8 @@ class Case:
     config_regimes: tuple[str, ...] = ()
     # regimes that some formats cannot hold, and which: their budget would exceed numerics.LIMIT
     too_narrow: Mapping[str, tuple[str, ...]] = {}
+    # whether P10 is at its longest in each dtype; else in float32 alone, since the spec itself takes seconds
+    long_in_each_dtype = False
     # whether every form is a loop over time, in the spec too: P10 is shorter then
     loops: bool = False
 
@@ -187,12 +189,13 @@ class ModelCase(Case):
 
 
 class OpCase(Case):
-    """One op. Its arrays are its own arguments: `sequence` names [B, T, …], the state is `initial_state`."""
+    """One op. Its arrays are its own arguments, [B, T, …]; the state is `initial_state`, or its parts `initial_state.name`."""
 
     level = "op"
     op: str
     module: Any  # the spec's
     narrow: tuple[str, ...] = ("x",)  # arguments in the compute dtype; the others are in the state dtype
+    states: tuple[str, ...] = ("initial_state",)
 
     def setting(self, draw: Draw) -> dict[str, Any]:
         return dict(self.variants[draw.variant])
@@ -224,17 +227,22 @@ class OpCase(Case):
         def wide(a: np.ndarray) -> np.ndarray:
             return a if a.dtype.kind == "c" else a.astype(DTYPES[dtype])
 
-        arrays = {name: wide(a) for name, a in inputs.arrays.items()}
+        arrays = {name: wide(a) for name, a in {**inputs.arrays, **inputs.state}.items()}
+        state = [arrays.pop(name) for name in self.states]
         with np.errstate(invalid="ignore"):  # NaN where a token is not valid
             o, last = getattr(self.module, form)(
-                **arrays, initial_state=wide(inputs.state["initial_state"]), reset=inputs.reset, valid=inputs.valid, **setting
+                **arrays, initial_state=tuple(state) if len(state) > 1 else state[0], reset=inputs.reset, valid=inputs.valid, **setting
             )
-        return o, {"initial_state": last}
+        return o, dict(zip(self.states, last if len(state) > 1 else (last,), strict=True))
 
     def terms(self, inputs: Inputs) -> Inputs:
         """Inputs on which the op yields the sum of the absolute values of its terms."""
         raise NotImplementedError
 
     def steepest(self, inputs: Inputs) -> Inputs:
-        """Inputs on which the op's Jacobian bounds, up to a factor of two, the terms of its gradients."""
+        """Inputs on which the Jacobian of `steep` bounds, up to a factor of two, the terms of the op's gradients."""
         raise NotImplementedError
+
+    def steep(self, setting: dict[str, Any], inputs: Inputs, form: str, dtype: str = "float64", rounded: Any = None) -> Output:
+        """The op itself, or, where terms of its gradients cancel, something else in which they add up."""
+        return self.reference(setting, inputs, form, dtype, rounded)

@@ -26,6 +26,7 @@ class DecayedSum(OpCase):
     name, arch, op, module = "cram/decayed_sum", "cram", "decayed_sum", decayed_sum
     variants: Mapping[str, Any] = {"half": {"decay": 0.5}, "slow": {"decay": NEAR_ONE}, "fast": {"decay": FORGETTING}}
     defaults = ("half", "slow")
+    long_in_each_dtype = True
     regimes = ("tame", "saturated", "offset", "large")
     laws = DECAYED_LAWS
 
@@ -52,6 +53,7 @@ class WeightedSum(OpCase):
     name, arch, op, module = "cram/weighted_sum", "cram", "weighted_sum", weighted_sum
     variants: Mapping[str, Any] = {"inclusive": {"exclusive": False}, "exclusive": {"exclusive": True}}
     defaults = ("inclusive", "exclusive")
+    long_in_each_dtype = True
     regimes = ("tame", "saturated", "offset", "large")
     laws = WEIGHTED_LAWS
 

@@ -17,6 +17,7 @@ from unisono_conformance.cases.base import ModelCase
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.inputs import Arrays, Inputs
 from unisono_conformance.cases.lat_laws import LAWS
+from unisono_conformance.cases.linear_attention import LinearAttention
 from unisono_conformance.cases.pairwise import pairwise
 
 # Initial weights are small (N(0, 0.02²), and 0.1 of noise): attention would weigh all tokens alike.
@@ -143,4 +144,4 @@ def _accepted(small: dict, row: dict) -> bool:
     return True
 
 
-CASES = (LAT(),)
+CASES = (LinearAttention(), LAT())

@@ -16,10 +16,10 @@ def full_lower_triangle(trial: Trial) -> None:
     same = stack([inputs] * length)  # the same shape, since a row's bits may depend on where in a batch it stands
     batch = stack([case.flip(trial.setting, inputs, j) for j in range(length)])
     # [changed token j, output t]
-    moved = np.abs(trial.forward_rows(batch)[0].astype(np.float64) - trial.forward_rows(same)[0].astype(np.float64)).max(-1)
+    moved = _largest(trial.forward_rows(batch)[0].astype(np.float64) - trial.forward_rows(same)[0].astype(np.float64))
     ((true, budget), _), ((true_same, budget_same), _) = trial.expected(batch), trial.expected(same)
-    should = np.abs(true - true_same).max(-1)
-    blur = np.broadcast_to(budget + budget_same, true.shape).max(-1)
+    should = _largest(true - true_same)
+    blur = _largest(np.broadcast_to(budget + budget_same, true.shape))
     itself = case.reads_itself(trial.setting)
     for j in range(length):
         for t in range(length):
@@ -31,6 +31,11 @@ def full_lower_triangle(trial: Trial) -> None:
                     f"output {t} changes by {moved[j, t]:.3g} with token {j}, the spec's by {should[j, t]:.3g}: "
                     "it does not see its whole past"
                 )
+
+
+def _largest(a: np.ndarray) -> np.ndarray:
+    """Of each token: [B, T, …] → [B, T]."""
+    return np.abs(a).reshape(*a.shape[:2], -1).max(-1)
 
 
 def reach(trial: Trial) -> None:

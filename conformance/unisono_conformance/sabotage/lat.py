@@ -16,17 +16,17 @@ LINEAR, WINDOW, CONV = linear_attention.parallel, window.parallel, short_conv.pa
 EPS = linear_attention.EPS
 
 
-def _normaliser_dropped(q, k, v, initial_state, reset, valid, chunk_size):
+def _normaliser_dropped(q, k, v, initial_state, reset=None, valid=None, chunk_size=64):
     o, (S, z) = LINEAR(q, k, v, initial_state, reset, valid, chunk_size)
     return o, (S, np.zeros_like(z))
 
 
-def _rows_mixed(q, k, v, initial_state, reset, valid, chunk_size):
+def _rows_mixed(q, k, v, initial_state, reset=None, valid=None, chunk_size=64):
     S, z = initial_state
     return LINEAR(q, k, v, (S, np.broadcast_to(z[:1], z.shape)), reset, valid, chunk_size)
 
 
-def _last_chunk_only(q, k, v, initial_state, reset, valid, chunk_size):
+def _last_chunk_only(q, k, v, initial_state, reset=None, valid=None, chunk_size=64):
     """What a chunk added is not handed to the next: each reads the initial state."""
     out, last = [], initial_state
     for start in range(0, q.shape[1], chunk_size):
@@ -37,19 +37,19 @@ def _last_chunk_only(q, k, v, initial_state, reset, valid, chunk_size):
     return np.concatenate(out, 1), last
 
 
-def _other_epsilon(*args):
+def _other_epsilon(*args, **more):
     with patched(((linear_attention, "EPS", 1e-9),)):
-        return LINEAR(*args)
+        return LINEAR(*args, **more)
 
 
-def _future_shown(q, k, v, initial_state, reset, valid, chunk_size):
+def _future_shown(q, k, v, initial_state, reset=None, valid=None, chunk_size=64):
     """Each query reads what the last one may: the mask is not causal."""
     _, (S, z) = LINEAR(q, k, v, initial_state, reset, valid, chunk_size)
     q = q if valid is None else np.where(valid[..., None, None], q, 0)
     return np.einsum("bthk,bhkv->bthv", q, S) / (np.einsum("bthk,bhk->bth", q, z)[..., None] + EPS), (S, z)
 
 
-def _initial_normaliser_constant(q, k, v, initial_state, reset, valid, chunk_size):
+def _initial_normaliser_constant(q, k, v, initial_state, reset=None, valid=None, chunk_size=64):
     S, z = initial_state
     return LINEAR(q, k, v, (S, np.real(z)), reset, valid, chunk_size)
 
@@ -73,7 +73,7 @@ def _folded(keys_of=None, cut=None, forgets=True):
         bottom = (q * z).sum(-1, keepdims=True) + EPS
         return (q[..., None] * S).sum(-2) / (np.real(bottom) if cut else bottom), (S, z)
 
-    return lambda q, k, v, initial_state, reset, valid, chunk_size: fold(step, (q, k, v), initial_state, reset, valid)
+    return lambda q, k, v, initial_state, reset=None, valid=None, chunk_size=64: fold(step, (q, k, v), initial_state, reset, valid)
 
 
 def _wider_window(q, k, v, initial_state, reset, valid, chunk_size):
