@@ -113,6 +113,16 @@ def test_elu1_is_not_zero_where_the_naive_form_is() -> None:
     assert (elu1(x) > 0).all()
 
 
+def test_gradients_of_elu1() -> None:
+    """Its slope at 0 is 1 from both sides; a NaN of padding stays where it is."""
+    x = numbers(6).requires_grad_()
+    assert torch.autograd.gradcheck(elu1, x)
+    assert torch.autograd.gradgradcheck(elu1, x)
+    x = torch.tensor([-1.0, 0.0, 2.0, torch.nan], requires_grad=True)
+    torch.where(x.isnan(), 0, elu1(x)).sum().backward()
+    assert_close(x.grad, torch.tensor([-1.0, 0, 0, -torch.inf]).exp())
+
+
 def test_turns_are_right_at_every_int32() -> None:
     position = torch.tensor([0, 1, 255, 256, 200_000, 1_000_000, 2**31 - 1], dtype=torch.int32)
     # 80-bit or wider where the machine has it; float64 alone is right to 2^31 · 2^-53

@@ -26,7 +26,7 @@ PAST = 12  # tokens that a running sequence has read
 def nearly_compressed(S: np.ndarray, rank: int) -> np.ndarray:
     """A computed decomposition of S [..., K, V] is exact for some S + E with ‖E‖ ≤ p(K) u ‖S‖ (LAPACK Users' Guide, section 4.9): here
     each element of E is at most u ‖S‖, and so p(K) = K. What becomes of E is S's own affair: the projector turns by E over the
-    distance of the singular values that it parts."""
+    distance of the singular values that it parts. (NumPy decomposes float32 in float64, so that realisations would not err here.)"""
     random = np.random.Generator(np.random.Philox(zlib.crc32(S.tobytes())))
     size = np.sqrt((np.real(S) ** 2).sum((-1, -2), keepdims=True))
     E = numerics.U["float32"] * size * random.uniform(-1, 1, S.shape)

@@ -34,7 +34,7 @@ class _Elu1(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (y,) = ctx.saved_tensors
-        return dy * y.clamp(max=1)
+        return dy * y.clamp(max=1).nan_to_num(0.0)  # a NaN of padding, whose dy is 0, must not spread
 
 
 def relu(x: Tensor) -> Tensor:
