@@ -16,10 +16,12 @@ SEEDS = 4  # that a draw may take until its inputs say enough
 
 @dataclasses.dataclass
 class Line:
-    """One item's outcome. worst: the largest share of a budget that an error took, over its examples."""
+    """One item's outcome. worst: the largest share of a budget that an error took, over its examples. redrawn: how many inputs said too
+    little, so that others were drawn."""
 
     item: Item
     examples: int = 0
+    redrawn: int = 0
     worst: float = 0.0
     seconds: float = 0.0
     outcome: str = "passed"
@@ -72,18 +74,18 @@ def judge(item: Item, profile: Profile, ledger: Ledger) -> None:
 def judge_one(item: Item, draw: Draw, ledger: Ledger) -> None:
     line = ledger.line(item)
     try:
-        trial = _judged(item, draw)
+        trial = _judged(item, draw, line)
     except BaseException:
         line.examples += 1
         raise
     ledger.record(item, draw, trial.worst)
 
 
-def _judged(item: Item, draw: Draw) -> Trial:
+def _judged(item: Item, draw: Draw, line: Line) -> Trial:
     """Inputs that say too little in their dtype are drawn anew. The spec alone decides that, not the implementation."""
     for seed in range(draw.seed, draw.seed + SEEDS - 1):
         try:
             return item.prop.judge(item.bench, dataclasses.replace(draw, seed=seed))
         except numerics.BudgetError:
-            continue
+            line.redrawn += 1
     return item.prop.judge(item.bench, dataclasses.replace(draw, seed=draw.seed + SEEDS - 1))

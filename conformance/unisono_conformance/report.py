@@ -69,7 +69,9 @@ def table(ledger: Ledger) -> list[str]:
             row += f"{_cell([line for line in lines if line.item.prop is prop and line.item.case.name == name]):>22}"
         out.append(row)
     examples, failed = sum(line.examples for line in lines), sum(line.outcome == "failed" for line in lines)
-    out.append(f"{examples} examples, {len(lines)} items, {failed} failed; each cell: examples, worst share of the error budget")
+    redrawn = sum(line.redrawn for line in lines)
+    again = f", {redrawn} inputs drawn anew" if redrawn else ""
+    out.append(f"{examples} examples, {len(lines)} items, {failed} failed{again}; each cell: examples, worst share of the error budget")
     return out
 
 
@@ -101,5 +103,11 @@ def _line(line: Line) -> dict[str, Any]:
     b = line.item.bench
     where = {"property": line.item.prop.label, "title": line.item.prop.title, "arch": line.item.case.arch, "case": line.item.case.name}
     how = {"dtype": b.dtype, "form": b.form, "implementation": b.implementation, "device": b.device}
-    found = {"outcome": line.outcome, "examples": line.examples, "worst": round(line.worst, 4), "seconds": round(line.seconds, 2)}
+    found = {
+        "outcome": line.outcome,
+        "examples": line.examples,
+        "redrawn": line.redrawn,
+        "worst": round(line.worst, 4),
+        "seconds": round(line.seconds, 2),
+    }
     return {**where, **how, **found, **({"message": line.message} if line.message else {})}
