@@ -93,9 +93,11 @@ def test_inputs_that_say_too_little_are_drawn_anew() -> None:
     def item(first_useful_seed: int) -> Any:
         return SimpleNamespace(prop=SimpleNamespace(judge=judge), bench=first_useful_seed)
 
-    assert [ledger._judged(item(n), Draw("lat", "linear", seed=5)) for n in (0, 6, 8)] == [5, 6, 8]
+    draw, line = Draw("lat", "linear", seed=5), ledger.Line(item(0))
+    assert [ledger._judged(item(n), draw, line) for n in (0, 6, 8)] == [5, 6, 8]
+    assert line.redrawn == 0 + 1 + 3
     with pytest.raises(numerics.BudgetError):
-        ledger._judged(item(9), Draw("lat", "linear", seed=5))
+        ledger._judged(item(9), draw, line)
 
 
 def test_share_is_infinite_without_a_number() -> None:

@@ -3,12 +3,12 @@
 Autograd would record some fifty operations a token, and hold the memory before each. This loop keeps what the gates, keys and
 queries of each token were, and the memory before every SEGMENT tokens. The backward makes the memories in between again from the
 keys, a segment at a time, and multiplies out the gradients of all weights after its loop, for all tokens at once. On a GPU a
-segment is one CUDA graph.
+whole segment is one CUDA graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -89,7 +89,7 @@ def loop(
     else:
         outs = []
         for part in _segments(len(given)):
-            h, M, out, *_ = replayed(_forward, (sizes, False), h, M, *_cut(part, given, reset, valid, noise), *w)
+            h, M, out, *_ = _run(part, _forward, (sizes, False), h, M, *_cut(part, given, reset, valid, noise), *w)
             outs.append(out)
         out = torch.cat(outs)
     return out.transpose(0, 1), M
@@ -103,7 +103,7 @@ class _Loop(torch.autograd.Function):
         h_first, outs, kept, memories = h, [], [], []
         for part in _segments(len(given)):
             memories.append(M)
-            h, M, out, *values = replayed(_forward, (sizes, True), h, M, *_cut(part, given, reset, valid, noise), *weights)
+            h, M, out, *values = _run(part, _forward, (sizes, True), h, M, *_cut(part, given, reset, valid, noise), *weights)
             outs.append(out)
             kept.append(values)
         ctx.sizes, ctx.marks = sizes, (reset, valid, noise is not None)
@@ -125,7 +125,7 @@ class _Loop(torch.autograd.Function):
         dh, dfresh, found = torch.zeros_like(h_first), torch.zeros_like(w.memory), []
         for part, M in reversed(list(zip(_segments(len(out)), memories, strict=True))):
             sequences = _cut(part, dout, reset, valid, h, *kept)
-            dh, dM, dfresh, *of_segment = replayed(_backward, (ctx.sizes, noisy), dh, dM, dfresh, M, *sequences, *w)
+            dh, dM, dfresh, *of_segment = _run(part, _backward, (ctx.sizes, noisy), dh, dM, dfresh, M, *sequences, *w)
             found.append(of_segment)
         dx, dafter, dlogits = (torch.cat(of[::-1]) for of in zip(*found, strict=True))
         of_h, gates = dx[..., :-d], dx[..., -3 * d :]
@@ -143,6 +143,11 @@ def _segments(length: int) -> list[slice]:
 
 def _cut(part: slice, *sequences: Tensor | None) -> list[Tensor | None]:
     return [None if a is None else a[part] for a in sequences]
+
+
+def _run(part: slice, function: Callable[..., tuple[Tensor, ...]], settings: tuple, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+    """What is left of a sequence after whole segments may be of any length: it is not worth a graph of its own."""
+    return replayed(function, settings, *inputs) if part.stop - part.start == SEGMENT else function(*settings, *inputs)
 
 
 def _forward(
