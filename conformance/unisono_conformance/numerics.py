@@ -59,6 +59,9 @@ OTHER_MACHINE = 10.0
 # function of a parameter, such as a decay, is the same at every token: it adds up where independent roundings do not.
 ELEMENTARY, MOVES = 4.0, 4
 
+# The roundings that end σ(x) = 1 / (1 + e^−x): of the sum and of the quotient.
+SIGMOID = 2.0
+
 # The complex step: Im f(x + ih)/h errs by O(h²). 2^-66 keeps products of two steps far below rounding, and one step above
 # underflow, in complex64 too.
 STEP = 2.0**-66

@@ -107,6 +107,7 @@ class Trial:
         marks = {n: None if m is None else m[:, time] for n, m in (("reset", inputs.reset), ("valid", inputs.valid))}
         token = {name: a[:, time] for name, a in inputs.arrays.items()}
         if self.is_op:
+            # `step` calls it `state`
             given = {name.removeprefix("initial_"): a for name, a in state.items()}
             o, last = self._op("step", {**token, **given, **_present(marks)}, {})
             return o, self._named(last)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
-from unittest import mock
 
 import numpy as np
 from unisono_spec import create
@@ -16,6 +14,7 @@ from unisono_spec.contract import DTYPES, Config, init_params, initial_state, st
 from unisono_conformance import numerics
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.inputs import Arrays, Inputs
+from unisono_conformance.patches import Patch, patched
 
 Output = tuple[np.ndarray, Arrays]  # (o or logits, the state after)
 
@@ -106,8 +105,8 @@ class ModelCase(Case):
     level = "model"
     handed_over: tuple[str, ...] = ()  # configs of the relay between environments; the last of the defaults where none is named
     chunk_size = 64  # of the spec's parallel form, which is asked about long sequences
-    # what realisations put in place of functions inside the spec's ops, whose errors are those of no layer: (module, name, function)
-    inexact: tuple[tuple[Any, str, Callable[..., np.ndarray]], ...] = ()
+    # what realisations put in place of functions inside the spec's ops, whose errors are those of no layer
+    inexact: tuple[Patch, ...] = ()
 
     def together(self, name: str) -> str:
         """The same map in every layer, weight and bias; all norms; the maps of a FFN."""
@@ -179,12 +178,8 @@ class ModelCase(Case):
         if tokens.dtype.kind not in "iuc":
             tokens = tokens.astype(DTYPES[dtype])
         read = (tokens, state, inputs.reset, inputs.valid)
-        with contextlib.ExitStack() as stack:
-            if complex_step:
-                # NaN in a padded frame never reaches a result, but NumPy says that it met one
-                stack.enter_context(np.errstate(invalid="ignore"))
-            for module, name, function in self.inexact if rounded is not None else ():
-                stack.enter_context(mock.patch.object(module, name, function))
+        # NaN in a padded frame never reaches a result, but NumPy says that it met one
+        with np.errstate(invalid="ignore" if complex_step else None), patched(() if rounded is None else self.inexact):
             return model.forward(*read, form=form, chunk_size=self.chunk_size, dropout=dropout, noise=noise)  # pyright: ignore[reportArgumentType]
 
 

@@ -42,7 +42,7 @@ class DecayedSum(OpCase):
 
     def terms(self, inputs: Inputs) -> Inputs:
         """σ(x) = ½ + ½tanh(x/2) has the terms ½ and ½|tanh(x/2)|, which add up to σ(|x|)."""
-        return _absolute(inputs)
+        return inputs.absolute()
 
     def steepest(self, inputs: Inputs) -> Inputs:
         """σ' is largest at 0."""
@@ -75,7 +75,7 @@ class WeightedSum(OpCase):
         return not setting["exclusive"]
 
     def terms(self, inputs: Inputs) -> Inputs:
-        return _absolute(inputs)
+        return inputs.absolute()
 
     def steepest(self, inputs: Inputs) -> Inputs:
         """σ' is largest at 0, where σ is half its largest value."""
@@ -83,9 +83,9 @@ class WeightedSum(OpCase):
 
 
 def nearly_sigmoid(x: np.ndarray) -> np.ndarray:
-    """σ ends in a sum and a quotient, each of which is rounded: of a token that comes back, in the same way. The spec's own float32
-    would give all realisations the same error."""
-    return numerics.perturbation("float32", roundings=2.0)(sigmoid(x))
+    """σ errs by what its last operations round: of a token that comes back, in the same way. The spec's own float32 would give all
+    realisations the same error. (The spec's parallel form, which gradients and long sequences take, writes its σ out.)"""
+    return numerics.perturbation("float32", roundings=numerics.SIGMOID)(sigmoid(x))
 
 
 class CRAM(ModelCase):
@@ -198,12 +198,6 @@ def _push(inputs: Inputs, time: int, name: str = "x") -> Inputs:
     x = inputs.arrays[name].copy()
     x[:, time] = np.where(x[:, time] > 0, -6, 6)
     return inputs.replace(arrays={**inputs.arrays, name: x})
-
-
-def _absolute(inputs: Inputs) -> Inputs:
-    return inputs.replace(
-        arrays={name: np.abs(a) for name, a in inputs.arrays.items()}, state={name: np.abs(a) for name, a in inputs.state.items()}
-    )
 
 
 CASES = (DecayedSum(), WeightedSum(), CRAM())

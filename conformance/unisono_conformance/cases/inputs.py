@@ -50,6 +50,12 @@ class Inputs:
         pick = list(index)
         return self._map(lambda a: a[pick], state={name: a[pick] for name, a in self.state.items()})
 
+    def absolute(self) -> Inputs:
+        """Of an op: |arrays| from |state|."""
+        return self.replace(
+            arrays={name: np.abs(a) for name, a in self.arrays.items()}, state={name: np.abs(a) for name, a in self.state.items()}
+        )
+
     def unmarked(self) -> Inputs:
         return self.replace(reset=None, valid=None)
 

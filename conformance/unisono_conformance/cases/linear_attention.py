@@ -27,10 +27,6 @@ def _ones(trial) -> None:
     trial.compare(trial.forward(inputs)[0], np.broadcast_to(total / (total + linear_attention.EPS), v.shape), budget, "o of v ≡ 1")
 
 
-def _absolute(arrays: Arrays) -> Arrays:
-    return {name: np.abs(a) for name, a in arrays.items()}
-
-
 def _wide(a: np.ndarray) -> np.ndarray:
     return a if a.dtype.kind == "c" else a.astype(np.float64)
 
@@ -86,11 +82,13 @@ class LinearAttention(OpCase):
     def terms(self, inputs: Inputs) -> Inputs:
         """o = N / (D + ε) errs by the terms of N, over D + ε, and by those of D, which are all positive, times o: together no more than
         twice what |v| and |S| yield."""
-        changed = {"v": 2 * np.abs(inputs.arrays["v"])}, {self.states[0]: 2 * np.abs(inputs.state[self.states[0]])}
-        return inputs.replace(arrays={**inputs.arrays, **changed[0]}, state={**inputs.state, **changed[1]})
+        S = self.states[0]
+        return inputs.replace(
+            arrays={**inputs.arrays, "v": 2 * np.abs(inputs.arrays["v"])}, state={**inputs.state, S: 2 * np.abs(inputs.state[S])}
+        )
 
     def steepest(self, inputs: Inputs) -> Inputs:
-        return inputs.replace(arrays=_absolute(inputs.arrays), state=_absolute(inputs.state))
+        return inputs.absolute()
 
     def steep(self, setting: dict, inputs: Inputs, form: str, dtype: str = "float64", rounded: Any = None) -> Output:
         """∂o = ∂N / (D + ε) − N ∂D / (D + ε)² cancels where values are alike; with + it is the sum of its terms."""

@@ -5,19 +5,17 @@ Each is the NumPy adapter with a few functions of the spec replaced while the ad
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from unisono_conformance.adapters import numpy as house
 from unisono_conformance.cases import ARCHITECTURES
 from unisono_conformance.ledger import Ledger, judge
+from unisono_conformance.patches import Patch, patched
 from unisono_conformance.plan import PROFILES, Item, Selection, items
 from unisono_conformance.trial import Disagreement
-
-Patch = tuple[Any, str, Any]  # object, attribute, what stands there instead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,18 +74,6 @@ class _Patched:
                 return method(*args, **kwargs)
 
         return run
-
-
-@contextlib.contextmanager
-def patched(patches: tuple[Patch, ...]) -> Iterator[None]:
-    kept = [(where, name, getattr(where, name)) for where, name, _ in patches]
-    try:
-        for where, name, instead in patches:
-            setattr(where, name, instead)
-        yield
-    finally:
-        for where, name, original in kept:
-            setattr(where, name, original)
 
 
 def sabotages() -> list[Sabotage]:
