@@ -12,7 +12,6 @@ from safetensors.numpy import save
 from unisono_spec.contract import InputError, config_class, config_from_dict, config_to_dict, init_params, preset
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.files import load_params, load_state, save_params, save_state, write_bytes
-from unisono_spec.contract.sampling import GREEDY, Sampling, choose
 from unisono_spec.models import create
 from unisono_spec.ops import elementwise
 
@@ -138,36 +137,6 @@ def test_elementwise_derivatives() -> None:
     for f in (elementwise.sigmoid, elementwise.gelu_tanh):
         checking.complex_step(f, x, rng)
     checking.complex_step(lambda args: elementwise.layer_norm(*args), (x, rng.normal(size=5), rng.normal(size=5)), rng)
-
-
-def test_greedy_takes_the_lowest_id_on_ties() -> None:
-    ids, ties = choose(np.array([[1.0, 3.0, 3.0, 0.0], [5.0, 1.0, 0.0, 0.0]]), GREEDY, 0)
-    assert ids.tolist() == [1, 0]
-    assert ties.tolist() == [True, False]
-
-
-def test_sampling_follows_its_distribution_and_its_seed() -> None:
-    logits = np.log(np.array([[0.1, 0.2, 0.7]]))
-    drawn = np.array([choose(logits, Sampling(temperature=1.0, seed=3), n)[0][0] for n in range(4000)])
-    again = np.array([choose(logits, Sampling(temperature=1.0, seed=3), n)[0][0] for n in range(50)])
-    assert drawn[:50].tolist() == again.tolist()
-    counts = np.bincount(drawn, minlength=3) / len(drawn)
-    # five standard deviations of a share of 4000 draws
-    assert (np.abs(counts - [0.1, 0.2, 0.7]) <= 5 * np.sqrt(0.25 / 4000)).all()
-    only = {int(choose(logits, Sampling(temperature=1.0, top_k=2), n)[0][0]) for n in range(200)}
-    assert only == {1, 2}
-    assert {int(choose(logits, Sampling(temperature=1.0, top_p=0.5), n)[0][0]) for n in range(50)} == {2}
-
-
-@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"temperature": math.nan}, {"top_k": -1}, {"top_p": 0.0}])
-def test_bad_sampling_is_refused(bad: dict) -> None:
-    with pytest.raises(InputError, match=next(iter(bad))):
-        Sampling(**bad)
-
-
-def test_nan_logits_are_refused() -> None:
-    with pytest.raises(InputError, match="NaN"):
-        choose(np.array([[0.0, math.nan]]), GREEDY, 5)
 
 
 def test_generation_is_forward_and_step() -> None:

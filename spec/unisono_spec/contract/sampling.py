@@ -1,4 +1,4 @@
-"""Choosing the next token, once for every room: float64 softmax, inverse CDF, Philox(seed, row, position).
+"""Choosing the next token, once for every room: float64 softmax, inverse CDF, Philox(seed, row, number generated so far).
 
 One seed gives one text on every backend, except where two backends' logits straddle a near-tie; those are counted.
 """
@@ -6,6 +6,10 @@ One seed gives one text on every backend, except where two backends' logits stra
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +21,7 @@ NEAR_TIE = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy; top_k 0 and top_p 1 keep the whole vocabulary."""
+    """temperature 0 is greedy; top_k 0 and top_p 1 keep the whole vocabulary; 0 ≤ seed < 2⁶⁴."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -25,12 +29,27 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.temperature) and self.temperature >= 0):
+        for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("seed", int)):
+            object.__setattr__(self, name, _number(name, getattr(self, name), kind))
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InputError(f"temperature: {self.temperature!r}; use 0 for greedy or a positive number")
         if self.top_k < 0:
             raise InputError(f"top_k: {self.top_k!r}; use 0 for all or a positive integer")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p: {self.top_p!r}; use a number in (0, 1]")
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"seed: {self.seed!r}; use an integer from 0 to 2**64 - 1")
+
+
+def _number(name: str, value: Any, kind: Callable[[Any], int | float]) -> int | float:
+    """`value` as Python's, whichever library it comes from."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral if kind is int else numbers.Real):
+        wanted = "an integer" if kind is int else "a number"
+        raise InputError(f"{name}: {value!r} has type {type(value).__name__}; give {wanted}")
+    try:
+        return kind(value)
+    except OverflowError:
+        return math.inf
 
 
 GREEDY = Sampling()
@@ -44,36 +63,51 @@ class Generated:
     near_ties: np.ndarray
 
 
-def choose(logits: np.ndarray, sampling: Sampling, position: int) -> tuple[np.ndarray, np.ndarray]:
+def choose(logits: np.ndarray, sampling: Sampling, n_generated: int) -> tuple[np.ndarray, np.ndarray]:
     """The next id of each row, and whether it was a near-tie.
 
-    logits `[B, V]`; position: how many tokens were generated before this one. Raises InputError on a NaN.
+    logits `[B, V]`: +inf is better than any number, and several share; −inf is never chosen. n_generated: how many ids were
+    generated before this one. Raises InputError on a NaN, and on a row of −inf alone.
     """
     z = np.asarray(logits).astype(np.float64)
+    if z.ndim != 2 or not z.shape[-1]:
+        raise InputError(f"logits: shape {z.shape}; give [B, V]")
     if np.isnan(z).any():
-        raise InputError(f"logits: NaN at generated position {position}; the weights or the state are damaged")
-    margin = NEAR_TIE * np.ptp(z, axis=-1)
+        raise InputError(f"logits: NaN at generated token {n_generated}; the weights or the state are damaged")
+    best = z.max(-1, keepdims=True)
+    if (best == -np.inf).any():
+        raise InputError(f"logits: a row of -inf alone at generated token {n_generated}; leave at least one id that can be chosen")
+    z = np.where(best == np.inf, np.where(z == np.inf, 0, -np.inf), z)
     if sampling.temperature == 0:
-        ids = z.argmax(-1)  # the lowest id on ties
-        top2 = np.partition(z, -2, axis=-1)[:, -2:] if z.shape[-1] > 1 else np.stack([z[:, 0] - np.inf, z[:, 0]], -1)
-        return ids, top2[:, 1] - top2[:, 0] <= margin
+        return z.argmax(-1), _close(z)  # the lowest id on ties
     ids, ties = np.empty(len(z), np.int64), np.empty(len(z), bool)
     for row in range(len(z)):
-        ids[row], ties[row] = _draw(z[row] / sampling.temperature, sampling, row, position)
+        ids[row], ties[row] = _draw(z[row], sampling, row, n_generated)
     return ids, ties
 
 
-def _draw(z: np.ndarray, sampling: Sampling, row: int, position: int) -> tuple[int, bool]:
-    order = np.argsort(-z, kind="stable")  # best first, the lowest id on ties
-    p = np.exp(z[order] - z[order[0]])
-    p /= p.sum()
+def _close(z: np.ndarray) -> np.ndarray:
+    """Whether the two best of each row are near, beside the spread of what can be chosen at all."""
+    half = z / 2  # so that no difference overflows
+    first, second = np.partition(half, -2, axis=-1)[:, :-3:-1].T if z.shape[-1] > 1 else (half[:, 0], np.full(len(z), -np.inf))
+    return first - second <= NEAR_TIE * (first - half.min(-1, initial=np.inf, where=half > -np.inf))
+
+
+def _draw(z: np.ndarray, sampling: Sampling, row: int, n_generated: int) -> tuple[int, bool]:
+    with np.errstate(over="ignore", under="ignore"):  # to −inf or 0: what is so far from the best has no probability
+        scaled = z / sampling.temperature
+        if not math.isfinite(scaled.max()):  # a temperature near 0
+            scaled = (z - z.max()) / sampling.temperature
+        order = np.argsort(-scaled, kind="stable")  # best first, the lowest id on ties
+        p = np.exp(scaled[order] - scaled[order[0]])
+        p /= p.sum()
     if sampling.top_k:
         p[sampling.top_k :] = 0
     if sampling.top_p < 1:
-        p[np.cumsum(p) - p >= sampling.top_p * p.sum()] = 0
+        p[1:][(np.cumsum(p) - p >= sampling.top_p * p.sum())[1:]] = 0
     cdf = np.cumsum(p)
-    key = np.array([sampling.seed, (row << 32) | position], dtype=np.uint64)
+    key = np.array([sampling.seed, (row << 32) | n_generated], dtype=np.uint64)
     u = np.random.Generator(np.random.Philox(key=key)).random() * cdf[-1]
-    rank = int(np.searchsorted(cdf, u, side="right"))
-    tie = bool(np.abs(cdf - u).min() <= NEAR_TIE)
-    return int(order[min(rank, np.count_nonzero(p) - 1)]), tie
+    last = np.count_nonzero(p) - 1
+    rank = min(int(np.searchsorted(cdf, u, side="right")), last)
+    return int(order[rank]), bool((np.abs(cdf[:last] - u) <= NEAR_TIE).any())
