@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 from unisono_spec.contract import Config, InputError, preset
+from unisono_spec.contract.plain import build
 
 BACKENDS = ("torch", "jax", "numpy", "onnx")
 
@@ -179,13 +180,14 @@ def dump(config: TrainConfig) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
-def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """The inverse of `to_dict`, as checkpoints hold it."""
-    parts = {"model": ModelChoice, "data": DataChoice, "optimizer": Optimizer, "schedule": Schedule}
+def from_dict(values: Mapping[str, Any], source: str = "") -> TrainConfig:
+    """The inverse of `to_dict`, as checkpoints (`source`) hold it. InputError where a field is unknown or has the wrong type."""
     try:
-        return TrainConfig(**{name: parts[name](**value) if name in parts else value for name, value in values.items()})
-    except TypeError as error:
-        raise InputError(f"checkpoint's config: {error}; it was written by another release, install the matching one") from error
+        return build(TrainConfig, values, "")
+    except InputError as error:
+        if not source:
+            raise
+        raise InputError(f"{source}: {error}; if another release wrote it, install that") from error
 
 
 # A continued run may change these: they touch neither the arithmetic nor the order of the data. More steps stretch the cosine.

@@ -1,67 +1,202 @@
-"""Arguments of a verb, from the signature and docstring of its function, by jsonargparse."""
+"""Arguments of a verb, from the signature and docstring of its function, on the command line and in YAML files.
+
+Values are texts, numbers, true, false, lists of texts and names with such values. Whatever their type, none of them names code.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+import types
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from unisono_spec.contract import InputError, nearest
+from unisono_spec.contract.plain import expected, shown, typed
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+from unisono_tools.reading import parse_yaml, read_yaml
+
+REQUIRED = dataclasses.MISSING
+_INTEGER, _NUMBER = re.compile(r"[-+]?[0-9][0-9_]{0,29}"), re.compile(r"[-+]?[0-9._]{1,40}([eE][-+]?[0-9]{1,6})?|[-+]?inf|nan")
 
 
-def parser(verb: str, description: str) -> ArgumentParser:
-    """A parser that raises instead of exiting, and reads YAML files with --config."""
-    out = ArgumentParser(prog=f"unisono {verb}", description=description, exit_on_error=False)
-    out.add_argument("--config", action="config", help="YAML file of these arguments; later arguments override it")
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """name: dotted, as in data.corpus. An argument without a default is positional."""
+
+    name: str
+    hint: Any
+    default: Any
+    help: str
+
+    @property
+    def open(self) -> bool:
+        """Whether it holds names that its signature does not list."""
+        return get_origin(self.hint) is dict or any(get_origin(option) is dict for option in get_args(self.hint))
+
+
+def of_function(function: Callable[..., Any]) -> list[Argument]:
+    """One argument for each parameter; help from the docstring's `Args:`."""
+    hints, lines = get_type_hints(function), re.findall(r"^\s+(\w+): (.+)$", inspect.getdoc(function) or "", re.MULTILINE)
+    helps = dict(lines)
+    parameters = inspect.signature(function).parameters.values()
+    return [Argument(p.name, hints[p.name], REQUIRED if p.default is p.empty else p.default, helps.get(p.name, "")) for p in parameters]
+
+
+def of_class(cls: type, prefix: str = "") -> list[Argument]:
+    """One argument for each field of a dataclass, and of those within it; help from the texts below the fields."""
+    hints, helps, out = get_type_hints(cls), _field_texts(cls), []
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            out += of_class(hint, f"{prefix}{field.name}.")
+            continue
+        default = field.default if field.default_factory is REQUIRED else field.default_factory()
+        out.append(Argument(f"{prefix}{field.name}", hint, default, helps.get(field.name, "")))
     return out
-
-
-def parse(arguments: ArgumentParser, argv: list[str]) -> dict[str, Any]:
-    """Plain values by name; InputError where an argument is unknown or has the wrong type."""
-    try:
-        values = arguments.parse_args(named_configs(argv))
-    except ArgumentError as error:
-        raise InputError(f"{error.message}; see --help") from error
-    return {name: value for name, value in values.as_dict().items() if name != "config"}
 
 
 def call(verb: str, function: Callable[..., int], argv: list[str]) -> int:
-    """Run `function` with arguments from `argv`: what has no default is positional."""
-    arguments = parser(verb, (function.__doc__ or "").split("\n")[0])
-    arguments.add_function_arguments(function, as_group=False, as_positional=True)
-    return function(**parse(arguments, argv))
+    """Run `function` with arguments from `argv`."""
+    return function(**parse(verb, (function.__doc__ or "").split("\n")[0], of_function(function), argv))
 
 
-def named_configs(argv: list[str]) -> list[str]:
-    """`--config NAME` may name one of the configs that come with the tools."""
-    out = list(argv)
-    known = {Path(file.name).stem: file for file in resources.files("unisono_tools.configs").iterdir() if file.name.endswith(".yaml")}
-    for i, word in enumerate(argv):
-        flag, equals, value = word.partition("=")
-        if flag != "--config" or (not equals and i + 1 == len(argv)):
+def parse(verb: str, description: str, arguments: list[Argument], argv: list[str]) -> dict[str, Any]:
+    """Values by name, nested where names are dotted; InputError where one is unknown, missing or of the wrong type."""
+    known = {argument.name: argument for argument in arguments}
+    positional = [argument.name for argument in arguments if argument.default is REQUIRED]
+    values: dict[str, Any] = {}
+    left, words = list(positional), list(argv)
+    while words:
+        word = words.pop(0)
+        if word in ("-h", "--help"):
+            _usage(verb, description, arguments)
+        if not word.startswith("--"):
+            if not left:
+                raise InputError(f"{shown(word)}: one argument too many; `unisono {verb} --help` lists them")
+            name = left.pop(0)
+            values[name] = _from_text(word, known[name])
             continue
-        name = value if equals else argv[i + 1]
-        if Path(name).is_file():
-            _check_yaml(Path(name))
-            continue
-        if name not in known:
-            raise InputError(f"config: {name!r} is neither a file nor one of the configs that come with unisono; {nearest(name, known)}")
-        if equals:
-            out[i] = f"--config={known[name]}"
+        name, equals, text = word[2:].partition("=")
+        argument = None if name == "config" else _named(name, known, positional)
+        if not equals:
+            if not words:
+                raise InputError(f"{name}: no value; give {expected(argument.hint) if argument else 'a YAML file'}")
+            text = words.pop(0)
+        if argument is None:
+            values |= _flat(read_yaml(named_config(text)), arguments)
+        elif argument.name == name:
+            values[name] = _from_text(text, argument)
         else:
-            out[i + 1] = str(known[name])
+            key = name.removeprefix(f"{argument.name}.")
+            given = {**(values.get(argument.name, argument.default) or {}), key: parse_yaml(text, name)}
+            values[argument.name] = typed(given, argument.hint, argument.name)
+    for name in positional:
+        if name not in values:
+            raise InputError(f"{name}: missing; give {expected(known[name].hint)}, as `unisono {verb} --help` shows")
+    return _nested({name: values.get(name, argument.default) for name, argument in known.items()})
+
+
+def named_config(name: str) -> Path:
+    """The file that `--config` means: a path, or the name of one of the configs that come with the tools."""
+    known = {Path(file.name).stem: file for file in resources.files("unisono_tools.configs").iterdir() if file.name.endswith(".yaml")}
+    path = Path(name)
+    if not path.is_file() and name not in known:
+        raise InputError(f"config: {shown(name)} is neither a file nor one of the configs that come with unisono; {nearest(name, known)}")
+    return path if path.is_file() else Path(str(known[name]))
+
+
+def _named(name: str, known: Mapping[str, Argument], positional: list[str]) -> Argument:
+    """The argument that an option sets, or sets one name of."""
+    for argument in known.values():
+        if argument.name not in positional and (name == argument.name or (argument.open and name.startswith(f"{argument.name}."))):
+            return argument
+    options = [f"--{other}" for other in known if other not in positional]
+    raise InputError(f"--{name}: no such argument; {nearest(f'--{name}', [*options, '--config'])}")
+
+
+def _flat(values: Mapping[str, Any], arguments: list[Argument], prefix: str = "") -> dict[str, Any]:
+    """The values of a YAML file by dotted name, each of its argument's type."""
+    known, out = {argument.name: argument for argument in arguments}, {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name in known:
+            out[name] = typed(value, known[name].hint, name)
+        elif any(other.startswith(f"{name}.") for other in known):
+            if not isinstance(value, Mapping):
+                raise InputError(f"{name}: {shown(value)} has type {type(value).__name__}; give names with values")
+            out |= _flat(value, arguments, f"{name}.")
+        else:
+            level = {other.removeprefix(prefix).split(".")[0] for other in known if other.startswith(prefix)}
+            raise InputError(f"{name}: no such argument; {nearest(key, level)}")
     return out
 
 
-def _check_yaml(path: Path) -> None:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({error}); correct the file") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds {type(values).__name__}, not names with values; write lines such as `steps: 1000`")
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        *parents, leaf = name.split(".")
+        inner = out
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[leaf] = value
+    return out
+
+
+def _from_text(text: str, argument: Argument) -> Any:
+    """What a word of the command line says. Only lists and mappings are read as YAML: a prompt is never anything but a text."""
+    return typed(_plain(text, argument.hint, argument.name), argument.hint, argument.name)
+
+
+def _plain(text: str, hint: Any, name: str) -> Any:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        options = [option for option in get_args(hint) if option is not types.NoneType]
+        return None if text == "null" and len(options) < len(get_args(hint)) else _plain(text, options[0], name)
+    if "\0" in text:
+        raise InputError(f"{name}: {shown(text)} holds a NUL character; leave it out")
+    if hint is int and _INTEGER.fullmatch(text):
+        return int(text)
+    if hint is float and _NUMBER.fullmatch(text):
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    if hint is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if origin in (list, dict):
+        return parse_yaml(text, name)
+    return text
+
+
+def _usage(verb: str, description: str, arguments: list[Argument]) -> None:
+    """Print the help of a verb, and exit with 0."""
+    out = argparse.ArgumentParser(prog=f"unisono {verb}", description=description, allow_abbrev=False)
+    out.add_argument("--config", metavar="FILE", help="YAML file of these arguments; later arguments override it")
+    for argument in arguments:
+        text = argument.help.replace("%", "%%").rstrip(".")
+        if argument.default is REQUIRED:
+            out.add_argument(argument.name, help=text)
+        else:
+            shape = f"{{{','.join(get_args(argument.hint))}}}" if get_origin(argument.hint) is Literal else expected(argument.hint)
+            known = f"{shape}; default {argument.default}".replace("%", "%%")
+            out.add_argument(f"--{argument.name}", metavar=argument.name.split(".")[-1].upper(), help=f"{text} ({known})".strip())
+    out.print_help()
+    raise SystemExit(0)
+
+
+def _field_texts(cls: type) -> dict[str, str]:
+    """The text below each field of a class."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    out: dict[str, str] = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            out[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return out

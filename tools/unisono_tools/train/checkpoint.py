@@ -87,7 +87,7 @@ def load(path: Path) -> Checkpoint:
     other, optimizer = load_arrays(path / OPTIMIZER, "optimizer")
     check_moments(config, optimizer, str(path / OPTIMIZER))
     try:
-        train = from_dict(about["train"])
+        train = from_dict(about["train"], str(path / TRAINER))
         best = None if about["best"] is None else Best(**about["best"])
         step, threads = int(about["step"]), int(about["threads"])
         tokenizer = about["tokenizer"]
@@ -149,7 +149,7 @@ def model_file(path: Path) -> Path:
 def training_of(model: Path) -> TrainConfig | None:
     """The run that made a model file; None where nothing beside it says so."""
     beside = model.with_name(TRAINER)
-    return from_dict(read_json(beside).get("train", {})) if beside.is_file() else None
+    return from_dict(read_json(beside).get("train", {}), str(beside)) if beside.is_file() else None
 
 
 def tokenizer_of(model: Path) -> str | None:
