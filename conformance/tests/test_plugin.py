@@ -16,6 +16,7 @@ from unisono_spec.contract.errors import InputError
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 PROBE = '''
 import dataclasses
+import os
 from pathlib import Path
 from own_implementation import Adapter, Capabilities
 
@@ -29,6 +30,19 @@ def braggart():
     """Claims a compiled form of models that it does not have."""
     made = Adapter()
     made.capabilities = dataclasses.replace(made.capabilities, compiled=True)
+    return made
+
+class Quadratic(Adapter):
+    """Holds a matrix of every pair of tokens: beyond 60 of them its process is killed."""
+
+    def op(self, name, form, arrays, *more):
+        if arrays["x"].shape[1] > 60:
+            os._exit(9)
+        return super().op(name, form, arrays, *more)
+
+def honest():
+    made = Quadratic()
+    made.capabilities = dataclasses.replace(made.capabilities, longest=60)
     return made
 
 def gap():
@@ -64,7 +78,16 @@ def test_wrong_implementation_fails_with_a_line_that_reproduces_it(tmp_path: Pat
     done = court(tmp_path, "--impl", "probe:wrong", "-k", "P1-", "--form", "parallel")
     assert done.returncode == 1
     assert "P1 equals the spec (docs/conformance.md#p1)" in done.stdout
-    assert "reproduce: python -m unisono_conformance.replay" in done.stdout
+    assert "reproduce: python -m unisono_conformance.replay --impl probe:wrong --property P1 " in done.stdout
+
+
+def test_to_die_is_a_verdict(tmp_path: Path) -> None:
+    args = ("-k", "P10-", "--dtype", "float32", "--report", "report.json")
+    assert court(tmp_path, "--impl", "probe:Quadratic", *args).returncode == 9
+    (line,) = json.loads((tmp_path / "report.json").read_text())["lines"]
+    assert (line["property"], line["outcome"]) == ("P10", "died")
+    done = court(tmp_path, "--impl", "probe:honest", *args)
+    assert done.returncode == 0, done.stdout
 
 
 def test_declared_capability_without_an_example_fails(tmp_path: Path) -> None:

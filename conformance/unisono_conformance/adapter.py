@@ -48,6 +48,7 @@ class Capabilities:
     exported: bool = False  # models are exported graphs, with `others` to compare them with
     empty_batch: bool = True
     rows: tuple[str, ...] = ARCHITECTURES  # of which models the configs beside the defaults are judged, too
+    longest: int | None = None  # tokens of one sequence that it can read; None: as many as the profile asks for
     dear: tuple[str, ...] = ()  # implementations that compile for each shape, or are interpreted: ci tries fewer shapes
 
     @property

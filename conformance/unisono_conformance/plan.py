@@ -99,7 +99,8 @@ class Selection:
         return {**chosen, "arch": archs if self.arch is None else (self.arch,)}
 
 
-def items(adapter: Adapter, selection: Selection, profile: Profile) -> list[Item]:
+def items(adapter: Adapter, selection: Selection, profile: Profile, impl: str = "") -> list[Item]:
+    """impl: what the adapter was asked for by, for the line that reproduces a failure."""
     can, out = adapter.capabilities, []
     chosen = selection.of(can)
     grid = [(dtype, form) for dtype in chosen["dtype"] for form in chosen["form"]]
@@ -122,9 +123,8 @@ def items(adapter: Adapter, selection: Selection, profile: Profile) -> list[Item
                 mine = forms if full else [forms[(chosen["dtype"].index(dtype) + (0 if dear else p)) % len(forms)]] if forms else []
                 if form not in mine or dtype not in allowed:
                     continue
-                bench = Bench(
-                    adapter, dtype, form, chosen["device"][0], chosen["implementation"][0], profile.long_length, profile.exhaustive
-                )
+                place = chosen["device"][0], chosen["implementation"][0]
+                bench = Bench(adapter, dtype, form, *place, profile.long_length, profile.exhaustive, impl)
                 out.append(Item(prop, case, bench, turn, len(grid), len(chosen["form"])))
     return out
 
@@ -210,4 +210,5 @@ def lattice(item: Item, profile: Profile) -> tuple[tuple[int, int, int], ...]:
         long = min(long, LOOP_LENGTH if whole else LOOP_LENGTH // 10)
     if item.bench.dear and item.bench.implementation != PLAIN:
         long = min(long, INTERPRETED_LENGTH)
-    return tuple((batch, length or long, chunk) for batch, length, chunk in item.prop.shapes)
+    longest = item.bench.adapter.capabilities.longest
+    return tuple((batch, min(length or long, longest or length or long), chunk) for batch, length, chunk in item.prop.shapes)

@@ -12,7 +12,7 @@ import pytest
 from unisono_spec.contract.errors import InputError
 
 from unisono_conformance import adapter, plan, report, truth
-from unisono_conformance.ledger import Ledger
+from unisono_conformance.ledger import Ledger, Line
 
 NARROWING = ("keyword", "markexpr", "deselect", "lf", "failedfirst", "collectonly", "maxfail")
 
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
         judged = adapter.load(option.impl)
         profile = plan.profile(option.profile)
         selection = plan.Selection(option.arch, option.device, option.dtype, option.form, option.implementation)
-        items = plan.items(judged, selection, profile)
+        items = plan.items(judged, selection, profile, option.impl)
         gaps = report.known_gaps(judged.known_gaps)
         truth.keep_in(option.truth)
     except InputError as error:
@@ -70,15 +70,29 @@ class Judgement:
         marks = [pytest.mark.xfail(strict=True, reason=reasons[0], raises=AssertionError)] if reasons else []
         return pytest.param(item, id=item.id, marks=marks)
 
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """To die is a verdict: the report says so of the item in hand, until that is judged."""
+        line = self._line(item)
+        if line is not None:
+            line.outcome, line.message = "died", "the process ended while this was judged"
+            self._write(item.config)
+
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo) -> None:
-        judged = getattr(item, "callspec", None) and item.callspec.params.get("item")  # pyright: ignore[reportAttributeAccessIssue]
-        if judged is None or call.when != "call":
+        line = self._line(item)
+        if line is None or call.when != "call":
             return
-        line = self.ledger.line(judged)
-        line.seconds = call.duration
+        line.seconds, line.outcome, line.message = call.duration, "passed", ""
         if call.excinfo is not None:
-            line.outcome = "known gap" if any(gap.covers(judged) for gap in self.gaps) else "failed"
+            line.outcome = "known gap" if any(gap.covers(line.item) for gap in self.gaps) else "failed"
             line.message = str(call.excinfo.value)
+
+    def _line(self, item: pytest.Item) -> Line | None:
+        judged = getattr(item, "callspec", None) and item.callspec.params.get("item")  # pyright: ignore[reportAttributeAccessIssue]
+        return None if judged is None else self.ledger.line(judged)
+
+    def _write(self, config: pytest.Config) -> None:
+        if config.option.report is not None:
+            report.write(config.option.report, self.judged, self.profile, self.ledger, self.unmet, time.perf_counter() - self.start)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         option = session.config.option
@@ -99,5 +113,4 @@ class Judgement:
             terminalreporter.line(line)
         for what in self.unmet:
             terminalreporter.line(f"ERROR: declared, but no example: {what}", red=True)
-        if config.option.report is not None:
-            report.write(config.option.report, self.judged, self.profile, self.ledger, self.unmet, seconds)
+        self._write(config)

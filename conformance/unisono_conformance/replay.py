@@ -9,7 +9,7 @@ from unisono_spec.contract.errors import InputError
 from unisono_conformance import adapter, plan
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.properties import find
-from unisono_conformance.trial import Bench, Disagreement
+from unisono_conformance.trial import Bench, Died, Disagreement
 
 
 def main() -> int:
@@ -22,11 +22,11 @@ def main() -> int:
     try:
         exhaustive = plan.profile(options.profile).exhaustive
         how = (options.dtype, options.form, options.device, options.implementation)
-        bench = Bench(adapter.load(options.impl), *how, exhaustive=exhaustive)
+        bench = Bench(adapter.load(options.impl), *how, exhaustive=exhaustive, impl=options.impl)
         trial = find(options.property).judge(bench, Draw.from_json(options.draw))
-    except (InputError, Disagreement) as error:
+    except (InputError, Disagreement, Died) as error:
         print(error)
-        return 1 if isinstance(error, Disagreement) else 2
+        return 2 if isinstance(error, InputError) else 1
     print(f"{options.property} holds here; the worst error took {trial.worst:.0%} of its budget")
     return 0
 

@@ -68,7 +68,7 @@ def table(ledger: Ledger) -> list[str]:
         for name in cases:
             row += f"{_cell([line for line in lines if line.item.prop is prop and line.item.case.name == name]):>22}"
         out.append(row)
-    examples, failed = sum(line.examples for line in lines), sum(line.outcome == "failed" for line in lines)
+    examples, failed = sum(line.examples for line in lines), sum(line.outcome in ("failed", "died") for line in lines)
     redrawn = sum(line.redrawn for line in lines)
     again = f", {redrawn} inputs drawn anew" if redrawn else ""
     out.append(f"{examples} examples, {len(lines)} items, {failed} failed{again}; each cell: examples, worst share of the error budget")
@@ -78,7 +78,7 @@ def table(ledger: Ledger) -> list[str]:
 def _cell(lines: list[Line]) -> str:
     if not lines:
         return "·"
-    failed = [line for line in lines if line.outcome == "failed"]
+    failed = [line for line in lines if line.outcome in ("failed", "died")]
     gaps = [line for line in lines if line.outcome == "known gap"]
     text = f"{sum(line.examples for line in lines)}  {max(line.worst for line in lines):.0%}"
     if failed:

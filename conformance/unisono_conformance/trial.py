@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ class Disagreement(AssertionError):
     """The implementation lacks a property."""
 
 
+class Died(AssertionError):
+    """The implementation raised an exception where it owed an answer."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Bench:
     """What is judged: an implementation, and how it is asked to run."""
@@ -32,6 +37,7 @@ class Bench:
     implementation: str = "plain"
     long_length: int = 2000  # of P10
     exhaustive: bool = False  # every coordinate of every gradient
+    impl: str = ""  # what the adapter was asked for by
 
     @property
     def dear(self) -> bool:
@@ -80,7 +86,8 @@ class Trial:
 
     def build(self, params: Arrays) -> Model:
         b = self.bench
-        return b.adapter.build(self.setting, {n: p.copy() for n, p in params.items()}, b.dtype, b.device, b.implementation)
+        held = {n: p.copy() for n, p in params.items()}
+        return self.ask(b.adapter.build, self.setting, held, b.dtype, b.device, b.implementation)
 
     def forward(self, inputs: Inputs, form: str | None = None, chunk_size: int | None = None, model: Model | None = None) -> Output:
         form, chunk = form or self.bench.form, chunk_size or self.draw.chunk_size
@@ -91,7 +98,7 @@ class Trial:
         model = model or self.model(inputs.params)
         read = (inputs.arrays["tokens"], inputs.state, inputs.reset, inputs.valid)
         noise = {} if inputs.noise is None else {"noise": inputs.noise}
-        return model.forward(*read, form=form, chunk_size=chunk, dropout=inputs.dropout, **noise)
+        return self.ask(model.forward, *read, form=form, chunk_size=chunk, dropout=inputs.dropout, **noise)
 
     def forward_rows(self, inputs: Inputs) -> Output:
         """`forward` of any number of rows, as many at a time as the draw has: the shape that everything else uses."""
@@ -111,18 +118,19 @@ class Trial:
             given = {name.removeprefix("initial_"): a for name, a in state.items()}
             o, last = self._op("step", {**token, **given, **_present(marks)}, {})
             return o, self._named(last)
-        return self.model(inputs.params).step(token["tokens"], state, marks["reset"], marks["valid"])
+        return self.ask(self.model(inputs.params).step, token["tokens"], state, marks["reset"], marks["valid"])
 
     def vjp(self, inputs: Inputs, do: np.ndarray, dstate: Arrays) -> Gradients:
         b, form, chunk = self.bench, self.bench.form, self.draw.chunk_size
         if not self.is_op:
             read = (inputs.state, inputs.reset, inputs.valid)
-            return self.model(inputs.params).vjp(inputs.arrays["tokens"], do, dstate, *read, form=form, chunk_size=chunk)
+            return self.ask(self.model(inputs.params).vjp, inputs.arrays["tokens"], do, dstate, *read, form=form, chunk_size=chunk)
         settings = {**self.setting, **({"chunk_size": chunk} if form == "parallel" else {})}
         arrays = self._arguments(inputs)
         last = [dstate[name] for name in self.case.states]  # pyright: ignore[reportAttributeAccessIssue]
         cotangents = do, tuple(last) if len(last) > 1 else last[0]
-        g = b.adapter.op_vjp(self.case.op, form, arrays, settings, *cotangents, b.device, b.implementation)  # pyright: ignore[reportAttributeAccessIssue]
+        op = self.case.op  # pyright: ignore[reportAttributeAccessIssue]
+        g = self.ask(b.adapter.op_vjp, op, form, arrays, settings, *cotangents, b.device, b.implementation)
         return Gradients({}, {n: a for n, a in g.items() if n in inputs.arrays}, {n: a for n, a in g.items() if n in inputs.state})
 
     def _arguments(self, inputs: Inputs) -> Arrays:
@@ -133,7 +141,15 @@ class Trial:
 
     def _op(self, form: str, arrays: Arrays, more: dict[str, Any]) -> tuple[np.ndarray, OpState]:
         b = self.bench
-        return b.adapter.op(self.case.op, form, arrays, {**self.setting, **more}, b.device, b.implementation)  # pyright: ignore[reportAttributeAccessIssue]
+        op = self.case.op  # pyright: ignore[reportAttributeAccessIssue]
+        return self.ask(b.adapter.op, op, form, arrays, {**self.setting, **more}, b.device, b.implementation)
+
+    def ask(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What the implementation answers; to die is an answer too."""
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:
+            raise Died(self._told(f"it died of {type(error).__name__}: {error}")) from error
 
     # comparisons
 
@@ -182,11 +198,16 @@ class Trial:
             self.fail(f"{what} differ in their bits (shapes {a.shape}, {b.shape}; dtypes {a.dtype}, {b.dtype})")
 
     def fail(self, message: str) -> None:
-        b = self.bench
-        command = f"python -m unisono_conformance.replay --impl {b.adapter.name} --property {self.label} --dtype {b.dtype} --form {b.form}"
+        raise Disagreement(self._told(message))
+
+    def _told(self, message: str) -> str:
+        b, impl = self.bench, self.bench.impl or self.bench.adapter.name
+        command = f"python -m unisono_conformance.replay --impl {impl} --property {self.label} --dtype {b.dtype} --form {b.form}"
         if b.device != "cpu" or b.implementation != "plain":
             command += f" --device {b.device} --implementation {b.implementation}"
-        raise Disagreement(
+        if b.exhaustive:
+            command += " --profile deep"
+        return (
             f"{self.label} {self.title} (docs/conformance.md#{self.label.lower()})\n"
             f"  {b.adapter.name}, {self.draw.case}, {self.draw.variant}: {self.setting}\n  {message}\n"
             f"  reproduce: {command} --draw '{self.draw.to_json()}'"

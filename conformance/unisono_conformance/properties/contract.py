@@ -13,7 +13,7 @@ from unisono_conformance.trial import Trial
 
 def parameters(trial: Trial) -> None:
     """An implementation holds the parameters that it was given, under the contract's names, in the contract's layout."""
-    found, config = trial.model(trial.inputs.params).params(), trial.setting
+    found, config = trial.ask(trial.model(trial.inputs.params).params), trial.setting
     declared = config.params()
     if sorted(found) != sorted(declared):
         trial.fail(f"parameter names: missing {sorted(set(declared) - set(found))}, foreign {sorted(set(found) - set(declared))}")
@@ -50,7 +50,7 @@ def same_bits(trial: Trial) -> None:
 
 
 def compiled(trial: Trial) -> None:
-    model = trial.model(trial.inputs.params).compiled()
+    model = trial.ask(trial.model(trial.inputs.params).compiled)
     lengths = (3, 2) if trial.case.loops else (trial.running.length, 4)  # a compiler unrolls loops
     for length, what in zip(lengths, ("compiled", "compiled, at another length"), strict=True):
         inputs = trial.running.part(0, length)

@@ -10,12 +10,14 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from unisono_conformance.adapters import numpy as house
 from unisono_conformance.cases import ARCHITECTURES
 from unisono_conformance.ledger import Ledger, judge
 from unisono_conformance.patches import Patch, patched
 from unisono_conformance.plan import PROFILES, Item, Selection, items
-from unisono_conformance.trial import Disagreement
+from unisono_conformance.trial import Died, Disagreement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Sabotage:
     model: Callable[[Any], Any] | None = None  # wraps the adapter's models
     adapter: Callable[[Adapter], Any] | None = None  # changes the adapter itself
     arch: str = ""
+    dies: type[Exception] | None = None  # of which the implementation dies, where that is the mistake
 
     def make(self) -> Adapter:
         made = Adapter(self)
@@ -70,7 +73,8 @@ class _Patched:
         method = getattr(self._model, name)
 
         def run(*args, **kwargs):
-            with patched(self._patches):
+            # wrong numbers are to be seen, not NumPy's warning of them
+            with patched(self._patches), np.errstate(all="ignore"):
                 return method(*args, **kwargs)
 
         return run
@@ -84,11 +88,12 @@ def sabotages() -> list[Sabotage]:
 
 @dataclasses.dataclass
 class Verdict:
-    """examples: by property that caught the mistake, how many examples that took. messages: what each said."""
+    """By property: examples, how many it took to catch the mistake; messages, what it said; died, what the mistake undeclared died of."""
 
     sabotage: Sabotage
     examples: dict[str, int] = dataclasses.field(default_factory=dict)
     messages: dict[str, str] = dataclasses.field(default_factory=dict)
+    died: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def verdict(sabotage: Sabotage, every: bool = False) -> Verdict:
@@ -104,10 +109,13 @@ def verdict(sabotage: Sabotage, every: bool = False) -> Verdict:
             for item in everything:
                 if item.prop.label == label:
                     judge(item, profile, ledger)
-        except Exception as error:
-            # a crash is caught as surely as a wrong number
+        except (Disagreement, Died) as error:
+            # a mistake that dies of something else was not planted as it was meant, and has shown nothing
+            if isinstance(error, Died) and not (sabotage.dies and isinstance(error.__cause__, sabotage.dies)):
+                out.died[label] = str(error)
+                continue
             out.examples[label] = sum(line.examples for line in ledger.lines.values())
-            out.messages[label] = str(error) if isinstance(error, Disagreement) else f"{type(error).__name__}: {error}"
+            out.messages[label] = str(error)
     return out
 
 

@@ -311,5 +311,5 @@ SABOTAGES = (
     Sabotage("variance over n−1", "P1", ((model, "layer_norm", _sharper_norm), (layer, "layer_norm", _sharper_norm))),
     Sabotage("dropout in evaluation", "P1", model=_model(forward=_dropping)),
     Sabotage("nondeterministic last bit", "P16", model=_model(forward=_noisy)),
-    Sabotage("crashes on an empty batch", "P11e", model=_model(forward=_crash_on_nobody)),
+    Sabotage("crashes on an empty batch", "P11e", model=_model(forward=_crash_on_nobody), dies=IndexError),
 )  # fmt: skip
