@@ -9,31 +9,19 @@ import numpy as np
 
 from unisono_spec.contract.base import Arrays
 from unisono_spec.layers.params import Rounding
+from unisono_spec.layers.reading import Reading
 from unisono_spec.ops import selective_scan, short_conv
 from unisono_spec.ops.elementwise import linear, silu, softplus
 
 State = tuple[np.ndarray, np.ndarray]
 
 
-def token(
-    p: Arrays, x: np.ndarray, state: State, reset: np.ndarray | None, valid: np.ndarray | None, rounded: Rounding
-) -> tuple[np.ndarray, State]:
-    """x [B, D] → [B, D], the state after it."""
+def block(p: Arrays, x: np.ndarray, state: State, read: Reading, rounded: Rounding) -> tuple[np.ndarray, State]:
+    """x [..., D] → [..., D], the state after it."""
     u, z = _inputs(p, x, rounded)
-    u, conv = short_conv.step(u, p["conv1d.weight"], p.get("conv1d.bias"), state[0], reset, valid)
+    u, conv = read(short_conv, u, p["conv1d.weight"], p.get("conv1d.bias"), state[0])
     u = rounded(silu(rounded(u)))
-    y, ssm = selective_scan.step(u, *_selection(p, u, rounded), p["D"], state[1], reset, valid)
-    return _output(p, y, z, rounded), (conv, ssm)
-
-
-def sequence(
-    p: Arrays, x: np.ndarray, state: State, reset: np.ndarray | None, valid: np.ndarray | None, chunk_size: int, rounded: Rounding
-) -> tuple[np.ndarray, State]:
-    """x [B, T, D] → [B, T, D], the state after the last token."""
-    u, z = _inputs(p, x, rounded)
-    u, conv = short_conv.parallel(u, p["conv1d.weight"], p.get("conv1d.bias"), state[0], reset, valid, chunk_size)
-    u = rounded(silu(rounded(u)))
-    y, ssm = selective_scan.parallel(u, *_selection(p, u, rounded), p["D"], state[1], reset, valid, chunk_size)
+    y, ssm = read(selective_scan, u, *_selection(p, u, rounded), p["D"], state[1])
     return _output(p, y, z, rounded), (conv, ssm)
 
 

@@ -1,4 +1,4 @@
-"""The four verbs, once for all architectures. A subclass says how one token, and how a whole sequence, is read."""
+"""The four verbs, once for all architectures. A subclass says how tokens are read: one each, or whole sequences of them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from unisono_spec.contract.checks import check_ids, check_inputs
 from unisono_spec.contract.errors import InputError
 from unisono_spec.contract.files import check_params
 from unisono_spec.contract.sampling import GREEDY, Generated, Sampling, choose
+from unisono_spec.layers.norm import norm
 from unisono_spec.layers.params import Rounding, exact
+from unisono_spec.layers.reading import Marks, Mask, Reading, Training
+from unisono_spec.ops.elementwise import linear
 
 Form = Literal["recurrent", "parallel"]
-Mask = np.ndarray | None
-Dropout = Sequence[np.ndarray] | None
 
 
 class Model:
@@ -61,14 +62,12 @@ class Model:
         if noise is not None and not self.config.noise_widths:
             raise InputError("noise: this config has no noisy router; leave noise at None")
         state = self.init_state(len(tokens), tokens.shape[1]) if state is None else state
+        marks, training = Marks(reset, valid), Training(dropout, noise)
         if form == "parallel":
-            extra = {} if noise is None else {"noise": noise}
-            return self._sequence(tokens, state, reset, valid, dropout, chunk_size, **extra)
+            return self._read(tokens, state, Reading(marks, chunk_size), training)
         logits = []
         for t in range(tokens.shape[1]):
-            r, v = (None if m is None else m[:, t] for m in (reset, valid))
-            extra = {} if noise is None else {"noise": [n[:, t] for n in noise]}
-            y, state = self._token(tokens[:, t], state, r, v, None if dropout is None else [m[:, t] for m in dropout], **extra)
+            y, state = self._read(tokens[:, t], state, Reading(marks.at(t)), training.at(t))
             logits.append(y)
         return np.stack(logits, 1), state
 
@@ -79,7 +78,7 @@ class Model:
         token = np.asarray(token)
         check_inputs(self.config, token[:, None], state, *(None if m is None else m[:, None] for m in (reset, valid)))
         self._check_ids(token)
-        return self._token(token, state, reset, valid, None)
+        return self._read(token, state, Reading(Marks(reset, valid)), Training())
 
     def generate(
         self,
@@ -110,10 +109,16 @@ class Model:
         if not self.config.reads_frames:
             check_ids(tokens, self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _token(self, token: np.ndarray, state: Arrays, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[np.ndarray, Arrays]:
+    def _read(self, tokens: np.ndarray, state: Arrays, read: Reading, training: Training) -> tuple[np.ndarray, Arrays]:
+        """tokens [B, T], or [B] of one token, as `read` says → logits [B, (T,) V], the state after them."""
         raise NotImplementedError
 
-    def _sequence(
-        self, tokens: np.ndarray, state: Arrays, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int
-    ) -> tuple[np.ndarray, Arrays]:
-        raise NotImplementedError
+    def _updated(self, x: np.ndarray, update: np.ndarray, mask: Mask) -> np.ndarray:
+        """x + update. mask: what dropout multiplies the update by."""
+        return self.rounded(x + (update if mask is None else update * mask))
+
+    def _head(self, x: np.ndarray) -> np.ndarray:
+        """x [..., D] → logits [..., V]."""
+        p = self.params
+        weight = p["head.weight"] if "head.weight" in p else p["embedding.weight"]
+        return self.rounded(linear(norm(p, "norm", x, self.rounded), weight, p.get("head.bias")))
