@@ -162,7 +162,7 @@ def torch(session: nox.Session) -> None:
         pytest(session, "impl_torch/tests/kernels", *session.posargs)
         # on a CPU the kernels run in Triton's interpreter
         interpret = {} if "cuda" in session.posargs else {"TRITON_INTERPRET": "1"}
-        court(session, "torch", "--implementation", "triton", "--arch", "cram", "--form", "parallel", environment=interpret)
+        court(session, "torch", "--implementation", "triton", "--form", "parallel", environment=interpret)
 
 
 @nox.session

@@ -56,7 +56,9 @@ class Ledger:
         claims += ["gradient"] if any(i.bench.form in can.gradient_forms for i in items) else []
         wanted = {("claim", name) for name in claims if whole}
         of = {case.name.rpartition("/")[2]: case.arch for case in cases().values()}
-        wanted |= {("model", m) for m in can.models if arch in (None, m)} | {("op", o) for o in can.ops if arch in (None, of.get(o))}
+        served = can.narrower.get(items[0].bench.implementation, (*can.models, *can.ops))
+        wanted |= {("model", m) for m in can.models if arch in (None, m) and m in served}
+        wanted |= {("op", o) for o in can.ops if arch in (None, of.get(o)) and o in served}
         wanted |= {(k, getattr(i.bench, k)) for i in items for k in ("dtype", "form", "device", "implementation")}
         return sorted(f"{kind} {name}" for kind, name in wanted - self.met)
 

@@ -106,14 +106,19 @@ def items(adapter: Adapter, selection: Selection, profile: Profile, impl: str = 
     grid = [(dtype, form) for dtype in chosen["dtype"] for form in chosen["form"]]
     for p, prop in enumerate(PROPERTIES):
         for case in cases().values():
-            known = case.name in can.models if case.level == "model" else case.name.rpartition("/")[2] in can.ops
+            subject = case.name.rpartition("/")[2]
+            known = subject in (can.models if case.level == "model" else can.ops)
+            served = can.narrower.get(chosen["implementation"][0])  # of an implementation that serves less than all
+            if served is not None and subject not in served:
+                continue
             if case.arch not in chosen["arch"] or not known or not prop.applies(case, can) or not defaults(prop, case):
                 continue
             forms = [f for f in chosen["form"] if f in prop.forms(can)][: None if prop.each_form else 1]
             # where each config is compiled, all properties take it in the same form: its shapes are compiled already
             dear = not profile.exhaustive and chosen["implementation"][0] in can.dear
             full = profile.pairs or (not dear and (_every_pair(prop, case) or case.level == "op"))
-            allowed = [dtype for dtype in chosen["dtype"] if prop.dtypes is None or dtype in prop.dtypes]
+            possible = chosen["dtype"] if served is None else served[subject]
+            allowed = [dtype for dtype in chosen["dtype"] if dtype in possible and (prop.dtypes is None or dtype in prop.dtypes)]
             if dear and prop.own_shapes and not profile.pairs and allowed:
                 # each shape is another compilation: one dtype in turn; a long sequence takes whole its turn in float32
                 allowed = ["float32"] if prop.endless and "float32" in allowed else [allowed[p % len(allowed)]]

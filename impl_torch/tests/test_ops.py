@@ -5,12 +5,16 @@ float64 comparisons use torch.testing's default tolerance: two orders of one sum
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 from unisono_torch import InputError
-from unisono_torch.ops import decayed_sum, position, weighted_sum
+from unisono_torch.kernels import registry
+from unisono_torch.ops import decayed_sum, dispatch, position, weighted_sum
 
 DECAYED, WEIGHTED, EXCLUSIVE = "decayed", "weighted", "exclusive"
 KINDS = (DECAYED, WEIGHTED, EXCLUSIVE)
@@ -148,6 +152,34 @@ def test_an_implementation_that_is_not_here_is_named(monkeypatch: pytest.MonkeyP
     given = (*inputs(3), None, None)
     with pytest.raises(InputError, match=r"'pallas'.*plain"):
         run(DECAYED, "parallel", *given, implementation="pallas")
-    monkeypatch.setattr("unisono_torch.ops.dispatch._available", lambda device: False)
+    monkeypatch.setattr("unisono_torch.kernels.registry.available", lambda device: False)
     with pytest.raises(InputError, match="'triton' cannot run on cpu; use 'auto' or 'plain'"):
         run(WEIGHTED, "parallel", *given, implementation="triton")
+
+
+def test_auto_says_once_why_it_is_plain(caplog: pytest.LogCaptureFixture) -> None:
+    dispatch._tell.cache_clear()
+    with caplog.at_level("DEBUG", logger="unisono_torch"):
+        for _ in range(2):
+            assert not dispatch.use_triton("auto", "window", torch.device("cpu"), torch.float32)
+            assert not dispatch.use_triton("plain", "short_conv", torch.device("cpu"), torch.float32)
+    assert [record.getMessage() for record in caplog.records] == [
+        "window: plain tensor operations, since there is no Triton kernel of window; use 'auto' or 'plain'"
+    ]
+
+
+def test_the_registry_says_what_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, kernel = torch.device("cuda"), registry.Implementation("op", "triton", (torch.float32,), {"K": (16, 256)}, {"map": ("relu",)})
+    monkeypatch.setattr(registry, "available", lambda device: True)
+    assert kernel.why_not(here, torch.float32, {"K": 16}, {"map": "relu"}) is None
+    for why, given in {
+        "in float32, not in int8": (torch.int8, {"K": 16}, {"map": "relu"}),
+        "K from 16 to 256, not 8": (torch.float32, {"K": 8}, {"map": "relu"}),
+        "map of .*, not 'elu1'": (torch.float32, {"K": 256}, {"map": "elu1"}),
+    }.items():
+        assert re.search(why, kernel.why_not(here, *given) or "")
+
+
+def test_the_page_of_kernels_is_the_registry() -> None:
+    page = Path(__file__).parents[2] / "docs" / "kernels.md"
+    assert registry.table() in page.read_text("utf-8")

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 import unisono_torch
-from unisono_spec.contract import Config, InputError
+from unisono_spec.contract import Config
 from unisono_torch.arrays import from_numpy, to_numpy
-from unisono_torch.ops.dispatch import use_triton
+from unisono_torch.kernels import registry
 
 from unisono_conformance.adapter import OPS, Arrays, Capabilities, Gradients, grouped, parts
+
+WHOLE = {"cram": ("decayed_sum", "weighted_sum")}  # architectures all of whose sequence ops have kernels
 
 
 class Model:
@@ -72,12 +74,13 @@ class Adapter:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)  # tiny models; and the same bits twice are promised for one thread count
-        devices = ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
+        devices, served = ("cpu", *(("cuda",) if torch.cuda.is_available() else ())), registry.served("triton")
         self.capabilities = Capabilities(
             ops=OPS,
             dtypes=("float64", "float32", "bfloat16", "float16"),
             devices=devices,
-            implementations=("plain", *(("triton",) if any(_runs("triton", d) for d in devices) else ())),
+            implementations=("plain", *(("triton",) if any(map(registry.available, devices)) else ())),
+            narrower={"triton": served | {arch: _common(served, ops) for arch, ops in WHOLE.items()}},
             compiled=True,
             dear=("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else (),
         )
@@ -111,11 +114,9 @@ def _gradients(outputs: list[torch.Tensor], cotangents: list[torch.Tensor], leav
     return {n: to_numpy(torch.zeros_like(leaf) if g is None else g) for (n, leaf), g in zip(leaves.items(), found, strict=True)}
 
 
-def _runs(implementation: str, device: str) -> bool:
-    try:
-        return use_triton(implementation, torch.device(device))
-    except InputError:
-        return False
+def _common(served: dict[str, tuple[str, ...]], ops: tuple[str, ...]) -> tuple[str, ...]:
+    """The dtypes in which all of `ops` are served."""
+    return tuple(dtype for dtype in served[ops[0]] if all(dtype in served[op] for op in ops))
 
 
 def export(model: Model, path: Path) -> None:

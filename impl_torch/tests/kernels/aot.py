@@ -10,7 +10,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from unisono_torch.kernels import chain, operator, sweep
+from unisono_torch.kernels.scan import chain, operator, sweep
 
 POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 # weighted, exclusive, reset, valid: each flag on and off, beside each other in turn

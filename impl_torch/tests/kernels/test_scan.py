@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from unisono_spec.contract import InputError
-from unisono_torch.kernels import available, operator
 from unisono_torch.kernels.decayed_sum import decayed_sum
+from unisono_torch.kernels.registry import available
+from unisono_torch.kernels.scan import operator
 from unisono_torch.kernels.weighted_sum import weighted_sum
 
 from .reference import SMALL, Case, absolute, bound, differentiate, fold, inputs, sigmoid

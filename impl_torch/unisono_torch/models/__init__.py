@@ -12,7 +12,7 @@ from unisono_spec.contract.files import check_params, load_params
 
 from unisono_torch.arrays import DTYPES, from_numpy
 from unisono_torch.models.base import Model
-from unisono_torch.ops.dispatch import use_triton
+from unisono_torch.ops.dispatch import check_implementation
 
 
 def create(
@@ -33,7 +33,7 @@ def create(
     check_dtype(dtype)
     param_dtype = check_dtype(param_dtype or ("float64" if dtype == "float64" else "float32"))
     where = _device(device)
-    use_triton(implementation, where)  # a kernel that cannot run is an error here, not at the first call
+    check_implementation(implementation, where)  # a kernel that cannot run is an error here, not at the first call
     if params is None:
         params = init_params(config, seed, param_dtype)
     check_params(config, params)

@@ -61,7 +61,7 @@ def parallel(
         from unisono_torch.onnx import ops as graph
 
         return graph.decayed_sum(x, decay, initial_state, reset, valid)
-    if use_triton(implementation, x.device):
+    if use_triton(implementation, "decayed_sum", x.device, x.dtype):
         from unisono_torch.kernels.decayed_sum import decayed_sum
 
         return decayed_sum(x, decay, initial_state, reset, valid)

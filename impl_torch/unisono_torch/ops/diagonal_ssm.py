@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unisono_torch.ops.compact import Compact, segments, take
-from unisono_torch.ops.dispatch import no_kernel
+from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
 from unisono_torch.ops.recurrence import chunks
@@ -82,7 +82,7 @@ def parallel(
         from unisono_torch.onnx import ops as graph
 
         return graph.diagonal_ssm(u, _powers(dt, A, 1)[1], _gain(dt, A), C, D, initial_state, reset, valid)
-    no_kernel(implementation, "diagonal_ssm")
+    use_triton(implementation, "diagonal_ssm", u.device, u.dtype)
     dtype, length = wide(u.dtype), u.shape[1]
     C, D, initial = (a.to(dtype) for a in (C, D, initial_state))
     size = min(chunk_size, length) if reset is None else min(chunk_size, length, SMALL_CHUNK)

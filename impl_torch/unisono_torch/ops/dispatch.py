@@ -1,47 +1,59 @@
-"""Which implementation of an op runs: plain tensor operations or a Triton kernel."""
+"""Which implementation of an op runs: plain tensor operations, or one that kernels/registry.py names."""
 
 from __future__ import annotations
+
+import functools
+import logging
 
 import torch
 from unisono_spec.contract import InputError, nearest
 
+from unisono_torch.kernels.registry import REGISTRY, available
+
 IMPLEMENTATIONS = ("auto", "plain", "triton")
+_log = logging.getLogger("unisono_torch")
 
 
-def check_implementation(implementation: str) -> str:
+def check_implementation(implementation: str, device: torch.device | None = None) -> str:
+    """Raises InputError where `implementation` is unknown, or no kernel of it runs on `device`."""
     if implementation not in IMPLEMENTATIONS:
         raise InputError(f"implementation: {implementation!r} is unknown in PyTorch; {nearest(implementation, IMPLEMENTATIONS)}")
+    if device is not None and implementation not in ("auto", "plain") and not available(device):
+        some = next(each for (_, name), each in REGISTRY.items() if name == implementation)
+        raise InputError(f"implementation: {some.why_not(device, some.dtypes[0], {}, {})}")
     return implementation
 
 
-def use_triton(implementation: str, device: torch.device) -> bool:
-    """Whether a kernel runs on `device`: always for "triton" (else InputError), on a GPU that can for "auto"."""
+def use_triton(
+    implementation: str, op: str, device: torch.device, dtype: torch.dtype, widths: dict[str, int] | None = None, **settings: object
+) -> bool:
+    """Whether the Triton kernel of `op` serves this call.
+
+    Always for "triton", else InputError with the reason; on a GPU, where it can, for "auto", which logs a reason once where it cannot.
+    """
     check_implementation(implementation)
-    if implementation == "plain" or (implementation == "auto" and device.type != "cuda"):
+    if implementation == "plain":
         return False
-    if _available(device):
+    kernel = REGISTRY.get((op, "triton"))
+    if kernel is None:
+        why = f"there is no Triton kernel of {op}; use 'auto' or 'plain'"
+    elif implementation == "auto" and device.type != "cuda":
+        why = f"{op} has kernels for a GPU, not for {device.type}"
+    else:
+        why = kernel.why_not(device, dtype, widths or {}, settings)
+    if why is None:
         return True
     if implementation == "triton":
-        raise InputError(
-            f"implementation: 'triton' cannot run on {device.type}; use 'auto' or 'plain', or a CUDA device with triton installed "
-            "(pip install unisono[torch-cuda]), or Triton's interpreter (TRITON_INTERPRET=1 in the environment)"
-        )
+        raise InputError(f"implementation: {why}")
+    _tell(op, why)
     return False
 
 
-def no_kernel(implementation: str, op: str) -> None:
-    """Raise InputError where `implementation` asks for a kernel that this op does not have."""
-    if check_implementation(implementation) == "triton":
-        raise InputError(f"implementation: there is no Triton kernel of {op}; use 'auto' or 'plain'")
-
-
-def _available(device: torch.device) -> bool:
-    # imported here, so that nobody without a GPU needs triton
-    try:
-        from unisono_torch.kernels import available
-    except ImportError:
-        return False
-    return available(device)
+@torch.compiler.assume_constant_result  # a compiler traces no logging
+@functools.cache  # once
+def _tell(op: str, why: str) -> bool:
+    _log.debug("%s: plain tensor operations, since %s", op, why)
+    return True
 
 
 def shorter(limit: int, length: int) -> int:

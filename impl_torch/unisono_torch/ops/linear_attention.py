@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unisono_torch.ops.dispatch import no_kernel, shorter
+from unisono_torch.ops.dispatch import shorter, use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
 from unisono_torch.ops.recurrence import UPPER_CHUNK, chunked, chunks
@@ -56,7 +56,7 @@ def parallel(
         from unisono_torch.onnx import ops as graph
 
         return graph.linear_attention(q, k, v, initial_state, reset, valid)
-    no_kernel(implementation, "linear_attention")
+    use_triton(implementation, "linear_attention", v.device, v.dtype)
     dtype, length = wide(v.dtype), q.shape[1]
     S0, z0 = (a.to(dtype) for a in initial_state)
     size = shorter(chunk_size, length)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unisono_torch.ops.dispatch import no_kernel
+from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import linear, wide
 from unisono_torch.ops.fold import masked
 from unisono_torch.ops.mom_gru_loop import Sizes, Weights, loop
@@ -118,7 +118,7 @@ def hoisted(
 ) -> tuple[Tensor, State]:
     """The recurrence has no parallel form. This one takes every product with x out of the loop, as one matmul over all T; what is
     left in it depends on h. Its gradient is written out, and keeps one memory in 32 (mom_gru_loop.py), whatever the chunk size."""
-    no_kernel(implementation, "mom_gru")
+    use_triton(implementation, "mom_gru", x.device, x.dtype)
     dtype, d = wide(x.dtype), x.shape[-1]
     p = {name: a.to(dtype) for name, a in p.items()}
     x = masked(valid, x)[0].to(dtype)

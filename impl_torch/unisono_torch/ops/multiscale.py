@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unisono_torch.ops.carry import carried, faded
-from unisono_torch.ops.dispatch import no_kernel, shorter
+from unisono_torch.ops.dispatch import shorter, use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
 from unisono_torch.ops.recurrence import chunks
@@ -113,7 +113,7 @@ def parallel(
         from unisono_torch.onnx import ops as graph
 
         return graph.multiscale(q, k, v, q_norm, k_norm, log_decay, weight, initial_state, reset, valid)
-    no_kernel(implementation, "multiscale")
+    use_triton(implementation, "multiscale", v.device, v.dtype)
     dtype, length, same = wide(v.dtype), q.shape[1], q is q_norm and k is k_norm
     S0, z0 = (a.to(dtype) for a in initial_state)
     log_decay = log_decay.expand(log_decay.shape[0] if valid is None else q.shape[0], length, -1)

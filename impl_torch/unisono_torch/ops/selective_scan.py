@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from unisono_torch.ops.dispatch import no_kernel
+from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
 from unisono_torch.ops.linear_scan import linear_scan
@@ -74,7 +74,7 @@ def parallel(
         from unisono_torch.onnx import ops as graph
 
         return graph.selective_scan(u, dt, A, B, C, D, initial_state, reset, valid)
-    no_kernel(implementation, "selective_scan")
+    use_triton(implementation, "selective_scan", u.device, u.dtype)
     dtype = wide(u.dtype)
     u, dt, B, C = (a.to(dtype) for a in masked(valid, u, dt, B, C))
     A, h, out = A.to(dtype), initial_state.to(dtype), []

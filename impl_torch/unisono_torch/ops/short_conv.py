@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unisono_torch.ops.compact import Compact, segments, take
-from unisono_torch.ops.dispatch import no_kernel
+from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
 
@@ -55,7 +55,7 @@ def parallel(
         from unisono_torch.onnx import ops as graph
 
         return graph.short_conv(x, weight, bias, initial_state, reset, valid)
-    no_kernel(implementation, "short_conv")
+    use_triton(implementation, "short_conv", x.device, x.dtype)
     dtype, length, taps = wide(x.dtype), x.shape[1], weight.shape[-1]
     compact, segment = Compact(valid, x), segments(reset, x)
     now = compact.pack(segment)

@@ -14,7 +14,7 @@ from torch import Tensor
 from unisono_spec.contract import InputError
 
 from unisono_torch.ops.compact import segments, take
-from unisono_torch.ops.dispatch import no_kernel
+from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
 
@@ -65,7 +65,7 @@ def parallel(
         from unisono_torch.onnx import ops as graph
 
         return graph.softmax_attention(q, k, v, initial_state, reset, valid)
-    no_kernel(implementation, "softmax_attention")
+    use_triton(implementation, "softmax_attention", v.device, v.dtype)
     keys, values, count = initial_state
     length, capacity, dtype = q.shape[1], keys.shape[1], wide(v.dtype)
     if reset is None and valid is None and length <= capacity and not torch.compiler.is_compiling() and not count.any():

@@ -57,7 +57,7 @@ def parallel(
         from unisono_torch.onnx import ops as graph
 
         return graph.weighted_sum(x, s, initial_state, reset, valid, exclusive)
-    if use_triton(implementation, x.device):
+    if use_triton(implementation, "weighted_sum", x.device, x.dtype):
         from unisono_torch.kernels.weighted_sum import weighted_sum
 
         return weighted_sum(x, s, initial_state, reset, valid, exclusive)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unisono_torch.ops.compact import Compact, segments, take
-from unisono_torch.ops.dispatch import no_kernel, shorter
+from unisono_torch.ops.dispatch import shorter, use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
 from unisono_torch.ops.recurrence import chunks
@@ -67,7 +67,7 @@ def parallel(
         from unisono_torch.onnx import ops as graph
 
         return graph.window(q, k, v, initial_state, reset, valid)
-    no_kernel(implementation, "window")
+    use_triton(implementation, "window", v.device, v.dtype)
     dtype, length = wide(v.dtype), q.shape[1]
     keys, values, count = initial_state
     w = keys.shape[1]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._functorch import config as functorch
-from unisono_torch.kernels import available
+from unisono_torch.kernels.registry import available
 from unisono_torch.ops import decayed_sum, weighted_sum
 
 from unisono_tools.bench.cases import Case

@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from unisono_torch.kernels.sweep import _sigmoid, _sigmoid_and_slope
+from unisono_torch.kernels.scan.sweep import _sigmoid, _sigmoid_and_slope
 
 
 @triton.jit

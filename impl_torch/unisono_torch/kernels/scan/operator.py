@@ -86,7 +86,7 @@ def _launch(kernel: str, x: Tensor, decay: float, exclusive: bool, plan: Sweep |
     """The kernel "forward" or "backward" of sweep.py or chain.py, as the plan says, on tensors of its arguments' names."""
     import triton.language as tl
 
-    from unisono_torch.kernels import chain, sweep
+    from unisono_torch.kernels.scan import chain, sweep
 
     batch, length, width = x.shape
     acc = accumulator(x.dtype)
@@ -129,7 +129,7 @@ def _launch(kernel: str, x: Tensor, decay: float, exclusive: bool, plan: Sweep |
 def _plan(kernel: str, x: Tensor, weight: Tensor | None, valid: Tensor | None, decay: float) -> Sweep | Chain:
     import triton
 
-    from unisono_torch.kernels import sweep
+    from unisono_torch.kernels.scan import sweep
 
     interpreted = not isinstance(sweep.forward, triton.JITFunction)
     if interpreted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from unisono_torch.kernels.operator import accumulator, scan
+from unisono_torch.kernels.scan.operator import accumulator, scan
 
 
 def weighted_sum(

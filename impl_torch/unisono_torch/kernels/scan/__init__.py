@@ -1,0 +1,1 @@
+"""The linear scan that CRAM's two sums share."""
