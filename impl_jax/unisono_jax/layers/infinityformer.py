@@ -8,7 +8,8 @@ from flax import nnx
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
 
 from unisono_jax.layers.ffn import GatedGELU
-from unisono_jax.layers.leaves import Arrays, How, LayerNorm, Linear, Marks, sub, updated
+from unisono_jax.layers.leaves import Arrays, LayerNorm, Linear, sub, updated
+from unisono_jax.layers.reading import Mask, Reading
 from unisono_jax.ops import multiscale, rotary
 from unisono_jax.ops.elementwise import sigmoid, softplus, wide
 from unisono_jax.ops.features import feature_map
@@ -52,17 +53,14 @@ class Mixer(nnx.Module):
         weight = jnp.concatenate([sigmoid(logit), sigmoid(-logit) * shares], -3)  # [..., S+1, H or 1, V or 1]; 1 − g keeps its digits
         return q, k, v, q_norm, k_norm, log_decay, weight
 
-    def __call__(
-        self, h: jax.Array, turn: rotary.Turn | None, due: jax.Array | None, state: State, marks: Marks, how: How
-    ) -> tuple[jax.Array, State]:
+    def __call__(self, h: jax.Array, turn: rotary.Turn | None, due: Mask, state: State, read: Reading) -> tuple[jax.Array, State]:
         """h [B, D] or [B, T, D] → what it adds, the state after it. due [B] or [B, T]: tokens after which S is compressed."""
-        inputs, rank = self.inputs(h, turn), self.config.compress_rank
-        if how is None:
-            o, after = multiscale.step(*inputs, state, *marks, due, rank)
-        elif due is not None:  # sequential whatever the form: layer by layer instead of token by token
-            o, after = multiscale.recurrent(*inputs, state, *marks, due, rank)
-        else:
-            o, after = multiscale.parallel(*inputs, state, *marks, *how)
+        given = *self.inputs(h, turn), state
+        if due is None:
+            o, after = read(multiscale, *given)
+        else:  # sequential whatever the form: layer by layer instead of token by token
+            op = multiscale.step if read.one_token else multiscale.recurrent
+            o, after = op(*given, *read.marks, due, self.config.compress_rank)
         return self.out(o.reshape(h.shape).astype(h.dtype), h.dtype), after
 
 
@@ -74,16 +72,9 @@ class Block(nnx.Module):
         self.mixer, self.ffn = Mixer(sub(params, "mixer"), config), GatedGELU(sub(params, "ffn"))
 
     def __call__(
-        self,
-        x: jax.Array,
-        turn: rotary.Turn | None,
-        due: jax.Array | None,
-        state: State,
-        marks: Marks,
-        how: How,
-        masks: tuple[jax.Array | None, jax.Array | None],
+        self, x: jax.Array, turn: rotary.Turn | None, due: Mask, state: State, read: Reading, masks: tuple[Mask, ...]
     ) -> tuple[jax.Array, State]:
         """masks: what dropout multiplies the updates of mixer and FFN by."""
-        update, after = self.mixer(self.mixer_norm(x).astype(x.dtype), turn, due, state, marks, how)
+        update, after = self.mixer(self.mixer_norm(x).astype(x.dtype), turn, due, state, read)
         x = updated(x, update, masks[0])
         return updated(x, self.ffn(self.ffn_norm(x), x.dtype), masks[1]), after

@@ -10,7 +10,8 @@ from flax import nnx
 from unisono_spec.contract.lat import LATConfig
 
 from unisono_jax.layers.ffn import GELUFFN, SwiGLU
-from unisono_jax.layers.leaves import Arrays, Conv, How, Linear, Marks, norm, sub, updated
+from unisono_jax.layers.leaves import Arrays, Conv, Linear, norm, sub, updated
+from unisono_jax.layers.reading import Mask, Reading
 from unisono_jax.ops import linear_attention, rotary, short_conv, softmax_attention, window
 from unisono_jax.ops.elementwise import silu, wide
 from unisono_jax.ops.features import feature_map
@@ -51,11 +52,10 @@ class Attention(nnx.Module):
             q, k = (feature_map(self.config.feature_map, a.astype(wide(a)), tau) for a in (q, k))
         return q, k, v
 
-    def __call__(self, x: jax.Array, turns: Turns, before: jax.Array, state: States, marks: Marks, how: How) -> tuple[jax.Array, States]:
+    def __call__(self, x: jax.Array, turns: Turns, before: jax.Array, state: States, read: Reading) -> tuple[jax.Array, States]:
         """x [B, D] or [B, T, D] → what it adds, the state after it. before [B]: how many tokens the sequences held."""
-        heads, op = self.to_heads(x, turns), OPS[self.kind]
-        old = state if self.kind == "linear" else (*state, before)
-        o, after = op.step(*heads, old, *marks) if how is None else op.parallel(*heads, old, *marks, *how)
+        given = state if self.kind == "linear" else (*state, before)
+        o, after = read(OPS[self.kind], *self.to_heads(x, turns), given)
         return self.out(o.reshape(x.shape).astype(x.dtype), x.dtype), after[:2]
 
 
@@ -65,10 +65,9 @@ class GatedConv(nnx.Module):
     def __init__(self, params: Arrays) -> None:
         self.input, self.conv, self.out = Linear(sub(params, "input")), Conv(sub(params, "conv")), Linear(sub(params, "out"))
 
-    def __call__(self, x: jax.Array, turns: Turns, before: jax.Array, state: States, marks: Marks, how: How) -> tuple[jax.Array, States]:
+    def __call__(self, x: jax.Array, turns: Turns, before: jax.Array, state: States, read: Reading) -> tuple[jax.Array, States]:
         a, b = jnp.split(self.input(x, x.dtype), 2, -1)
-        given = b, self.conv.weight[...], None if self.conv.bias is None else self.conv.bias[...], state[0], *marks
-        y, after = short_conv.step(*given) if how is None else short_conv.parallel(*given, *how)
+        y, after = read(short_conv, b, self.conv.weight[...], None if self.conv.bias is None else self.conv.bias[...], state[0])
         gated = silu(a.astype(y.dtype)) * y.astype(x.dtype).astype(y.dtype)
         return self.out(gated.astype(x.dtype), x.dtype), (after,)
 
@@ -83,16 +82,9 @@ class Block(nnx.Module):
         self.ffn = (SwiGLU if config.ffn == "swiglu" else GELUFFN)(sub(params, "ffn"))
 
     def __call__(
-        self,
-        x: jax.Array,
-        turns: Turns,
-        before: jax.Array,
-        state: States,
-        marks: Marks,
-        how: How,
-        masks: tuple[jax.Array | None, jax.Array | None],
+        self, x: jax.Array, turns: Turns, before: jax.Array, state: States, read: Reading, masks: tuple[Mask, ...]
     ) -> tuple[jax.Array, States]:
         """masks: what dropout multiplies the updates of mixer and FFN by."""
-        update, after = self.mixer(self.mixer_norm(x).astype(x.dtype), turns, before, state, marks, how)
+        update, after = self.mixer(self.mixer_norm(x).astype(x.dtype), turns, before, state, read)
         x = updated(x, update, masks[0])
         return updated(x, self.ffn(self.ffn_norm(x), x.dtype), masks[1]), after

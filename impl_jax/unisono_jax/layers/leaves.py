@@ -11,8 +11,6 @@ from flax import nnx
 from unisono_jax.ops.elementwise import layer_norm, linear, rms_norm, wide
 
 Arrays = Mapping[str, jax.Array]
-Marks = tuple[jax.Array | None, jax.Array | None]  # reset, valid
-How = tuple[int, str] | None  # chunk_size and implementation of a parallel form; None: x is one token
 
 
 def sub(params: Arrays, prefix: str) -> dict[str, jax.Array]:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from unisono_spec.contract.maru import MARUConfig
 
-from unisono_jax.layers.leaves import Arrays, Buffer, How, Linear, Marks, RMSNorm, sub, updated
+from unisono_jax.layers.leaves import Arrays, Buffer, Linear, RMSNorm, sub, updated
 from unisono_jax.layers.mamba import Mamba
+from unisono_jax.layers.reading import Marks, Mask, Reading
 from unisono_jax.ops import mom_gru
 from unisono_jax.ops.elementwise import wide
 
@@ -34,14 +35,14 @@ class Cell(nnx.Module):
         return {name: jax.lax.stop_gradient(a) if name in BUFFERS else a for name, a in found.items()}
 
     def __call__(
-        self, x: jax.Array, state: mom_gru.State, marks: Marks, how: How, noise: jax.Array | None, temperature: float
+        self, x: jax.Array, state: mom_gru.State, read: Reading, noise: Mask, temperature: float
     ) -> tuple[jax.Array, mom_gru.State]:
         """x [B, D] or [B, T, D] → h, the state after it."""
-        if how is None:
-            return mom_gru.step(x, self.arrays(), state, *marks, noise, temperature)
-        return mom_gru.hoisted(x, self.arrays(), state, *marks, how[0], noise, temperature, how[1])
+        if read.chunk_size is None:
+            return mom_gru.step(x, self.arrays(), state, *read.marks, noise, temperature)
+        return mom_gru.hoisted(x, self.arrays(), state, *read.marks, read.chunk_size, noise, temperature, read.implementation)
 
-    def load(self, x: jax.Array, before: jax.Array, h: jax.Array, marks: Marks, noise: jax.Array | None, temperature: float) -> jax.Array:
+    def load(self, x: jax.Array, before: jax.Array, h: jax.Array, marks: Marks, noise: Mask, temperature: float) -> jax.Array:
         """The mean share of each bank [n] over the valid tokens of x [B, T, D]; before [B, D] and h [B, T, D]: as the call knows them."""
         reset, valid = marks
         h = jnp.concatenate([before[:, None], h[:, :-1].astype(before.dtype)], 1)
@@ -63,24 +64,23 @@ class Block(nnx.Module):
         self,
         x: jax.Array,
         state: States,
-        marks: Marks,
-        how: How,
-        masks: tuple[jax.Array | None, jax.Array | None],
-        noise: jax.Array | None,
+        read: Reading,
+        masks: tuple[Mask, ...],
+        noise: Mask,
         loads: list[jax.Array] | None = None,
     ) -> tuple[jax.Array, States]:
         """masks: what dropout multiplies the updates of block and cell by. loads: receives the cell's load."""
         prenorm = self.config.prenorm
-        update, mixed = self.mamba(self.mamba_norm(x).astype(x.dtype) if prenorm else x, state[:2], marks, how)  # pyright: ignore[reportArgumentType]
+        update, mixed = self.mamba(self.mamba_norm(x).astype(x.dtype) if prenorm else x, state[:2], read)  # pyright: ignore[reportArgumentType]
         x = self._after(x, update, masks[0])
         y = self.project(self.cell_norm(x) if prenorm else x, x.dtype)
         temperature = self.config.temperature
-        update, kept = self.cell(y, state[2:], marks, how, noise, temperature)  # pyright: ignore[reportArgumentType]
-        if loads is not None:
-            loads.append(self.cell.load(y, state[2], update, marks, noise, temperature))
+        update, kept = self.cell(y, state[2:], read, noise, temperature)  # pyright: ignore[reportArgumentType]
+        if loads is not None and noise is not None:
+            loads.append(self.cell.load(y, state[2], update, read.marks, noise, temperature))
         return self._after(x, update.astype(x.dtype), masks[1]), (*mixed, *kept)
 
-    def _after(self, x: jax.Array, update: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def _after(self, x: jax.Array, update: jax.Array, mask: Mask) -> jax.Array:
         if self.config.prenorm:
             return updated(x, update, mask)
         return update if mask is None else (update.astype(wide(x)) * mask.astype(wide(x))).astype(x.dtype)

@@ -8,7 +8,8 @@ from flax import nnx
 from unisono_spec.contract.s4d import S4DConfig
 
 from unisono_jax.layers.ffn import GELUFFN
-from unisono_jax.layers.leaves import Arrays, How, LayerNorm, Linear, Marks, sub, updated
+from unisono_jax.layers.leaves import Arrays, LayerNorm, Linear, sub, updated
+from unisono_jax.layers.reading import Mask, Reading
 from unisono_jax.ops import diagonal_ssm
 from unisono_jax.ops.elementwise import gelu, sigmoid, wide
 
@@ -25,10 +26,9 @@ class Mixer(nnx.Module):
         A = jnp.stack([-jnp.exp(self.log_A_real[...].astype(dtype)), self.A_imag[...].astype(dtype)], -1)
         return jnp.exp(self.log_dt[...].astype(dtype)), A, self.C[...], self.D[...]
 
-    def __call__(self, x: jax.Array, state: jax.Array, marks: Marks, how: How) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, state: jax.Array, read: Reading) -> tuple[jax.Array, jax.Array]:
         """x [B, D] or [B, T, D] → what it adds, the state after it."""
-        given = x, *self.dynamics(wide(x)), state, *marks
-        y, after = diagonal_ssm.step(*given) if how is None else diagonal_ssm.parallel(*given, *how)
+        y, after = read(diagonal_ssm, x, *self.dynamics(wide(x)), state)
         value, gate = jnp.split(self.out(gelu(y.astype(x.dtype)), x.dtype).astype(wide(x)), 2, -1)
         return (value * sigmoid(gate)).astype(x.dtype), after
 
@@ -42,10 +42,8 @@ class Block(nnx.Module):
         if self.has_ffn:
             self.ffn_norm, self.ffn = LayerNorm(sub(params, "ffn_norm")), GELUFFN(sub(params, "ffn"))
 
-    def __call__(
-        self, x: jax.Array, state: jax.Array, marks: Marks, how: How, masks: tuple[jax.Array | None, ...]
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, state: jax.Array, read: Reading, masks: tuple[Mask, ...]) -> tuple[jax.Array, jax.Array]:
         """masks: what dropout multiplies each update by."""
-        update, after = self.mixer(self.mixer_norm(x).astype(x.dtype), state, marks, how)
+        update, after = self.mixer(self.mixer_norm(x).astype(x.dtype), state, read)
         x = updated(x, update, masks[0])
         return (updated(x, self.ffn(self.ffn_norm(x), x.dtype), masks[1]) if self.has_ffn else x), after

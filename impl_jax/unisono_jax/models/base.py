@@ -1,4 +1,4 @@
-"""The four verbs, once for all architectures. A subclass says how one token, and how a whole sequence, is read."""
+"""The four verbs, once for all architectures. A subclass says how tokens are read: one each, or whole sequences of them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from unisono_spec.contract.sampling import GREEDY, Generated, Sampling, choose
 
 from unisono_jax.arrays import check_x64, numpy_params
 from unisono_jax.kernels import resolve
+from unisono_jax.layers.reading import Marks, Reading, Training
 
 Form = Literal["recurrent", "parallel"]
 FORMS = ("recurrent", "parallel")
-Mask = jax.Array | None
 State = dict[str, jax.Array]
 Dropout = Sequence[jax.Array] | None
 Noise = Sequence[jax.Array] | None
@@ -84,17 +84,16 @@ class Model(nnx.Module):
         if noise is not None and not self.config.noise_widths:
             raise InputError("noise: this config has no noisy router; leave noise at None")
         state = self.init_state(*tokens.shape[:2]) if state is None else self._state(state)
-        tokens, reset, valid = self._tokens(tokens), *(None if m is None else jnp.asarray(m) for m in (reset, valid))
-        extra = {} if noise is None else {"noise": noise}
+        tokens, marks = self._tokens(tokens), Marks(*(None if m is None else jnp.asarray(m) for m in (reset, valid)))
         if form == "parallel":
-            extra |= {} if loads is None else {"loads": loads}
-            return self._sequence(tokens, state, reset, valid, dropout, chunk_size, **extra)
+            return self._read(tokens, state, Reading(marks, chunk_size, self.implementation), Training(dropout, noise, loads))
 
-        def fold(state: State, token: tuple) -> tuple[State, jax.Array]:
-            logits, state = self._token(token[0], state, token[1], token[2], token[3], **token[4])
+        def fold(state: State, given: tuple[jax.Array, Marks, Training]) -> tuple[State, jax.Array]:
+            token, marks, training = given
+            logits, state = self._read(token, state, Reading(marks), training)
             return state, logits
 
-        time_major = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), (tokens, reset, valid, dropout, extra))
+        time_major = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), (tokens, marks, Training(dropout, noise)))
         state, logits = lax.scan(fold, state, time_major)
         return jnp.swapaxes(logits, 0, 1), state
 
@@ -102,8 +101,8 @@ class Model(nnx.Module):
         """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
         token, reset, valid = (None if a is None else _array(a) for a in (token, reset, valid))
         self._check(*(a if a is None or isinstance(a, dict) else a[:, None] for a in (token, state, reset, valid)))
-        reset, valid = (None if m is None else jnp.asarray(m) for m in (reset, valid))
-        return self._token(self._tokens(token), self._state(state), reset, valid, None)
+        marks = Marks(*(None if m is None else jnp.asarray(m) for m in (reset, valid)))
+        return self._read(self._tokens(token), self._state(state), Reading(marks), Training())
 
     def compiled(self) -> Compiled:
         """This model with `forward` and `step` jitted, as its parameters are now. Traces are shared by equal models."""
@@ -151,12 +150,8 @@ class Model(nnx.Module):
     def _check_reach(self, state: Mapping[str, Any] | None, batch: int, length: int, reset: Any, valid: Any) -> None:
         """Raise InputError where a sequence would pass the most tokens that this model can read, if the arrays' values are known."""
 
-    def _token(self, token: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[jax.Array, State]:
-        raise NotImplementedError
-
-    def _sequence(
-        self, tokens: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int
-    ) -> tuple[jax.Array, State]:
+    def _read(self, tokens: jax.Array, state: State, read: Reading, training: Training) -> tuple[jax.Array, State]:
+        """tokens [B, T], or [B] of one token, as `read` says → logits [B, (T,) V], the state after them."""
         raise NotImplementedError
 
 

@@ -10,8 +10,9 @@ from unisono_spec.contract.cram import CRAMConfig
 
 from unisono_jax.layers.cram import Block
 from unisono_jax.layers.leaves import Arrays, Embedding, LayerNorm, Linear, sub
-from unisono_jax.models.base import Dropout, Mask, Model, State
-from unisono_jax.ops import decayed_sum, position, weighted_sum
+from unisono_jax.layers.reading import Reading, Training
+from unisono_jax.models.base import Dropout, Model, State
+from unisono_jax.ops import decayed_sum, weighted_sum
 from unisono_jax.ops.elementwise import binary_digits
 
 
@@ -45,35 +46,18 @@ class CRAM(Model):
             x = layer(x, x, None if dropout is None else dropout[i])
         return self._head(x)
 
-    def _token(self, token: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[jax.Array, State]:
+    def _read(self, tokens: jax.Array, state: State, read: Reading, training: Training) -> tuple[jax.Array, State]:
         if self.config.scheme == "fixed":
-            xi, last = decayed_sum.step(self.code(token), self.config.decay, state["xi"], reset, valid)
-            return self.readout(xi, dropout), {"xi": last}
-        x = self.embedding(token, self.dtype)  # [B, D]
-        where, count = position.step(state["position"], reset, valid)
+            xi, last = read(decayed_sum, self.code(tokens), self.config.decay, state["xi"])
+            return self.readout(xi, training.dropout), {"xi": last}
+        x = self.embedding(tokens, self.dtype)
+        where, count = read.positions(state["position"], tokens)
         out: State = {"position": count}
         for i, layer in enumerate(self.layers):
             u, s = layer.scored_input(x, where)
             name = f"layers.{i}.xi"
-            xi, out[name] = weighted_sum.step(u, s, state[name], reset, valid, self.config.exclusive)
-            x = layer(x, xi, None if dropout is None else dropout[i])
-        return self._head(x), out
-
-    def _sequence(
-        self, tokens: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int
-    ) -> tuple[jax.Array, State]:
-        how = {"chunk_size": chunk_size, "implementation": self.implementation}
-        if self.config.scheme == "fixed":
-            xi, last = decayed_sum.parallel(self.code(tokens), self.config.decay, state["xi"], reset, valid, **how)
-            return self.readout(xi, dropout), {"xi": last}
-        x = self.embedding(tokens, self.dtype)  # [B, T, D]
-        where, count = position.parallel(state["position"], tokens.shape[1], reset, valid)
-        out: State = {"position": count}
-        for i, layer in enumerate(self.layers):
-            u, s = layer.scored_input(x, where)
-            name = f"layers.{i}.xi"
-            xi, out[name] = weighted_sum.parallel(u, s, state[name], reset, valid, self.config.exclusive, **how)
-            x = layer(x, xi, None if dropout is None else dropout[i])
+            xi, out[name] = read(weighted_sum, u, s, state[name], more=(self.config.exclusive,))
+            x = layer(x, xi, training.mask(i))
         return self._head(x), out
 
     def _head(self, x: jax.Array) -> jax.Array:

@@ -13,8 +13,9 @@ from unisono_spec.contract import Config, InputError
 from unisono_spec.contract.lat import LATConfig
 
 from unisono_jax.layers.lat import STATES, Block, rotated_widths
-from unisono_jax.layers.leaves import Arrays, Embedding, How, Linear, norm, sub
-from unisono_jax.models.base import Dropout, Mask, Model, State
+from unisono_jax.layers.leaves import Arrays, Embedding, Linear, norm, sub
+from unisono_jax.layers.reading import Reading, Training
+from unisono_jax.models.base import Model, State
 from unisono_jax.ops import position, rotary
 from unisono_jax.ops.elementwise import wide
 
@@ -34,27 +35,14 @@ class LAT(Model):
         assert isinstance(self.config, LATConfig)
         return self.config
 
-    def _token(self, token: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[jax.Array, State]:
-        where, count = position.step(state["position"], reset, valid)
-        return self._read(token, state, where, count, (reset, valid), dropout, None)
-
-    def _sequence(
-        self, tokens: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int
-    ) -> tuple[jax.Array, State]:
-        where, count = position.parallel(state["position"], tokens.shape[1], reset, valid)
-        return self._read(tokens, state, where, count, (reset, valid), dropout, (chunk_size, self.implementation))
-
-    def _read(
-        self, tokens: jax.Array, state: State, where: jax.Array, count: jax.Array, marks: tuple[Mask, Mask], dropout: Dropout, how: How
-    ) -> tuple[jax.Array, State]:
-        """tokens [B] if `how` is None, else [B, T]; where: their positions; count [B]: the position after them."""
+    def _read(self, tokens: jax.Array, state: State, read: Reading, training: Training) -> tuple[jax.Array, State]:
+        where, count = read.positions(state["position"], tokens)
         x = self._embed(tokens, where)
         turns = {width: rotary.turn(where, width, self.blocks.rope_base, wide(x)) for width in rotated_widths(self.blocks)}
         out: State = {"position": count}
         for i, (kind, layer) in enumerate(zip(self.blocks.kinds, self.layers, strict=True)):
             names = [f"layers.{i}.{part}" for part in STATES[kind]]
-            masks = (None, None) if dropout is None else (dropout[2 * i], dropout[2 * i + 1])
-            x, after = layer(x, turns, state["position"], tuple(state[name] for name in names), marks, how, masks)
+            x, after = layer(x, turns, state["position"], tuple(state[name] for name in names), read, training.masks(i))
             out |= dict(zip(names, after, strict=True))
         return self.head(self.norm(x), self.dtype, self.embedding.weight if self.blocks.tie_head else None), out
 

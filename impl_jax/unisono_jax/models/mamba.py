@@ -7,16 +7,17 @@ from flax import nnx
 from unisono_spec.contract.mamba import MambaConfig
 
 from unisono_jax.layers import mamba
-from unisono_jax.layers.leaves import Arrays, Embedding, How, Linear, Marks, RMSNorm, sub, updated
-from unisono_jax.models.base import Dropout, Mask, Model, State
+from unisono_jax.layers.leaves import Arrays, Embedding, Linear, RMSNorm, sub, updated
+from unisono_jax.layers.reading import Mask, Reading, Training
+from unisono_jax.models.base import Model, State
 
 
 class Block(nnx.Module):
     def __init__(self, params: Arrays) -> None:
         self.norm, self.mixer = RMSNorm(sub(params, "norm")), mamba.Mamba(sub(params, "mixer"))
 
-    def __call__(self, x: jax.Array, state: mamba.State, marks: Marks, how: How, mask: jax.Array | None) -> tuple[jax.Array, mamba.State]:
-        update, after = self.mixer(self.norm(x).astype(x.dtype), state, marks, how)
+    def __call__(self, x: jax.Array, state: mamba.State, read: Reading, mask: Mask) -> tuple[jax.Array, mamba.State]:
+        update, after = self.mixer(self.norm(x).astype(x.dtype), state, read)
         return updated(x, update, mask), after
 
 
@@ -29,21 +30,12 @@ class Mamba(Model):
         self.layers = nnx.List([Block(sub(params, f"layers.{i}")) for i in range(config.n_layers)])
         self.norm, self.head = RMSNorm(sub(params, "norm")), Linear(sub(params, "head"))
 
-    def _token(self, token: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[jax.Array, State]:
-        return self._read(token, state, (reset, valid), dropout, None)
-
-    def _sequence(
-        self, tokens: jax.Array, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int
-    ) -> tuple[jax.Array, State]:
-        return self._read(tokens, state, (reset, valid), dropout, (chunk_size, self.implementation))
-
-    def _read(self, tokens: jax.Array, state: State, marks: Marks, dropout: Dropout, how: How) -> tuple[jax.Array, State]:
-        """tokens [B] if `how` is None, else [B, T]."""
+    def _read(self, tokens: jax.Array, state: State, read: Reading, training: Training) -> tuple[jax.Array, State]:
         x = self.embedding(tokens, self.dtype)
         out: State = {}
         for i, layer in enumerate(self.layers):
             conv, ssm = f"layers.{i}.conv", f"layers.{i}.ssm"
-            x, (out[conv], out[ssm]) = layer(x, (state[conv], state[ssm]), marks, how, None if dropout is None else dropout[i])
+            x, (out[conv], out[ssm]) = layer(x, (state[conv], state[ssm]), read, training.mask(i))
         return self.head(self.norm(x), self.dtype, self.embedding.weight if self.config.tie_head else None), out
 
 

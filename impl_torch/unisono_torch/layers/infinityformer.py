@@ -8,12 +8,11 @@ from unisono_spec.contract.infinityformer import InfinityFormerConfig
 
 from unisono_torch.layers.basic import LayerNorm, Linear, updated
 from unisono_torch.layers.ffn import GatedGELU
+from unisono_torch.layers.reading import Mask, Reading
 from unisono_torch.ops import multiscale, rotary
 from unisono_torch.ops.elementwise import linear, wide
 from unisono_torch.ops.features import feature_map
 
-Marks = tuple[Tensor | None, Tensor | None]  # reset, valid
-How = tuple[int, str] | None  # chunk_size and implementation of a parallel form; None: x is one token
 State = tuple[Tensor, Tensor]
 Turn = tuple[Tensor, Tensor]  # RoPE's cos and sin
 
@@ -66,15 +65,14 @@ class Mixer(nn.Module):
         mix = self.mix.to(dtype).softmax(-1)[:, None, None]
         return q, k, v, q_norm, k_norm, log_decay, torch.cat([gate, (1 - gate) * mix], -3)  # weight [..., S+1, H or 1, V or 1]
 
-    def forward(self, h: Tensor, turn: Turn | None, state: State, marks: Marks, how: How, compress: Tensor | None) -> tuple[Tensor, State]:
-        """h [B, D] or [B, T, D] → what it adds, the state after it. compress [B] or [B, T]: after which tokens to."""
-        given = *self.inputs(h, turn), state, *marks
-        if how is None:
-            o, after = multiscale.step(*given, compress, self.config.compress_rank)
-        elif compress is not None:  # sequential whatever the form: layer by layer instead of token by token
-            o, after = multiscale.recurrent(*given, compress, self.config.compress_rank)
-        else:
-            o, after = multiscale.parallel(*given, *how)
+    def forward(self, h: Tensor, turn: Turn | None, due: Mask, state: State, read: Reading) -> tuple[Tensor, State]:
+        """h [B, D] or [B, T, D] → what it adds, the state after it. due [B] or [B, T]: tokens after which S is compressed."""
+        given = *self.inputs(h, turn), state
+        if due is None:
+            o, after = read(multiscale, *given)
+        else:  # sequential whatever the form: layer by layer instead of token by token
+            op = multiscale.step if read.one_token else multiscale.recurrent
+            o, after = op(*given, *read.marks, due, self.config.compress_rank)
         return self.out(o.flatten(-2).to(h.dtype)), after
 
 
@@ -90,16 +88,9 @@ class Block(nn.Module):
         self.ffn = GatedGELU(d, config.d_ffn)
 
     def forward(
-        self,
-        x: Tensor,
-        turn: Turn | None,
-        state: State,
-        marks: Marks,
-        how: How,
-        compress: Tensor | None,
-        masks: tuple[Tensor | None, Tensor | None],
+        self, x: Tensor, turn: Turn | None, due: Mask, state: State, read: Reading, masks: tuple[Mask, ...]
     ) -> tuple[Tensor, State]:
         """masks: dropout's, of the mixer and of the FFN."""
-        update, after = self.mixer(self.mixer_norm(x).to(x.dtype), turn, state, marks, how, compress)
+        update, after = self.mixer(self.mixer_norm(x).to(x.dtype), turn, due, state, read)
         x = updated(x, update, masks[0])
         return updated(x, self.ffn(self.ffn_norm(x).to(x.dtype)), masks[1]), after

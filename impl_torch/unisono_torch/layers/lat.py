@@ -8,15 +8,15 @@ from unisono_spec.contract.lat import LATConfig
 
 from unisono_torch.layers.basic import Conv, LayerNorm, Linear, RMSNorm, updated
 from unisono_torch.layers.ffn import GELUFFN, SwiGLU
+from unisono_torch.layers.reading import Mask, Reading
 from unisono_torch.ops import linear_attention, rotary, short_conv, softmax_attention, window
 from unisono_torch.ops.elementwise import silu, wide
 from unisono_torch.ops.features import feature_map
 
-Marks = tuple[Tensor | None, Tensor | None]  # reset, valid
-How = tuple[int, str] | None  # chunk_size and implementation of a parallel form; None: x is one token
 Turns = dict[int, tuple[Tensor, Tensor]]  # RoPE's cos and sin by head width
 STATES = {"linear": ("S", "z"), "conv": ("conv",), "window": ("k", "v"), "softmax": ("k", "v")}
-CACHES = {"window": window, "softmax": softmax_attention}
+OPS = {"linear": linear_attention, "window": window, "softmax": softmax_attention}
+States = tuple[Tensor, ...]
 
 
 class Attention(nn.Module):
@@ -44,14 +44,10 @@ class Attention(nn.Module):
             return q, k, v
         return q.to(x.dtype), k.to(x.dtype), v
 
-    def forward(
-        self, x: Tensor, turns: Turns, before: Tensor, state: tuple[Tensor, ...], marks: Marks, how: How
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, turns: Turns, before: Tensor, state: States, read: Reading) -> tuple[Tensor, States]:
         """x [B, D] or [B, T, D] → what it adds, the state after it. before: the count of tokens before x [B]."""
-        q, k, v = self.to_heads(x, turns)
-        op = CACHES.get(self.kind, linear_attention)
         given = state if self.kind == "linear" else (*state, before)
-        o, after = op.step(q, k, v, given, *marks) if how is None else op.parallel(q, k, v, given, *marks, *how)
+        o, after = read(OPS[self.kind], *self.to_heads(x, turns), given)
         return self.out(o.flatten(-2).to(x.dtype)), after[:2]
 
 
@@ -64,12 +60,9 @@ class GatedConv(nn.Module):
         self.conv = Conv(config.conv_inner, config.conv_width, config.bias)
         self.out = Linear(config.conv_inner, config.d_model, config.bias)
 
-    def forward(
-        self, x: Tensor, turns: Turns, before: Tensor, state: tuple[Tensor, ...], marks: Marks, how: How
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, turns: Turns, before: Tensor, state: States, read: Reading) -> tuple[Tensor, States]:
         a, b = self.input(x).chunk(2, -1)
-        given = b, self.conv.weight, self.conv.bias, state[0], *marks
-        y, after = short_conv.step(*given) if how is None else short_conv.parallel(*given, *how)
+        y, after = read(short_conv, b, self.conv.weight, self.conv.bias, state[0])
         return self.out(silu(a) * y.to(x.dtype)), (after,)
 
 
@@ -88,16 +81,9 @@ class Block(nn.Module):
         self.ffn = network(d, config.ffn_mult * d, config.bias)
 
     def forward(
-        self,
-        x: Tensor,
-        turns: Turns,
-        before: Tensor,
-        state: tuple[Tensor, ...],
-        marks: Marks,
-        how: How,
-        masks: tuple[Tensor | None, Tensor | None],
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        self, x: Tensor, turns: Turns, before: Tensor, state: States, read: Reading, masks: tuple[Mask, ...]
+    ) -> tuple[Tensor, States]:
         """masks: dropout's, of the mixer and of the FFN."""
-        update, after = self.mixer(self.mixer_norm(x).to(x.dtype), turns, before, state, marks, how)
+        update, after = self.mixer(self.mixer_norm(x).to(x.dtype), turns, before, state, read)
         x = updated(x, update, masks[0])
         return updated(x, self.ffn(self.ffn_norm(x).to(x.dtype)), masks[1]), after

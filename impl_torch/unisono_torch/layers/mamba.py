@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from unisono_torch.layers.basic import Conv, Linear
+from unisono_torch.layers.reading import Reading
 from unisono_torch.ops import selective_scan, short_conv
 from unisono_torch.ops.elementwise import silu, softplus, wide
 
-Marks = tuple[Tensor | None, Tensor | None]  # reset, valid
-How = tuple[int, str] | None  # chunk_size and implementation of a parallel form; None: x is one token
 State = tuple[Tensor, Tensor]  # the convolution's last inputs [B, w−1, inner], and h [B, inner, N]
 
 
@@ -30,15 +29,13 @@ class MambaBlock(nn.Module):
         self.dt_proj = Linear(dt_rank, inner)
         self.out_proj = Linear(inner, d_model, bias)
 
-    def forward(self, x: Tensor, state: State, marks: Marks, how: How) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State, read: Reading) -> tuple[Tensor, State]:
         """x [B, D] or [B, T, D] → the same, the state after it."""
         dtype = wide(x.dtype)
         u, z = self.in_proj(x).chunk(2, -1)
-        given = u, self.conv1d.weight, self.conv1d.bias, state[0], *marks
-        u, conv = short_conv.step(*given) if how is None else short_conv.parallel(*given, *how)
+        u, conv = read(short_conv, u, self.conv1d.weight, self.conv1d.bias, state[0])
         u = silu(u.to(x.dtype))
         delta, B, C = self.x_proj(u).split(self.widths, -1)
         dt, A = softplus(self.dt_proj(delta.to(dtype))), -self.A_log.to(dtype).exp()
-        given = u, dt, A, B, C, self.D, state[1], *marks
-        y, ssm = selective_scan.step(*given) if how is None else selective_scan.parallel(*given, *how)
+        y, ssm = read(selective_scan, u, dt, A, B, C, self.D, state[1])
         return self.out_proj(y.to(x.dtype) * silu(z)), (conv, ssm)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from unisono_spec.contract.maru import MARUConfig
 
 from unisono_torch.layers.basic import Linear, RMSNorm, updated
-from unisono_torch.layers.mamba import How, MambaBlock, Marks
+from unisono_torch.layers.mamba import MambaBlock
+from unisono_torch.layers.reading import Marks, Mask, Reading
 from unisono_torch.ops import mom_gru
 
 State = tuple[Tensor, ...]  # conv, ssm, h, memory
@@ -32,17 +33,16 @@ class Cell(nn.Module):
             self.register_buffer("balance_bias", torch.empty(n))
             self.register_buffer("balance_load", torch.empty(n))
 
-    def forward(self, x: Tensor, state: State, marks: Marks, how: How, noise: Tensor | None) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State, read: Reading, noise: Mask) -> tuple[Tensor, State]:
         """x [B, D] or [B, T, D], noise [B, (T,) n] or None → h, float32 or wider, and the state (h, memory) after it."""
         p = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         h, memory = state
-        if how is None:
-            return mom_gru.step(x, p, (h, memory), *marks, noise, self.temperature)
-        chunk_size, implementation = how
-        return mom_gru.hoisted(x, p, (h, memory), *marks, chunk_size, noise, self.temperature, implementation)
+        if read.chunk_size is None:
+            return mom_gru.step(x, p, (h, memory), *read.marks, noise, self.temperature)
+        return mom_gru.hoisted(x, p, (h, memory), *read.marks, read.chunk_size, noise, self.temperature, read.implementation)
 
     @torch.no_grad()
-    def load(self, x: Tensor, before: Tensor, h: Tensor, marks: Marks, noise: Tensor | None) -> Tensor:
+    def load(self, x: Tensor, before: Tensor, h: Tensor, marks: Marks, noise: Mask) -> Tensor:
         """The mean share of each bank [n] over the valid tokens of x [B, T, D]; before [B, D] and h [B, T, D]: as `forward` knows them."""
         reset, valid = marks
         h = torch.cat([before[:, None], h[:, :-1].to(before.dtype)], 1)
@@ -66,20 +66,19 @@ class Layer(nn.Module):
         self,
         x: Tensor,
         state: State,
-        marks: Marks,
-        how: How,
-        masks: tuple[Tensor | None, Tensor | None],
-        noise: Tensor | None,
+        read: Reading,
+        masks: tuple[Mask, ...],
+        noise: Mask,
         loads: list[Tensor] | None = None,
     ) -> tuple[Tensor, State]:
         """masks: dropout's, of the Mamba block and of the cell. loads: receives the cell's load."""
         conv, ssm, h, memory = state
-        update, (conv, ssm) = self.mamba(_before(self.mamba_norm, x), (conv, ssm), marks, how)
+        update, (conv, ssm) = self.mamba(_before(self.mamba_norm, x), (conv, ssm), read)
         x = _after(self.mamba_norm, x, update, masks[0])
         y, before = self.project(_before(self.cell_norm, x)), h
-        update, (h, memory) = self.cell(y, (h, memory), marks, how, noise)
-        if loads is not None:
-            loads.append(self.cell.load(y, before, update, marks, noise))
+        update, (h, memory) = self.cell(y, (h, memory), read, noise)
+        if loads is not None and noise is not None:
+            loads.append(self.cell.load(y, before, update, read.marks, noise))
         return _after(self.cell_norm, x, update.to(x.dtype), masks[1]), (conv, ssm, h, memory)
 
 
@@ -87,7 +86,7 @@ def _before(norm: RMSNorm | None, x: Tensor) -> Tensor:
     return x if norm is None else norm(x).to(x.dtype)
 
 
-def _after(norm: RMSNorm | None, x: Tensor, update: Tensor, mask: Tensor | None) -> Tensor:
+def _after(norm: RMSNorm | None, x: Tensor, update: Tensor, mask: Mask) -> Tensor:
     if norm is not None:
         return updated(x, update, mask)
     return update if mask is None else update * mask.to(update.dtype)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from unisono_spec.contract.s4d import S4DConfig
 
 from unisono_torch.layers.basic import LayerNorm, Linear, updated
 from unisono_torch.layers.ffn import GELUFFN
+from unisono_torch.layers.reading import Mask, Reading
 from unisono_torch.ops import diagonal_ssm
 from unisono_torch.ops.elementwise import gelu
-
-Marks = tuple[Tensor | None, Tensor | None]  # reset, valid
-How = tuple[int, str] | None  # chunk_size and implementation of a parallel form; None: x is one token
 
 
 class Mixer(nn.Module):
@@ -28,12 +28,11 @@ class Mixer(nn.Module):
         self.D = nn.Parameter(torch.empty(d))
         self.out = Linear(d, 2 * d)
 
-    def forward(self, h: Tensor, state: Tensor, marks: Marks, how: How) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, state: Tensor, read: Reading) -> tuple[Tensor, Tensor]:
         """h [B, D] or [B, T, D] → what it adds, the state after it."""
         # float64, as the op takes their powers
         A = torch.stack([-self.log_A_real.double().exp(), self.A_imag.double()], -1)
-        given = h, self.log_dt.double().exp(), A, self.C, self.D, state, *marks
-        y, after = diagonal_ssm.step(*given) if how is None else diagonal_ssm.parallel(*given, *how)
+        y, after = read(diagonal_ssm, h, self.log_dt.double().exp(), A, self.C, self.D, state)
         value, gate = self.out(gelu(y.to(h.dtype))).chunk(2, -1)
         return value * gate.sigmoid(), after
 
@@ -49,11 +48,9 @@ class Block(nn.Module):
         self.ffn_norm = LayerNorm(d) if config.ffn_mult else None
         self.ffn = GELUFFN(d, config.ffn_mult * d) if config.ffn_mult else None
 
-    def forward(
-        self, x: Tensor, state: Tensor, marks: Marks, how: How, masks: tuple[Tensor | None, Tensor | None]
-    ) -> tuple[Tensor, Tensor]:
-        """masks: dropout's, of the mixer and of the FFN."""
-        update, after = self.mixer(self.mixer_norm(x).to(x.dtype), state, marks, how)
+    def forward(self, x: Tensor, state: Tensor, read: Reading, masks: Sequence[Mask]) -> tuple[Tensor, Tensor]:
+        """masks: dropout's, of each update."""
+        update, after = self.mixer(self.mixer_norm(x).to(x.dtype), state, read)
         x = updated(x, update, masks[0])
         if self.ffn is not None and self.ffn_norm is not None:
             x = updated(x, self.ffn(self.ffn_norm(x).to(x.dtype)), masks[1])

@@ -1,4 +1,4 @@
-"""The four verbs, once for all architectures. A subclass says how one token, and how a whole sequence, is read."""
+"""The four verbs, once for all architectures. A subclass says how tokens are read: one each, or whole sequences of them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from unisono_spec.contract.files import save_params
 from unisono_spec.contract.sampling import GREEDY, Generated, Sampling, choose
 
 from unisono_torch.arrays import DTYPES, numpy_params
+from unisono_torch.layers.reading import Marks, Mask, Reading, Training
 from unisono_torch.ops.dispatch import check_implementation
 
 Form = Literal["recurrent", "parallel"]
-Mask = Tensor | None
 State = dict[str, Tensor]
-Dropout = Sequence[Tensor] | None
 
 
 class Model(nn.Module):
@@ -61,7 +60,7 @@ class Model(nn.Module):
         valid: Tensor | None = None,
         form: Form = "parallel",
         chunk_size: int = 64,
-        dropout: Dropout = None,
+        dropout: Sequence[Tensor] | None = None,
         noise: Sequence[Tensor] | None = None,
         loads: list[Tensor] | None = None,
     ) -> tuple[Tensor, State]:
@@ -83,25 +82,19 @@ class Model(nn.Module):
         if noise is not None and not self.config.noise_widths:
             raise InputError("noise: this config has no noisy router; leave noise at None")
         state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
+        marks, training = Marks(reset, valid), Training(dropout, noise, loads)
         if form == "parallel":
-            extra = {} if noise is None else {"noise": noise, "loads": loads}
-            return self._sequence(tokens, state, reset, valid, dropout, chunk_size, **extra)
-        logits = []
-        # unbind, since the gradient of each x[:, t] would be as long as x
-        marks = [_steps(m, tokens.shape[1]) for m in (reset, valid)]
-        masks, noises = (
-            [list(parts) for parts in zip(*(m.unbind(1) for m in given), strict=True)] if given else None for given in (dropout, noise)
-        )
-        for t, token in enumerate(tokens.unbind(1)):
-            extra = {"noise": noises[t]} if noises else {}
-            y, state = self._token(token, state, marks[0][t], marks[1][t], masks[t] if masks else None, **extra)
+            return self._read(tokens, state, Reading(marks, chunk_size, self.implementation), training)
+        logits, length = [], tokens.shape[1]
+        for token, mark, drawn in zip(tokens.unbind(1), marks.each(length), training.each(length), strict=True):
+            y, state = self._read(token, state, Reading(mark), drawn)
             logits.append(y)
         return torch.stack(logits, 1), state
 
     def step(self, token: Tensor, state: State, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, State]:
         """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
         self._check(token[:, None], state, *(None if m is None else m[:, None] for m in (reset, valid)))
-        return self._token(token, state, reset, valid, None)
+        return self._read(token, state, Reading(Marks(reset, valid)), Training())
 
     @torch.inference_mode()
     def generate(
@@ -137,12 +130,6 @@ class Model(nn.Module):
         if not self.config.reads_frames and not torch.compiler.is_compiling() and tokens.device.type == "cpu":
             check_ids(tokens.numpy(), self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _token(self, token: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[Tensor, State]:
+    def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
+        """tokens [B, T], or [B] of one token, as `read` says → logits [B, (T,) V], the state after them."""
         raise NotImplementedError
-
-    def _sequence(self, tokens: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int) -> tuple[Tensor, State]:
-        raise NotImplementedError
-
-
-def _steps(mask: Mask, length: int) -> Sequence[Mask]:
-    return [None] * length if mask is None else mask.unbind(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from unisono_spec.contract.cram import CRAMConfig
 from unisono_torch.arrays import DTYPES
 from unisono_torch.layers.basic import Embedding, Head, LayerNorm, Linear
 from unisono_torch.layers.cram import Block, Readout
-from unisono_torch.models.base import Dropout, Mask, Model, State
-from unisono_torch.ops import decayed_sum, position, weighted_sum
+from unisono_torch.layers.reading import Reading, Training
+from unisono_torch.models.base import Model, State
+from unisono_torch.ops import decayed_sum, weighted_sum
 from unisono_torch.ops.elementwise import binary_digits
 
 
@@ -39,7 +40,7 @@ class CRAM(Model):
             return self._embed(tokens)
         return tokens.to(DTYPES[self.dtype])
 
-    def readout(self, xi: Tensor, dropout: Dropout = None) -> Tensor:
+    def readout(self, xi: Tensor, dropout: Sequence[Tensor] | None = None) -> Tensor:
         """f_θ of the fixed scheme (eq 6): ξ [..., code] → logits [..., V]. No mixing over time."""
         if self.input is None:
             raise InputError("readout: ξ of the adaptive scheme lies inside each layer; call forward")
@@ -48,33 +49,18 @@ class CRAM(Model):
             x = layer(x, None if dropout is None else dropout[i])
         return self._head(x)
 
-    def _token(self, token: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[Tensor, State]:
+    def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
         if self.config.scheme == "fixed":
-            xi, last = decayed_sum.step(self.code(token), self.config.decay, state["xi"], reset, valid)
-            return self.readout(xi, dropout), {"xi": last}
-        x = self._embed(token)  # [B, D]
-        where, count = position.step(state["position"], reset, valid)
+            xi, last = read(decayed_sum, self.code(tokens), self.config.decay, state["xi"])
+            return self.readout(xi, training.dropout), {"xi": last}
+        x = self._embed(tokens)
+        where, count = read.positions(state["position"], tokens)
         out: State = {"position": count}
         for i, layer in enumerate(self.layers):
             name = f"layers.{i}.xi"
             u, s = layer.scored_input(x, where)
-            xi, out[name] = weighted_sum.step(u, s, state[name], reset, valid, self.config.exclusive)
-            x = layer(x, xi, None if dropout is None else dropout[i])
-        return self._head(x), out
-
-    def _sequence(self, tokens: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int) -> tuple[Tensor, State]:
-        how = (chunk_size, self.implementation)
-        if self.config.scheme == "fixed":
-            xi, last = decayed_sum.parallel(self.code(tokens), self.config.decay, state["xi"], reset, valid, *how)
-            return self.readout(xi, dropout), {"xi": last}
-        x = self._embed(tokens)  # [B, T, D]
-        where, count = position.parallel(state["position"], tokens.shape[1], reset, valid)
-        out: State = {"position": count}
-        for i, layer in enumerate(self.layers):
-            name = f"layers.{i}.xi"
-            u, s = layer.scored_input(x, where)
-            xi, out[name] = weighted_sum.parallel(u, s, state[name], reset, valid, self.config.exclusive, *how)
-            x = layer(x, xi, None if dropout is None else dropout[i])
+            xi, out[name] = read(weighted_sum, u, s, state[name], more=(self.config.exclusive,))
+            x = layer(x, xi, training.mask(i))
         return self._head(x), out
 
     def _embed(self, tokens: Tensor) -> Tensor:

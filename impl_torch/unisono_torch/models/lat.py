@@ -12,9 +12,10 @@ from unisono_spec.contract.lat import LATConfig
 
 from unisono_torch.arrays import DTYPES
 from unisono_torch.layers.basic import Embedding, Head, LayerNorm, RMSNorm
-from unisono_torch.layers.lat import Block, How
-from unisono_torch.models.base import Dropout, Mask, Model, State
-from unisono_torch.ops import position, rotary
+from unisono_torch.layers.lat import Block
+from unisono_torch.layers.reading import Mask, Reading, Training
+from unisono_torch.models.base import Model, State
+from unisono_torch.ops import rotary
 from unisono_torch.ops.elementwise import wide
 
 
@@ -41,25 +42,14 @@ class LAT(Model):
         assert isinstance(self.config, LATConfig)
         return self.config
 
-    def _token(self, token: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[Tensor, State]:
-        where, count = position.step(state["position"], reset, valid)
-        return self._read(token, state, where, count, (reset, valid), dropout, None)
-
-    def _sequence(self, tokens: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int) -> tuple[Tensor, State]:
-        where, count = position.parallel(state["position"], tokens.shape[1], reset, valid)
-        return self._read(tokens, state, where, count, (reset, valid), dropout, (chunk_size, self.implementation))
-
-    def _read(
-        self, tokens: Tensor, state: State, where: Tensor, count: Tensor, marks: tuple[Mask, Mask], dropout: Dropout, how: How
-    ) -> tuple[Tensor, State]:
-        """tokens [B] if `how` is None, else [B, T]; where: their positions; count [B]: the position after them."""
-        x = self._embed(tokens, where, marks[1])
+    def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
+        where, count = read.positions(state["position"], tokens)
+        x = self._embed(tokens, where, read.marks.valid)
         turns = {width: rotary.turn(where, width, self.blocks.rope_base, wide(x.dtype)) for width in self.turned}
         out: State = {"position": count}
         for i, layer in enumerate(self.layers):
             names = [f"layers.{i}.{part}" for part in layer.states]
-            masks = (None, None) if dropout is None else (dropout[2 * i], dropout[2 * i + 1])
-            x, after = layer(x, turns, state["position"], tuple(state[name] for name in names), marks, how, masks)
+            x, after = layer(x, turns, state["position"], tuple(state[name] for name in names), read, training.masks(i))
             out |= dict(zip(names, after, strict=True))
         return self.head(self.norm(x).to(x.dtype), self.embedding.weight if self.blocks.tie_head else None), out
 

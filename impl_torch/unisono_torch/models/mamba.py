@@ -10,8 +10,9 @@ from unisono_spec.contract.mamba import MambaConfig
 
 from unisono_torch.arrays import DTYPES
 from unisono_torch.layers.basic import Embedding, Head, RMSNorm, updated
-from unisono_torch.layers.mamba import How, MambaBlock
-from unisono_torch.models.base import Dropout, Mask, Model, State
+from unisono_torch.layers.mamba import MambaBlock
+from unisono_torch.layers.reading import Mask, Reading, Training
+from unisono_torch.models.base import Model, State
 
 
 class Layer(nn.Module):
@@ -23,10 +24,8 @@ class Layer(nn.Module):
         sizes = config.expand, config.d_state, config.conv_width, config.rank
         self.mixer = MambaBlock(config.d_model, *sizes, config.bias, config.conv_bias)
 
-    def forward(
-        self, x: Tensor, state: tuple[Tensor, Tensor], marks: tuple[Mask, Mask], how: How, mask: Mask
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        update, after = self.mixer(self.norm(x).to(x.dtype), state, marks, how)
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor], read: Reading, mask: Mask) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        update, after = self.mixer(self.norm(x).to(x.dtype), state, read)
         return updated(x, update, mask), after
 
 
@@ -41,20 +40,12 @@ class Mamba(Model):
         self.norm = RMSNorm(config.d_model)
         self.head = Head(config.d_model, config.vocab_size, config.head_bias, config.tie_head)
 
-    def _token(self, token: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[Tensor, State]:
-        return self._read(token, state, (reset, valid), dropout, None)
-
-    def _sequence(self, tokens: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int) -> tuple[Tensor, State]:
-        return self._read(tokens, state, (reset, valid), dropout, (chunk_size, self.implementation))
-
-    def _read(self, tokens: Tensor, state: State, marks: tuple[Mask, Mask], dropout: Dropout, how: How) -> tuple[Tensor, State]:
-        """tokens [B] if `how` is None, else [B, T]."""
+    def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
         x = self.embedding(tokens).to(DTYPES[self.dtype])
         out: State = {}
         for i, layer in enumerate(self.layers):
             conv, ssm = f"layers.{i}.conv", f"layers.{i}.ssm"
-            mask = None if dropout is None else dropout[i]
-            x, (out[conv], out[ssm]) = layer(x, (state[conv], state[ssm]), marks, how, mask)
+            x, (out[conv], out[ssm]) = layer(x, (state[conv], state[ssm]), read, training.mask(i))
         return self.head(self.norm(x).to(x.dtype), self.embedding.weight if self.config.tie_head else None), out
 
 

@@ -10,8 +10,9 @@ from unisono_spec.contract.s4d import S4DConfig
 
 from unisono_torch.arrays import DTYPES
 from unisono_torch.layers.basic import Embedding, Head, LayerNorm
-from unisono_torch.layers.s4d import Block, How
-from unisono_torch.models.base import Dropout, Mask, Model, State
+from unisono_torch.layers.reading import Reading, Training
+from unisono_torch.layers.s4d import Block
+from unisono_torch.models.base import Model, State
 
 
 class S4D(Model):
@@ -25,21 +26,13 @@ class S4D(Model):
         self.norm = LayerNorm(config.d_model)
         self.head = Head(config.d_model, config.vocab_size, config.head_bias, config.tie_head)
 
-    def _token(self, token: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout) -> tuple[Tensor, State]:
-        return self._read(token, state, (reset, valid), dropout, None)
-
-    def _sequence(self, tokens: Tensor, state: State, reset: Mask, valid: Mask, dropout: Dropout, chunk_size: int) -> tuple[Tensor, State]:
-        return self._read(tokens, state, (reset, valid), dropout, (chunk_size, self.implementation))
-
-    def _read(self, tokens: Tensor, state: State, marks: tuple[Mask, Mask], dropout: Dropout, how: How) -> tuple[Tensor, State]:
-        """tokens [B] if `how` is None, else [B, T]."""
+    def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
         x = self.embedding(tokens).to(DTYPES[self.dtype])
-        each = 2 if self.config.ffn_mult else 1  # updates of a layer
+        updates = 2 if self.config.ffn_mult else 1  # of a layer
         out: State = {}
         for i, layer in enumerate(self.layers):
             name = f"layers.{i}.ssm"
-            masks = (None, None) if dropout is None else (dropout[each * i], dropout[each * i + each - 1])
-            x, out[name] = layer(x, state[name], marks, how, masks)
+            x, out[name] = layer(x, state[name], read, training.masks(i, updates))
         return self.head(self.norm(x).to(x.dtype), self.embedding.weight if self.config.tie_head else None), out
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from unisono_spec.contract import ANY, Config, InputError, config_to_dict, nearest, zero_state
 
+from unisono_torch.layers.reading import Marks, Reading, Training
 from unisono_torch.onnx.ops import TARGETS, inline, translations
 from unisono_torch.onnx.ops import target as tracing_for
 
@@ -86,7 +87,8 @@ class _Graph(nn.Module):
 
     def forward(self, tokens: Tensor, reset: Tensor, valid: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         # past the checks of `forward`, which read values and compare lengths
-        logits, after = self.model._sequence(tokens, dict(zip(self.names, state, strict=True)), reset, valid, None, 64)
+        read = Reading(Marks(reset, valid), 64, self.model.implementation)
+        logits, after = self.model._read(tokens, dict(zip(self.names, state, strict=True)), read, Training())
         return logits, *(after[name] for name in self.names)
 
 
