@@ -179,3 +179,47 @@ def visible_reach(decay: float, contrast: float, dtype: str) -> int:
     of the tokens since may have absorbed the last unit.
     """
     return max(1, int(np.floor(np.log(U[dtype] / ((1 - decay) * contrast)) / np.log(decay))) - 2)
+
+
+# What tests beside the court's properties compare with. Worst cases, where they are small; statistics of seeded draws.
+
+SIGMAS = 5.0
+
+
+def rounding(dtype: str, roundings: int) -> float:
+    """Of the value: what so many roundings of it cost at most, to first order, in any order and on any machine."""
+    return roundings * U[dtype]
+
+
+def forms(terms: int = 2**8, ops: int = 2**4, spread: int = 2**4) -> float:
+    """Of the largest value: how far two float64 programs for one function may differ.
+
+    Each op's sum of at most `terms` products errs by at most γ_terms Σ|terms| (Higham, section 3.1), through at most `ops` ops one
+    after another, whose Σ|terms| is at most `spread` times their result. The defaults are for whole models of tests: 2⁻³⁶.
+    """
+    return TWO_PARTIES * rounding("float64", terms * ops * spread)
+
+
+def mistake() -> float:
+    """Of the largest value: what differs by more is another function, not another order: 2⁶ times what forms may differ by."""
+    return 2**6 * forms()
+
+
+# A central difference with step h errs by h²/6 of a third derivative and by u/h of the value: least at h = u^⅓.
+DIFFERENCE_STEP = U["float64"] ** (1 / 3)
+
+
+def difference(third: int = 2**14) -> float:
+    """Of the largest value: the error of a central difference, where third derivatives are at most `third` times the values."""
+    return third * DIFFERENCE_STEP**2
+
+
+def sampling(count: int, deviation: float = 1.0) -> float:
+    """What the mean of `count` independent draws may be off by, SIGMAS standard deviations; a deviation of n draws is known like a
+    mean of 2n."""
+    return SIGMAS * deviation / float(np.sqrt(count))
+
+
+def printed(digits: int) -> float:
+    """What two numbers may differ by when printed with so many decimals, if they differ by less than that before: one unit."""
+    return (1 + forms()) * 10.0**-digits

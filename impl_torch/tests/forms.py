@@ -1,7 +1,4 @@
-"""What the tests of the architectures share: models far from their initial values, marks, and the comparison of forms.
-
-float64 comparisons use torch.testing's default tolerance: two orders of one sum agree to far less, a wrong one to far more.
-"""
+"""What the tests of the architectures share: models far from their initial values, marks, and the comparison of forms."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 import unisono_torch
 from torch import Tensor
-from torch.testing import assert_close
+from unisono_conformance import judge
 from unisono_spec.contract import Config
 from unisono_torch.models.base import Model, State
 
@@ -51,13 +48,13 @@ def check_forms(config: Config, marked: bool, length: int = 20) -> None:
     truth, end = model.forward(given, start, reset, valid, form="recurrent")
     for chunk_size in (1, 3, 64):
         found, state = model.forward(given, start, reset, valid, chunk_size=chunk_size)
-        assert_close(found, truth)
-        assert_close(state, end)
+        judge.same(found, truth)
+        judge.same(state, end)
     first, state = model.forward(given[:, :7], start, *part(0, 7), chunk_size=4)
     second, state = model.forward(given[:, 7:-1], state, *part(7, length - 1), chunk_size=4)
     last, state = model.step(given[:, -1], state, *(None if m is None else m[:, -1] for m in (reset, valid)))
-    assert_close(torch.cat([first, second, last[:, None]], 1), truth)
-    assert_close(state, end)
+    judge.same(torch.cat([first, second, last[:, None]], 1), truth)
+    judge.same(state, end)
 
 
 def midway(model: Model, length: int = 5, capacity: int = 20) -> State:
@@ -78,7 +75,7 @@ def gradients(model: Model, state: State, form: str, **how) -> dict[str, Tensor]
 def check_gradients(config: Config) -> None:
     model = create(config)
     state = midway(model)
-    assert_close(gradients(model, state, "parallel", chunk_size=4), gradients(model, state, "recurrent"))
+    judge.same(gradients(model, state, "parallel", chunk_size=4), gradients(model, state, "recurrent"))
 
 
 def check_dtypes(config: Config, dtype: str) -> None:
@@ -108,7 +105,7 @@ def check_poison(run: Run, form: str, given: Sequence[Tensor], sequences: int, v
     spots = [~valid.reshape(*valid.shape, *(1,) * (a.ndim - 2)) for a in given[:sequences]]
     poisoned = [a.masked_fill(spot, float("nan")).requires_grad_() for a, spot in zip(given, spots, strict=False)]
     found = run(form, *poisoned, *given[sequences:], **how)
-    assert_close(found, clean, rtol=0, atol=0)
+    judge.same(found, clean, 0)
     states = found[1] if isinstance(found[1], tuple) else (found[1],)
     for gradient in torch.autograd.grad(found[0].sum() + sum(a.sum() for a in states), poisoned):
         assert gradient.isfinite().all()

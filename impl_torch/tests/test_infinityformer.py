@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.testing import assert_close
+from unisono_conformance import judge, numerics
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
 from unisono_torch.ops import multiscale
 from unisono_torch.ops.features import elu1
@@ -91,14 +91,18 @@ def test_soft_decays_keep_their_digits_beside_hard_ones(dtype: torch.dtype) -> N
     given = [a.to(dtype) for a in (*given, log_decay, S, z)]
     truth, end = run("recurrent", *(a.double() for a in given))
     found, state = run("parallel", *given, chunk_size=64)
-    assert_close(found, truth.to(dtype))
-    assert_close(state, tuple(a.to(dtype) for a in end))
+    # q, k, their norms and S are positive: with the weights and values so too, all terms have one sign
+    terms = run("recurrent", *(a.double().abs() if i != 6 else a.double() for i, a in enumerate(given)))
+    budget = numerics.formula(str(dtype).removeprefix("torch."), 200)
+    judge.within(found, truth, budget * terms[0])
+    for a, b, size in zip(state, end, terms[1], strict=True):
+        judge.within(a, b, budget * size)
 
 
 def test_a_chain_of_many_chunks_carries_its_state() -> None:
     # chunks of 1 fill more than one group of the upper level
     run, given, _ = case(150)
-    assert_close(run("parallel", *given, chunk_size=1), run("recurrent", *given))
+    judge.same(run("parallel", *given, chunk_size=1), run("recurrent", *given))
 
 
 def test_every_scale_has_a_gradient_of_its_own() -> None:
@@ -114,7 +118,7 @@ def test_compression_is_the_best_of_its_rank() -> None:
     assert (torch.linalg.matrix_rank(found) == 2).all()
     # Eckart and Young: what is lost are the other singular values
     lost = torch.linalg.svdvals(S)[..., 2:].square().sum(-1)
-    assert_close((S - found).square().sum((-1, -2)), lost)
+    judge.same((S - found).square().sum((-1, -2)), lost)
 
 
 def test_saved_memory_is_linear_in_length() -> None:

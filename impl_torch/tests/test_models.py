@@ -1,7 +1,4 @@
-"""CRAM as a model: the four verbs, variants, states, dtypes, files, compilation, errors.
-
-float64 comparisons use torch.testing's default tolerance: rounding stays far below it, a mistake far above.
-"""
+"""CRAM as a model: the four verbs, variants, states, dtypes, files, compilation, errors."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import pytest
 import torch
 import unisono_torch
 from torch import Tensor
-from torch.testing import assert_close
+from unisono_conformance import judge
 from unisono_spec.contract import DTYPES, count_params
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.sampling import Sampling
@@ -73,14 +70,14 @@ def test_forms_and_steps_agree_across_a_handed_over_state(config: CRAMConfig) ->
     reset, valid = marks(20)
     parallel, end = model.forward(given, reset=reset, valid=valid, chunk_size=4)
     recurrent, _ = model.forward(given, reset=reset, valid=valid, form="recurrent")
-    assert_close(parallel, recurrent)
+    judge.same(parallel, recurrent)
     first, state = model.forward(given[:, :7], None, reset[:, :7], valid[:, :7])
     second, state = model.forward(given[:, 7:19], state, reset[:, 7:19], valid[:, 7:19])
     third, state = model.step(given[:, 19], state, reset[:, 19], valid[:, 19])
-    assert_close(torch.cat([first, second, third[:, None]], 1), parallel)
+    judge.same(torch.cat([first, second, third[:, None]], 1), parallel)
     assert list(state) == list(config.states())
     for name in state:
-        assert_close(state[name], end[name])
+        judge.same(state[name], end[name])
 
 
 @BOTH
@@ -89,8 +86,8 @@ def test_dropout_masks_multiply_each_update_in_both_forms(config: CRAMConfig) ->
     draw = torch.Generator().manual_seed(0)
     masks = [(torch.rand(2, 12, config.d_model, generator=draw) < 0.5) * 2.0 for _ in range(config.n_layers)]
     parallel, _ = model.forward(given, dropout=masks)
-    assert_close(parallel, model.forward(given, form="recurrent", dropout=masks)[0])
-    assert not torch.allclose(parallel, model.forward(given)[0])
+    judge.same(parallel, model.forward(given, form="recurrent", dropout=masks)[0])
+    assert judge.differ(parallel, model.forward(given)[0])
 
 
 @ALL
@@ -108,7 +105,7 @@ def test_every_parameter_and_state_has_a_gradient_and_it_is_the_same_in_both_for
         gradients.append(torch.autograd.grad(loss, leaves))
     for a, b in zip(*gradients, strict=True):
         assert a.any()
-        assert_close(a, b)
+        judge.same(a, b)
 
 
 @BOTH
@@ -143,8 +140,8 @@ def test_what_is_not_valid_may_be_nan() -> None:
     poisoned = given.masked_fill(~valid[..., None], float("nan")).requires_grad_()
     for form in ("parallel", "recurrent"):
         found, end = model.forward(poisoned, reset=reset, valid=valid, form=form)
-        assert_close(found, logits)
-        assert_close(end["xi"], state["xi"])
+        judge.same(found, logits)
+        judge.same(end["xi"], state["xi"])
         (gradient,) = torch.autograd.grad(found.sum(), poisoned)
         assert gradient.isfinite().all()
         assert not gradient[~valid].any()
@@ -203,15 +200,15 @@ def test_one_compiled_graph_serves_all_lengths_of_two_chunks_or_more(config: CRA
     for length in (150, 70):
         found, state = compiled(tokens(config, length), None, *marks(length))
         logits, end = model.forward(tokens(config, length), None, *marks(length))
-        assert_close(found, logits)
-        assert_close(state, end)
+        judge.same(found, logits)
+        judge.same(state, end)
     assert len(graphs) == 1
 
 
 def test_algorithm_1_reads_out_a_precomputed_sum() -> None:
     model, given = create(FIXED), tokens(FIXED, 9)
     xi, _ = decayed_sum.parallel(model.code(given), FIXED.decay, model.init_state(2)["xi"])
-    assert_close(model.readout(xi), model.forward(given)[0])
+    judge.same(model.readout(xi), model.forward(given)[0])
     with pytest.raises(InputError, match="adaptive"):
         create(ADAPTIVE).readout(xi)
 

@@ -1,7 +1,4 @@
-"""The plain sequence ops: forms, marks, gradients, dtypes, rounding, cost.
-
-float64 comparisons use torch.testing's default tolerance: two orders of one sum agree to far less, a wrong one to far more.
-"""
+"""The plain sequence ops: forms, marks, gradients, dtypes, rounding, cost."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.testing import assert_close
+from unisono_conformance import judge, numerics
 from unisono_torch import InputError
 from unisono_torch.kernels import registry
 from unisono_torch.ops import decayed_sum, dispatch, position, weighted_sum
@@ -49,14 +46,14 @@ def test_forms_agree(kind: str, marked: tuple[bool, bool], length: int, chunk_si
     # (70, 1) and (150, 2) fill more than one chunk of the second level
     given = (*inputs(length), *marks(length, *marked))
     for found, truth in zip(run(kind, "parallel", *given, chunk_size=chunk_size), run(kind, "recurrent", *given), strict=True):
-        assert_close(found, truth)
+        judge.same(found, truth)
 
 
 @pytest.mark.parametrize("decay", [1e-9, 0.5, 0.9999])
 def test_forms_agree_at_extreme_decays(decay: float) -> None:
     given = (*inputs(200), *marks(200))
     for found, truth in zip(run(DECAYED, "parallel", *given, decay), run(DECAYED, "recurrent", *given, decay), strict=True):
-        assert_close(found, truth)
+        judge.same(found, truth)
 
 
 @pytest.mark.parametrize("marked", MARKS)
@@ -125,9 +122,7 @@ def test_float32_rounding_at_length_100_000(kind: str, decay: float) -> None:
     x, s, state = x.double(), s.double(), state.double()
     truth = run(kind, "parallel", x, s, state, None, None, decay)[0]
     terms = run(kind, "parallel", x, s.abs(), state.abs(), None, None, decay)[0]  # sums of magnitudes
-    # √T·u is what a plain running sum of random roundings costs; chunked sums cost less
-    bound = length**0.5 * torch.finfo(torch.float32).eps
-    assert ((found - truth).abs() <= bound * terms).all()
+    judge.within(found, truth, numerics.formula("float32", length) * terms)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""What every architecture of the spec is held to, and the two tolerances of these tests."""
+"""What every architecture of the spec is held to."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from unisono_conformance import judge, numerics
 from unisono_spec.models.base import Model
 
-U = np.finfo(np.float64).eps
-# Two orders of summation differ by at most (number of terms) · u · Σ|terms|: at most 2⁸ terms here, through at most 2⁴ layers of
-# ops, on normalisers that may be 2⁴ times smaller than their terms.
-FORMS = 2.0**16 * U
-# A central difference with step u^⅓ errs by about u^⅔ of the function's scale, times third derivatives of up to 2¹⁴.
-STEP = U ** (1 / 3)
-FINITE = 2.0**14 * U ** (2 / 3)
 CHUNKS = (1, 2, 3, 5, 8, 64)
 
 
@@ -42,14 +36,7 @@ def rebuilt(x: Any, arrays: Sequence[np.ndarray]) -> Any:
     return build(x)
 
 
-def same(a: Any, b: Any, tolerance: float = FORMS) -> None:
-    """Every array of `a` equals its twin in `b`: integers exactly, floats up to `tolerance` of the largest value."""
-    for x, y in zip(leaves(a), leaves(b), strict=True):
-        assert x.shape == y.shape
-        assert x.dtype.kind == y.dtype.kind
-        assert np.isfinite(x).all()
-        if x.size:
-            assert np.abs(x - y).max() <= (0 if x.dtype.kind in "iu" else tolerance * max(1.0, np.abs(y).max()))
+same = judge.same
 
 
 def marks(rng: np.random.Generator, batch: int, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -101,9 +88,10 @@ def complex_step(function: Callable[..., Any], arguments: Any, rng: np.random.Ge
         return [y for y in leaves(function(rebuilt(arguments, moved))) if y.dtype.kind in "fc"]
 
     analytic = [np.imag(y) / 1e-30 for y in at(1e-30j)]
-    finite = [(hi - lo) / (2 * STEP) for hi, lo in zip(at(STEP), at(-STEP), strict=True)]
-    assert any(np.abs(y).max(initial=0) > FINITE for y in analytic)
-    same(analytic, finite, FINITE)
+    h = numerics.DIFFERENCE_STEP
+    finite = [(hi - lo) / (2 * h) for hi, lo in zip(at(h), at(-h), strict=True)]
+    assert any(np.abs(y).max(initial=0) > numerics.difference() for y in analytic)
+    same(analytic, finite, numerics.difference())
 
 
 def model_forms(model: Model, tokens: np.ndarray, rng: np.random.Generator, **extra: Any) -> None:

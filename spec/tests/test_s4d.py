@@ -8,6 +8,7 @@ from typing import Any
 import checking
 import numpy as np
 import pytest
+from unisono_conformance import judge, numerics
 from unisono_spec.contract import InputError, count_params, init_params
 from unisono_spec.contract.s4d import PRESETS, S4DConfig
 from unisono_spec.models import create
@@ -75,7 +76,7 @@ def test_small_steps_keep_their_digits(rng: np.random.Generator) -> None:
     for function in (diagonal_ssm.recurrent, diagonal_ssm.parallel):
         final = function(u.astype(np.float32), dt, A, C, D, state.astype(np.float32))[1]
         assert final.dtype == np.float32
-        assert np.abs(final - truth).max() <= 2**5 * np.finfo(np.float32).eps * np.abs(truth).max()  # 2⁵ roundings
+        judge.within(final, truth, numerics.rounding("float32", 2**5) * np.abs(truth).max())
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -6,6 +6,7 @@ import math
 
 import checking
 import numpy as np
+from unisono_conformance import numerics
 import pytest
 from unisono_spec.contract import Config, init_params
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
@@ -180,6 +181,5 @@ def test_residual_branches_start_small() -> None:
         p = init_params(config, dtype="float64")
         for name, std in (("mixer.qkv", 0.02), ("ffn.up", 0.02), ("mixer.out", 0.01), ("ffn.down", 0.01)):
             weight = p[f"layers.1.{name}.weight"]
-            # the deviation of n draws is known to 1/√(2n) of itself; five of those
-            assert abs(weight.std() / std - 1) < 5 / math.sqrt(2 * weight.size), name
+            assert abs(weight.std() / std - 1) < numerics.sampling(2 * weight.size), name
             assert not p[f"layers.1.{name}.bias"].any()
