@@ -6,8 +6,8 @@ import math
 
 import checking
 import numpy as np
-from unisono_conformance import numerics
 import pytest
+from unisono_conformance import numerics
 from unisono_spec.contract import Config, init_params
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
 from unisono_spec.contract.lat import LATConfig
