@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-import yaml
 from unisono_spec.contract import Config, InputError, preset
 from unisono_spec.contract.plain import build
+
+from unisono_tools.reading import dump_yaml
 
 BACKENDS = ("torch", "jax", "numpy", "onnx")
 
@@ -177,17 +178,12 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 def dump(config: TrainConfig) -> str:
     """As YAML that `unisono train --config` reads."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return dump_yaml(to_dict(config))
 
 
-def from_dict(values: Mapping[str, Any], source: str = "") -> TrainConfig:
-    """The inverse of `to_dict`, as checkpoints (`source`) hold it. InputError where a field is unknown or has the wrong type."""
-    try:
-        return build(TrainConfig, values, "")
-    except InputError as error:
-        if not source:
-            raise
-        raise InputError(f"{source}: {error}; if another release wrote it, install that") from error
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """The inverse of `to_dict`. InputError where a field is unknown or has the wrong type."""
+    return build(TrainConfig, values, "")
 
 
 # A continued run may change these: they touch neither the arithmetic nor the order of the data. More steps stretch the cosine.

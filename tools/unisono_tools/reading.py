@@ -59,6 +59,10 @@ class _Loader(yaml.SafeLoader):
         return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what the loader would take for a number."""
+
+
 # the core schema of YAML 1.2: 2e-3 is a number, and `no`, 1:30 and 2001-01-01 are texts
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -66,7 +70,8 @@ for _tag, _pattern, _first in (
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789")),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_yaml_map)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
@@ -98,3 +103,8 @@ def parse_yaml(text: str, source: str) -> Any:
             loader.dispose()
     check_plain(value, source, REMEDY)
     return value
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """As text that `read_yaml` reads as it was."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

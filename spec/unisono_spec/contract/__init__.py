@@ -10,6 +10,8 @@ from typing import Any
 from unisono_spec.contract.base import ANY, DTYPES, Arrays, Config, Param, State, check_dtype, initial_state, state_dtype, zero_state
 from unisono_spec.contract.errors import InputError, nearest
 from unisono_spec.contract.initial import draw
+from unisono_spec.contract.memory import check_fits
+from unisono_spec.contract.plain import shown
 
 __all__ = [
     "ANY",
@@ -39,13 +41,15 @@ ARCHITECTURES = ("cram", "lat", "infinityformer", "maru", "transformer", "mamba"
 
 
 def config_class(arch: str) -> type[Config]:
-    if arch not in ARCHITECTURES:
-        raise InputError(f"arch: {arch!r} is unknown; {nearest(arch, ARCHITECTURES)}")
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
+        raise InputError(f"arch: {shown(arch)} is unknown; {nearest(arch, ARCHITECTURES)}")
     return importlib.import_module(f"unisono_spec.contract.{arch}").CONFIG
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
     """A config from plain values with an `arch` key, as `config_to_dict` writes them."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"config: {shown(values)} has type {type(values).__name__}; give names with values, `arch` among them")
     if "arch" not in values:
         raise InputError(f"arch: missing; add one of {', '.join(ARCHITECTURES)}")
     return config_class(values["arch"]).from_dict({k: v for k, v in values.items() if k != "arch"})
@@ -63,8 +67,8 @@ def presets() -> dict[str, Config]:
 def preset(name: str, **changes: Any) -> Config:
     """The preset `name`, with some fields changed."""
     known = presets()
-    if name not in known:
-        raise InputError(f"preset: {name!r} is unknown; {nearest(name, known)}")
+    if not isinstance(name, str) or name not in known:
+        raise InputError(f"preset: {shown(name)} is unknown; {nearest(name, known)}")
     return known[name].replace(**changes)
 
 
@@ -75,4 +79,6 @@ def count_params(config: Config) -> int:
 
 def init_params(config: Config, seed: int = 0, dtype: str = "float32") -> Arrays:
     """Initial parameters by name, the same for every room."""
+    size = DTYPES[check_dtype(dtype)].itemsize * sum(math.prod(p.shape) for p in config.params().values())
+    check_fits(size, f"{config.arch}'s parameters", "use a smaller model, or a narrower dtype")
     return {name: draw(p.initial, p.shape, seed, name).astype(DTYPES[check_dtype(dtype)]) for name, p in config.params().items()}

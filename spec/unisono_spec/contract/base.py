@@ -6,14 +6,17 @@ Legend: B batch, T time, D model width, C chunk, F frame width, V vocabulary. Ac
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, get_type_hints
 
 import ml_dtypes
 import numpy as np
 
 from unisono_spec.contract.errors import InputError, nearest
 from unisono_spec.contract.initial import Initial
+from unisono_spec.contract.memory import check_fits
+from unisono_spec.contract.plain import shown, typed
 
 DTYPES: dict[str, np.dtype] = {
     "float64": np.dtype(np.float64),
@@ -64,6 +67,11 @@ class State:
     initial: str | None = None
 
 
+MAX_SIZE = 2**31 - 1  # of any integer in a config
+# what `params()`, `states()` and the configs themselves count up to: beyond any model, and listed in a moment
+_MOST = {"n_layers": 4096, "d_state": 65536, "n_scales": 4096}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Base of all model configs: frozen, typed, validated when made, plain JSON values only."""
@@ -73,9 +81,13 @@ class Config:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            if isinstance(value := getattr(self, field.name), list):  # as JSON and YAML give it
-                object.__setattr__(self, field.name, tuple(value))
-            _check_type(f"{self.arch}.{field.name}", getattr(self, field.name), hints[field.name])
+            name = f"{self.arch}.{field.name}"
+            value = typed(getattr(self, field.name), hints[field.name], name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{name}: {value} is not finite; give a number")
+            if isinstance(value, int) and abs(value) > (most := _MOST.get(field.name, MAX_SIZE)):
+                raise InputError(f"{name}: {value} is out of bounds; use an integer ≤ {most}")
+            object.__setattr__(self, field.name, value)
         self.validate()
 
     def validate(self) -> None:
@@ -105,7 +117,7 @@ class Config:
         return False
 
     def fail(self, field: str, remedy: str) -> None:
-        raise InputError(f"{self.arch}.{field}: {getattr(self, field)!r} is not valid here; {remedy}")
+        raise InputError(f"{self.arch}.{field}: {shown(getattr(self, field))} is not valid here; {remedy}")
 
     def at_least(self, minimum: int, *fields: str) -> None:
         for field in fields:
@@ -115,10 +127,12 @@ class Config:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build from plain values; an unknown field is an error that names the nearest valid one."""
+        if not isinstance(values, Mapping):
+            raise InputError(f"{cls.arch}: {shown(values)} has type {type(values).__name__}; give names with values")
         names = {field.name for field in dataclasses.fields(cls)}
         for name in values:
             if name not in names:
-                raise InputError(f"{cls.arch}.{name}: no such field; {nearest(name, names)}")
+                raise InputError(f"{cls.arch}.{shown(name).strip(chr(39))}: no such field; {nearest(name, names)}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,6 +154,8 @@ def zero_state(config: Config, batch: int, capacity: int | None = None, dtype: s
     states = config.states(capacity)
     if any(ANY in s.shape for s in states.values()):
         raise InputError("capacity: softmax attention caches every token; give init_state(batch, capacity) the most tokens it shall read")
+    numbers = batch * sum(math.prod(s.shape) for s in states.values())
+    check_fits(numbers * floats.itemsize, f"state of {batch} sequences", "use a smaller batch, capacity or model")
     return {name: np.zeros((batch, *s.shape), np.int32 if s.integer else floats) for name, s in states.items()}
 
 
@@ -153,22 +169,3 @@ def initial_state(
             p = params[s.initial]
             state[name] = np.repeat(p[None] if p.dtype.kind == "c" else p[None].astype(state[name].dtype), batch, 0)
     return state
-
-
-def _check_type(name: str, value: object, hint: Any) -> None:
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise InputError(f"{name}: {value!r} is not valid; {nearest(value, map(str, get_args(hint)))}")
-        return
-    options = get_args(hint) or (hint,)
-    if bool not in options and isinstance(value, bool):
-        raise InputError(f"{name}: {value!r} is a boolean; give a value of type {hint}")
-    if float in options and isinstance(value, int):
-        return
-    if tuple[str, ...] in options:
-        if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
-            return
-        options = tuple(option for option in options if option != tuple[str, ...])
-    if not isinstance(value, tuple(options)):
-        expected = getattr(hint, "__name__", str(hint))
-        raise InputError(f"{name}: {value!r} has type {type(value).__name__}; give a value of type {expected}")

@@ -12,7 +12,14 @@ from unisono_spec.contract.errors import InputError
 from unisono_spec.contract.files import check_state
 
 
-def check_inputs(config: Config, tokens: Any, state: Mapping[str, Any] | None = None, reset: Any = None, valid: Any = None) -> None:
+def check_inputs(
+    config: Config,
+    tokens: Any,
+    state: Mapping[str, Any] | None = None,
+    reset: Any = None,
+    valid: Any = None,
+    complex_step: bool = False,
+) -> None:
     """Raise InputError unless shapes and dtypes fit `config`.
 
     tokens: `[B, T]` integers, or `[B, T, F]` floats for frame models; reset, valid: `[B, T]` booleans or None. Arrays of any
@@ -32,7 +39,7 @@ def check_inputs(config: Config, tokens: Any, state: Mapping[str, Any] | None = 
                 f"{name}: shape {tuple(mask.shape)} of {mask.dtype}, expected {shape[:2]} booleans; pass a mask as long as tokens"
             )
     if state is not None:
-        check_state(config, state, batch=shape[0])
+        check_state(config, state, batch=shape[0], complex_step=complex_step)
 
 
 def check_ids(tokens: np.ndarray, vocab_size: int) -> None:

@@ -27,14 +27,14 @@ def shown(value: object, length: int = 60) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def read_json(data: bytes | str, source: str, remedy: str, constants: bool = False) -> Any:
-    """The value of one JSON document, no larger, deeper or wider than our own writers make them.
+def read_json(data: bytes | str, source: str, remedy: str, limit: int = MAX_BYTES, constants: bool = False) -> Any:
+    """The value of one JSON document, no larger or deeper than our own writers make them.
 
-    constants: accept NaN and ±Infinity, which logs of a diverged run hold. Raises InputError, which names `source`, on anything
-    that is not JSON, on names given twice, and past the bounds of this module.
+    limit: most bytes. constants: accept NaN and ±Infinity, which logs of a diverged run hold. Raises InputError, which names `source`,
+    on anything that is not JSON, on names given twice, and past the bounds of this module.
     """
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{source}: {len(data)} bytes of JSON, at most {MAX_BYTES} are read; {remedy}")
+    if len(data) > limit:
+        raise InputError(f"{source}: {len(data)} bytes of JSON, at most {limit} are read; {remedy}")
     try:
         value = json.loads(data, object_pairs_hook=_object, parse_constant=float if constants else _constant)
     except RecursionError as error:
@@ -48,8 +48,9 @@ def read_json(data: bytes | str, source: str, remedy: str, constants: bool = Fal
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{shown(next(name for name in names if names.count(name) > 1))} is given twice")
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"{shown(twice)} is given twice")
     return found
 
 
@@ -79,7 +80,7 @@ def check_plain(value: Any, source: str, remedy: str, depth: int = 0) -> None:
 
 
 def typed(value: Any, hint: Any, name: str) -> Any:
-    """`value` where it fits `hint`: a plain type, Literal, `T | None`, list[str], tuple[str, …], a dict of plain values, a dataclass.
+    """`value` where it fits `hint`: a plain type, Literal, `T | None`, lists and tuples of one, a dict of plain values, a dataclass.
 
     Integers pass as floats, lists as tuples; nothing else is converted. Raises InputError otherwise.
     """
@@ -115,7 +116,7 @@ def expected(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(expected(option) for option in options)
     if origin in (list, tuple):
-        return "a list of texts"
+        return f"a list of {'integers' if options[0] is int else 'texts'}"
     if origin is dict or dataclasses.is_dataclass(hint):
         return "names with values"
     words = {int: "an integer", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
@@ -127,7 +128,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return isinstance(value, str) and value in get_args(hint)
     if origin in (list, tuple):
-        return isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value)
+        return isinstance(value, (list, tuple)) and all(_fits(part, get_args(hint)[0]) for part in value)
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, (Mapping, hint))  # pyright: ignore[reportArgumentType]
     if origin is dict:
         return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
     if hint in (int, float) and isinstance(value, bool):
@@ -151,15 +154,14 @@ def build(cls: type[T], values: Any, name: str) -> T:
     """The dataclass `cls` from names and values as JSON and YAML give them; what is missing keeps its default."""
     if not isinstance(values, Mapping):
         raise InputError(f"{name}: {shown(values)} has type {type(values).__name__}; give names with values")
-    hints = get_type_hints(cls)
+    hints, prefix = get_type_hints(cls), f"{name}." if name else ""
     fields = {field.name: field for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
     for key in values:
         if key not in fields:
-            raise InputError(f"{name}: {shown(key)} is no field of it; {nearest(key, fields)}")
+            raise InputError(f"{prefix}{key}: no such field; {nearest(key, fields)}")
     for key, field in fields.items():
         if key not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise InputError(f"{name}: {key} is missing; give {expected(hints[key])}")
-    prefix = f"{name}." if name else ""
+            raise InputError(f"{prefix}{key}: missing; give {expected(hints[key])}")
     return cls(**{key: typed(value, hints[key], f"{prefix}{key}") for key, value in values.items()})
 
 

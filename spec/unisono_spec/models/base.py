@@ -29,7 +29,7 @@ class Model:
     def __init__(self, config: Config, params: Arrays, dtype: str = "float64", rounded: Rounding = exact) -> None:
         if dtype not in ("float32", "float64"):
             raise InputError(f"dtype: {dtype!r}; the NumPy spec computes in float32 or float64")
-        check_params(config, params)
+        check_params(config, params, complex_step=True)
         self.config, self.dtype, self.rounded = config, dtype, rounded
         # complex parameters are the complex step's and stay as they are
         self.params = {name: p if p.dtype.kind == "c" else p.astype(DTYPES[dtype]) for name, p in params.items()}
@@ -57,7 +57,7 @@ class Model:
         noise: what training adds in a noisy router, one array a layer; None is evaluation, as is every other model.
         """
         tokens = np.asarray(tokens)
-        check_inputs(self.config, tokens, state, reset, valid)
+        check_inputs(self.config, tokens, state, reset, valid, complex_step=True)
         self._check_ids(tokens)
         if noise is not None and not self.config.noise_widths:
             raise InputError("noise: this config has no noisy router; leave noise at None")
@@ -76,7 +76,7 @@ class Model:
     ) -> tuple[np.ndarray, Arrays]:
         """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
         token = np.asarray(token)
-        check_inputs(self.config, token[:, None], state, *(None if m is None else m[:, None] for m in (reset, valid)))
+        check_inputs(self.config, token[:, None], state, *(None if m is None else m[:, None] for m in (reset, valid)), complex_step=True)
         self._check_ids(token)
         return self._read(token, state, Reading(Marks(reset, valid)), Training())
 

@@ -43,9 +43,20 @@ def test_rows_after_the_checkpoint_are_cut_away(tmp_path):
     assert _events(tmp_path) == [(step, "loss", 1 / 2**step) for step in range(1, 10)]
 
 
-def test_rows_behind_a_damaged_line_are_not_trusted(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\nnonsense\n{"step": 2, "loss": 1.0}\n')
-    assert [row["step"] for row in read(tmp_path / "log.jsonl")] == [1]
+DAMAGED = ("nonsense", "[1]", '{"step": 1.5, "time": 0}', '{"time": 0}', '{"step": 2}', '{"step": 2, "time": "now"}', "[" * 20000, "\0", "")
+
+
+@pytest.mark.parametrize("line", DAMAGED)
+def test_a_damaged_line_costs_itself_alone(tmp_path, line):
+    first, last = ('{"step": 1, "time": 0.0, "loss": 1.0}', '{"step": 2, "time": 0.0, "loss": NaN}')
+    (tmp_path / "log.jsonl").write_text(f"{first}\n{line}\n{last}\n")
+    damaged: list[int] = []
+    assert [row["step"] for row in read(tmp_path / "log.jsonl", damaged)] == [1, 2]
+    assert damaged == [2]
+    log = Log(tmp_path, 2)
+    assert log.damaged == [2]
+    log.close()
+    assert (tmp_path / "log.jsonl").read_text().splitlines() == [first, last]
 
 
 def test_a_log_that_cannot_be_written_is_told(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from unisono_spec.contract import ANY, InputError, init_params
@@ -128,3 +130,25 @@ def test_an_export_of_what_is_not_a_model(refused, tmp_path, tiny):
     path.write_bytes(path.read_bytes()[:-8])
     assert "truncated" in refused("export", path, "--out", tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("graph", ["adaptive"], indirect=True)
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"d_model": 16}, "its config says"),
+        ({"n_layers": 3}, "which its config needs"),
+        ({"scheme": "fixed", "code_bits": 4}, "config says"),
+        ({"n_layers": 10**9}, "n_layers: 1000000000"),
+        ({"arch": "lat"}, "lat."),
+    ],
+)
+def test_a_graph_of_another_config(graph, refused, tmp_path, changes, word):
+    """A config in the metadata that is not the graph's would place states wrongly."""
+    import onnx
+
+    model = onnx.load(graph[1])
+    entry = next(p for p in model.metadata_props if p.key == "unisono.config")
+    entry.value = json.dumps({**json.loads(entry.value), **changes})
+    onnx.save(model, tmp_path / "model.onnx")
+    assert word in refused("generate", tmp_path / "model.onnx", "--backend", "onnx")

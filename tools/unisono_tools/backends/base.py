@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from unisono_spec.contract import Arrays, Config, InputError, Param
+from unisono_spec.contract.files import WIDE
 from unisono_spec.contract.initial import generator
 
 # an opaque running state in the backend's own arrays
@@ -143,7 +145,7 @@ def dropout_seeds(config: Config, seed: int, step: int, part: int) -> np.ndarray
     return np.array(draws, np.uint32)
 
 
-def check_moments(config: Config, optimizer: Arrays, source: str = "optimizer state") -> None:
+def check_moments(config: Config, optimizer: Mapping[str, Any], source: str = "optimizer state") -> None:
     """Raise InputError unless `optimizer` holds the moments of exactly the parameters of `config` that are trained."""
     shapes: dict[str, Param] = config.params()
     expected = {f"{kind}.{name}": shapes[name].shape for kind in ("m", "v") for name in trained(config)} | {"count": (1,)}
@@ -153,3 +155,15 @@ def check_moments(config: Config, optimizer: Arrays, source: str = "optimizer st
             raise InputError(
                 f"{source}: {name} has shape {found}, expected {expected.get(name)}; use the optimizer.safetensors of the same checkpoint"
             )
+        dtype, fitting = str(optimizer[name].dtype), ("int64",) if name == "count" else WIDE
+        if dtype not in fitting:
+            raise InputError(f"{source}: {name} has dtype {dtype}, expected {' or '.join(fitting)}; restore the file")
+
+
+def check_updates(optimizer: Arrays, source: str) -> None:
+    """Raise InputError where a second moment is negative, or where the number of updates is none."""
+    for name, array in optimizer.items():
+        if name.startswith("v.") and array.size and array.min() < 0:
+            raise InputError(f"{source}: {name} is negative; second moments are means of squares: restore the file")
+    if not 0 <= optimizer["count"][0] < 2**31:
+        raise InputError(f"{source}: count is {optimizer['count'][0]}; it is the number of updates so far: restore the file")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from unisono_spec.contract import ANY, Arrays, Config, InputError, config_from_dict, zero_state
+from unisono_spec.contract import ANY, Arrays, Config, InputError, zero_state
 from unisono_spec.contract.checks import check_ids, check_inputs
+from unisono_spec.contract.files import read_config
 
 from unisono_tools.config import TrainConfig
 
@@ -39,10 +39,25 @@ class Reader:
         self.metadata = self.session.get_modelmeta().custom_metadata_map
         if "unisono.config" not in self.metadata:
             raise InputError(f"{path}: an ONNX graph, but not one of unisono's; write it with `unisono export`")
-        self.config: Config = config_from_dict(json.loads(self.metadata["unisono.config"]))
+        self.config: Config = read_config(self.metadata["unisono.config"], str(path))
         self.tokenizer = self.metadata.get("unisono.tokenizer")
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.inputs = {i.name for i in self.session.get_inputs()}
+        self._check_graph(path)
+
+    def _check_graph(self, path: Path) -> None:
+        """Raise InputError unless the graph's inputs and outputs are those of its config's model."""
+        expected = _declared(self.config)
+        for value in (*self.session.get_inputs(), *self.session.get_outputs()):
+            kind, shape = expected.get(value.name, ("nothing", []))
+            sizes = len(value.shape) == len(shape) and all(
+                not isinstance(a, int) or b is None or a == b for a, b in zip(value.shape, shape, strict=True)
+            )
+            if value.type != f"tensor({kind})" or not sizes:
+                raise InputError(f"{path}: {value.name} is {value.type} {value.shape}, its config says {kind} {shape}; export it again")
+        missing = {"tokens", "logits", *(f"next.{name}" for name in self.config.states())} - self.inputs - set(self.outputs)
+        if missing:
+            raise InputError(f"{path}: its graph has no {', '.join(sorted(missing))}, which its config needs; export it again")
 
     def init_state(self, batch: int, capacity: int | None = None) -> Arrays:
         state = zero_state(self.config, batch, capacity)
@@ -85,3 +100,18 @@ class Reader:
     def step(self, token: np.ndarray, state: Arrays) -> tuple[np.ndarray, Arrays]:
         logits, state = self.forward(np.asarray(token)[:, None], state)
         return logits[:, 0], state
+
+
+def _declared(config: Config) -> dict[str, tuple[str, list[int | None]]]:
+    """Type and shape of each input and output of a graph of `config`; None where a size is free."""
+    frames = config.reads_frames
+    out: dict[str, tuple[str, list[int | None]]] = {
+        "tokens": ("float", [None, None, config.code_size]) if frames else ("int64", [None, None]),  # pyright: ignore[reportAttributeAccessIssue]
+        "reset": ("bool", [None, None]),
+        "valid": ("bool", [None, None]),
+        "logits": ("float", [None, None, None]),
+    }
+    for name, s in config.states().items():
+        shape = [None, *(None if size == ANY else size for size in s.shape)]
+        out[name] = out[f"next.{name}"] = ("int32" if s.integer else "float", shape)
+    return out

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from unisono_spec.contract import Arrays, Config, InputError
-from unisono_spec.contract.files import load_arrays, load_params, save_arrays, save_params, write_bytes
+from unisono_spec.contract.files import check_finite, load_arrays, load_params, save_arrays, save_params, write_bytes
+from unisono_spec.contract.plain import build, read_file, read_json
 
-from unisono_tools.backends.base import check_moments
-from unisono_tools.config import TrainConfig, from_dict, to_dict
+from unisono_tools.backends.base import check_moments, check_updates
+from unisono_tools.config import TrainConfig, to_dict
 
 MODEL, OPTIMIZER, TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
 _STEP = re.compile(r"step-(\d{8,})")
@@ -80,22 +82,41 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
     return final
 
 
+@dataclasses.dataclass(frozen=True)
+class _About:
+    """What trainer.json says."""
+
+    step: int
+    train: TrainConfig
+    best: Best | None
+    tokenizer: str | None
+    threads: int
+    versions: dict[str, Any]
+
+
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint's folder; InputError where a file is missing, damaged, or not of this checkpoint."""
-    about = read_json(path / TRAINER)
+    about = _about(path / TRAINER)
+    source = str(path / OPTIMIZER)
     config, params = load_params(path / MODEL)
-    other, optimizer = load_arrays(path / OPTIMIZER, "optimizer")
-    check_moments(config, optimizer, str(path / OPTIMIZER))
-    try:
-        train = from_dict(about["train"], str(path / TRAINER))
-        best = None if about["best"] is None else Best(**about["best"])
-        step, threads = int(about["step"]), int(about["threads"])
-        tokenizer = about["tokenizer"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path / TRAINER}: {error!r} is missing or wrong; restore the file or remove this checkpoint") from error
-    if other != config or train.model.config() != config or step != int(optimizer["count"][0]):
+    other, optimizer = load_arrays(path / OPTIMIZER, "optimizer", lambda config, declared: check_moments(config, declared, source))
+    check_finite(optimizer, source)
+    check_updates(optimizer, source)
+    if other != config or about.train.model.config() != config or about.step != int(optimizer["count"][0]):
         raise InputError(f"{path}: its files are not of one checkpoint; restore them or remove it to continue from the one before")
-    return Checkpoint(step, train, config, params, optimizer, best, tokenizer, threads)
+    return Checkpoint(about.step, about.train, config, params, optimizer, about.best, about.tokenizer, about.threads)
+
+
+def _about(path: Path) -> _About:
+    remedy = "restore it or remove this checkpoint"
+    values = read_json(read_file(path, remedy), str(path), remedy)
+    try:
+        about = build(_About, values, "")
+        if about.step < 0 or about.threads < 0 or (about.best is not None and not math.isfinite(about.best.loss)):
+            raise InputError("its step, threads or best loss is no number that a run has")
+        return about
+    except InputError as error:
+        raise InputError(f"{path}: {error}; {remedy}, or if another release wrote it, install that") from error
 
 
 def steps(run: Path) -> dict[int, Path]:
@@ -149,13 +170,13 @@ def model_file(path: Path) -> Path:
 def training_of(model: Path) -> TrainConfig | None:
     """The run that made a model file; None where nothing beside it says so."""
     beside = model.with_name(TRAINER)
-    return from_dict(read_json(beside).get("train", {}), str(beside)) if beside.is_file() else None
+    return _about(beside).train if beside.is_file() else None
 
 
 def tokenizer_of(model: Path) -> str | None:
     """The tokenizer recorded beside a model file; None where nothing is recorded."""
     beside = model.with_name(TRAINER)
-    return read_json(beside).get("tokenizer") if beside.is_file() else None
+    return _about(beside).tokenizer if beside.is_file() else None
 
 
 def versions() -> dict[str, str]:
@@ -167,18 +188,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the folder of a whole checkpoint") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); restore it or remove this checkpoint") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: not a JSON object; restore it or remove this checkpoint")
-    return values
 
 
 def sync(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from unisono_spec.contract import InputError
 from unisono_spec.contract.files import write_bytes
+from unisono_spec.contract.plain import MAX_BYTES, read_json
 
 NAME = "log.jsonl"
 
@@ -21,11 +22,13 @@ class Log:
     """Rows `{"step": n, "loss": …}` appended to log.jsonl and shown in tensorboard/.
 
     step: the checkpoint that the run continues from. Later rows are cut away: their steps will be taken again.
+    damaged: numbers of the lines that were no rows, and are left out.
     """
 
     def __init__(self, run: Path, step: int) -> None:
         self.path = run / NAME
-        rows = [row for row in read(self.path) if row["step"] <= step]
+        self.damaged: list[int] = []
+        rows = [row for row in read(self.path, self.damaged) if row["step"] <= step]
         write_bytes(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         with self._clear_errors():
             self.file = self.path.open("a")
@@ -79,17 +82,29 @@ class Board:
         self.file.write(event.SerializeToString())
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a log; the last line may be half-written."""
+def read(path: Path, damaged: list[int] | None = None) -> list[dict[str, Any]]:
+    """The whole rows of a log. damaged: receives the numbers of lines that are none; the last line may be half-written."""
+    rows: list[dict[str, Any]] = []
     if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            row = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or "step" not in row:
-            break
-        rows.append(row)
+        return rows
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_BYTES):
+            number += 1
+            row = _row(line)
+            if row is not None:
+                rows.append(row)
+            elif line.endswith(b"\n") and damaged is not None:
+                damaged.append(number)
     return rows
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A step, a time, and numbers; None where a line is not that."""
+    try:
+        row = read_json(line, "line", "", constants=True) if line.endswith(b"\n") else None
+    except InputError:
+        return None
+    if not isinstance(row, dict) or any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in row.values()):
+        return None
+    return row if isinstance(row.get("step"), int) and "time" in row else None

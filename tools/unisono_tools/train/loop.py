@@ -82,6 +82,8 @@ class _Run:
         self.last = checkpoints.latest(self.folder)
         self.show = Show(self.done, train.steps, "positions" if train.mode == "positions" else "tokens", console)
         self.log = Log(self.folder, self.done)
+        for line in self.log.damaged:
+            self.show.say(f"{self.log.path}: line {line} was damaged, and is left out")
         if before is not None:
             self.show.say(f"continuing {self.last}")
             if before.threads != trainer.threads:
