@@ -1,60 +1,83 @@
 """ξ of a whole corpus, computed once: Algorithm 1 of the CRAM paper trains f_θ on minibatches of positions drawn from it.
 
-A folder holds `xi.npy` [N, code] float32, `ids.npy` (what ξ was computed from, and the targets), and `manifest.json`, which is written
-last: without it the folder is unfinished.
+A folder holds `xi.npy` [N, code] float32, `ids.npy` (what ξ was computed from, and the targets), and `manifest.json`, which holds the
+checksums of both. All are written aside; the manifest goes before they are put in place and comes after: without it the folder is
+unfinished.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from unisono_spec.contract import Config, InputError
+from unisono_spec.contract.aside import aside, cannot_be_written
 from unisono_spec.contract.checks import check_ids
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.files import write_bytes
+from unisono_spec.contract.memory import check_fits
+from unisono_spec.contract.plain import build, read_file, read_json, shown
 from unisono_spec.ops.elementwise import binary_digits, sigmoid
 
 from unisono_tools.data.batches import positions
+from unisono_tools.data.stored import read_npy
 
-VERSION = 1
+VERSION = 2
+AGAIN = "run `unisono precompute` again"
 BLOCK = 64  # tokens summed by one matmul
 Progress = Callable[[int, int], None]  # positions done, positions in all
 
 
 @dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What ξ was made from, and the SHA-256 of the files."""
+
+    format: str
+    version: int
+    code: dict[str, Any]
+    ids_sha256: str
+    documents_sha256: str
+    length: int
+    width: int
+    dtype: str
+    xi_file: str = ""
+    ids_file: str = ""
+
+    @property
+    def source(self) -> Manifest:
+        """Without the files."""
+        return dataclasses.replace(self, xi_file="", ids_file="")
+
+
+@dataclasses.dataclass(frozen=True)
 class PrecomputedCorpus:
-    """xi `[N, code]` float32 and ids `[N]` (frames `[N, F]`), both memory maps; manifest: what they were made from."""
+    """xi `[N, code]` float32 and ids `[N]` (frames `[N, F]`), in their files where they are large; manifest: what they were made from."""
 
     folder: Path
     xi: np.ndarray
     ids: np.ndarray
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @classmethod
     def open(cls, folder: str | Path, config: Config | None = None, ids: np.ndarray | None = None) -> PrecomputedCorpus:
         """Open what `precompute` wrote. With `config` or `ids`: InputError unless it was made for them."""
         folder = Path(folder)
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-        except FileNotFoundError as error:
-            raise InputError(f"{folder}: no finished ξ in this folder; run `unisono precompute` again") from error
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: its manifest is unreadable ({error}); run `unisono precompute` again") from error
-        if manifest.get("version") != VERSION:
-            raise InputError(f"{folder}: version {manifest.get('version')!r}, this unisono reads {VERSION}; run `unisono precompute` again")
-        try:
-            xi, own = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("xi", "ids"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: truncated or missing ({error}); run `unisono precompute` again") from error
-        if list(xi.shape) != [manifest["length"], manifest["width"]] or len(own) != len(xi) or xi.dtype != manifest["dtype"]:
-            raise InputError(f"{folder}: {xi.shape} of {xi.dtype} is not what its manifest says; run `unisono precompute` again")
+        manifest = read_manifest(folder)
+        for name, digest in (("xi.npy", manifest.xi_file), ("ids.npy", manifest.ids_file)):
+            if _file_sha256(folder / name) != digest:
+                raise InputError(f"{folder}: {name} is not what its manifest says, truncated or damaged; {AGAIN}")
+        xi, own = (read_npy(folder / name, AGAIN) for name in ("xi.npy", "ids.npy"))
+        if list(xi.shape) != [manifest.length, manifest.width] or len(own) != len(xi) or xi.dtype != np.float32:
+            raise InputError(f"{folder}: {xi.shape} of {xi.dtype} is not what its manifest says; {AGAIN}")
         corpus = cls(folder, xi, own, manifest)
         corpus.check(config, ids)
         return corpus
@@ -62,14 +85,14 @@ class PrecomputedCorpus:
     def check(self, config: Config | None = None, ids: np.ndarray | None = None) -> None:
         """Raise InputError unless ξ was made for a config that sums the same codes, and from these ids."""
         if config is not None:
-            made, wanted = self.manifest["code"], _code(config)
+            made, wanted = self.manifest.code, _code(config)
             for name, value in wanted.items():
                 if made.get(name) != value:
                     raise InputError(
                         f"{self.folder}: made with {name}={made.get(name)!r}, the config says {value!r}; run `unisono precompute`"
                     )
-        if ids is not None and _sha256(ids) != self.manifest["ids_sha256"]:
-            raise InputError(f"{self.folder}: made from another text or tokenizer; run `unisono precompute` again")
+        if ids is not None and _sha256(ids) != self.manifest.ids_sha256:
+            raise InputError(f"{self.folder}: made from another text or tokenizer; {AGAIN}")
 
     def batch(self, seed: int, step: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Minibatch `step` of positions: ξ [N, code] float32 and what follows it, [N] int64 (frames [N, F] float32)."""
@@ -88,7 +111,7 @@ def precompute(
 ) -> PrecomputedCorpus:
     """Stream ξ of `ids` to `out_dir` in constant memory, and open it. What already stands there and fits is kept.
 
-    ids: [N] integers, or frames [N, F]; a memory map may be larger than memory.
+    ids: [N] integers, or frames [N, F]; what lies in a file may be larger than memory.
     chunk: positions computed at once; changes nothing but the memory used.
     documents: where documents start, sorted; ξ starts anew there.
 
@@ -103,35 +126,78 @@ def precompute(
     starts = np.unique(np.append(np.zeros(1, np.int64), [] if documents is None else documents)).astype(np.int64)
     if starts[0] < 0 or starts[-1] >= len(ids):
         raise InputError(f"documents: start at {starts[0]} … {starts[-1]} of {len(ids)} ids; give offsets of the same ids")
-    manifest = {
-        "format": "unisono precomputed ξ",
-        "version": VERSION,
-        "code": code,
-        "ids_sha256": _sha256(ids),
-        "documents_sha256": hashlib.sha256(starts.tobytes()).hexdigest(),
-        "length": len(ids),
-        "width": config.code_size,
-        "dtype": "float32",
-    }
-    record = out / "manifest.json"
-    if record.is_file() and record.read_text() == _text(manifest):
-        return PrecomputedCorpus.open(out, config)
-    try:
+    made_of = Manifest(
+        format="unisono precomputed ξ",
+        version=VERSION,
+        code=code,
+        ids_sha256=_sha256(ids),
+        documents_sha256=hashlib.sha256(starts.tobytes()).hexdigest(),
+        length=len(ids),
+        width=config.code_size,
+        dtype="float32",
+    )
+    with contextlib.suppress(InputError):  # not there, of something else, or damaged: made anew
+        if read_manifest(out).source == made_of:
+            return PrecomputedCorpus.open(out, config)
+    xi_path, ids_path, record = out / "xi.npy", out / "ids.npy", out / "manifest.json"
+    with cannot_be_written(out):
         out.mkdir(parents=True, exist_ok=True)
-        record.unlink(missing_ok=True)
-        with (out / "xi.npy").open("wb") as xi_file, (out / "ids.npy").open("wb") as ids_file:
-            # written, not mapped: a full disk is then an error, where a memory map would be killed
-            _header(xi_file, (len(ids), config.code_size), np.dtype(np.float32))
-            _header(ids_file, ids.shape, ids.dtype)
-            for start, xi in _stream(config, ids, starts, chunk):
-                xi_file.write(xi.astype(np.float32).tobytes())
-                ids_file.write(np.ascontiguousarray(ids[start : start + len(xi)]).tobytes())
-                if progress is not None:
-                    progress(start + len(xi), len(ids))
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); free some space or choose another folder") from error
-    write_bytes(record, _text(manifest).encode())
+        with aside(xi_path) as xi_draft, aside(ids_path) as ids_draft:
+            with xi_draft.open("wb") as xi_file, ids_draft.open("wb") as ids_file:
+                # written, not mapped: a full disk is then an error, where a memory map would be killed
+                xi_sum = _Summed(xi_file, (len(ids), config.code_size), np.dtype(np.float32))
+                ids_sum = _Summed(ids_file, ids.shape, ids.dtype)
+                for start, xi in _stream(config, ids, starts, chunk):
+                    xi_sum.write(xi.astype(np.float32).tobytes())
+                    ids_sum.write(np.ascontiguousarray(ids[start : start + len(xi)]).tobytes())
+                    if progress is not None:
+                        progress(start + len(xi), len(ids))
+                for file in (xi_file, ids_file):
+                    file.flush()
+                    os.fsync(file.fileno())
+            record.unlink(missing_ok=True)
+            os.replace(xi_draft, xi_path)
+            os.replace(ids_draft, ids_path)
+    whole = dataclasses.replace(made_of, xi_file=xi_sum.digest.hexdigest(), ids_file=ids_sum.digest.hexdigest())
+    write_bytes(record, json.dumps(dataclasses.asdict(whole), indent=1, ensure_ascii=False).encode())
     return PrecomputedCorpus.open(out, config)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What a folder holds; InputError where it is unfinished, damaged, or of another version."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no finished ξ in this folder; {AGAIN}")
+    values = read_json(read_file(path, AGAIN), f"{folder}: its manifest is unreadable", AGAIN)
+    if isinstance(values, dict) and values.get("version") != VERSION:
+        raise InputError(f"{folder}: version {shown(values.get('version'))}, this unisono reads {VERSION}; {AGAIN}")
+    try:
+        return build(Manifest, values, "")
+    except InputError as error:
+        raise InputError(f"{folder}: its manifest is unreadable ({error}); {AGAIN}") from error
+
+
+class _Summed:
+    """A .npy file that is written in pieces, with the checksum of all of it."""
+
+    def __init__(self, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+        header = io.BytesIO()
+        fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, fields)
+        self.write(header.getvalue())
+
+    def write(self, data: bytes) -> None:
+        self.digest.update(data)
+        self.file.write(data)
+
+
+def _file_sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: truncated or missing ({error.strerror}); {AGAIN}") from error
 
 
 def _code(config: Config) -> dict[str, Any]:
@@ -153,6 +219,7 @@ def _stream(config: CRAMConfig, ids: np.ndarray, starts: np.ndarray, chunk: int)
     """(first position, ξ [n, code] float64) over the corpus; the state is handed from chunk to chunk and cut where a document starts."""
     table = None
     if config.codes == "binary":
+        check_fits(8 * config.vocab_size * config.code_bits, "codes of the vocabulary", "use a smaller vocab_size")
         table = sigmoid(binary_digits(np.arange(config.vocab_size), config.code_bits, np.dtype(np.float64)))  # [V, code]
     elif ids.ndim != 2 or ids.shape[1] != config.frame_size:
         raise InputError(f"frames: shape {ids.shape}, the config's frame_size is {config.frame_size}; give [T, {config.frame_size}]")
@@ -191,11 +258,3 @@ def _sha256(ids: np.ndarray) -> str:
     for start in range(0, len(ids), 1 << 20):
         digest.update(np.ascontiguousarray(ids[start : start + (1 << 20)], "<i8" if ids.ndim == 1 else "<f4").tobytes())
     return digest.hexdigest()
-
-
-def _header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
-    np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
-
-
-def _text(manifest: dict[str, Any]) -> str:
-    return json.dumps(manifest, indent=1, ensure_ascii=False)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from unisono_spec.contract import InputError
-from unisono_tools.data import SPLITS, corpus, load_corpus, load_tokenizer
+from unisono_tools.data import SPLITS, corpus, load_corpus, load_tokenizer, stored
 from unisono_tools.data.batches import batch, positions, reset_mask, starts
 
 
@@ -48,13 +49,29 @@ def test_a_folder_is_split_between_its_files(tmp_path: Path):
     assert bytes(text.test) == b"T" * 10
 
 
-def test_a_file_is_mapped_and_limited(tmp_path: Path):
+@pytest.mark.parametrize("share", [8, 1 << 60])
+def test_a_file_is_read_or_left_where_it_is(tmp_path: Path, monkeypatch, share):
+    """Whether it is small beside the memory or not, it is the same text; and where it shrinks meanwhile, that is an error, no signal."""
+    monkeypatch.setattr(stored, "SHARE", share)
     path = tmp_path / "bytes.bin"
     path.write_bytes(bytes(range(256)) * 10)
     text = load_corpus(path)
-    assert isinstance(text.train, np.memmap)
+    assert isinstance(text.train, np.ndarray) == (share == 8)
     assert [len(text.split(name)) for name in SPLITS] == [2304, 128, 128]
     assert len(load_corpus(path, limit=1000).train) == 900
+    whole = np.tile(np.arange(256, dtype=np.uint8), 10)
+    at = np.array([[5, 6, 7], [250, 251, 252], [3, 3, -1]])
+    for index in (slice(7, 100), slice(-5, None), slice(0, 50, 3), at, 12, (slice(2, 9),)):
+        assert np.array_equal(np.asarray(text.train[index]), whole[:2304][index])
+    assert np.array_equal(batch(text.train, 0, 0, 3, 8), batch(whole[:2304], 0, 0, 3, 8))
+    with pytest.raises(IndexError):
+        text.train[np.array([2304])]
+    os.truncate(path, 1000)
+    if share == 8:
+        assert np.array_equal(text.train, whole[:2304])
+    else:
+        with pytest.raises(InputError, match="changed while it was read"):
+            batch(text.train, 0, 0, 3, 8)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +80,7 @@ def test_a_file_is_mapped_and_limited(tmp_path: Path):
         ("empty.txt", b"", "empty"),
         ("short.txt", b"abc", "too few"),
         ("missing.txt", None, "neither a file nor a folder"),
-        ("frames.npy", b"not an array", "not a readable .npy"),
+        ("frames.npy", b"not an array", "not a .npy file"),
     ],
 )
 def test_useless_input_is_refused(tmp_path: Path, name, content, words):

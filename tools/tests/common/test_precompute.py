@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from unisono_spec.contract import Config, InputError, preset
 from unisono_spec.ops import decayed_sum
 from unisono_spec.ops.elementwise import binary_digits
 from unisono_tools import precompute as module
+from unisono_tools.data import stored
 from unisono_tools.data.batches import positions
 from unisono_tools.precompute import PrecomputedCorpus, precompute
 
@@ -88,25 +92,106 @@ def test_what_fits_is_kept_and_what_does_not_is_made_anew(tmp_path: Path):
     assert len(calls) == 3
 
 
-def test_an_interrupted_one_is_never_taken_for_whole(tmp_path: Path):
-    precompute(preset("cram-demo"), IDS, tmp_path)
-
+def test_an_interrupted_one_leaves_what_was_there(tmp_path: Path):
     def stop(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        precompute(preset("cram-demo", decay=0.7), IDS, tmp_path, progress=stop)
+        precompute(preset("cram-demo"), IDS, tmp_path, progress=stop)
     with pytest.raises(InputError, match="no finished ξ"):
         PrecomputedCorpus.open(tmp_path)
+    made = precompute(preset("cram-demo"), IDS, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        precompute(preset("cram-demo", decay=0.7), IDS, tmp_path, progress=stop)
+    assert np.array_equal(PrecomputedCorpus.open(tmp_path, preset("cram-demo")).xi, made.xi)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.parametrize("name", ["xi.npy", "ids.npy"])
-def test_truncated_files_are_noticed(tmp_path: Path, name):
-    precompute(preset("cram-demo"), IDS, tmp_path)
-    path = tmp_path / name
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InputError, match="truncated"):
+# In a child for each n: makes ξ of another decay over the one that is there, and is killed at its n-th call that touches names or syncs.
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+import numpy as np
+from unisono_spec.contract import preset
+from unisono_tools.precompute import precompute
+source, out, ids = Path(sys.argv[1]), Path(sys.argv[2]), np.arange(256).astype(np.uint8)
+
+def deadly(function, n, calls=[0]):
+    def call(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return call
+
+for n in range(1, 60):
+    folder = out / str(n)
+    shutil.copytree(source, folder)
+    child = os.fork()
+    if child == 0:
+        os.fsync = lambda handle: None  # a kill is no power cut, and disks are slow
+        for name in ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir"):
+            setattr(os, name, deadly(getattr(os, name), n))
+        precompute(preset("cram-demo", decay=0.7), ids, folder)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+"""
+
+
+def test_killed_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What stands there is whole and of one config, or is said to be unfinished; the next run makes it, and leaves nothing else."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    ids, old, new = np.arange(256).astype(np.uint8), preset("cram-demo"), preset("cram-demo", decay=0.7)
+    whole = [precompute(config, ids, tmp_path / name).xi for name, config in (("source", old), ("expected", new))]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "source"), str(tmp_path / "killed")], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    folders = sorted((tmp_path / "killed").iterdir(), key=lambda folder: int(folder.name))
+    assert len(folders) > 8
+    for folder in folders:
+        try:
+            found = PrecomputedCorpus.open(folder).xi
+            assert any(np.array_equal(found, xi) for xi in whole)
+        except InputError as error:
+            assert "unisono precompute" in str(error)  # noqa: PT017
+        assert np.array_equal(precompute(new, ids, folder).xi, whole[1])
+        assert sorted(path.name for path in folder.iterdir()) == ["ids.npy", "manifest.json", "xi.npy"]
+
+
+def test_a_reader_lives_while_its_files_are_replaced_or_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for share in (8, 1 << 60):  # in memory, in the file
+        monkeypatch.setattr(stored, "SHARE", share)
+        made = precompute(preset("cram-demo"), IDS, tmp_path / str(share))
+        before = [made.batch(0, step, 8) for step in range(3)]
+        precompute(preset("cram-demo", decay=0.7), IDS, tmp_path / str(share))
+        for step, (xi, targets) in enumerate(before):
+            again = made.batch(0, step, 8)
+            assert np.array_equal(again[0], xi)
+            assert np.array_equal(again[1], targets)
+    made = PrecomputedCorpus.open(tmp_path / str(share))
+    os.truncate(tmp_path / str(share) / "xi.npy", 200)
+    with pytest.raises(InputError, match="changed while it was read"):
+        made.batch(0, 0, 8)
+
+
+@pytest.mark.parametrize("name", ["xi.npy", "ids.npy", "manifest.json"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "longer", "a bit", "empty", "foreign"])
+def test_damage_is_noticed_and_mended(tmp_path: Path, name, damage):
+    expected = precompute(preset("cram-demo"), IDS, tmp_path).xi
+    path, data = tmp_path / name, (tmp_path / name).read_bytes()
+    changed = {
+        "truncated": data[:-20],
+        "longer": data + b"0" * 8,
+        "a bit": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+        "empty": b"",
+        "foreign": b"[1]",
+    }
+    path.unlink() if damage == "missing" else path.write_bytes(changed[damage])
+    with pytest.raises(InputError, match="run `unisono precompute` again"):
         PrecomputedCorpus.open(tmp_path)
+    assert np.array_equal(precompute(preset("cram-demo"), IDS, tmp_path).xi, expected)
 
 
 def test_it_must_belong_to_the_config_and_the_text(tmp_path: Path):
@@ -141,6 +226,6 @@ def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_header", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="No space left"):
         precompute(preset("cram-demo"), IDS, tmp_path)

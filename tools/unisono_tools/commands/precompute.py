@@ -21,7 +21,7 @@ def run(
     corpus: str = "sotu",
     tokenizer: str = "bytes",
 ) -> int:
-    """Stream ξ of a corpus's training split to a memory map, for `unisono train --mode positions` (Algorithm 1).
+    """Stream ξ of a corpus's training split to files, for `unisono train --mode positions` (Algorithm 1).
 
     Args:
         out: folder to write.

@@ -10,14 +10,16 @@ import numpy as np
 from unisono_spec.contract import InputError
 
 from unisono_tools.data import sources
+from unisono_tools.data.stored import read_npy
 from unisono_tools.data.tokenizers import Tokenizer, load_tokenizer
 
+FRAMES = 4096  # looked at at once
 SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """train, validation, test: ids `[N]`, or frames `[N, F]` float32. Large files stay on disk, as memory maps.
+    """train, validation, test: ids `[N]`, or frames `[N, F]` float32. Large files stay on disk.
 
     documents: by split, where each document starts, `[number]` int64, the first at 0.
     sizes: by split, how many bytes the ids stand for; 0 for frames.
@@ -117,19 +119,14 @@ def _encode(name: str, documents: sources.Documents, tokenizer: Tokenizer) -> tu
     """Ids of one split, and where its documents start."""
     ids = [tokenizer.encode_bytes(data, f"{name}: {document}" if document else name) for document, data in documents]
     starts = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-    # one document needs no copy: a large file stays a memory map
+    # one document needs no copy: a large file stays one
     joined = ids[0] if len(ids) == 1 else np.concatenate(ids) if ids else np.empty(0, np.uint8)
     return joined, np.unique(starts[:-1][starts[:-1] < len(joined)])
 
 
 def _frames(path: Path) -> Corpus:
     """A .npy file of frames [T, F], split in time."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give a .npy file of frames [T, F]")
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path}: not a readable .npy file ({error}); write it with numpy.save, without objects") from error
+    array = read_npy(path, "write frames [T, F] with numpy.save, without objects")
     if array.ndim != 2 or array.dtype.kind not in "fiub" or array.shape[1] == 0:
         raise InputError(f"{path}: shape {array.shape} of {array.dtype}; frames are numbers [T, F], so reshape them and save again")
     cuts = np.cumsum(_cut([len(array)]))
@@ -137,7 +134,7 @@ def _frames(path: Path) -> Corpus:
     if not all(len(p) for p in parts):
         raise InputError(f"{path}: {len(array)} frames are too few to split into train, validation and test; give more")
     for part in parts:
-        if not np.isfinite(part).all():
+        if not all(np.isfinite(part[i : i + FRAMES]).all() for i in range(0, len(part), FRAMES)):
             raise InputError(f"{path}: holds NaN or infinite values; replace them before training")
     start = np.zeros(1, np.int64)
     return Corpus(str(path), *parts, documents=dict.fromkeys(SPLITS, start), sizes=dict.fromkeys(SPLITS, 0), tokenizer=None)

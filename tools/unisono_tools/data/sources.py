@@ -9,6 +9,7 @@ import numpy as np
 from unisono_spec.contract import InputError, nearest
 
 from unisono_tools.data import hub, registry
+from unisono_tools.data.stored import read_bytes
 
 # Names (for error messages; may be "") and bytes, [N] uint8.
 Documents = list[tuple[str, np.ndarray]]
@@ -26,7 +27,7 @@ def documents(name: str, limit: int | None = None, cache: Path | None = None) ->
     elif Path(name).is_dir():
         found = _folder(Path(name))
     elif Path(name).is_file():
-        found = [("", _file(Path(name)))]
+        found = [("", read_bytes(Path(name)))]
     else:
         sets = [DEFAULT, *(n for n, s in registry.SETS.items() if s.kind != "tokenizer"), *hub.SETS]
         raise InputError(f"data: {name!r} is neither a file nor a folder nor a known set; {nearest(name, sets)}")
@@ -47,15 +48,7 @@ def _speeches() -> Path:
 def _folder(path: Path) -> Documents:
     """Every file below `path`, by its path; hidden files are left out. Names of speeches begin with their year: oldest first."""
     files = sorted(p for p in path.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts))
-    return [(str(p.relative_to(path)), _file(p)) for p in files]
-
-
-def _file(path: Path) -> np.ndarray:
-    try:
-        # mapped, not read: a corpus may be larger than memory
-        return np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    return [(str(p.relative_to(path)), read_bytes(p)) for p in files]
 
 
 def _limited(found: Documents, limit: int | None) -> Documents:
