@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import checking
 import numpy as np
 import pytest
+from formulas import P, elu1, gelu, linear, norm, sigma, turned
 from unisono_conformance import numerics
 from unisono_spec.contract import Config, init_params
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
@@ -16,7 +15,6 @@ from unisono_spec.contract.s4d import S4DConfig
 from unisono_spec.models import create
 
 T, V = 5, 7
-P = dict[str, np.ndarray]
 
 
 def setup(config: Config) -> tuple[P, np.ndarray, np.ndarray]:
@@ -27,34 +25,9 @@ def setup(config: Config) -> tuple[P, np.ndarray, np.ndarray]:
     return p, tokens[0], create(config, p).forward(tokens)[0][0]
 
 
-def linear(p: P, name: str, x: np.ndarray) -> np.ndarray:
-    return x @ p[f"{name}.weight"].T + p.get(f"{name}.bias", 0.0)
-
-
-def norm(p: P, name: str, x: np.ndarray) -> np.ndarray:
-    if f"{name}.bias" not in p:
-        return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6) * p[f"{name}.weight"]
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * p[f"{name}.weight"] + p[f"{name}.bias"]
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    return np.vectorize(lambda a: a * (1 + math.erf(a / math.sqrt(2))) / 2)(x)
-
-
-def sigma(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
-
-
-def elu1(x: np.ndarray) -> np.ndarray:
-    return np.where(x > 0, x + 1, np.exp(x))
-
-
 def turn(x: np.ndarray) -> np.ndarray:
-    """RoPE of [T, H, K] as complex numbers."""
-    half = x.shape[-1] // 2
-    spin = np.exp(1j * np.arange(T)[:, None] * 10000.0 ** (-np.arange(half) / half))[:, None]
-    y = (x[..., :half] + 1j * x[..., half:]) * spin
-    return np.concatenate([y.real, y.imag], -1)
+    """RoPE of [T, H, K]."""
+    return turned(x, np.arange(T))
 
 
 def test_lat() -> None:

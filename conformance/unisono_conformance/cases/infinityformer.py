@@ -47,7 +47,7 @@ class InfinityFormer(ModelCase):
         self.variants = {
             "learned": InfinityFormerConfig(**small, dropout=0.25),
             "data": InfinityFormerConfig(
-                **small, decay="data", gate="vector", rope="numerator", tie_head=False, head_bias=True, dropout=0.25
+                **{**small, "n_layers": 2}, decay="data", gate="vector", rope="numerator", tie_head=False, head_bias=True, dropout=0.25
             ),
             # a best approximation is a function of S, and has a derivative, where S has that rank and its singular values lie apart:
             # of a ReLU map after a reset it has not

@@ -23,7 +23,7 @@ class S4D(ModelCase):
         # a dropout rate in the config must not act in evaluation
         self.variants = {
             "plain": S4DConfig(**small, dropout=0.25),
-            "bare": S4DConfig(**{**small, "ffn_mult": 0}, tie_head=True, head_bias=False, dropout=0.25),
+            "bare": S4DConfig(**{**small, "n_layers": 2, "ffn_mult": 0}, tie_head=True, head_bias=False, dropout=0.25),
             **{str(i): S4DConfig(**{**small, **row}) for i, row in enumerate(pairwise(FIELDS, lambda row: True))},
         }
 

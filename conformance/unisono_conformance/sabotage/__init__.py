@@ -81,9 +81,10 @@ class _Patched:
 
 
 def sabotages() -> list[Sabotage]:
-    """Every mistake of every architecture: SABOTAGES of the module of its name."""
+    """Every mistake of every architecture: SABOTAGES of the module of its name, and those of wiring."""
+    wiring = importlib.import_module("unisono_conformance.sabotage.wiring")
     modules = ((arch, importlib.import_module(f"unisono_conformance.sabotage.{arch}")) for arch in ARCHITECTURES)
-    return [dataclasses.replace(s, arch=arch) for arch, module in modules for s in module.SABOTAGES]
+    return [dataclasses.replace(s, arch=arch) for arch, module in modules for s in (*module.SABOTAGES, *wiring.sabotages(arch))]
 
 
 @dataclasses.dataclass

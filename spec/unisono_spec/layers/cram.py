@@ -23,12 +23,13 @@ def scored_input(p: Arrays, config: CRAMConfig, x: np.ndarray, position: np.ndar
     return x, linear(h, p["mixer.score.2.weight"], p["mixer.score.2.bias"])[..., 0]
 
 
-def block(p: Arrays, config: CRAMConfig, x: np.ndarray, xi: np.ndarray, mask: np.ndarray | None, rounded: Rounding) -> np.ndarray:
-    """x ← x + FFN(LN(ξ)), or LN(ξ + FFN(ξ)) with residual="after". mask: what dropout multiplies the FFN's output by."""
-    norm = p["norm.weight"], p["norm.bias"]
-    if config.residual == "after":
-        # ξ is not rounded before the norm that follows it: a prefix sum stays wide
-        update = ffn(sub(p, "ffn"), xi, exact)
-        return rounded(layer_norm(xi + (update if mask is None else update * mask), *norm))
-    update = ffn(sub(p, "ffn"), rounded(layer_norm(xi, *norm)), rounded)
-    return rounded(x + (update if mask is None else update * mask))
+def ffn_update(p: Arrays, xi: np.ndarray, rounded: Rounding) -> np.ndarray:
+    """FFN(LN(ξ)): ξ [..., D] → what it adds to x [..., D]."""
+    return ffn(sub(p, "ffn"), rounded(layer_norm(xi, p["norm.weight"], p["norm.bias"])), rounded)
+
+
+def norm_after(p: Arrays, xi: np.ndarray, mask: np.ndarray | None, rounded: Rounding) -> np.ndarray:
+    """LN(ξ + FFN(ξ)), what stands for x with residual="after". mask: what dropout multiplies the FFN's output by."""
+    # ξ is not rounded before the norm that follows it: a prefix sum stays wide
+    update = ffn(sub(p, "ffn"), xi, exact)
+    return rounded(layer_norm(xi + (update if mask is None else update * mask), p["norm.weight"], p["norm.bias"]))

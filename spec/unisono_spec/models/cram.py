@@ -9,13 +9,12 @@ import numpy as np
 from unisono_spec.contract.base import Arrays
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.errors import InputError
-from unisono_spec.layers.cram import block, scored_input
-from unisono_spec.layers.ffn import ffn
+from unisono_spec.layers.cram import ffn_update, norm_after, scored_input
 from unisono_spec.layers.params import sub
 from unisono_spec.layers.reading import Reading, Training
 from unisono_spec.models.base import Model
 from unisono_spec.ops import decayed_sum, weighted_sum
-from unisono_spec.ops.elementwise import binary_digits, layer_norm, linear
+from unisono_spec.ops.elementwise import binary_digits, linear
 
 
 class CRAM(Model):
@@ -37,8 +36,7 @@ class CRAM(Model):
         x = r(linear(xi, p["input.weight"], p["input.bias"]))
         for i in range(self.config.n_layers):
             layer = sub(p, f"layers.{i}")
-            update = ffn(sub(layer, "ffn"), r(layer_norm(x, layer["norm.weight"], layer["norm.bias"])), r)
-            x = self._updated(x, update, None if dropout is None else dropout[i])
+            x = self._updated(x, ffn_update(layer, x, r), None if dropout is None else dropout[i])
         return self._head(x)
 
     def _read(self, tokens: np.ndarray, state: Arrays, read: Reading, training: Training) -> tuple[np.ndarray, Arrays]:
@@ -52,7 +50,10 @@ class CRAM(Model):
             p, name = sub(self.params, f"layers.{i}"), f"layers.{i}.xi"
             u, s = scored_input(p, self.config, x, where, self.rounded)
             xi, out[name] = read(weighted_sum, u, s, state[name], more=(self.config.exclusive,))
-            x = block(p, self.config, x, xi, training.mask(i), self.rounded)
+            if self.config.residual == "after":
+                x = norm_after(p, xi, training.mask(i), self.rounded)
+            else:
+                x = self._updated(x, ffn_update(p, xi, self.rounded), training.mask(i))
         return self._head(x), out
 
     def _embed(self, tokens: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ class MARU(Model):
 
     def _after(self, x: np.ndarray, update: np.ndarray, mask: Mask) -> np.ndarray:
         update = update if mask is None else self.rounded(update * mask)
-        return self.rounded(x + update) if self.config.prenorm else update
+        return self._updated(x, update, None) if self.config.prenorm else update
 
     def _head(self, x: np.ndarray) -> np.ndarray:
         p, r = self.params, self.rounded
