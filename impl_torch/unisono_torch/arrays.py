@@ -39,3 +39,21 @@ def numpy_state(state: Mapping[str, Tensor]) -> Arrays:
 
 def state_from_numpy(state: Mapping[str, np.ndarray], device: torch.device | str | None = None) -> dict[str, Tensor]:
     return {name: from_numpy(a, device) for name, a in state.items()}
+
+
+def owned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each array in memory of its own and no more: an op may hand on a slice of a whole sequence."""
+    return {name: a if _alone(a) else a.clone(memory_format=torch.contiguous_format) for name, a in state.items()}
+
+
+def _alone(a: Tensor) -> bool:
+    if torch.onnx.is_in_onnx_export():
+        return True
+    if not readable(a):
+        return False  # which storage it will have is not known
+    return a.untyped_storage().nbytes() == a.numel() * a.element_size()
+
+
+def readable(a: Tensor) -> bool:
+    """Whether `a` has values and memory here and now: not in a graph being captured, nor under a transform of torch.func."""
+    return not (torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None or a.is_meta)

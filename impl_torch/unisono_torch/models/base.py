@@ -14,7 +14,7 @@ from unisono_spec.contract.checks import check_ids, check_inputs
 from unisono_spec.contract.files import save_params
 from unisono_spec.contract.sampling import GREEDY, Generated, Sampling, choose
 
-from unisono_torch.arrays import DTYPES, numpy_params
+from unisono_torch.arrays import DTYPES, numpy_params, owned, readable
 from unisono_torch.layers.reading import Marks, Mask, Reading, Training
 from unisono_torch.ops.dispatch import check_implementation
 
@@ -49,7 +49,7 @@ class Model(nn.Module):
             if s.initial is None:
                 state[name] = torch.zeros((batch, *s.shape), dtype=torch.int32 if s.integer else floats, device=device)
             else:
-                state[name] = self.get_parameter(s.initial).to(floats).expand(batch, *s.shape)
+                state[name] = self.get_parameter(s.initial).to(floats).repeat(batch, *(1 for _ in s.shape))  # a copy, also for one row
         return state
 
     def forward(
@@ -72,7 +72,7 @@ class Model(nn.Module):
         noise: what training adds in a noisy router, one tensor a layer; None is evaluation, as is every other model.
         loads: a list that receives each noisy router's mean share of its banks, [n] a layer; in the parallel form.
         Raises InputError on shapes, dtypes or a state that do not fit the config, and on ids outside the vocabulary where
-        reading them is free: on the CPU, outside compiled and exported graphs.
+        reading them is free: on the CPU, outside graphs that are captured and transforms of torch.func.
         """
         self._check(tokens, state, reset, valid)
         if form not in ("parallel", "recurrent"):
@@ -84,17 +84,19 @@ class Model(nn.Module):
         state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
         marks, training = Marks(reset, valid), Training(dropout, noise, loads)
         if form == "parallel":
-            return self._read(tokens, state, Reading(marks, chunk_size, self.implementation), training)
+            logits, state = self._read(tokens, state, Reading(marks, chunk_size, self.implementation), training)
+            return logits, owned(state)
         logits, length = [], tokens.shape[1]
         for token, mark, drawn in zip(tokens.unbind(1), marks.each(length), training.each(length), strict=True):
             y, state = self._read(token, state, Reading(mark), drawn)
             logits.append(y)
-        return torch.stack(logits, 1), state
+        return torch.stack(logits, 1), owned(state)
 
     def step(self, token: Tensor, state: State, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, State]:
         """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
         self._check(token[:, None], state, *(None if m is None else m[:, None] for m in (reset, valid)))
-        return self._read(token, state, Reading(Marks(reset, valid)), Training())
+        logits, state = self._read(token, state, Reading(Marks(reset, valid)), Training())
+        return logits, owned(state)
 
     @torch.inference_mode()
     def generate(
@@ -127,7 +129,7 @@ class Model(nn.Module):
         if not isinstance(tokens, Tensor):
             raise InputError(f"tokens: {type(tokens).__name__}; give a torch.Tensor, such as torch.as_tensor(tokens)")
         check_inputs(self.config, tokens, state, reset, valid)
-        if not self.config.reads_frames and not torch.compiler.is_compiling() and tokens.device.type == "cpu":
+        if not self.config.reads_frames and readable(tokens) and tokens.device.type == "cpu":
             check_ids(tokens.numpy(), self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:

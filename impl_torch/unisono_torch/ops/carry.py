@@ -42,7 +42,7 @@ def carried(own: Tensor, log_decay: Tensor, cut: Tensor | None, initial: Tensor)
     own [B, N, M, D], log_decay [B, N, M] or [1, N, M], cut [B, N], initial [B, M, D] → [B, N, M, D], [B, M, D].
     """
     after = _scan(own, log_decay, cut, initial, (UPPER_CHUNK,))
-    return torch.cat([initial[:, None], after[:, :-1]], 1), after[:, -1]
+    return torch.cat([initial[:, None], after[:, :-1]], 1), after[:, -1].clone()
 
 
 def _scan(own: Tensor, log_decay: Tensor, cut: Tensor | None, initial: Tensor, sizes: tuple[int, ...]) -> Tensor:

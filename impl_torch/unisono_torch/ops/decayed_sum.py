@@ -72,4 +72,4 @@ def parallel(
         keep = valid[..., None]
         v = torch.where(keep, (1 - decay) * torch.sigmoid(torch.where(keep, x, 0).to(dtype)), 0)
     xi = chunked(v, decay, initial_state.to(dtype), reset, valid, chunk_size)
-    return xi, xi[:, -1]
+    return xi, xi[:, -1].clone()  # a view would keep all of ξ alive

@@ -80,4 +80,4 @@ def parallel(
 def _carried(own: Tensor, initial: Tensor, cut: Tensor | None) -> tuple[Tensor, Tensor]:
     """The state before each chunk [B, N, …], and after the last [B, …], from what each chunk adds."""
     after = chunked(own.flatten(2), 1, initial.flatten(1), cut, None, UPPER_CHUNK).reshape(own.shape)
-    return torch.cat([initial[:, None], after[:, :-1]], 1), after[:, -1]
+    return torch.cat([initial[:, None], after[:, :-1]], 1), after[:, -1].clone()

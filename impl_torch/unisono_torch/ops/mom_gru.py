@@ -134,7 +134,7 @@ def hoisted(
         return graph.mom_gru(given, weights, initial_state, reset, valid)
     h, M = (a.to(dtype) for a in initial_state)
     out, M = loop(weights, Sizes(banks, slots, temperature), h, M.flatten(1, 2), given, reset, valid, noise)
-    return out, (out[:, -1], M.unflatten(1, (banks, slots)))
+    return out, (out[:, -1].clone(), M.unflatten(1, (banks, slots)))
 
 
 def _weights(p: Params, d: int) -> Weights:

@@ -64,7 +64,7 @@ def parallel(
     dtype = wide(x.dtype)
     v = _term(x, s, valid, dtype)
     xi = chunked(v, 1, initial_state.to(dtype), reset, valid, chunk_size, exclusive)
-    return xi, (xi[:, -1] + v[:, -1] if exclusive else xi[:, -1])
+    return xi, (xi[:, -1] + v[:, -1] if exclusive else xi[:, -1].clone())  # a view would keep all of ξ alive
 
 
 def _term(x: Tensor, s: Tensor, valid: Tensor | None, dtype: torch.dtype) -> Tensor:
