@@ -115,6 +115,35 @@ def test_files(close, rng, tmp_path):
     close(rest, logits[:, 5:], 100 * np.finfo(np.float32).eps)
 
 
+def test_arrays_of_the_user_and_of_a_model_are_not_one(rng):
+    """On a CPU, JAX would keep aligned memory of NumPy's as it is, and hand out its own read-only."""
+    config = VARIANTS["adaptive"]
+    given = {name: np.asarray(a) for name, a in init_params(config).items()}
+    given["layers.0.mixer.Q"] = _aligned(given["layers.0.mixer.Q"])
+    for device in (None, "cpu"):
+        model = unisono_jax.create(config, given, device=device)
+        truth = model.forward(np.zeros((1, 3), int))[0].copy()
+        for mine in (given, unisono_jax.numpy_params(model)):
+            mine["layers.0.mixer.Q"] += 1
+            np.testing.assert_array_equal(model.forward(np.zeros((1, 3), int))[0], truth)
+            mine["layers.0.mixer.Q"] -= 1
+        held = {name: _aligned(a) for name, a in unisono_jax.numpy_state(model.init_state(2)).items()}
+        state = unisono_jax.state_from_numpy(held, device)
+        for mine in (held, unisono_jax.numpy_state(state)):
+            for name, a in mine.items():
+                a += 1
+                assert not np.asarray(state[name]).any()
+
+
+def _aligned(a: np.ndarray) -> np.ndarray:
+    """The same, at an address that XLA takes as it is."""
+    room = np.empty(a.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    out = room[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
+    out[...] = a
+    return out
+
+
 def test_bad_input_is_explained(rng):
     config = VARIANTS["adaptive"]
     model, tokens = model_of(config, "float32"), tokens_of(config, rng)

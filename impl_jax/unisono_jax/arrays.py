@@ -14,13 +14,13 @@ from unisono_spec.contract import InputError
 
 def numpy_params(model: nnx.Module) -> dict[str, np.ndarray]:
     """Every parameter and buffer by its contract name, in the contract's order, as it is held (bfloat16 is ml_dtypes')."""
-    found = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    found = {".".join(map(str, path)): np.array(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model))}
     return {name: found[name] for name in model.config.params()}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def numpy_state(state: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-    """A running state as NumPy arrays, for `unisono_spec.contract.files.save_state` or another room."""
-    return {name: np.asarray(a) for name, a in state.items()}
+    """A running state as NumPy arrays of their own, for `unisono_spec.contract.files.save_state` or another room."""
+    return {name: np.array(a) for name, a in state.items()}
 
 
 def state_from_numpy(state: Mapping[str, np.ndarray], device: Any = None) -> dict[str, jax.Array]:
@@ -29,7 +29,7 @@ def state_from_numpy(state: Mapping[str, np.ndarray], device: Any = None) -> dic
 
 
 def place(array: np.ndarray, device: Any = None) -> jax.Array:
-    """`array` on `device`: a jax.Device, a platform's name, or None for JAX's default."""
+    """A copy of `array` on `device`: a jax.Device, a platform's name, or None for JAX's default."""
     if isinstance(device, str):
         platform, _, index = device.partition(":")
         try:
@@ -37,6 +37,7 @@ def place(array: np.ndarray, device: Any = None) -> jax.Array:
         except (RuntimeError, IndexError, ValueError) as error:
             known = ", ".join(str(d) for d in jax.devices())
             raise InputError(f"device: {device!r} is not here; JAX sees {known}; install a JAX for it or leave device out") from error
+    array = np.array(array)  # on a CPU, JAX may keep the very memory that it is given
     return jnp.asarray(array) if device is None else jax.device_put(array, device)
 
 

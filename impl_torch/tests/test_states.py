@@ -78,7 +78,7 @@ def test_states_of_ops_are_their_own(case: Any, variant: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in presets() if name.endswith("-1m")])
 def test_a_stored_state_is_as_large_as_its_numbers(name: str) -> None:
-    config = preset(name)
+    config: Any = preset(name)
     model = unisono_torch.create(config)
     given = torch.zeros(1, 128, config.code_size) if config.reads_frames else torch.zeros(1, 128, dtype=torch.long)
     with torch.no_grad():

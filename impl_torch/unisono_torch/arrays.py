@@ -56,4 +56,4 @@ def _alone(a: Tensor) -> bool:
 
 def readable(a: Tensor) -> bool:
     """Whether `a` has values and memory here and now: not in a graph being captured, nor under a transform of torch.func."""
-    return not (torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None or a.is_meta)
+    return not (torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None or a.is_meta)  # pyright: ignore[reportAttributeAccessIssue]

@@ -64,12 +64,13 @@ class Model:
         state = self.init_state(len(tokens), tokens.shape[1]) if state is None else state
         marks, training = Marks(reset, valid), Training(dropout, noise)
         if form == "parallel":
-            return self._read(tokens, state, Reading(marks, chunk_size), training)
+            y, state = self._read(tokens, state, Reading(marks, chunk_size), training)
+            return y, _owned(state)
         logits = []
         for t in range(tokens.shape[1]):
             y, state = self._read(tokens[:, t], state, Reading(marks.at(t)), training.at(t))
             logits.append(y)
-        return np.stack(logits, 1), state
+        return np.stack(logits, 1), _owned(state)
 
     def step(
         self, token: np.ndarray, state: Arrays, reset: np.ndarray | None = None, valid: np.ndarray | None = None
@@ -78,7 +79,8 @@ class Model:
         token = np.asarray(token)
         check_inputs(self.config, token[:, None], state, *(None if m is None else m[:, None] for m in (reset, valid)), complex_step=True)
         self._check_ids(token)
-        return self._read(token, state, Reading(Marks(reset, valid)), Training())
+        logits, state = self._read(token, state, Reading(Marks(reset, valid)), Training())
+        return logits, _owned(state)
 
     def generate(
         self,
@@ -122,3 +124,8 @@ class Model:
         p = self.params
         weight = p["head.weight"] if "head.weight" in p else p["embedding.weight"]
         return self.rounded(linear(norm(p, "norm", x, self.rounded), weight, p.get("head.bias")))
+
+
+def _owned(state: Arrays) -> Arrays:
+    """Each array in memory of its own and no more: an op may hand on a slice of a whole sequence."""
+    return {name: a if a.base is None else a.copy() for name, a in state.items()}
