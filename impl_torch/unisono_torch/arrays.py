@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from unisono_spec.contract import Arrays
 
+from unisono_torch.ops.transforms import transformed
+
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -56,4 +58,4 @@ def _alone(a: Tensor) -> bool:
 
 def readable(a: Tensor) -> bool:
     """Whether `a` has values and memory here and now: not in a graph being captured, nor under a transform of torch.func."""
-    return not (torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None or a.is_meta)  # pyright: ignore[reportAttributeAccessIssue]
+    return not (torch.compiler.is_compiling() or transformed() or a.is_meta)

@@ -13,6 +13,7 @@ from unisono_torch.kernels.decayed_sum import decayed_sum
 from unisono_torch.kernels.registry import available
 from unisono_torch.kernels.scan import operator
 from unisono_torch.kernels.weighted_sum import weighted_sum
+from unisono_torch.ops import decayed_sum as op
 
 from .reference import SMALL, Case, absolute, bound, differentiate, fold, inputs, sigmoid
 
@@ -156,11 +157,29 @@ def test_gradcheck(kind, device):
     )
 
 
-def test_second_derivatives_are_refused(device):
-    x = torch.randn(1, 4, 3, device=device, requires_grad=True)
-    (dx,) = torch.autograd.grad(decayed_sum(x, 0.5)[0].square().sum(), x, create_graph=True)
-    with pytest.raises(NotImplementedError, match="implementation='plain'"):
-        dx.sum().backward()
+@pytest.mark.parametrize("kind", ["decayed", "weighted", "exclusive"])
+def test_gradgradcheck(kind, device):
+    case = Case(2, 5, 3, torch.float64, 0.9 if kind == "decayed" else None, kind == "exclusive", True, True, True, 4096)
+    tensors: dict[str, Any] = {
+        name: None if a is None else torch.nan_to_num(a) if a.is_floating_point() else a for name, a in inputs(case, 11, device).items()
+    }
+    names = [name for name in ("x", "s", "initial") if tensors[name] is not None]
+    leaves = [tensors[name].requires_grad_() for name in names]
+    assert torch.autograd.gradgradcheck(
+        lambda *values: kernel(case, **{**tensors, **dict(zip(names, values, strict=True))}), leaves, fast_mode=True
+    )
+
+
+def test_transforms_of_torch_func_get_plain_operations(device):
+    x = torch.randn(1, 4, 3, device=device, dtype=torch.float64)
+    state = torch.zeros(1, 3, device=device, dtype=torch.float64)
+
+    def loss(x, implementation):
+        return op.parallel(x, 0.5, state, implementation=implementation)[0].square().sum()
+
+    assert torch.equal(torch.func.hessian(loss)(x, "auto"), torch.func.hessian(loss)(x, "plain"))
+    with pytest.raises(InputError, match="torch.func"):
+        torch.func.grad(loss)(x, "triton")
 
 
 def test_strided_inputs(device):

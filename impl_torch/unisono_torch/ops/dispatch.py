@@ -9,6 +9,7 @@ import torch
 from unisono_spec.contract import InputError, nearest
 
 from unisono_torch.kernels.registry import REGISTRY, available
+from unisono_torch.ops.transforms import transformed
 
 IMPLEMENTATIONS = ("auto", "plain", "triton")
 _log = logging.getLogger("unisono_torch")
@@ -39,6 +40,8 @@ def use_triton(
         why = f"there is no Triton kernel of {op}; use 'auto' or 'plain'"
     elif implementation == "auto" and device.type != "cuda":
         why = f"{op} has kernels for a GPU, not for {device.type}"
+    elif transformed():
+        why = "torch.func and forward-mode differentiation know plain operations only; use 'auto' or 'plain'"
     else:
         why = kernel.why_not(device, dtype, widths or {}, settings)
     if why is None:

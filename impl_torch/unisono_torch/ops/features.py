@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unisono_torch.ops.transforms import transformed
+
 
 def elu1(x: Tensor) -> Tensor:
     """x + 1 above 0 and e^x below, in these two branches: elu(x) + 1 rounds to 0 where e^x has not yet."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed():
         return _Elu1.apply(x)  # pyright: ignore[reportReturnType]
     return torch.relu(x) + x.clamp(max=0).exp()  # one of the terms is 0, or 1, exactly
 

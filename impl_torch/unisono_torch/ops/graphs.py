@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unisono_torch.ops.transforms import transformed
+
 CAPACITY = 16  # graphs; each keeps its memory
 _graphs: collections.OrderedDict[Any, _Graph] = collections.OrderedDict()
 _lock = threading.Lock()
@@ -44,7 +46,9 @@ def replayed(function: Callable[..., tuple[Tensor, ...]], settings: tuple, *inpu
     """
     on = inputs[0]
     assert on is not None
-    if not on.is_cuda or torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda") or torch.cuda.is_current_stream_capturing():
+    if not on.is_cuda or torch.compiler.is_compiling() or torch.is_grad_enabled() or transformed() or torch.is_autocast_enabled("cuda"):
+        return function(*settings, *inputs)
+    if torch.cuda.is_current_stream_capturing():
         return function(*settings, *inputs)
     with torch.cuda.device(on.device), torch.no_grad(), _lock:
         shapes = tuple(None if a is None else (a.shape, a.dtype) for a in inputs)

@@ -12,9 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unisono_torch.ops.transforms import transformed
+
 
 def linear_scan(a: Tensor, b: Tensor, initial: Tensor) -> Tensor:
     """a, b [B, T, …], initial [B, …] → h [B, T, …]. Differentiable as often as one likes."""
+    if transformed():
+        h, out = initial, []
+        for a_t, b_t in zip(a.unbind(1), b.unbind(1), strict=True):
+            h = a_t * h + b_t
+            out.append(h)
+        return torch.stack(out, 1)
     return _LinearScan.apply(a, b, initial)
 
 

@@ -124,16 +124,14 @@ def hoisted(
     x = masked(valid, x)[0].to(dtype)
     banks, slots = p["memory"].shape[:2]
     weights = _weights(p, d)
-    # [B, T, hidden | d_m | 3D]
-    given = F.linear(x, weights.x, weights.x_bias)
     if noise is not None:
         noise = masked(valid, noise)[0].to(dtype) + p["balance_bias"]
     if torch.onnx.is_in_onnx_export() and reset is not None and valid is not None:
         from unisono_torch.onnx import ops as graph
 
-        return graph.mom_gru(given, weights, initial_state, reset, valid)
+        return graph.mom_gru(F.linear(x, weights.x, weights.x_bias), weights, initial_state, reset, valid)
     h, M = (a.to(dtype) for a in initial_state)
-    out, M = loop(weights, Sizes(banks, slots, temperature), h, M.flatten(1, 2), given, reset, valid, noise)
+    out, M = loop(weights, Sizes(banks, slots, temperature), h, M.flatten(1, 2), x, reset, valid, noise)
     return out, (out[:, -1].clone(), M.unflatten(1, (banks, slots)))
 
 

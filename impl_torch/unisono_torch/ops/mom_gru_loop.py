@@ -3,7 +3,8 @@
 Autograd would record some fifty operations a token, and hold the memory before each. This loop keeps what the gates, keys and
 queries of each token were, and the memory before every SEGMENT tokens. The backward makes the memories in between again from the
 keys, a segment at a time, and multiplies out the gradients of all weights after its loop, for all tokens at once. On a GPU a
-whole segment is one CUDA graph.
+whole segment is one CUDA graph. Where the gradient is to be differentiated in its turn, and under torch.func and forward-mode
+differentiation, autograd records every operation after all.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from unisono_torch.ops.graphs import replayed
+from unisono_torch.ops.transforms import again, transformed
 
 SEGMENT = 32  # tokens of which the backward holds all memories at a time, and which one graph holds
 
@@ -79,46 +81,57 @@ def token(w: Weights, sizes: Sizes, h: Tensor, M: Tensor, x: Tensor, drawn: Tens
 
 
 def loop(
-    w: Weights, sizes: Sizes, h: Tensor, M: Tensor, given: Tensor, reset: Tensor | None, valid: Tensor | None, noise: Tensor | None
+    w: Weights, sizes: Sizes, h: Tensor, M: Tensor, x: Tensor, reset: Tensor | None, valid: Tensor | None, noise: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """given [B, T, hidden | d_m | 3D], noise with the balance bias [B, T, n] → h of each token [B, T, D], the last M."""
-    given = given.transpose(0, 1)
-    reset, valid, noise = (None if a is None else a.transpose(0, 1) for a in (reset, valid, noise))
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        out, M = _Loop.apply(h, M, given, reset, valid, noise, sizes, *w)  # pyright: ignore[reportGeneralTypeIssues, reportAssignmentType]
-    else:
-        outs = []
-        for part in _segments(len(given)):
-            h, M, out, *_ = _run(part, _forward, (sizes, False), h, M, *_cut(part, given, reset, valid, noise), *w)
-            outs.append(out)
-        out = torch.cat(outs)
+    """x [B, T, D], noise with the balance bias [B, T, n] → h of each token [B, T, D], the last M."""
+    x, reset, valid, noise = (None if a is None else a.transpose(0, 1) for a in (x, reset, valid, noise))
+    written = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed()
+    out, M = (_Loop.apply if written else _plain)(h, M, x, reset, valid, noise, sizes, *w)  # pyright: ignore[reportGeneralTypeIssues, reportAssignmentType]
     return out.transpose(0, 1), M
 
 
+def _plain(
+    h: Tensor, M: Tensor, x: Tensor, reset: Tensor | None, valid: Tensor | None, noise: Tensor | None, sizes: Sizes, *weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Time comes first: x [T, B, D] → h of each token [T, B, D], the last M."""
+    outs, given = [], _given(x, weights)
+    for part in _segments(len(given)):
+        h, M, out, *_ = _run(part, _forward, (sizes, False), h, M, *_cut(part, given, reset, valid, noise), *weights)
+        outs.append(out)
+    return torch.cat(outs), M
+
+
+def _given(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """The products with x, which need no loop [T, B, hidden | d_m | 3D]."""
+    w = Weights(*weights)
+    return F.linear(x, w.x, w.x_bias)
+
+
 class _Loop(torch.autograd.Function):
-    """Time comes first: given [T, B, …] → [T, B, D]."""
+    """`_plain`, with its way back."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, M: Tensor, given: Tensor, reset: Any, valid: Any, noise: Any, sizes: Sizes, *weights: Tensor):
-        h_first, outs, kept, memories = h, [], [], []
+    def forward(ctx: Any, h: Tensor, M: Tensor, x: Tensor, reset: Any, valid: Any, noise: Any, sizes: Sizes, *weights: Tensor):
+        h_first, first, outs, kept, memories, given = h, M, [], [], [], _given(x, weights)
         for part in _segments(len(given)):
             memories.append(M)
             h, M, out, *values = _run(part, _forward, (sizes, True), h, M, *_cut(part, given, reset, valid, noise), *weights)
             outs.append(out)
             kept.append(values)
-        ctx.sizes, ctx.marks = sizes, (reset, valid, noise is not None)
+        ctx.sizes, ctx.marks = sizes, (reset, valid)
         out = torch.cat(outs)
-        ctx.save_for_backward(h_first, out, *(torch.cat(of) for of in zip(*kept, strict=True)), *weights, *memories)
+        ctx.save_for_backward(h_first, first, x, noise, out, *(torch.cat(of) for of in zip(*kept, strict=True)), *weights, *memories)
         return out, M
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dout: Tensor, dM: Tensor):
-        h_first, out, *saved = ctx.saved_tensors
+        h_first, M_first, x, noise, out, *saved = ctx.saved_tensors
         first, last = len(Kept._fields), len(Kept._fields) + len(Weights._fields)
+        if torch.is_grad_enabled():
+            return again(_plain, (h_first, M_first, x, *ctx.marks, noise, ctx.sizes, *saved[first:last]), ctx.needs_input_grad, (dout, dM))
         kept, w, memories = Kept(*saved[:first]), Weights(*saved[first:last]), saved[last:]
-        reset, valid, noisy = ctx.marks
-        d = out.shape[-1]
+        reset, valid = ctx.marks
+        noisy, d = noise is not None, out.shape[-1]
         h = torch.cat([h_first[None], out[:-1]])  # before each token
         if reset is not None:
             h = torch.where(reset[..., None], 0, h)
@@ -130,11 +143,11 @@ class _Loop(torch.autograd.Function):
         dx, dafter, dlogits = (torch.cat(of[::-1]) for of in zip(*found, strict=True))
         of_h, gates = dx[..., :-d], dx[..., -3 * d :]
         weights = (
+            _product(dx, x), dx.sum((0, 1)),
             _product(of_h, h), _product(gates, kept.c), _product(dx[..., -d:], kept.gates[..., :d] * h), _product(dafter, out),
             dafter.sum((0, 1)), _product(dlogits, kept.hidden), dlogits.sum((0, 1)), dfresh,
         )  # fmt: skip
-        # of x, whose products are given, there are none
-        return dh, dM, dx, None, None, dlogits if noisy else None, None, None, None, *weights
+        return dh, dM, dx @ w.x, None, None, dlogits if noisy else None, None, *weights
 
 
 def _segments(length: int) -> list[slice]:

@@ -16,6 +16,7 @@ from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
 from unisono_torch.ops.linear_scan import linear_scan
+from unisono_torch.ops.transforms import transformed
 
 
 def step(
@@ -82,7 +83,7 @@ def parallel(
     pieces = (a.split(chunk_size, 1) for a in (u, dt, B, C))
     for u_n, dt_n, B_n, C_n, cut in zip(*pieces, resets, strict=True):
         call = A, h, u_n, dt_n, B_n, C_n, cut
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed():
             y, h = checkpoint(_chunk, *call, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
         else:
             y, h = _chunk(*call)

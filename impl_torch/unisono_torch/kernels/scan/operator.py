@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from unisono_spec.contract import InputError
 
+from unisono_torch.ops.transforms import again
+
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -198,28 +200,37 @@ def _scan_backward_fake(dxi, dfinal, x, weight, reset, valid, decay, exclusive):
 
 
 def _setup(ctx, inputs, output) -> None:
-    x, weight, initial, reset, valid, ctx.decay, ctx.exclusive, _ = inputs
-    ctx.initial_dtype = None if initial is None else initial.dtype
-    ctx.save_for_backward(x, weight, reset, valid)
+    x, weight, initial, reset, valid, ctx.decay, ctx.exclusive, ctx.out_dtype = inputs
+    ctx.save_for_backward(x, weight, initial, reset, valid)
 
 
 def _gradient(ctx, dxi, dfinal):
-    x, weight, reset, valid = ctx.saved_tensors
+    x, weight, initial, reset, valid = ctx.saved_tensors
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        inputs = x, weight, initial, reset, valid, ctx.decay, ctx.exclusive, ctx.out_dtype
+        return again(_plain, inputs, ctx.needs_input_grad, (dxi, dfinal))
     dx, dweight, dinitial = _scan_backward(dxi, dfinal, x, weight, reset, valid, ctx.decay, ctx.exclusive)
     return (
         dx,
         None if weight is None else dweight,
-        None if ctx.initial_dtype is None else dinitial.to(ctx.initial_dtype),
+        None if initial is None else dinitial.to(initial.dtype),
         *(None,) * 5,
     )
 
 
-def _no_second_gradient(ctx, *_):
-    raise NotImplementedError("the scan kernels are differentiable once; for second derivatives use implementation='plain'")
+def _plain(x, weight, initial, reset, valid, decay, exclusive, out_dtype):
+    """The same scan in plain operations, for second derivatives."""
+    from unisono_torch.ops import decayed_sum, weighted_sum
+
+    start = x.new_zeros(x.shape[::2], dtype=accumulator(x.dtype)) if initial is None else initial
+    if weight is None:
+        xi, final = decayed_sum.parallel(x, decay, start, reset, valid, implementation="plain")
+    else:
+        xi, final = weighted_sum.parallel(x, weight, start, reset, valid, exclusive, implementation="plain")
+    return xi.to(out_dtype), final
 
 
 _scan.register_autograd(_gradient, setup_context=_setup)
-_scan_backward.register_autograd(_no_second_gradient)
 
 
 def scan(

@@ -19,6 +19,7 @@ def weighted_sum(
     """x [B, T, D], s [B, T], initial_state [B, D], reset and valid [B, T] bool → ξ [B, T, D], final state [B, D].
 
     `exclusive` gives at t the sum without token t. Sums are kept in float32 (float64 for float64 x), the dtype of the final
-    state and, unless `out_dtype` says otherwise, of ξ. Differentiable once, in x, s and initial_state.
+    state and, unless `out_dtype` says otherwise, of ξ. Differentiable in x, s and initial_state; second derivatives are
+    made of plain operations.
     """
     return scan(x, s, initial_state, reset, valid, 1.0, exclusive, out_dtype or accumulator(x.dtype))
