@@ -73,9 +73,9 @@ def direction(at: Tensors) -> Tensors:
 
 def by_grad(loss: Callable[[Tensors], Tensor], at: Tensors, along: Tensors) -> Tensors:
     leaves = {name: a.clone().requires_grad_() for name, a in at.items()}
-    how = {"allow_unused": True, "materialize_grads": True}
+    how: Any = {"allow_unused": True, "materialize_grads": True}
     first = torch.autograd.grad(loss(leaves), list(leaves.values()), create_graph=True, **how)
-    product = sum((g * along[name]).sum() for g, name in zip(first, leaves, strict=True))
+    product = torch.stack([(g * along[name]).sum() for g, name in zip(first, leaves, strict=True)]).sum()
     return dict(zip(leaves, torch.autograd.grad(product, list(leaves.values()), **how), strict=True))
 
 

@@ -84,7 +84,8 @@ def loop(
     w: Weights, sizes: Sizes, h: Tensor, M: Tensor, x: Tensor, reset: Tensor | None, valid: Tensor | None, noise: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """x [B, T, D], noise with the balance bias [B, T, n] → h of each token [B, T, D], the last M."""
-    x, reset, valid, noise = (None if a is None else a.transpose(0, 1) for a in (x, reset, valid, noise))
+    x = x.transpose(0, 1)
+    reset, valid, noise = (None if a is None else a.transpose(0, 1) for a in (reset, valid, noise))
     written = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed()
     out, M = (_Loop.apply if written else _plain)(h, M, x, reset, valid, noise, sizes, *w)  # pyright: ignore[reportGeneralTypeIssues, reportAssignmentType]
     return out.transpose(0, 1), M
