@@ -48,11 +48,11 @@ def use_triton(
         return True
     if implementation == "triton":
         raise InputError(f"implementation: {why}")
-    _tell(op, why)
+    if not torch.compiler.is_compiling():  # a compiler traces no logging
+        _tell(op, why)
     return False
 
 
-@torch.compiler.assume_constant_result  # a compiler traces no logging
 @functools.cache  # once
 def _tell(op: str, why: str) -> bool:
     _log.debug("%s: plain tensor operations, since %s", op, why)
