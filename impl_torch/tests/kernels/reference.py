@@ -130,6 +130,6 @@ def absolute(tensor: Tensor | None) -> Tensor | None:
 def bound(terms: Tensor, dtype: torch.dtype, accumulator: torch.dtype, length: int, width: int, largest_x: float, largest: float) -> Tensor:
     """How far an output of `dtype` may lie from the exact one, given the sum of its terms' absolute values (numerics.kernel)."""
     truncated = dtype == torch.bfloat16 and terms.device.type == "cpu"  # by Triton's interpreter
-    names = [str(d).removeprefix("torch.") for d in (dtype, accumulator)]
-    factor, floor = numerics.kernel(*names, length, width, largest_x, largest, truncated)
+    out, sums = (str(d).removeprefix("torch.") for d in (dtype, accumulator))
+    factor, floor = numerics.kernel(out, sums, length, width, largest_x, largest, truncated)
     return factor * terms + floor
