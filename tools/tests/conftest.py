@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from unisono_conformance import judge, numerics
 from unisono_spec.contract import Config, init_params
 from unisono_tools import cli
 from unisono_tools.config import DataChoice, ModelChoice, Schedule, TrainConfig
+from unisono_tools.data import load_tokenizer
 from unisono_tools.train.checkpoint import Best, Checkpoint
 
 
@@ -22,6 +22,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if not found:
             raise pytest.UsageError("these tests need torch or jax; install one, or run tools/tests/common")
         metafunc.parametrize("backend", found)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is tokenised here does not stay in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNISONO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 TEXT = "Four score and seven years ago our fathers brought forth on this continent a new nation. " * 40
@@ -64,7 +72,7 @@ def made() -> Callable[..., Checkpoint]:
     def make(train: TrainConfig, step: int = 2, best: Best | None = None, seed: int = 0) -> Checkpoint:
         config = train.model.config()
         params = init_params(config, seed)
-        return Checkpoint(step, train, config, params, moments(config, step, seed), best, "bytes", 1)
+        return Checkpoint(step, train, config, params, moments(config, step, seed), best, load_tokenizer("bytes"), 1)
 
     return make
 
@@ -105,8 +113,9 @@ def refused(command: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
     return run
 
 
-# Of the roundings that one number comes from, no more than so many follow upon another: sums over tokens, logits and widths of tests.
-CHAIN = 2**12
+# Two programs that compute one number by up to 2^12 roundings each, in another order, differ by about that many units.
+ROUNDINGS = 2.0**12
+UNITS = {"float64": 2.0**-53, "float32": 2.0**-24}
 
 
 @pytest.fixture
@@ -115,6 +124,8 @@ def close() -> Callable[..., None]:
 
     def check(found: Any, truth: Any, dtype: str, what: str = "") -> None:
         found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
-        judge.within(found, truth, numerics.rounding(dtype, CHAIN) * np.abs(truth).max(initial=0), what)
+        assert found.shape == truth.shape, what
+        error, scale = np.abs(found - truth).max(initial=0), np.abs(truth).max(initial=0)
+        assert error <= ROUNDINGS * UNITS[dtype] * scale, f"{what}: {error:.2e} of {scale:.2e}"
 
     return check

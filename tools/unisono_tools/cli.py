@@ -47,7 +47,7 @@ def guarded(name: str, work: Callable[[], int]) -> int:
     try:
         return work()
     except KeyboardInterrupt:
-        return _fail(name, "interrupted; `unisono train --resume RUN` continues a run from its last checkpoint", INTERRUPTED)
+        return _fail(name, "interrupted", INTERRUPTED)
     except InputError as error:
         return _fail(name, str(error))
     except BrokenPipeError:

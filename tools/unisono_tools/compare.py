@@ -16,7 +16,7 @@ from unisono_spec.contract import Config, InputError, count_params, nearest, pre
 from unisono_spec.contract.files import write_bytes
 
 from unisono_tools import figures, ngrams
-from unisono_tools.config import DataChoice, ModelChoice, Optimizer, Schedule, TrainConfig
+from unisono_tools.config import DataChoice, ModelChoice, Optimizer, Schedule, TrainConfig, default_backend
 from unisono_tools.data import Corpus
 from unisono_tools.inspect import dependency_matrix
 from unisono_tools.match import FAMILIES, match
@@ -82,13 +82,13 @@ def learn(name: str, run: TrainConfig, text: Corpus) -> Curve:
 
 def curve(name: str, run: TrainConfig) -> Curve:
     """What the log of a run says."""
-    rows = read_log(Path(run.out) / LOG)
+    rows = read_log(run.folder / LOG)
     scored = [row for row in rows if "validation_bits" in row]
     speeds = [row["rate"] for row in rows if row.get("rate")]
     step = run.batch_size * run.seq_len
     return Curve(
         name,
-        run.backend,
+        run.backend or default_backend(),
         count_params(run.model.config()),
         [row["step"] * step for row in scored],
         [row["validation_bits"] for row in scored],
@@ -98,7 +98,7 @@ def curve(name: str, run: TrainConfig) -> Curve:
 
 def dependencies(runs: dict[str, TrainConfig], out: Path) -> Path:
     """What each trained model's outputs depend on, in one figure."""
-    matrices = {name: dependency_matrix(unisono_spec.load(model_file(Path(run.out))), TOKENS) for name, run in runs.items()}
+    matrices = {name: dependency_matrix(unisono_spec.load(model_file(run.folder)), TOKENS) for name, run in runs.items()}
     return figures.dependencies(out / "dependency.png", matrices, "What each output depends on, after training")
 
 

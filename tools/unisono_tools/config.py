@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from unisono_spec.contract import Config, InputError, preset
@@ -13,6 +15,14 @@ from unisono_spec.contract.plain import build
 from unisono_tools.reading import dump_yaml
 
 BACKENDS = ("torch", "jax", "numpy", "onnx")
+
+
+def default_backend(training: bool = False) -> str:
+    """The first of torch and jax that is installed, else numpy, which reads and does not train."""
+    found = [name for name in BACKENDS[:2] if importlib.util.find_spec(name)]
+    if training and not found:
+        raise InputError("backend: neither torch nor jax is installed here; pip install 'unisono[torch]' or 'unisono[jax]'")
+    return found[0] if found else "numpy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +43,21 @@ class DataChoice:
     """What to train on."""
 
     corpus: str = "sotu"
-    """Name of a corpus, or the path of a text file, of a folder of them, or of a .npy file of frames [T, F]."""
+    """Name of a corpus, hf:owner/name[:config][:field], or a path: a file, a folder, a pattern such as data/*.txt, or a .npy of frames."""
     tokenizer: str = "bytes"
-    """bytes or gpt2."""
+    """bytes, chars (learned from the corpus), gpt2, the path of a tokenizer.json, or owner/name on the hub."""
+    field: str = "text"
+    """Where the text stands in JSON lines and in rows of hub sets; a.b is b in a."""
+    validation: str | None = None
+    """Another corpus to validate on; then all of `corpus` trains."""
     limit: int | None = None
     """Read at most so many bytes of the corpus."""
     precomputed: str | None = None
     """Folder that `unisono precompute` wrote, for mode=positions."""
     eval_tokens: int = 65536
     """Validation tokens read at each evaluation; 0 reads the whole split."""
-    eval_window: int = 0
-    """Evaluation starts anew after so many tokens; 0 reads one unbroken stream."""
+    eval_window: int | None = None
+    """Evaluation starts anew after so many tokens; 0 reads one unbroken stream, the default but for softmax attention (seq_len)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +109,8 @@ class TrainConfig:
     """Decides initial weights, data order, dropout and position offsets."""
     dtype: Literal["float64", "float32", "bfloat16"] = "float32"
     """Compute dtype. Parameters and moments are float32 (float64 with float64)."""
-    backend: Literal["torch", "jax"] = "torch"
+    backend: Literal["torch", "jax"] | None = None
+    """The default is the first of them that is installed."""
     device: str | None = None
     """cpu or cuda; the default is the backend's own choice."""
     implementation: str = "auto"
@@ -106,6 +121,10 @@ class TrainConfig:
     """Folder of the run. A run that is there already is continued."""
     init_from: str | None = None
     """Checkpoint whose weights this run starts from."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out).expanduser()
 
     @property
     def param_dtype(self) -> str:
@@ -124,6 +143,14 @@ class TrainConfig:
             raise InputError("; ".join(problems))
         return config
 
+    def doubts(self) -> Iterator[str]:
+        """What is allowed, and hardly meant."""
+        if self.schedule.warmup_steps >= self.steps:
+            yield (
+                f"schedule.warmup_steps: {self.schedule.warmup_steps} of {self.steps} steps, the learning rate never stops rising; "
+                "shorten the warm-up or raise steps"
+            )
+
     def _problems(self) -> Iterator[str]:
         opt, schedule = self.optimizer, self.schedule
         for name, value, least in (
@@ -138,13 +165,13 @@ class TrainConfig:
             ("seed", self.seed, 0),
             ("threads", self.threads, 0),
             ("data.eval_tokens", self.data.eval_tokens, 0),
-            ("data.eval_window", self.data.eval_window, 0),
+            ("data.eval_window", self.data.eval_window or 0, 0),
             ("schedule.warmup_steps", schedule.warmup_steps, 0),
         ):
             if value < least:
                 yield f"{name}: {value} is too small, use an integer ≥ {least}"
         for name, value, fits, remedy in (
-            ("optimizer.lr", opt.lr, opt.lr > 0, "use a positive number"),
+            ("optimizer.lr", opt.lr, 0 < opt.lr <= 1e30, "use a positive number that float32 holds"),
             ("optimizer.beta1", opt.beta1, 0 <= opt.beta1 < 1, "use a number in [0, 1)"),
             ("optimizer.beta2", opt.beta2, 0 <= opt.beta2 < 1, "use a number in [0, 1)"),
             ("optimizer.eps", opt.eps, opt.eps > 0, "use a positive number"),

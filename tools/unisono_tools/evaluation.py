@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
-from unisono_spec.contract import Config, InputError
+from unisono_spec.contract import ANY, Config, InputError
 from unisono_spec.contract.checks import check_ids
 
 from unisono_tools.backends.base import Reader, head
@@ -34,16 +35,26 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss)
+        """Infinite where it exceeds what a float64 holds."""
+        return math.exp(self.loss) if self.loss < 709 else math.inf
 
 
-def evaluate(reader: Reader, ids: np.ndarray, limit: int = 0, window: int = 0) -> Score:
+def default_window(config: Config, seq_len: int) -> int:
+    """0, one unbroken stream, unless the model keeps every token that it reads (softmax attention): then as many as it was trained on."""
+    return seq_len if any(ANY in state.shape for state in config.states().values()) else 0
+
+
+def evaluate(reader: Reader, ids: np.ndarray, limit: int = 0, window: int = 0, progress: Callable[[], None] | None = None) -> Score:
     """Predict ids[1:] (frames [N, F] likewise) from what comes before each.
 
-    limit: read only so many tokens, 0 reads all. window: start anew after so many tokens, 0 reads one unbroken stream. A model that
-    keeps every token that it reads (softmax attention) holds as many as a window has.
+    limit: predict only so many tokens, 0 predicts all. window: start anew after so many tokens, 0 reads one unbroken stream. A model that
+    keeps every token that it reads (softmax attention) holds as many as a window has. progress: called before each chunk. Raises
+    InputError where the loss is not finite.
     """
     config = reader.config
+    for name, value in (("limit", limit), ("window", window)):
+        if value < 0:
+            raise InputError(f"{name}: {value}; use a positive number of tokens, or 0 for {'all' if name == 'limit' else 'no window'}")
     number = len(ids) - 1 if not limit else min(limit, len(ids) - 1)
     if number < 1:
         raise InputError(f"evaluation: {len(ids)} tokens predict nothing; give at least 2")
@@ -51,6 +62,8 @@ def evaluate(reader: Reader, ids: np.ndarray, limit: int = 0, window: int = 0) -
     chunk = max(1, min(CHUNK, LOGITS // width))
     state, nats, targets = reader.init_state(1, window or number), 0.0, 0
     for start in range(0, number, chunk):
+        if progress is not None:
+            progress()
         stop = min(start + chunk, number)
         part = np.asarray(ids[start : stop + 1])
         reset = None if not window else (np.arange(start, stop) % window == 0)[None]
@@ -59,6 +72,8 @@ def evaluate(reader: Reader, ids: np.ndarray, limit: int = 0, window: int = 0) -
         logits, state = reader.forward(part[None, :-1], state, reset)
         nats += float(nll(config, logits[0], part[1:]).sum())
         targets += part[1:].size
+        if not math.isfinite(nats):
+            raise InputError(f"evaluation: the loss is {nats} within the first {stop} tokens; the weights are damaged or have diverged")
     return Score(nats, targets)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from unisono_conformance import truth
-from unisono_conformance.cases.inputs import Inputs
 from unisono_conformance.properties.base import Property
 from unisono_conformance.trial import Trial
 
@@ -15,18 +14,11 @@ def vjp(trial: Trial) -> None:
     inputs = trial.running
     random, shape = trial.random("marks"), (inputs.batch, inputs.length)
     clean = inputs.replace(reset=random.random(shape) < 0.15, valid=random.random(shape) < 0.75)
-    agrees_in_gradients(trial, clean, "coordinate" if trial.is_op or trial.bench.exhaustive else "map")
-
-
-def agrees_in_gradients(trial: Trial, clean: Inputs, by: str) -> None:
-    """Outputs, final state and gradients, with NaN or garbage where tokens are not valid, which the truth is taken without.
-
-    by: see `truth.slopes`.
-    """
-    given = clean if clean.valid is None else trial.case.spoil(trial.draw, clean, ~clean.valid)
+    given = trial.case.spoil(trial.draw, clean, ~clean.valid)  # pyright: ignore[reportOptionalOperand]
+    # the truth is taken where tokens that are not valid are harmless
     do, dstate = trial.cotangents(clean)
     found = trial.vjp(given, do, dstate)
-    trial.agrees((found.o, found.last), clean, "while gradients are recorded")
+    coordinates = trial.is_op or trial.bench.exhaustive
     slopes = truth.slopes(
         trial.case,
         trial.setting,
@@ -34,7 +26,7 @@ def agrees_in_gradients(trial: Trial, clean: Inputs, by: str) -> None:
         do.astype(np.float64),
         {n: a.astype(np.float64) for n, a in dstate.items()},
         trial.dtype,
-        by,
+        coordinates,
     )
     for (kind, name), (directions, true, budget) in slopes.items():
         along, group = np.zeros(len(true)), getattr(found, kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -67,7 +68,8 @@ def test_there_and_back(tiny, made, tmp_path):
     path = checkpoint.save(tmp_path, saved)
     loaded = checkpoint.load(path)
     assert (loaded.step, loaded.train, loaded.config, loaded.best) == (saved.step, saved.train, saved.config, saved.best)
-    assert (loaded.tokenizer, loaded.threads) == ("bytes", 1)
+    assert loaded.tokenizer is not None
+    assert (loaded.tokenizer.name, loaded.threads) == ("bytes", 1)
     for a, b in ((loaded.params, saved.params), (loaded.optimizer, saved.optimizer)):
         assert list(a) == list(b) or set(a) == set(b)
         assert all(np.array_equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in b)
@@ -165,3 +167,37 @@ def test_what_a_path_means(tiny, made, tmp_path):
     for given in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(InputError, match="give a run's folder"):
             checkpoint.model_file(given)
+
+
+def test_what_a_newer_release_wrote_is_not_called_damaged(tiny, made, tmp_path):
+    path = checkpoint.save(tmp_path, made(tiny())) / checkpoint.TRAINER
+    about = json.loads(path.read_text())
+    about["versions"]["unisono"] = "9.9"
+    for changed, word in (
+        ({**about, "ema": 0.5}, "'ema'"),
+        ({**about, "train": {**about["train"], "devices": 3}}, r"'train\.devices'"),
+        ({**about, "format": 2}, "format 2"),
+    ):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=rf"{word}.* unisono 9\.9.*install") as error:
+            checkpoint.load(path.parent)
+        assert not isinstance(error.value, checkpoint.Damaged)
+        assert "remove" not in str(error.value)
+
+
+def test_the_newest_that_is_whole(tiny, made, tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    folders = [checkpoint.save(tmp_path, made(tiny(), step)) for step in (2, 4, 6)]
+    broken = made(tiny(), 8)
+    broken.params["head.weight"][0] = np.nan
+    checkpoint.save(tmp_path, broken)
+    _damage(folders[2] / checkpoint.MODEL, "truncated")
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    path, loaded, wrong = found
+    assert (path, loaded.step) == (folders[1], 4)
+    assert ["step-00000008" in wrong[0], "step-00000006" in wrong[1]] == [True, True]
+    for folder in folders[:2]:
+        _damage(folder / checkpoint.OPTIMIZER, "missing")
+    with pytest.raises(InputError, match="none of its checkpoints is whole"):
+        checkpoint.newest(tmp_path)

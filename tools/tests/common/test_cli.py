@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 
 import pytest
-from unisono_spec.contract import count_params, presets
-from unisono_tools import cli
+from unisono_spec.contract import InputError, count_params, presets
+from unisono_tools import cli, config
+from unisono_tools.config import DataChoice
+from unisono_tools.data import load_tokenizer
 from unisono_tools.precompute import PrecomputedCorpus
 from unisono_tools.train import checkpoint
 
@@ -31,8 +34,8 @@ def test_list_counts_parameters(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = command("list")
     assert code == 0
-    for name, config in presets().items():
-        assert any(name in line and f"{count_params(config):,}" in line for line in out.splitlines())
+    for name, made in presets().items():
+        assert any(name in line and f"{count_params(made):,}" in line for line in out.splitlines())
     assert "1,060,212" in out
 
 
@@ -47,6 +50,47 @@ def test_eval(command, model):
     lines = dict(line.rsplit(maxsplit=1) for line in out.splitlines()[1:3])
     assert lines["bits per byte"] == lines["bits per token"]
     assert 5 < float(lines["bits per byte"]) < 12
+
+
+def test_eval_divides_by_the_bytes_that_it_predicted(command, tiny, made, tmp_path):
+    # in the test split, a pair of letters is one token at first, each letter one later
+    (tmp_path / "text.txt").write_text("ab" * 3900 + "c" * 200)
+    model = '"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "ab": 3}, "merges": [["a", "b"]]}'
+    (tmp_path / "pairs.json").write_text(f'{{"version": "1.0", {model}, "decoder": {{"type": "Fuse"}}}}')
+    data = DataChoice(corpus=str(tmp_path / "text.txt"), tokenizer=str(tmp_path / "pairs.json"))
+    saved = dataclasses.replace(made(tiny(data=data)), tokenizer=load_tokenizer(data.tokenizer))
+    checkpoint.save(tmp_path / "run", saved)
+    (tmp_path / "pairs.json").unlink()  # the checkpoint holds its tokenizer
+    for limit, number, size in ((5, 5, 10), (0, 299, 398), (149, 149, 248)):
+        code, out, err = command("eval", tmp_path / "run", "--backend", "numpy", "--limit", limit, "--split", "test")
+        assert code == 0, err
+        lines = dict(line.rsplit(maxsplit=1) for line in out.splitlines()[1:3])
+        assert f"test: {number} tokens" in out
+        assert float(lines["bits per byte"]) == pytest.approx(float(lines["bits per token"]) * number / size, rel=1e-5)
+
+
+def test_hyphens_are_underscores(command, model):
+    code, out, _ = command("generate", model, "--backend", "numpy", "--max-new-tokens", 3, "--temperature", 0)
+    assert code == 0
+    assert out == command("generate", model, "--backend", "numpy", "--max_new_tokens", 3, "--temperature", 0)[1]
+
+
+def test_generation_streams_whole_characters(command, model, monkeypatch):
+    from unisono_tools.commands import generate
+
+    ids = b"caf\xe9\xf0\x9f\x98\x80! \xef\xbf\xbd\xe2"
+    monkeypatch.setattr(generate, "stream", lambda *_: ((token, False) for token in ids))
+    assert command("generate", model, "--prompt", "a ", "--backend", "numpy")[1] == "a " + ids.decode(errors="replace") + "\n"
+
+
+def test_the_default_backend_is_what_is_installed(monkeypatch):
+    found = {"torch", "jax"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in found else None)
+    for expected in ("torch", "jax", "numpy"):
+        assert config.default_backend() == expected
+        found.discard(expected)
+    with pytest.raises(InputError, match="neither torch nor jax"):
+        config.default_backend(training=True)
 
 
 def test_generation_is_a_function_of_the_seed(command, model):

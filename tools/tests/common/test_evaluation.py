@@ -6,13 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from unisono_conformance import judge, numerics
 from unisono_spec.contract import InputError, init_params, preset
 from unisono_tools import evaluation
 from unisono_tools.backends.numpy import Reader
-from unisono_tools.evaluation import evaluate, nll
-
-SUMS = numerics.rounding("float64", 2**12)  # no longer chain of roundings leads to a loss here
+from unisono_tools.evaluation import Score, default_window, evaluate, nll
 
 
 def _reader(name: str, **changes) -> Reader:
@@ -30,9 +27,9 @@ def test_streamed_equals_at_once(monkeypatch):
     monkeypatch.setattr(evaluation, "CHUNK", 7)
     parts = evaluate(reader, ids)
     assert whole.targets == parts.targets == 49
-    assert parts.nats == pytest.approx(whole.nats, rel=SUMS)
-    assert whole.nats == pytest.approx(definition.sum(), rel=SUMS)
-    assert whole.bits == pytest.approx(math.log2(whole.perplexity), rel=SUMS)
+    assert parts.nats == pytest.approx(whole.nats, rel=1e-12)
+    assert whole.nats == pytest.approx(definition.sum(), rel=1e-12)
+    assert whole.bits == pytest.approx(math.log2(whole.perplexity), rel=1e-12)
 
 
 def test_windows_start_anew(monkeypatch):
@@ -40,14 +37,37 @@ def test_windows_start_anew(monkeypatch):
     ids = np.random.default_rng(0).integers(0, 256, 41)
     separate = sum(evaluate(reader, ids[start : start + 11]).nats for start in range(0, 40, 10))
     monkeypatch.setattr(evaluation, "CHUNK", 7)
-    assert evaluate(reader, ids, window=10).nats == pytest.approx(separate, rel=SUMS)
-    assert evaluate(reader, ids).nats != pytest.approx(separate, rel=numerics.mistake())
+    assert evaluate(reader, ids, window=10).nats == pytest.approx(separate, rel=1e-12)
+    assert evaluate(reader, ids).nats != pytest.approx(separate, rel=1e-6)
 
 
 def test_limit():
     reader = _reader("cram-demo", d_model=8, n_layers=1)
     ids = np.random.default_rng(0).integers(0, 256, 41)
     assert evaluate(reader, ids, limit=10) == evaluate(reader, ids[:11])
+
+
+def test_signs_are_checked():
+    reader = _reader("cram-demo", d_model=8, n_layers=1)
+    with pytest.raises(InputError, match="limit: -3; use a positive number"):
+        evaluate(reader, np.arange(9), limit=-3)
+    with pytest.raises(InputError, match="window: -1; use a positive number"):
+        evaluate(reader, np.arange(9), window=-1)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_is_an_error(value):
+    reader = _reader("cram-demo", d_model=8, n_layers=1)
+    reader.model.params["head.weight"][3] = value
+    with np.errstate(all="ignore"), pytest.raises(InputError, match=r"the loss is (nan|inf) within the first 8 tokens"):
+        evaluate(reader, np.arange(9))
+
+
+def test_softmax_attention_is_read_in_windows_by_default():
+    assert default_window(preset("transformer-1m"), 512) == 512
+    assert default_window(preset("based-1m"), 512) == 0
+    assert default_window(preset("cram-1m"), 512) == 0
+    assert Score(1e6, 10).perplexity == math.inf
 
 
 def test_bernoulli_and_gaussian_frames():
@@ -62,7 +82,7 @@ def test_bernoulli_and_gaussian_frames():
         else:
             mean, variance = z[:, :4], np.exp(z[:, 4:])
             density = np.exp(-((frames - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
-        judge.same(nll(config, z, frames), -np.log(density), SUMS)
+        assert np.allclose(nll(config, z, frames), -np.log(density), rtol=1e-12)
         score = evaluate(Reader(config, init_params(config), "float64"), frames)
         assert score.targets == 8 * 4
 

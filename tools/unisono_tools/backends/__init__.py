@@ -9,7 +9,7 @@ from unisono_spec.contract import Config, InputError, nearest
 from unisono_spec.contract.files import load_params
 
 from unisono_tools.backends.base import Reader, Trainer
-from unisono_tools.config import BACKENDS, TrainConfig
+from unisono_tools.config import BACKENDS, TrainConfig, default_backend
 
 PACKAGES = {"torch": "torch", "jax": "jax", "numpy": "numpy", "onnx": "onnxruntime"}
 EXTRAS = {"torch": "unisono[torch]", "jax": "unisono[jax]", "onnx": "onnxruntime"}
@@ -28,11 +28,12 @@ def backend(name: str):
 
 def open_trainer(train: TrainConfig, config: Config) -> Trainer:
     """A trainer of `config` on the backend that `train` names."""
-    return backend(train.backend).Trainer(train, config)
+    return backend(train.backend or default_backend(training=True)).Trainer(train, config)
 
 
-def open_reader(path: Path, name: str, dtype: str = "float32", device: str | None = None) -> Reader:
-    """A model that reads and predicts, from a .safetensors file (a .onnx file with backend onnx)."""
+def open_reader(path: Path, name: str | None = None, dtype: str = "float32", device: str | None = None) -> Reader:
+    """A model that reads and predicts, from a .safetensors file (a .onnx file with backend onnx). The default is what is installed."""
+    name = name or ("onnx" if path.suffix == ".onnx" else default_backend())
     if (path.suffix == ".onnx") != (name == "onnx"):
         remedy = "make a graph with `unisono export` and give that" if name == "onnx" else "use --backend onnx"
         raise InputError(f"{path}: backend {name} does not read {path.suffix or 'such'} files; {remedy}")

@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from unisono_spec.contract import InputError, nearest
+from unisono_spec.contract import InputError, nearest, presets
 from unisono_spec.contract.plain import expected, shown, typed
 
 from unisono_tools.reading import parse_yaml, read_yaml
@@ -84,13 +84,14 @@ def parse(verb: str, description: str, arguments: list[Argument], argv: list[str
             values[name] = _from_text(word, known[name])
             continue
         name, equals, text = word[2:].partition("=")
+        name = name if name in known else name.replace("-", "_")
         argument = None if name == "config" else _named(name, known, positional)
         if not equals:
             if not words:
                 raise InputError(f"{name}: no value; give {expected(argument.hint) if argument else 'a YAML file'}")
             text = words.pop(0)
         if argument is None:
-            values |= _flat(read_yaml(named_config(text)), arguments)
+            values |= _flat(read_config(text), arguments)
         elif argument.name == name:
             values[name] = _from_text(text, argument)
         else:
@@ -103,13 +104,16 @@ def parse(verb: str, description: str, arguments: list[Argument], argv: list[str
     return _nested({name: values.get(name, argument.default) for name, argument in known.items()})
 
 
-def named_config(name: str) -> Path:
-    """The file that `--config` means: a path, or the name of one of the configs that come with the tools."""
+def read_config(name: str) -> dict[str, Any]:
+    """What `--config` names: a YAML file, one of the configs that come with the tools, or a preset, which is trained as it is."""
     known = {Path(file.name).stem: file for file in resources.files("unisono_tools.configs").iterdir() if file.name.endswith(".yaml")}
-    path = Path(name)
-    if not path.is_file() and name not in known:
-        raise InputError(f"config: {shown(name)} is neither a file nor one of the configs that come with unisono; {nearest(name, known)}")
-    return path if path.is_file() else Path(str(known[name]))
+    path = Path(name).expanduser()
+    if path.is_file() or name in known:
+        return read_yaml(path if path.is_file() else Path(str(known[name])))
+    if name in presets():
+        return {"model": {"preset": name}, "out": f"runs/{name}"}
+    remedy = nearest(name, [*known, *presets()])
+    raise InputError(f"config: {shown(name)} is neither a file nor a preset nor a config that comes with unisono; {remedy}")
 
 
 def _named(name: str, known: Mapping[str, Argument], positional: list[str]) -> Argument:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -9,22 +10,25 @@ from unisono_spec.contract import InputError
 
 from unisono_tools.backends import open_reader
 from unisono_tools.commands.arguments import call
-from unisono_tools.data import load_corpus
-from unisono_tools.evaluation import evaluate
-from unisono_tools.train.checkpoint import model_file, training_of
+from unisono_tools.config import DataChoice
+from unisono_tools.data import load_corpus, load_tokenizer
+from unisono_tools.evaluation import default_window, evaluate
+from unisono_tools.train.checkpoint import model_file, saved_tokenizer, training_of
 from unisono_tools.train.feed import check_corpus
+
+SEQUENCE = 1024  # tokens that softmax attention reads at once, where nothing says what it was trained on
 
 
 def run(
     model: str,
     corpus: str | None = None,
     split: Literal["train", "validation", "test"] = "validation",
-    backend: Literal["torch", "jax", "numpy", "onnx"] = "torch",
+    backend: Literal["torch", "jax", "numpy", "onnx"] | None = None,
     tokenizer: str | None = None,
     dtype: Literal["float64", "float32", "bfloat16"] = "float32",
     device: str | None = None,
     limit: int = 0,
-    window: int = 0,
+    window: int | None = None,
 ) -> int:
     """Held-out loss of a trained model: the split is streamed through it in order, in constant memory.
 
@@ -32,12 +36,12 @@ def run(
         model: folder of a run or of a checkpoint, a .safetensors file, or a .onnx file.
         corpus: name of a corpus, or a path; the one that it was trained on by default.
         split: which part of the corpus.
-        backend: what computes.
-        tokenizer: bytes or gpt2; the one that it was trained with by default.
+        backend: what computes; by default what is installed, and onnx for a .onnx file.
+        tokenizer: its name, or the path of a tokenizer.json; the one that it was trained with by default.
         dtype: compute dtype.
         device: cpu or cuda; the backend's own choice by default.
-        limit: read only so many tokens; 0 reads all.
-        window: start anew after so many tokens; 0 reads one unbroken stream.
+        limit: predict only so many tokens; 0 predicts all.
+        window: start anew after so many tokens; 0 reads one unbroken stream, the default but for softmax attention.
     """
     path = model_file(Path(model))
     reader = open_reader(path, backend, dtype, device)
@@ -45,15 +49,22 @@ def run(
     name = corpus or (training.data.corpus if training else None)
     if name is None:
         raise InputError(f"corpus: nothing beside {path} says what it was trained on; give --corpus")
-    coder = tokenizer or reader.tokenizer or (training.data.tokenizer if training else "bytes")
-    text = load_corpus(name, coder, training.data.limit if training and corpus is None else None)
+    coder = load_tokenizer(tokenizer) if tokenizer else saved_tokenizer(path, reader.tokenizer)
+    data = training.data if training else DataChoice()
+    own = {} if corpus else {"limit": data.limit, "validation": data.validation}
+    text = load_corpus(name, coder, field=data.field, **own)
     check_corpus(reader.config, text)
-    score = evaluate(reader, text.split(split), limit, window)
-    print(f"{path} on {name}, {split}: {score.targets:,} {'pixels' if text.tokenizer is None else 'tokens'}, backend {backend}")
+    ids = text.split(split)
+    window = default_window(reader.config, training.seq_len if training else SEQUENCE) if window is None else window
+    score = evaluate(reader, ids, limit, window)
+    unit, engine = "pixels" if text.tokenizer is None else "tokens", type(reader).__module__.rsplit(".", 1)[-1]
+    print(f"{path} on {name}, {split}: {score.targets:,} {unit}, backend {engine}")
     if text.tokenizer is None:
         print(f"bits per pixel   {score.bits:.6f}")
         return 0
-    print(f"bits per byte    {score.bits / text.bytes_per_token(split):.6f}")
+    # the first token is read, not predicted
+    size = text.tokenizer.count_bytes(ids[1 : score.targets + 1])
+    print(f"bits per byte    {score.nats / math.log(2) / max(1, size):.6f}")
     print(f"bits per token   {score.bits:.6f}")
     print(f"perplexity       {score.perplexity:.4f} a token")
     return 0

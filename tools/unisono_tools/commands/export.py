@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from unisono_spec.contract.files import write_bytes
+
 from unisono_tools.backends import backend
 from unisono_tools.commands.arguments import call
-from unisono_tools.train.checkpoint import model_file, tokenizer_of
+from unisono_tools.train.checkpoint import TOKENIZER, model_file, tokenizer_of
 
 
 def run(checkpoint: str, out: str = "model.onnx", target: str = "portable") -> int:
@@ -19,6 +21,9 @@ def run(checkpoint: str, out: str = "model.onnx", target: str = "portable") -> i
     """
     path = model_file(Path(checkpoint))
     backend("torch").export(path, Path(out), tokenizer_of(path), target)
+    definition = path.with_name(TOKENIZER)
+    if definition.is_file():
+        write_bytes(Path(out).with_name(TOKENIZER), definition.read_bytes())
     print(f"{out}: written from {path}")
     return 0
 

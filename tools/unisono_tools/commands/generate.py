@@ -15,8 +15,8 @@ from unisono_spec.contract.sampling import Sampling, choose
 from unisono_tools.backends import open_reader
 from unisono_tools.backends.base import Reader
 from unisono_tools.commands.arguments import call
-from unisono_tools.data import Tokenizer, load_tokenizer
-from unisono_tools.train.checkpoint import model_file, tokenizer_of
+from unisono_tools.data import load_tokenizer
+from unisono_tools.train.checkpoint import model_file, saved_tokenizer
 
 PROMPT_CHUNK = 512  # tokens of a prompt read at once
 
@@ -29,7 +29,7 @@ def run(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
-    backend: Literal["torch", "jax", "numpy", "onnx"] = "torch",
+    backend: Literal["torch", "jax", "numpy", "onnx"] | None = None,
     tokenizer: str | None = None,
     dtype: Literal["float64", "float32", "bfloat16"] = "float32",
     device: str | None = None,
@@ -44,8 +44,8 @@ def run(
         top_k: draw among the k likeliest tokens only; 0 is all.
         top_p: draw among the likeliest tokens that together have this probability.
         seed: of the draws.
-        backend: what computes.
-        tokenizer: bytes or gpt2; the one that the model was trained with by default.
+        backend: what computes; by default what is installed, and onnx for a .onnx file.
+        tokenizer: its name, or the path of a tokenizer.json; the one that the model was trained with by default.
         dtype: compute dtype.
         device: cpu or cuda; the backend's own choice by default.
     """
@@ -54,16 +54,13 @@ def run(
         raise InputError(f"max_new_tokens: {max_new_tokens}; use a positive integer")
     sampling = Sampling(temperature, top_k, top_p, seed)
     reader = open_reader(path, backend, dtype, device)
-    coder = load_tokenizer(tokenizer or reader.tokenizer or tokenizer_of(path) or "bytes")
-    pending: list[int] = []
-    ties = 0
+    coder = load_tokenizer(tokenizer) if tokenizer else saved_tokenizer(path, reader.tokenizer)
+    decoder, ties = coder.decoder(), 0
     print(prompt, end="", flush=True)
     for token, tie in stream(reader, coder.encode(prompt), max_new_tokens, sampling):
         ties += tie
-        pending.append(token)
-        _flush(coder, pending, last=False)
-    _flush(coder, pending, last=True)
-    print()
+        print(decoder.feed(token), end="", flush=True)
+    print(decoder.end())
     if ties:
         print(f"{ties} of {max_new_tokens} choices were near-ties, which another backend's rounding could turn", file=sys.stderr)
     return 0
@@ -86,14 +83,6 @@ def stream(reader: Reader, prompt: np.ndarray, max_new_tokens: int, sampling: Sa
         yield int(token[0]), bool(tie[0])
         if position + 1 < max_new_tokens:
             last, state = reader.step(token, state)
-
-
-def _flush(tokenizer: Tokenizer, pending: list[int], last: bool) -> None:
-    """Print what `pending` says, unless it ends inside a character (4 bytes at most) that may still be completed."""
-    text = tokenizer.decode(np.array(pending))
-    if pending and (last or len(pending) > 3 or not text.endswith("\ufffd")):
-        print(text, end="", flush=True)
-        pending.clear()
 
 
 def main(argv: list[str]) -> int:

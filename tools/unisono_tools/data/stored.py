@@ -114,14 +114,6 @@ def stored(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int = 0)
     return np.asarray(found) if found.size * dtype.itemsize <= memory() // SHARE else found
 
 
-def read_bytes(path: Path) -> Any:
-    """The bytes of a file, [N] uint8."""
-    try:
-        return stored(path, np.dtype(np.uint8), (path.stat().st_size,))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-
-
 def read_npy(path: Path, remedy: str) -> Any:
     """The array in a .npy file of numbers; InputError, which ends in `remedy`, where it is not whole, or not such a file."""
     if not path.is_file():

@@ -2,7 +2,8 @@
 
 checkpoints/step-00001000/model.safetensors      parameters; loads in every room
                           optimizer.safetensors  AdamW's moments under contract names, the same for every backend
-                          trainer.json           the run's config, step, best score, tokenizer, versions, threads
+                          trainer.json           the run's config, step, best score, tokenizer, corpus, versions, threads
+                          tokenizer.json         of a tokenizer that does not come with the tools
 """
 
 from __future__ import annotations
@@ -21,13 +22,20 @@ from typing import Any
 
 from unisono_spec.contract import Arrays, Config, InputError
 from unisono_spec.contract.files import check_finite, load_arrays, load_params, save_arrays, save_params, write_bytes
-from unisono_spec.contract.plain import build, read_file, read_json
+from unisono_spec.contract.plain import build, read_file, read_json, shown
 
 from unisono_tools.backends.base import check_moments, check_updates
-from unisono_tools.config import TrainConfig, to_dict
+from unisono_tools.config import TrainConfig, flatten, to_dict
+from unisono_tools.data.tokenizers import Tokenizer, load_tokenizer, restore
 
-MODEL, OPTIMIZER, TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
+MODEL, OPTIMIZER, TRAINER, TOKENIZER = "model.safetensors", "optimizer.safetensors", "trainer.json", "tokenizer.json"
+FORMAT = 1  # of trainer.json
+KNOWN = ("bytes", "gpt2")  # tokenizers whose name says all
 _STEP = re.compile(r"step-(\d{8,})")
+
+
+class Damaged(InputError):
+    """A checkpoint that cannot be continued from, though an older one may."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,27 +56,33 @@ class Checkpoint:
     params: Arrays
     optimizer: Arrays
     best: Best | None
-    tokenizer: str | None
+    tokenizer: Tokenizer | None
     threads: int
+    corpus: str = ""  # the digest of what it was trained on
 
 
 def save(run: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint into the run's folder, whole or not at all. A full disk is an InputError, and leaves the others as they are."""
     folder = run / "checkpoints"
     final = folder / f"step-{checkpoint.step:08d}"
+    tokenizer = checkpoint.tokenizer
     temporary = folder / f".{final.name}-{uuid.uuid4().hex[:8]}"
     try:
         temporary.mkdir(parents=True)
         save_params(temporary / MODEL, checkpoint.config, checkpoint.params)
         save_arrays(temporary / OPTIMIZER, checkpoint.optimizer, checkpoint.config, "optimizer")
         about = {
+            "format": FORMAT,
             "step": checkpoint.step,
             "train": to_dict(checkpoint.train),
             "best": None if checkpoint.best is None else dataclasses.asdict(checkpoint.best),
-            "tokenizer": checkpoint.tokenizer,
+            "tokenizer": None if tokenizer is None else tokenizer.name,
+            "corpus": checkpoint.corpus,
             "threads": checkpoint.threads,
             "versions": versions(),
         }
+        if tokenizer is not None and tokenizer.name not in KNOWN:
+            write_bytes(temporary / TOKENIZER, tokenizer.definition.encode())
         write_bytes(temporary / TRAINER, json.dumps(about, indent=1).encode())
         sync(temporary)
         remove(final)
@@ -92,31 +106,76 @@ class _About:
     tokenizer: str | None
     threads: int
     versions: dict[str, Any]
+    corpus: str = ""
+    format: int = FORMAT
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint's folder; InputError where a file is missing, damaged, or not of this checkpoint."""
+    """Read a checkpoint's folder. Damaged where a file is missing, unreadable, not of this checkpoint, or holds NaN; InputError where
+    another release wrote it."""
     about = _about(path / TRAINER)
     source = str(path / OPTIMIZER)
-    config, params = load_params(path / MODEL)
-    other, optimizer = load_arrays(path / OPTIMIZER, "optimizer", lambda config, declared: check_moments(config, declared, source))
-    check_finite(optimizer, source)
-    check_updates(optimizer, source)
-    if other != config or about.train.model.config() != config or about.step != int(optimizer["count"][0]):
-        raise InputError(f"{path}: its files are not of one checkpoint; restore them or remove it to continue from the one before")
-    return Checkpoint(about.step, about.train, config, params, optimizer, about.best, about.tokenizer, about.threads)
+    try:
+        config, params = load_params(path / MODEL)
+        other, optimizer = load_arrays(path / OPTIMIZER, "optimizer", lambda config, declared: check_moments(config, declared, source))
+        check_finite(optimizer, source)
+        check_updates(optimizer, source)
+        check_finite(params, str(path / MODEL))
+        tokenizer = None if about.tokenizer is None else saved_tokenizer(path / MODEL)
+        same = other == config and about.train.model.config() == config and about.step == int(optimizer["count"][0])
+    except InputError as error:
+        raise Damaged(str(error)) from error
+    if not same:
+        raise Damaged(f"{path}: its files are not of one checkpoint; restore them or remove it to continue from the one before")
+    return Checkpoint(about.step, about.train, config, params, optimizer, about.best, tokenizer, about.threads, about.corpus)
 
 
 def _about(path: Path) -> _About:
+    """Damaged where the file is; InputError where it is another release's, whose fields mean what this one does not know."""
     remedy = "restore it or remove this checkpoint"
-    values = read_json(read_file(path, remedy), str(path), remedy)
     try:
+        values = read_json(read_file(path, remedy), str(path), remedy)
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: not a JSON object; {remedy}")
+        _check_release(path, values)
         about = build(_About, values, "")
         if about.step < 0 or about.threads < 0 or (about.best is not None and not math.isfinite(about.best.loss)):
             raise InputError("its step, threads or best loss is no number that a run has")
         return about
+    except _Foreign as error:
+        raise InputError(str(error)) from error
     except InputError as error:
-        raise InputError(f"{path}: {error}; {remedy}, or if another release wrote it, install that") from error
+        raise Damaged(str(error) if str(path) in str(error) else f"{path}: {error}; {remedy}") from error
+
+
+class _Foreign(InputError):
+    pass
+
+
+def _check_release(path: Path, values: dict[str, Any]) -> None:
+    written = values.get("versions")
+    writer = f"unisono {written.get('unisono', 'of another version')}" if isinstance(written, dict) else "another unisono"
+    if values.get("format", FORMAT) != FORMAT:
+        raise _Foreign(f"{path}: format {shown(values['format'])} of {writer}, this release reads {FORMAT}; install that release")
+    train = values.get("train")
+    known = {field.name for field in dataclasses.fields(_About)} | {f"train.{name}" for name in flatten(to_dict(TrainConfig()))}
+    found = [*values, *(f"train.{name}" for name in flatten(train))] if isinstance(train, dict) else list(values)
+    unknown = [name for name in found if name not in known and not name.startswith("train.model.overrides")]
+    if unknown:
+        raise _Foreign(f"{path}: {unknown[0]!r} is no field that this release knows; {writer} wrote it, install another release to read it")
+
+
+def newest(run: Path) -> tuple[Path, Checkpoint, list[str]] | None:
+    """The newest checkpoint that is whole, and what is wrong with those after it. None without any; InputError where none is whole."""
+    wrong: list[str] = []
+    for path in reversed(steps(run).values()):
+        try:
+            return path, load(path), wrong
+        except Damaged as error:
+            wrong.append(str(error))
+    if wrong:
+        raise InputError(f"{run}: none of its checkpoints is whole: {wrong[0]}; restore one, or choose another --out")
+    return None
 
 
 def steps(run: Path) -> dict[int, Path]:
@@ -174,9 +233,18 @@ def training_of(model: Path) -> TrainConfig | None:
 
 
 def tokenizer_of(model: Path) -> str | None:
-    """The tokenizer recorded beside a model file; None where nothing is recorded."""
+    """The name of the tokenizer recorded beside a model file; None where nothing is recorded."""
     beside = model.with_name(TRAINER)
     return _about(beside).tokenizer if beside.is_file() else None
+
+
+def saved_tokenizer(model: Path, named: str | None = None) -> Tokenizer:
+    """The tokenizer of a model file: what lies beside it, else what the file itself names, else bytes."""
+    name = named or tokenizer_of(model) or "bytes"
+    beside = model.with_name(TOKENIZER)
+    if name in KNOWN or not beside.is_file():
+        return load_tokenizer(name)
+    return restore(name, beside.read_text(encoding="utf-8"))
 
 
 def versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from unisono_tools.data import Corpus
 from unisono_tools.data.batches import batch
 from unisono_tools.precompute import PrecomputedCorpus
 
+FEWEST = 16  # numbers that an evaluation must predict
 Feed = Callable[[int], Batch]
 
 
@@ -46,6 +47,18 @@ def check_corpus(config: Config, corpus: Corpus) -> None:
         raise InputError(
             f"data.tokenizer: {corpus.tokenizer.name!r} has {corpus.tokenizer.vocab_size} ids, the model's vocab_size is "
             f"{config.vocab_size}; choose a preset with that vocabulary or set --model.overrides.vocab_size"  # pyright: ignore[reportAttributeAccessIssue]
+        )
+
+
+def check_validation(corpus: Corpus) -> None:
+    """Raise InputError where the validation split is so short that its loss would say nothing."""
+    ids = corpus.validation
+    targets = max(0, len(ids) - 1) * (1 if ids.ndim == 1 else ids.shape[1])
+    if targets < FEWEST:
+        unit = "tokens" if ids.ndim == 1 else "frames"
+        raise InputError(
+            f"{corpus.name}: its validation split has {len(ids)} {unit}, too few to evaluate on (at least {FEWEST + 1} tokens); give "
+            "a longer corpus, or one to validate on in data.validation"
         )
 
 

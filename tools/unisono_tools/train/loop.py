@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
+import signal
 import time
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from unisono_spec.contract import Arrays, Config, InputError, config_to_dict, init_params
 from unisono_spec.contract.files import load_params, write_bytes
 
 from unisono_tools.backends import open_trainer
 from unisono_tools.backends.base import Batch, Trainer
-from unisono_tools.config import TrainConfig, check_continues, dump
+from unisono_tools.config import TrainConfig, check_continues, default_backend, dump
 from unisono_tools.data import Corpus, load_corpus
-from unisono_tools.evaluation import evaluate
+from unisono_tools.evaluation import default_window, evaluate
 from unisono_tools.schedule import learning_rate
 from unisono_tools.train import checkpoint as checkpoints
 from unisono_tools.train.checkpoint import Best, Checkpoint
-from unisono_tools.train.feed import Feed, feed
+from unisono_tools.train.feed import Feed, check_validation, feed
+from unisono_tools.train.guard import Signals, Stopped, alone_in
 from unisono_tools.train.logs import Log
 from unisono_tools.train.progress import Show
 
@@ -30,36 +34,65 @@ class Diverged(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """checkpoint: the folder of the last one. best: the lowest validation loss, in nats a target. steps: how many were done."""
+    """checkpoint: the folder of the last one. best: the lowest validation loss, in nats a target. steps: how many were done.
+
+    signal: the one that ended the run early.
+    """
 
     run: Path
     checkpoint: Path
     best: Best | None
     steps: int
+    signal: signal.Signals | None = None
 
 
 def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | None = None, seconds: float = math.inf) -> Result:
     """Train as `train` says, or continue the run that is in its folder already.
 
     corpus: what `train.data.corpus` names, where the caller has loaded it. seconds: after so many, the run stops at its next step, with
-    a checkpoint. Every random number is a function of (seed, step), so
+    a checkpoint. SIGINT, SIGTERM and what else schedulers send end it likewise. Every random number is a function of (seed, step), so
     a continued run ends with the same weights as one that was never interrupted, bit for bit on equal software and thread count.
     """
-    config, run = train.validate(), Path(train.out)
-    last = checkpoints.latest(run)
-    before = None if last is None else checkpoints.load(last)
-    if before is not None:
-        check_continues(train, before.train, str(last))
-    corpus = load_corpus(train.data.corpus, train.data.tokenizer, train.data.limit) if corpus is None else corpus
+    console = console or Console(stderr=True)
+    config, run = train.validate(), train.folder
+    for doubt in train.doubts():
+        console.print(f"warning: {doubt}", highlight=False, markup=False, soft_wrap=True)
+    corpus = load(train) if corpus is None else corpus
     draw = feed(train, config, corpus)
-    trainer = open_trainer(train, config)
-    trainer.init(*(_initial(train, config), None) if before is None else (before.params, before.optimizer))
-    checkpoints.sweep(run)
-    if before is not None and last is not None and before.step >= train.steps:
-        (console or Console(stderr=True)).print(f"{last} has all {train.steps} steps; raise --steps to train on")
-        return Result(run, last, before.best, before.step)
-    write_bytes(run / "config.yaml", dump(train).encode())
-    return _Run(train, config, corpus, trainer, before, console, time.monotonic() + seconds).finish(draw)
+    check_validation(corpus)
+    with alone_in(run):
+        found = checkpoints.newest(run)
+        last, before, damaged = found or (None, None, [])
+        if before is not None:
+            check_continues(train, before.train, str(last))
+            check_same_corpus(train, corpus, before, str(last))
+        trainer = open_trainer(train, config)
+        trainer.init(*(_initial(train, config), None) if before is None else (before.params, before.optimizer))
+        checkpoints.sweep(run)
+        for complaint in damaged:
+            console.print(f"warning: {complaint}; going back to {last}", highlight=False, markup=False, soft_wrap=True)
+        if before is not None and last is not None and before.step >= train.steps:
+            console.print(f"{last} has all {train.steps} steps; raise --steps to train on")
+            return Result(run, last, before.best, before.step)
+        write_bytes(run / "config.yaml", dump(train).encode())
+        with Signals() as signals:
+            return _Run(train, config, corpus, trainer, before, last, console, time.monotonic() + seconds, signals).finish(draw)
+
+
+def load(train: TrainConfig) -> Corpus:
+    """The corpus that a run learns from."""
+    data = train.data
+    return load_corpus(data.corpus, data.tokenizer, data.limit, field=data.field, validation=data.validation)
+
+
+def check_same_corpus(train: TrainConfig, corpus: Corpus, before: Checkpoint, source: str) -> None:
+    """Raise InputError where the corpus is not the one that the run began with."""
+    if before.corpus and corpus.digest and before.corpus != corpus.digest:
+        raise InputError(
+            f"data.corpus: {Path(train.data.corpus).absolute() if Path(train.data.corpus).exists() else train.data.corpus} now holds "
+            f"{corpus.digest[:12]}, {source} learned from {before.corpus[:12]}: the text, its splits or the tokenizer changed; "
+            "restore it, or choose another --out (with --init_from to start from its weights)"
+        )
 
 
 class _Run:
@@ -72,14 +105,16 @@ class _Run:
         corpus: Corpus,
         trainer: Trainer,
         before: Checkpoint | None,
-        console: Console | None,
+        last: Path | None,
+        console: Console,
         deadline: float,
+        signals: Signals,
     ) -> None:
-        self.deadline, self.ended = deadline, False
+        self.deadline, self.ended, self.signals = deadline, False, signals
         self.train, self.config, self.corpus, self.trainer = train, config, corpus, trainer
-        self.folder = Path(train.out)
+        self.folder, self.last = train.folder, last
         self.done, self.best = (0, None) if before is None else (before.step, before.best)
-        self.last = checkpoints.latest(self.folder)
+        self.window = default_window(config, train.seq_len) if train.data.eval_window is None else train.data.eval_window
         self.show = Show(self.done, train.steps, "positions" if train.mode == "positions" else "tokens", console)
         self.log = Log(self.folder, self.done)
         for line in self.log.damaged:
@@ -88,6 +123,17 @@ class _Run:
             self.show.say(f"continuing {self.last}")
             if before.threads != trainer.threads:
                 self.show.say(f"begun with {before.threads} threads, continued with {trainer.threads}: the last bits will differ")
+            self._warn_of_a_jump(before.train)
+
+    def _warn_of_a_jump(self, before: TrainConfig) -> None:
+        """Another number of steps is another schedule."""
+        planned = learning_rate(min(self.done, before.steps - 1), before.steps, before.optimizer.lr, before.schedule)
+        rate = learning_rate(self.done, self.train.steps, self.train.optimizer.lr, self.train.schedule)
+        if rate != planned:
+            self.show.say(
+                f"warning: planned for {before.steps} steps, now for {self.train.steps}: the learning rate jumps from {planned:.3g} to "
+                f"{rate:.3g} at step {self.done + 1}"
+            )
 
     def finish(self, draw: Feed) -> Result:
         try:
@@ -97,6 +143,12 @@ class _Run:
         finally:
             self.log.close()
         assert self.last is not None
+        if self.signals.received is not None and self.done < self.train.steps:
+            self.show.say(
+                f"{self.signals.received.name}: stopped at step {self.done}, which is saved; "
+                f"`unisono train --resume {shlex.quote(str(self.folder))}` continues"
+            )
+            return Result(self.folder, self.last, self.best, self.done, self.signals.received)
         return Result(self.folder, self.last, self.best, self.done)
 
     def _step(self, batch: Batch) -> None:
@@ -106,20 +158,28 @@ class _Run:
         self.done += 1
         for name, value in (("loss", result.loss), ("gradient's norm", result.norm)):
             if not math.isfinite(value):
-                kept = f"the last good checkpoint is {self.last}" if self.last else "no checkpoint had been saved yet"
-                raise Diverged(f"{name}: {value} at step {self.done}; {kept}; lower optimizer.lr or lengthen schedule.warmup_steps")
+                raise Diverged(f"{name}: {value} at step {self.done}; {self._kept()}; lower optimizer.lr or lengthen schedule.warmup_steps")
         self.show.step(self.done, result.loss, batch.targets.shape[0] * (1 if batch.precomputed else batch.targets.shape[1]))
-        end = self.ended = self.done == train.steps or time.monotonic() > self.deadline
+        end = self.done == train.steps or time.monotonic() > self.deadline
+        self.ended = end or self.signals.received is not None
         if end or self.done % train.log_every == 0:
             self._log(loss=result.loss, lr=lr, gradient_norm=result.norm, rate=self.show.rate)
         better = (end or self.done % train.eval_every == 0) and self._evaluate()
-        if end or better or self.done % train.checkpoint_every == 0:
+        # a signal may also have come while evaluating
+        self.ended = self.ended or self.signals.received is not None
+        if self.ended or better or self.done % train.checkpoint_every == 0:
             self._save()
 
     def _evaluate(self) -> bool:
         """Whether the validation loss is the lowest so far."""
-        data = self.train.data
-        score = evaluate(self.trainer.reader(), self.corpus.validation, data.eval_tokens, data.eval_window)
+        if self.signals.received is not None:
+            return False
+        try:
+            score = evaluate(
+                self.trainer.reader(), self.corpus.validation, self.train.data.eval_tokens, self.window, progress=self.signals.check
+            )
+        except Stopped:
+            return False
         self._log(validation_loss=score.loss, validation_bits=score.bits)
         unit = "pixel" if self.config.reads_frames else "token"
         self.show.say(f"step {self.done}  validation {score.bits:.4f} bits a {unit}")
@@ -130,13 +190,19 @@ class _Run:
 
     def _save(self) -> None:
         self.log.sync()
-        tokenizer = None if self.corpus.tokenizer is None else self.corpus.tokenizer.name
-        moments = self.trainer.optimizer_state()
-        self.last = checkpoints.save(
-            self.folder,
-            Checkpoint(self.done, self.train, self.config, self.trainer.params(), moments, self.best, tokenizer, self.trainer.threads),
+        params, moments = self.trainer.params(), self.trainer.optimizer_state()
+        for name, array in {**params, **moments}.items():
+            if not np.isfinite(array).all():
+                raise Diverged(f"{name}: not finite after step {self.done}; {self._kept()}; lower optimizer.lr")
+        train, threads = dataclasses.replace(self.train, backend=self.train.backend or default_backend()), self.trainer.threads
+        saved = Checkpoint(
+            self.done, train, self.config, params, moments, self.best, self.corpus.tokenizer, threads, corpus=self.corpus.digest
         )
+        self.last = checkpoints.save(self.folder, saved)
         checkpoints.prune(self.folder, self.train.keep, self.best)
+
+    def _kept(self) -> str:
+        return f"the last good checkpoint is {self.last}" if self.last else "no checkpoint had been saved yet"
 
     def _log(self, **values: float) -> None:
         self.log.add({"step": self.done, "time": time.time(), **values})
@@ -146,7 +212,7 @@ def _initial(train: TrainConfig, config: Config) -> Arrays:
     """Initial weights: drawn with the seed, or those of another checkpoint of the same model."""
     if train.init_from is None:
         return init_params(config, train.seed, train.param_dtype)
-    source = checkpoints.model_file(Path(train.init_from))
+    source = checkpoints.model_file(Path(train.init_from).expanduser())
     other, params = load_params(source)
     if other != config:
         changed = {name: value for name, value in config_to_dict(other).items() if config_to_dict(config).get(name) != value}

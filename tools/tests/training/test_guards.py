@@ -1,0 +1,152 @@
+"""What keeps a run whole: signals, a lock on its folder, a fingerprint of its corpus, checkpoints that fall back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from unisono_spec.contract import InputError
+from unisono_tools.backends import open_trainer
+from unisono_tools.config import DataChoice, dump
+from unisono_tools.train import checkpoint, train
+from unisono_tools.train import feed as feeding
+from unisono_tools.train.logs import read
+from unisono_tools.train.loop import Diverged
+
+
+@pytest.fixture
+def signalled(monkeypatch) -> Callable[[signal.Signals, int], None]:
+    """Have this process get a signal while it draws the batch of a step."""
+
+    def at(sent: signal.Signals, step: int) -> None:
+        left = [sent]
+
+        def feed(*args):
+            draw = feeding.feed(*args)
+
+            def drawn(now: int):
+                if now == step and left:
+                    os.kill(os.getpid(), left.pop())
+                return draw(now)
+
+            return drawn
+
+        monkeypatch.setattr("unisono_tools.train.loop.feed", feed)
+
+    return at
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_step_saves_and_says_how_to_continue(backend, sent, tiny, tmp_path, command, signalled):
+    path, run = tmp_path / "config.yaml", tmp_path / "a run"
+    config = tiny(backend=backend, steps=6, eval_every=100, checkpoint_every=100, out=str(run))
+    path.write_text(dump(config))
+    signalled(sent, 2)
+    code, _, errors = command("train", "--config", path)
+    assert code == 128 + sent
+    assert list(checkpoint.steps(run)) == [3]
+    assert f"{sent.name}: stopped at step 3, which is saved; `unisono train --resume '{run}'` continues" in " ".join(errors.split())
+    assert [row["step"] for row in read(run / "log.jsonl")] == [1, 2, 3]
+    if sent is signal.SIGTERM:
+        # what was interrupted ends with the bits of what was not
+        assert command("train", "--resume", run)[0] == 0
+        whole = train(dataclasses.replace(config, out=str(tmp_path / "whole")))
+        for name in (checkpoint.MODEL, checkpoint.OPTIMIZER):
+            assert (checkpoint.steps(run)[6] / name).read_bytes() == (whole.checkpoint / name).read_bytes()
+
+
+def test_a_signal_while_evaluating_leaves_the_evaluation_out(tiny, tmp_path, monkeypatch):
+    def evaluate(*args, progress, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        progress()
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr("unisono_tools.train.loop.evaluate", evaluate)
+    result = train(tiny(eval_every=3))
+    assert (result.steps, result.signal, result.best) == (3, signal.SIGTERM, None)
+    assert list(checkpoint.steps(tmp_path / "run")) == [2, 3]
+
+
+def test_one_process_in_a_folder(tiny, tmp_path, refused):
+    path, run = tmp_path / "config.yaml", tmp_path / "run"
+    path.write_text(dump(tiny()))
+    holder = (
+        "import sys, pathlib; from unisono_tools.train.guard import alone_in\n"
+        "with alone_in(pathlib.Path(sys.argv[1])): print(1, flush=True); input()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", holder, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    said = refused("train", "--config", path, "--seed", 1)
+    assert f"in use by process {process.pid} on " in said
+    assert "choose another --out" in said
+    process.kill()
+    process.communicate()
+    # a killed process lets go
+    assert train(tiny(steps=1)).steps == 1
+
+
+def test_another_text_is_not_the_same_run(backend, tiny, tmp_path, refused):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("what was learned from " * 40)
+    config = dataclasses.replace(tiny(backend=backend, steps=2), data=DataChoice(corpus=str(corpus)))
+    train(config)
+    corpus.write_text("what was learned From " * 40)
+    said = refused("train", "--resume", tmp_path / "run", "--steps", 3)
+    digest = json.loads((tmp_path / "run/checkpoints/step-00000002/trainer.json").read_text())["corpus"]
+    assert str(corpus) in said
+    assert f"step-00000002 learned from {digest[:12]}" in said
+    corpus.write_text("what was learned from " * 40)
+    assert train(dataclasses.replace(config, steps=3)).steps == 3
+
+
+def test_a_damaged_checkpoint_falls_back_aloud(backend, tiny, tmp_path, capsys):
+    config = tiny(backend=backend, steps=8, threads=1, keep=4)
+    whole = train(config)
+    wanted = (whole.checkpoint / checkpoint.MODEL).read_bytes()
+    broken = whole.checkpoint / checkpoint.OPTIMIZER
+    broken.write_bytes(broken.read_bytes()[:-9])
+    again = train(config)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "step-00000008/optimizer.safetensors" in said
+    assert "going back to" in said
+    assert "step-00000006" in said
+    assert (again.checkpoint / checkpoint.MODEL).read_bytes() == wanted
+
+
+@pytest.mark.parametrize(("content", "split"), [("four score and sev", 1), ("x" * 300, 15)])
+def test_a_validation_split_that_says_nothing(backend, content, split, tiny, tmp_path, refused):
+    corpus = tmp_path / "short.txt"
+    corpus.write_text(content)
+    config = dataclasses.replace(tiny(backend=backend, seq_len=4), data=DataChoice(corpus=str(corpus)))
+    with pytest.raises(InputError, match=rf"short\.txt: its validation split has {split} tokens?, too few .*data\.validation"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_steps_are_another_schedule(backend, tiny, tmp_path, capsys):
+    train(tiny(backend=backend, steps=4))
+    capsys.readouterr()
+    train(tiny(backend=backend, steps=8))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "planned for 4 steps, now for 8: the learning rate jumps from 0.0002 to" in said
+
+
+def test_weights_that_are_not_finite_are_not_saved(backend, tiny, tmp_path, monkeypatch):
+    def opened(*args):
+        trainer = open_trainer(*args)
+        params = trainer.params
+        trainer.params = lambda: {name: np.where(name == "head.weight", np.nan, p) for name, p in params().items()}
+        return trainer
+
+    monkeypatch.setattr("unisono_tools.train.loop.open_trainer", opened)
+    with pytest.raises(Diverged, match=r"head\.weight: not finite after step 2; no checkpoint had been saved yet"):
+        train(tiny(backend=backend))
+    assert not checkpoint.steps(tmp_path / "run")
