@@ -119,7 +119,7 @@ def test_slopes_are_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
         return y.sum() + sum(last[n].sum() for n in dstate)
 
     h = numerics.U["float64"] ** (1 / 3)
-    for (kind, name), (directions, slope, _) in truth.slopes(judged, setting, inputs, do, dstate, "float64", False).items():
+    for (kind, name), (directions, slope, _) in truth.slopes(judged, setting, inputs, do, dstate, "float64", "map").items():
         if kind != "params":
             continue
         for i, along in enumerate(slope):

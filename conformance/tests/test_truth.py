@@ -27,14 +27,14 @@ def asked(dtype: str = "float32"):
 def test_what_is_kept_is_what_was_said(tmp_path, monkeypatch):
     (o, budget), state = truth.expected(*asked())
     cotangents = np.ones_like(o), {name: np.ones_like(a) for name, (a, _) in state.items() if a.dtype.kind == "f"}
-    slopes = truth.slopes(*asked()[:3], *cotangents, "float32", False)
+    slopes = truth.slopes(*asked()[:3], *cotangents, "float32", "map")
     truth.keep_in(tmp_path)
     for _ in range(2):  # computed and kept, then read
         truth._memory.clear()
         again, last = truth.expected(*asked())
         for found, expected in ((again, (o, budget)), *((last[name], pair) for name, pair in state.items())):
             assert [a.tobytes() for a in found] == [a.tobytes() for a in expected]
-        for name, (moves, true, limit) in truth.slopes(*asked()[:3], *cotangents, "float32", False).items():
+        for name, (moves, true, limit) in truth.slopes(*asked()[:3], *cotangents, "float32", "map").items():
             assert [a.tobytes() for a in (true, limit)] == [a.tobytes() for a in slopes[name][1:]]
             assert all((v == slopes[name][0][array]).all() for array, v in moves.items())
         monkeypatch.setattr(truth, "_expected_model", None)
@@ -44,7 +44,7 @@ def test_what_is_kept_is_what_was_said(tmp_path, monkeypatch):
 def test_another_cotangent_is_another_question(tmp_path):
     truth.keep_in(tmp_path)
     (o, _), _ = truth.expected(*asked())
-    one, two = (truth.slopes(*asked()[:3], do, {}, "float32", False) for do in (np.ones_like(o), 2 * np.ones_like(o)))
+    one, two = (truth.slopes(*asked()[:3], do, {}, "float32", "map") for do in (np.ones_like(o), 2 * np.ones_like(o)))
     assert any((one[name][1] != two[name][1]).any() for name in one)
 
 

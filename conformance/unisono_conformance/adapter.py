@@ -60,11 +60,16 @@ class Capabilities:
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """Gradients by name: of parameters, of float inputs (frames; an op's x, s), of the float arrays of the initial state."""
+    """Gradients by name: of parameters, of float inputs (frames; an op's x, s), of the float arrays of the initial state.
+
+    o, last: the outputs and the final state that were computed on the way, while gradients were recorded.
+    """
 
     params: Arrays
     inputs: Arrays
     state: Arrays
+    o: np.ndarray
+    last: Arrays
 
 
 class Model(Protocol):
@@ -98,13 +103,16 @@ class Model(Protocol):
         tokens: np.ndarray,
         dlogits: np.ndarray,
         dstate: Arrays,
-        state: Arrays,
+        state: Arrays | None = None,
         reset: np.ndarray | None = None,
         valid: np.ndarray | None = None,
         form: str = "parallel",
         chunk_size: int = 64,
+        dropout: Sequence[np.ndarray] | None = None,
+        noise: Sequence[np.ndarray] | None = None,
     ) -> Gradients:
-        """Gradients of Σ dlogits·logits + Σ dstate·(final state). Frames have a gradient under the name `tokens`, ids none."""
+        """Gradients of Σ dlogits·logits + Σ dstate·(final state). Frames have a gradient under the name `tokens`, ids none;
+        a state that is not given has none either."""
         ...
 
     def params(self) -> Arrays:
@@ -152,8 +160,9 @@ class Adapter(Protocol):
         dstate: OpState,
         device: str,
         implementation: str,
-    ) -> Arrays:
-        """Gradients of Σ do·o + Σ dstate·final_state by argument name: x, s where the op has it, initial_state (or its parts)."""
+    ) -> tuple[np.ndarray, OpState, Arrays]:
+        """(o, final_state, gradients): gradients of Σ do·o + Σ dstate·final_state by argument name: x, s where the op has it,
+        initial_state (or its parts)."""
         ...
 
 

@@ -14,7 +14,7 @@ from unisono_conformance.cases.inputs import Arrays, Inputs
 from unisono_conformance.trial import Disagreement
 
 
-def within(found: Any, true: np.ndarray, budget: Any, what: str = "", where: np.ndarray | None = None) -> float:
+def within(found: Any, true: Any, budget: Any, what: str = "", where: np.ndarray | None = None) -> float:
     """The worst share of the budget that an element takes; Disagreement above 1. `where` [B, T] picks the tokens that count."""
     found, true = np.asarray(found), np.asarray(true)
     if found.shape != true.shape:

@@ -38,6 +38,9 @@ norm over nearly equal numbers leaves without information.)
 
 from __future__ import annotations
 
+from typing import Any
+
+import ml_dtypes
 import numpy as np
 from unisono_spec.contract.base import DTYPES, state_dtype
 
@@ -214,12 +217,46 @@ def difference(third: int = 2**14) -> float:
     return third * DIFFERENCE_STEP**2
 
 
-def sampling(count: int, deviation: float = 1.0) -> float:
+def sampling(count: int, deviation: Any = 1.0) -> Any:
     """What the mean of `count` independent draws may be off by, SIGMAS standard deviations; a deviation of n draws is known like a
     mean of 2n."""
-    return SIGMAS * deviation / float(np.sqrt(count))
+    return SIGMAS * deviation / np.sqrt(count)
 
 
 def printed(digits: int) -> float:
     """What two numbers may differ by when printed with so many decimals, if they differ by less than that before: one unit."""
     return (1 + forms()) * 10.0**-digits
+
+
+def kernel(
+    dtype: str, accumulator: str, length: int, width: int, largest_x: float, largest: float, truncated: bool = False
+) -> tuple[float, float]:
+    """How far a sum's kernel may be off: the factor of Σ|terms| of an output in `dtype`, and what is added to it.
+
+    Every term of every output is a product of positive coefficients, so Σ|terms| is the same function of absolute values. A term
+    meets at most 2T roundings on its way down the sum (and `width` in a row sum); they accumulate as their square root, times 4
+    with overwhelming probability (Higham & Mary 2019, theorem 2.4). Besides: e^x is off by |x| u, the sigmoid, its slope and the
+    weights by 12 roundings, the rounded λ by one for each token by which a term of a chunk of at most 16 is older or younger than they
+    are on average. A halo omits 2^−64 of the largest input. The output's own rounding comes last (`truncated`: towards zero), or its
+    smallest subnormal.
+    """
+    roundings = 12 + 8 + largest_x + 4 * float(np.sqrt(2 * length + width))
+    last = U[dtype] * (2 if truncated else 1)
+    smallest = ml_dtypes.finfo(DTYPES[dtype]).smallest_subnormal if dtype in ("bfloat16", "float16") else np.finfo(dtype).smallest_normal
+    halo = 2.0 ** (-128 if accumulator == "float64" else -64)
+    return roundings * U[accumulator] + last, halo * largest + float(smallest)
+
+
+def jitter(params: dict[str, np.ndarray], seed: int, dtype: str = "float64") -> dict[str, np.ndarray]:
+    """Parameters that err by ELEMENTARY u(dtype) each, for realisations of a training that errs so before each step."""
+    random = np.random.Generator(np.random.Philox(seed))
+    return {name: p * (1 + ELEMENTARY * U[dtype] * random.uniform(-1, 1, p.shape)) for name, p in params.items()}
+
+
+def training(errors: float, scale: float, terms: int) -> float:
+    """How far two trainings in float64 may end from one another, in numbers as large as `scale` that sum up `terms` others.
+
+    Adam divides by the root of a gradient's square, so that a coordinate whose gradient cancels errs as much as it moves: no bound a
+    priori is of use, and realisations are asked again. `errors` is the largest of several whose parameters err before each step.
+    """
+    return TWO_PARTIES * SHARE * errors + formula("float64", terms) * scale

@@ -116,7 +116,8 @@ def items(adapter: Adapter, selection: Selection, profile: Profile, impl: str = 
             forms = [f for f in chosen["form"] if f in prop.forms(can)][: None if prop.each_form else 1]
             # where each config is compiled, all properties take it in the same form: its shapes are compiled already
             dear = not profile.exhaustive and chosen["implementation"][0] in can.dear
-            full = profile.pairs or (not dear and (_every_pair(prop, case) or case.level == "op"))
+            full = profile.pairs or (not dear and (_every_pair(prop, case) or prop.both_forms or case.level == "op"))
+            full = full or (prop.both_forms and case.level == "op")
             possible = chosen["dtype"] if served is None else served[subject]
             allowed = [dtype for dtype in chosen["dtype"] if dtype in possible and (prop.dtypes is None or dtype in prop.dtypes)]
             if dear and prop.own_shapes and not profile.pairs and allowed:
@@ -169,6 +170,9 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     case, shapes, names = item.case, lattice(item, profile), regimes(item)
     out = [d for d in REMEMBERED.get(item.prop.label, ()) if d.case == case.name]
     gradient, can = "gradient" in item.prop.claims, item.bench.adapter.capabilities
+    if item.prop.given is not None:
+        tried = variants(item) if profile.exhaustive else case.defaults[-1:]
+        return out + [Draw(case.name, v, names[0], *shapes[0], given=given) for v in tried for given in item.prop.given(case, can)]
     # the truth of a gradient takes hundreds of evaluations of the spec, and a compiler unrolls loops
     by_coordinate = gradient and can.gradients_by_coordinate and not profile.exhaustive and case.level == "model"
     costly = by_coordinate or _costly(item.prop, case) or "compiled" in item.prop.claims

@@ -96,9 +96,8 @@ class Trial:
             o, last = self._op(form, self._arguments(inputs), more)
             return o, self._named(last)
         model = model or self.model(inputs.params)
-        read = (inputs.arrays["tokens"], inputs.state, inputs.reset, inputs.valid)
-        noise = {} if inputs.noise is None else {"noise": inputs.noise}
-        return self.ask(model.forward, *read, form=form, chunk_size=chunk, dropout=inputs.dropout, **noise)
+        read = (inputs.arrays["tokens"], self._state(inputs), inputs.reset, inputs.valid)
+        return self.ask(model.forward, *read, form=form, chunk_size=chunk, **_drawn(inputs))
 
     def forward_rows(self, inputs: Inputs) -> Output:
         """`forward` of any number of rows, as many at a time as the draw has: the shape that everything else uses."""
@@ -123,15 +122,20 @@ class Trial:
     def vjp(self, inputs: Inputs, do: np.ndarray, dstate: Arrays) -> Gradients:
         b, form, chunk = self.bench, self.bench.form, self.draw.chunk_size
         if not self.is_op:
-            read = (inputs.state, inputs.reset, inputs.valid)
-            return self.ask(self.model(inputs.params).vjp, inputs.arrays["tokens"], do, dstate, *read, form=form, chunk_size=chunk)
+            read = (self._state(inputs), inputs.reset, inputs.valid)
+            more = {"form": form, "chunk_size": chunk, **_drawn(inputs)}
+            return self.ask(self.model(inputs.params).vjp, inputs.arrays["tokens"], do, dstate, *read, **more)
         settings = {**self.setting, **({"chunk_size": chunk} if form == "parallel" else {})}
         arrays = self._arguments(inputs)
         last = [dstate[name] for name in self.case.states]  # pyright: ignore[reportAttributeAccessIssue]
         cotangents = do, tuple(last) if len(last) > 1 else last[0]
         op = self.case.op  # pyright: ignore[reportAttributeAccessIssue]
-        g = self.ask(b.adapter.op_vjp, op, form, arrays, settings, *cotangents, b.device, b.implementation)
-        return Gradients({}, {n: a for n, a in g.items() if n in inputs.arrays}, {n: a for n, a in g.items() if n in inputs.state})
+        o, last, g = self.ask(b.adapter.op_vjp, op, form, arrays, settings, *cotangents, b.device, b.implementation)
+        of_inputs, of_state = ({n: a for n, a in g.items() if n in group} for group in (inputs.arrays, inputs.state))
+        return Gradients({}, of_inputs, of_state, o, self._named(last))
+
+    def _state(self, inputs: Inputs) -> Arrays | None:
+        return inputs.state if inputs.state_given else None
 
     def _arguments(self, inputs: Inputs) -> Arrays:
         return {**inputs.arrays, **inputs.state, **_present({"reset": inputs.reset, "valid": inputs.valid})}
@@ -230,6 +234,11 @@ class Trial:
             if a.dtype.kind == "f"
         }
         return do, dstate
+
+
+def _drawn(inputs: Inputs) -> dict[str, Any]:
+    """What training draws. Models without a noisy router take no noise."""
+    return {"dropout": inputs.dropout, **({} if inputs.noise is None else {"noise": inputs.noise})}
 
 
 def _present(arrays: dict[str, np.ndarray | None]) -> Arrays:

@@ -74,19 +74,20 @@ def expected_each(case: Case, setting: Any, parts: list[Inputs], dtype: str) -> 
     return [out[i] for i in range(len(parts))]
 
 
-def slopes(case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Arrays, dtype: str, coordinates: bool) -> Slopes:
-    """Derivatives of Σ do·o + Σ dstate·state along directions: every coordinate, or a random one for what moves together."""
-    directions = _all_directions(case, setting, inputs, do, coordinates)
+def slopes(case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Arrays, dtype: str, by: str) -> Slopes:
+    """Derivatives of Σ do·o + Σ dstate·state along directions. by: "coordinate", each; "map", a random one for what the case moves
+    together; "kind", one for all parameters, one for all inputs, one for the whole state."""
+    directions = _all_directions(case, setting, inputs, do, by)
 
     def answer() -> Arrays:
         out: Arrays = {}
         for (kind, name), moves in directions.items():
-            true, budget = _slope(case, setting, inputs, do, dstate, dtype, kind, name, moves, coordinates)
+            true, budget = _slope(case, setting, inputs, do, dstate, dtype, kind, name, moves, by)
             out |= {f"truth {kind} {name}": true, f"budget {kind} {name}": budget}
         return out
 
     marks = b"".join(a.tobytes() for a in (do, *dstate.values()))
-    found = _remembered((case.name, repr(setting), dtype, inputs.key(), hashlib.sha256(marks).digest(), coordinates), answer)
+    found = _remembered((case.name, repr(setting), dtype, inputs.key(), hashlib.sha256(marks).digest(), by), answer)
     return {
         (kind, name): (moves, found[f"truth {kind} {name}"], found[f"budget {kind} {name}"]) for (kind, name), moves in directions.items()
     }
@@ -143,30 +144,32 @@ def _rounded_inputs(inputs: Inputs, dtype: str) -> Inputs:
     return inputs.replace(arrays=cast(inputs.arrays), state=cast(inputs.state), params=cast(inputs.params))
 
 
-def _all_directions(case: Case, setting: Any, inputs: Inputs, do: np.ndarray, coordinates: bool) -> dict[tuple[str, str], Arrays]:
+def _all_directions(case: Case, setting: Any, inputs: Inputs, do: np.ndarray, by: str) -> dict[tuple[str, str], Arrays]:
     """By kind and name of what moves: the directions [n, *shape] of each array. Other examples get other signs."""
     random = np.random.Generator(np.random.Philox(zlib.crc32(do.tobytes())))
     out: dict[tuple[str, str], Arrays] = {}
     for kind, arrays in case.floats(setting, inputs).items():
         for name, a in arrays.items():
-            group = out.setdefault((kind, name if coordinates else case.together(name)), {})
-            group[name] = _directions(a.shape, None if coordinates else random)
+            together = {"coordinate": name, "map": case.together(name), "kind": "all"}[by]
+            out.setdefault((kind, together), {})[name] = _directions(a.shape, None if by == "coordinate" else random)
     return out
 
 
 def _slope(
     case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Arrays, dtype: str,
-    kind: str, name: str, directions: Arrays, coordinates: bool,
+    kind: str, name: str, directions: Arrays, by: str,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Derivatives along the directions of one group, [n], and their budget."""
     true = _along(case, setting, inputs, do, dstate, kind, directions, "float64", None)
     if isinstance(case, OpCase):
         steep, weights = case.steepest(inputs), (np.abs(do), _absolute(dstate))
-        flat = _along(case, setting, steep, *weights, kind, directions, "float64", None, ask=case.steep)
-        return true, numerics.formula(dtype, inputs.length, int(name in case.narrow), gradient=True) * np.abs(flat)
+        sizes = {name: np.abs(v) for name, v in directions.items()}
+        flat = _along(case, setting, steep, *weights, kind, sizes, "float64", None, ask=case.steep)
+        narrow = any(name in case.narrow for name in directions)
+        return true, numerics.formula(dtype, inputs.length, int(narrow), gradient=True) * np.abs(flat)
     near = _rounded_inputs(inputs, dtype)
     centre = true if near is inputs else _along(case, setting, near, do, dstate, kind, directions, "float64", None)
-    copies = 1 if coordinates else numerics.realisations(inputs.length)
+    copies = 1 if by == "coordinate" else numerics.realisations(inputs.length)
     found = _along(case, setting, near, do, dstate, kind, directions, "float32", numerics.perturbation(dtype), copies)
     moved = [
         _along(case, setting, near.replace(params=p), do, dstate, kind, directions, "float64", None)

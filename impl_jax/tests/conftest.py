@@ -6,10 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-
-# Two orders of one sum of n ≤ 64 float64 terms differ by at most 2n roundings of the sum of magnitudes; the models here stack
-# a handful of such sums, none of which magnifies an error tenfold.
-ROUNDOFF = 2 * 64 * 10 * np.finfo(np.float64).eps
+from unisono_conformance import judge, numerics
 
 
 @pytest.fixture
@@ -19,12 +16,11 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def close() -> Callable[..., None]:
-    """Assert equal shapes, and a largest difference within `tolerance` of the largest magnitude."""
+    """Hold one array to another: by `limit` of the largest value, in float64 by what two orders of a sum of 64 terms differ by, in
+    models that stack a handful of such sums, none of which magnifies an error tenfold."""
 
-    def check(found: object, truth: object, tolerance: float = ROUNDOFF) -> None:
-        a, b = np.asarray(found, np.float64), np.asarray(truth, np.float64)
-        assert a.shape == b.shape
-        if a.size:
-            assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1.0)
+    def check(found: object, truth: object, limit: float | None = None) -> None:
+        limit = numerics.forms(terms=64, ops=10, spread=1) if limit is None else limit
+        judge.same(np.asarray(found, np.float64), np.asarray(truth, np.float64), limit)
 
     return check

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from unisono_conformance import numerics
 from unisono_jax.ops import multiscale
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
 
@@ -52,7 +53,7 @@ def test_a_soft_decay_keeps_its_digits_behind_a_hard_one(close):
     narrow = [a.astype(np.float32) for a in given]
     found, last = jax.jit(multiscale.parallel)(*narrow[:7], (narrow[7], narrow[8]), reset)
     # 64 terms of one sign, each the exponential of a sum of 64 roundings at random
-    close(found, truth, 4 * np.sqrt(64) * np.finfo(np.float32).eps)
+    close(found, truth, numerics.formula("float32", 64))
     assert all(np.isfinite(a).all() for a in last)
 
 
@@ -89,8 +90,8 @@ def test_compression_acts_after_every_third_token_of_a_sequence():
         model = create(config)
         _, state = model.compiled().forward(tokens(config, 6), form="recurrent")
         _, later = model.compiled().forward(tokens(config, 7), form="recurrent")
-    assert (np.linalg.matrix_rank(state["layers.0.S"], tol=1e-9) == 1).all()
-    assert (np.linalg.matrix_rank(later["layers.0.S"], tol=1e-9) > 1).all()
+    assert (np.linalg.matrix_rank(state["layers.0.S"], tol=numerics.mistake()) == 1).all()
+    assert (np.linalg.matrix_rank(later["layers.0.S"], tol=numerics.mistake()) > 1).all()
 
 
 def test_memory_of_the_backward_is_linear_in_length():

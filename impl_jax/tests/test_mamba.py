@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from unisono_conformance import judge, numerics
 from unisono_jax.ops import selective_scan
 from unisono_spec.contract.mamba import MambaConfig
 
@@ -21,9 +22,8 @@ def test_slow_decays_stay_within_the_random_walk_of_float32_roundings(rng):
         truth = np.asarray(jax.jit(selective_scan.recurrent)(u, dt, a, b, c, d, h)[0])
     found, _ = jax.jit(selective_scan.parallel)(*(x.astype(np.float32) for x in (u, dt, a, b, c, d, h)))
     assert found.dtype == np.float32
-    # every term has one sign: sums of T are 4 standard deviations off, and a decay below 1 is rounded by ε/4, alike at every token
-    bound = (4 * np.sqrt(length) + length / 4) * np.finfo(np.float32).eps
-    assert (np.abs(np.asarray(found, float) - truth) <= bound * truth).all()
+    # every term has one sign; a decay below 1 is rounded by u / 2, alike at every token
+    judge.within(found, truth, (numerics.formula("float32", length) + numerics.rounding("float32", length) / 2) * truth)
 
 
 def test_the_backward_keeps_no_state_of_each_token():

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 import unisono_jax
 from flax import nnx
+from unisono_conformance import numerics
 from unisono_jax import InputError, models
 from unisono_jax.models import base
 from unisono_jax.ops import decayed_sum
@@ -50,7 +50,7 @@ def test_sums_are_not_rounded_before_the_norm(close, rng):
     found, _ = model_of(config, "bfloat16").compiled().forward(tokens)
     truth, _ = model_of(config, "float32").compiled().forward(tokens)
     assert found.dtype == jnp.bfloat16
-    close(found, truth, 8 * ml_dtypes.finfo(ml_dtypes.bfloat16).eps)
+    close(found, truth, numerics.rounding("bfloat16", 16))
 
 
 @pytest.mark.parametrize("name", presets())
@@ -112,7 +112,7 @@ def test_files(close, rng, tmp_path):
     save_state(tmp_path / "state.safetensors", config, unisono_jax.numpy_state(state))
     _, arrays = load_state(tmp_path / "state.safetensors")
     rest, _ = loaded.compiled().forward(tokens[:, 5:], unisono_jax.state_from_numpy(arrays))
-    close(rest, logits[:, 5:], 100 * np.finfo(np.float32).eps)
+    close(rest, logits[:, 5:], numerics.rounding("float32", 200))
 
 
 def test_arrays_of_the_user_and_of_a_model_are_not_one(rng):

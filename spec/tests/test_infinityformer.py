@@ -8,6 +8,7 @@ from typing import Any
 import checking
 import numpy as np
 import pytest
+from unisono_conformance import numerics
 from unisono_spec.contract import InputError, count_params, init_params
 from unisono_spec.contract.infinityformer import PRESETS, InfinityFormerConfig
 from unisono_spec.models import create
@@ -115,7 +116,7 @@ def test_scales_have_gradients_of_their_own(decay: str, rng: np.random.Generator
             slopes.append((np.imag(logits) / 1e-30 * direction).sum())
         size = max(map(abs, slopes))
         gaps = [abs(a - b) for i, a in enumerate(slopes) for b in slopes[:i]]
-        assert min(*map(abs, slopes), *gaps) > 1e-4 * size > 0
+        assert min(*map(abs, slopes), *gaps) > numerics.mistake() * size > 0
 
 
 def test_compression(rng: np.random.Generator) -> None:

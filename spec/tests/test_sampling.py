@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from unisono_conformance import numerics
 from unisono_spec.contract import InputError
 from unisono_spec.contract.sampling import GREEDY, Sampling, choose
 
@@ -32,7 +33,7 @@ def test_sampling_follows_its_distribution_and_its_seed() -> None:
     assert drawn[:50].tolist() == again.tolist()
     counts = np.bincount(drawn, minlength=3) / len(drawn)
     # five standard deviations of a share of 4000 draws
-    assert (np.abs(counts - [0.1, 0.2, 0.7]) <= 5 * np.sqrt(0.25 / 4000)).all()
+    assert (np.abs(counts - [0.1, 0.2, 0.7]) <= numerics.sampling(4000) / 2).all()
     only = {int(choose(logits, Sampling(temperature=1.0, top_k=2), n)[0][0]) for n in range(200)}
     assert only == {1, 2}
     assert {int(choose(logits, Sampling(temperature=1.0, top_p=0.5), n)[0][0]) for n in range(50)} == {2}
@@ -95,7 +96,7 @@ def test_infinite_logits(sampling: Sampling, dtype: type) -> None:
     one = sampling.temperature == 0 or sampling.top_k == 1 or sampling.top_p == 0.5  # half of it is the first of two
     assert set(drawn[:, 1]) == ({0} if one else {0, 3})
     if not one:  # five standard deviations of a share of 200 draws
-        assert abs((drawn[:, 1] == 0).mean() - 0.5) <= 5 * math.sqrt(0.25 / 200)
+        assert abs((drawn[:, 1] == 0).mean() - 0.5) <= numerics.sampling(200) / 2
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-200, 1e-308, 5e-324])
@@ -110,7 +111,7 @@ def test_an_infinite_temperature_or_spread_leaves_probabilities() -> None:
     rows = np.array([[0.0, 1.0], [1e308, -1e308]])
     drawn = np.array([choose(rows, Sampling(1e308), n)[0] for n in range(400)])
     share = 1 / (1 + np.exp([0.0, 2.0]))
-    assert (np.abs((drawn == 1).mean(0) - share) <= 5 * np.sqrt(share * (1 - share) / 400)).all()
+    assert (np.abs((drawn == 1).mean(0) - share) <= numerics.sampling(400, np.sqrt(share * (1 - share)))).all()
 
 
 def test_near_ties_are_judged_by_what_can_be_drawn() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from unisono_conformance import judge, numerics
 from unisono_spec.contract import Config, init_params
 from unisono_tools import cli
 from unisono_tools.config import DataChoice, ModelChoice, Schedule, TrainConfig
@@ -113,9 +114,8 @@ def refused(command: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
     return run
 
 
-# Two programs that compute one number by up to 2^12 roundings each, in another order, differ by about that many units.
-ROUNDINGS = 2.0**12
-UNITS = {"float64": 2.0**-53, "float32": 2.0**-24}
+# Of the roundings that one number comes from, no more than so many follow upon another: sums over tokens, logits and widths of tests.
+CHAIN = 2**12
 
 
 @pytest.fixture
@@ -124,8 +124,6 @@ def close() -> Callable[..., None]:
 
     def check(found: Any, truth: Any, dtype: str, what: str = "") -> None:
         found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
-        assert found.shape == truth.shape, what
-        error, scale = np.abs(found - truth).max(initial=0), np.abs(truth).max(initial=0)
-        assert error <= ROUNDINGS * UNITS[dtype] * scale, f"{what}: {error:.2e} of {scale:.2e}"
+        judge.within(found, truth, numerics.rounding(dtype, CHAIN) * np.abs(truth).max(initial=0), what)
 
     return check

@@ -32,15 +32,19 @@ class Model:
             logits, after = self.call.step(token, state, reset, valid)
             return np.asarray(logits), unisono_jax.numpy_state(after)
 
-    def vjp(self, tokens, dlogits, dstate, state, reset=None, valid=None, form="parallel", chunk_size=64):
+    def vjp(self, tokens, dlogits, dstate, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None, noise=None):
         with jax.enable_x64(self.model.dtype == "float64"):
             graph, params = nnx.split(self.model)
-            floats = {n: state[n] for n in dstate}
-            rest = {n: a for n, a in state.items() if n not in dstate}
+            floats = {n: a for n, a in (state or {}).items() if n in dstate}
+            rest = {n: a for n, a in (state or {}).items() if n not in dstate}
             frames = tokens.dtype.kind not in "iu"
-            g, dtokens, g_state = _vjp(graph, form, chunk_size, frames, params, tokens, floats, rest, reset, valid, dlogits, dstate)
+            drawn = (None if arrays is None else list(arrays) for arrays in (dropout, noise))
+            g, dtokens, g_state, logits, after = _vjp(
+                graph, form, chunk_size, frames, params, tokens, floats, rest, reset, valid, *drawn, dlogits, dstate
+            )
             found = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(g)}
-            return Gradients(found, {"tokens": np.asarray(dtokens)} if frames else {}, unisono_jax.numpy_state(g_state))
+            inputs = {"tokens": np.asarray(dtokens)} if frames else {}
+            return Gradients(found, inputs, unisono_jax.numpy_state(g_state), np.asarray(logits), unisono_jax.numpy_state(after))
 
     def params(self) -> Arrays:
         return unisono_jax.numpy_params(self.model)
@@ -76,25 +80,27 @@ class Adapter:
             o, last = _op(name, form, tuple(settings.items()), implementation, arrays)
             return np.asarray(o), tuple(map(np.asarray, parts(last)))
 
-    def op_vjp(self, name, form, arrays, settings, do, dstate, device, implementation) -> Arrays:
+    def op_vjp(self, name, form, arrays, settings, do, dstate, device, implementation):
         with jax.enable_x64(_wide(arrays)), jax.default_device(jax.devices(device)[0]):
             marks = {n: a for n, a in arrays.items() if a.dtype.kind == "b"}
             floats = {n: a for n, a in arrays.items() if n not in marks}
-            found = _op_vjp(name, form, tuple(settings.items()), implementation, floats, marks, do, dstate)
-            return {n: np.asarray(g) for n, g in found.items()}
+            (o, last), found = _op_vjp(name, form, tuple(settings.items()), implementation, floats, marks, do, dstate)
+            return np.asarray(o), tuple(map(np.asarray, parts(last))), {n: np.asarray(g) for n, g in found.items()}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _vjp(graph, form, chunk_size, frames, params, tokens, floats, rest, reset, valid, dlogits, dstate):
+def _vjp(graph, form, chunk_size, frames, params, tokens, floats, rest, reset, valid, dropout, noise, dlogits, dstate):
     def run(params, tokens, floats):
-        read = (tokens, {**floats, **rest}, reset, valid, form, chunk_size)
+        read = (tokens, {**floats, **rest} or None, reset, valid, form, chunk_size, dropout, noise)
         logits, after = nnx.merge(graph, params).forward(*read)
-        return logits, {n: after[n] for n in dstate}
+        return (logits, {n: after[n] for n in dstate}), (logits, after)
 
     if frames:
-        return jax.vjp(run, params, tokens, floats)[1]((dlogits, dstate))
-    g, g_state = jax.vjp(lambda p, s: run(p, tokens, s), params, floats)[1]((dlogits, dstate))
-    return g, tokens, g_state
+        _, pull, found = jax.vjp(run, params, tokens, floats, has_aux=True)
+        return *pull((dlogits, dstate)), *found
+    _, pull, found = jax.vjp(lambda p, s: run(p, tokens, s), params, floats, has_aux=True)
+    g, g_state = pull((dlogits, dstate))
+    return g, tokens, g_state, *found
 
 
 def _wide(arrays: Arrays) -> bool:
@@ -114,7 +120,8 @@ def _op(name, form, settings, implementation, arrays):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _op_vjp(name, form, settings, implementation, floats, marks, do, dstate):
     f = _function(name, form, settings, implementation)
-    return jax.vjp(lambda a: f(**grouped(a), **marks), floats)[1]((do, dstate))[0]
+    found, pull = jax.vjp(lambda a: f(**grouped(a), **marks), floats)
+    return found, pull((do, dstate))[0]
 
 
 def make() -> Adapter:

@@ -27,11 +27,13 @@ class Model:
         with np.errstate(invalid="ignore"):
             return self.spec.step(token, state, reset, valid)
 
-    def vjp(self, tokens, dlogits, dstate, state, reset=None, valid=None, form="parallel", chunk_size=64):
-        def loss(params: Arrays, tokens: np.ndarray, state: Arrays) -> float:
+    def vjp(self, tokens, dlogits, dstate, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None, noise=None):
+        more = (reset, valid, form, chunk_size, dropout, noise)
+
+        def loss(params: Arrays, tokens: np.ndarray, state: Arrays | None) -> float:
             model: SpecModel = create(self.config, params, dtype=self.dtype)
             with np.errstate(invalid="ignore"):
-                o, last = model.forward(tokens, state, reset, valid, form, chunk_size)  # pyright: ignore[reportArgumentType]
+                o, last = model.forward(tokens, state, *more)  # pyright: ignore[reportArgumentType]
             # where there is no cotangent a NaN of padding does not count
             return np.sum(dlogits * np.imag(o), where=dlogits != 0) + sum(np.sum(d * np.imag(last[n])) for n, d in dstate.items())
 
@@ -40,7 +42,8 @@ class Model:
         return Gradients(
             {n: _gradient(lambda a, n=n: loss({**params, n: a}, tokens, state), p) for n, p in params.items()},
             {n: _gradient(lambda a: loss(params, a, state), a) for n, a in frames.items()},
-            {n: _gradient(lambda a, n=n: loss(params, tokens, {**state, n: a}), state[n]) for n in dstate},
+            {n: _gradient(lambda a, n=n: loss(params, tokens, {**(state or {}), n: a}), state[n]) for n in dstate if state is not None},
+            *self.forward(tokens, state, *more),
         )
 
     def params(self) -> Arrays:
@@ -61,13 +64,14 @@ class Adapter:
         with np.errstate(invalid="ignore"):
             return getattr(_module(name), form)(**grouped(arrays), **settings)
 
-    def op_vjp(self, name, form, arrays, settings, do, dstate, device, implementation) -> Arrays:
+    def op_vjp(self, name, form, arrays, settings, do, dstate, device, implementation):
         def loss(arrays: Arrays) -> float:
             o, last = self.op(name, form, arrays, settings, device, implementation)
             return np.sum(do * o.imag) + sum(np.sum(d * a.imag) for d, a in zip(parts(dstate), parts(last), strict=True))
 
         floats = {n: a for n, a in arrays.items() if a.dtype.kind == "f"}
-        return {n: _gradient(lambda a, n=n: loss({**arrays, n: a}), a) for n, a in floats.items()}
+        found = {n: _gradient(lambda a, n=n: loss({**arrays, n: a}), a) for n, a in floats.items()}
+        return *self.op(name, form, arrays, settings, device, implementation), found
 
 
 def _module(name: str) -> Any:

@@ -35,20 +35,22 @@ class Model:
             logits, after = self.model.step(self._in(token), self._state(state), self._in(reset), self._in(valid))
         return to_numpy(logits), {name: to_numpy(a) for name, a in after.items()}
 
-    def vjp(self, tokens, dlogits, dstate, state, reset=None, valid=None, form="parallel", chunk_size=64):
+    def vjp(self, tokens, dlogits, dstate, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None, noise=None):
         x, start = self._in(tokens), self._state(state)
-        assert start is not None
+        drawn = (None if arrays is None else [self._in(a) for a in arrays] for arrays in (dropout, noise))
         params = dict(self.model.named_parameters())
-        leaves = {**params, **{f"state {n}": start[n].requires_grad_() for n in dstate}}
+        leaves = {**params, **{f"state {n}": start[n].requires_grad_() for n in dstate if start is not None}}
         if x.is_floating_point():
             leaves["tokens"] = x.requires_grad_()
-        logits, after = self.call(x, start, self._in(reset), self._in(valid), form, chunk_size)
+        logits, after = self.call(x, start, self._in(reset), self._in(valid), form, chunk_size, *drawn)
         outputs = [logits, *(after[n] for n in dstate)]
         found = _gradients(outputs, [self._in(d) for d in (dlogits, *dstate.values())], leaves)
         return Gradients(
             {n: found[n] for n in params},
             {n: found[n] for n in leaves if n == "tokens"},
-            {n: found[f"state {n}"] for n in dstate},
+            {n: found[f"state {n}"] for n in dstate if start is not None},
+            to_numpy(logits.detach()),
+            {n: to_numpy(a.detach()) for n, a in after.items()},
         )
 
     def params(self) -> Arrays:
@@ -95,11 +97,12 @@ class Adapter:
             )
         return to_numpy(o), tuple(map(to_numpy, parts(last)))
 
-    def op_vjp(self, name, form, arrays, settings, do, dstate, device, implementation) -> Arrays:
+    def op_vjp(self, name, form, arrays, settings, do, dstate, device, implementation):
         tensors = {n: from_numpy(np.ascontiguousarray(a), device) for n, a in arrays.items()}
         leaves = {n: t.requires_grad_() for n, t in tensors.items() if t.is_floating_point()}
         o, last = _call(name, form, tensors, settings, implementation)
-        return _gradients([o, *parts(last)], [from_numpy(d, device) for d in (do, *parts(dstate))], leaves)
+        found = _gradients([o, *parts(last)], [from_numpy(d, device) for d in (do, *parts(dstate))], leaves)
+        return to_numpy(o.detach()), tuple(to_numpy(a.detach()) for a in parts(last)), found
 
 
 def _call(name: str, form: str, tensors: dict[str, torch.Tensor], settings: Mapping[str, Any], implementation: str) -> Any:

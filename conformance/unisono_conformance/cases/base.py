@@ -95,7 +95,7 @@ class Case:
         return {
             "params": inputs.params,
             "inputs": {n: a for n, a in inputs.arrays.items() if a.dtype.kind not in "iub"},
-            "state": {n: a for n, a in inputs.state.items() if a.dtype.kind not in "iub"},
+            "state": {n: a for n, a in inputs.state.items() if a.dtype.kind not in "iub" and inputs.state_given},
         }
 
 
@@ -177,7 +177,7 @@ class ModelCase(Case):
         tokens = inputs.arrays["tokens"]
         if tokens.dtype.kind not in "iuc":
             tokens = tokens.astype(DTYPES[dtype])
-        read = (tokens, state, inputs.reset, inputs.valid)
+        read = (tokens, state if inputs.state_given else None, inputs.reset, inputs.valid)
         # NaN in a padded frame never reaches a result, but NumPy says that it met one
         with np.errstate(invalid="ignore" if complex_step else None), patched(() if rounded is None else self.inexact):
             return model.forward(*read, form=form, chunk_size=self.chunk_size, dropout=dropout, noise=noise)  # pyright: ignore[reportArgumentType]

@@ -20,6 +20,7 @@ class Draw:
     length: int = 8
     chunk_size: int = 3
     seed: int = 0
+    given: str = ""  # which arguments, where the property varies them
 
     def generator(self, purpose: str) -> np.random.Generator:
         """A stream of its own for each purpose, so that asking for one array never moves another."""

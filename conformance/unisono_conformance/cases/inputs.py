@@ -15,7 +15,8 @@ Arrays = dict[str, np.ndarray]
 class Inputs:
     """`arrays` are [B, T, …] (a model's tokens; an op's x, s), `state` [B, …], reset and valid [B, T].
 
-    dropout, noise: what training multiplies and adds, [B, T, …] each.
+    dropout, noise: what training multiplies and adds, [B, T, …] each. state_given: whether a model is handed the state, or is to begin
+    with its own, which `state` then is.
     """
 
     arrays: Arrays
@@ -25,6 +26,7 @@ class Inputs:
     params: Arrays = dataclasses.field(default_factory=dict)
     dropout: tuple[np.ndarray, ...] | None = None
     noise: tuple[np.ndarray, ...] | None = None
+    state_given: bool = True
 
     @property
     def batch(self) -> int:
@@ -71,13 +73,13 @@ class Inputs:
 
     def key(self) -> bytes:
         """A digest of every value, for remembering what the spec says."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"" if self.state_given else b"no state")
         for group in (self.arrays, self.state, self.params, {"reset": self.reset, "valid": self.valid}):
             for name, a in group.items():
                 digest.update(f"{name} {None if a is None else (a.shape, a.dtype)}".encode())
                 digest.update(b"" if a is None else np.ascontiguousarray(a).tobytes())
-        for a in (*(self.dropout or ()), *(self.noise or ())):
-            digest.update(a.tobytes())
+        for drawn in (self.dropout, self.noise):
+            digest.update(str(drawn and len(drawn)).encode() + b"".join(a.tobytes() for a in drawn or ()))
         return digest.digest()
 
 

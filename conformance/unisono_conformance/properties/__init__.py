@@ -1,10 +1,10 @@
-"""The properties P1 … P17 of docs/conformance.md. P13's laws stand with their case."""
+"""The properties P1 … P18 of docs/conformance.md. P13's laws stand with their case."""
 
 from __future__ import annotations
 
 from unisono_spec.contract.errors import InputError, nearest
 
-from unisono_conformance.properties import contract, dependence, gradients, limits, marks, values
+from unisono_conformance.properties import arguments, contract, dependence, gradients, limits, marks, values
 from unisono_conformance.properties.base import Property
 
 __all__ = ["PROPERTIES", "Property", "find"]
@@ -15,7 +15,7 @@ def _order(p: Property) -> tuple[int, str]:
 
 
 PROPERTIES: tuple[Property, ...] = tuple(
-    sorted((p for module in (contract, dependence, gradients, limits, marks, values) for p in module.PROPERTIES), key=_order)
+    sorted((p for module in (arguments, contract, dependence, gradients, limits, marks, values) for p in module.PROPERTIES), key=_order)
 )
 
 

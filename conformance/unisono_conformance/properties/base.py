@@ -31,6 +31,7 @@ class Property:
     shapes: tuple[Shape, ...] = (BASE,)
     rows: bool = False
     each_form: bool = True
+    both_forms: bool = False  # in ci, each form in its dtypes, where shapes are not dear
     every_pair: bool = False  # in ci, every dtype with every form; otherwise each dtype with one form, in turn
     dtypes: tuple[str, ...] | None = None
     regimes: tuple[str, ...] | None = None
@@ -40,6 +41,7 @@ class Property:
     forms: Callable[[Capabilities], tuple[str, ...]] = lambda can: can.forms
     applies: Callable[[Case, Capabilities], bool] = _always
     claims: tuple[str, ...] = ()  # capabilities that one example of it meets
+    given: Callable[[Case, Capabilities], tuple[str, ...]] | None = None  # rows of arguments; each is an example of the last default
     random: bool = True  # whether hypothesis draws more examples
 
     def judge(self, bench: Bench, draw) -> Trial:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from unisono_conformance import truth
+from unisono_conformance.cases.inputs import Inputs
 from unisono_conformance.properties.base import Property
 from unisono_conformance.trial import Trial
 
@@ -14,11 +15,18 @@ def vjp(trial: Trial) -> None:
     inputs = trial.running
     random, shape = trial.random("marks"), (inputs.batch, inputs.length)
     clean = inputs.replace(reset=random.random(shape) < 0.15, valid=random.random(shape) < 0.75)
-    given = trial.case.spoil(trial.draw, clean, ~clean.valid)  # pyright: ignore[reportOptionalOperand]
-    # the truth is taken where tokens that are not valid are harmless
+    agrees_in_gradients(trial, clean, "coordinate" if trial.is_op or trial.bench.exhaustive else "map")
+
+
+def agrees_in_gradients(trial: Trial, clean: Inputs, by: str) -> None:
+    """Outputs, final state and gradients, with NaN or garbage where tokens are not valid, which the truth is taken without.
+
+    by: see `truth.slopes`.
+    """
+    given = clean if clean.valid is None else trial.case.spoil(trial.draw, clean, ~clean.valid)
     do, dstate = trial.cotangents(clean)
     found = trial.vjp(given, do, dstate)
-    coordinates = trial.is_op or trial.bench.exhaustive
+    trial.agrees((found.o, found.last), clean, "while gradients are recorded")
     slopes = truth.slopes(
         trial.case,
         trial.setting,
@@ -26,7 +34,7 @@ def vjp(trial: Trial) -> None:
         do.astype(np.float64),
         {n: a.astype(np.float64) for n, a in dstate.items()},
         trial.dtype,
-        coordinates,
+        by,
     )
     for (kind, name), (directions, true, budget) in slopes.items():
         along, group = np.zeros(len(true)), getattr(found, kind)

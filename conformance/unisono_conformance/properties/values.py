@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from unisono_conformance.cases.base import Output
+from unisono_conformance.cases.inputs import Inputs
 from unisono_conformance.properties.base import Property
 from unisono_conformance.trial import Trial
 
@@ -33,11 +35,15 @@ def step_equals_forward(trial: Trial) -> None:
     random, inputs = trial.random("marks"), trial.running
     shape = (inputs.batch, inputs.length)
     marked = inputs.replace(reset=random.random(shape) < 0.2, valid=random.random(shape) < 0.7)
-    state, out = marked.state, []
-    for time in range(marked.length):
-        o, state = trial.step(marked, time, state)
+    trial.agrees(by_steps(trial, marked), marked, "step by step, with reset and valid")
+
+
+def by_steps(trial: Trial, inputs: Inputs) -> Output:
+    state, out = inputs.state, []
+    for time in range(inputs.length):
+        o, state = trial.step(inputs, time, state)
         out.append(o)
-    trial.agrees((np.stack(out, 1), state), marked, "step by step, with reset and valid")
+    return np.stack(out, 1), state
 
 
 PROPERTIES = (

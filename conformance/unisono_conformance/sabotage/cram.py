@@ -219,6 +219,11 @@ def _final_state_ignored(inner, vjp, tokens, dlogits, dstate, *args, **kwargs):
     return vjp(tokens, dlogits, {n: np.zeros_like(a) for n, a in dstate.items()}, *args, **kwargs)
 
 
+def _only_recorded(inner, vjp, *args, **kwargs):
+    g = vjp(*args, **kwargs)
+    return dataclasses.replace(g, o=(g.o * 1.5).astype(g.o.dtype))
+
+
 def _no_score_gradient(inner, vjp, *args, **kwargs):
     g = vjp(*args, **kwargs)
     return dataclasses.replace(g, params={n: np.zeros_like(a) if n.endswith("mixer.Q") else a for n, a in g.params.items()})
@@ -295,6 +300,7 @@ SABOTAGES = (
     Sabotage("rows mixed by broadcasting", "P6", sequences(_mixed_rows)),
     Sabotage("gradient of the initial state missing", "P7", model=_model(vjp=_no_state_gradient)),
     Sabotage("gradient of the final state ignored", "P7", model=_model(vjp=_final_state_ignored)),
+    Sabotage("other outputs while gradients are recorded", "P7", model=_model(vjp=_only_recorded)),
     Sabotage("gradient cut at the quadratic key", "P7", model=_model(vjp=_no_score_gradient)),
     Sabotage(
         "gradient through σ taken as 1", "P7",

@@ -128,6 +128,43 @@ def _taylor2(x):
     return np.concatenate([np.ones_like(x[..., :1]), x / k**0.25, square / k**0.5], -1)
 
 
+def _reset_needs_padding(original):
+    """Resets act only where `valid` is given."""
+
+    def run(*args):
+        *given, reset, valid, chunk_size = args
+        return original(*given, None if valid is None else reset, valid, chunk_size)
+
+    return run
+
+
+def _padding_needs_resets(original):
+    """Padding is left out only where `reset` is given."""
+
+    def run(*args):
+        *given, reset, valid, chunk_size = args
+        return original(*given, reset, None if reset is None else valid, chunk_size)
+
+    return run
+
+
+def _empty_marks(original):
+    """Takes marks that are true nowhere for marks that are not there."""
+
+    def run(*args):
+        *given, reset, valid, chunk_size = args
+        return original(*given, reset, None if valid is None or not valid.any() else valid, chunk_size)
+
+    return run
+
+
+def _positional(change):
+    def run(q, k, v, initial_state, reset=None, valid=None, chunk_size=64):
+        return change(LINEAR)(q, k, v, initial_state, reset, valid, chunk_size)
+
+    return run
+
+
 def attention(instead) -> tuple:
     return ((linear_attention, "parallel", instead),)
 
@@ -150,5 +187,10 @@ SABOTAGES = (
     Sabotage("convolution window dropped between calls", "P3", ((short_conv, "parallel", _conv_from_nothing),)),
     Sabotage("gate and input of the convolution swapped", "P1", ((model, "conv_inputs", _gate_and_input_swapped),)),
     Sabotage("positions restart at zero after hand-over", "P3", ((layer, "rotate", restarting),)),
+    Sabotage("linear attention: resets need padding", "P18", attention(_positional(_reset_needs_padding))),
+    Sabotage("linear attention: padding needs resets", "P18", attention(_positional(_padding_needs_resets))),
+    Sabotage("linear attention: nothing valid is everything valid", "P18", attention(_positional(_empty_marks))),
+    Sabotage("convolution: resets need padding", "P18", ((short_conv, "parallel", _reset_needs_padding(CONV)),)),
+    Sabotage("window: resets need padding", "P18", ((window, "parallel", _reset_needs_padding(WINDOW)),)),
     Sabotage("heads scrambled by a reshape", "P1", ((model, "from_heads", _scrambled),)),
 )

@@ -10,7 +10,7 @@ import numpy as np
 from unisono_spec.ops import mom_gru, short_conv
 from unisono_spec.ops.elementwise import linear, sigmoid, softmax
 
-from unisono_conformance.sabotage import Sabotage
+from unisono_conformance.sabotage import Adapter, Sabotage
 
 HOISTED, CONV = mom_gru.hoisted, short_conv.parallel
 
@@ -135,6 +135,21 @@ def _no_first_memory_gradient(inner, g):
     return dataclasses.replace(g, params={n: np.zeros_like(a) if n.endswith("cell.memory") else a for n, a in g.params.items()})
 
 
+def _no_first_memory_gradient_without_state(model: Any) -> Any:
+    class Cut(_Wrapped):
+        """The memory that a model begins with by itself is a constant to it."""
+
+        def vjp(self, tokens, dlogits, dstate, state=None, *args, **kwargs):
+            g = self._inner.vjp(tokens, dlogits, dstate, state, *args, **kwargs)
+            return g if state is not None else _no_first_memory_gradient(self._inner, g)
+
+    return Cut(model, "", None)
+
+
+def _differentiates_everywhere(adapter: Adapter) -> None:
+    adapter.capabilities = dataclasses.replace(adapter.capabilities, gradients_by_coordinate=False)
+
+
 def _moved_load(inner, answer):
     for name, a in inner.spec.params.items():
         if name.endswith("balance_load"):
@@ -159,6 +174,10 @@ SABOTAGES = (
     Sabotage("reset leaves the memory as it is", "P15r", cell(restore=lambda M, fresh: M)),
     Sabotage("padding writes to the memory", "P15v", cell(padded=True)),
     Sabotage("gradient of the first memory missing", "P7", model=lambda m: _Wrapped(m, "vjp", _no_first_memory_gradient)),
+    Sabotage(
+        "gradient of the first memory cut where no state is given", "P18",
+        model=_no_first_memory_gradient_without_state, adapter=_differentiates_everywhere,
+    ),
     Sabotage("router noise in evaluation", "P16", given(_noisy)),
     Sabotage("router noise ignored in training", "P1", given(lambda p, state, noise: {"noise": None})),
     Sabotage("temperature ignored", "P1", given(lambda p, state, noise: {"temperature": 1.0})),

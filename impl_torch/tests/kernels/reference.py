@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from unisono_conformance import numerics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,18 +128,8 @@ def absolute(tensor: Tensor | None) -> Tensor | None:
 
 
 def bound(terms: Tensor, dtype: torch.dtype, accumulator: torch.dtype, length: int, width: int, largest_x: float, largest: float) -> Tensor:
-    """How far an output of `dtype` may lie from the exact one, given the sum of its terms' absolute values.
-
-    Every term of every output is a product of positive coefficients, so `terms` is the same function of absolute values. A term
-    meets at most 2T roundings on its way down the sum (and `width` in a row sum); they accumulate as their square root, times 4
-    with overwhelming probability (Higham & Mary 2019, theorem 2.4). Besides: e^x is off by |x| u, the sigmoid, its slope and the
-    weights by 12 roundings, the rounded λ by one for each token by which a term of a chunk of at most 16 is older or younger than they
-    are on average. A halo omits 2^−64 of the largest input. The output's own rounding comes last, or its smallest subnormal; Triton's
-    interpreter truncates to bfloat16.
-    """
-    truncated = dtype == torch.bfloat16 and terms.device.type == "cpu"
-    u, u_out = torch.finfo(accumulator).eps / 2, torch.finfo(dtype).eps / (1 if truncated else 2)
-    roundings = 12 + 8 + largest_x + 4 * math.sqrt(2 * length + width)
-    subnormal = torch.finfo(dtype).smallest_normal * (torch.finfo(dtype).eps if dtype.itemsize == 2 else 1)
-    halo = 2.0 ** (-128 if accumulator == torch.float64 else -64)
-    return (roundings * u + u_out) * terms + halo * largest + subnormal
+    """How far an output of `dtype` may lie from the exact one, given the sum of its terms' absolute values (numerics.kernel)."""
+    truncated = dtype == torch.bfloat16 and terms.device.type == "cpu"  # by Triton's interpreter
+    out, sums = (str(d).removeprefix("torch.") for d in (dtype, accumulator))
+    factor, floor = numerics.kernel(out, sums, length, width, largest_x, largest, truncated)
+    return factor * terms + floor

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from unisono_conformance import judge, numerics
 from unisono_spec.contract import Config, InputError, preset
 from unisono_spec.ops import decayed_sum
 from unisono_spec.ops.elementwise import binary_digits
@@ -20,6 +21,7 @@ from unisono_tools.precompute import PrecomputedCorpus, precompute
 
 IDS = np.random.default_rng(0).integers(0, 256, 1000).astype(np.uint8)
 DOCUMENTS = np.array([0, 1, 63, 64, 65, 400, 999])
+ONCE = numerics.rounding("float32", 1) + numerics.forms()  # sums in float64, rounded once
 
 
 def definition(config, ids, documents) -> np.ndarray:
@@ -34,10 +36,7 @@ def definition(config, ids, documents) -> np.ndarray:
 def test_it_is_the_definition(tmp_path: Path, chunk, decay):
     config = preset("cram-demo", decay=decay)
     made = precompute(config, IDS, tmp_path, chunk=chunk, documents=DOCUMENTS)
-    # float64 sums, rounded once
-    assert np.array_equal(made.xi, definition(config, IDS, DOCUMENTS).astype(np.float32)) or (
-        np.abs(made.xi - definition(config, IDS, DOCUMENTS)).max() <= np.finfo(np.float32).eps / 2
-    )
+    judge.same(made.xi, definition(config, IDS, DOCUMENTS), ONCE)
     assert np.array_equal(made.ids, IDS)
 
 
@@ -45,7 +44,7 @@ def test_frames(tmp_path: Path):
     frames = np.random.default_rng(1).normal(size=(300, 5)).astype(np.float32)
     config = preset("cram-video", frame_size=5)
     made = precompute(config, frames, tmp_path, chunk=77)
-    assert np.abs(made.xi - definition(config, frames, [0])).max() <= np.finfo(np.float32).eps / 2
+    judge.same(made.xi, definition(config, frames, [0]), ONCE)
     xi, targets = made.batch(0, 0, 4)
     assert (xi.shape, targets.shape, targets.dtype) == ((4, 5), (4, 5), np.float32)
     with pytest.raises(InputError, match="frame_size is 6"):
@@ -59,7 +58,7 @@ def test_the_decayed_sum_of_many_blocks():
     for row in u:
         s = 0.999 * s + row
         expected.append(s)
-    assert np.allclose(module._decayed_sums(u, 0.999, state), expected, rtol=1e-12, atol=0)
+    judge.same(module._decayed_sums(u, 0.999, state), np.array(expected), numerics.rounding("float64", 2**12))
 
 
 def test_targets_follow_their_positions(tmp_path: Path):

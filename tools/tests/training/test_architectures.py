@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from unisono_conformance import judge, numerics
 from unisono_spec.contract import count_params, init_params
 from unisono_spec.models import create
 from unisono_tools.backends import open_trainer
@@ -76,8 +77,8 @@ def test_noise_and_balance_are_for_training_only(backend, tiny):
     after = trainer.params()
     load = _load(config, params, rows[:, :-1], noise)
     average = 0.9 * params[buffers[1]] + 0.1 * load
-    assert np.abs(after[buffers[1]] - average).max() <= 2.0**-40
-    assert np.abs(after[buffers[0]] + config.balance_rate * (average - 0.5)).max() <= 2.0**-40
+    judge.same(after[buffers[1]], average, numerics.forms(spread=1))
+    judge.same(after[buffers[0]], -config.balance_rate * (average - 0.5), numerics.forms(spread=1))
     assert np.abs(after[buffers[0]]).max() > 0
     assert evaluate(trainer.reader(), rows.ravel(), window=8).loss == before
 

@@ -154,10 +154,14 @@ def _cut(sizes: Sequence[int] | np.ndarray) -> tuple[int, int, int]:
     exact = [round(0.9 * total), round(0.95 * total)]
     starts = np.cumsum(sizes)[:-1]
     if len(starts) >= 2:
-        moved = [int(starts[np.abs(starts - cut).argmin()]) for cut in exact]
-        if min(moved[1] - moved[0], total - moved[1]) >= 0.025 * total:
+        moved = [_nearest(starts, cut) for cut in exact]
+        if 40 * min(moved[1] - moved[0], total - moved[1]) >= total:
             exact = moved
     return exact[0], exact[1] - exact[0], total - exact[1]
+
+
+def _nearest(values: np.ndarray, wanted: int) -> int:
+    return int(values[np.abs(values - wanted).argmin()])
 
 
 def _frames(path: Path) -> Corpus:

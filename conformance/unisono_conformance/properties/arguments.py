@@ -1,0 +1,89 @@
+"""P18: each argument given, absent, true everywhere and true nowhere, beside each of the others."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from unisono_conformance.adapter import Capabilities
+from unisono_conformance.cases.base import Case
+from unisono_conformance.cases.inputs import Inputs
+from unisono_conformance.cases.pairwise import pairwise
+from unisono_conformance.properties.base import BASE, Property
+from unisono_conformance.properties.gradients import agrees_in_gradients
+from unisono_conformance.properties.values import by_steps
+from unisono_conformance.trial import Trial
+
+MARKS = ("given", "absent", "all", "none")
+LEVELS = {"reset": MARKS, "valid": MARKS, "state": ("given", "absent"), "dropout": ("absent", "given", "all", "none")}
+NOISE = {"noise": ("absent", "given")}
+
+
+def rows(case: Case, can: Capabilities) -> tuple[str, ...]:
+    """Arguments in which every level of each occurs beside every level of each other. An op's state is always given: absent is zeros."""
+    levels = LEVELS if case.level == "model" and can.dropout else {n: LEVELS[n] for n in ("reset", "valid", "state")}
+    return _rows(tuple({**levels, **(NOISE if _noisy(case, _variant(case)) and can.dropout else {})}.items()))
+
+
+@functools.cache
+def _rows(levels: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[str, ...]:
+    """With as few combinations of what is there at all as meet in pairs: a framework compiles for each."""
+    there = [tuple(row.values()) for row in pairwise({n: sorted({v != "absent" for v in of}, reverse=True) for n, of in levels}, bool)]
+    found = pairwise(dict(levels), lambda row: tuple(value != "absent" for value in row.values()) in there)
+    return tuple(" ".join(f"{name}={value}" for name, value in row.items()) for row in found)
+
+
+def _variant(case: Case) -> str:
+    return case.defaults[-1]
+
+
+def _noisy(case: Case, variant: str) -> bool:
+    return case.level == "model" and bool(case.variants[variant].noise_widths)
+
+
+def arranged(trial: Trial) -> Inputs:
+    """The inputs of the draw with the arguments that it names."""
+    level = dict(pair.split("=") for pair in trial.draw.given.split())
+    absent = level["state"] == "absent"
+    inputs = trial.inputs.replace(state_given=trial.is_op) if absent else trial.running
+    random, shape = trial.random("marks"), (inputs.batch, inputs.length)
+    marks = {"reset": random.random(shape) < 0.3, "valid": random.random(shape) < 0.7}
+    full = {"all": np.ones_like, "none": np.zeros_like, "given": lambda a: a}
+    found = {name: full[level[name]](a) for name, a in marks.items() if level[name] != "absent"}
+    if trial.is_op:
+        return inputs.replace(**found)
+    drawn = trial.case.training(trial.draw, trial.setting, trial.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    if level.get("dropout", "absent") != "absent":
+        found["dropout"] = tuple(full[level["dropout"]](mask) for mask in drawn["dropout"])
+    if level.get("noise", "absent") != "absent":
+        found["noise"] = drawn["noise"]
+    return inputs.replace(**found)
+
+
+def each_argument(trial: Trial) -> None:
+    inputs, can = arranged(trial), trial.bench.adapter.capabilities
+    by_coordinate = can.gradients_by_coordinate and not trial.is_op and not trial.bench.exhaustive
+    differentiated = trial.bench.form in can.gradient_forms and not by_coordinate
+    if differentiated:
+        agrees_in_gradients(trial, inputs, "coordinate" if trial.is_op else "map" if trial.bench.exhaustive else "kind")
+    given = inputs if inputs.valid is None else trial.case.spoil(trial.draw, inputs, ~inputs.valid)
+    if not (differentiated and trial.bench.dear):
+        trial.agrees(trial.forward(given), inputs, "without gradients")
+    # where each of them is compiled, steps and the form that folds them are called with one mark alone
+    compiled = trial.bench.dear and not trial.is_op
+    alone = trial.draw.given.startswith(("reset=given valid=absent", "reset=absent valid=given"))
+    if inputs.dropout is None and inputs.noise is None and (alone or not compiled):
+        given, inputs = given.replace(state_given=True), inputs.replace(state_given=True)
+        if compiled and "recurrent" in can.forms:
+            trial.agrees(trial.forward(given, form="recurrent"), inputs, "recurrent form")
+        if can.step:
+            trial.agrees(by_steps(trial, given), inputs, "step by step")
+
+
+PROPERTIES = (
+    Property(
+        "P18", "each argument given, absent, all, none", each_argument, shapes=(BASE,), dtypes=("float32",), regimes=("tame",),
+        both_forms=True, random=False, given=rows,
+    ),
+)  # fmt: skip
