@@ -8,12 +8,12 @@ from unisono_spec.contract.lat import LATConfig
 
 from unisono_torch.layers.basic import Conv, LayerNorm, Linear, RMSNorm, updated
 from unisono_torch.layers.ffn import GELUFFN, SwiGLU
-from unisono_torch.layers.reading import Mask, Reading
-from unisono_torch.ops import linear_attention, rotary, short_conv, softmax_attention, window
+from unisono_torch.layers.reading import Mask, Reading, Rotation
+from unisono_torch.ops import linear_attention, short_conv, softmax_attention, window
 from unisono_torch.ops.elementwise import silu, wide
 from unisono_torch.ops.features import feature_map
 
-Turns = dict[int, tuple[Tensor, Tensor]]  # RoPE's cos and sin by head width
+Turns = dict[int, Rotation]  # RoPE by head width
 STATES = {"linear": ("S", "z"), "conv": ("conv",), "window": ("k", "v"), "softmax": ("k", "v")}
 OPS = {"linear": linear_attention, "window": window, "softmax": softmax_attention}
 States = tuple[Tensor, ...]
@@ -38,7 +38,7 @@ class Attention(nn.Module):
         q, k, v = (a.unflatten(-1, (self.heads, -1)) for a in self.qkv(x).split((n, n, x.shape[-1]), -1))
         dtype = wide(x.dtype)
         if self.rope:
-            q, k = (rotary.rotate_by(a.to(dtype), *turns[self.width]) for a in (q, k))
+            q, k = (turns[self.width](a.to(dtype)) for a in (q, k))
         if self.kind == "linear":
             q, k = (feature_map(self.feature_map, a.to(dtype), self.tau) for a in (q, k))
             return q, k, v

@@ -36,10 +36,7 @@ class Cell(nn.Module):
     def forward(self, x: Tensor, state: State, read: Reading, noise: Mask) -> tuple[Tensor, State]:
         """x [B, D] or [B, T, D], noise [B, (T,) n] or None → h, float32 or wider, and the state (h, memory) after it."""
         p = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        h, memory = state
-        if read.chunk_size is None:
-            return mom_gru.step(x, p, (h, memory), *read.marks, noise, self.temperature)
-        return mom_gru.hoisted(x, p, (h, memory), *read.marks, read.chunk_size, noise, self.temperature, read.implementation)
+        return read(mom_gru, x, p, state, noise=noise, temperature=self.temperature)
 
     @torch.no_grad()
     def load(self, x: Tensor, before: Tensor, h: Tensor, marks: Marks, noise: Mask) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from unisono_torch.ops import position
+from unisono_torch.ops import mom_gru, position, rotary
 
 Mask = Tensor | None
+Rotation = Callable[[Tensor], Tensor]  # x [..., H, K] → the same, each head turned by its position
 
 
 class Marks(NamedTuple):
@@ -58,12 +60,18 @@ class Reading:
     def one_token(self) -> bool:
         return self.chunk_size is None
 
-    def __call__(self, op: Any, *inputs: Any, more: tuple = ()) -> tuple[Tensor, Any]:
-        """Outputs and the state after them; the last of `inputs` is the state before. more: what the op takes after the marks."""
+    def __call__(self, op: Any, *inputs: Any, **more: Any) -> tuple[Tensor, Any]:
+        """Outputs and the state after them; the last of `inputs` is the state before. more: the op's own options."""
         if self.one_token:
-            return op.step(*inputs, *self.marks, *more)
-        return op.parallel(*inputs, *self.marks, *more, self.chunk_size, self.implementation)
+            return op.step(*inputs, *self.marks, **more)
+        whole = op.hoisted if op is mom_gru else op.parallel
+        return whole(*inputs, *self.marks, chunk_size=self.chunk_size, implementation=self.implementation, **more)
 
     def positions(self, before: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The position of each of `tokens`, and how many tokens the sequences then hold; `before` [B]: and held."""
         return position.step(before, *self.marks) if self.one_token else position.parallel(before, tokens.shape[1], *self.marks)
+
+    def rotation(self, where: Tensor, width: int, base: float, dtype: torch.dtype) -> Rotation:
+        """RoPE of heads that are `width` wide, in `dtype`; where: the tokens' positions."""
+        cos, sin = rotary.turn(where, width, base, dtype)
+        return lambda x: rotary.rotate_by(x, cos, sin)

@@ -59,7 +59,7 @@ class CRAM(Model):
         for i, layer in enumerate(self.layers):
             name = f"layers.{i}.xi"
             u, s = layer.scored_input(x, where)
-            xi, out[name] = read(weighted_sum, u, s, state[name], more=(self.config.exclusive,))
+            xi, out[name] = read(weighted_sum, u, s, state[name], exclusive=self.config.exclusive)
             x = layer(x, xi, training.mask(i))
         return self._head(x), out
 

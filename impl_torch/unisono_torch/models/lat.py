@@ -45,7 +45,7 @@ class LAT(Model):
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
         where, count = read.positions(state["position"], tokens)
         x = self._embed(tokens, where, read.marks.valid)
-        turns = {width: rotary.turn(where, width, self.blocks.rope_base, wide(x.dtype)) for width in self.turned}
+        turns = {width: read.rotation(where, width, self.blocks.rope_base, wide(x.dtype)) for width in self.turned}
         out: State = {"position": count}
         for i, layer in enumerate(self.layers):
             names = [f"layers.{i}.{part}" for part in layer.states]

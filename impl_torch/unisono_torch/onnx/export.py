@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from unisono_spec.contract import ANY, Config, InputError, config_to_dict, nearest, zero_state
 
-from unisono_torch.layers.reading import Marks, Reading, Training
-from unisono_torch.onnx.ops import TARGETS, inline, translations
-from unisono_torch.onnx.ops import target as tracing_for
+from unisono_torch.layers.reading import Training
+from unisono_torch.onnx.ops import TARGETS, GraphReading, inline, translations
 
 OPSET = 23  # onnxruntime reads up to 26, torch writes up to 25
 CONFIG_KEY = "unisono.config"
@@ -81,14 +80,14 @@ def export(model: Any, path: str | Path, metadata: Mapping[str, str] | None = No
 class _Graph(nn.Module):
     """The model as a function of flat tensors, in the order of the graph's inputs and outputs."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, target: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.target = model, target
         self.names = tuple(model.config.states())
 
     def forward(self, tokens: Tensor, reset: Tensor, valid: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         # past the checks of `forward`, which read values and compare lengths
-        read = Reading(Marks(reset, valid), 64, self.model.implementation)
+        read = GraphReading(reset, valid, self.target)
         logits, after = self.model._read(tokens, dict(zip(self.names, state, strict=True)), read, Training())
         return logits, *(after[name] for name in self.names)
 
@@ -108,8 +107,7 @@ def _filled(model: Any, target: str) -> Any:
     # tracing takes seconds and reads no values: what it finds is kept
     key = model.config, next(model.parameters()).dtype, target
     if key not in _traced:
-        with tracing_for(target):
-            _traced[key] = _trace(model)
+        _traced[key] = _trace(model, target)
     graph = _traced[key].clone()
     if target == "ort" and MICROSOFT not in graph.opset_imports:
         raise InputError(f"target: 'ort'; nothing in this {model.config.arch} maps onto onnxruntime's own operators: use 'portable'")
@@ -122,7 +120,7 @@ def _filled(model: Any, target: str) -> Any:
 _traced: dict[tuple[Config, torch.dtype, str], Any] = {}
 
 
-def _trace(model: Any) -> Any:
+def _trace(model: Any, target: str) -> Any:
     """`model` without the values of its parameters."""
     from onnxscript import optimizer
 
@@ -134,7 +132,7 @@ def _trace(model: Any) -> Any:
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                _Graph(model).eval(),
+                _Graph(model, target).eval(),
                 inputs,
                 dynamo=True,
                 opset_version=OPSET,

@@ -1,4 +1,4 @@
-"""What stands for an op while torch traces a model for export: one node of the domain "unisono".
+"""What a model reads by while torch traces it for export: each op is one node of the domain "unisono".
 
 So the tracer meets no arithmetic on lengths, which it would freeze at the traced length or take minutes over. `inline` then replaces
 the nodes by standard operators, by the functions of sums.py, rotary.py, attention.py and scans.py, or of fused.py for onnxruntime's own.
@@ -7,30 +7,41 @@ the nodes by standard operators, by the functions of sums.py, rotary.py, attenti
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unisono_torch.layers.reading import Marks, Reading, Rotation
+from unisono_torch.ops import diagonal_ssm as ssm
+from unisono_torch.ops import mom_gru as cell
+from unisono_torch.ops import rotary
 from unisono_torch.ops.fold import masked
 
 DOMAIN = "unisono"
 TARGETS = ("portable", "ort")
-_target = ContextVar("target", default="portable")
 
 
-@contextmanager
-def target(name: str) -> Iterator[None]:
-    """Trace for standard operators ("portable"), or with onnxruntime's own where an op maps onto them ("ort")."""
-    token = _target.set(name)
-    try:
-        yield
-    finally:
-        _target.reset(token)
+class GraphReading(Reading):
+    """Whole sequences, by nodes: of standard operators ("portable"), or onnxruntime's own where an op maps onto them ("ort")."""
+
+    def __init__(self, reset: Tensor, valid: Tensor, target: str = "portable") -> None:
+        super().__init__(Marks(reset, valid), chunk_size=64)
+        self.given = reset, valid
+        self.nodes = FUSED if target == "ort" else NODES
+
+    def __call__(self, op: Any, *inputs: Any, **more: Any) -> tuple[Tensor, Any]:
+        return self.nodes[op.__name__.rpartition(".")[2]](*inputs, *self.given, **more)
+
+    def positions(self, before: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return _node("Position", (before, *self.given), (self.given[1].int(), before))
+
+    def rotation(self, where: Tensor, width: int, base: float, dtype: torch.dtype) -> Rotation:
+        table = torch.from_numpy(rotary.prepare(width, base).astype(np.float32)).to(where.device)
+        like = torch.empty(*where.shape, table.shape[-1], dtype=torch.float32, device=where.device)
+        cos, sin = _node("Turn", (where, table), (like, like))
+        return lambda x: _node("Rotate", (x, cos, sin), (x,))[0]
 
 
 def decayed_sum(x: Tensor, decay: float, initial_state: Tensor, reset: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,22 +54,15 @@ def weighted_sum(x: Tensor, s: Tensor, initial_state: Tensor, reset: Tensor, val
     return _node("WeightedSum", (x, s, initial_state, reset, valid), (x, initial_state), {"exclusive": int(exclusive)})
 
 
-def position(initial_state: Tensor, reset: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    return _node("Position", (initial_state, reset, valid), (valid.int(), initial_state))
-
-
-def turn(position: Tensor, table: np.ndarray) -> tuple[Tensor, Tensor]:
-    like = torch.empty(*position.shape, table.shape[-1], dtype=torch.float32, device=position.device)
-    return _node("Turn", (position, torch.from_numpy(table.astype(np.float32)).to(position.device)), (like, like))
-
-
-def rotate_by(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return _node("Rotate", (x, cos, sin), (x,))[0]
-
-
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, state: tuple[Tensor, Tensor], reset: Tensor, valid: Tensor) -> tuple[Tensor, Any]:
-    name, attributes = ("FusedLinearAttention", {"heads": k.shape[2]}) if _target.get() == "ort" else ("LinearAttention", {})
-    o, *after = _node(name, (q, k, v, *state, reset, valid), (v, *state), attributes)
+    o, *after = _node("LinearAttention", (q, k, v, *state, reset, valid), (v, *state))
+    return o, tuple(after)
+
+
+def fused_linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, state: tuple[Tensor, Tensor], reset: Tensor, valid: Tensor
+) -> tuple[Tensor, Any]:
+    o, *after = _node("FusedLinearAttention", (q, k, v, *state, reset, valid), (v, *state), {"heads": k.shape[2]})
     return o, tuple(after)
 
 
@@ -66,11 +70,18 @@ def multiscale(
     q: Tensor, k: Tensor, v: Tensor, q_norm: Tensor, k_norm: Tensor, log_decay: Tensor, weight: Tensor, state: tuple[Tensor, Tensor],
     reset: Tensor, valid: Tensor,
 ) -> tuple[Tensor, Any]:  # fmt: skip
-    if _target.get() == "ort" and q is q_norm and k is k_norm:
-        scales, heads = state[1].shape[1:3]
-        o, *after = _node("FusedMultiscale", (q, k, v, log_decay, weight, *state, reset, valid), (v, *state), {"heads": scales * heads})
-        return o, tuple(after)
     o, *after = _node("Multiscale", (q, k, v, q_norm, k_norm, log_decay, weight, *state, reset, valid), (v, *state))
+    return o, tuple(after)
+
+
+def fused_multiscale(
+    q: Tensor, k: Tensor, v: Tensor, q_norm: Tensor, k_norm: Tensor, log_decay: Tensor, weight: Tensor, state: tuple[Tensor, Tensor],
+    reset: Tensor, valid: Tensor,
+) -> tuple[Tensor, Any]:  # fmt: skip
+    if q is not q_norm or k is not k_norm:
+        return multiscale(q, k, v, q_norm, k_norm, log_decay, weight, state, reset, valid)
+    scales, heads = state[1].shape[1:3]
+    o, *after = _node("FusedMultiscale", (q, k, v, log_decay, weight, *state, reset, valid), (v, *state), {"heads": scales * heads})
     return o, tuple(after)
 
 
@@ -93,22 +104,28 @@ def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, re
 def selective_scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, reset: Tensor, valid: Tensor
 ) -> tuple[Tensor, Tensor]:
-    name, attributes = ("FusedSelectiveScan", {"heads": u.shape[2]}) if _target.get() == "ort" else ("SelectiveScan", {})
-    return _node(name, (u, dt, A, B, C, D, state, reset, valid), (u, state), attributes)
+    return _node("SelectiveScan", (u, dt, A, B, C, D, state, reset, valid), (u, state))
+
+
+def fused_selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, reset: Tensor, valid: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _node("FusedSelectiveScan", (u, dt, A, B, C, D, state, reset, valid), (u, state), {"heads": u.shape[2]})
 
 
 def diagonal_ssm(
-    u: Tensor, power: Tensor, gain: Tensor, C: Tensor, D: Tensor, state: Tensor, reset: Tensor, valid: Tensor
+    u: Tensor, dt: Tensor, A: Tensor, C: Tensor, D: Tensor, state: Tensor, reset: Tensor, valid: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """power: e^{ΔA}, gain: (e^{ΔA} − 1)/A, both float64."""
+    power, gain = ssm.powers(dt, A, 1)[1], ssm.gain(dt, A)  # float64
     return _node("DiagonalSSM", (u, power, gain, C, D, state, reset, valid), (u, state))
 
 
 def mom_gru(
-    given: Tensor, weights: Any, state: tuple[Tensor, Tensor], reset: Tensor, valid: Tensor
+    x: Tensor, p: dict[str, Tensor], state: tuple[Tensor, Tensor], reset: Tensor, valid: Tensor, noise: None, temperature: float
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """given: the products with x; weights: the others of ops/mom_gru.py."""
-    h, M = state
+    """noise and temperature: training's alone."""
+    (x, weights), (h, M) = cell.prepared(x, p, valid), state
+    given = torch.nn.functional.linear(x, weights.x, weights.x_bias)
     matrices = (
         weights.h.mT,
         weights.c.mT,
@@ -133,6 +150,22 @@ def _node(name: str, inputs: tuple[Tensor, ...], like: tuple[Tensor, ...], attri
         shapes=tuple(a.shape for a in like),
         version=1,
     )
+
+
+# by the module of the op
+NODES: dict[str, Any] = {
+    node.__name__: node
+    for node in (
+        decayed_sum, weighted_sum, linear_attention, multiscale, window, softmax_attention, short_conv, selective_scan, diagonal_ssm,
+        mom_gru,
+    )
+}  # fmt: skip
+FUSED = {
+    **NODES,
+    "linear_attention": fused_linear_attention,
+    "multiscale": fused_multiscale,
+    "selective_scan": fused_selective_scan,
+}
 
 
 def translations() -> dict[Any, Any]:

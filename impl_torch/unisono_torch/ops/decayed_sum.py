@@ -57,10 +57,6 @@ def parallel(
 
     n counts the valid tokens read; a reset cuts both terms.
     """
-    if torch.onnx.is_in_onnx_export() and reset is not None and valid is not None:
-        from unisono_torch.onnx import ops as graph
-
-        return graph.decayed_sum(x, decay, initial_state, reset, valid)
     if use_triton(implementation, "decayed_sum", x.device, x.dtype):
         from unisono_torch.kernels.decayed_sum import decayed_sum
 

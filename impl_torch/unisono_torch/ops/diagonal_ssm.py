@@ -40,7 +40,7 @@ def step(
     if reset is not None:
         (state,) = masked(~reset, state)
     u = masked(valid, u)[0].to(dtype)
-    new = _product(_powers(dt, A, 1)[1].to(dtype), state) + _gain(dt, A).to(dtype) * u[..., None, None]
+    new = _product(powers(dt, A, 1)[1].to(dtype), state) + gain(dt, A).to(dtype) * u[..., None, None]
     y = 2 * (_conjugate(C) * new).sum((-1, -2)) + D * u
     if valid is None:
         return y, new
@@ -78,10 +78,6 @@ def parallel(
     Without resets a chunk is one matmul a channel, with a Toeplitz matrix. With resets, each pair of tokens has a mask of its own,
     and the convolution goes lag by lag.
     """
-    if torch.onnx.is_in_onnx_export() and reset is not None and valid is not None:
-        from unisono_torch.onnx import ops as graph
-
-        return graph.diagonal_ssm(u, _powers(dt, A, 1)[1], _gain(dt, A), C, D, initial_state, reset, valid)
     use_triton(implementation, "diagonal_ssm", u.device, u.dtype)
     dtype, length = wide(u.dtype), u.shape[1]
     C, D, initial = (a.to(dtype) for a in (C, D, initial_state))
@@ -89,8 +85,8 @@ def parallel(
     compact, segment = Compact(valid, u), segments(reset, u)
     now, u = compact.pack(segment), compact.pack(u).to(dtype)
     x = chunks(u, size)  # [B, N, C, D]
-    power = _powers(dt, A, size).to(dtype)  # e^{pΔA} [C+1, D, P, 2]
-    grown = _product(power[:-1], _gain(dt, A).to(dtype))  # what an input has become p tokens later [C, D, P, 2]
+    power = powers(dt, A, size).to(dtype)  # e^{pΔA} [C+1, D, P, 2]
+    grown = _product(power[:-1], gain(dt, A).to(dtype))  # what an input has become p tokens later [C, D, P, 2]
     kernel = 2 * (_conjugate(C) * grown).sum((-1, -2))  # [C, D]
     reading = 2 * _conjugate(_product(power[1:], C))  # of the state before the chunk, by the tokens in it [C, D, P, 2]
 
@@ -153,7 +149,7 @@ def _conjugate(a: Tensor) -> Tensor:
     return torch.stack([a[..., 0], -a[..., 1]], -1)
 
 
-def _powers(dt: Tensor, A: Tensor, most: int) -> Tensor:
+def powers(dt: Tensor, A: Tensor, most: int) -> Tensor:
     """e^{pΔA} for p from 0 to `most` [most + 1, D, P, 2], float64."""
     x, y = (dt.double()[:, None] * a for a in A.double().unbind(-1))
     one = torch.stack([x.exp() * y.cos(), x.exp() * y.sin()], -1)
@@ -163,7 +159,7 @@ def _powers(dt: Tensor, A: Tensor, most: int) -> Tensor:
     return powers[: most + 1]
 
 
-def _gain(dt: Tensor, A: Tensor) -> Tensor:
+def gain(dt: Tensor, A: Tensor) -> Tensor:
     """(e^{ΔA} − 1) / A [D, P, 2], float64; with ΔA = x + iy, cos y − 1 = −2 sin²(y/2)."""
     A = A.double()
     x, y = (dt.double()[:, None] * a for a in A.unbind(-1))

@@ -52,10 +52,6 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[Tensor, State]:
     """Masked matmuls inside chunks of C tokens; the states between chunks are a segmented sum over chunks."""
-    if torch.onnx.is_in_onnx_export() and reset is not None and valid is not None:
-        from unisono_torch.onnx import ops as graph
-
-        return graph.linear_attention(q, k, v, initial_state, reset, valid)
     use_triton(implementation, "linear_attention", v.device, v.dtype)
     dtype, length = wide(v.dtype), q.shape[1]
     S0, z0 = (a.to(dtype) for a in initial_state)

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from unisono_torch.ops.dispatch import use_triton
@@ -119,20 +118,19 @@ def hoisted(
     """The recurrence has no parallel form. This one takes every product with x out of the loop, as one matmul over all T; what is
     left in it depends on h. Its gradient is written out, and keeps one memory in 32 (mom_gru_loop.py), whatever the chunk size."""
     use_triton(implementation, "mom_gru", x.device, x.dtype)
-    dtype, d = wide(x.dtype), x.shape[-1]
-    p = {name: a.to(dtype) for name, a in p.items()}
-    x = masked(valid, x)[0].to(dtype)
-    banks, slots = p["memory"].shape[:2]
-    weights = _weights(p, d)
+    dtype, (banks, slots) = wide(x.dtype), p["memory"].shape[:2]
+    x, weights = prepared(x, p, valid)
     if noise is not None:
-        noise = masked(valid, noise)[0].to(dtype) + p["balance_bias"]
-    if torch.onnx.is_in_onnx_export() and reset is not None and valid is not None:
-        from unisono_torch.onnx import ops as graph
-
-        return graph.mom_gru(F.linear(x, weights.x, weights.x_bias), weights, initial_state, reset, valid)
+        noise = masked(valid, noise)[0].to(dtype) + p["balance_bias"].to(dtype)
     h, M = (a.to(dtype) for a in initial_state)
     out, M = loop(weights, Sizes(banks, slots, temperature), h, M.flatten(1, 2), x, reset, valid, noise)
     return out, (out[:, -1].clone(), M.unflatten(1, (banks, slots)))
+
+
+def prepared(x: Tensor, p: Params, valid: Tensor | None) -> tuple[Tensor, Weights]:
+    """x [B, T, D], zero where it is not valid, and the weights as the loop takes them; float32 or wider."""
+    dtype = wide(x.dtype)
+    return masked(valid, x)[0].to(dtype), _weights({name: a.to(dtype) for name, a in p.items()}, x.shape[-1])
 
 
 def _weights(p: Params, d: int) -> Weights:

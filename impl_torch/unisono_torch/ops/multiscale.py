@@ -109,10 +109,6 @@ def parallel(
 
     All scales share q kᵀ: with a weight per head they are one matmul, masked by Σ_s c^s_t / (q'_t·z^s_t + ε) exp(L^s_t − L^s_j).
     """
-    if torch.onnx.is_in_onnx_export() and reset is not None and valid is not None:
-        from unisono_torch.onnx import ops as graph
-
-        return graph.multiscale(q, k, v, q_norm, k_norm, log_decay, weight, initial_state, reset, valid)
     use_triton(implementation, "multiscale", v.device, v.dtype)
     dtype, length, same = wide(v.dtype), q.shape[1], q is q_norm and k is k_norm
     S0, z0 = (a.to(dtype) for a in initial_state)

@@ -31,10 +31,6 @@ def prepare(width: int, base: float = 10000.0) -> np.ndarray:
 
 def turn(position: Tensor, width: int, base: float = 10000.0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """position [...] → cos and sin of its angles [..., K/2] in `dtype`."""
-    if torch.onnx.is_in_onnx_export():
-        from unisono_torch.onnx import ops as graph
-
-        return graph.turn(position, prepare(width, base))
     table = torch.from_numpy(prepare(width, base)).to(position.device, dtype)
     cos, sin = table[:, 0][:, torch.bitwise_and(position.long(), 255)]
     for place in range(1, _DIGITS):
@@ -46,10 +42,6 @@ def turn(position: Tensor, width: int, base: float = 10000.0, dtype: torch.dtype
 
 def rotate_by(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each head of x; lengths stay as they are."""
-    if torch.onnx.is_in_onnx_export():
-        from unisono_torch.onnx import ops as graph
-
-        return graph.rotate_by(x, cos, sin)
     first, second = x.chunk(2, -1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)

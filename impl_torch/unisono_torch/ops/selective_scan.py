@@ -71,10 +71,6 @@ def parallel(
 
     A reset is a step with a factor of 0.
     """
-    if torch.onnx.is_in_onnx_export() and reset is not None and valid is not None:
-        from unisono_torch.onnx import ops as graph
-
-        return graph.selective_scan(u, dt, A, B, C, D, initial_state, reset, valid)
     use_triton(implementation, "selective_scan", u.device, u.dtype)
     dtype = wide(u.dtype)
     u, dt, B, C = (a.to(dtype) for a in masked(valid, u, dt, B, C))

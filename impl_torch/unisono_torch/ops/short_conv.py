@@ -51,10 +51,6 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One shifted product a tap, over the valid tokens; there are no chunks, since nothing is carried but the last inputs."""
-    if torch.onnx.is_in_onnx_export() and reset is not None and valid is not None:
-        from unisono_torch.onnx import ops as graph
-
-        return graph.short_conv(x, weight, bias, initial_state, reset, valid)
     use_triton(implementation, "short_conv", x.device, x.dtype)
     dtype, length, taps = wide(x.dtype), x.shape[1], weight.shape[-1]
     compact, segment = Compact(valid, x), segments(reset, x)

@@ -61,10 +61,6 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[Tensor, State]:
     """One masked attention over the cache and all T tokens. A fresh sequence without marks needs no mask and no cache."""
-    if torch.onnx.is_in_onnx_export() and reset is not None and valid is not None:
-        from unisono_torch.onnx import ops as graph
-
-        return graph.softmax_attention(q, k, v, initial_state, reset, valid)
     use_triton(implementation, "softmax_attention", v.device, v.dtype)
     keys, values, count = initial_state
     length, capacity, dtype = q.shape[1], keys.shape[1], wide(v.dtype)

@@ -53,10 +53,6 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """A segmented sum inside chunks of C tokens, as one masked matmul, with a carry between them."""
-    if torch.onnx.is_in_onnx_export() and reset is not None and valid is not None:
-        from unisono_torch.onnx import ops as graph
-
-        return graph.weighted_sum(x, s, initial_state, reset, valid, exclusive)
     if use_triton(implementation, "weighted_sum", x.device, x.dtype):
         from unisono_torch.kernels.weighted_sum import weighted_sum
 

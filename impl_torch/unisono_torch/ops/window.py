@@ -63,10 +63,6 @@ def parallel(
 ) -> tuple[Tensor, State]:
     """A banded mask over the C valid tokens of a chunk and the w before them. Chunks are w tokens long at least: shorter ones
     would copy each key more often than twice."""
-    if torch.onnx.is_in_onnx_export() and reset is not None and valid is not None:
-        from unisono_torch.onnx import ops as graph
-
-        return graph.window(q, k, v, initial_state, reset, valid)
     use_triton(implementation, "window", v.device, v.dtype)
     dtype, length = wide(v.dtype), q.shape[1]
     keys, values, count = initial_state
