@@ -49,8 +49,6 @@ def owned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _alone(a: Tensor) -> bool:
-    if torch.onnx.is_in_onnx_export():
-        return True
     if not readable(a):
         return False  # which storage it will have is not known
     return a.untyped_storage().nbytes() == a.numel() * a.element_size()
