@@ -190,13 +190,8 @@ class TrainConfig:
             )
 
     def _disagreements(self, config: Config) -> Iterator[str]:
-        if self.mode == "positions" and not is_precomputable(config):
+        if self.mode == "positions" and not config.precomputable:
             yield "mode: positions needs a model whose ξ depends on the data alone, use scheme=fixed with codes=binary or frame"
-
-
-def is_precomputable(config: Config) -> bool:
-    """Whether ξ is a function of the data alone (CRAM's fixed scheme without a trained embedding)."""
-    return getattr(config, "scheme", None) == "fixed" and getattr(config, "codes", None) != "embedding"
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

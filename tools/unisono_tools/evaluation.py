@@ -10,7 +10,7 @@ import numpy as np
 from unisono_spec.contract import ANY, Config, InputError
 from unisono_spec.contract.checks import check_ids
 
-from unisono_tools.backends.base import Reader, head
+from unisono_tools.backends.base import Reader
 
 CHUNK = 4096  # tokens read at once, fewer with a large vocabulary
 LOGITS = 1 << 22  # numbers a chunk of logits may hold
@@ -58,7 +58,7 @@ def evaluate(reader: Reader, ids: np.ndarray, limit: int = 0, window: int = 0, p
     number = len(ids) - 1 if not limit else min(limit, len(ids) - 1)
     if number < 1:
         raise InputError(f"evaluation: {len(ids)} tokens predict nothing; give at least 2")
-    width = 2 * ids.shape[1] if config.reads_frames else config.vocab_size  # pyright: ignore[reportAttributeAccessIssue]
+    width = 2 * ids.shape[1] if config.reads_frames else config.vocab_size
     chunk = max(1, min(CHUNK, LOGITS // width))
     state, nats, targets = reader.init_state(1, window or number), 0.0, 0
     for start in range(0, number, chunk):
@@ -68,7 +68,7 @@ def evaluate(reader: Reader, ids: np.ndarray, limit: int = 0, window: int = 0, p
         part = np.asarray(ids[start : stop + 1])
         reset = None if not window else (np.arange(start, stop) % window == 0)[None]
         if not config.reads_frames:
-            check_ids(part, config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+            check_ids(part, config.vocab_size)
         logits, state = reader.forward(part[None, :-1], state, reset)
         nats += float(nll(config, logits[0], part[1:]).sum())
         targets += part[1:].size
@@ -80,7 +80,7 @@ def evaluate(reader: Reader, ids: np.ndarray, limit: int = 0, window: int = 0, p
 def nll(config: Config, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Nats of each target, in float64: logits [N, V] and ids [N], or the parameters [N, F or 2F] of frames [N, F] → [N] or [N, F]."""
     z = logits.astype(np.float64)
-    kind = head(config)
+    kind = config.predicts
     if kind == "categorical":
         top = z.max(-1)
         log_sum = top + np.log(np.exp(z - top[:, None]).sum(-1))

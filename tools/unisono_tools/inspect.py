@@ -47,10 +47,10 @@ def dependency_matrix(model: Model, length: int, seed: int = 0) -> np.ndarray:
     config = model.config
     rng = generator(seed, "inspect.dependency")
     if config.reads_frames:
-        tokens = rng.random((1, length, config.code_size))  # pyright: ignore[reportAttributeAccessIssue]
+        tokens = rng.random((1, length, config.frame_size))
     else:
         # no id twice: its row of the embedding is then the input of one position
-        most = config.vocab_size  # pyright: ignore[reportAttributeAccessIssue]
+        most = config.vocab_size
         if not 1 <= length <= most:
             raise InputError(f"length: {length}; use 1 to {most} tokens, which this vocabulary can tell apart")
         tokens = rng.permutation(most)[None, :length]

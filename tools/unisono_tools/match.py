@@ -86,11 +86,11 @@ def match(target: int, vocab: int) -> dict[str, Config]:
 def _nearest(name: str, family: Family, target: int, vocab: int) -> Config:
     base = preset(family.base)
     # a model of twice the size is usually wider rather than deeper
-    shape = base.d_model / base.n_layers * (target / count_params(base)) ** 0.2  # pyright: ignore[reportAttributeAccessIssue]
+    shape = base.d_model / base.n_layers * (target / count_params(base)) ** 0.2
     found: list[tuple[float, int, Config]] = []
     closest = math.inf
     for n_layers in LAYERS:
-        widths = [config.d_model for config in _around(family, target, vocab, n_layers, next(_choices(family)))]  # pyright: ignore[reportAttributeAccessIssue]
+        widths = [config.d_model for config in _around(family, target, vocab, n_layers, next(_choices(family)))]
         if not widths or max(widths) / n_layers < shape / SHAPES:
             break
         if min(widths) / n_layers > shape * SHAPES:
@@ -100,7 +100,7 @@ def _nearest(name: str, family: Family, target: int, vocab: int) -> Config:
                 count = count_params(config)
                 closest = count if abs(count - target) < abs(closest - target) else closest
                 if abs(Fraction(count, target) - 1) <= WITHIN:
-                    distance = abs(math.log(config.d_model / n_layers / shape))  # pyright: ignore[reportAttributeAccessIssue]
+                    distance = abs(math.log(config.d_model / n_layers / shape))
                     found.append((distance + 0.1 * rank, len(found), config))
     if not found:
         raise InputError(f"params: no {name} model of {vocab} ids has within 0.5 % of {target:,}, the nearest {closest:,}; ask for more")

@@ -136,7 +136,7 @@ class Model(nnx.Module):
         check_x64(self.dtype)  # the mode may have changed since this model was made
         check_inputs(self.config, tokens, state, reset, valid)
         if not self.config.reads_frames and not isinstance(tokens, Tracer):
-            check_ids(np.asarray(tokens), self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+            check_ids(np.asarray(tokens), self.config.vocab_size)
         self._check_reach(state, tokens.shape[0], tokens.shape[1], reset, valid)
 
     def _tokens(self, tokens: Any) -> jax.Array:

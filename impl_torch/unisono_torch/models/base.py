@@ -130,7 +130,7 @@ class Model(nn.Module):
             raise InputError(f"tokens: {type(tokens).__name__}; give a torch.Tensor, such as torch.as_tensor(tokens)")
         check_inputs(self.config, tokens, state, reset, valid)
         if not self.config.reads_frames and readable(tokens) and tokens.device.type == "cpu":
-            check_ids(tokens.numpy(), self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+            check_ids(tokens.numpy(), self.config.vocab_size)
 
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
         """tokens [B, T], or [B] of one token, as `read` says → logits [B, (T,) V], the state after them."""

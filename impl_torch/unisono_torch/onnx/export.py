@@ -49,11 +49,8 @@ def export(model: Any, path: str | Path, metadata: Mapping[str, str] | None = No
     onnx, ir, runtime = _packages()
     if model.dtype != "float32":
         raise InputError(f"dtype: {model.dtype}; export computes in float32: load the checkpoint again with dtype='float32'")
-    if getattr(model.config, "compress_every", 0):
-        raise InputError(
-            f"{model.config.arch}.compress_every: {model.config.compress_every}; memory compression needs a singular value decomposition, "
-            "which ONNX does not have; export a model with compress_every=0 and compress_rank=0"
-        )
+    if model.config.no_graph:
+        raise InputError(f"{model.config.arch}.{model.config.no_graph}")
     if target not in TARGETS:
         raise InputError(f"target: {target!r} is unknown; {nearest(target, TARGETS)}")
     for key, value in (metadata or {}).items():
@@ -162,11 +159,11 @@ def example(config: Config, batch: int, length: int, seed: int = 0) -> dict[str,
     rng = np.random.default_rng(seed)
     reset, valid = rng.random((batch, length)) < 0.05, rng.random((batch, length)) < 0.9
     if config.reads_frames:
-        tokens = rng.standard_normal((batch, length, config.code_size), np.float32)  # pyright: ignore[reportAttributeAccessIssue]
+        tokens = rng.standard_normal((batch, length, config.frame_size), np.float32)
         tokens[~valid] = np.nan
     else:
-        tokens = rng.integers(0, config.vocab_size, (batch, length))  # pyright: ignore[reportAttributeAccessIssue]
-    limit = config.max_positions if getattr(config, "positions", "") == "learned" else None  # pyright: ignore[reportAttributeAccessIssue]
+        tokens = rng.integers(0, config.vocab_size, (batch, length))
+    limit = config.longest
     started = 1000 if limit is None else limit // 2
     capacity = None
     if any(ANY in s.shape for s in config.states().values()):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_type_hints
 
 import ml_dtypes
 import numpy as np
@@ -78,6 +78,16 @@ class Config:
 
     arch: ClassVar[str]
 
+    if TYPE_CHECKING:  # fields of every config, each with a default of its own
+        d_model: int = 1  # D
+        n_layers: int = 1
+        vocab_size: int = 1  # V
+        dropout: float = 0.0  # of each residual update, in training only
+
+    # what holds unless a config has a field of that name
+    frame_size = 0  # F, where inputs are frames
+    balance_rate = 0.0  # how fast a noisy router's balance bias follows the banks' load
+
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
@@ -88,6 +98,10 @@ class Config:
             if isinstance(value, int) and abs(value) > (most := _MOST.get(field.name, MAX_SIZE)):
                 raise InputError(f"{name}: {value} is out of bounds; use an integer ≤ {most}")
             object.__setattr__(self, field.name, value)
+        self.at_least(1, "d_model", "vocab_size")
+        self.at_least(0, "n_layers")
+        if not 0 <= self.dropout < 1:
+            self.fail("dropout", "use a number in [0, 1)")
         self.validate()
 
     def validate(self) -> None:
@@ -104,7 +118,7 @@ class Config:
     @property
     def n_updates(self) -> int:
         """How many residual updates dropout multiplies: the length of `forward`'s `dropout`."""
-        return self.n_layers  # pyright: ignore[reportAttributeAccessIssue]
+        return self.n_layers
 
     @property
     def noise_widths(self) -> tuple[int, ...]:
@@ -115,6 +129,31 @@ class Config:
     def reads_frames(self) -> bool:
         """Whether inputs are real frames `[B, T, F]` instead of token ids `[B, T]`."""
         return False
+
+    @property
+    def predicts(self) -> Literal["categorical", "bernoulli", "gaussian"]:
+        """The distribution of the next input whose parameters the outputs are; gaussian: F means, then F log variances."""
+        return "categorical"
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens that a sequence can have, where positions are learned."""
+        return None
+
+    @property
+    def starts(self) -> int:
+        """At how many positions, from 0, training may begin a sequence."""
+        return 1
+
+    @property
+    def precomputable(self) -> bool:
+        """Whether all that is read over time is a function of the data alone, and can be computed once for all epochs."""
+        return False
+
+    @property
+    def no_graph(self) -> str:
+        """Why no ONNX graph has this config, field first and remedy last; empty where one has."""
+        return ""
 
     def fail(self, field: str, remedy: str) -> None:
         raise InputError(f"{self.arch}.{field}: {shown(getattr(self, field))} is not valid here; {remedy}")

@@ -31,8 +31,8 @@ def check_inputs(
         raise InputError(f"tokens: shape {shape} of {tokens.dtype}, expected {what}; reshape or convert them")
     if shape[1] == 0:
         raise InputError("tokens: T is 0; give at least one token")
-    if config.reads_frames and shape[2] != config.code_size:  # pyright: ignore[reportAttributeAccessIssue]
-        raise InputError(f"tokens: frames are {shape[2]} wide, the config's frame_size is {config.code_size}; resize them")  # pyright: ignore[reportAttributeAccessIssue]
+    if config.reads_frames and shape[2] != config.frame_size:
+        raise InputError(f"tokens: frames are {shape[2]} wide, the config's frame_size is {config.frame_size}; resize them")
     for name, mask in (("reset", reset), ("valid", valid)):
         if mask is not None and (tuple(mask.shape) != shape[:2] or dtype_kind(mask) != "b"):
             raise InputError(

@@ -45,10 +45,8 @@ class CRAMConfig(Config):
     residual: Literal["before", "after"] = "before"  # after: LN(ξ + FFN(ξ)), the source code's variant
 
     def validate(self) -> None:
-        self.at_least(1, "d_model", "ffn_mult", "vocab_size")
-        self.at_least(0, "n_layers", "frame_size")
-        if not 0 <= self.dropout < 1:
-            self.fail("dropout", "use a number in [0, 1)")
+        self.at_least(1, "ffn_mult")
+        self.at_least(0, "frame_size")
         if not 0 < self.decay < 1:
             self.fail("decay", "use a number in (0, 1); the paper's value is 0.5")
         if not 1 <= self.position_bits <= 30:
@@ -84,6 +82,19 @@ class CRAMConfig(Config):
     @property
     def reads_frames(self) -> bool:
         return self.scheme == "fixed" and self.codes == "frame"
+
+    @property
+    def predicts(self) -> Literal["categorical", "bernoulli", "gaussian"]:
+        return self.frame_head if self.reads_frames else "categorical"
+
+    @property
+    def starts(self) -> int:
+        return 2**self.position_bits if self.position_offset == "random" else 1
+
+    @property
+    def precomputable(self) -> bool:
+        """ξ of the fixed scheme, unless its codes are trained."""
+        return self.scheme == "fixed" and self.codes != "embedding"
 
     @property
     def code_size(self) -> int:

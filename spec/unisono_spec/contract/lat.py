@@ -48,12 +48,7 @@ class LATConfig(Config):
     dropout: float = 0.0  # after each mixer and each FFN, in training only
 
     def validate(self) -> None:
-        self.at_least(
-            1, "d_model", "vocab_size", "head_width", "qk_width", "window", "conv_width", "conv_mult", "ffn_mult", "max_positions"
-        )
-        self.at_least(0, "n_layers")
-        if not 0 <= self.dropout < 1:
-            self.fail("dropout", "use a number in [0, 1)")
+        self.at_least(1, "head_width", "qk_width", "window", "conv_width", "conv_mult", "ffn_mult", "max_positions")
         if self.d_model % self.head_width:
             self.fail("head_width", f"it must divide d_model={self.d_model}")
         for kind in self.kinds:
@@ -94,6 +89,10 @@ class LATConfig(Config):
     def conv_inner(self) -> int:
         """Channels of a conv layer's convolution."""
         return self.conv_mult * self.d_model // 2
+
+    @property
+    def longest(self) -> int | None:
+        return self.max_positions if self.positions == "learned" else None
 
     @property
     def n_updates(self) -> int:

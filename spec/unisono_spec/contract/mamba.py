@@ -34,10 +34,8 @@ class MambaConfig(Config):
     dropout: float = 0.0  # after each mixer, in training only
 
     def validate(self) -> None:
-        self.at_least(1, "d_model", "vocab_size", "expand", "d_state", "conv_width")
-        self.at_least(0, "n_layers", "dt_rank")
-        if not 0 <= self.dropout < 1:
-            self.fail("dropout", "use a number in [0, 1)")
+        self.at_least(1, "expand", "d_state", "conv_width")
+        self.at_least(0, "dt_rank")
 
     @property
     def rank(self) -> int:

@@ -37,11 +37,9 @@ class MARUConfig(Config):
     dropout: float = 0.0  # after each Mamba block and each cell, in training only
 
     def validate(self) -> None:
-        self.at_least(1, "d_model", "vocab_size", "head_hidden", "expand", "d_state", "conv_width", "n_layers")
+        self.at_least(1, "head_hidden", "expand", "d_state", "conv_width", "n_layers")
         self.at_least(1, "n_banks", "n_slots", "d_memory", "router_hidden")
         self.at_least(0, "dt_rank")
-        if not 0 <= self.dropout < 1:
-            self.fail("dropout", "use a number in [0, 1)")
         if self.n_layers > 1 and not self.prenorm:
             self.fail("n_layers", "a stack needs norms and residuals; set prenorm=True")
         if not (math.isfinite(self.temperature) and self.temperature > 0):

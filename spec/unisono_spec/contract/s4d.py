@@ -31,12 +31,9 @@ class S4DConfig(Config):
     dropout: float = 0.0  # after each mixer and each FFN, in training only
 
     def validate(self) -> None:
-        self.at_least(1, "d_model", "vocab_size")
-        self.at_least(0, "n_layers", "ffn_mult")
+        self.at_least(0, "ffn_mult")
         if self.d_state < 2 or self.d_state % 2:
             self.fail("d_state", "states come in conjugate pairs; use an even number ≥ 2")
-        if not 0 <= self.dropout < 1:
-            self.fail("dropout", "use a number in [0, 1)")
 
     @property
     def n_updates(self) -> int:

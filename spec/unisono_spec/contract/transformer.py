@@ -32,10 +32,7 @@ class TransformerConfig(Config):
     dropout: float = 0.0  # after each mixer and each FFN, in training only
 
     def validate(self) -> None:
-        self.at_least(1, "d_model", "vocab_size", "head_width", "ffn_mult")
-        self.at_least(0, "n_layers")
-        if not 0 <= self.dropout < 1:
-            self.fail("dropout", "use a number in [0, 1)")
+        self.at_least(1, "head_width", "ffn_mult")
         if self.d_model % self.head_width or self.head_width % 2:
             self.fail("head_width", f"it must divide d_model={self.d_model}, and be even for RoPE")
         if not self.rope_base > 1:

@@ -109,7 +109,7 @@ class Model:
 
     def _check_ids(self, tokens: np.ndarray) -> None:
         if not self.config.reads_frames:
-            check_ids(tokens, self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+            check_ids(tokens, self.config.vocab_size)
 
     def _read(self, tokens: np.ndarray, state: Arrays, read: Reading, training: Training) -> tuple[np.ndarray, Arrays]:
         """tokens [B, T], or [B] of one token, as `read` says → logits [B, (T,) V], the state after them."""

@@ -18,7 +18,7 @@ def test_counts_agree(command):
     assert {config.arch for config in configs.values()} == set(ARCHITECTURES)
     assert max(counts.values()) <= 1.01 * min(counts.values()), counts
     assert all(200 * abs(count - 10**6) <= 10**6 for count in counts.values()), counts
-    assert {config.vocab_size for config in configs.values()} == {256}  # pyright: ignore[reportAttributeAccessIssue]
+    assert {config.vocab_size for config in configs.values()} == {256}
 
 
 def test_table_is_what_train_takes(command, monkeypatch):
@@ -29,7 +29,7 @@ def test_table_is_what_train_takes(command, monkeypatch):
     assert code == 0
     assert f"{count_params(config):,}" in out
     assert "--model.preset mamba-1m" in out
-    assert f"--model.overrides.d_model {config.d_model}" in out  # pyright: ignore[reportAttributeAccessIssue]
+    assert f"--model.overrides.d_model {config.d_model}" in out
 
 
 @pytest.mark.parametrize(

@@ -117,11 +117,6 @@ class Reader(Protocol):
         ...
 
 
-def head(config: Config) -> str:
-    """What logits parametrise: "categorical" over ids; "bernoulli" or "gaussian" over a frame's pixels."""
-    return config.frame_head if config.reads_frames else "categorical"  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def trained(config: Config) -> list[str]:
     """The parameters that gradients move; the others are buffers with a rule of their own."""
     return [name for name, p in config.params().items() if p.trainable]

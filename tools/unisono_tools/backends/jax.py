@@ -18,7 +18,7 @@ from flax import nnx
 from unisono_jax.ops.mom_gru import balanced
 from unisono_spec.contract import Arrays, Config
 
-from unisono_tools.backends.base import Batch, Running, Step, check_moments, decays, dropout_seeds, head, router_noise, trained
+from unisono_tools.backends.base import Batch, Running, Step, check_moments, decays, dropout_seeds, router_noise, trained
 from unisono_tools.config import Optimizer, TrainConfig
 
 Named = dict[str, jax.Array]
@@ -92,7 +92,7 @@ class Trainer:
                 for i, load in enumerate(loads):
                     names = [f"layers.{i}.cell.{name}" for name in ("balance_bias", "balance_load")]
                     bias, average = (self.buffers[name] for name in names)
-                    rate = self.config.balance_rate  # pyright: ignore[reportAttributeAccessIssue]
+                    rate = self.config.balance_rate
                     self.buffers |= dict(zip(names, balanced(bias, average, load.astype(bias.dtype), rate), strict=True))
             return result
 
@@ -150,16 +150,16 @@ def _mean_and_gradient(
         logits = built.readout(inputs, dropout=dropout)
     else:
         logits, _ = built.forward(inputs, state, dropout=dropout, noise=noise, loads=loads if noise else None)
-    nll = _loss(head(model.config), logits, targets)
+    nll = _loss(model.config.predicts, logits, targets)
     return (nll if valid is None else jnp.where(valid, nll, 0)).sum() / count, loads
 
 
 def dropout_masks(config: Config, seeds: jax.Array | np.ndarray, shape: tuple[int, ...], dtype: str) -> list[jax.Array] | None:
     """What each layer's update is multiplied by, [*shape, D]: 0, or 1 / (1 − rate)."""
-    rate = config.dropout  # pyright: ignore[reportAttributeAccessIssue]
+    rate = config.dropout
     if not rate:
         return None
-    size = (*shape, config.d_model)  # pyright: ignore[reportAttributeAccessIssue]
+    size = (*shape, config.d_model)
     kept = [jax.random.bernoulli(jax.random.key(seeds[i]), 1 - rate, size) for i in range(len(seeds))]
     return [jnp.asarray(k, dtype) / (1 - rate) for k in kept]
 

@@ -72,7 +72,7 @@ class Reader:
         check_inputs(self.config, tokens, state, reset)
         self._check_length(tokens.shape[1], state, reset)
         if not self.config.reads_frames:
-            check_ids(tokens, self.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+            check_ids(tokens, self.config.vocab_size)
         tokens = tokens.astype(np.float32 if self.config.reads_frames else np.int64)
         reset = np.zeros(tokens.shape[:2], bool) if reset is None else reset
         return self._run({"tokens": tokens, "reset": reset, "valid": np.ones(tokens.shape[:2], bool), **state})
@@ -86,8 +86,8 @@ class Reader:
         """Raise InputError where a sequence grows past what its cache holds, or past the positions that were learned."""
         caches = [state[name] for name, s in self.config.states().items() if ANY in s.shape]
         limits = {"capacity": caches[0].shape[1]} if caches else {}
-        if getattr(self.config, "positions", "") == "learned":
-            limits["max_positions"] = self.config.max_positions  # pyright: ignore[reportAttributeAccessIssue]
+        if self.config.longest is not None:
+            limits["max_positions"] = self.config.longest
         if not limits:
             return
         time, start = np.arange(length), -state["position"][:, None].astype(np.int64)
@@ -106,7 +106,7 @@ def _declared(config: Config) -> dict[str, tuple[str, list[int | None]]]:
     """Type and shape of each input and output of a graph of `config`; None where a size is free."""
     frames = config.reads_frames
     out: dict[str, tuple[str, list[int | None]]] = {
-        "tokens": ("float", [None, None, config.code_size]) if frames else ("int64", [None, None]),  # pyright: ignore[reportAttributeAccessIssue]
+        "tokens": ("float", [None, None, config.frame_size]) if frames else ("int64", [None, None]),
         "reset": ("bool", [None, None]),
         "valid": ("bool", [None, None]),
         "logits": ("float", [None, None, None]),

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from unisono_spec.contract import Arrays, Config
 from unisono_torch.ops.mom_gru import balanced
 
-from unisono_tools.backends.base import Batch, Running, Step, check_moments, decays, dropout_seeds, head, router_noise, trained
+from unisono_tools.backends.base import Batch, Running, Step, check_moments, decays, dropout_seeds, router_noise, trained
 from unisono_tools.config import TrainConfig
 
 
@@ -71,7 +71,7 @@ class Trainer:
         self.optimizer.step()
         for i, load in enumerate(loads):
             bias, average = (self.buffers[f"layers.{i}.cell.{name}"] for name in ("balance_bias", "balance_load"))
-            moved = balanced(bias, average, load.to(bias.dtype), self.config.balance_rate)  # pyright: ignore[reportAttributeAccessIssue]
+            moved = balanced(bias, average, load.to(bias.dtype), self.config.balance_rate)
             bias.copy_(moved[0])
             average.copy_(moved[1])
         return result
@@ -119,7 +119,7 @@ class Trainer:
             noise = router_noise(self.config, self.train.seed, step, part, shape)
             noise = None if noise is None else [torch.as_tensor(a, device=self.device) for a in noise]
             logits, _ = self.model(inputs, state, dropout=dropout, noise=noise, loads=loads)
-        nll = _loss(head(self.config), logits, torch.as_tensor(batch.targets, device=self.device))
+        nll = _loss(self.config.predicts, logits, torch.as_tensor(batch.targets, device=self.device))
         counts = nll if batch.valid is None else torch.where(torch.as_tensor(batch.valid, device=self.device), nll, 0)
         return counts.sum(), loads
 
@@ -131,10 +131,10 @@ def dropout_masks(
     config: Config, seeds: np.ndarray, shape: tuple[int, ...], dtype: str, device: torch.device | str = "cpu"
 ) -> list[Tensor] | None:
     """What each layer's update is multiplied by, [*shape, D]: 0, or 1 / (1 − rate)."""
-    rate = config.dropout  # pyright: ignore[reportAttributeAccessIssue]
+    rate = config.dropout
     if not rate:
         return None
-    size = (*shape, config.d_model)  # pyright: ignore[reportAttributeAccessIssue]
+    size = (*shape, config.d_model)
     masks = []
     for seed in seeds:
         draw = torch.Generator(device).manual_seed(int(seed))

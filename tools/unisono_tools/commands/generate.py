@@ -73,7 +73,7 @@ def stream(reader: Reader, prompt: np.ndarray, max_new_tokens: int, sampling: Sa
         raise InputError("generate: a frame model predicts distributions of frames, not ids; give a model of text")
     if not len(prompt):
         raise InputError("prompt: empty; give at least one token")
-    check_ids(prompt, config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+    check_ids(prompt, config.vocab_size)
     state, logits = reader.init_state(1, len(prompt) + max_new_tokens), np.empty(0)
     for start in range(0, len(prompt), PROMPT_CHUNK):
         logits, state = reader.forward(prompt[None, start : start + PROMPT_CHUNK], state)

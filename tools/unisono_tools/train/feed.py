@@ -28,7 +28,7 @@ def feed(train: TrainConfig, config: Config, corpus: Corpus) -> Feed:
     def sequences(step: int) -> Batch:
         rows = batch(corpus.train, train.seed, step, train.batch_size, train.seq_len)  # [B, T+1]
         if not config.reads_frames:
-            check_ids(rows, config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+            check_ids(rows, config.vocab_size)
         return Batch(rows[:, :-1], rows[:, 1:], state=starting_state(train, config, step))
 
     sequences(0)  # a corpus that is too short is noticed before anything is written
@@ -41,12 +41,12 @@ def check_corpus(config: Config, corpus: Corpus) -> None:
         wants = "frames: give a .npy file [T, F]" if config.reads_frames else "text: give a text file or the name of a corpus"
         raise InputError(f"data.corpus: {corpus.name!r} does not fit a model that reads {wants}")
     if corpus.tokenizer is None:
-        if corpus.train.shape[1] != config.frame_size:  # pyright: ignore[reportAttributeAccessIssue]
+        if corpus.train.shape[1] != config.frame_size:
             raise InputError(f"data.corpus: frames are {corpus.train.shape[1]} wide; set --model.overrides.frame_size to that")
-    elif corpus.tokenizer.vocab_size > config.vocab_size:  # pyright: ignore[reportAttributeAccessIssue]
+    elif corpus.tokenizer.vocab_size > config.vocab_size:
         raise InputError(
             f"data.tokenizer: {corpus.tokenizer.name!r} has {corpus.tokenizer.vocab_size} ids, the model's vocab_size is "
-            f"{config.vocab_size}; choose a preset with that vocabulary or set --model.overrides.vocab_size"  # pyright: ignore[reportAttributeAccessIssue]
+            f"{config.vocab_size}; choose a preset with that vocabulary or set --model.overrides.vocab_size"
         )
 
 
@@ -63,12 +63,11 @@ def check_validation(corpus: Corpus) -> None:
 
 
 def starting_state(train: TrainConfig, config: Config, step: int) -> Arrays | None:
-    """With position_offset="random", each sequence starts at a position drawn from (seed, step); else None, the initial state."""
-    if getattr(config, "position_offset", "zero") != "random":
+    """Where training may start anywhere, each sequence starts at a position drawn from (seed, step); else None, the initial state."""
+    if config.starts == 1:
         return None
     state = zero_state(config, train.batch_size, dtype=train.dtype)
-    bits = config.position_bits  # pyright: ignore[reportAttributeAccessIssue]
-    state["position"] = generator(train.seed, f"position.{step}").integers(0, 2**bits, train.batch_size, dtype=np.int32)
+    state["position"] = generator(train.seed, f"position.{step}").integers(0, config.starts, train.batch_size, dtype=np.int32)
     return state
 
 
