@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from unisono_conformance import status
 from unisono_spec.contract.errors import InputError
 
+FILE = importlib.util.spec_from_file_location("status", Path(__file__).parents[2] / ".ci/status.py")
+assert FILE is not None
+assert FILE.loader is not None
+status: Any = importlib.util.module_from_spec(FILE)
+FILE.loader.exec_module(status)
 LINE = {"property": "P1", "title": "equals the spec", "arch": "cram", "outcome": "passed", "examples": 3, "worst": 0.25}
 
 

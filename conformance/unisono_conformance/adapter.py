@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from unisono_spec.contract import Config
+from unisono_spec.contract import ARCHITECTURES, Config
 from unisono_spec.contract.errors import InputError, nearest
-
-from unisono_conformance.cases import ARCHITECTURES
 
 Arrays = dict[str, np.ndarray]
 OpState = np.ndarray | tuple[np.ndarray, ...]

@@ -13,6 +13,8 @@ from unisono_spec.contract import ARCHITECTURES, config_from_dict, config_to_dic
 from unisono_spec.contract.files import load_state, save_params, save_state
 from unisono_spec.models import create, load
 
+SMALL = [name for name in presets() if name.endswith("-1m")]
+
 
 def test_presets() -> None:
     """No two architectures share a preset's name, and each preset survives JSON."""
@@ -30,7 +32,7 @@ def test_fair_comparison() -> None:
     assert max(counts.values()) <= 1.01 * min(counts.values()), counts
 
 
-@pytest.mark.parametrize("name", ["lat-1m", "based-1m", "infinityformer-1m", "maru-1m", "transformer-1m", "mamba-1m", "s4d-1m"])
+@pytest.mark.parametrize("name", SMALL)
 def test_files_and_generation(name: str, tmp_path: Path) -> None:
     """A saved model and a saved state continue where they stopped."""
     config = preset(name)
@@ -46,7 +48,7 @@ def test_files_and_generation(name: str, tmp_path: Path) -> None:
     assert text[0, 0] == create(config, model.params).forward(tokens)[0][0, -1].argmax()
 
 
-@pytest.mark.parametrize("name", ["lat-1m", "based-1m", "infinityformer-1m", "maru-1m", "transformer-1m", "mamba-1m", "s4d-1m"])
+@pytest.mark.parametrize("name", SMALL)
 def test_nothing_to_read(name: str) -> None:
     """A batch of no sequences, and sequences in which nothing is valid."""
     model = create(preset(name), dtype="float32")

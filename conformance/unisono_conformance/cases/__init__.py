@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 
+from unisono_spec.contract import ARCHITECTURES
 from unisono_spec.contract.errors import InputError, nearest
 
 from unisono_conformance.cases.base import Case
-
-ARCHITECTURES = ("cram", "lat", "infinityformer", "maru", "transformer", "mamba", "s4d")  # that are judged
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Looking up a layer's own parameters, and rounding what layers hand on."""
+"""Looking up a layer's own parameters, and perturbing what layers hand on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from unisono_spec.contract.base import Arrays
 
-# What a layer's outputs go through: nothing in the truth; a 16-bit format when the court asks what rounding alone would cost.
+# What a layer's outputs go through: nothing in the truth; a random error of a dtype's size (Monte Carlo arithmetic) when the court asks
+# what rounding alone would cost.
 Rounding = Callable[[np.ndarray], np.ndarray]
 
 

@@ -23,7 +23,7 @@ Form = Literal["recurrent", "parallel"]
 class Model:
     """A model in NumPy. `params` are wider or narrower arrays; they are computed with in `dtype`.
 
-    `rounded` is applied to what each layer hands on; the court passes a 16-bit rounding there.
+    `rounded` is applied to what each layer hands on; the court passes a random perturbation of a dtype's rounding error there.
     """
 
     def __init__(self, config: Config, params: Arrays, dtype: str = "float64", rounded: Rounding = exact) -> None:

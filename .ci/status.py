@@ -1,6 +1,6 @@
 """The status tables of the README and of docs/status.md, from the reports that `python -m nox -s tests` leaves in build/reports.
 
-python -m unisono_conformance.status build/reports
+python .ci/status.py build/reports
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def between(text: str, table: str, path: Path) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m unisono_conformance.status", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python .ci/status.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("reports", type=Path)
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--page", type=Path, default=Path("docs/status.md"))

@@ -1,0 +1,57 @@
+"""Whatever a new architecture or op needs in every room is there: a place that lacks one is named. CONTRIBUTING.md walks through them."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+from unisono_spec.contract import ARCHITECTURES
+
+ROOT = Path(__file__).parents[2]
+MODULES = (  # one of its own in each
+    "spec/unisono_spec/contract",
+    "spec/unisono_spec/models",
+    "impl_jax/unisono_jax/models",
+    "impl_torch/unisono_torch/models",
+    "conformance/unisono_conformance/cases",
+    "conformance/unisono_conformance/sabotage",
+)
+LISTS = (  # which name its config or one of its presets
+    "spec/tests/test_wiring.py",
+    "impl_torch/tests/onnx/graphs.py",
+    "tools/unisono_tools/bench/linear.py",
+    "tools/tests/training/",
+    "tools/tests/handover/relay.py",
+)
+OPS = [path.stem for path in sorted((ROOT / "spec/unisono_spec/ops").glob("*.py")) if "\ndef step(" in path.read_text("utf-8")]
+
+
+def read(name: str) -> str:
+    """A file, or all modules of a folder."""
+    paths = sorted((ROOT / name).glob("*.py")) if name.endswith("/") else [ROOT / name]
+    return "\n".join(path.read_text("utf-8") for path in paths)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_architecture(arch: str) -> None:
+    contract = importlib.import_module(f"unisono_spec.contract.{arch}")
+    missing = [f"{folder}/{arch}.py" for folder in MODULES if not (ROOT / folder / f"{arch}.py").is_file()]
+    known = (contract.CONFIG.__name__, *(f'"{name}"' for name in contract.PRESETS))
+    missing += [f"{name}: {arch}" for name in LISTS if not any(word in read(name) for word in known)]
+    pages = {path.name: path.read_text("utf-8") for path in (ROOT / "docs/architectures").glob("*.md")}
+    mine = [name for name, text in pages.items() if f"unisono_spec/models/{arch}.py)" in text]
+    missing += [] if mine else [f"docs/architectures: a page that links the sources of {arch}"]
+    missing += [f"docs/architectures: {preset}" for preset in contract.PRESETS if preset not in "".join(pages.values())]
+    missing += [f"README.md: a row that links {page}" for page in mine if f"docs/architectures/{page})" not in read("README.md")]
+    assert not missing
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_op(op: str) -> None:
+    names = [f"{folder}/ops/{op}.py" for folder in ("impl_jax/unisono_jax", "impl_torch/unisono_torch")]
+    missing = [name for name in names if not (ROOT / name).is_file()]
+    nodes = "impl_torch/unisono_torch/onnx/ops.py"
+    # positions are read by a method of their own
+    missing += [] if op == "position" or f"\ndef {op}(" in read(nodes) else [f"{nodes}: {op}"]
+    assert not missing
