@@ -13,10 +13,11 @@ import numpy as np
 from flax import nnx
 from jax import lax
 from jax.core import Tracer
-from unisono_spec.contract import Config, InputError, check_dtype, nearest, state_dtype, zero_state
+from unisono_spec.contract import Config, InputError, check_dtype, generation, nearest, state_dtype, zero_state
 from unisono_spec.contract.checks import check_ids, check_inputs
 from unisono_spec.contract.files import save_params
-from unisono_spec.contract.sampling import GREEDY, Generated, Sampling, choose
+from unisono_spec.contract.generation import Generated
+from unisono_spec.contract.sampling import GREEDY, Sampling
 
 from unisono_jax.arrays import check_x64, numpy_params
 from unisono_jax.kernels import resolve
@@ -86,12 +87,13 @@ class Model(nnx.Module):
         state = self.init_state(*tokens.shape[:2]) if state is None else self._state(state)
         tokens, marks = self._tokens(tokens), Marks(*(None if m is None else jnp.asarray(m) for m in (reset, valid)))
         if form == "parallel":
-            return self._read(tokens, state, Reading(marks, chunk_size, self.implementation), Training(dropout, noise, loads))
+            x, state = self._read(tokens, state, Reading(marks, chunk_size, self.implementation), Training(dropout, noise, loads))
+            return self._head(x), state
 
         def fold(state: State, given: tuple[jax.Array, Marks, Training]) -> tuple[State, jax.Array]:
             token, marks, training = given
-            logits, state = self._read(token, state, Reading(marks), training)
-            return state, logits
+            x, state = self._read(token, state, Reading(marks), training)
+            return state, self._head(x)
 
         time_major = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), (tokens, marks, Training(dropout, noise)))
         state, logits = lax.scan(fold, state, time_major)
@@ -102,31 +104,27 @@ class Model(nnx.Module):
         token, reset, valid = (None if a is None else _array(a) for a in (token, reset, valid))
         self._check(*(a if a is None or isinstance(a, dict) else a[:, None] for a in (token, state, reset, valid)))
         marks = Marks(*(None if m is None else jnp.asarray(m) for m in (reset, valid)))
-        return self._read(self._tokens(token), self._state(state), Reading(marks), Training())
+        x, state = self._read(self._tokens(token), self._state(state), Reading(marks), Training())
+        return self._head(x), state
 
     def compiled(self) -> Compiled:
         """This model with `forward` and `step` jitted, as its parameters are now. Traces are shared by equal models."""
         return Compiled(self)
 
-    def generate(self, prompt: Any, max_new_tokens: int, sampling: Sampling = GREEDY, state: State | None = None) -> Generated:
-        """Continue prompt [B, T] by `max_new_tokens` ids."""
-        if self.config.reads_frames:
-            raise InputError("generate: a frame model predicts distributions of frames, not ids; call step and draw the next frame")
-        compiled, prompt = self.compiled(), _array(prompt)
-        self._check(prompt, state, None, None)
-        if state is None:
-            state = self.init_state(prompt.shape[0], prompt.shape[1] + max_new_tokens)
-        logits, state = compiled.forward(prompt, state)
-        last, ids, ties = np.asarray(logits[:, -1]), [], []
-        for position in range(max_new_tokens):
-            token, tie = choose(last, sampling, position)
-            ids.append(token)
-            ties.append(tie)
-            if position + 1 < max_new_tokens:
-                logits, state = compiled.step(token, state)
-                last = np.asarray(logits)
-        shape = (len(last), max_new_tokens)
-        return Generated(np.stack(ids, 1) if ids else np.empty(shape, np.int64), np.stack(ties, 1) if ties else np.empty(shape, bool))
+    def generate(
+        self,
+        prompt: Any,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        state: State | None = None,
+        n_generated: int = 0,
+        valid: Any = None,
+    ) -> Generated:
+        """Continue prompt [B, T] by `max_new_tokens` ids, `n_generated` ids after the first that was ever drawn with this seed.
+
+        valid [B, T]: which tokens of a ragged prompt count, padded left, right or between. What is returned says how to go on.
+        """
+        return self.compiled().generate(prompt, max_new_tokens, sampling, state, n_generated, valid)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file that every room loads."""
@@ -151,8 +149,20 @@ class Model(nnx.Module):
         """Raise InputError where a sequence would pass the most tokens that this model can read, if the arrays' values are known."""
 
     def _read(self, tokens: jax.Array, state: State, read: Reading, training: Training) -> tuple[jax.Array, State]:
-        """tokens [B, T], or [B] of one token, as `read` says → logits [B, (T,) V], the state after them."""
+        """tokens [B, T], or [B] of one token, as `read` says → x [B, (T,) D], which `_head` reads; the state after them."""
         raise NotImplementedError
+
+    def _head(self, x: jax.Array) -> jax.Array:
+        """x [..., D] → logits [..., V]."""
+        tied = self.embedding.weight if self.config.tie_head else None  # pyright: ignore[reportAttributeAccessIssue]
+        return self.head(self.norm(x), self.dtype, tied)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _last(self, tokens: jax.Array, state: State, valid: jax.Array) -> tuple[jax.Array, State]:
+        """tokens, valid [B, T] → the logits [B, V] of each row's last valid token, and no others; the state after all."""
+        read = Reading(Marks(None, valid), 64, self.implementation)
+        x, state = self._read(self._tokens(tokens), self._state(state), read, Training())
+        latest = tokens.shape[1] - 1 - jnp.argmax(valid[:, ::-1], 1)
+        return self._head(jnp.take_along_axis(x, latest[:, None, None], 1)[:, 0]), state
 
 
 class Compiled:
@@ -184,6 +194,39 @@ class Compiled:
         self.model._check(*(a if a is None or isinstance(a, dict) else a[:, None] for a in (token, state, reset, valid)))
         return _step(self.graph, self.params, token, state, reset, valid)
 
+    def generate(
+        self,
+        prompt: Any,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        state: State | None = None,
+        n_generated: int = 0,
+        valid: Any = None,
+    ) -> Generated:
+        """See `Model.generate`."""
+        prompt, valid = (None if a is None else np.asarray(a) for a in (prompt, valid))
+        return generation.generate(
+            self.model.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid
+        )  # fmt: skip
+
+    def _begin(self, state: State | None, batch: int, more: int) -> State:
+        """Caches are as long as a power of two, so that few sizes are compiled."""
+        if state is None:
+            return self.model.init_state(batch, 1 << (more - 1).bit_length())
+        return generation.roomy(self.model.config, state, more, _padded)
+
+    def _last(self, tokens: np.ndarray, state: State, valid: np.ndarray | None) -> tuple[np.ndarray, State]:
+        """See `Model._last`. Tokens are padded to a power of two, so that few lengths are compiled."""
+        if valid is None and tokens.shape[1] == 1:
+            logits, state = self.step(tokens[:, 0], state)
+            return np.asarray(logits), state
+        padding = (1 << (tokens.shape[1] - 1).bit_length()) - tokens.shape[1]
+        valid = np.ones(tokens.shape, bool) if valid is None else valid
+        tokens, valid = (np.pad(a, ((0, 0), (0, padding))) for a in (tokens.astype(np.int32), valid))
+        self.model._check(tokens, state, None, valid)
+        logits, state = _last(self.graph, self.params, tokens, state, valid)
+        return np.asarray(logits), state
+
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _forward(
@@ -195,6 +238,15 @@ def _forward(
 @partial(jax.jit, static_argnums=0)
 def _step(graph: Any, params: Any, token: Any, state: Any, reset: Any, valid: Any) -> Any:
     return nnx.merge(graph, params).step(token, state, reset, valid)
+
+
+@partial(jax.jit, static_argnums=0)
+def _last(graph: Any, params: Any, tokens: Any, state: Any, valid: Any) -> Any:
+    return nnx.merge(graph, params)._last(tokens, state, valid)
+
+
+def _padded(array: Any, axis: int, n: int) -> jax.Array:
+    return jnp.pad(jnp.asarray(array), [(0, n if i == axis else 0) for i in range(array.ndim)])
 
 
 def _array(a: Any) -> Any:

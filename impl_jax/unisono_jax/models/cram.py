@@ -40,16 +40,20 @@ class CRAM(Model):
         """f_θ of the fixed scheme (eq 6): ξ [..., code] → logits [..., V]. No mixing over time."""
         if self.config.scheme != "fixed":
             raise InputError("readout: ξ of the adaptive scheme lies inside each layer; call forward")
+        return self._head(self._below(xi, dropout))
+
+    def _below(self, xi: jax.Array, dropout: Dropout) -> jax.Array:
+        """What the head is given."""
         # ξ enters in float32 or wider: in bfloat16 it would remember 8 tokens instead of 21
         x = self.input(jnp.asarray(xi), state_dtype(self.dtype)).astype(self.dtype)
         for i, layer in enumerate(self.layers):
             x = layer(x, x, None if dropout is None else dropout[i])
-        return self._head(x)
+        return x
 
     def _read(self, tokens: jax.Array, state: State, read: Reading, training: Training) -> tuple[jax.Array, State]:
         if self.config.scheme == "fixed":
             xi, last = read(decayed_sum, self.code(tokens), self.config.decay, state["xi"])
-            return self.readout(xi, training.dropout), {"xi": last}
+            return self._below(xi, training.dropout), {"xi": last}
         x = self.embedding(tokens, self.dtype)
         where, count = read.positions(state["position"], tokens)
         out: State = {"position": count}
@@ -58,11 +62,7 @@ class CRAM(Model):
             name = f"layers.{i}.xi"
             xi, out[name] = read(weighted_sum, u, s, state[name], more=(self.config.exclusive,))
             x = layer(x, xi, training.mask(i))
-        return self._head(x), out
-
-    def _head(self, x: jax.Array) -> jax.Array:
-        tied = self.embedding.weight if self.config.tie_head else None
-        return self.head(self.norm(x), self.dtype, tied)
+        return x, out
 
 
 MODEL = CRAM

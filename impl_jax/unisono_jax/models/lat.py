@@ -44,7 +44,7 @@ class LAT(Model):
             names = [f"layers.{i}.{part}" for part in STATES[kind]]
             x, after = layer(x, turns, state["position"], tuple(state[name] for name in names), read, training.masks(i))
             out |= dict(zip(names, after, strict=True))
-        return self.head(self.norm(x), self.dtype, self.embedding.weight if self.blocks.tie_head else None), out
+        return x, out
 
     def _embed(self, tokens: jax.Array, where: jax.Array) -> jax.Array:
         x = self.embedding(tokens, self.dtype)

@@ -32,8 +32,11 @@ class MARU(Model):
             names = [f"layers.{i}.{part}" for part in PARTS]
             x, after = layer(x, tuple(state[name] for name in names), read, training.masks(i), training.router(i), training.loads)
             out |= dict(zip(names, after, strict=True))
+        return x, out
+
+    def _head(self, x: jax.Array) -> jax.Array:
         hidden = self.head[0](self.norm(x) if self.config.prenorm else x, self.dtype)
-        return self.head[1](jax.nn.relu(hidden), self.dtype), out
+        return self.head[1](jax.nn.relu(hidden), self.dtype)
 
 
 MODEL = MARU

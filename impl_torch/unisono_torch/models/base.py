@@ -9,10 +9,11 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from unisono_spec.contract import ANY, Config, InputError, nearest, state_dtype
+from unisono_spec.contract import ANY, Config, InputError, generation, nearest, state_dtype
 from unisono_spec.contract.checks import check_ids, check_inputs
 from unisono_spec.contract.files import save_params
-from unisono_spec.contract.sampling import GREEDY, Generated, Sampling, choose
+from unisono_spec.contract.generation import Generated
+from unisono_spec.contract.sampling import GREEDY, Sampling
 
 from unisono_torch.arrays import DTYPES, numpy_params, owned, readable
 from unisono_torch.layers.reading import Marks, Mask, Reading, Training
@@ -84,42 +85,56 @@ class Model(nn.Module):
         state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
         marks, training = Marks(reset, valid), Training(dropout, noise, loads)
         if form == "parallel":
-            logits, state = self._read(tokens, state, Reading(marks, chunk_size, self.implementation), training)
-            return logits, owned(state)
+            x, state = self._read(tokens, state, Reading(marks, chunk_size, self.implementation), training)
+            return self._head(x), owned(state)
         logits, length = [], tokens.shape[1]
         for token, mark, drawn in zip(tokens.unbind(1), marks.each(length), training.each(length), strict=True):
-            y, state = self._read(token, state, Reading(mark), drawn)
-            logits.append(y)
+            x, state = self._read(token, state, Reading(mark), drawn)
+            logits.append(self._head(x))
         return torch.stack(logits, 1), owned(state)
 
     def step(self, token: Tensor, state: State, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, State]:
         """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
         self._check(token[:, None], state, *(None if m is None else m[:, None] for m in (reset, valid)))
-        logits, state = self._read(token, state, Reading(Marks(reset, valid)), Training())
-        return logits, owned(state)
+        x, state = self._read(token, state, Reading(Marks(reset, valid)), Training())
+        return self._head(x), owned(state)
 
-    @torch.inference_mode()
     def generate(
-        self, prompt: Tensor | np.ndarray, max_new_tokens: int, sampling: Sampling = GREEDY, state: State | None = None
+        self,
+        prompt: Tensor | np.ndarray,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        state: State | None = None,
+        n_generated: int = 0,
+        valid: Tensor | np.ndarray | None = None,
     ) -> Generated:
-        """Continue prompt [B, T] by `max_new_tokens` ids."""
-        if self.config.reads_frames:
-            raise InputError("generate: a frame model predicts distributions of frames, not ids; call step and draw the next frame")
-        prompt = torch.as_tensor(prompt, device=self.device)
-        self._check(prompt, state, None, None)
-        if state is None:
-            state = self.init_state(len(prompt), prompt.shape[1] + max_new_tokens)
-        logits, state = self.forward(prompt, state)
-        last, ids, ties = logits[:, -1], [], []
-        for position in range(max_new_tokens):
-            wider = last if last.dtype == torch.float64 else last.float()  # NumPy has no bfloat16
-            token, tie = choose(wider.cpu().numpy(), sampling, position)
-            ids.append(token)
-            ties.append(tie)
-            if position + 1 < max_new_tokens:
-                last, state = self.step(torch.as_tensor(token, device=self.device), state)
-        shape = (len(prompt), max_new_tokens)
-        return Generated(np.stack(ids, 1) if ids else np.empty(shape, np.int64), np.stack(ties, 1) if ties else np.empty(shape, bool))
+        """Continue prompt [B, T] by `max_new_tokens` ids, `n_generated` ids after the first that was ever drawn with this seed.
+
+        valid [B, T]: which tokens of a ragged prompt count, padded left, right or between. What is returned says how to go on.
+        """
+        given, counted = (None if a is None else torch.as_tensor(a).cpu().numpy() for a in (prompt, valid))
+        assert given is not None
+        return generation.generate(self.config, self._begin, self._last, given, max_new_tokens, sampling, state, n_generated, counted)
+
+    @torch.no_grad()
+    def _begin(self, state: State | None, batch: int, more: int) -> State:
+        return self.init_state(batch, more) if state is None else generation.roomy(self.config, state, more, _padded)
+
+    @torch.no_grad()
+    def _last(self, tokens: np.ndarray, state: State, valid: np.ndarray | None) -> tuple[np.ndarray, State]:
+        """tokens, valid [B, T] → the logits [B, V] of each row's last valid token, and no others; the state after all."""
+        ids, mask = (None if a is None else torch.as_tensor(a, device=self.device) for a in (tokens, valid))
+        assert ids is not None
+        if mask is None and ids.shape[1] == 1:
+            logits, state = self.step(ids[:, 0], state)
+        else:
+            self._check(ids, state, None, mask)
+            x, state = self._read(ids, state, Reading(Marks(None, mask), 64, self.implementation), Training())
+            end = ids.shape[1] - 1
+            latest = end if mask is None else end - mask.flip(1).int().argmax(1)
+            logits, state = self._head(x[torch.arange(len(x), device=x.device), latest]), owned(state)
+        wider = logits if logits.dtype == torch.float64 else logits.float()  # NumPy has no bfloat16
+        return wider.cpu().numpy(), state
 
     def save(self, path: str | Path) -> None:
         """Write the parameters and the config as a safetensors file that loads in every room."""
@@ -133,5 +148,14 @@ class Model(nn.Module):
             check_ids(tokens.numpy(), self.config.vocab_size)
 
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
-        """tokens [B, T], or [B] of one token, as `read` says → logits [B, (T,) V], the state after them."""
+        """tokens [B, T], or [B] of one token, as `read` says → x [B, (T,) D], which `_head` reads; the state after them."""
         raise NotImplementedError
+
+    def _head(self, x: Tensor) -> Tensor:
+        """x [..., D] → logits [..., V]."""
+        tied = self.embedding.weight if self.config.tie_head else None  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        return self.head(self.norm(x).to(x.dtype), tied)  # pyright: ignore[reportCallIssue, reportOptionalCall]
+
+
+def _padded(array: Tensor, axis: int, n: int) -> Tensor:
+    return torch.cat([array, array.new_zeros(*array.shape[:axis], n, *array.shape[axis + 1 :])], axis)

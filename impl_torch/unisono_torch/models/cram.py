@@ -44,15 +44,20 @@ class CRAM(Model):
         """f_θ of the fixed scheme (eq 6): ξ [..., code] → logits [..., V]. No mixing over time."""
         if self.input is None:
             raise InputError("readout: ξ of the adaptive scheme lies inside each layer; call forward")
+        return self._head(self._below(xi, dropout))
+
+    def _below(self, xi: Tensor, dropout: Sequence[Tensor] | None) -> Tensor:
+        """What the head is given."""
+        assert self.input is not None
         x = self.input(xi).to(DTYPES[self.dtype])  # in ξ's dtype: its low digits are the tokens further back
         for i, layer in enumerate(self.layers):
             x = layer(x, None if dropout is None else dropout[i])
-        return self._head(x)
+        return x
 
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
         if self.config.scheme == "fixed":
             xi, last = read(decayed_sum, self.code(tokens), self.config.decay, state["xi"])
-            return self.readout(xi, training.dropout), {"xi": last}
+            return self._below(xi, training.dropout), {"xi": last}
         x = self._embed(tokens)
         where, count = read.positions(state["position"], tokens)
         out: State = {"position": count}
@@ -61,15 +66,11 @@ class CRAM(Model):
             u, s = layer.scored_input(x, where)
             xi, out[name] = read(weighted_sum, u, s, state[name], exclusive=self.config.exclusive)
             x = layer(x, xi, training.mask(i))
-        return self._head(x), out
+        return x, out
 
     def _embed(self, tokens: Tensor) -> Tensor:
         assert self.embedding is not None
         return self.embedding(tokens).to(DTYPES[self.dtype])
-
-    def _head(self, x: Tensor) -> Tensor:
-        embedding = None if self.embedding is None or not self.config.tie_head else self.embedding.weight
-        return self.head(self.norm(x).to(x.dtype), embedding)
 
 
 MODEL = CRAM

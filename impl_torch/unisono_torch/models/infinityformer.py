@@ -39,7 +39,7 @@ class InfinityFormer(Model):
         for i, layer in enumerate(self.layers):
             S, z = f"layers.{i}.S", f"layers.{i}.z"
             x, (out[S], out[z]) = layer(x, turn, due, (state[S], state[z]), read, training.masks(i))
-        return self.head(self.norm(x).to(x.dtype), self.embedding.weight if config.tie_head else None), out
+        return x, out
 
 
 MODEL = InfinityFormer

@@ -51,7 +51,7 @@ class LAT(Model):
             names = [f"layers.{i}.{part}" for part in layer.states]
             x, after = layer(x, turns, state["position"], tuple(state[name] for name in names), read, training.masks(i))
             out |= dict(zip(names, after, strict=True))
-        return self.head(self.norm(x).to(x.dtype), self.embedding.weight if self.blocks.tie_head else None), out
+        return x, out
 
     def _embed(self, tokens: Tensor, where: Tensor, valid: Mask) -> Tensor:
         x = self.embedding(tokens).to(DTYPES[self.dtype])

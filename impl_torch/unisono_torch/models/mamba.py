@@ -46,7 +46,7 @@ class Mamba(Model):
         for i, layer in enumerate(self.layers):
             conv, ssm = f"layers.{i}.conv", f"layers.{i}.ssm"
             x, (out[conv], out[ssm]) = layer(x, (state[conv], state[ssm]), read, training.mask(i))
-        return self.head(self.norm(x).to(x.dtype), self.embedding.weight if self.config.tie_head else None), out
+        return x, out
 
 
 MODEL = Mamba

@@ -36,8 +36,11 @@ class MARU(Model):
             names = [f"layers.{i}.{part}" for part in PARTS]
             x, after = layer(x, [state[name] for name in names], read, training.masks(i), training.router(i), training.loads)
             out |= dict(zip(names, after, strict=True))
+        return x, out
+
+    def _head(self, x: Tensor) -> Tensor:
         x = x if self.norm is None else self.norm(x).to(x.dtype)
-        return self.head[1](self.head[0](x).relu()), out
+        return self.head[1](self.head[0](x).relu())
 
 
 MODEL = MARU

@@ -33,7 +33,7 @@ class S4D(Model):
         for i, layer in enumerate(self.layers):
             name = f"layers.{i}.ssm"
             x, out[name] = layer(x, state[name], read, training.masks(i, updates))
-        return self.head(self.norm(x).to(x.dtype), self.embedding.weight if self.config.tie_head else None), out
+        return x, out
 
 
 MODEL = S4D

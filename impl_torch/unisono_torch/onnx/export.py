@@ -85,8 +85,8 @@ class _Graph(nn.Module):
     def forward(self, tokens: Tensor, reset: Tensor, valid: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         # past the checks of `forward`, which read values and compare lengths
         read = GraphReading(reset, valid, self.target)
-        logits, after = self.model._read(tokens, dict(zip(self.names, state, strict=True)), read, Training())
-        return logits, *(after[name] for name in self.names)
+        x, after = self.model._read(tokens, dict(zip(self.names, state, strict=True)), read, Training())
+        return self.model._head(x), *(after[name] for name in self.names)
 
 
 def input_names(config: Config) -> list[str]:

@@ -55,14 +55,6 @@ def _number(name: str, value: Any, kind: Callable[[Any], int | float]) -> int | 
 GREEDY = Sampling()
 
 
-@dataclasses.dataclass(frozen=True)
-class Generated:
-    """tokens `[B, n]` int64; near_ties `[B, n]` bool: choices that another backend's rounding could turn."""
-
-    tokens: np.ndarray
-    near_ties: np.ndarray
-
-
 def choose(logits: np.ndarray, sampling: Sampling, n_generated: int) -> tuple[np.ndarray, np.ndarray]:
     """The next id of each row, and whether it was a near-tie.
 

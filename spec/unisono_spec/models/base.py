@@ -7,11 +7,13 @@ from typing import Literal
 
 import numpy as np
 
+from unisono_spec.contract import generation
 from unisono_spec.contract.base import DTYPES, Arrays, Config, initial_state
 from unisono_spec.contract.checks import check_ids, check_inputs
 from unisono_spec.contract.errors import InputError
 from unisono_spec.contract.files import check_params
-from unisono_spec.contract.sampling import GREEDY, Generated, Sampling, choose
+from unisono_spec.contract.generation import Generated
+from unisono_spec.contract.sampling import GREEDY, Sampling
 from unisono_spec.layers.norm import norm
 from unisono_spec.layers.params import Rounding, exact
 from unisono_spec.layers.reading import Marks, Mask, Reading, Training
@@ -64,12 +66,12 @@ class Model:
         state = self.init_state(len(tokens), tokens.shape[1]) if state is None else state
         marks, training = Marks(reset, valid), Training(dropout, noise)
         if form == "parallel":
-            y, state = self._read(tokens, state, Reading(marks, chunk_size), training)
-            return y, _owned(state)
+            x, state = self._read(tokens, state, Reading(marks, chunk_size), training)
+            return self._head(x), _owned(state)
         logits = []
         for t in range(tokens.shape[1]):
-            y, state = self._read(tokens[:, t], state, Reading(marks.at(t)), training.at(t))
-            logits.append(y)
+            x, state = self._read(tokens[:, t], state, Reading(marks.at(t)), training.at(t))
+            logits.append(self._head(x))
         return np.stack(logits, 1), _owned(state)
 
     def step(
@@ -79,8 +81,8 @@ class Model:
         token = np.asarray(token)
         check_inputs(self.config, token[:, None], state, *(None if m is None else m[:, None] for m in (reset, valid)), complex_step=True)
         self._check_ids(token)
-        logits, state = self._read(token, state, Reading(Marks(reset, valid)), Training())
-        return logits, _owned(state)
+        x, state = self._read(token, state, Reading(Marks(reset, valid)), Training())
+        return self._head(x), _owned(state)
 
     def generate(
         self,
@@ -88,31 +90,32 @@ class Model:
         max_new_tokens: int,
         sampling: Sampling = GREEDY,
         state: Arrays | None = None,
+        n_generated: int = 0,
+        valid: np.ndarray | None = None,
     ) -> Generated:
-        """Continue prompt [B, T] by `max_new_tokens` ids."""
-        if self.config.reads_frames:
-            raise InputError("generate: a frame model predicts distributions of frames, not ids; call step and draw the next frame")
-        prompt = np.asarray(prompt)
-        check_inputs(self.config, prompt, state)
-        if state is None:
-            state = self.init_state(len(prompt), prompt.shape[1] + max_new_tokens)
-        logits, state = self.forward(prompt, state)
-        last, ids, ties = logits[:, -1], [], []
-        for position in range(max_new_tokens):
-            token, tie = choose(last, sampling, position)
-            ids.append(token)
-            ties.append(tie)
-            if position + 1 < max_new_tokens:
-                last, state = self.step(token, state)
-        shape = (len(prompt), max_new_tokens)
-        return Generated(np.stack(ids, 1) if ids else np.empty(shape, np.int64), np.stack(ties, 1) if ties else np.empty(shape, bool))
+        """Continue prompt [B, T] by `max_new_tokens` ids, `n_generated` ids after the first that was ever drawn with this seed.
+
+        valid [B, T]: which tokens of a ragged prompt count, padded left, right or between. What is returned says how to go on.
+        """
+        prompt, valid = np.asarray(prompt), None if valid is None else np.asarray(valid)
+        return generation.generate(self.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid)
+
+    def _begin(self, state: Arrays | None, batch: int, more: int) -> Arrays:
+        return self.init_state(batch, more) if state is None else generation.roomy(self.config, state, more, _padded)
+
+    def _last(self, tokens: np.ndarray, state: Arrays, valid: Mask) -> tuple[np.ndarray, Arrays]:
+        """tokens, valid [B, T] → the logits [B, V] of each row's last valid token, and no others; the state after all."""
+        if valid is None and tokens.shape[1] == 1:
+            return self.step(tokens[:, 0], state)
+        x, state = self._read(tokens, state, Reading(Marks(None, valid), 64), Training())
+        return self._head(x[np.arange(len(x)), _latest(tokens, valid)]), _owned(state)
 
     def _check_ids(self, tokens: np.ndarray) -> None:
         if not self.config.reads_frames:
             check_ids(tokens, self.config.vocab_size)
 
     def _read(self, tokens: np.ndarray, state: Arrays, read: Reading, training: Training) -> tuple[np.ndarray, Arrays]:
-        """tokens [B, T], or [B] of one token, as `read` says → logits [B, (T,) V], the state after them."""
+        """tokens [B, T], or [B] of one token, as `read` says → x [B, (T,) D], which `_head` reads; the state after them."""
         raise NotImplementedError
 
     def _updated(self, x: np.ndarray, update: np.ndarray, mask: Mask) -> np.ndarray:
@@ -129,3 +132,12 @@ class Model:
 def _owned(state: Arrays) -> Arrays:
     """Each array in memory of its own and no more: an op may hand on a slice of a whole sequence."""
     return {name: a if a.base is None else a.copy() for name, a in state.items()}
+
+
+def _latest(tokens: np.ndarray, valid: Mask) -> np.ndarray | int:
+    """Where each row's last valid token stands; anywhere in a row that has none."""
+    return tokens.shape[1] - 1 if valid is None else tokens.shape[1] - 1 - valid[:, ::-1].argmax(1)
+
+
+def _padded(array: np.ndarray, axis: int, n: int) -> np.ndarray:
+    return np.pad(array, [(0, n if i == axis else 0) for i in range(array.ndim)])

@@ -32,17 +32,21 @@ class CRAM(Model):
         """f_θ of the fixed scheme (eq 6): ξ [..., code] → logits [..., V]. No mixing over time."""
         if self.config.scheme != "fixed":
             raise InputError("readout: ξ of the adaptive scheme lies inside each layer; call forward")
+        return self._head(self._below(xi, dropout))
+
+    def _below(self, xi: np.ndarray, dropout: Sequence[np.ndarray] | None) -> np.ndarray:
+        """What the head is given."""
         p, r = self.params, self.rounded
         x = r(linear(xi, p["input.weight"], p["input.bias"]))
         for i in range(self.config.n_layers):
             layer = sub(p, f"layers.{i}")
             x = self._updated(x, ffn_update(layer, x, r), None if dropout is None else dropout[i])
-        return self._head(x)
+        return x
 
     def _read(self, tokens: np.ndarray, state: Arrays, read: Reading, training: Training) -> tuple[np.ndarray, Arrays]:
         if self.config.scheme == "fixed":
             xi, last = read(decayed_sum, self.code(tokens), self.config.decay, state["xi"])
-            return self.readout(xi, training.dropout), {"xi": last}
+            return self._below(xi, training.dropout), {"xi": last}
         x = self._embed(tokens)
         where, count = read.positions(state["position"], tokens)
         out: Arrays = {"position": count}
@@ -54,7 +58,7 @@ class CRAM(Model):
                 x = norm_after(p, xi, training.mask(i), self.rounded)
             else:
                 x = self._updated(x, ffn_update(p, xi, self.rounded), training.mask(i))
-        return self._head(x), out
+        return x, out
 
     def _embed(self, tokens: np.ndarray) -> np.ndarray:
         return self.params["embedding.weight"][tokens]

@@ -32,7 +32,7 @@ class InfinityFormer(Model):
                 o, (out[S], out[z]) = read(multiscale, *inputs)
             x = self._updated(x, mixer_update(p, o, r), training.mask(2 * i))
             x = self._updated(x, ffn_update(p, x, r), training.mask(2 * i + 1))
-        return self._head(x), out
+        return x, out
 
 
 MODEL = InfinityFormer

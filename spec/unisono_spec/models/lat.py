@@ -45,7 +45,7 @@ class LAT(Model):
                 update = from_heads(p, o, r)
             x = self._updated(x, update, training.mask(2 * i))
             x = self._updated(x, ffn_update(p, config, x, r), training.mask(2 * i + 1))
-        return self._head(x), out
+        return x, out
 
     def _embed(self, tokens: np.ndarray, where: np.ndarray, valid: Mask) -> np.ndarray:
         x = self.params["embedding.weight"][tokens]

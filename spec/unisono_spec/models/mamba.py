@@ -24,7 +24,7 @@ class Mamba(Model):
             p, conv, ssm = sub(self.params, f"layers.{i}"), f"layers.{i}.conv", f"layers.{i}.ssm"
             update, (out[conv], out[ssm]) = mamba.block(sub(p, "mixer"), norm(p, "norm", x, r), (state[conv], state[ssm]), read, r)
             x = self._updated(x, update, training.mask(i))
-        return self._head(x), out
+        return x, out
 
 
 MODEL = Mamba

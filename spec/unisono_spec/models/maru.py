@@ -35,7 +35,7 @@ class MARU(Model):
             update, (h, memory) = mom_gru.step(*cell, *noise) if chunk_size is None else mom_gru.hoisted(*cell, chunk_size, *noise)
             x = self._after(x, r(update), training.mask(2 * i + 1))
             out |= dict(zip(names, (conv, ssm, h, memory), strict=True))
-        return self._head(x), out
+        return x, out
 
     def _before(self, p: Arrays, name: str, x: np.ndarray) -> np.ndarray:
         return norm(p, name, x, self.rounded) if self.config.prenorm else x

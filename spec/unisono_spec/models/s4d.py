@@ -28,7 +28,7 @@ class S4D(Model):
             x = self._updated(x, mixer_update(p, y, r), training.mask(each * i))
             if self.config.ffn_mult:
                 x = self._updated(x, gelu_ffn(sub(p, "ffn"), norm(p, "ffn_norm", x, r), r), training.mask(each * i + 1))
-        return self._head(x), out
+        return x, out
 
 
 MODEL = S4D

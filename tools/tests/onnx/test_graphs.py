@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from unisono_conformance import numerics
 from unisono_spec.contract import ANY, InputError, init_params
 from unisono_spec.contract.files import save_params
+from unisono_spec.contract.sampling import Sampling
 from unisono_tools.backends import open_reader
 from unisono_tools.backends.numpy import Reader
 from unisono_tools.evaluation import evaluate
 from unisono_tools.train import checkpoint
 
+WARM = Sampling(temperature=0.8, seed=3)
 MODELS = {
     "fixed": ("cram-demo", {}),
     "adaptive": ("cram-1m", {}),
@@ -67,6 +70,25 @@ def test_the_commands_agree(graph, command, text):
             for what, backend in ((path, "onnx"), (model, "numpy"))
         ]
         assert written[0] == written[1]
+
+
+def test_generates_in_one_call_or_many_ragged_or_not(graph):
+    model, path = graph
+    made = checkpoint.load(model)
+    reader, truth = open_reader(path, "onnx"), Reader(made.config, made.params)
+    prompt = np.random.default_rng(0).integers(0, 256, (2, 9))
+    valid = np.arange(9) >= np.array([[3], [0]])
+    hows: tuple[dict[str, Any], ...] = ({}, {"valid": valid})
+    for how in hows:
+        whole = reader.generate(prompt, 6, WARM, **how)
+        assert np.array_equal(whole.tokens, truth.generate(prompt, 6, WARM, **how).tokens)
+        found, tokens = reader.generate(prompt, 1, WARM, **how), []
+        tokens.append(found.tokens)
+        for n in (1, 1, 3):
+            found = reader.generate(found.tokens[:, -1:], n, WARM, found.state, found.n_generated)
+            tokens.append(found.tokens)
+        assert np.array_equal(np.concatenate(tokens, 1), whole.tokens)
+        assert found.n_generated == 6
 
 
 def test_the_state_starts_where_the_model_s_does(graph):

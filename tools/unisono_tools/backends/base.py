@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from unisono_spec.contract import Arrays, Config, InputError, Param
 from unisono_spec.contract.files import WIDE
+from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.initial import generator
+from unisono_spec.contract.sampling import Sampling
 
 # an opaque running state in the backend's own arrays
 Running = Any
@@ -114,6 +116,12 @@ class Reader(Protocol):
 
     def step(self, token: np.ndarray, state: Running) -> tuple[np.ndarray, Running]:
         """token [B] → logits [B, V], the state after it."""
+        ...
+
+    def generate(
+        self, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, state: Running = None, n_generated: int = 0, valid: Any = None
+    ) -> Generated:
+        """Continue prompt [B, T], as contract/generation.py says; the ids that follow and where to go on from."""
         ...
 
 

@@ -17,6 +17,8 @@ import unisono_jax
 from flax import nnx
 from unisono_jax.ops.mom_gru import balanced
 from unisono_spec.contract import Arrays, Config
+from unisono_spec.contract.generation import Generated
+from unisono_spec.contract.sampling import Sampling
 
 from unisono_tools.backends.base import Batch, Running, Step, check_moments, decays, dropout_seeds, router_noise, trained
 from unisono_tools.config import Optimizer, TrainConfig
@@ -218,6 +220,17 @@ class Reader:
         with self._precision():
             logits, state = _step(self.model, self.named, _ids(token), state)
             return _wide_numpy(logits), state
+
+    def generate(
+        self, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, state: Running = None, n_generated: int = 0, valid: Any = None
+    ) -> Generated:
+        with self._precision():
+            return self.compiled.generate(prompt, max_new_tokens, sampling, state, n_generated, valid)
+
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """The model with the parameters of now."""
+        return self.model(self.named).compiled()
 
     def _precision(self) -> AbstractContextManager:
         return jax.enable_x64(self.dtype == "float64")

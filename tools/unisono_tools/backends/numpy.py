@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from unisono_spec.contract import Arrays, Config, InputError
+from unisono_spec.contract.generation import Generated
+from unisono_spec.contract.sampling import Sampling
 from unisono_spec.models import create
 
 from unisono_tools.config import TrainConfig
@@ -30,3 +34,8 @@ class Reader:
 
     def step(self, token: np.ndarray, state: Arrays) -> tuple[np.ndarray, Arrays]:
         return self.model.step(token, state)
+
+    def generate(
+        self, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, state: Any = None, n_generated: int = 0, valid: Any = None
+    ) -> Generated:
+        return self.model.generate(prompt, max_new_tokens, sampling, state, n_generated, valid)

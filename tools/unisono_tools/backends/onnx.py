@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from unisono_spec.contract import ANY, Arrays, Config, InputError, zero_state
+from unisono_spec.contract import ANY, Arrays, Config, InputError, generation, zero_state
 from unisono_spec.contract.checks import check_ids, check_inputs
 from unisono_spec.contract.files import read_config
+from unisono_spec.contract.generation import Generated
+from unisono_spec.contract.sampling import Sampling
 
 from unisono_tools.config import TrainConfig
 
@@ -100,6 +102,23 @@ class Reader:
     def step(self, token: np.ndarray, state: Arrays) -> tuple[np.ndarray, Arrays]:
         logits, state = self.forward(np.asarray(token)[:, None], state)
         return logits[:, 0], state
+
+    def generate(
+        self, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, state: Any = None, n_generated: int = 0, valid: Any = None
+    ) -> Generated:
+        return generation.generate(self.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid)
+
+    def _begin(self, state: Arrays | None, batch: int, more: int) -> Arrays:
+        if state is None:
+            return self.init_state(batch, more)
+        return generation.roomy(self.config, state, more, lambda a, axis, n: np.pad(a, [(0, n * (i == axis)) for i in range(a.ndim)]))
+
+    def _last(self, tokens: np.ndarray, state: Arrays, valid: np.ndarray | None) -> tuple[np.ndarray, Arrays]:
+        """The logits of each row's last valid token, and the state after all."""
+        valid = np.ones(tokens.shape, bool) if valid is None else valid
+        self._check_length(int(valid.sum(1).max(initial=0)), state, None)
+        logits, state = self._run({"tokens": tokens.astype(np.int64), "reset": np.zeros_like(valid), "valid": valid, **state})
+        return logits[np.arange(len(valid)), valid.shape[1] - 1 - valid[:, ::-1].argmax(1)], state
 
 
 def _declared(config: Config) -> dict[str, tuple[str, list[int | None]]]:

@@ -13,6 +13,8 @@ import unisono_torch
 from torch import Tensor
 from torch.nn import functional as F
 from unisono_spec.contract import Arrays, Config
+from unisono_spec.contract.generation import Generated
+from unisono_spec.contract.sampling import Sampling
 from unisono_torch.ops.mom_gru import balanced
 
 from unisono_tools.backends.base import Batch, Running, Step, check_moments, decays, dropout_seeds, router_noise, trained
@@ -180,6 +182,11 @@ class Reader:
     def step(self, token: np.ndarray, state: Running) -> tuple[np.ndarray, Running]:
         logits, state = self.model.step(self._tokens(token), state)
         return _numpy(logits), state
+
+    def generate(
+        self, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, state: Running = None, n_generated: int = 0, valid: Any = None
+    ) -> Generated:
+        return self.model.generate(prompt, max_new_tokens, sampling, state, n_generated, valid)
 
     def _tokens(self, tokens: np.ndarray) -> Tensor:
         return torch.as_tensor(np.asarray(tokens, np.float32 if self.config.reads_frames else np.int64), device=self.device)

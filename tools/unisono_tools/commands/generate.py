@@ -9,16 +9,13 @@ from typing import Literal
 
 import numpy as np
 from unisono_spec.contract import InputError
-from unisono_spec.contract.checks import check_ids
-from unisono_spec.contract.sampling import Sampling, choose
+from unisono_spec.contract.sampling import Sampling
 
 from unisono_tools.backends import open_reader
 from unisono_tools.backends.base import Reader
 from unisono_tools.commands.arguments import call
 from unisono_tools.data import load_tokenizer
 from unisono_tools.train.checkpoint import model_file, saved_tokenizer
-
-PROMPT_CHUNK = 512  # tokens of a prompt read at once
 
 
 def run(
@@ -68,21 +65,15 @@ def run(
 
 def stream(reader: Reader, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling) -> Iterator[tuple[int, bool]]:
     """Token after token, and whether each was a near-tie. prompt: ids [T]."""
-    config = reader.config
-    if config.reads_frames:
-        raise InputError("generate: a frame model predicts distributions of frames, not ids; give a model of text")
     if not len(prompt):
         raise InputError("prompt: empty; give at least one token")
-    check_ids(prompt, config.vocab_size)
-    state, logits = reader.init_state(1, len(prompt) + max_new_tokens), np.empty(0)
-    for start in range(0, len(prompt), PROMPT_CHUNK):
-        logits, state = reader.forward(prompt[None, start : start + PROMPT_CHUNK], state)
-    last = logits[:, -1]
-    for position in range(max_new_tokens):
-        token, tie = choose(last, sampling, position)
-        yield int(token[0]), bool(tie[0])
-        if position + 1 < max_new_tokens:
-            last, state = reader.step(token, state)
+    state, given = None, prompt[None]
+    if not reader.config.reads_frames:
+        state = reader.init_state(1, len(prompt) + max_new_tokens)
+    for number in range(max_new_tokens):
+        found = reader.generate(given, 1, sampling, state, number)
+        state, given = found.state, found.tokens
+        yield int(found.tokens[0, 0]), bool(found.near_ties[0, 0])
 
 
 def main(argv: list[str]) -> int:

@@ -1,0 +1,104 @@
+"""Continuing prompts, once for every room: the prompt in pieces, one token after the other, and where to go on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from unisono_spec.contract.base import ANY, Config
+from unisono_spec.contract.checks import check_ids, check_inputs
+from unisono_spec.contract.errors import InputError
+from unisono_spec.contract.sampling import Sampling, choose
+
+PIECE = 512  # tokens of a prompt read at once: what a long prompt needs in memory is what so many need
+MOST = 2**32  # ids that one (seed, row) has random numbers for
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """What `generate` found, and where it stopped.
+
+    tokens: `[B, n]` int64. near_ties: `[B, n]` bool: choices that another backend's rounding could turn. state: after the prompt
+    and every generated id but the last, which no call has read yet. n_generated: ids generated over all calls. So
+    `generate(found.tokens[:, -1:], n, sampling, found.state, found.n_generated)` goes on as one longer call would have.
+    """
+
+    tokens: np.ndarray
+    near_ties: np.ndarray
+    state: Any = None
+    n_generated: int = 0
+
+
+def generate(
+    config: Config,
+    begin: Callable[[Any, int, int], Any],
+    last: Callable[[np.ndarray, Any, np.ndarray | None], tuple[np.ndarray, Any]],
+    prompt: np.ndarray,
+    max_new_tokens: int,
+    sampling: Sampling,
+    state: Any = None,
+    n_generated: int = 0,
+    valid: np.ndarray | None = None,
+) -> Generated:
+    """Continue prompt [B, T] by `max_new_tokens` ids, where `valid` [B, T] says which tokens of a ragged prompt count.
+
+    begin(state or None, B, n): a state with room for n more tokens. last(tokens [B, T], state, valid): the logits [B, V] of each
+    row's last valid token, and the state after all; where a row has none, its logits are not looked at.
+    """
+    if config.reads_frames:
+        raise InputError("generate: a frame model predicts distributions of frames, not ids; call step and draw the next frame")
+    if not isinstance(sampling, Sampling):
+        raise InputError(f"sampling: {type(sampling).__name__}; give a Sampling, such as Sampling(temperature=0.8, seed=1)")
+    number, count = _count("n_generated", n_generated), _count("max_new_tokens", max_new_tokens)
+    if number + count > MOST:
+        raise InputError(f"n_generated: {number} and {count} new ones are more than 2**32; use another seed, and n_generated=0")
+    check_inputs(config, prompt, state, None, valid)
+    check_ids(prompt, config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+    if valid is not None and not valid.any(1).all():
+        raise InputError(f"valid: row {int(valid.any(1).argmin())} has no token that counts; give each row one at least")
+    logits, state = _prompted(last, prompt, begin(state, len(prompt), prompt.shape[1] + count), valid)
+    ids, ties = np.empty((len(prompt), count), np.int64), np.empty((len(prompt), count), bool)
+    for n in range(count):
+        if n:
+            logits, state = last(ids[:, n - 1 : n], state, None)
+        ids[:, n], ties[:, n] = choose(logits, sampling, number + n)
+    return Generated(ids, ties, state, number + count)
+
+
+def _prompted(
+    last: Callable[..., tuple[np.ndarray, Any]], prompt: np.ndarray, state: Any, valid: np.ndarray | None
+) -> tuple[np.ndarray, Any]:
+    found: np.ndarray | None = None
+    for start in range(0, prompt.shape[1], PIECE):
+        piece = slice(start, start + PIECE)
+        mask = None if valid is None else valid[:, piece]
+        if mask is not None and len(mask) and not mask.any():
+            continue  # padding of every row
+        logits, state = last(prompt[:, piece], state, mask)
+        found = logits if mask is None or found is None else np.where(mask.any(1, keepdims=True), logits, found)
+    assert found is not None
+    return found, state
+
+
+def roomy(config: Config, state: Mapping[str, Any], more: int, pad: Callable[[Any, int, int], Any]) -> dict[str, Any]:
+    """`state` with caches that hold `more` tokens yet; a power of two where they must grow, so that they grow seldom.
+
+    pad(array, axis, n): the array with n zeros behind it along that axis.
+    """
+    caches = {name: 1 + s.shape.index(ANY) for name, s in config.states().items() if ANY in s.shape}
+    if not caches:
+        return dict(state)
+    needed = max(state["position"].tolist(), default=0) + more
+    short = {name for name, axis in caches.items() if state[name].shape[axis] < needed}
+    size = 1 << (needed - 1).bit_length()
+    return {name: pad(a, caches[name], size - a.shape[caches[name]]) if name in short else a for name, a in state.items()}
+
+
+def _count(name: str, value: Any) -> int:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool | np.bool_) or value < 0:
+        raise InputError(f"{name}: {value!r}; give an integer of 0 or more")
+    return int(value)
