@@ -31,6 +31,7 @@ class Capabilities:
 
     models, ops: names, as in `unisono_spec`; forms: of `forward` and of ops; implementations: kernels that can run here.
     narrower: of an implementation that serves less than all, which models and ops, and each one's dtypes.
+    rounds: implementations whose ops round to the dtype, before a product, what `OpCase.rounds` lists, and may give o in it.
     """
 
     models: tuple[str, ...] = ARCHITECTURES
@@ -49,6 +50,7 @@ class Capabilities:
     rows: tuple[str, ...] = ARCHITECTURES  # of which models the configs beside the defaults are judged, too
     longest: int | None = None  # tokens of one sequence that it can read; None: as many as the profile asks for
     narrower: Mapping[str, Mapping[str, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
+    rounds: tuple[str, ...] = ()
     dear: tuple[str, ...] = ()  # implementations that compile for each shape, or are interpreted: ci tries fewer shapes
 
     @property

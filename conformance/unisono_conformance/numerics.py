@@ -80,6 +80,11 @@ def formula(dtype: str, length: int, roundings: int = 0, gradient: bool = False)
     return float(factor * (GRADIENT if gradient else 1) * (TWO_PARTIES if dtype == "float64" else 1))
 
 
+def widened(dtype: str, length: int, roundings: int, instead_of: int = 0, gradient: bool = False) -> float:
+    """What the budget of an op with `instead_of` roundings is multiplied by, where it may have `roundings`."""
+    return formula(dtype, length, max(roundings, instead_of), gradient) / formula(dtype, length, instead_of, gradient)
+
+
 def realisations(length: int) -> int:
     return max(4, min(REALISATIONS, TOKENS // max(length, 1)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from unisono_spec.contract import DTYPES, state_dtype
 from unisono_conformance import numerics, truth
 from unisono_conformance.adapter import Adapter, Gradients, Model, OpState, parts
 from unisono_conformance.cases import case as find_case
-from unisono_conformance.cases.base import Case, Output
+from unisono_conformance.cases.base import Case, OpCase, Output
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.inputs import Arrays, Inputs
 
@@ -158,10 +158,28 @@ class Trial:
     # comparisons
 
     def expected(self, inputs: Inputs) -> truth.Expected:
-        return truth.expected(self.case, self.setting, inputs, self.dtype)
+        return self._widened(truth.expected(self.case, self.setting, inputs, self.dtype), inputs)
 
     def expected_each(self, parts: list[Inputs]) -> list[truth.Expected]:
-        return truth.expected_each(self.case, self.setting, parts, self.dtype)
+        return [
+            self._widened(e, part) for e, part in zip(truth.expected_each(self.case, self.setting, parts, self.dtype), parts, strict=True)
+        ]
+
+    @property
+    def rounds(self) -> Mapping[str, int]:
+        """How often the implementation may round a term of an op's o and gradients; nothing where it does not round before products."""
+        allowed = self.bench.implementation in self.bench.adapter.capabilities.rounds
+        return self.case.rounds if allowed and isinstance(self.case, OpCase) else {}
+
+    def more_rounded(self, argument: str, length: int) -> float:
+        """What that multiplies the budget of an argument's gradient by."""
+        if argument not in self.rounds or not isinstance(self.case, OpCase):
+            return 1.0
+        return numerics.widened(self.dtype, length, self.rounds[argument], int(argument in self.case.narrow), gradient=True)
+
+    def _widened(self, expected: truth.Expected, inputs: Inputs) -> truth.Expected:
+        (o, budget), state = expected
+        return (o, budget * numerics.widened(self.dtype, inputs.length, self.rounds.get("o", 0))), state
 
     def agrees(self, found: Output, inputs: Inputs, what: str) -> None:
         """Outputs (of a model: where valid) and final state equal the spec's."""
@@ -225,7 +243,7 @@ class Trial:
         do = self.random("do").normal(size=o.shape)
         if self.is_op and self.draw.regime == "offset":
             do = do + 4
-        do = do.astype(DTYPES[state_dtype(self.dtype)] if self.is_op else DTYPES[self.dtype])
+        do = do.astype(DTYPES[state_dtype(self.dtype)] if self.is_op and not self.rounds else DTYPES[self.dtype])
         if inputs.valid is not None and not self.is_op:
             do = np.where(inputs.valid.reshape(inputs.valid.shape + (1,) * (do.ndim - 2)), do, np.zeros((), do.dtype))
         dstate = {

@@ -83,6 +83,7 @@ class Adapter:
             devices=devices,
             implementations=("plain", *(("triton",) if any(map(registry.available, devices)) else ())),
             narrower={"triton": served | {arch: _common(served, ops) for arch, ops in WHOLE.items()}},
+            rounds=("triton",),
             compiled=True,
             dear=("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else (),
         )
@@ -113,7 +114,8 @@ def _call(name: str, form: str, tensors: dict[str, torch.Tensor], settings: Mapp
 def _gradients(outputs: list[torch.Tensor], cotangents: list[torch.Tensor], leaves: dict[str, torch.Tensor]) -> Arrays:
     """By name; what no output depends on has a gradient of zero."""
     pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-    found = torch.autograd.grad([o for o, _ in pairs], list(leaves.values()), [c for _, c in pairs], allow_unused=True)
+    given = [c.to(o.dtype) for o, c in pairs]
+    found = torch.autograd.grad([o for o, _ in pairs], list(leaves.values()), given, allow_unused=True)
     return {n: to_numpy(torch.zeros_like(leaf) if g is None else g) for (n, leaf), g in zip(leaves.items(), found, strict=True)}
 
 

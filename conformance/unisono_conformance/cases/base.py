@@ -191,6 +191,8 @@ class OpCase(Case):
     module: Any  # the spec's
     narrow: tuple[str, ...] = ("x",)  # arguments in the compute dtype; the others are in the state dtype
     states: tuple[str, ...] = ("initial_state",)
+    # For implementations that round before products: how often a term of o, of a state's gradient or of an argument's meets a rounding.
+    rounds: Mapping[str, int] = {}
 
     def setting(self, draw: Draw) -> dict[str, Any]:
         return dict(self.variants[draw.variant])

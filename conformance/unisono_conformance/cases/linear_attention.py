@@ -43,6 +43,9 @@ class LinearAttention(OpCase):
     laws = (Law("v ≡ 1", _ones),)
     narrow = ("q", "k", "v")
     states = ("initial_state.S", "initial_state.z")
+    # o: scores or the carried S, and o itself. Gradients (kernels/linear_attention/sweep.py has the sums): q of scores or S, of o inside
+    # do·o, and itself; k of q / D besides; v of q / D, scores or S, and itself. S and z, denominators and their sums are float32.
+    rounds: Mapping[str, int] = {"o": 2, "q": 3, "k": 4, "v": 3, "initial_state.S": 1, "initial_state.z": 2}
 
     def inputs(self, draw: Draw, dtype: str) -> Inputs:
         shape = (draw.batch, draw.length)

@@ -37,6 +37,7 @@ def agrees_in_gradients(trial: Trial, clean: Inputs, by: str) -> None:
         by,
     )
     for (kind, name), (directions, true, budget) in slopes.items():
+        budget = budget * trial.more_rounded(name, clean.length)
         along, group = np.zeros(len(true)), getattr(found, kind)
         for n, v in directions.items():
             if n not in group:

@@ -51,6 +51,13 @@ class Implementation:
 IMPLEMENTATIONS = (
     Implementation("decayed_sum", "triton", FLOATS),
     Implementation("weighted_sum", "triton", FLOATS),
+    Implementation(
+        "linear_attention",
+        "triton",
+        FLOATS[1:],
+        {"K": (1, 256), "V": (1, 256)},
+        {"feature_map": ("none", "elu1", "relu", "learned"), "one_dtype": (True,)},
+    ),
 )
 REGISTRY: Mapping[tuple[str, str], Implementation] = {(each.op, each.name): each for each in IMPLEMENTATIONS}
 

@@ -9,18 +9,17 @@ from unisono_spec.contract.lat import LATConfig
 from unisono_torch.layers.basic import Conv, LayerNorm, Linear, RMSNorm, updated
 from unisono_torch.layers.ffn import GELUFFN, SwiGLU
 from unisono_torch.layers.reading import Mask, Reading, Rotation
-from unisono_torch.ops import linear_attention, short_conv, softmax_attention, window
+from unisono_torch.ops import mapped_attention, short_conv, softmax_attention, window
 from unisono_torch.ops.elementwise import silu, wide
-from unisono_torch.ops.features import feature_map
 
 Turns = dict[int, Rotation]  # RoPE by head width
 STATES = {"linear": ("S", "z"), "conv": ("conv",), "window": ("k", "v"), "softmax": ("k", "v")}
-OPS = {"linear": linear_attention, "window": window, "softmax": softmax_attention}
+OPS = {"linear": mapped_attention, "window": window, "softmax": softmax_attention}
 States = tuple[Tensor, ...]
 
 
 class Attention(nn.Module):
-    """Heads, and one of the ops linear_attention, window and softmax_attention."""
+    """Heads, and one of the ops mapped_attention, window and softmax_attention."""
 
     def __init__(self, config: LATConfig, kind: str) -> None:
         super().__init__()
@@ -33,21 +32,18 @@ class Attention(nn.Module):
         self.out = Linear(d, d, config.bias)
 
     def to_heads(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
-        """x [..., D] → q, k, v [..., H, ·], turned by their position; through φ, float32 or wider, for linear attention."""
+        """x [..., D] → q, k, v [..., H, ·], turned by their position: float32 or wider then, for linear attention."""
         n = self.heads * self.width
         q, k, v = (a.unflatten(-1, (self.heads, -1)) for a in self.qkv(x).split((n, n, x.shape[-1]), -1))
-        dtype = wide(x.dtype)
         if self.rope:
-            q, k = (turns[self.width](a.to(dtype)) for a in (q, k))
-        if self.kind == "linear":
-            q, k = (feature_map(self.feature_map, a.to(dtype), self.tau) for a in (q, k))
-            return q, k, v
-        return q.to(x.dtype), k.to(x.dtype), v
+            q, k = (turns[self.width](a.to(wide(x.dtype))) for a in (q, k))
+        return (q, k, v) if self.kind == "linear" else (q.to(x.dtype), k.to(x.dtype), v)
 
     def forward(self, x: Tensor, turns: Turns, before: Tensor, state: States, read: Reading) -> tuple[Tensor, States]:
         """x [B, D] or [B, T, D] → what it adds, the state after it. before: the count of tokens before x [B]."""
         given = state if self.kind == "linear" else (*state, before)
-        o, after = read(OPS[self.kind], *self.to_heads(x, turns), given)
+        more = (self.feature_map, self.tau) if self.kind == "linear" else ()
+        o, after = read(OPS[self.kind], *self.to_heads(x, turns), given, more=more)
         return self.out(o.flatten(-2).to(x.dtype)), after[:2]
 
 

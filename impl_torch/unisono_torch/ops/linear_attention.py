@@ -4,7 +4,7 @@ S_t = S_{t−1} + φ(k_t) v_tᵀ,  z_t = z_{t−1} + φ(k_t),  o_t = φ(q_t)ᵀ 
 q and k arrive here as φ(q) and φ(k).
 
 Shapes: q, k [B, T, H, K], v [B, T, H, V], state (S [B, H, K, V], z [B, H, K]), reset and valid [B, T] bool or None.
-Each form returns (o [B, T, H, V], final state), float32 or wider. o is 0 where a token is not valid.
+Each form returns (o [B, T, H, V], final state), float32 or wider; kernels, o in v's dtype. o is 0 where a token is not valid.
 """
 
 from __future__ import annotations
@@ -52,7 +52,11 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[Tensor, State]:
     """Masked matmuls inside chunks of C tokens; the states between chunks are a segmented sum over chunks."""
-    use_triton(implementation, "linear_attention", v.device, v.dtype)
+    given = {"feature_map": "none", "one_dtype": q.dtype == k.dtype == v.dtype}
+    if use_triton(implementation, "linear_attention", v.device, v.dtype, {"K": q.shape[-1], "V": v.shape[-1]}, **given):
+        from unisono_torch.kernels.linear_attention import linear_attention
+
+        return linear_attention(q, k, v, initial_state, reset, valid)
     dtype, length = wide(v.dtype), q.shape[1]
     S0, z0 = (a.to(dtype) for a in initial_state)
     size = shorter(chunk_size, length)

@@ -1,0 +1,127 @@
+"""Linear attention and its gradients written out over all pairs of tokens in float64, and how far rounding may take a kernel from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+EPS = 1e-6
+NAMES = ("o", "S", "z", "dq", "dk", "dv", "dS", "dz", "dtau")
+# How often a value is rounded to 16 bits on its way: φ, φ/D, scores or the carried state, o inside δ, and the result itself.
+ROUNDINGS = {"o": 3, "S": 1, "z": 1, "dq": 5, "dk": 6, "dv": 5, "dS": 3, "dz": 4, "dtau": 6}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    batch: int
+    length: int
+    heads: int
+    K: int
+    V: int
+    dtype: torch.dtype
+    feature_map: str
+    reset: bool = False
+    valid: bool = False
+    segments: bool = False  # whether time is cut
+    packed: bool = False  # whether q, k and v are slices of one tensor
+
+    def __str__(self) -> str:
+        marks = "".join(f"-{name}" for name in ("reset", "valid", "segments", "packed") if getattr(self, name))
+        shape = f"{self.batch}x{self.length}x{self.heads}x{self.K}x{self.V}"
+        return f"{shape}-{str(self.dtype)[6:]}-{self.feature_map}{marks}"
+
+
+def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
+    """q, k, v, S, z, tau, reset, valid and the cotangents do, dS, dz. Tokens that are not valid hold NaN."""
+    made = torch.Generator().manual_seed(seed)
+    tokens, heads = (case.batch, case.length), case.heads
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=made, dtype=torch.float64)
+
+    q, k, v, do = (draw(*tokens, heads, width) for width in (case.K, case.K, case.V, case.V))
+    size = 1.0
+    if case.feature_map == "none":
+        size = 1e-3  # denominators about as small as ε
+        q, k = size * q.abs(), size * k.abs()
+    valid = torch.rand(tokens, generator=made) < 0.8 if case.valid else None
+    if valid is not None:
+        q, k, v = (torch.where(valid[..., None, None], a, math.nan) for a in (q, k, v))
+    q, k, v, do = (a.to(case.dtype) for a in (q, k, v, do))
+    if case.packed:
+        q, k, v = torch.cat([a.flatten(2) for a in (q, k, v)], -1).split((heads * case.K, heads * case.K, heads * case.V), -1)
+        q, k, v = q.unflatten(-1, (heads, -1)), k.unflatten(-1, (heads, -1)), v.unflatten(-1, (heads, -1))
+    state = case.batch, heads, case.K
+    tensors = {
+        "q": q, "k": k, "v": v, "S": draw(*state, case.V).float(), "z": (2 * size * draw(*state).abs()).float(),
+        "tau": torch.tensor([1.3]) if case.feature_map == "learned" else None,
+        "reset": torch.rand(tokens, generator=made) < 0.1 if case.reset else None, "valid": valid,
+        "do": do, "dS": draw(*state, case.V).float(), "dz": draw(*state).float(),
+    }  # fmt: skip
+    return {name: None if a is None else a.to(device) for name, a in tensors.items()}
+
+
+def _phi(name: str, x: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """φ(x), and its derivative by τx."""
+    if name == "relu":
+        return x.clamp(min=0), (x > 0).double()
+    if name == "none":
+        return x, torch.ones_like(x)
+    return torch.where(x > 0, tau * x + 1, (tau * x).exp()), (tau * x).clamp(max=0).exp()
+
+
+def written_out(case: Case, given: dict[str, Any], sign: float = 1.0) -> dict[str, Tensor]:
+    """By NAMES. With a sign of −1, of absolute values: what is subtracted is added, so that each result is the sum of its terms."""
+    reset, valid = given["reset"], given["valid"]
+    ones = torch.ones(case.batch, case.length, dtype=torch.bool, device=given["q"].device)
+    valid = ones if valid is None else valid
+    segment = (~ones if reset is None else reset).long().cumsum(1)
+    live = valid[..., None, None]
+    x = {name: torch.where(live, given[name], 0).double() for name in ("q", "k", "v", "do")}
+    S, z, dS, dz = (given[name].double() for name in ("S", "z", "dS", "dz"))
+    if sign < 0:
+        x["v"], x["do"], S, dS, dz = (a.abs() for a in (x["v"], x["do"], S, dS, dz))
+    tau = 1.0 if given["tau"] is None else float(given["tau"])
+    (q, slope_q), (k, slope_k) = (_phi(case.feature_map, x[name], tau) for name in "qk")
+    q, k, v, do = q * live, k * live, x["v"], x["do"]
+    reads = (segment[:, :, None] == segment[:, None, :]).tril().double()
+    first, last = ((segment == edge).double()[..., None, None] for edge in (torch.zeros_like(segment), segment[:, -1:]))
+    kept = (segment[:, -1] == 0).double()[:, None, None]
+
+    P = torch.einsum("bthk,bjhk,btj->bhtj", q, k, reads)
+    D = (P.sum(-1).transpose(1, 2) + (first * q * z[:, None]).sum(-1))[..., None] + EPS  # [B, T, H, 1]
+    o = (torch.einsum("bhtj,bjhv->bthv", P, v) + torch.einsum("bthk,bhkv->bthv", first * q, S)) / D
+    delta = sign * (do * o).sum(-1, keepdim=True)  # [B, T, H, 1]
+    R = torch.einsum("bthv,bjhv,btj->bhtj", do, v, reads) - delta.transpose(1, 2) * reads[:, None]
+    share = q / D
+    dq = (torch.einsum("bhtj,bjhk->bthk", R, k) + first * (torch.einsum("bthv,bhkv->bthk", do, S) - delta * z[:, None])) / D
+    dk = torch.einsum("bhtj,bthk->bjhk", R, share) + last * (torch.einsum("bjhv,bhkv->bjhk", v, dS) + dz[:, None])
+    dv = torch.einsum("bhtj,bthv->bjhv", P, do / D) + torch.einsum("bjhk,bhkv->bjhv", last * k, dS)
+    dq, dk, dv = dq * slope_q * live, dk * slope_k * live, dv * live
+    weight = x if sign > 0 else {name: a.abs() for name, a in x.items()}
+    return {
+        "o": o,
+        "S": torch.einsum("bthk,bthv->bhkv", last * k, v) + kept[..., None] * S,
+        "z": (last * k).sum(1) + kept * z,
+        "dq": tau * dq, "dk": tau * dk, "dv": dv,
+        "dS": torch.einsum("bthk,bthv->bhkv", first * share, do) + kept[..., None] * dS,
+        "dz": -(first * share * delta).sum(1) + kept * dz,
+        "dtau": (dq * weight["q"]).sum()[None] + (dk * weight["k"]).sum()[None],
+    }  # fmt: skip
+
+
+def bound(case: Case, name: str, terms: Tensor) -> Tensor:
+    """How far `name` may lie from the exact one, given the sum of its terms' absolute values.
+
+    A value errs by two roundings each time it is rounded (once more for being off itself; Triton's interpreter truncates). In float32 a
+    term meets at most 2T + K + V roundings in sums, which accumulate as their square root, times 4 with overwhelming probability
+    (Higham & Mary 2019, theorem 2.4), and 24 others: of φ, products, D, quotients, twice on the way back.
+    """
+    u, wide = torch.finfo(case.dtype).eps / 2, torch.finfo(torch.float32).eps / 2
+    count = case.batch * case.heads * case.length * case.K if name == "dtau" else 2 * case.length + case.K + case.V
+    smallest = torch.finfo(case.dtype).smallest_normal
+    return (2 * ROUNDINGS[name] * u + (24 + 4 * math.sqrt(count)) * wide) * terms.abs() + smallest

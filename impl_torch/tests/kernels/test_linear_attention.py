@@ -1,0 +1,127 @@
+"""Linear attention's kernels against sums over all pairs of tokens in float64: values, every gradient, bits, what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from unisono_spec.contract import InputError
+from unisono_torch.kernels.linear_attention import linear_attention, operator, table
+from unisono_torch.ops import linear_attention as plain
+from unisono_torch.ops import mapped_attention
+
+from .dense import NAMES, Case, bound, inputs, written_out
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+SMALL = (
+    Case(2, 40, 1, 20, 12, F32, "elu1", reset=True, valid=True, segments=True),
+    Case(1, 37, 2, 12, 20, F32, "none", packed=True),
+    Case(1, 40, 1, 17, 16, F32, "learned", reset=True, segments=True),
+    Case(1, 20, 1, 16, 33, F32, "relu", valid=True),
+    Case(1, 40, 1, 16, 16, BF16, "elu1", reset=True, valid=True, segments=True),
+    Case(1, 20, 1, 16, 20, F16, "learned", packed=True),
+    Case(2, 1, 1, 3, 4, F32, "elu1", reset=True),
+)
+WIDTHS = ((16, 16), (20, 33), (64, 64), (64, 128), (80, 48), (128, 128), (200, 256), (256, 16))
+LARGE = tuple(
+    Case(2, length, 3, K, V, dtype, feature_map, reset=i % 2 == 0, valid=i % 3 == 0, segments=i % 4 < 2, packed=i % 5 == 0)
+    for i, (dtype, (K, V)) in enumerate((dtype, widths) for dtype in (F32, BF16, F16) for widths in WIDTHS)
+    for length, feature_map in (((127, 333, 1000, 64)[i % 4], ("elu1", "learned", "none", "relu")[i % 4]),)
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        on_gpu = metafunc.config.getoption("device", None) == "cuda"
+        metafunc.parametrize("case", SMALL + LARGE if on_gpu else SMALL, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned():
+    """Fresh memory holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def run(case: Case, given: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    monkeypatch.setattr(table, "PROGRAMS", 1 << 20 if case.segments else 1)
+    monkeypatch.setattr(table, "SHORTEST", 16 if case.length < 64 else 128)
+    monkeypatch.setattr(table, "FEW", 1 << 20)
+    leaves = [given[name].detach().requires_grad_() for name in ("q", "k", "v", "S", "z", "tau") if given[name] is not None]
+    q, k, v, S, z, *tau = leaves
+    o, (S_end, z_end) = linear_attention(q, k, v, (S, z), given["reset"], given["valid"], case.feature_map, *tau)
+    gradients = torch.autograd.grad([o, S_end, z_end], leaves, [given["do"], given["dS"], given["dz"]])
+    return dict(zip(NAMES, (o.detach(), S_end.detach(), z_end.detach(), *gradients), strict=False))
+
+
+def test_values_and_gradients(case: Case, device: str, monkeypatch: pytest.MonkeyPatch):
+    given = inputs(case, device)
+    found, exact, terms = run(case, given, monkeypatch), written_out(case, given), written_out(case, given, -1.0)
+    for name, a in found.items():
+        wide = F32 if name in ("S", "z", "dS", "dz", "dtau") else case.dtype
+        assert a.dtype == wide, name
+        error, limit = (a.double() - exact[name]).abs(), bound(case, name, terms[name])
+        assert (error <= limit).all(), f"{name}: off by {(error / limit).max():.3g} times the bound at {(error / limit).argmax()}"
+
+
+def test_the_same_bits(device: str, monkeypatch: pytest.MonkeyPatch):
+    case = Case(1, 33, 1, 16, 16, F32, "elu1", segments=True)
+    given = inputs(case, device)
+    first, again = (run(case, given, monkeypatch) for _ in range(2))
+    assert all(torch.equal(a, again[name]) for name, a in first.items())
+
+
+def test_time_is_cut_by_shape_alone():
+    assert operator.segments(1024, 1 << 20, 64) == (1, 1 << 20)
+    assert operator.segments(128, 4096, 64) == (2, 2048)
+    assert operator.segments(16, 32768, 64) == (16, 2048)
+    assert operator.segments(16, 100, 64) == (1, 128)
+    count, each = operator.segments(3, 100_000, 64)
+    assert (count - 1) * each < 100_000 <= count * each
+
+
+def test_every_width_and_dtype_has_a_cut():
+    assert {table.width_of(K, V) for K in range(1, 257) for V in (1, 256)} == {16, 32, 64, 128, 256}
+    assert set(table.TABLE) == {
+        (way, product, width) for way in ("forward", "backward") for product in ("bfloat16", "float32") for width in (16, 32, 64, 128, 256)
+    }
+
+
+def test_the_ops_reach_the_kernel(device: str):
+    case = Case(1, 5, 1, 3, 4, BF16, "relu")
+    given = inputs(case, device)
+    q, k, v, state = given["q"], given["k"], given["v"], (given["S"], given["z"])
+    exact, terms = written_out(case, given)["o"], written_out(case, given, -1.0)["o"]
+    for o in (
+        mapped_attention.parallel(q, k, v, state, None, None, "relu", None, 4, "triton")[0],
+        plain.parallel(q.relu(), k.relu(), v, state, implementation="triton")[0],
+    ):
+        assert o.dtype == BF16  # plain operations give float32
+        assert ((o.double() - exact).abs() <= bound(case, "o", terms)).all()
+
+
+def test_an_operator_that_compilers_know(device: str):
+    case = Case(1, 3, 1, 3, 4, F32, "learned", reset=True, valid=True)
+    given = inputs(case, device)
+    given = {name: None if a is None else torch.nan_to_num(a) if a.is_floating_point() else a for name, a in given.items()}
+    arguments = *(given[name] for name in ("q", "k", "v", "S", "z", "tau", "reset", "valid")), "learned"
+    for a in arguments[:6]:
+        a.requires_grad_()
+    torch.use_deterministic_algorithms(False)
+    torch.library.opcheck(torch.ops.unisono.linear_attention.default, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_bad_input_is_named(device: str):
+    given = inputs(Case(1, 3, 1, 3, 4, F32, "elu1"), device)
+    q, k, v, state = given["q"], given["k"], given["v"], (given["S"], given["z"])
+    with pytest.raises(InputError, match="initial_state's z"):
+        linear_attention(q, k, v, (state[0], state[1][..., :2]))
+    with pytest.raises(InputError, match="one dtype"):
+        linear_attention(q, k, v.bfloat16(), state)
+    wide = torch.zeros(1, 3, 1, 257, device=device)
+    with pytest.raises(InputError, match="K from 1 to 256, not 257"):
+        plain.parallel(
+            wide, wide, v, (torch.zeros(1, 1, 257, 4, device=device), torch.zeros(1, 1, 257, device=device)), implementation="triton"
+        )
+    with pytest.raises(InputError, match="not 'taylor2'"):
+        mapped_attention.parallel(q, k, v, state, None, None, "taylor2", None, 4, "triton")

@@ -1,0 +1,40 @@
+"""Normalised causal linear attention, its feature map fused (Katharopoulos et al. 2020, eqs 7–12)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from unisono_spec.contract import InputError
+
+from unisono_torch.kernels.linear_attention import operator as _operator  # noqa: F401  (registers the operator)
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    initial_state: tuple[Tensor, Tensor],
+    reset: Tensor | None = None,
+    valid: Tensor | None = None,
+    feature_map: str = "none",
+    tau: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """q, k [B, T, H, K], v [B, T, H, V] of one dtype, (S [B, H, K, V], z [B, H, K]), reset and valid [B, T] bool → o, final state.
+
+    feature_map: "elu1", "relu" or "learned" (elu1(τx), tau [1]), applied inside; "none" where q and k are features already. o comes in
+    v's dtype, the state in float32. Differentiable once, in q, k, v, the state and tau.
+    """
+    S, z = initial_state
+    batch, length, heads, width = q.shape
+    shapes = {
+        "k": (k, (batch, length, heads, width)), "v": (v, (batch, length, heads, v.shape[-1])),
+        "initial_state's S": (S, (batch, heads, width, v.shape[-1])), "initial_state's z": (z, (batch, heads, width)),
+        "reset": (reset, (batch, length)), "valid": (valid, (batch, length)),
+    }  # fmt: skip
+    for name, (a, shape) in shapes.items():
+        if a is not None and (a.shape != shape or a.device != q.device or (a.dtype == torch.bool) != (name in ("reset", "valid"))):
+            raise InputError(f"{name}: got {a.dtype} {tuple(a.shape)} on {a.device}; give {shape} on {q.device}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise InputError(f"q, k, v: got {q.dtype}, {k.dtype}, {v.dtype}; give one dtype")
+    o, S, z, _ = torch.ops.unisono.linear_attention(q, k, v, S, z, tau, reset, valid, feature_map)
+    return o, (S, z)

@@ -1,0 +1,164 @@
+"""`unisono::linear_attention`, the PyTorch operator around sweep.py: how it is cut, launched, traced and differentiated.
+
+Opaque to torch.compile, which takes shapes and dtypes from the fake versions. Saved for the backward: inputs, o, and a float32
+denominator a token and head; states are computed anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unisono_torch.kernels.linear_attention import table
+from unisono_torch.kernels.registry import interpreted
+
+
+def _cut(way: str, dtype: torch.dtype, K: int, V: int) -> table.Cut:
+    if interpreted():
+        return table.INTERPRETED
+    return table.TABLE[way, "bfloat16" if dtype == torch.bfloat16 else "float32", table.width_of(K, V)]
+
+
+def segments(strips: int, length: int, chunk: int) -> tuple[int, int]:
+    """(how many segments, tokens each): from the shape alone, so that a result's bits do not depend on the GPU."""
+    shortest = table.SHORTEST if strips < table.FEW else table.LONG
+    count = max(1, min(table.PROGRAMS // strips, -(-length // shortest)))
+    each = -(-length // (count * chunk)) * chunk
+    return -(-length // each), each
+
+
+def _launch(
+    way: str, q: Tensor, k: Tensor, v: Tensor, feature_map: str, tensors: dict[str, Any], do: Tensor | None = None
+) -> Tensor | None:
+    """Both launches of a way; its parts of τ's gradient."""
+    import triton.language as tl
+
+    from unisono_torch.kernels.linear_attention import sweep
+
+    batch, length, heads, K = q.shape
+    V, cut = v.shape[-1], _cut(way, v.dtype, K, v.shape[-1])
+    BK, BV = (max(16, 1 << (n - 1).bit_length()) for n in (K, V))
+    block = cut.block  # also where it is wider than V: the table's cuts are right as they stand, others may not be
+    blocks = -(-V // block) + (0 if way == "forward" else 2 * -(-K // block))
+    strips = batch * heads * blocks
+    count, each = segments(strips, length, cut.chunk)
+    moved = {"q": q, "k": k, "v": v, **({} if do is None else {"d": do})}
+    strides = {f"{name}{axis}": a.stride(axis) for name, a in moved.items() for axis in range(3)}
+    unit = 16 if all(step % 16 == 0 for step in strides.values()) else 1  # so that loads are as wide as strides allow
+    room, line = (BK, BK) if way == "forward" else (max(BK, BV), block)
+    scratch = (count - 1) * strips
+    arguments = {
+        "q": q, "k": k, "v": v, "T": length, "H": heads, "batches": batch, "segments": count, "length": each, "UNIT": unit,
+        **{name: step // unit for name, step in strides.items()},
+        **tensors,
+        "own": q.new_empty((scratch, room * block), dtype=torch.float32),
+        "own_z": q.new_empty((scratch, line), dtype=torch.float32),
+        "cuts": q.new_empty((scratch,), dtype=torch.int32),
+        "K": K, "V": V, "BK": BK, "BV": BV, "BN": block, "C": cut.chunk, "STAGES": cut.stages, "MAP": feature_map,
+        "HAS_RESET": tensors["reset"] is not None, "HAS_VALID": tensors["valid"] is not None,
+        # the interpreter cannot compute in 16 bits
+        "DOT": tl.bfloat16 if v.dtype == torch.bfloat16 and not interpreted() else tl.float32,
+        "TF32": v.dtype == torch.float16,
+        "num_warps": cut.warps,
+    }  # fmt: skip
+    tau = None
+    if do is not None:
+        tau = q.new_zeros((count * strips,), dtype=torch.float32) if feature_map == "learned" else None
+        arguments |= {"do": do, "tau_out": tau}
+    kernel = getattr(sweep, way)
+    with torch.cuda.device_of(q):
+        if count > 1:
+            kernel[(strips * (count - 1),)](**arguments, WRITES=False)
+        kernel[(strips * count,)](**arguments, WRITES=True)
+    return tau
+
+
+def _dense(a: Tensor) -> Tensor:
+    return a if a.stride(-1) == 1 else a.contiguous()
+
+
+_GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor S, Tensor z, Tensor? tau, Tensor? reset, Tensor? valid, str feature_map"
+
+
+@torch.library.custom_op(
+    "unisono::linear_attention", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)"
+)  # fmt: skip
+def _forward(q, k, v, S, z, tau, reset, valid, feature_map):
+    o, S_end, z_end, denominator = _forward_fake(q, k, v, S, z, tau, reset, valid, feature_map)
+    if o.numel() == 0:
+        return o, S_end.copy_(S), z_end.copy_(z), denominator
+    q, k, v = _dense(q), _dense(k), _dense(v)
+    reset, valid = (None if a is None else a.contiguous() for a in (reset, valid))
+    tensors = {
+        "tau": tau, "reset": reset, "valid": valid, "S": S.contiguous(), "z": z.contiguous(),
+        "o": o, "S_out": S_end, "z_out": z_end, "denominator": denominator,
+    }  # fmt: skip
+    _launch("forward", q, k, v, feature_map, tensors)
+    return o, S_end, z_end, denominator
+
+
+@_forward.register_fake
+def _forward_fake(q, k, v, S, z, tau, reset, valid, feature_map):
+    return (
+        v.new_empty(v.shape),
+        S.new_empty(S.shape, dtype=torch.float32),
+        z.new_empty(z.shape, dtype=torch.float32),
+        q.new_empty(q.shape[:3], dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op(
+    "unisono::linear_attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor do, Tensor dS, Tensor dz, Tensor o, Tensor denominator, {_INPUTS}) -> {_GRADIENTS}",
+)
+def _backward(do, dS, dz, o, denominator, q, k, v, S, z, tau, reset, valid, feature_map):
+    """Gradients of q, k, v, S, z and τ (empty without it)."""
+    given = (do, dS, dz, o, denominator, q, k, v, S, z, tau, reset, valid, feature_map)
+    dq, dk, dv, S_out, z_out, dtau = _backward_fake(*given)
+    if o.numel() == 0:
+        return dq, dk, dv, S_out.copy_(dS), z_out.copy_(dz), dtau.zero_()
+    q, k, v, do = _dense(q), _dense(k), _dense(v), _dense(do)
+    reset, valid = (None if a is None else a.contiguous() for a in (reset, valid))
+    tensors = {
+        "tau": tau, "reset": reset, "valid": valid, "S": S.contiguous(), "z": z.contiguous(), "dS": dS.contiguous(), "dz": dz.contiguous(),
+        "o": o.contiguous(), "denominator": denominator, "dq": dq, "dk": dk, "dv": dv, "S_out": S_out, "z_out": z_out,
+    }  # fmt: skip
+    parts = _launch("backward", q, k, v, feature_map, tensors, do)
+    return dq, dk, dv, S_out, z_out, dtau if parts is None else parts.sum().reshape(dtau.shape).to(dtau.dtype)
+
+
+@_backward.register_fake
+def _backward_fake(do, dS, dz, o, denominator, q, k, v, S, z, tau, reset, valid, feature_map):
+    return (
+        q.new_empty(q.shape),
+        k.new_empty(k.shape),
+        v.new_empty(v.shape),
+        S.new_empty(S.shape, dtype=torch.float32),
+        z.new_empty(z.shape, dtype=torch.float32),
+        q.new_empty((0,)) if tau is None else tau.new_empty(tau.shape),
+    )
+
+
+def _setup(ctx, inputs, output) -> None:
+    q, k, v, S, z, tau, reset, valid, ctx.feature_map = inputs
+    o, _, _, denominator = output
+    ctx.mark_non_differentiable(denominator)
+    ctx.save_for_backward(o, denominator, q, k, v, S, z, tau, reset, valid)
+
+
+def _gradient(ctx, do, dS, dz, _):
+    S, z, tau = ctx.saved_tensors[5:8]
+    dq, dk, dv, dS0, dz0, dtau = _backward(do, dS, dz, *ctx.saved_tensors, ctx.feature_map)
+    return dq, dk, dv, dS0.to(S.dtype), dz0.to(z.dtype), None if tau is None else dtau, None, None, None
+
+
+def _no_second_gradient(ctx, *_):
+    raise NotImplementedError("the kernels of linear attention are differentiable once; for second derivatives use implementation='plain'")
+
+
+_forward.register_autograd(_gradient, setup_context=_setup)
+_backward.register_autograd(_no_second_gradient)

@@ -1,0 +1,44 @@
+"""How the sweeps are cut: by the way, the kind of product and the wider of K and V, as timed on an H100 (docs/results/kernel-notes.md).
+
+Nothing here depends on lengths, so that a new length compiles nothing, and nothing is timed where a model runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """chunk: tokens C whose products are masked. block: columns a program. warps, stages: of a program, and of its loads."""
+
+    chunk: int
+    block: int
+    warps: int
+    stages: int
+
+
+# by (way, kind of product, the wider of K and V rounded up to a power of two)
+TABLE: dict[tuple[str, str, int], Cut] = {
+    # Triton 3.6 miscompiles blocks of 32 columns with 4 warps and 64 tokens for an H100: wrong numbers and illegal accesses, against
+    # float64 in several sizes. Narrow heads therefore take 2 warps.
+    **{(way, "bfloat16", width): Cut(64, width, 2, 2) for way in ("forward", "backward") for width in (16, 32)},
+    ("forward", "bfloat16", 64): Cut(64, 64, 4, 3),
+    ("backward", "bfloat16", 64): Cut(64, 64, 4, 3),
+    ("forward", "bfloat16", 128): Cut(32, 128, 8, 3),
+    ("backward", "bfloat16", 128): Cut(64, 64, 4, 2),
+    ("forward", "bfloat16", 256): Cut(64, 64, 8, 2),
+    ("backward", "bfloat16", 256): Cut(32, 32, 8, 2),
+    # products of float32 numbers: float16 in tf32, float32 itself without matrix units
+    **{(way, "float32", width): Cut(32, min(width, 32), 4, 1) for way in ("forward", "backward") for width in (16, 32, 64, 128)},
+    **{(way, "float32", 256): Cut(16, 16, 4, 1) for way in ("forward", "backward")},
+}
+INTERPRETED = Cut(16, 16, 1, 1)
+# Time is cut into segments where heads alone are fewer programs than a GPU runs at once (two a multiprocessor of an H100), each of
+# SHORTEST tokens or more; of LONG, where heads leave less than half of it idle: a segment costs reading k and v again.
+PROGRAMS, FEW = 264, 96
+SHORTEST, LONG = 512, 2048
+
+
+def width_of(K: int, V: int) -> int:
+    return max(16, 1 << (max(K, V) - 1).bit_length())

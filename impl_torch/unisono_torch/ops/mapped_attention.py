@@ -1,0 +1,51 @@
+"""Linear attention of q and k before their feature map φ, which a kernel applies while it loads them.
+
+As linear_attention.py, with q, k [B, T, H, K] and, after the marks, φ's name and τ [1] of "learned" (features.py).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from unisono_torch.ops import linear_attention
+from unisono_torch.ops.dispatch import use_triton
+from unisono_torch.ops.elementwise import wide
+from unisono_torch.ops.features import feature_map as phi
+from unisono_torch.ops.linear_attention import State
+
+
+def step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: State,
+    reset: Tensor | None = None,
+    valid: Tensor | None = None,
+    feature_map: str = "elu1",
+    tau: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """One token: q, k [B, H, K], v [B, H, V], reset and valid [B]."""
+    q, k = (phi(feature_map, a.to(wide(v.dtype)), tau) for a in (q, k))
+    return linear_attention.step(q, k, v, state, reset, valid)
+
+
+def parallel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    initial_state: State,
+    reset: Tensor | None = None,
+    valid: Tensor | None = None,
+    feature_map: str = "elu1",
+    tau: Tensor | None = None,
+    chunk_size: int = 64,
+    implementation: str = "auto",
+) -> tuple[Tensor, State]:
+    """A kernel takes q and k in v's dtype and gives o in it; plain operations take them as they are and give o float32 or wider."""
+    widths = {"K": q.shape[-1], "V": v.shape[-1]}
+    if use_triton(implementation, "linear_attention", v.device, v.dtype, widths, feature_map=feature_map, one_dtype=True):
+        from unisono_torch.kernels.linear_attention import linear_attention as kernel
+
+        return kernel(q.to(v.dtype), k.to(v.dtype), v, initial_state, reset, valid, feature_map, tau)
+    q, k = (phi(feature_map, a.to(wide(v.dtype)), tau) for a in (q, k))
+    return linear_attention.parallel(q, k, v, initial_state, reset, valid, chunk_size, "plain")
