@@ -42,8 +42,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, turns: Turns, before: Tensor, state: States, read: Reading) -> tuple[Tensor, States]:
         """x [B, D] or [B, T, D] → what it adds, the state after it. before: the count of tokens before x [B]."""
         given = state if self.kind == "linear" else (*state, before)
-        more = (self.feature_map, self.tau) if self.kind == "linear" else ()
-        o, after = read(OPS[self.kind], *self.to_heads(x, turns), given, more=more)
+        more = {"feature_map": self.feature_map, "tau": self.tau} if self.kind == "linear" else {}
+        o, after = read(OPS[self.kind], *self.to_heads(x, turns), given, **more)
         return self.out(o.flatten(-2).to(x.dtype)), after[:2]
 
 

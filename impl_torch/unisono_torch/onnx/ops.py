@@ -15,8 +15,8 @@ from torch import Tensor
 
 from unisono_torch.layers.reading import Marks, Reading, Rotation
 from unisono_torch.ops import diagonal_ssm as ssm
+from unisono_torch.ops import mapped_attention, rotary
 from unisono_torch.ops import mom_gru as cell
-from unisono_torch.ops import rotary
 from unisono_torch.ops.fold import masked
 
 DOMAIN = "unisono"
@@ -32,6 +32,9 @@ class GraphReading(Reading):
         self.nodes = FUSED if target == "ort" else NODES
 
     def __call__(self, op: Any, *inputs: Any, **more: Any) -> tuple[Tensor, Any]:
+        if op is mapped_attention:
+            q, k, v, state = inputs
+            return self.nodes["linear_attention"](*mapped_attention.features(q, k, v, **more), v, state, *self.given)
         return self.nodes[op.__name__.rpartition(".")[2]](*inputs, *self.given, **more)
 
     def positions(self, before: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,11 @@ from unisono_torch.ops.features import feature_map as phi
 from unisono_torch.ops.linear_attention import State
 
 
+def features(q: Tensor, k: Tensor, v: Tensor, feature_map: str, tau: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """φ(q) and φ(k), float32 or wider."""
+    return phi(feature_map, q.to(wide(v.dtype)), tau), phi(feature_map, k.to(wide(v.dtype)), tau)
+
+
 def step(
     q: Tensor,
     k: Tensor,
@@ -25,8 +30,7 @@ def step(
     tau: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """One token: q, k [B, H, K], v [B, H, V], reset and valid [B]."""
-    q, k = (phi(feature_map, a.to(wide(v.dtype)), tau) for a in (q, k))
-    return linear_attention.step(q, k, v, state, reset, valid)
+    return linear_attention.step(*features(q, k, v, feature_map, tau), v, state, reset, valid)
 
 
 def parallel(
@@ -47,5 +51,4 @@ def parallel(
         from unisono_torch.kernels.linear_attention import linear_attention as kernel
 
         return kernel(q.to(v.dtype), k.to(v.dtype), v, initial_state, reset, valid, feature_map, tau)
-    q, k = (phi(feature_map, a.to(wide(v.dtype)), tau) for a in (q, k))
-    return linear_attention.parallel(q, k, v, initial_state, reset, valid, chunk_size, "plain")
+    return linear_attention.parallel(*features(q, k, v, feature_map, tau), v, initial_state, reset, valid, chunk_size, "plain")
