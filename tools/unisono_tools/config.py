@@ -54,6 +54,10 @@ class DataChoice:
     """Read at most so many bytes of the corpus."""
     precomputed: str | None = None
     """Folder that `unisono precompute` wrote, for mode=positions."""
+    documents: Literal["joined", "reset"] = "joined"
+    """Whether sequences read across the starts of documents, or the state is reset there."""
+    order: Literal["random", "shuffled"] = "random"
+    """Where sequences start: anywhere, drawn with the seed; or one after the other, shuffled anew in each epoch."""
     eval_tokens: int = 65536
     """Validation tokens read at each evaluation; 0 reads the whole split."""
     eval_window: int | None = None
@@ -76,8 +80,10 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then a cosine down to a share of the peak."""
+    """Linear warm-up, then down to a share of the peak."""
 
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls after the warm-up; constant stays at the peak."""
     warmup_steps: int = 100
     final_fraction: float = 0.1
     """Learning rate at the last step, as a share of the peak."""
@@ -94,6 +100,12 @@ class TrainConfig:
     mode: Literal["sequences", "positions"] = "sequences"
     """Minibatches of whole sequences, or of positions of a precomputed ξ (Algorithm 1; fixed scheme)."""
     steps: int = 1000
+    epochs: float = 0.0
+    """Instead of steps: how often the training split is read, which data.order=shuffled then does to the token."""
+    max_minutes: float = 0.0
+    """Stop with a checkpoint after so long; 0 never does. The same command continues."""
+    patience: int = 0
+    """Stop after so many evaluations without a lower validation loss; 0 never does."""
     batch_size: int = 16
     """Sequences a step (positions a step with mode=positions)."""
     seq_len: int = 256
@@ -119,6 +131,8 @@ class TrainConfig:
     """CPU threads; 0 leaves the number to the backend. Only equal numbers give equal bits."""
     out: str = "runs/unisono"
     """Folder of the run. A run that is there already is continued."""
+    wandb_project: str | None = None
+    """Log to this project of Weights & Biases too; WANDB_MODE=offline keeps it on this machine."""
     init_from: str | None = None
     """Checkpoint whose weights this run starts from."""
 
@@ -162,6 +176,7 @@ class TrainConfig:
             ("checkpoint_every", self.checkpoint_every, 1),
             ("log_every", self.log_every, 1),
             ("keep", self.keep, 1),
+            ("patience", self.patience, 0),
             ("seed", self.seed, 0),
             ("threads", self.threads, 0),
             ("data.eval_tokens", self.data.eval_tokens, 0),
@@ -172,6 +187,8 @@ class TrainConfig:
                 yield f"{name}: {value} is too small, use an integer ≥ {least}"
         for name, value, fits, remedy in (
             ("optimizer.lr", opt.lr, 0 < opt.lr <= 1e30, "use a positive number that float32 holds"),
+            ("epochs", self.epochs, self.epochs >= 0, "use a positive number, or 0 to count steps"),
+            ("max_minutes", self.max_minutes, self.max_minutes >= 0, "use a positive number, or 0 for no limit"),
             ("optimizer.beta1", opt.beta1, 0 <= opt.beta1 < 1, "use a number in [0, 1)"),
             ("optimizer.beta2", opt.beta2, 0 <= opt.beta2 < 1, "use a number in [0, 1)"),
             ("optimizer.eps", opt.eps, opt.eps > 0, "use a positive number"),
@@ -210,8 +227,8 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
 
 # A continued run may change these: they touch neither the arithmetic nor the order of the data. More steps stretch the cosine.
 FREE = (
-    *("steps", "eval_every", "checkpoint_every", "log_every", "keep", "data.eval_tokens", "data.eval_window"),
-    *("backend", "device", "implementation", "threads", "out"),
+    *("steps", "epochs", "max_minutes", "patience", "wandb_project", "eval_every", "checkpoint_every", "log_every", "keep"),
+    *("data.eval_tokens", "data.eval_window", "backend", "device", "implementation", "threads", "out"),
 )
 
 

@@ -122,3 +122,18 @@ def test_inspect(command, model, tmp_path):
     code, out, _ = command("inspect", model, "--out", tmp_path / "figures", "--length", 6)
     assert code == 0
     assert len(list((tmp_path / "figures").glob("*.png"))) == len(out.splitlines())
+
+
+def test_a_dry_run_says_what_would_be(command, refused, text, tmp_path):
+    argv = ("--config", "cram-1m", "--data.corpus", text, "--seq_len", 16, "--batch-size", 4, "--epochs", 2, "--out", tmp_path / "run")
+    code, out, _ = command("train", *argv, "--dry-run")
+    assert code == 0
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert "1,060,212 parameters" in lines["model"]
+    length = round(0.9 * text.stat().st_size)
+    steps = -(-2 * ((length - 1) // 16) // 4)
+    assert f"{length:,} tokens to learn from" in lines["corpus"]
+    assert lines["steps"].startswith(f"{steps:,} of 64 tokens: {steps * 64:,} in all, 2")
+    assert str(tmp_path / "run") in out
+    assert not (tmp_path / "run").exists()
+    assert "seq_len: 100000" in refused("train", *argv, "--dry-run", "--seq_len", 100000)

@@ -74,6 +74,7 @@ def test_a_continued_run_may_change_only_what_leaves_its_arithmetic_alone(tiny):
     config = tiny()
     other = {"int": 64, "float": 0.5, "str": "jax", "NoneType": "cpu", "dict": {"d_model": 24}}
     named = {"mode": "positions", "dtype": "float64", "data.limit": 9, "data.eval_window": 9, "backend": "jax"}
+    named |= {"data.documents": "reset", "data.order": "shuffled", "schedule.kind": "linear"}
     for name, value in flatten(to_dict(config)).items():
         values = to_dict(config)
         *parents, leaf = name.split(".")
@@ -108,3 +109,15 @@ def test_learning_rate():
 def test_learning_rate_of_short_runs_is_finite():
     assert [learning_rate(s, 2, 1.0, Schedule(warmup_steps=5)) for s in range(2)] == [0.5, 1.0]
     assert learning_rate(0, 1, 1.0, Schedule(warmup_steps=0, final_fraction=0.5)) == 0.5
+
+
+@pytest.mark.parametrize("kind", ["linear", "constant"])
+def test_other_schedules(kind):
+    schedule = Schedule(kind=kind, warmup_steps=10, final_fraction=0.25)
+    rates = [learning_rate(step, 110, 2.0, schedule) for step in range(110)]
+    assert rates[:10] == [learning_rate(step, 110, 2.0, Schedule(warmup_steps=10)) for step in range(10)]
+    if kind == "constant":
+        assert set(rates[9:]) == {2.0}
+    else:
+        assert rates[59] == (2.0 + 0.5) / 2
+        assert rates[-1] == 0.5

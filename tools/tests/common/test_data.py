@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from unisono_spec.contract import InputError
+from unisono_tools.config import DataChoice
 from unisono_tools.data import SPLITS, corpus, load_corpus, load_tokenizer, stored
-from unisono_tools.data.batches import batch, positions, reset_mask, starts
+from unisono_tools.data.batches import batch, positions, reset_mask, shuffled_starts, starts
+from unisono_tools.train.feed import feed, steps_of
 
 
 def test_sotu_is_split_by_speech_with_the_newest_held_out():
@@ -159,3 +163,35 @@ def test_reset_mask_marks_document_starts():
     mask = reset_mask(documents, at, 6)
     expected = np.isin(at[:, None] + np.arange(6), documents)
     assert np.array_equal(mask, expected)
+
+
+@pytest.mark.parametrize(("length", "batch_size"), [(101, 3), (1000, 16), (11, 5)])
+def test_an_epoch_reads_every_window_once(length, batch_size):
+    windows = (length - 1) // 10
+    steps = -(-2 * windows // batch_size)
+    drawn = np.concatenate([shuffled_starts(length, 7, step, batch_size, 10) for step in range(steps)])
+    for epoch in range(2):
+        read = np.sort(drawn[epoch * windows : (epoch + 1) * windows])
+        assert np.array_equal(np.diff(read), np.full(windows - 1, 10))
+        assert 0 <= read[0] <= (length - 1) % 10
+        assert read[-1] + 11 <= length
+    if windows > 10:
+        assert not np.array_equal(drawn[:windows] // 10, drawn[windows : 2 * windows] // 10)
+    # from any step on, in another process
+    assert np.array_equal(shuffled_starts(length, 7, steps - 1, batch_size, 10), drawn[(steps - 1) * batch_size :])
+
+
+def test_epochs_are_steps_and_documents_reset(tiny, tmp_path):
+    for i in range(40):
+        (tmp_path / f"{i:02}.txt").write_text(f"{i:02}" * 20)
+    data = DataChoice(corpus=str(tmp_path), documents="reset", order="shuffled")
+    train = tiny(data=data, epochs=1.5, batch_size=4, seq_len=16)
+    text = load_corpus(tmp_path)
+    assert len(text.train) == 36 * 40
+    assert steps_of(train, text) == math.ceil(1.5 * (1439 // 16) / 4)
+    batch = feed(train, train.validate(), text)(3)
+    at = shuffled_starts(1440, train.seed, 3, 4, 16)
+    assert batch.reset is not None
+    assert np.array_equal(batch.reset, (at[:, None] + np.arange(16)) % 40 == 0)
+    assert np.array_equal(batch.inputs, text.train[at[:, None] + np.arange(16)])
+    assert feed(dataclasses.replace(train, data=dataclasses.replace(data, documents="joined")), train.validate(), text)(3).reset is None

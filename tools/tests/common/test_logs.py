@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
@@ -69,3 +71,27 @@ def test_a_log_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="cannot be written"):
         log.sync()
     log.close()
+
+
+def test_rows_go_to_weights_and_biases_too(tmp_path, monkeypatch):
+    module, said = ModuleType("wandb"), []
+
+    class Run:
+        def log(self, values: dict, step: int) -> None:
+            said.append((step, values))
+
+        def finish(self) -> None:
+            said.append("finished")
+
+    module.init = lambda **about: said.append(about) or Run()  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    for _ in range(2):
+        log = Log(tmp_path, 0, "lalm", {"seed": 3})
+        log.add({"step": 1, "time": 2.0, "loss": 0.5})
+        log.close()
+    assert said[1:3] == [(1, {"loss": 0.5}), "finished"]
+    assert said[0] == said[3]  # under the same name
+    assert (said[0]["project"], said[0]["config"], said[0]["resume"]) == ("lalm", {"seed": 3}, "allow")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"pip install 'unisono\[wandb\]'"):
+        Log(tmp_path, 0, "lalm")

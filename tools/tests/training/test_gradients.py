@@ -79,7 +79,7 @@ def test_first_loss_and_gradient(backend, model, dtype, tiny):
 
 
 @pytest.mark.parametrize("head", ["categorical", "bernoulli", "gaussian"])
-def test_only_valid_targets_count(backend, head, tiny, close):
+def test_only_scored_targets_count_and_only_valid_tokens_are_read(backend, head, tiny, close):
     random = np.random.default_rng(0)
     if head == "categorical":
         train = tiny(overrides={"vocab_size": 16}, backend=backend, dtype="float64")
@@ -89,11 +89,11 @@ def test_only_valid_targets_count(backend, head, tiny, close):
         rows = random.random((3, 7, 4)).astype(np.float32)
     config = train.validate()
     params = init_params(config, 1, "float64")
-    valid = random.random((3, 6)) < 0.6
-    batch = Batch(rows[:, :-1], rows[:, 1:], valid)
+    scored, reset, valid = random.random((3, 3, 6)) < np.array([0.6, 0.2, 0.8])[:, None, None]
+    batch = Batch(rows[:, :-1], rows[:, 1:], scored, reset=reset, valid=valid)
     trainer = open_trainer(train, config)
     trainer.init(params)
-    logits, _ = create(config, params).forward(batch.inputs)
-    nats = nll(config, logits[valid], batch.targets[valid])
+    logits, _ = create(config, params).forward(batch.inputs, reset=reset, valid=valid)
+    nats = nll(config, logits[scored], batch.targets[scored])
     assert batch.count == nats.size
     close(trainer.gradient(batch, 0)[0].loss, nats.mean(), "float64")

@@ -13,8 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from unisono_spec.contract import InputError
+from unisono_spec.contract.files import load_arrays
 from unisono_tools.backends import open_trainer
-from unisono_tools.config import DataChoice, dump
+from unisono_tools.config import DataChoice, Optimizer, dump
 from unisono_tools.train import checkpoint, train
 from unisono_tools.train import feed as feeding
 from unisono_tools.train.logs import read
@@ -150,3 +151,32 @@ def test_weights_that_are_not_finite_are_not_saved(backend, tiny, tmp_path, monk
     with pytest.raises(Diverged, match=r"head\.weight: not finite after step 2; no checkpoint had been saved yet"):
         train(tiny(backend=backend))
     assert not checkpoint.steps(tmp_path / "run")
+
+
+def test_the_batch_of_a_failed_step_is_kept(backend, tiny, tmp_path):
+    first = train(tiny(backend=backend, steps=2))
+    saved = checkpoint.load(first.checkpoint)
+    saved.params["input.weight"][:] = 3e38
+    checkpoint.save(first.run, saved)
+    with pytest.raises(Diverged, match=r"at step 3; the last good .*its batch is .*failed-step-00000003\.safetensors"):
+        train(tiny(backend=backend, steps=4))
+    config, arrays = load_arrays(tmp_path / "run" / "failed-step-00000003.safetensors", "batch")
+    assert config == saved.config
+    assert arrays["inputs"].shape == arrays["targets"].shape == (4, 16)
+    assert np.array_equal(arrays["inputs"][:, 1:], arrays["targets"][:, :-1])
+
+
+def test_no_patience(backend, tiny, capsys):
+    # a learning rate that moves nothing: no evaluation after the first is lower
+    config = tiny(backend=backend, steps=50, eval_every=2, patience=3, optimizer=Optimizer(lr=1e-30, weight_decay=0.0))
+    result = train(config)
+    assert result.best is not None
+    assert (result.steps, result.best.step) == (8, 2)
+    assert "no lower validation loss since step 2" in capsys.readouterr().err
+    assert 8 in checkpoint.steps(result.run)
+
+
+def test_a_limit_of_time(backend, tiny):
+    result = train(tiny(backend=backend, steps=50, max_minutes=1e-9))
+    assert result.steps == 1
+    assert train(tiny(backend=backend, steps=3)).steps == 3

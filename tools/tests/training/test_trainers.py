@@ -61,8 +61,10 @@ def test_adamw_is_the_published_one(backend, tiny, close, clip):
 
 def test_accumulated_parts_are_the_whole_batch(backend, tiny, close):
     train = tiny(backend=backend, dtype="float64")
-    valid = np.random.default_rng(0).random((train.batch_size, train.seq_len)) < 0.7  # parts of unequal weight
-    batch = dataclasses.replace(_batch(train), valid=valid)
+    random = np.random.default_rng(0)
+    size = (train.batch_size, train.seq_len)
+    marks = {"scored": random.random(size) < 0.7, "reset": random.random(size) < 0.2, "valid": random.random(size) < 0.8}  # unequal parts
+    batch = dataclasses.replace(_batch(train), **marks)
     whole, g = _trainer(train).gradient(batch, 0)
     parts, h = _trainer(dataclasses.replace(train, accumulation=4)).gradient(batch, 0)
     close(parts.loss, whole.loss, "float64")

@@ -22,14 +22,17 @@ class Batch:
     """What one gradient is computed from.
 
     inputs: ids [B, T], frames [B, T, F], or with `precomputed` ξ [N, code]; targets: ids [B, T] or [N], frames [B, T, F] or [N, F].
-    valid: targets that count, as `targets` without F; None counts all. state: where the sequences start; None is the initial state.
+    scored: targets that count, as `targets` without F; None counts all. state: where the sequences start; None is the initial state.
+    reset, valid: [B, T] as a model takes them: where a document starts, which tokens are read at all.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
-    valid: np.ndarray | None = None
+    scored: np.ndarray | None = None
     state: Arrays | None = None
     precomputed: bool = False
+    reset: np.ndarray | None = None
+    valid: np.ndarray | None = None
 
     def parts(self, number: int) -> list[Batch]:
         """Equal parts along the first axis."""
@@ -42,9 +45,11 @@ class Batch:
             Batch(
                 self.inputs[i * rows : (i + 1) * rows],
                 self.targets[i * rows : (i + 1) * rows],
-                cut(self.valid, i),
+                cut(self.scored, i),
                 None if self.state is None else {name: a[i * rows : (i + 1) * rows] for name, a in self.state.items()},
                 self.precomputed,
+                cut(self.reset, i),
+                cut(self.valid, i),
             )
             for i in range(number)
         ]
@@ -54,7 +59,7 @@ class Batch:
         """How many numbers are predicted: tokens, or pixels."""
         rows = self.targets.shape[: 1 if self.precomputed else 2]
         width = self.targets.size // max(1, int(np.prod(rows)))
-        return width * (int(np.prod(rows)) if self.valid is None else int(self.valid.sum()))
+        return max(1, width * (int(np.prod(rows)) if self.scored is None else int(self.scored.sum())))
 
 
 @dataclasses.dataclass(frozen=True)

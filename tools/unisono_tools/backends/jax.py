@@ -120,7 +120,7 @@ class Trainer:
         for i, part in enumerate(batch.parts(self.train.accumulation)):
             seeds = dropout_seeds(self.config, self.train.seed, step, i)
             noise = router_noise(self.config, self.train.seed, step, i, part.targets.shape[:2])
-            arrays = (_ids(part.inputs), _ids(part.targets), part.valid, part.state, seeds, noise)
+            arrays = (_ids(part.inputs), _ids(part.targets), part.scored, part.state, part.reset, part.valid, seeds, noise)
             read = (self.named, self.buffers, self.model, part.precomputed)
             (mean, loads), grads = _mean_and_gradient(*read, *arrays, float(batch.count))
             loss += float(mean)
@@ -139,8 +139,10 @@ def _mean_and_gradient(
     precomputed: bool,
     inputs: Any,
     targets: Any,
-    valid: Any,
+    scored: Any,
     state: Any,
+    reset: Any,
+    valid: Any,
     seeds: Any,
     noise: Any,
     count: Any,
@@ -151,9 +153,9 @@ def _mean_and_gradient(
     if precomputed:
         logits = built.readout(inputs, dropout=dropout)
     else:
-        logits, _ = built.forward(inputs, state, dropout=dropout, noise=noise, loads=loads if noise else None)
+        logits, _ = built.forward(inputs, state, reset, valid, dropout=dropout, noise=noise, loads=loads if noise else None)
     nll = _loss(model.config.predicts, logits, targets)
-    return (nll if valid is None else jnp.where(valid, nll, 0)).sum() / count, loads
+    return (nll if scored is None else jnp.where(scored, nll, 0)).sum() / count, loads
 
 
 def dropout_masks(config: Config, seeds: jax.Array | np.ndarray, shape: tuple[int, ...], dtype: str) -> list[jax.Array] | None:

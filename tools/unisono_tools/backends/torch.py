@@ -120,9 +120,10 @@ class Trainer:
             state = None if batch.state is None else unisono_torch.state_from_numpy(batch.state, device=self.device)
             noise = router_noise(self.config, self.train.seed, step, part, shape)
             noise = None if noise is None else [torch.as_tensor(a, device=self.device) for a in noise]
-            logits, _ = self.model(inputs, state, dropout=dropout, noise=noise, loads=loads)
+            marks = (None if a is None else torch.as_tensor(a, device=self.device) for a in (batch.reset, batch.valid))
+            logits, _ = self.model(inputs, state, *marks, dropout=dropout, noise=noise, loads=loads)
         nll = _loss(self.config.predicts, logits, torch.as_tensor(batch.targets, device=self.device))
-        counts = nll if batch.valid is None else torch.where(torch.as_tensor(batch.valid, device=self.device), nll, 0)
+        counts = nll if batch.scored is None else torch.where(torch.as_tensor(batch.scored, device=self.device), nll, 0)
         return counts.sum(), loads
 
     def _moment(self, array: np.ndarray, like: Tensor) -> Tensor:

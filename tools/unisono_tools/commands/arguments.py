@@ -86,7 +86,10 @@ def parse(verb: str, description: str, arguments: list[Argument], argv: list[str
         name, equals, text = word[2:].partition("=")
         name = name if name in known else name.replace("-", "_")
         argument = None if name == "config" else _named(name, known, positional)
-        if not equals:
+        flag = argument is not None and argument.hint is bool and (not words or words[0].lower() not in ("true", "false"))
+        if flag and not equals:
+            text = "true"
+        elif not equals:
             if not words:
                 raise InputError(f"{name}: no value; give {expected(argument.hint) if argument else 'a YAML file'}")
             text = words.pop(0)

@@ -9,6 +9,8 @@ from unisono_spec.contract import InputError
 from unisono_tools.commands.arguments import Argument, of_class, parse
 from unisono_tools.config import TrainConfig, from_dict
 from unisono_tools.train import checkpoint, train
+from unisono_tools.train.loop import load
+from unisono_tools.train.outlook import outlook
 
 
 def main(argv: list[str]) -> int:
@@ -17,11 +19,18 @@ def main(argv: list[str]) -> int:
         *of_class(TrainConfig),
         Argument("resume", str | None, None, "continue this run, with its own arguments; others override them where they may"),
     ]
+    arguments.append(Argument("dry_run", bool, False, "say what would be trained, how long and where it is written, and stop"))
     about = "Train a model, or continue a run: a run that is in --out already is continued from its last checkpoint."
     values = parse("train", about, arguments, given if run is None else ["--config", str(run / "config.yaml"), *given, "--out", str(run)])
     if values.pop("resume") is not None:
         raise InputError("resume: it belongs on the command line, not into a file; run `unisono train --resume RUN`")
-    result = train(from_dict(values))
+    dry = values.pop("dry_run")
+    plan = from_dict(values)
+    if dry:
+        for what, how_much in outlook(plan, load(plan)):
+            print(f"{what:<12} {how_much}")
+        return 0
+    result = train(plan)
     print(f"checkpoint: {result.checkpoint}")
     if result.best is not None:
         print(f"best: step {result.best.step}, validation loss {result.best.loss:.6f} nats")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,7 @@ from unisono_spec.contract.initial import generator
 from unisono_tools.backends.base import Batch
 from unisono_tools.config import TrainConfig
 from unisono_tools.data import Corpus
-from unisono_tools.data.batches import batch
+from unisono_tools.data.batches import reset_mask, rows_at, shuffled_starts, starts
 from unisono_tools.precompute import PrecomputedCorpus
 
 FEWEST = 16  # numbers that an evaluation must predict
@@ -25,14 +26,27 @@ def feed(train: TrainConfig, config: Config, corpus: Corpus) -> Feed:
     if train.mode == "positions":
         return _positions(train, config, corpus)
 
+    draw_starts = shuffled_starts if train.data.order == "shuffled" else starts
+
     def sequences(step: int) -> Batch:
-        rows = batch(corpus.train, train.seed, step, train.batch_size, train.seq_len)  # [B, T+1]
+        at = draw_starts(len(corpus.train), train.seed, step, train.batch_size, train.seq_len)
+        rows = rows_at(corpus.train, at, train.seq_len)  # [B, T+1]
+        reset = reset_mask(corpus.documents["train"], at, train.seq_len) if train.data.documents == "reset" else None
         if not config.reads_frames:
             check_ids(rows, config.vocab_size)
-        return Batch(rows[:, :-1], rows[:, 1:], state=starting_state(train, config, step))
+        return Batch(rows[:, :-1], rows[:, 1:], state=starting_state(train, config, step), reset=reset)
 
     sequences(0)  # a corpus that is too short is noticed before anything is written
     return sequences
+
+
+def steps_of(train: TrainConfig, corpus: Corpus) -> int:
+    """The steps that `train.epochs` means for a corpus; without it, its `steps`."""
+    if not train.epochs:
+        return train.steps
+    length = len(corpus.train) - 1
+    rows = length if train.mode == "positions" else length // train.seq_len
+    return max(1, math.ceil(train.epochs * rows / train.batch_size))
 
 
 def check_corpus(config: Config, corpus: Corpus) -> None:

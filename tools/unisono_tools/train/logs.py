@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -25,8 +26,9 @@ class Log:
     damaged: numbers of the lines that were no rows, and are left out.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int, project: str | None = None, config: dict[str, Any] | None = None) -> None:
         self.path = run / NAME
+        self.remote = None if project is None else Remote(run, project, config or {})
         self.damaged: list[int] = []
         rows = [row for row in read(self.path, self.damaged) if row["step"] <= step]
         write_bytes(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -41,6 +43,8 @@ class Log:
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
             self.board.add(row)
+        if self.remote is not None:
+            self.remote.add(row)
 
     def sync(self) -> None:
         """Make the rows so far as safe as the checkpoint that is about to be written."""
@@ -52,6 +56,8 @@ class Log:
         with self._clear_errors():
             self.file.close()
             self.board.file.close()
+        if self.remote is not None:
+            self.remote.close()
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
@@ -80,6 +86,27 @@ class Board:
         values = [self.summary.Value(tag=name, simple_value=value) for name, value in row.items() if name not in ("step", "time")]
         event = self.event(wall_time=row["time"], step=row["step"], summary=self.summary(value=values))
         self.file.write(event.SerializeToString())
+
+
+class Remote:
+    """The same rows in a project of Weights & Biases. A continued run goes on under the same name."""
+
+    def __init__(self, run: Path, project: str, config: dict[str, Any]) -> None:
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise InputError("wandb_project: the package wandb is not installed here; pip install 'unisono[wandb]'") from error
+        name = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
+        try:
+            self.run: Any = wandb.init(project=project, id=name, name=run.name, dir=str(run), config=config, resume="allow")
+        except Exception as error:  # its client raises errors of its own
+            raise InputError(f"wandb_project: {project!r} cannot be logged to ({error}); log in, or set WANDB_MODE=offline") from error
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.run.log({name: value for name, value in row.items() if name not in ("step", "time")}, step=row["step"])
+
+    def close(self) -> None:
+        self.run.finish()
 
 
 def read(path: Path, damaged: list[int] | None = None) -> list[dict[str, Any]]:

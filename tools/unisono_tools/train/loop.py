@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from unisono_spec.contract import Arrays, Config, InputError, config_to_dict, init_params
-from unisono_spec.contract.files import load_params, write_bytes
+from unisono_spec.contract.files import load_params, save_arrays, write_bytes
 
 from unisono_tools.backends import open_trainer
 from unisono_tools.backends.base import Batch, Trainer
-from unisono_tools.config import TrainConfig, check_continues, default_backend, dump
+from unisono_tools.config import TrainConfig, check_continues, default_backend, dump, to_dict
 from unisono_tools.data import Corpus, load_corpus
 from unisono_tools.evaluation import default_window, evaluate
 from unisono_tools.schedule import learning_rate
 from unisono_tools.train import checkpoint as checkpoints
 from unisono_tools.train.checkpoint import Best, Checkpoint
-from unisono_tools.train.feed import Feed, check_validation, feed
+from unisono_tools.train.feed import Feed, check_validation, feed, steps_of
 from unisono_tools.train.guard import Signals, Stopped, alone_in
 from unisono_tools.train.logs import Log
 from unisono_tools.train.progress import Show
@@ -55,9 +55,11 @@ def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | N
     """
     console = console or Console(stderr=True)
     config, run = train.validate(), train.folder
+    corpus = load(train) if corpus is None else corpus
+    train = dataclasses.replace(train, steps=steps_of(train, corpus))
     for doubt in train.doubts():
         console.print(f"warning: {doubt}", highlight=False, markup=False, soft_wrap=True)
-    corpus = load(train) if corpus is None else corpus
+    seconds = min(seconds, 60 * train.max_minutes or math.inf)
     draw = feed(train, config, corpus)
     check_validation(corpus)
     with alone_in(run):
@@ -116,7 +118,7 @@ class _Run:
         self.done, self.best = (0, None) if before is None else (before.step, before.best)
         self.window = default_window(config, train.seq_len) if train.data.eval_window is None else train.data.eval_window
         self.show = Show(self.done, train.steps, "positions" if train.mode == "positions" else "tokens", console)
-        self.log = Log(self.folder, self.done)
+        self.log = Log(self.folder, self.done, train.wandb_project, to_dict(train))
         for line in self.log.damaged:
             self.show.say(f"{self.log.path}: line {line} was damaged, and is left out")
         if before is not None:
@@ -158,13 +160,17 @@ class _Run:
         self.done += 1
         for name, value in (("loss", result.loss), ("gradient's norm", result.norm)):
             if not math.isfinite(value):
-                raise Diverged(f"{name}: {value} at step {self.done}; {self._kept()}; lower optimizer.lr or lengthen schedule.warmup_steps")
+                kept = f"{self._kept()}; its batch is {self._keep(batch)}"
+                raise Diverged(f"{name}: {value} at step {self.done}; {kept}; lower optimizer.lr or lengthen schedule.warmup_steps")
         self.show.step(self.done, result.loss, batch.targets.shape[0] * (1 if batch.precomputed else batch.targets.shape[1]))
         end = self.done == train.steps or time.monotonic() > self.deadline
         self.ended = end or self.signals.received is not None
         if end or self.done % train.log_every == 0:
             self._log(loss=result.loss, lr=lr, gradient_norm=result.norm, rate=self.show.rate)
         better = (end or self.done % train.eval_every == 0) and self._evaluate()
+        if train.patience and self.best is not None and self.done - self.best.step >= train.patience * train.eval_every and not end:
+            self.show.say(f"step {self.done}: no lower validation loss since step {self.best.step}; stopping")
+            self.ended = True
         # a signal may also have come while evaluating
         self.ended = self.ended or self.signals.received is not None
         if self.ended or better or self.done % train.checkpoint_every == 0:
@@ -200,6 +206,13 @@ class _Run:
         )
         self.last = checkpoints.save(self.folder, saved)
         checkpoints.prune(self.folder, self.train.keep, self.best)
+
+    def _keep(self, batch: Batch) -> Path:
+        """Write the batch of a step that failed, to be looked at."""
+        arrays = {"inputs": batch.inputs, "targets": batch.targets, "scored": batch.scored, "reset": batch.reset, "valid": batch.valid}
+        path = self.folder / f"failed-step-{self.done:08d}.safetensors"
+        save_arrays(path, {name: a for name, a in arrays.items() if a is not None}, self.config, "batch")
+        return path
 
     def _kept(self) -> str:
         return f"the last good checkpoint is {self.last}" if self.last else "no checkpoint had been saved yet"

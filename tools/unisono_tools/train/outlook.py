@@ -1,0 +1,53 @@
+"""What a run would be: sizes, counts and places, without training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from unisono_spec.contract import count_params
+
+from unisono_tools.config import TrainConfig, default_backend
+from unisono_tools.data import Corpus
+from unisono_tools.train import checkpoint
+from unisono_tools.train.feed import check_validation, feed, steps_of
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+ARRAYS = 24  # of [B, T, D] that a layer keeps for its gradient, about
+
+
+def outlook(train: TrainConfig, corpus: Corpus) -> Iterator[tuple[str, str]]:
+    """(what, how much). Raises InputError where the run would be refused before its first step."""
+    config = train.validate()
+    feed(train, config, corpus)
+    check_validation(corpus)
+    train = dataclasses.replace(train, steps=steps_of(train, corpus))
+    rows = train.batch_size * (1 if train.mode == "positions" else train.seq_len)
+    unit = "tokens" if corpus.tokenizer else "frames"
+    yield "model", f"{train.model.preset}, {count_params(config):,} parameters"
+    documents = f" in {len(corpus.documents['train']):,} documents" if len(corpus.documents["train"]) > 1 else ""
+    yield "corpus", f"{corpus.name}: {len(corpus.train):,} {unit} to learn from{documents}, {len(corpus.validation):,} to validate on"
+    epochs = train.steps * rows / max(1, len(corpus.train) - 1)
+    yield "steps", f"{train.steps:,} of {rows:,} {unit}: {train.steps * rows:,} in all, {epochs:.3g} epochs"
+    evaluations = -(-train.steps // train.eval_every)
+    yield "evaluations", f"{evaluations:,}, one every {train.eval_every:,} steps; checkpoints every {train.checkpoint_every:,}"
+    yield "memory", f"about {_gigabytes(memory(train, rows))}: weights, gradient, two moments and what the layers keep (a rough estimate)"
+    each = 3 * count_params(config) * BYTES[train.param_dtype]
+    yield "disk", f"{_gigabytes(each)} a checkpoint, at most {train.keep + 1} of them"
+    yield "backend", f"{train.backend or default_backend(training=True)}, {train.dtype}"
+    last = checkpoint.latest(train.folder)
+    yield "written to", f"{train.folder.absolute()}" + (f", which continues {last.name}" if last else "")
+
+
+def memory(train: TrainConfig, rows: int) -> int:
+    """Bytes, about: four arrays of every parameter; for one part of a batch, what layers keep, logits and their gradient."""
+    config = train.model.config()
+    part = rows // train.accumulation
+    width = config.d_model * (config.n_updates + 1) * ARRAYS
+    vocabulary = 2 * getattr(config, "frame_size", 0) if config.reads_frames else getattr(config, "vocab_size", 0)
+    kept = part * (width * BYTES[train.dtype] + vocabulary * (BYTES[train.dtype] + 8))
+    return 4 * count_params(config) * BYTES[train.param_dtype] + kept
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
