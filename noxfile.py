@@ -82,7 +82,7 @@ def demo(session: nox.Session) -> None:
     """Train cram-demo on the State of the Union, compare it with n-grams, generate, export; the README's first command."""
     install(session, "-e", ".[tools,onnx-export]")
     only(session, "torch", "onnx", "onnxruntime")
-    session.run("python", "-m", "unisono_tools.demo", *session.posargs)
+    session.run("python", "-m", "unisono_tools.experiments.demo", *session.posargs)
 
 
 @nox.session

@@ -10,8 +10,8 @@ import unisono_spec
 from unisono_spec.contract import InputError, preset
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.files import save_params
-from unisono_tools import figures
-from unisono_tools.inspect import decode, decoding_accuracy, dependency_matrix, effective_reach, inspect
+from unisono_tools.experiments import figures
+from unisono_tools.experiments.inspect import decode, decoding_accuracy, dependency_matrix, effective_reach, inspect
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FIXED = CRAMConfig(d_model=16, n_layers=1)

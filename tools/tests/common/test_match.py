@@ -6,7 +6,7 @@ import json
 
 import pytest
 from unisono_spec.contract import ARCHITECTURES, config_from_dict, count_params
-from unisono_tools.match import FAMILIES, match
+from unisono_tools.experiments.match import FAMILIES, match
 
 
 def test_counts_agree(command):
@@ -22,7 +22,7 @@ def test_counts_agree(command):
 
 
 def test_table_is_what_train_takes(command, monkeypatch):
-    monkeypatch.setattr("unisono_tools.match.FAMILIES", {"mamba": FAMILIES["mamba"]})
+    monkeypatch.setattr("unisono_tools.experiments.match.FAMILIES", {"mamba": FAMILIES["mamba"]})
     monkeypatch.setenv("COLUMNS", "250")
     code, out, _ = command("match", "--params", "1_000k")
     (config,) = match(1_000_000, 256).values()

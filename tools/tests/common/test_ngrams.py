@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from unisono_conformance import numerics
 from unisono_spec.contract import InputError
-from unisono_tools.ngrams import witten_bell, xz
+from unisono_tools.experiments.ngrams import witten_bell, xz
 
 TRAIN = np.frombuffer(b"the cat sat on the mat, the rat sat on the cat; a bat spat at that." * 3, np.uint8)
 HELD_OUT = np.frombuffer(b"that cat spat on the bat \xff on the mat", np.uint8)

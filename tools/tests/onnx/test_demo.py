@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from unisono_spec.contract import preset
 from unisono_spec.contract.files import load_params
-from unisono_tools import demo
 from unisono_tools.backends import open_reader
 from unisono_tools.data import load_corpus
+from unisono_tools.experiments import demo
 from unisono_tools.train.logs import read
 
 

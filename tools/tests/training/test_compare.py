@@ -6,16 +6,16 @@ import json
 
 import numpy as np
 import pytest
-from unisono_tools import compare, figures
 from unisono_tools.config import check_continues, from_dict, to_dict
-from unisono_tools.match import FAMILIES, match
-from unisono_tools.ngrams import witten_bell
+from unisono_tools.experiments import compare, figures
+from unisono_tools.experiments.match import FAMILIES, match
+from unisono_tools.experiments.ngrams import witten_bell
 from unisono_tools.train.logs import read
 
 
 def test_models_see_the_same_tokens_and_are_drawn(backend, command, text, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "match", lambda params, vocab: {n: c for n, c in match(100_000, vocab).items() if n.startswith("cram")})
-    monkeypatch.setattr("unisono_tools.match.FAMILIES", {n: f for n, f in FAMILIES.items() if n.startswith("cram")})
+    monkeypatch.setattr("unisono_tools.experiments.match.FAMILIES", {n: f for n, f in FAMILIES.items() if n.startswith("cram")})
     argv = (
         "compare",
         "--corpus",

@@ -104,7 +104,7 @@ def plot(path: Path, points: list[Point]) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from unisono_tools.figures import CYCLE, STYLE
+    from unisono_tools.experiments.figures import CYCLE, STYLE
 
     with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
         drawing = Figure(figsize=(12, 5.0), layout="constrained")

@@ -8,10 +8,10 @@ from typing import Literal
 from rich.console import Console
 from unisono_spec.contract import InputError
 
-from unisono_tools import compare
 from unisono_tools.commands.arguments import call
 from unisono_tools.commands.match import number
 from unisono_tools.data import load_corpus
+from unisono_tools.experiments import compare
 
 
 def run(

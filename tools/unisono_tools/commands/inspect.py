@@ -7,7 +7,7 @@ from pathlib import Path
 from unisono_spec.contract import presets
 
 from unisono_tools.commands.arguments import call
-from unisono_tools.inspect import inspect
+from unisono_tools.experiments.inspect import inspect
 from unisono_tools.train.checkpoint import model_file
 
 

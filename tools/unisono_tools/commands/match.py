@@ -11,7 +11,7 @@ from rich.table import Table
 from unisono_spec.contract import InputError, config_to_dict, count_params, preset
 
 from unisono_tools.commands.arguments import call
-from unisono_tools.match import FAMILIES, match
+from unisono_tools.experiments.match import FAMILIES, match
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 

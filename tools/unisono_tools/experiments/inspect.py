@@ -15,7 +15,7 @@ from unisono_spec.models.base import Model
 from unisono_spec.models.cram import CRAM
 from unisono_spec.ops.elementwise import sigmoid
 
-from unisono_tools import figures
+from unisono_tools.experiments import figures
 
 STEP = 1e-100  # of the complex step: no difference is taken, so it can be as small as one likes
 

@@ -18,7 +18,6 @@ from unisono_spec.contract import Arrays, Config, InputError, count_params, init
 from unisono_spec.contract.files import load_params
 from unisono_spec.contract.sampling import GREEDY, Sampling
 
-from unisono_tools import figures, ngrams
 from unisono_tools.backends import open_reader, open_trainer
 from unisono_tools.backends.base import Batch, Reader
 from unisono_tools.cli import guarded
@@ -27,6 +26,7 @@ from unisono_tools.commands.generate import stream
 from unisono_tools.config import TrainConfig, from_dict
 from unisono_tools.data import Corpus, load_corpus
 from unisono_tools.evaluation import evaluate
+from unisono_tools.experiments import figures, ngrams
 from unisono_tools.precompute import PrecomputedCorpus, precompute
 from unisono_tools.reading import read_yaml
 from unisono_tools.train import train

@@ -1,10 +1,9 @@
-"""Training and reading with PyTorch."""
+"""Training with PyTorch."""
 
 from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,11 @@ import unisono_torch
 from torch import Tensor
 from torch.nn import functional as F
 from unisono_spec.contract import Arrays, Config
-from unisono_spec.contract.generation import Generated
-from unisono_spec.contract.sampling import Sampling
+from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.mom_gru import balanced
 
-from unisono_tools.backends.base import Batch, Running, Step, check_moments, decays, dropout_seeds, router_noise, trained
+from unisono_tools.backends.base import Batch, Step, check_moments, decays, dropout_seeds, router_noise, trained
+from unisono_tools.backends.torch.reader import Reader, to_numpy
 from unisono_tools.config import TrainConfig
 
 
@@ -58,7 +57,7 @@ class Trainer:
 
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
         result, _ = self._backward(batch, step)
-        return result, {name: _numpy(p.grad) for name, p in self.named.items()}
+        return result, {name: to_numpy(p.grad) for name, p in self.named.items()}
 
     def grad_step(self, batch: Batch, step: int, lr: float) -> Step:
         result, loads = self._backward(batch, step)
@@ -83,12 +82,12 @@ class Trainer:
 
     def params(self) -> Arrays:
         found = {**self.named, **self.buffers}
-        return {name: _numpy(found[name]) for name in self.config.params()}
+        return {name: to_numpy(found[name]) for name in self.config.params()}
 
     def optimizer_state(self) -> Arrays:
         states = {name: self.optimizer.state[p] for name, p in self.named.items()}
-        m = {f"m.{name}": _numpy(s["exp_avg"]) for name, s in states.items()}
-        v = {f"v.{name}": _numpy(s["exp_avg_sq"]) for name, s in states.items()}
+        m = {f"m.{name}": to_numpy(s["exp_avg"]) for name, s in states.items()}
+        v = {f"v.{name}": to_numpy(s["exp_avg_sq"]) for name, s in states.items()}
         return {**m, **v, "count": np.array([next(iter(states.values()))["step"].item()], np.int64)}
 
     def _backward(self, batch: Batch, step: int) -> tuple[Step, list[Tensor]]:
@@ -146,56 +145,9 @@ def dropout_masks(
     return masks
 
 
-def export(source: Path, out: Path, tokenizer: str | None, target: str = "portable") -> None:
-    """Write the model file `source` as an ONNX graph that says which tokenizer it was trained with."""
-    from unisono_torch.onnx import export as write
-
-    write(unisono_torch.load(source), out, {} if tokenizer is None else {"unisono.tokenizer": tokenizer}, target)
-
-
-class Reader:
-    tokenizer = None
-
-    def __init__(self, config: Config, params: Arrays, dtype: str = "float32", device: str | None = None) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.config = config
-        param_dtype = "float64" if dtype == "float64" else "float32"
-        self.model: Any = unisono_torch.create(config, params, dtype=dtype, param_dtype=param_dtype, device=str(self.device))
-
-    @classmethod
-    def around(cls, config: Config, model: Any, device: torch.device) -> Reader:
-        """A reader of a model that is still being trained."""
-        self = cls.__new__(cls)
-        self.config, self.device = config, device
-        self.model = model
-        return self
-
-    def init_state(self, batch: int, capacity: int | None = None) -> Running:
-        return self.model.init_state(batch, capacity)
-
-    @torch.no_grad()
-    def forward(self, tokens: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:
-        marks = None if reset is None else torch.as_tensor(reset, device=self.device)
-        logits, state = self.model(self._tokens(tokens), state, marks)
-        return _numpy(logits), state
-
-    @torch.no_grad()
-    def step(self, token: np.ndarray, state: Running) -> tuple[np.ndarray, Running]:
-        logits, state = self.model.step(self._tokens(token), state)
-        return _numpy(logits), state
-
-    def generate(
-        self, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, state: Running = None, n_generated: int = 0, valid: Any = None
-    ) -> Generated:
-        return self.model.generate(prompt, max_new_tokens, sampling, state, n_generated, valid)
-
-    def _tokens(self, tokens: np.ndarray) -> Tensor:
-        return torch.as_tensor(np.asarray(tokens, np.float32 if self.config.reads_frames else np.int64), device=self.device)
-
-
 def _loss(kind: str, logits: Tensor, targets: Tensor) -> Tensor:
     """Nats of each target, in float32 or wider; pixels of a frame are summed."""
-    logits = logits.to(_wide(logits.dtype))
+    logits = logits.to(wide(logits.dtype))
     if kind == "categorical":
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").reshape(targets.shape)
     targets = targets.to(logits.dtype)
@@ -203,13 +155,3 @@ def _loss(kind: str, logits: Tensor, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
     mean, log_variance = logits.chunk(2, -1)
     return 0.5 * (log_variance + (targets - mean) ** 2 * torch.exp(-log_variance) + math.log(2 * math.pi)).sum(-1)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _numpy(x: Tensor | None) -> np.ndarray:
-    """Float32 or wider, a copy of its own."""
-    assert x is not None
-    return x.detach().to(_wide(x.dtype) if x.is_floating_point() else x.dtype).cpu().numpy().copy()

@@ -15,11 +15,11 @@ from rich.table import Table
 from unisono_spec.contract import Config, InputError, count_params, nearest, preset
 from unisono_spec.contract.files import write_bytes
 
-from unisono_tools import figures, ngrams
 from unisono_tools.config import DataChoice, ModelChoice, Optimizer, Schedule, TrainConfig, default_backend
 from unisono_tools.data import Corpus
-from unisono_tools.inspect import dependency_matrix
-from unisono_tools.match import FAMILIES, match
+from unisono_tools.experiments import figures, ngrams
+from unisono_tools.experiments.inspect import dependency_matrix
+from unisono_tools.experiments.match import FAMILIES, match
 from unisono_tools.train import train
 from unisono_tools.train.checkpoint import model_file
 from unisono_tools.train.logs import NAME as LOG

@@ -1,0 +1,62 @@
+"""Reading with PyTorch: logits in NumPy, states where the model is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import unisono_torch
+from torch import Tensor
+from unisono_spec.contract import Arrays, Config
+from unisono_spec.contract.generation import Generated
+from unisono_spec.contract.sampling import Sampling
+from unisono_torch.ops.elementwise import wide
+
+from unisono_tools.backends.base import Running
+
+
+class Reader:
+    tokenizer = None
+
+    def __init__(self, config: Config, params: Arrays, dtype: str = "float32", device: str | None = None) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.config = config
+        param_dtype = "float64" if dtype == "float64" else "float32"
+        self.model: Any = unisono_torch.create(config, params, dtype=dtype, param_dtype=param_dtype, device=str(self.device))
+
+    @classmethod
+    def around(cls, config: Config, model: Any, device: torch.device) -> Reader:
+        """A reader of a model that is still being trained."""
+        self = cls.__new__(cls)
+        self.config, self.device = config, device
+        self.model = model
+        return self
+
+    def init_state(self, batch: int, capacity: int | None = None) -> Running:
+        return self.model.init_state(batch, capacity)
+
+    @torch.no_grad()
+    def forward(self, tokens: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:
+        marks = None if reset is None else torch.as_tensor(reset, device=self.device)
+        logits, state = self.model(self._tokens(tokens), state, marks)
+        return to_numpy(logits), state
+
+    @torch.no_grad()
+    def step(self, token: np.ndarray, state: Running) -> tuple[np.ndarray, Running]:
+        logits, state = self.model.step(self._tokens(token), state)
+        return to_numpy(logits), state
+
+    def generate(
+        self, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, state: Running = None, n_generated: int = 0, valid: Any = None
+    ) -> Generated:
+        return self.model.generate(prompt, max_new_tokens, sampling, state, n_generated, valid)
+
+    def _tokens(self, tokens: np.ndarray) -> Tensor:
+        return torch.as_tensor(np.asarray(tokens, np.float32 if self.config.reads_frames else np.int64), device=self.device)
+
+
+def to_numpy(x: Tensor | None) -> np.ndarray:
+    """Float32 or wider, a copy of its own."""
+    assert x is not None
+    return x.detach().to(wide(x.dtype) if x.is_floating_point() else x.dtype).cpu().numpy().copy()
