@@ -20,8 +20,8 @@ os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
 
 CONSTRAINTS = "constraints.txt"
 FRAMEWORKS = {"jax", "flax", "torch", "onnx", "onnxruntime"}
-# the longest first; last handover, which uses the others' environments
-SUITES = ["jax", "torch", "onnx", "spec", "types", "lint", "meta", "handover"]
+# the longest first, so that two at a time end together; handover after those whose environments it uses, the short ones last
+SUITES = ["jax", "torch", "onnx", "spec", "handover", "meta", "types", "lint"]
 HANDOVER = "--handover"
 # extra → (what must import then, the frameworks that it brings); the -cuda extras only add CUDA's own packages
 EXTRAS = {
@@ -32,6 +32,23 @@ EXTRAS = {
     "onnx-export": ("unisono_torch.onnx", {"torch", "onnx", "onnxruntime"}),
     "conformance": ("unisono_conformance.plugin", set()),
     "tools": ("unisono_tools.cli", set()),
+}
+# of each room's own tests what is cheap and catches much; of the court's properties likewise, by implementation
+QUICK = [
+    "spec/tests/test_contract.py",
+    "spec/tests/test_sampling.py",
+    "spec/tests/test_cram.py",
+    "conformance/tests/test_tolerances.py",
+    "conformance/tests/test_numerics.py",
+    "tools/tests/common/test_cli.py",
+    "tools/tests/common/test_config.py",
+    "impl_torch/tests/test_models.py",
+]
+QUICKLY_JUDGED = {
+    "numpy": ("P1", "P4", "P8", "P15"),
+    "torch": ("P1", "P4", "P7", "P8", "P15"),
+    "jax": ("P1", "P8"),
+    "onnx": ("P1", "P14"),
 }
 TRITON = ["triton"] if sys.platform == "linux" else []
 
@@ -93,6 +110,29 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
     session.run("python", ".ci/check_files.py")
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """Most mistakes within three minutes, in one environment: lint, files and arguments, a few of the court's properties in each room."""
+    install(session, "-e", ".[jax,onnx-export,conformance,tools]", "ruff", "import-linter")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+    session.run("python", ".ci/check_files.py")
+    pytest(session, *QUICK)
+    for impl, properties in QUICKLY_JUDGED.items():
+        environment = {"XLA_FLAGS": cheap_xla(session)} if impl == "jax" else {}
+        arch = ["--arch", "cram"] if impl == "onnx" else []  # an export takes seconds
+        keyword = " or ".join(f"{label}-" for label in properties)
+        court(session, impl, "--profile", "dev", "--dtype", "float32", *arch, "-k", keyword, environment=environment)
+
+
+@nox.session
+def machines(session: nox.Session) -> None:
+    """Budgets under other orders of summation, thread counts and older instruction sets. For example: -- --impl torch --arch cram"""
+    install(session, "-e", ".[jax,onnx-export,conformance,tools]")
+    session.run("python", "-m", "unisono_conformance.machines", *session.posargs)
 
 
 @nox.session
