@@ -73,6 +73,16 @@ def test_engines_that_disagree_are_an_error(shown: tuple[Path, str], monkeypatch
     assert not demo._compare(console, folder / "model.safetensors", readers, text, 8)
 
 
+def test_texts_may_part_where_rounding_decides(shown: tuple[Path, str], monkeypatch: pytest.MonkeyPatch):
+    checkpoint = shown[0] / "model.safetensors"
+    for margin, said in ((0.0, "the same up to a tie at byte 2"), (1.0, "another")):
+        logits = np.full((1, 2, 256), -1.0)
+        logits[0, -1, [7, 9]] = margin, 0.0
+        monkeypatch.setattr(demo, "_truth", lambda checkpoint, tokens, logits=logits: (logits, np.full((1, 2, 1), 1e-6)))
+        assert demo._sameness(checkpoint, [1, 2, 7, 3], [1, 2, 9, 3]) == said
+        assert demo._sameness(checkpoint, [1, 2, 7, 3], [1, 2, 7, 3]) == "the same"
+
+
 def test_bad_arguments_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert demo.main(["--seconds", "0", "--out", str(tmp_path)]) == 2
     assert demo.main(["--corpus", str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
