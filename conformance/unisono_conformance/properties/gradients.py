@@ -10,6 +10,9 @@ from unisono_conformance.properties.base import Property
 from unisono_conformance.trial import Trial
 
 
+CHUNKS = 67  # 64 are what the rooms' first levels of carries hold; as tokens, twice that, more than four segments of MARU's backward
+
+
 def vjp(trial: Trial) -> None:
     """In mid-sequence, with resets, and with NaN or garbage where tokens are not valid."""
     inputs = trial.running
@@ -51,7 +54,27 @@ def agrees_in_gradients(trial: Trial, clean: Inputs, by: str) -> None:
         trial.compare(along, true, budget, f"gradient of {kind} {name} along direction")
 
 
+def vjp_across_levels(trial: Trial) -> None:
+    """Over more chunks than one level of carries holds, and more tokens than a segment, as training does it: with dropout and noise.
+
+    Resets and padding are rare, so that gradients flow from one end to the other.
+    """
+    inputs = trial.running
+    random, shape = trial.random("marks"), (inputs.batch, inputs.length)
+    reset, valid = random.random(shape) < 0.5 / inputs.length, random.random(shape) < 0.9
+    drawn = {} if trial.is_op else trial.case.training(trial.draw, trial.setting, trial.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    if not trial.bench.adapter.capabilities.dropout:
+        drawn = {}
+    agrees_in_gradients(trial, inputs.replace(reset=reset, valid=valid, **drawn), "map")
+
+
 PROPERTIES = (
+    Property(
+        "P7s", "vjp across levels and segments", vjp_across_levels, shapes=((1, CHUNKS * 2 + 1, 2),), dtypes=("float32",),
+        regimes=("tame",), own_shapes=True, random=False, both_forms=True, given=lambda case, can: ("",),
+        applies=lambda case, can: bool(can.gradient_forms) and not (can.gradients_by_coordinate and case.level == "model"),
+        forms=lambda can: can.gradient_forms,
+    ),
     Property(
         "P7", "vjp of outputs and of the final state", vjp, rows=True, every_pair=True,
         applies=lambda case, can: bool(can.gradient_forms), forms=lambda can: can.gradient_forms, claims=("gradient",),
