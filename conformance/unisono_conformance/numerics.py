@@ -47,6 +47,10 @@ from unisono_spec.contract.base import DTYPES, state_dtype
 # Unit roundoff: half the distance between 1 and the next number.
 U = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 
+# Where a format has lost its digits, and an error is absolute: float16's smallest numbers lie 2^-24 apart, which a rounding and the value
+# being off take half of each; of the others, what lies below the smallest normal number may be flushed to zero.
+TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-24}
+
 C1, C2 = 2.0, 8.0
 GRADIENT = 2.0  # times c₁, c₂ and SHARE, for gradients
 SHARE = 2.0

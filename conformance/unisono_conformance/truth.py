@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from unisono_spec.contract import DTYPES
+from unisono_spec.contract import DTYPES, state_dtype
 
 from unisono_conformance import numerics
 from unisono_conformance.cases.base import Case, OpCase, Output
@@ -166,7 +166,8 @@ def _slope(
         sizes = {name: np.abs(v) for name, v in directions.items()}
         flat = _along(case, setting, steep, *weights, kind, sizes, "float64", None, ask=case.steep)
         narrow = any(name in case.narrow for name in directions)
-        return true, numerics.formula(dtype, inputs.length, int(narrow), gradient=True) * np.abs(flat)
+        lost = numerics.TINY[dtype if narrow else state_dtype(dtype)] * sum(v.reshape(len(v), -1).sum(1) for v in sizes.values())
+        return true, numerics.formula(dtype, inputs.length, int(narrow), gradient=True) * np.abs(flat) + lost
     near = _rounded_inputs(inputs, dtype)
     centre = true if near is inputs else _along(case, setting, near, do, dstate, kind, directions, "float64", None)
     copies = 1 if by == "coordinate" else numerics.realisations(inputs.length)

@@ -12,9 +12,9 @@ from unisono_spec.ops import decayed_sum, weighted_sum
 from unisono_spec.ops.elementwise import sigmoid
 
 from unisono_conformance import numerics
-from unisono_conformance.cases.base import ModelCase, OpCase
+from unisono_conformance.cases.base import ModelCase, OpCase, Output
 from unisono_conformance.cases.cram_laws import DECAYED_LAWS, MODEL_LAWS, WEIGHTED_LAWS
-from unisono_conformance.cases.draw import Draw
+from unisono_conformance.cases.draw import Draw, far
 from unisono_conformance.cases.inputs import Arrays, Inputs
 from unisono_conformance.cases.pairwise import pairwise
 
@@ -45,8 +45,8 @@ class DecayedSum(OpCase):
         return inputs.absolute()
 
     def steepest(self, inputs: Inputs) -> Inputs:
-        """σ' is largest at 0."""
-        return inputs.replace(arrays={"x": np.zeros_like(inputs.arrays["x"])})
+        """σ' is positive, and is computed to a few roundings of itself, however small."""
+        return inputs.replace(state={name: np.abs(a) for name, a in inputs.state.items()})
 
 
 class WeightedSum(OpCase):
@@ -78,8 +78,13 @@ class WeightedSum(OpCase):
         return inputs.absolute()
 
     def steepest(self, inputs: Inputs) -> Inputs:
-        """σ' is largest at 0, where σ is half its largest value."""
-        return inputs.replace(arrays={"x": np.zeros_like(inputs.arrays["x"]), "s": np.abs(inputs.arrays["s"])})
+        return inputs.replace(arrays={**inputs.arrays, "s": np.abs(inputs.arrays["s"])})
+
+    def steep(self, setting: dict, inputs: Inputs, form: str, dtype: str = "float64", rounded: Any = None) -> Output:
+        """The gradient of s has the terms of σ; that of x those of σ', which is positive, and right to a few roundings of itself."""
+        if inputs.arrays["s"].dtype.kind == "c":
+            inputs = inputs.replace(arrays={**inputs.arrays, "x": np.abs(inputs.arrays["x"])})
+        return self.reference(setting, inputs, form, dtype, rounded)
 
 
 def nearly_sigmoid(x: np.ndarray) -> np.ndarray:
@@ -136,7 +141,7 @@ class CRAM(ModelCase):
         state: Arrays = {}
         for name, a in inputs.state.items():
             if name == "position":
-                state[name] = random.integers(0, 1000, a.shape).astype(a.dtype)
+                state[name] = far(random.integers(0, 1000, a.shape), draw.generator("far")).astype(a.dtype)
             else:
                 state[name] = random.uniform(0, 1, a.shape).astype(a.dtype)
         return state

@@ -8,6 +8,13 @@ import zlib
 
 import numpy as np
 
+FARTHEST = 2**30  # a position of a running sequence: every digit of its tables is met, and tokens are left before int32 ends
+
+
+def far(position: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """`position` [B] with the last row's anywhere."""
+    return np.append(position[:-1], random.integers(0, FARTHEST, len(position[-1:])))
+
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Draw:

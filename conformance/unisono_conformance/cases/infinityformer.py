@@ -15,7 +15,7 @@ from unisono_spec.ops.rotary import rotate
 
 from unisono_conformance import numerics
 from unisono_conformance.cases.base import ModelCase
-from unisono_conformance.cases.draw import Draw
+from unisono_conformance.cases.draw import Draw, far
 from unisono_conformance.cases.infinityformer_laws import LAWS
 from unisono_conformance.cases.inputs import Arrays, Inputs
 from unisono_conformance.cases.pairwise import pairwise
@@ -76,7 +76,8 @@ class InfinityFormer(ModelCase):
         """What PAST random keys and values leave behind; of a ReLU map, one feature that no key had."""
         config, random = self.setting(draw), draw.generator("state")
         shape = (inputs.batch, PAST, config.n_heads, config.head_width)
-        state: Arrays = {"position": random.integers(PAST, 1000, inputs.batch).astype(np.int32)}
+        position = PAST + far(random.integers(0, 1000, inputs.batch), draw.generator("far"))
+        state: Arrays = {"position": position.astype(np.int32)}
         for i in range(config.n_layers):
             keys, v = feature_map(config.feature_map, random.normal(size=shape), np.ones(1)), random.normal(size=shape)
             if config.feature_map == "relu":

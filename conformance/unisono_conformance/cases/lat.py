@@ -14,7 +14,7 @@ from unisono_spec.ops.features import feature_map
 from unisono_spec.ops.rotary import rotate
 
 from unisono_conformance.cases.base import ModelCase
-from unisono_conformance.cases.draw import Draw
+from unisono_conformance.cases.draw import Draw, far
 from unisono_conformance.cases.inputs import Arrays, Inputs
 from unisono_conformance.cases.lat_laws import LAWS
 from unisono_conformance.cases.linear_attention import LinearAttention
@@ -82,6 +82,7 @@ class LAT(ModelCase):
         position = random.integers(0, PAST + 1, inputs.batch)
         if self.endless(self.setting(draw)):
             position = np.where(random.random(inputs.batch) < 0.5, position, random.integers(PAST, 1000, inputs.batch))
+            position = far(position, draw.generator("far"))
         state: Arrays = {"position": position}
         for i, kind in enumerate(config.kinds):
             layer = f"layers.{i}"

@@ -9,7 +9,6 @@ from unisono_conformance.cases.inputs import Inputs
 from unisono_conformance.properties.base import Property
 from unisono_conformance.trial import Trial
 
-
 CHUNKS = 67  # 64 are what the rooms' first levels of carries hold; as tokens, twice that, more than four segments of MARU's backward
 
 

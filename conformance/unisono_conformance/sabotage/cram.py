@@ -192,6 +192,14 @@ def _straight_through(x):
     return value + 1j * x.imag if x.dtype.kind == "c" else value
 
 
+def _slope_by_value(x):
+    """σ' as y(1−y), which has no digits left where y is nearly 1."""
+    if x.dtype.kind != "c":
+        return sigmoid(x)
+    y = sigmoid(x.real)
+    return y + 1j * (y * (1 - y)) * x.imag
+
+
 def _low_bits_first(n, digits, dtype):
     return binary_digits(n, digits, dtype)[..., ::-1]
 
@@ -313,6 +321,11 @@ SABOTAGES = (
     Sabotage(
         "gradient through σ taken as 1", "P7",
         ((decayed_sum, "sigmoid", _straight_through), (weighted_sum, "sigmoid", _straight_through)), form="recurrent",
+        adapter=lambda a: setattr(a, "capabilities", dataclasses.replace(a.capabilities, gradient_forms=("recurrent",))),
+    ),
+    Sabotage(
+        "gradient through σ as y(1−y)", "P7",
+        ((decayed_sum, "sigmoid", _slope_by_value), (weighted_sum, "sigmoid", _slope_by_value)), form="recurrent",
         adapter=lambda a: setattr(a, "capabilities", dataclasses.replace(a.capabilities, gradient_forms=("recurrent",))),
     ),
     Sabotage("parameters renamed", "P8", model=_model(params=_renamed)),

@@ -11,6 +11,7 @@ from unisono_spec.ops import multiscale, position
 from unisono_spec.ops.fold import fold
 
 from unisono_conformance.sabotage import Adapter, Sabotage
+from unisono_conformance.sabotage.lat import two_digits
 
 STEP, PARALLEL, POSITION, INPUTS = multiscale.step, multiscale.parallel, position.parallel, layer.mixer_inputs
 NAMES = ("q", "k", "v", "q_norm", "k_norm", "log_decay", "weight", "initial_state", "reset", "valid", "chunk_size")
@@ -111,6 +112,7 @@ SABOTAGES = (
     Sabotage("log λ clamped in one form only", "P2", memory(_clamped)),
     Sabotage("normaliser missing from the state", "P3", memory(_no_carried_normaliser)),
     Sabotage("positions restart after hand-over", "P3", ((position, "parallel", _restarted),)),
+    Sabotage("far positions turn by their last two digits", "P1", ((layer, "rotate", two_digits),)),
     Sabotage("gradient cut at the normaliser", "P7", memory(_cut_normaliser)),
     Sabotage("equal initial decays", "P13", adapter=_equal_decays),
     Sabotage("reset ignored inside a chunk", "P15r", memory(_reset_at_chunks)),

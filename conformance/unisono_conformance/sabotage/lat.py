@@ -102,6 +102,11 @@ def restarting(x, position, base):
     return rotate(x, position - position[:, :1] if position.ndim > 1 else position, base)
 
 
+def two_digits(x, position, base):
+    """Of a position's digits in base 256 the third and the fourth are lost."""
+    return rotate(x, position % 65536, base)
+
+
 def unscaled(original):
     """Scores q·k without 1/√K."""
     return lambda q, *rest: original(q * q.shape[-1] ** 0.5, *rest)
@@ -187,6 +192,7 @@ SABOTAGES = (
     Sabotage("convolution window dropped between calls", "P3", ((short_conv, "parallel", _conv_from_nothing),)),
     Sabotage("gate and input of the convolution swapped", "P1", ((model, "conv_inputs", _gate_and_input_swapped),)),
     Sabotage("positions restart at zero after hand-over", "P3", ((layer, "rotate", restarting),)),
+    Sabotage("far positions turn by their last two digits", "P1", ((layer, "rotate", two_digits),)),
     Sabotage("linear attention: resets need padding", "P18", attention(_positional(_reset_needs_padding))),
     Sabotage("linear attention: padding needs resets", "P18", attention(_positional(_padding_needs_resets))),
     Sabotage("linear attention: nothing valid is everything valid", "P18", attention(_positional(_empty_marks))),

@@ -47,7 +47,7 @@ def vector(draw: Draw, coordinates: bool = True) -> tuple[dict[str, np.ndarray],
     arrays |= {f"param.{n}": a for n, a in inputs.params.items()} | {f"state.{n}": a for n, a in inputs.state.items()}
     arrays |= {"reset": inputs.reset, "valid": inputs.valid, "output": o} | {f"final.{n}": a for n, a in last.items()}  # pyright: ignore[reportAssignmentType]
     arrays |= {"cotangent.output": do} | {f"cotangent.final.{n}": a for n, a in dstate.items()}
-    found = slopes(case, trial.setting, inputs, do, dstate, DTYPE, coordinates)
+    found = slopes(case, trial.setting, inputs, do, dstate, DTYPE, "coordinate" if coordinates else "map")
     setting = {**trial.setting, "op": case.op} if isinstance(case, OpCase) else config_to_dict(trial.setting)
     return arrays, {"format": "unisono-vector", "version": "1", "kind": case.level, "setting": json.dumps(setting)}, found
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unisono_torch.ops.dispatch import use_triton
-from unisono_torch.ops.elementwise import wide
+from unisono_torch.ops.elementwise import sigmoid, wide
 from unisono_torch.ops.recurrence import chunked
 
 
@@ -23,7 +23,7 @@ def step(x: Tensor, decay: float, state: Tensor, reset: Tensor | None = None, va
         state = torch.where(reset[:, None], 0, state)
     if valid is not None:
         x = torch.where(valid[:, None], x, 0)  # so that a NaN reaches no gradient either
-    u = torch.sigmoid(x.to(dtype))
+    u = sigmoid(x.to(dtype))
     # eq 5. Above ½ the rounding of 1−λ costs less than that of λ, which n steps would raise to the n-th power
     xi = state + (1 - decay) * (u - state) if decay > 0.5 else decay * state + (1 - decay) * u
     if valid is not None:
@@ -63,9 +63,9 @@ def parallel(
         return decayed_sum(x, decay, initial_state, reset, valid)
     dtype = wide(x.dtype)
     if valid is None:
-        v = (1 - decay) * torch.sigmoid(x.to(dtype))
+        v = (1 - decay) * sigmoid(x.to(dtype))
     else:
         keep = valid[..., None]
-        v = torch.where(keep, (1 - decay) * torch.sigmoid(torch.where(keep, x, 0).to(dtype)), 0)
+        v = torch.where(keep, (1 - decay) * sigmoid(torch.where(keep, x, 0).to(dtype)), 0)
     xi = chunked(v, decay, initial_state.to(dtype), reset, valid, chunk_size)
     return xi, xi[:, -1].clone()  # a view would keep all of ξ alive

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from unisono_torch.ops.transforms import transformed
 
 LAYER_NORM_EPS = 1e-5
 RMS_NORM_EPS = 1e-6
@@ -13,6 +17,31 @@ RMS_NORM_EPS = 1e-6
 def wide(dtype: torch.dtype) -> torch.dtype:
     """Dtype of norms, scores, sums and states under compute dtype `dtype`: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """The logistic function σ. Its slope is σ(x) σ(−x), to its last digits however small: torch's y(1−y) has none where y is nearly 1."""
+    if not torch.is_grad_enabled():
+        return torch.sigmoid(x)
+    if not torch.compiler.is_compiling() and not transformed():
+        return _Sigmoid.apply(x)  # pyright: ignore[reportReturnType]
+    e = torch.where(x >= 0, -x, x).exp()
+    return torch.where(x >= 0, 1, e) / (1 + e)
+
+
+class _Sigmoid(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x,) = ctx.saved_tensors
+        return dy * torch.sigmoid(x) * sigmoid(-x)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unisono_torch.ops.dispatch import use_triton
-from unisono_torch.ops.elementwise import wide
+from unisono_torch.ops.elementwise import sigmoid, wide
 from unisono_torch.ops.recurrence import chunked
 
 
@@ -67,4 +67,4 @@ def _term(x: Tensor, s: Tensor, valid: Tensor | None, dtype: torch.dtype) -> Ten
     """s σ(x), zero where not valid: both are masked before, so that a NaN reaches no gradient either."""
     if valid is not None:
         x, s = torch.where(valid[..., None], x, 0), torch.where(valid, s, 0)
-    return s.to(dtype)[..., None] * torch.sigmoid(x.to(dtype))
+    return s.to(dtype)[..., None] * sigmoid(x.to(dtype))
