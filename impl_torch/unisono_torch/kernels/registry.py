@@ -58,6 +58,7 @@ IMPLEMENTATIONS = (
         {"K": (1, 256), "V": (1, 256)},
         {"feature_map": ("none", "elu1", "relu", "learned"), "one_dtype": (True,)},
     ),
+    Implementation("selective_scan", "triton", FLOATS, widths={"N": (1, 64)}),
 )
 REGISTRY: Mapping[tuple[str, str], Implementation] = {(each.op, each.name): each for each in IMPLEMENTATIONS}
 

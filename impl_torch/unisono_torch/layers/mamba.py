@@ -1,4 +1,4 @@
-"""The Mamba block around its two ops: [u, z] = W_in x, u ← SiLU(conv(u)), y = S6(u), W_out (y ∘ SiLU(z)) (Gu & Dao 2024, figure 3).
+"""The Mamba block around its ops: [u, z] = W_in x, u ← SiLU(conv(u)), y = S6(u), W_out (y ∘ SiLU(z)) (Gu & Dao 2024, figure 3).
 
 Its parameters have their published names.
 """
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from unisono_torch.layers.basic import Conv, Linear
 from unisono_torch.layers.reading import Reading
-from unisono_torch.ops import selective_scan, short_conv
-from unisono_torch.ops.elementwise import silu, softplus, wide
+from unisono_torch.ops import gated_scan, short_conv
+from unisono_torch.ops.elementwise import silu, wide
 
 State = tuple[Tensor, Tensor]  # the convolution's last inputs [B, w−1, inner], and h [B, inner, N]
 
@@ -36,6 +36,6 @@ class MambaBlock(nn.Module):
         u, conv = read(short_conv, u, self.conv1d.weight, self.conv1d.bias, state[0])
         u = silu(u.to(x.dtype))
         delta, B, C = self.x_proj(u).split(self.widths, -1)
-        dt, A = softplus(self.dt_proj(delta.to(dtype))), -self.A_log.to(dtype).exp()
-        y, ssm = read(selective_scan, u, dt, A, B, C, self.D, state[1])
-        return self.out_proj(y.to(x.dtype) * silu(z)), (conv, ssm)
+        dt, A = self.dt_proj(delta.to(dtype)), -self.A_log.to(dtype).exp()
+        y, ssm = read(gated_scan, u, dt, A, B, C, self.D, state[1], z=z)
+        return self.out_proj(y), (conv, ssm)

@@ -17,7 +17,9 @@ from unisono_torch.layers.reading import Marks, Reading, Rotation
 from unisono_torch.ops import diagonal_ssm as ssm
 from unisono_torch.ops import mapped_attention, rotary
 from unisono_torch.ops import mom_gru as cell
+from unisono_torch.ops.elementwise import softplus
 from unisono_torch.ops.fold import masked
+from unisono_torch.ops.gated_scan import gate
 
 DOMAIN = "unisono"
 TARGETS = ("portable", "ort")
@@ -116,6 +118,18 @@ def fused_selective_scan(
     return _node("FusedSelectiveScan", (u, dt, A, B, C, D, state, reset, valid), (u, state), {"heads": u.shape[2]})
 
 
+def gated_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, reset: Tensor, valid: Tensor, z: Tensor
+) -> tuple[Tensor, Tensor]:
+    return gate(selective_scan(u, softplus(dt), A, B, C, D, state, reset, valid), u, z)
+
+
+def fused_gated_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, reset: Tensor, valid: Tensor, z: Tensor
+) -> tuple[Tensor, Tensor]:
+    return gate(fused_selective_scan(u, softplus(dt), A, B, C, D, state, reset, valid), u, z)
+
+
 def diagonal_ssm(
     u: Tensor, dt: Tensor, A: Tensor, C: Tensor, D: Tensor, state: Tensor, reset: Tensor, valid: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -159,8 +173,8 @@ def _node(name: str, inputs: tuple[Tensor, ...], like: tuple[Tensor, ...], attri
 NODES: dict[str, Any] = {
     node.__name__: node
     for node in (
-        decayed_sum, weighted_sum, linear_attention, multiscale, window, softmax_attention, short_conv, selective_scan, diagonal_ssm,
-        mom_gru,
+        decayed_sum, weighted_sum, linear_attention, multiscale, window, softmax_attention, short_conv, selective_scan, gated_scan,
+        diagonal_ssm, mom_gru,
     )
 }  # fmt: skip
 FUSED = {
@@ -168,6 +182,7 @@ FUSED = {
     "linear_attention": fused_linear_attention,
     "multiscale": fused_multiscale,
     "selective_scan": fused_selective_scan,
+    "gated_scan": fused_gated_scan,
 }
 
 
