@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from unisono_conformance import plan
 from unisono_conformance.adapter import load
+from unisono_conformance.cases import cases
 from unisono_conformance.plan import Selection
 from unisono_conformance.report import known_gaps
 from unisono_spec.contract.errors import InputError
@@ -127,6 +130,20 @@ def test_gaps_need_a_reason(tmp_path: Path) -> None:
     path.write_text('[[gap]]\nproperty = "P1"\nreason = "r"\ndtpye = "float32"\n')
     with pytest.raises(InputError, match="did you mean 'dtype'"):
         known_gaps(path)
+
+
+@pytest.mark.parametrize("name", ["dev", "ci"])
+def test_every_regime_is_met_however_little_is_declared(name: str) -> None:
+    """With one dtype and one form: by outputs, by gradients of ops, and by resets beside padding."""
+    judged, profile = load("numpy"), plan.profile(name)
+    judged.capabilities = dataclasses.replace(judged.capabilities, gradients_by_coordinate=False)
+    items = plan.items(judged, Selection(dtype="float32", form="parallel"), profile)
+    for label in ("P1", "P7", "P15"):
+        for case in cases().values():
+            mine = [item for item in items if item.prop.label == label and item.case is case]
+            met = {draw.regime for item in mine for draw in plan.draws(item, profile)}
+            declared = {r for r in case.regimes if "float32" not in case.too_narrow.get(r, ()) and (r != "dropout" or label == "P1")}
+            assert met >= declared, (label, case.name)
 
 
 def test_selection_names_what_is_declared() -> None:

@@ -8,7 +8,7 @@ import time
 from unisono_conformance import numerics
 from unisono_conformance.cases import cases
 from unisono_conformance.cases.draw import Draw
-from unisono_conformance.plan import Item, Profile, draws
+from unisono_conformance.plan import Item, Profile, draws, regimes
 from unisono_conformance.trial import Trial
 
 SEEDS = 4  # that a draw may take until its inputs say enough
@@ -32,6 +32,7 @@ class Ledger:
     def __init__(self) -> None:
         self.lines: dict[str, Line] = {}
         self.met: set[tuple[str, str]] = set()  # capabilities that an example met
+        self.regimes: dict[tuple[str, str], set[str]] = {}  # by property and case, those that an example met
 
     def line(self, item: Item) -> Line:
         return self.lines.setdefault(item.id, Line(item))
@@ -40,9 +41,16 @@ class Ledger:
         line, b = self.line(item), item.bench
         line.examples += 1
         line.worst = max(line.worst, worst)
+        self.regimes.setdefault((item.prop.label, item.case.name), set()).add(draw.regime)
         self.met |= {("dtype", b.dtype), ("form", b.form), ("device", b.device), ("implementation", b.implementation)}
         self.met |= {(item.case.level, item.case.name.rpartition("/")[2])}
         self.met |= {("claim", claim) for claim in item.prop.claims}
+
+    def regimes_not_met(self) -> list[str]:
+        """Of the properties that are to meet every regime, and did not."""
+        items = {(i.prop.label, i.case.name): i for i in (line.item for line in self.lines.values()) if i.prop.every_pair}
+        left = {key: [r for r in regimes(i) if r not in self.regimes.get(key, set())] for key, i in items.items()}
+        return [f"{label} of {case}: {', '.join(names)}" for (label, case), names in left.items() if names]
 
     def unmet(self, items: list[Item], whole: bool = True, arch: str | None = None) -> list[str]:
         """Capabilities that the items' implementation declares, within what was selected, and that no example met.

@@ -67,6 +67,7 @@ class Item:
     turn: int  # which of the pairs of dtype and form it is
     turns: int
     forms: int
+    more: tuple[Draw, ...] = ()  # under regimes that no other item of this property and case has
 
     @property
     def id(self) -> str:
@@ -132,7 +133,26 @@ def items(adapter: Adapter, selection: Selection, profile: Profile, impl: str = 
                 place = chosen["device"][0], chosen["implementation"][0]
                 bench = Bench(adapter, dtype, form, *place, profile.long_length, profile.exhaustive, impl)
                 out.append(Item(prop, case, bench, turn, len(grid), len(chosen["form"])))
-    return out
+    groups: dict[tuple[str, str], list[Item]] = {}
+    for item in out:
+        groups.setdefault((item.prop.label, item.case.name), []).append(item)
+    return [item for group in groups.values() for item in _under_every_regime(group, profile)]
+
+
+def _under_every_regime(group: list[Item], profile: Profile) -> list[Item]:
+    """The items of one property and case. However few they are, each regime is met by those that all configs take in all forms."""
+    prop, case, can = group[0].prop, group[0].case, group[0].bench.adapter.capabilities
+    # a coordinate at a time, or an export for each: these take some regimes, and the report says which they did not
+    if not prop.every_pair or (case.level == "model" and (can.exported or (can.gradients_by_coordinate and "gradient" in prop.claims))):
+        return group
+    met = {draw.regime for item in group for draw in draws(item, profile)}
+    missing = [r for r in case.regimes if r not in met and any(r in regimes(item) for item in group)]
+    for k, regime in enumerate(missing):
+        able = [i for i, item in enumerate(group) if regime in regimes(item)]
+        at, variants = able[k % len(able)], defaults(prop, case)
+        draw = Draw(case.name, variants[k % len(variants)], regime, *lattice(group[at], profile)[0])
+        group[at] = dataclasses.replace(group[at], more=(*group[at].more, draw))
+    return group
 
 
 def defaults(prop: Property, case: Case) -> tuple[str, ...]:
@@ -168,7 +188,7 @@ def regimes(item: Item) -> tuple[str, ...]:
 def draws(item: Item, profile: Profile) -> list[Draw]:
     """The draws that are always tried: each default config under some regimes, and the share of the other configs."""
     case, shapes, names = item.case, lattice(item, profile), regimes(item)
-    out = [d for d in REMEMBERED.get(item.prop.label, ()) if d.case == case.name]
+    out = [*(d for d in REMEMBERED.get(item.prop.label, ()) if d.case == case.name), *item.more]
     gradient, can = "gradient" in item.prop.claims, item.bench.adapter.capabilities
     if item.prop.given is not None:
         tried = variants(item) if profile.exhaustive else case.defaults[-1:]

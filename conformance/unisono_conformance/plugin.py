@@ -111,6 +111,8 @@ class Judgement:
         terminalreporter.section(f"judgement of {self.judged.name} ({self.profile.name}, {seconds:.0f} s)")
         for line in report.table(self.ledger):
             terminalreporter.line(line)
+        for what in self.ledger.regimes_not_met():
+            terminalreporter.line(f"regimes not met: {what}")
         for what in self.unmet:
             terminalreporter.line(f"ERROR: declared, but no example: {what}", red=True)
         self._write(config)

@@ -94,6 +94,7 @@ def write(path: Path, judged: Adapter, profile: Profile, ledger: Ledger, unmet: 
         "capabilities": dataclasses.asdict(judged.capabilities),
         "seconds": round(seconds, 1),
         "unmet": unmet,
+        "regimes not met": ledger.regimes_not_met(),
         "lines": lines,
     }
     write_bytes(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
