@@ -157,3 +157,19 @@ def test_bad_input_is_named_with_a_remedy() -> None:
     q, k, v = heads(3)
     with pytest.raises(InputError, match="no Triton kernel of window"):
         window.parallel(q, k, v, (k[:, :2], v[:, :2], torch.tensor([0, 0])), implementation="triton")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_softmax_from_the_start_needs_no_mask(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    given = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        given.append((mask is None, is_causal))
+        return q @ k.mT @ v
+
+    model = create(TransformerConfig(d_model=8, n_layers=1, vocab_size=11, head_width=4))
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", attend)
+    torch._dynamo.reset()
+    run = torch.compile(model, backend="eager", fullgraph=True) if compiled else model
+    run(tokens(5))
+    assert given == [(True, True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from unisono_spec.contract.lat import LATConfig
@@ -42,7 +44,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, turns: Turns, before: Tensor, state: States, read: Reading) -> tuple[Tensor, States]:
         """x [B, D] or [B, T, D] → what it adds, the state after it. before: the count of tokens before x [B]."""
         given = state if self.kind == "linear" else (*state, before)
-        more = {"feature_map": self.feature_map, "tau": self.tau} if self.kind == "linear" else {}
+        more: dict[str, Any] = {"feature_map": self.feature_map, "tau": self.tau} if self.kind == "linear" else {}
+        if self.kind == "softmax" and read.fresh:
+            more["fresh"] = True
         o, after = read(OPS[self.kind], *self.to_heads(x, turns), given, **more)
         return self.out(o.flatten(-2).to(x.dtype)), after[:2]
 

@@ -53,8 +53,9 @@ class Training(NamedTuple):
 class Reading:
     """One token [B] by each op's `step`, or, given a chunk_size, whole sequences [B, T] by its `parallel`."""
 
-    def __init__(self, marks: Marks, chunk_size: int | None = None, implementation: str = "auto") -> None:
-        self.marks, self.chunk_size, self.implementation = marks, chunk_size, implementation
+    def __init__(self, marks: Marks, chunk_size: int | None = None, implementation: str = "auto", fresh: bool = False) -> None:
+        """fresh: whole sequences are read from the initial state, by what the caller gave and not by what it holds."""
+        self.marks, self.chunk_size, self.implementation, self.fresh = marks, chunk_size, implementation, fresh
 
     @property
     def one_token(self) -> bool:

@@ -82,10 +82,11 @@ class Model(nn.Module):
             raise InputError(f"chunk_size: {chunk_size!r}; use a positive integer, 64 by default")
         if noise is not None and not self.config.noise_widths:
             raise InputError("noise: this config has no noisy router; leave noise at None")
+        fresh = state is None
         state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
         marks, training = Marks(reset, valid), Training(dropout, noise, loads)
         if form == "parallel":
-            x, state = self._read(tokens, state, Reading(marks, chunk_size, self.implementation), training)
+            x, state = self._read(tokens, state, Reading(marks, chunk_size, self.implementation, fresh), training)
             return self._head(x), owned(state)
         logits, length = [], tokens.shape[1]
         for token, mark, drawn in zip(tokens.unbind(1), marks.each(length), training.each(length), strict=True):

@@ -59,12 +59,17 @@ def parallel(
     valid: Tensor | None = None,
     chunk_size: int = 64,
     implementation: str = "auto",
+    fresh: bool = False,
 ) -> tuple[Tensor, State]:
-    """One masked attention over the cache and all T tokens. A fresh sequence without marks needs no mask and no cache."""
+    """One masked attention over the cache and all T tokens. A fresh sequence without marks needs no mask and no cache.
+
+    fresh: the caller knows that nothing was read before, which a compiled graph cannot see in the state's values.
+    """
     use_triton(implementation, "softmax_attention", v.device, v.dtype)
     keys, values, count = initial_state
     length, capacity, dtype = q.shape[1], keys.shape[1], wide(v.dtype)
-    if reset is None and valid is None and length <= capacity and not torch.compiler.is_compiling() and not count.any():
+    fresh = fresh or (not torch.compiler.is_compiling() and not count.any())
+    if reset is None and valid is None and length <= capacity and fresh:
         o = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True).transpose(1, 2)
         keys, values = (F.pad(a.to(dtype), (0, 0, 0, 0, 0, capacity - length)) for a in (k, v))
         return o, (keys, values, count + length)
