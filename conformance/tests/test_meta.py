@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from unisono_conformance.cases import ARCHITECTURES
 from unisono_conformance.sabotage import Sabotage, control, sabotages, table, verdict
+from unisono_spec.contract import ARCHITECTURES
 from unisono_spec.contract.files import write_bytes
 from unisono_spec.ops import decayed_sum
 

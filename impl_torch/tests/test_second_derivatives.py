@@ -127,7 +127,8 @@ def differences(loss: Callable[[Tensors], Tensor], at: Tensors, along: Tensors, 
 def compare(found: Tensors, truth: Tensors) -> None:
     largest = max(a.abs().max() for a in truth.values() if a.numel())
     assert largest > 0
-    judge.same(*({name: a / largest for name, a in tensors.items()} for tensors in (found, truth)), numerics.difference(2**12))
+    scaled, true = ({name: a / largest for name, a in tensors.items()} for tensors in (found, truth))
+    judge.same(scaled, true, numerics.difference(2**12))
 
 
 @pytest.mark.parametrize("linear", [True, False], ids=["linear", "squared"])

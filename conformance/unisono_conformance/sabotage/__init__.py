@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from unisono_spec.contract import ARCHITECTURES
 
 from unisono_conformance.adapters import numpy as house
-from unisono_conformance.cases import ARCHITECTURES
 from unisono_conformance.ledger import Ledger, judge
 from unisono_conformance.patches import Patch, patched
 from unisono_conformance.plan import PROFILES, Item, Selection, items
