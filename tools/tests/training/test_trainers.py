@@ -82,6 +82,37 @@ def test_dropout_is_a_function_of_seed_and_step(backend, tiny):
     assert off not in losses
 
 
+def test_each_accumulated_part_has_masks_of_its_own(backend, tiny):
+    """Of two parts that are alike: with one mask for both, their loss would be that of the first."""
+    train = tiny(overrides={"dropout": 0.5}, backend=backend, dtype="float64", batch_size=2)
+    half = _batch(train)
+    both = Batch(*(np.concatenate([a, a]) for a in (half.inputs, half.targets)))
+    alone = _trainer(train).gradient(half, 0)[0].loss
+    twice = _trainer(dataclasses.replace(train, batch_size=4, accumulation=2)).gradient(both, 0)[0].loss
+    assert abs(twice - alone) > numerics.OTHER_MACHINE * numerics.formula("float64", both.inputs.size) * alone
+
+
+def test_the_balance_load_is_that_of_every_part(backend, tiny):
+    small = {"d_model": 8, "n_layers": 1, "head_hidden": 8, "n_banks": 2, "n_slots": 3, "d_memory": 4, "router": "gumbel"}
+    train = tiny("maru-1m", small, backend=backend, dtype="float64", accumulation=2, seq_len=4)
+    config = train.validate()
+    params = init_params(config, 1, "float64")
+    random = np.random.default_rng(1)
+    params = {name: p + random.normal(size=p.shape) * config.params()[name].trainable for name, p in params.items()}
+
+    def load(rows: np.ndarray) -> np.ndarray:
+        trainer = open_trainer(train, config)
+        trainer.init(params)
+        trainer.grad_step(Batch(rows[:, :-1], rows[:, 1:]), 0, 1e-3)
+        return trainer.params()["layers.0.cell.balance_load"]
+
+    rows, other = random.integers(0, 256, (2, 4, 5))
+    for part in (slice(0, 2), slice(2, 4)):
+        changed = rows.copy()
+        changed[part] = other[part]
+        assert (load(changed) != load(rows)).any()
+
+
 def test_dropout_keeps_the_mean(backend, tiny):
     config = tiny(overrides={"dropout": 0.25, "d_model": 32, "n_layers": 1}).validate()
     (mask,) = map(np.asarray, open_backend(backend).dropout_masks(config, np.array([7], np.uint32), (8, 64), "float32"))
