@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from unisono_spec.contract import InputError
+from unisono_spec.contract.plain import shown
+
+ARRAYS = (jax.Array, np.ndarray, np.generic)  # what models take; traced arrays are jax.Arrays
 
 
 def numpy_params(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -31,14 +34,25 @@ def state_from_numpy(state: Mapping[str, np.ndarray], device: Any = None) -> dic
 def place(array: np.ndarray, device: Any = None) -> jax.Array:
     """A copy of `array` on `device`: a jax.Device, a platform's name, or None for JAX's default."""
     if isinstance(device, str):
-        platform, _, index = device.partition(":")
+        platform, colon, index = device.partition(":")
         try:
+            if not platform or (colon and not index.isdecimal()):
+                raise ValueError("a platform's name, with or without the number of a device")
             device = jax.devices(platform)[int(index or 0)]
         except (RuntimeError, IndexError, ValueError) as error:
-            known = ", ".join(str(d) for d in jax.devices())
-            raise InputError(f"device: {device!r} is not here; JAX sees {known}; install a JAX for it or leave device out") from error
+            raise _no_device(device) from error
     array = np.array(array)  # on a CPU, JAX may keep the very memory that it is given
-    return jnp.asarray(array) if device is None else jax.device_put(array, device)
+    try:
+        return jnp.asarray(array) if device is None else jax.device_put(array, device)
+    except (TypeError, ValueError) as error:
+        if device is None:
+            raise
+        raise _no_device(device) from error
+
+
+def _no_device(device: Any) -> InputError:
+    known = ", ".join(str(d) for d in jax.devices())
+    return InputError(f"device: {shown(device)} is not here; JAX sees {known}; install a JAX for it or leave device out")
 
 
 def check_x64(dtype: str) -> str:

@@ -219,7 +219,7 @@ def test_bad_input_is_named_with_a_remedy() -> None:
         "id 50 is outside the vocabulary": lambda: model.forward(ids * 0 + 50),
         "id -1 is outside": lambda: model.step(ids[:, 0] * 0 - 1, model.init_state(2)),
         "T is 0": lambda: model.forward(ids[:, :0]),
-        "tokens: list; give a torch.Tensor": lambda: model.forward([[1, 2]]),  # pyright: ignore[reportArgumentType]
+        "give a torch.Tensor": lambda: model.forward([[1, 2]]),  # pyright: ignore[reportArgumentType]
         "reset: shape": lambda: model.forward(ids, reset=torch.zeros(2, 3, dtype=torch.bool)),
         "valid: shape .* of torch.float32": lambda: model.forward(ids, valid=torch.ones(2, 4)),
         "state: 'xi' is missing": lambda: model.forward(ids, {}),

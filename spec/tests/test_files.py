@@ -161,7 +161,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="memory"):
         create(preset("cram-demo", d_model=4, n_layers=0)).init_state(10**15)
     with pytest.raises(InputError, match="memory"):
-        create(preset("transformer-1m", n_layers=1)).init_state(1, 10**15)
+        create(preset("transformer-1m", n_layers=1)).init_state(1, 2**31 - 1)
 
 
 def test_a_config_in_a_file_is_judged_like_any_other(file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unisono_spec.contract import InputError, nearest
+from unisono_spec.contract.errors import shown
 
 IMPLEMENTATIONS = ("auto", "plain")
 
@@ -10,5 +11,5 @@ IMPLEMENTATIONS = ("auto", "plain")
 def resolve(implementation: str) -> str:
     """ "plain"; raises InputError where `implementation` is unknown."""
     if implementation not in IMPLEMENTATIONS:
-        raise InputError(f"implementation: {implementation!r} is unknown; {nearest(implementation, IMPLEMENTATIONS)}")
+        raise InputError(f"implementation: {shown(implementation)} is unknown; {nearest(implementation, IMPLEMENTATIONS)}")
     return "plain"

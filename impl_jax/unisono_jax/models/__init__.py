@@ -8,9 +8,10 @@ from typing import Any
 
 from unisono_spec.contract import DTYPES, Config, check_dtype, init_params
 from unisono_spec.contract.base import Arrays
+from unisono_spec.contract.checks import check_config
 from unisono_spec.contract.files import check_params, load_params
 
-from unisono_jax.arrays import check_x64, place
+from unisono_jax.arrays import ARRAYS, check_x64, place
 from unisono_jax.models.base import Model
 
 
@@ -28,11 +29,12 @@ def create(
     dtype: what it computes in ("float64" needs JAX's 64-bit mode). param_dtype: what parameters are held in; None is float32, or
     float64 where dtype is. device: a jax.Device, a platform's name ("cpu", "cuda"), or None for JAX's default.
     """
+    check_config(config, seed)
     check_x64(check_dtype(dtype))
-    held = check_x64(check_dtype(param_dtype or ("float64" if dtype == "float64" else "float32")))
+    held = check_x64(check_dtype(param_dtype if param_dtype is not None else "float64" if dtype == "float64" else "float32"))
     if params is None:
         params = init_params(config, seed, held)
-    check_params(config, params)
+    check_params(config, params, array=ARRAYS)
     arrays = {name: place(p.astype(DTYPES[held]), device) for name, p in params.items()}
     return importlib.import_module(f"unisono_jax.models.{config.arch}").MODEL(config, arrays, dtype, implementation)
 

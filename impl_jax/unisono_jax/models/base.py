@@ -13,18 +13,17 @@ import numpy as np
 from flax import nnx
 from jax import lax
 from jax.core import Tracer
-from unisono_spec.contract import Config, InputError, check_dtype, generation, nearest, state_dtype, zero_state
-from unisono_spec.contract.checks import check_ids, check_inputs
-from unisono_spec.contract.files import save_params
+from unisono_spec.contract import Config, check_dtype, generation, state_dtype, zero_state
+from unisono_spec.contract.checks import as_array, check_ids, check_inputs, check_reading, check_training
+from unisono_spec.contract.files import check_positions, save_params
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import GREEDY, Sampling
 
-from unisono_jax.arrays import check_x64, numpy_params
+from unisono_jax.arrays import ARRAYS, check_x64, numpy_params
 from unisono_jax.kernels import resolve
 from unisono_jax.layers.reading import Marks, Reading, Training
 
 Form = Literal["recurrent", "parallel"]
-FORMS = ("recurrent", "parallel")
 State = dict[str, jax.Array]
 Dropout = Sequence[jax.Array] | None
 Noise = Sequence[jax.Array] | None
@@ -76,14 +75,9 @@ class Model(nnx.Module):
         loads: a list that receives each noisy router's mean share of its banks, [n] a layer; in the parallel form.
         Raises InputError on bad shapes and dtypes, and on ids outside the vocabulary where their values are known, not traced.
         """
-        tokens, reset, valid = (None if a is None else _array(a) for a in (tokens, reset, valid))
+        tokens, reset, valid = _arrays(tokens, reset, valid)
         self._check(tokens, state, reset, valid)
-        if form not in FORMS:
-            raise InputError(f"form: {form!r} is unknown; {nearest(form, FORMS)}")
-        if chunk_size < 1:
-            raise InputError(f"chunk_size: {chunk_size!r}; use a positive integer")
-        if noise is not None and not self.config.noise_widths:
-            raise InputError("noise: this config has no noisy router; leave noise at None")
+        self._check_call(tokens, form, chunk_size, dropout, noise, loads)
         state = self.init_state(*tokens.shape[:2]) if state is None else self._state(state)
         tokens, marks = self._tokens(tokens), Marks(*(None if m is None else jnp.asarray(m) for m in (reset, valid)))
         if form == "parallel":
@@ -101,8 +95,8 @@ class Model(nnx.Module):
 
     def step(self, token: Any, state: State, reset: Any = None, valid: Any = None) -> tuple[jax.Array, State]:
         """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
-        token, reset, valid = (None if a is None else _array(a) for a in (token, reset, valid))
-        self._check(*(a if a is None or isinstance(a, dict) else a[:, None] for a in (token, state, reset, valid)))
+        token, reset, valid = _arrays(token, reset, valid)
+        self._check(token, state, reset, valid, one=True)
         marks = Marks(*(None if m is None else jnp.asarray(m) for m in (reset, valid)))
         x, state = self._read(self._tokens(token), self._state(state), Reading(marks), Training())
         return self._head(x), state
@@ -130,12 +124,19 @@ class Model(nnx.Module):
         """Write a safetensors file that every room loads."""
         save_params(path, self.config, numpy_params(self))
 
-    def _check(self, tokens: Any, state: State | None, reset: Any, valid: Any) -> None:
+    def _check(self, tokens: Any, state: State | None, reset: Any, valid: Any, one: bool = False) -> None:
         check_x64(self.dtype)  # the mode may have changed since this model was made
-        check_inputs(self.config, tokens, state, reset, valid)
+        check_inputs(self.config, tokens, state, reset, valid, one=one, array=ARRAYS)
         if not self.config.reads_frames and not isinstance(tokens, Tracer):
             check_ids(np.asarray(tokens), self.config.vocab_size)
-        self._check_reach(state, tokens.shape[0], tokens.shape[1], reset, valid)
+        length = 1 if one else tokens.shape[1]
+        if state is not None and "position" in state and not isinstance(state["position"], Tracer):
+            check_positions({"position": np.asarray(state["position"])}, length)
+        self._check_reach(state, tokens.shape[0], length, *(m[:, None] if one and m is not None else m for m in (reset, valid)))
+
+    def _check_call(self, tokens: Any, form: Any, chunk_size: Any, dropout: Any, noise: Any, loads: Any = None) -> None:
+        check_reading(form, chunk_size)
+        check_training(self.config, tuple(tokens.shape[:2]), dropout, noise, loads, ARRAYS)
 
     def _tokens(self, tokens: Any) -> jax.Array:
         return jnp.asarray(tokens, self.dtype if self.config.reads_frames else jnp.int32)
@@ -184,14 +185,15 @@ class Compiled:
         noise: Noise = None,
     ) -> tuple[jax.Array, State]:
         """See `Model.forward`."""
-        tokens, reset, valid = (None if a is None else _array(a) for a in (tokens, reset, valid))
+        tokens, reset, valid = _arrays(tokens, reset, valid)
         self.model._check(tokens, state, reset, valid)
+        self.model._check_call(tokens, form, chunk_size, dropout, noise)
         return _forward(self.graph, form, chunk_size, self.params, tokens, state, reset, valid, dropout, noise)
 
     def step(self, token: Any, state: State, reset: Any = None, valid: Any = None) -> tuple[jax.Array, State]:
         """See `Model.step`."""
-        token, reset, valid = (None if a is None else _array(a) for a in (token, reset, valid))
-        self.model._check(*(a if a is None or isinstance(a, dict) else a[:, None] for a in (token, state, reset, valid)))
+        token, reset, valid = _arrays(token, reset, valid)
+        self.model._check(token, state, reset, valid, one=True)
         return _step(self.graph, self.params, token, state, reset, valid)
 
     def generate(
@@ -204,7 +206,8 @@ class Compiled:
         valid: Any = None,
     ) -> Generated:
         """See `Model.generate`."""
-        prompt, valid = (None if a is None else np.asarray(a) for a in (prompt, valid))
+        prompt = np.asarray(as_array("prompt", prompt))
+        valid = None if valid is None else np.asarray(as_array("valid", valid))
         return generation.generate(
             self.model.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid
         )  # fmt: skip
@@ -249,6 +252,7 @@ def _padded(array: Any, axis: int, n: int) -> jax.Array:
     return jnp.pad(jnp.asarray(array), [(0, n if i == axis else 0) for i in range(array.ndim)])
 
 
-def _array(a: Any) -> Any:
-    """What has a shape and a dtype as it is; a list as NumPy's."""
-    return a if hasattr(a, "dtype") else np.asarray(a)
+def _arrays(tokens: Any, reset: Any, valid: Any) -> list[Any]:
+    """What has a shape and a dtype as it is; lists as NumPy's."""
+    given = (("tokens", tokens), ("reset", reset), ("valid", valid))
+    return [a if a is None and name != "tokens" else as_array(name, a) for name, a in given]

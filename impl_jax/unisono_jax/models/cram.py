@@ -5,9 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from unisono_spec.contract import InputError, state_dtype
+from unisono_spec.contract import state_dtype
+from unisono_spec.contract.checks import as_array, check_code
 from unisono_spec.contract.cram import CRAMConfig
 
+from unisono_jax.arrays import ARRAYS
 from unisono_jax.layers.cram import Block
 from unisono_jax.layers.leaves import Arrays, Embedding, LayerNorm, Linear, sub
 from unisono_jax.layers.reading import Reading, Training
@@ -31,6 +33,8 @@ class CRAM(Model):
 
     def code(self, tokens: jax.Array) -> jax.Array:
         """What the fixed scheme sums, before σ: tokens [...] → x [..., code]."""
+        tokens = as_array("tokens", tokens)
+        check_code(self.config, tokens=tokens, array=ARRAYS)
         tokens = jnp.asarray(tokens)
         if self.config.codes == "binary":
             return binary_digits(tokens, self.config.code_bits, self.dtype)
@@ -38,8 +42,7 @@ class CRAM(Model):
 
     def readout(self, xi: jax.Array, dropout: Dropout = None) -> jax.Array:
         """f_θ of the fixed scheme (eq 6): ξ [..., code] → logits [..., V]. No mixing over time."""
-        if self.config.scheme != "fixed":
-            raise InputError("readout: ξ of the adaptive scheme lies inside each layer; call forward")
+        check_code(self.config, xi=xi, dropout=dropout, array=ARRAYS)
         return self._head(self._below(xi, dropout))
 
     def _below(self, xi: jax.Array, dropout: Dropout) -> jax.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +99,29 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="cannot be written"):
         export(model("binary"), tmp_path / "file" / "a.onnx")
+
+
+def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".a.onnx.0123abcd.part"
+    left.mkdir()
+    (left / "a.onnx").write_bytes(b"half")
+    export(model("binary"), tmp_path / "a.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_threads_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter's state is one a process: two at once would trace into each other."""
+    monkeypatch.setattr(export_module, "_traced", {})
+    names = ("binary", "adaptive")
+    models = [model(name) for name in names]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda pair: export(pair[0], tmp_path / f"{pair[1]}.onnx"), zip(models, names, strict=True)))
+    for name in names:
+        onnx.checker.check_model(tmp_path / f"{name}.onnx", full_check=True)
+        metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / f"{name}.onnx").metadata_props}
+        assert config_from_dict(json.loads(metadata["unisono.config"])) == CONFIGS[name]
+
+
+def test_the_config_in_the_metadata_is_the_model_s(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="own config"):
+        export(model("binary"), tmp_path / "a.onnx", {"unisono.config": "{}"})

@@ -6,9 +6,12 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from unisono_spec.contract import Arrays, Config, InputError, check_dtype, init_params
+from unisono_spec.contract.checks import check_config
 from unisono_spec.contract.files import check_params, load_params
+from unisono_spec.contract.plain import shown
 
 from unisono_torch.arrays import DTYPES, from_numpy
 from unisono_torch.models.base import Model
@@ -30,13 +33,14 @@ def create(
     told (float64 under dtype float64). device: as torch takes it, the CPU unless told. implementation: "auto", "plain" or
     "triton". Raises InputError on names or shapes that are not the config's, and on a device or implementation that is not here.
     """
+    check_config(config, seed)
     check_dtype(dtype)
-    param_dtype = check_dtype(param_dtype or ("float64" if dtype == "float64" else "float32"))
+    param_dtype = check_dtype(param_dtype if param_dtype is not None else "float64" if dtype == "float64" else "float32")
     where = _device(device)
     check_implementation(implementation, where)  # a kernel that cannot run is an error here, not at the first call
     if params is None:
         params = init_params(config, seed, param_dtype)
-    check_params(config, params)
+    check_params(config, params, array=np.ndarray)
     module = importlib.import_module(f"unisono_torch.models.{config.arch}")
     with torch.device("meta"):
         model = module.MODEL(config, dtype, implementation)
@@ -53,6 +57,11 @@ def load(path: str | Path, **options: Any) -> Model:
 
 def _device(device: torch.device | str | None) -> torch.device:
     try:
-        return torch.empty(0, device="cpu" if device is None else device).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device: {device!r} cannot be used here ({str(error).splitlines()[0]}); use 'cpu'") from error
+        found = torch.empty(0, device="cpu" if device is None else device).device
+        if found.type == "meta":
+            raise InputError("device: 'meta' holds no numbers; use 'cpu'")
+        return found
+    except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError, ImportError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"device: {shown(device)} cannot be used here ({str(error).splitlines()[0]}); use 'cpu'") from error

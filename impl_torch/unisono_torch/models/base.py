@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from unisono_spec.contract import ANY, Config, InputError, generation, nearest, state_dtype
-from unisono_spec.contract.checks import check_ids, check_inputs
-from unisono_spec.contract.files import save_params
+from unisono_spec.contract import Config, generation, state_dtype
+from unisono_spec.contract.base import declared_states
+from unisono_spec.contract.checks import check_ids, check_inputs, check_reading, check_training
+from unisono_spec.contract.files import check_positions, save_params
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import GREEDY, Sampling
 
@@ -44,9 +45,11 @@ class Model(nn.Module):
         """
         floats, device = DTYPES[state_dtype(self.dtype)], self.device
         state: State = {}
-        for name, s in self.config.states(capacity).items():
-            if ANY in s.shape:
-                raise InputError(f"capacity: {name} caches every token; give init_state(batch, capacity) the most tokens it shall read")
+        # a compiler has sizes that are no numbers yet
+        states = (
+            self.config.states(capacity) if torch.compiler.is_compiling() else declared_states(self.config, batch, capacity, self.dtype)
+        )
+        for name, s in states.items():
             if s.initial is None:
                 state[name] = torch.zeros((batch, *s.shape), dtype=torch.int32 if s.integer else floats, device=device)
             else:
@@ -76,12 +79,8 @@ class Model(nn.Module):
         reading them is free: on the CPU, outside graphs that are captured and transforms of torch.func.
         """
         self._check(tokens, state, reset, valid)
-        if form not in ("parallel", "recurrent"):
-            raise InputError(f"form: {form!r} is unknown; {nearest(form, ('parallel', 'recurrent'))}")
-        if chunk_size < 1:
-            raise InputError(f"chunk_size: {chunk_size!r}; use a positive integer, 64 by default")
-        if noise is not None and not self.config.noise_widths:
-            raise InputError("noise: this config has no noisy router; leave noise at None")
+        check_reading(form, chunk_size)
+        check_training(self.config, tuple(tokens.shape[:2]), dropout, noise, loads, Tensor)
         fresh = state is None
         state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
         marks, training = Marks(reset, valid), Training(dropout, noise, loads)
@@ -96,7 +95,7 @@ class Model(nn.Module):
 
     def step(self, token: Tensor, state: State, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, State]:
         """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
-        self._check(token[:, None], state, *(None if m is None else m[:, None] for m in (reset, valid)))
+        self._check(token, state, reset, valid, one=True)
         x, state = self._read(token, state, Reading(Marks(reset, valid)), Training())
         return self._head(x), owned(state)
 
@@ -141,12 +140,13 @@ class Model(nn.Module):
         """Write the parameters and the config as a safetensors file that loads in every room."""
         save_params(path, self.config, numpy_params(self))
 
-    def _check(self, tokens: Tensor, state: State | None, reset: Mask, valid: Mask) -> None:
-        if not isinstance(tokens, Tensor):
-            raise InputError(f"tokens: {type(tokens).__name__}; give a torch.Tensor, such as torch.as_tensor(tokens)")
-        check_inputs(self.config, tokens, state, reset, valid)
+    def _check(self, tokens: Tensor, state: State | None, reset: Mask, valid: Mask, one: bool = False) -> None:
+        check_inputs(self.config, tokens, state, reset, valid, one=one, array=Tensor)
         if not self.config.reads_frames and readable(tokens) and tokens.device.type == "cpu":
             check_ids(tokens.numpy(), self.config.vocab_size)
+        position = None if state is None else state.get("position")
+        if position is not None and readable(position) and position.device.type == "cpu":
+            check_positions({"position": position.numpy()}, 1 if one else tokens.shape[1])
 
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
         """tokens [B, T], or [B] of one token, as `read` says → x [B, (T,) D], which `_head` reads; the state after them."""

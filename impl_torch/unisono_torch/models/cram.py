@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from unisono_spec.contract import InputError
+from unisono_spec.contract.checks import check_code
 from unisono_spec.contract.cram import CRAMConfig
 
 from unisono_torch.arrays import DTYPES
@@ -34,6 +34,7 @@ class CRAM(Model):
 
     def code(self, tokens: Tensor) -> Tensor:
         """What the fixed scheme sums, before σ: tokens [...] → x [..., code]."""
+        check_code(self.config, tokens=tokens, array=Tensor)
         if self.config.codes == "binary":
             return binary_digits(tokens, self.config.code_bits, DTYPES[self.dtype])
         if self.config.codes == "embedding":
@@ -42,8 +43,7 @@ class CRAM(Model):
 
     def readout(self, xi: Tensor, dropout: Sequence[Tensor] | None = None) -> Tensor:
         """f_θ of the fixed scheme (eq 6): ξ [..., code] → logits [..., V]. No mixing over time."""
-        if self.input is None:
-            raise InputError("readout: ξ of the adaptive scheme lies inside each layer; call forward")
+        check_code(self.config, xi=xi, dropout=dropout, array=Tensor)
         return self._head(self._below(xi, dropout))
 
     def _below(self, xi: Tensor, dropout: Sequence[Tensor] | None) -> Tensor:

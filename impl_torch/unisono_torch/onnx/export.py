@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from unisono_spec.contract import ANY, Config, InputError, config_to_dict, nearest, zero_state
+from unisono_spec.contract.aside import aside, cannot_be_written
+from unisono_spec.contract.errors import shown
 
 from unisono_torch.layers.reading import Training
 from unisono_torch.onnx.ops import TARGETS, GraphReading, inline, translations
@@ -52,26 +54,38 @@ def export(model: Any, path: str | Path, metadata: Mapping[str, str] | None = No
     if model.config.no_graph:
         raise InputError(f"{model.config.arch}.{model.config.no_graph}")
     if target not in TARGETS:
-        raise InputError(f"target: {target!r} is unknown; {nearest(target, TARGETS)}")
+        raise InputError(f"target: {shown(target)} is unknown; {nearest(target, TARGETS)}")
     for key, value in (metadata or {}).items():
-        if not isinstance(value, str):
-            raise InputError(f"metadata: {key!r} is a {type(value).__name__}; ONNX metadata are strings, pass json.dumps(...)")
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InputError(f"metadata: {shown(key)} is a {type(value).__name__}; ONNX metadata are strings, pass json.dumps(...)")
+        if key == CONFIG_KEY:
+            raise InputError(f"metadata: {shown(key)} is the model's own config; choose another name")
     path = Path(path)
-    try:
+    # torch's exporter and what it traces with are one a process: threads take turns
+    with _exporting, cannot_be_written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            draft = Path(folder) / path.name
+        with aside(path, folder=True) as folder:
+            draft = folder / path.name
             graph = _filled(model, target)
             graph.metadata_props.update({CONFIG_KEY: json.dumps(config_to_dict(model.config)), **(metadata or {})})
             ir.save(graph, draft, external_data=_beside(model, draft))
             onnx.checker.check_model(draft, full_check=True)
             _compare(model, draft, runtime)
-            # the graph comes last: where it is, its weights are
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):
-                os.chmod(file, 0o644)
-                os.replace(file, path.parent / file.name)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or choose another folder") from error
+            _put(draft, path)
+
+
+_exporting = threading.Lock()
+
+
+def _put(draft: Path, path: Path) -> None:
+    """Move a graph and its weights into place. The graph goes first and comes last: where it is, its weights are."""
+    beside = [file for file in draft.parent.iterdir() if file != draft]
+    if beside:
+        path.unlink(missing_ok=True)
+    for file in (*beside, draft):
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(file, path.parent / file.name)
 
 
 class _Graph(nn.Module):

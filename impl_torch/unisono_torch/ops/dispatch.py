@@ -7,6 +7,7 @@ import logging
 
 import torch
 from unisono_spec.contract import InputError, nearest
+from unisono_spec.contract.errors import shown
 
 from unisono_torch.kernels.registry import REGISTRY, available
 from unisono_torch.ops.transforms import transformed
@@ -18,7 +19,7 @@ _log = logging.getLogger("unisono_torch")
 def check_implementation(implementation: str, device: torch.device | None = None) -> str:
     """Raises InputError where `implementation` is unknown, or no kernel of it runs on `device`."""
     if implementation not in IMPLEMENTATIONS:
-        raise InputError(f"implementation: {implementation!r} is unknown in PyTorch; {nearest(implementation, IMPLEMENTATIONS)}")
+        raise InputError(f"implementation: {shown(implementation)} is unknown in PyTorch; {nearest(implementation, IMPLEMENTATIONS)}")
     if device is not None and implementation not in ("auto", "plain") and not available(device):
         some = next(each for (_, name), each in REGISTRY.items() if name == implementation)
         raise InputError(f"implementation: {some.why_not(device, some.dtypes[0], {}, {})}")

@@ -11,7 +11,7 @@ from unisono_spec.contract.base import ANY, DTYPES, Arrays, Config, Param, State
 from unisono_spec.contract.errors import InputError, nearest
 from unisono_spec.contract.initial import draw
 from unisono_spec.contract.memory import check_fits
-from unisono_spec.contract.plain import shown
+from unisono_spec.contract.plain import check_integer, shown
 
 __all__ = [
     "ANY",
@@ -78,7 +78,8 @@ def count_params(config: Config) -> int:
 
 
 def init_params(config: Config, seed: int = 0, dtype: str = "float32") -> Arrays:
-    """Initial parameters by name, the same for every room."""
+    """Initial parameters by name, the same for every room. 0 ≤ seed < 2⁶⁴."""
+    check_integer("seed", seed, 0, 2**64 - 1)
     size = DTYPES[check_dtype(dtype)].itemsize * sum(math.prod(p.shape) for p in config.params().values())
     check_fits(size, f"{config.arch}'s parameters", "use a smaller model, or a narrower dtype")
     return {name: draw(p.initial, p.shape, seed, name).astype(DTYPES[check_dtype(dtype)]) for name, p in config.params().items()}

@@ -16,7 +16,7 @@ import numpy as np
 from unisono_spec.contract.errors import InputError, nearest
 from unisono_spec.contract.initial import Initial
 from unisono_spec.contract.memory import check_fits
-from unisono_spec.contract.plain import shown, typed
+from unisono_spec.contract.plain import check_integer, shown, typed
 
 DTYPES: dict[str, np.dtype] = {
     "float64": np.dtype(np.float64),
@@ -34,8 +34,8 @@ def state_dtype(dtype: str) -> str:
 
 
 def check_dtype(dtype: str) -> str:
-    if dtype not in DTYPES:
-        raise InputError(f"dtype: {dtype!r} is not supported; {nearest(dtype, DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise InputError(f"dtype: {shown(dtype)} is not supported; {nearest(dtype, DTYPES)}")
     return dtype
 
 
@@ -182,19 +182,28 @@ class Config:
 
 
 def dtype_kind(array: Any) -> str:
-    """'b', 'i' or 'f' for arrays of NumPy, JAX and torch alike (complex counts as float: the complex step passes it)."""
+    """'b', 'i' or 'f' for arrays of NumPy, JAX and torch alike (complex counts as float: the complex step passes it), else '?'."""
     name = str(array.dtype).removeprefix("torch.")
-    return "b" if name.startswith("bool") else "i" if name.startswith(("int", "uint")) else "f"
+    kinds = {"b": ("bool",), "i": ("int", "uint"), "f": ("float", "bfloat", "complex")}
+    return next((kind for kind, names in kinds.items() if name.startswith(names) and "_" not in name), "?")
 
 
-def zero_state(config: Config, batch: int, capacity: int | None = None, dtype: str = "float32") -> Arrays:
-    """The state before the first token of `batch` sequences, under compute dtype `dtype`."""
-    floats = DTYPES[state_dtype(dtype)]
+def declared_states(config: Config, batch: int, capacity: int | None = None, dtype: str = "float32") -> dict[str, State]:
+    """The states that `batch` sequences need under compute dtype `dtype`; InputError where there is no room for them."""
+    check_integer("batch", batch, 0)
+    if capacity is not None:
+        check_integer("capacity", capacity, 1, MAX_SIZE)
     states = config.states(capacity)
     if any(ANY in s.shape for s in states.values()):
         raise InputError("capacity: softmax attention caches every token; give init_state(batch, capacity) the most tokens it shall read")
     numbers = batch * sum(math.prod(s.shape) for s in states.values())
-    check_fits(numbers * floats.itemsize, f"state of {batch} sequences", "use a smaller batch, capacity or model")
+    check_fits(numbers * DTYPES[state_dtype(dtype)].itemsize, f"state of {batch} sequences", "use a smaller batch, capacity or model")
+    return states
+
+
+def zero_state(config: Config, batch: int, capacity: int | None = None, dtype: str = "float32") -> Arrays:
+    """The state before the first token of `batch` sequences, under compute dtype `dtype`."""
+    states, floats = declared_states(config, batch, capacity, dtype), DTYPES[state_dtype(dtype)]
     return {name: np.zeros((batch, *s.shape), np.int32 if s.integer else floats) for name, s in states.items()}
 
 

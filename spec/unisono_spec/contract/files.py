@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from unisono_spec.contract.aside import written
 from unisono_spec.contract.base import ANY, DTYPES, Arrays, Config, state_dtype
 from unisono_spec.contract.errors import InputError, nearest
 from unisono_spec.contract.memory import check_fits
-from unisono_spec.contract.plain import build, read_json, shown
+from unisono_spec.contract.plain import build, is_file, read_json, shown
 
 VERSION = "1"
 MAX_HEADER = 1 << 25  # bytes; the largest config's names take a fifth of it
@@ -76,15 +77,15 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         file.write(data)
 
 
-def check_params(config: Config, params: Mapping[str, Any], source: str = "params", complex_step: bool = False) -> None:
+def check_params(config: Config, params: Mapping[str, Any], source: str = "params", array: Any = None, complex_step: bool = False) -> None:
     """Raise InputError unless `params` has exactly the names, shapes and dtypes that `config` declares.
 
-    complex_step: whether complex numbers may stand for floats.
+    array: what arrays must be; anything with `.shape` and `.dtype` unless told. complex_step: complex numbers may stand for floats.
     """
     expected = {name: p.shape for name, p in config.params().items()}
     _check_names(params, expected, source, config.arch)
     for name, shape in expected.items():
-        found, dtype = _described(params[name], f"{source}: {name}")
+        found, dtype = _described(params[name], f"{source}: {name}", array)
         if found != shape:
             raise InputError(f"{source}: {name} has shape {found}, its config says {shape}; use the file's own config")
         if dtype not in FLOATS and not (complex_step and dtype in _COMPLEX):
@@ -130,11 +131,11 @@ def check_positions(state: Mapping[str, np.ndarray], length: int = 0, source: st
             raise InputError(f"{source}: {name} is {bad}; positions are 0 to {MAX_POSITION - length} here: reset, or start from init_state")
 
 
-def _described(array: Any, name: str) -> tuple[tuple[int, ...], str]:
-    """Shape and dtype of an array of any framework."""
-    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
-        raise InputError(f"{name} is {shown(array)}, a {type(array).__name__}; give an array")
-    return tuple(array.shape), str(array.dtype).removeprefix("torch.")
+def _described(given: Any, name: str, array: Any = None) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of an array, of any framework unless told."""
+    if not hasattr(given, "shape") or not hasattr(given, "dtype") or (array is not None and not isinstance(given, array)):
+        raise InputError(f"{name} is {shown(given)}, a {type(given).__module__}.{type(given).__name__}; give a NumPy array")
+    return tuple(given.shape), str(given.dtype).removeprefix("torch.")
 
 
 def _check_names(found: Mapping[str, object], expected: Mapping[str, object], source: str, arch: str) -> None:
@@ -145,7 +146,7 @@ def _check_names(found: Mapping[str, object], expected: Mapping[str, object], so
             raise InputError(f"{source}: {shown(name)} does not belong to this {arch} config; {nearest(name, expected)}")
     for name in expected:
         if name not in found:
-            raise InputError(f"{source}: {name!r} is missing; use a file that was saved from this {arch} config")
+            raise InputError(f"{source}: {shown(name)} is missing; use a file that was saved from this {arch} config")
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], config: Config, kind: str) -> None:
@@ -166,8 +167,8 @@ def _ordered(data: bytes) -> bytes:
 
 def load_arrays(path: str | Path, kind: str, check: Check | None = None) -> tuple[Config, Arrays]:
     """Read what `save_arrays` wrote under `kind`. check: looks at what the file declares before anything of that size is read."""
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; give the path of a .safetensors file that unisono wrote")
+    if not isinstance(path, (str, os.PathLike)) or not is_file(Path(path)):
+        raise InputError(f"{shown(path)}: no such file; give the path of a .safetensors file that unisono wrote")
     remedy = "it may be truncated, restore it or save it again"
     try:
         metadata, declared = _header(Path(path))

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import numbers
 import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from unisono_spec.contract.errors import InputError, nearest
+from unisono_spec.contract.errors import InputError, nearest, shown
 
 MAX_BYTES = 1 << 20  # of one document
 MAX_DEPTH = 16  # of lists and mappings within each other
 MAX_INTEGER = 2**63 - 1
 
 T = TypeVar("T")
-
-
-def shown(value: object, length: int = 60) -> str:
-    """`value` as a message shows it: short, on one line, whatever it is."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # integers of thousands of digits have no repr
-        return f"a {type(value).__name__}"
-    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def read_json(data: bytes | str, source: str, remedy: str, limit: int = MAX_BYTES, constants: bool = False) -> Any:
@@ -165,10 +157,28 @@ def build(cls: type[T], values: Any, name: str) -> T:
     return cls(**{key: typed(value, hints[key], f"{prefix}{key}") for key, value in values.items()})
 
 
+def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise InputError unless `value` is an integer from `least` to `most`. (A traced size is one too.)"""
+    whole = isinstance(value, int) or type(value).__name__ == "SymInt" or isinstance(value, numbers.Integral)
+    if not whole or isinstance(value, bool):
+        raise InputError(f"{name}: {shown(value)} has type {type(value).__name__}; give an integer")
+    if value < least or (most is not None and value > most):  # pyright: ignore[reportOperatorIssue]
+        upper = "" if most is None else f" and ≤ {most}"
+        raise InputError(f"{name}: {shown(value)}; use an integer ≥ {least}{upper}")
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; names that no file can have are names of none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read_file(path: Path, remedy: str, limit: int = MAX_BYTES) -> bytes:
     """The bytes of a small regular file; InputError where it is not one, is longer than `limit`, or cannot be read."""
-    if not path.is_file():
-        raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}; {remedy}")
+    if not is_file(path):
+        raise InputError(f"{path}: no such file; {remedy}")
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from unisono_spec.contract import generation
 from unisono_spec.contract.base import DTYPES, Arrays, Config, initial_state
-from unisono_spec.contract.checks import check_ids, check_inputs
-from unisono_spec.contract.errors import InputError
-from unisono_spec.contract.files import check_params
+from unisono_spec.contract.checks import as_array, check_config, check_ids, check_inputs, check_reading, check_training
+from unisono_spec.contract.errors import InputError, shown
+from unisono_spec.contract.files import check_params, check_positions
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import GREEDY, Sampling
 from unisono_spec.layers.norm import norm
@@ -29,9 +29,10 @@ class Model:
     """
 
     def __init__(self, config: Config, params: Arrays, dtype: str = "float64", rounded: Rounding = exact) -> None:
-        if dtype not in ("float32", "float64"):
-            raise InputError(f"dtype: {dtype!r}; the NumPy spec computes in float32 or float64")
-        check_params(config, params, complex_step=True)
+        check_config(config)
+        if not isinstance(dtype, str) or dtype not in ("float32", "float64"):
+            raise InputError(f"dtype: {shown(dtype)}; the NumPy spec computes in float32 or float64")
+        check_params(config, params, array=np.ndarray, complex_step=True)
         self.config, self.dtype, self.rounded = config, dtype, rounded
         # complex parameters are the complex step's and stay as they are
         self.params = {name: p if p.dtype.kind == "c" else p.astype(DTYPES[dtype]) for name, p in params.items()}
@@ -58,11 +59,9 @@ class Model:
         dropout: what each residual update is multiplied by, `config.n_updates` arrays [B, T, D]; None is evaluation.
         noise: what training adds in a noisy router, one array a layer; None is evaluation, as is every other model.
         """
-        tokens = np.asarray(tokens)
-        check_inputs(self.config, tokens, state, reset, valid, complex_step=True)
-        self._check_ids(tokens)
-        if noise is not None and not self.config.noise_widths:
-            raise InputError("noise: this config has no noisy router; leave noise at None")
+        tokens = self._check(tokens, state, reset, valid)
+        check_reading(form, chunk_size)
+        check_training(self.config, tokens.shape[:2], dropout, noise, array=np.ndarray)
         state = self.init_state(len(tokens), tokens.shape[1]) if state is None else state
         marks, training = Marks(reset, valid), Training(dropout, noise)
         if form == "parallel":
@@ -78,9 +77,7 @@ class Model:
         self, token: np.ndarray, state: Arrays, reset: np.ndarray | None = None, valid: np.ndarray | None = None
     ) -> tuple[np.ndarray, Arrays]:
         """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
-        token = np.asarray(token)
-        check_inputs(self.config, token[:, None], state, *(None if m is None else m[:, None] for m in (reset, valid)), complex_step=True)
-        self._check_ids(token)
+        token = self._check(token, state, reset, valid, one=True)
         x, state = self._read(token, state, Reading(Marks(reset, valid)), Training())
         return self._head(x), _owned(state)
 
@@ -97,7 +94,7 @@ class Model:
 
         valid [B, T]: which tokens of a ragged prompt count, padded left, right or between. What is returned says how to go on.
         """
-        prompt, valid = np.asarray(prompt), None if valid is None else np.asarray(valid)
+        prompt, valid = as_array("prompt", prompt), None if valid is None else as_array("valid", valid)
         return generation.generate(self.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid)
 
     def _begin(self, state: Arrays | None, batch: int, more: int) -> Arrays:
@@ -110,9 +107,15 @@ class Model:
         x, state = self._read(tokens, state, Reading(Marks(None, valid), 64), Training())
         return self._head(x[np.arange(len(x)), _latest(tokens, valid)]), _owned(state)
 
-    def _check_ids(self, tokens: np.ndarray) -> None:
+    def _check(self, tokens: Any, state: Arrays | None, reset: Mask = None, valid: Mask = None, one: bool = False) -> np.ndarray:
+        """`tokens` as an array, if all fits the config."""
+        tokens = as_array("tokens", tokens)
+        check_inputs(self.config, tokens, state, reset, valid, one=one, array=np.ndarray, complex_step=True)
         if not self.config.reads_frames:
             check_ids(tokens, self.config.vocab_size)
+        if state is not None:
+            check_positions(state, 1 if one else tokens.shape[1])
+        return tokens
 
     def _read(self, tokens: np.ndarray, state: Arrays, read: Reading, training: Training) -> tuple[np.ndarray, Arrays]:
         """tokens [B, T], or [B] of one token, as `read` says → x [B, (T,) D], which `_head` reads; the state after them."""

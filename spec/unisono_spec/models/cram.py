@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from unisono_spec.contract.base import Arrays
+from unisono_spec.contract.checks import check_code
 from unisono_spec.contract.cram import CRAMConfig
-from unisono_spec.contract.errors import InputError
 from unisono_spec.layers.cram import ffn_update, norm_after, scored_input
 from unisono_spec.layers.params import sub
 from unisono_spec.layers.reading import Reading, Training
@@ -22,6 +22,7 @@ class CRAM(Model):
 
     def code(self, tokens: np.ndarray) -> np.ndarray:
         """What the fixed scheme sums, before σ: tokens [...] → x [..., code]."""
+        check_code(self.config, tokens=tokens, array=np.ndarray, complex_step=True)
         if self.config.codes == "binary":
             return binary_digits(tokens, self.config.code_bits, np.dtype(self.dtype))
         if self.config.codes == "embedding":
@@ -30,8 +31,7 @@ class CRAM(Model):
 
     def readout(self, xi: np.ndarray, dropout: Sequence[np.ndarray] | None = None) -> np.ndarray:
         """f_θ of the fixed scheme (eq 6): ξ [..., code] → logits [..., V]. No mixing over time."""
-        if self.config.scheme != "fixed":
-            raise InputError("readout: ξ of the adaptive scheme lies inside each layer; call forward")
+        check_code(self.config, xi=xi, dropout=dropout, array=np.ndarray, complex_step=True)
         return self._head(self._below(xi, dropout))
 
     def _below(self, xi: np.ndarray, dropout: Sequence[np.ndarray] | None) -> np.ndarray:
