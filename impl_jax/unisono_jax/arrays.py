@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from unisono_spec.contract import InputError
-from unisono_spec.contract.plain import shown
+from unisono_spec.contract.errors import shown
 
 ARRAYS = (jax.Array, np.ndarray, np.generic)  # what models take; traced arrays are jax.Arrays
 

@@ -49,7 +49,7 @@ def plain() -> dict[str, Any]:
 
 def arrays() -> dict[str, np.ndarray]:
     """Arrays of every kind that NumPy has and the frameworks know, none of which fits where it is put."""
-    out = {f"0-d {dtype}": np.zeros((), dtype) for dtype in ("int64", "float32", "bool")}
+    out: dict[str, np.ndarray] = {f"0-d {dtype}": np.zeros((), dtype) for dtype in ("int64", "float32", "bool")}
     for dtype in ("int8", "uint8", "int32", "int64", "float16", "float32", "float64", "complex64", "bool"):
         for shape in ((0,), (1,), (B,), (B, 0), (0, T), (B, T), (B, T, 1), (T, B), (B + 1, T), (B, T + 1), (1, 1, 1, 1), (B, T, 3)):
             out[f"{dtype} {shape}"] = np.zeros(shape, dtype)
@@ -140,7 +140,7 @@ def _fits_init_state(config: Config) -> Callable[[str, Any], bool]:
         if value is None:
             return name == "capacity" and all(-1 not in s.shape for s in config.states().values())
         number = isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_)) and value >= 0
-        return number and (value < 2 if name == "batch" else 1 <= value < 2**31)
+        return bool(number and (value < 2 if name == "batch" else 1 <= value < 2**31))
 
     return fits
 

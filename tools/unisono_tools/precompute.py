@@ -23,9 +23,10 @@ from unisono_spec.contract import Config, InputError
 from unisono_spec.contract.aside import aside, cannot_be_written
 from unisono_spec.contract.checks import check_ids
 from unisono_spec.contract.cram import CRAMConfig
+from unisono_spec.contract.errors import shown
 from unisono_spec.contract.files import write_bytes
 from unisono_spec.contract.memory import check_fits
-from unisono_spec.contract.plain import build, read_file, read_json, shown
+from unisono_spec.contract.plain import build, read_file, read_json
 from unisono_spec.ops.elementwise import binary_digits, sigmoid
 
 from unisono_tools.data.batches import positions

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 from unisono_spec.contract import InputError
-from unisono_spec.contract.plain import MAX_DEPTH, check_plain, read_file, shown
+from unisono_spec.contract.errors import shown
+from unisono_spec.contract.plain import MAX_DEPTH, check_plain, read_file
 
 MAX_BYTES = 1 << 18  # a config has some hundred bytes
 REMEDY = "correct the file"

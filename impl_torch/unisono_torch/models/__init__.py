@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from unisono_spec.contract import Arrays, Config, InputError, check_dtype, init_params
 from unisono_spec.contract.checks import check_config
+from unisono_spec.contract.errors import shown
 from unisono_spec.contract.files import check_params, load_params
-from unisono_spec.contract.plain import shown
 
 from unisono_torch.arrays import DTYPES, from_numpy
 from unisono_torch.models.base import Model

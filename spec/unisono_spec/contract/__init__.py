@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from unisono_spec.contract.base import ANY, DTYPES, Arrays, Config, Param, State, check_dtype, initial_state, state_dtype, zero_state
-from unisono_spec.contract.errors import InputError, nearest
+from unisono_spec.contract.errors import InputError, nearest, shown
 from unisono_spec.contract.initial import draw
 from unisono_spec.contract.memory import check_fits
-from unisono_spec.contract.plain import check_integer, shown
+from unisono_spec.contract.plain import check_integer
 
 __all__ = [
     "ANY",

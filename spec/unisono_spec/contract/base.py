@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_type_hints
 import ml_dtypes
 import numpy as np
 
-from unisono_spec.contract.errors import InputError, nearest
+from unisono_spec.contract.errors import InputError, nearest, shown
 from unisono_spec.contract.initial import Initial
 from unisono_spec.contract.memory import check_fits
-from unisono_spec.contract.plain import check_integer, shown, typed
+from unisono_spec.contract.plain import check_integer, typed
 
 DTYPES: dict[str, np.dtype] = {
     "float64": np.dtype(np.float64),

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from unisono_spec.contract.base import MAX_SIZE, Config, dtype_kind
-from unisono_spec.contract.errors import InputError, nearest
+from unisono_spec.contract.errors import InputError, nearest, shown
 from unisono_spec.contract.files import check_state
-from unisono_spec.contract.plain import check_integer, shown
+from unisono_spec.contract.plain import check_integer
 
 FORMS = ("parallel", "recurrent")
 Array = type | tuple[type, ...] | None  # what an array must be; None: anything with a shape and a dtype
@@ -115,9 +115,7 @@ def check_code(
 ) -> None:
     """Raise InputError unless the model has a code that `code(tokens)` and `readout(xi)` know, and these fit it."""
     if getattr(config, "scheme", None) != "fixed":
-        raise InputError(
-            f"{config.arch}: ξ of the adaptive scheme lies inside each layer, code and readout are of scheme='fixed'; call forward"
-        )
+        raise InputError("code, readout: ξ of the adaptive scheme lies inside each layer; call forward")
     width = config.code_size  # pyright: ignore[reportAttributeAccessIssue]
     if tokens is not None:
         _check_array("tokens", tokens, array)

@@ -19,9 +19,9 @@ from safetensors.numpy import save
 from unisono_spec.contract import config_from_dict, config_to_dict
 from unisono_spec.contract.aside import written
 from unisono_spec.contract.base import ANY, DTYPES, Arrays, Config, state_dtype
-from unisono_spec.contract.errors import InputError, nearest
+from unisono_spec.contract.errors import InputError, nearest, shown
 from unisono_spec.contract.memory import check_fits
-from unisono_spec.contract.plain import build, is_file, read_json, shown
+from unisono_spec.contract.plain import build, is_file, read_json
 
 VERSION = "1"
 MAX_HEADER = 1 << 25  # bytes; the largest config's names take a fifth of it

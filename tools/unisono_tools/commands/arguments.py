@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from unisono_spec.contract import InputError, nearest, presets
-from unisono_spec.contract.plain import expected, shown, typed
+from unisono_spec.contract.errors import shown
+from unisono_spec.contract.plain import expected, typed
 
 from unisono_tools.reading import parse_yaml, read_yaml
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from unisono_spec.contract import Arrays, Config, InputError
+from unisono_spec.contract.errors import shown
 from unisono_spec.contract.files import check_finite, load_arrays, load_params, save_arrays, save_params, write_bytes
-from unisono_spec.contract.plain import build, read_file, read_json, shown
+from unisono_spec.contract.plain import build, read_file, read_json
 
 from unisono_tools.backends.base import check_moments, check_updates
 from unisono_tools.config import TrainConfig, flatten, to_dict
