@@ -34,7 +34,7 @@ def test_turns_are_right_at_every_int32():
         for dtype in ("float32", "float64"):
             # four turns of one rounding each, three products of two each; tables and this angle err by 2³¹ · 2⁻⁵³ at most
             bound = numerics.rounding(dtype, 2**5) + numerics.rounding("float64", 2**33)
-            cos, sin = rotary.turn(jnp.asarray(where), 8, dtype=jnp.dtype(dtype))
+            cos, sin = rotary.cos_sin(jnp.asarray(where), 8, dtype=jnp.dtype(dtype))
             assert np.abs(np.asarray(cos) - np.cos(angle)).max() < bound
             assert np.abs(np.asarray(sin) - np.sin(angle)).max() < bound
 

@@ -127,7 +127,7 @@ def test_turns_are_right_at_every_int32() -> None:
     for dtype in (torch.float32, torch.float64):
         # four turns of one rounding each, three products of two each; tables and this angle err by 2^31 · 2^-53 at most
         bound = numerics.rounding(str(dtype).removeprefix("torch."), 2**5) + numerics.rounding("float64", 2**33)
-        cos, sin = rotary.turn(position, 8, dtype=dtype)
+        cos, sin = rotary.cos_sin(position, 8, dtype=dtype)
         assert np.abs(cos.numpy() - np.cos(angle)).max() < bound
         assert np.abs(sin.numpy() - np.sin(angle)).max() < bound
 

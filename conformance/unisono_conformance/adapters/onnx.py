@@ -69,8 +69,8 @@ def open_graph(path: str | Path) -> Graph:
     taken = {i.name for i in session.get_inputs()}
     # an exporter leaves out what a model does not read
 
-    def run(feed: Arrays) -> dict[str, Any]:
-        return dict(zip(names, session.run(names, {n: a for n, a in feed.items() if n in taken}), strict=True))
+    def run(inputs: Arrays) -> dict[str, Any]:
+        return dict(zip(names, session.run(names, {n: a for n, a in inputs.items() if n in taken}), strict=True))
 
     return Graph(config, run)
 
@@ -83,9 +83,9 @@ def evaluator(path: str | Path, config: Config) -> Graph:
     names = [str(name) for name in reader.output_names]
     taken = set(reader.input_names)
 
-    def run(feed: Arrays) -> dict[str, Any]:
+    def run(inputs: Arrays) -> dict[str, Any]:
         with np.errstate(all="ignore"):  # NaN in padding
-            return dict(zip(names, reader.run(None, {n: a for n, a in feed.items() if n in taken}), strict=True))
+            return dict(zip(names, reader.run(None, {n: a for n, a in inputs.items() if n in taken}), strict=True))
 
     return Graph(config, run)
 

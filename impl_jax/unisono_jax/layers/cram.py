@@ -47,7 +47,7 @@ class Block(nnx.Module):
         return x, self.mixer(self.config, x, position)
 
     def __call__(self, x: jax.Array, xi: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """x ← x + FFN(LN(ξ)), or LN(ξ + FFN(ξ)) with residual="after". mask: what dropout multiplies the FFN's output by."""
+        """x, ξ [..., D] → [..., D]: x + FFN(LN(ξ)), or LN(ξ + FFN(ξ)) with residual="after". mask: dropout's, of the FFN's output."""
         dtype, acc = x.dtype, wide(x)
         if self.config.residual == "after":
             # ξ is not rounded before the norm that follows it: a prefix sum stays wide

@@ -28,19 +28,19 @@ class Mixer(nnx.Module):
         if "tau" in params:
             self.tau = nnx.Param(params["tau"])
 
-    def inputs(self, h: jax.Array, turn: rotary.Turn | None) -> Inputs:
+    def inputs(self, h: jax.Array, rotation: rotary.CosSin | None) -> Inputs:
         """h [..., D] → q, k, v, q_norm, k_norm, log_decay, weight, as ops/multiscale.py takes them; all but v float32 or wider."""
         config, dtype = self.config, wide(h)
         heads = (*h.shape[:-1], config.n_heads, config.head_width)
         q, k, v = (a.reshape(heads) for a in jnp.split(self.qkv(h, h.dtype), 3, -1))
         q, k = q.astype(dtype), k.astype(dtype)
-        if turn is not None and config.rope == "before":
-            q, k = rotary.rotate_by(q, turn), rotary.rotate_by(k, turn)
+        if rotation is not None and config.rope == "before":
+            q, k = rotary.rotate_by(q, rotation), rotary.rotate_by(k, rotation)
         tau = self.tau[...] if config.feature_map == "learned" else None
         q_norm, k_norm = (feature_map(config.feature_map, a, tau) for a in (q, k))
         q, k = q_norm, k_norm
-        if turn is not None and config.rope == "numerator":
-            q, k = rotary.rotate_by(q, turn), rotary.rotate_by(k, turn)
+        if rotation is not None and config.rope == "numerator":
+            q, k = rotary.rotate_by(q, rotation), rotary.rotate_by(k, rotation)
 
         assert self.decay.bias is not None
         a = self.decay(h, dtype) if config.decay == "data" else self.decay.bias[...].astype(dtype)
@@ -53,9 +53,9 @@ class Mixer(nnx.Module):
         weight = jnp.concatenate([sigmoid(logit), sigmoid(-logit) * shares], -3)  # [..., S+1, H or 1, V or 1]; 1 − g keeps its digits
         return q, k, v, q_norm, k_norm, log_decay, weight
 
-    def __call__(self, h: jax.Array, turn: rotary.Turn | None, due: Mask, state: State, read: Reading) -> tuple[jax.Array, State]:
+    def __call__(self, h: jax.Array, rotation: rotary.CosSin | None, due: Mask, state: State, read: Reading) -> tuple[jax.Array, State]:
         """h [B, D] or [B, T, D] → what it adds, the state after it. due [B] or [B, T]: tokens after which S is compressed."""
-        given = *self.inputs(h, turn), state
+        given = *self.inputs(h, rotation), state
         if due is None:
             o, after = read(multiscale, *given)
         else:  # sequential whatever the form: layer by layer instead of token by token
@@ -72,9 +72,9 @@ class Block(nnx.Module):
         self.mixer, self.ffn = Mixer(sub(params, "mixer"), config), GatedGELU(sub(params, "ffn"))
 
     def __call__(
-        self, x: jax.Array, turn: rotary.Turn | None, due: Mask, state: State, read: Reading, masks: tuple[Mask, ...]
+        self, x: jax.Array, rotation: rotary.CosSin | None, due: Mask, state: State, read: Reading, masks: tuple[Mask, ...]
     ) -> tuple[jax.Array, State]:
-        """masks: what dropout multiplies the updates of mixer and FFN by."""
-        update, after = self.mixer(self.mixer_norm(x).astype(x.dtype), turn, due, state, read)
+        """x [B, D] or [B, T, D] → the same, the state after it. masks: what dropout multiplies the updates of mixer and FFN by."""
+        update, after = self.mixer(self.mixer_norm(x).astype(x.dtype), rotation, due, state, read)
         x = updated(x, update, masks[0])
         return updated(x, self.ffn(self.ffn_norm(x), x.dtype), masks[1]), after

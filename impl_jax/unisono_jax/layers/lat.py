@@ -19,7 +19,7 @@ from unisono_jax.ops.features import feature_map
 OPS = {"linear": linear_attention, "window": window, "softmax": softmax_attention}
 STATES = {"linear": ("S", "z"), "window": ("k", "v"), "softmax": ("k", "v"), "conv": ("conv",)}
 States = tuple[jax.Array, ...]
-Turns = Mapping[int, rotary.Turn]  # by head width; empty without RoPE
+Rotations = Mapping[int, rotary.CosSin]  # by head width; empty without RoPE
 
 
 def rotated_widths(config: LATConfig) -> set[int]:
@@ -39,23 +39,23 @@ class Attention(nnx.Module):
         if "tau" in params:
             self.tau = nnx.Param(params["tau"])
 
-    def to_heads(self, x: jax.Array, turns: Turns) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def to_heads(self, x: jax.Array, rotations: Rotations) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [..., D] → q, k, v [..., H, ·], turned by their position, and through φ for linear attention."""
         n = self.config.n_heads * self.width
         parts = jnp.split(self.qkv(x, x.dtype), [n, 2 * n], -1)
         heads = self.config.n_heads
         q, k, v = (a.reshape(*x.shape[:-1], heads, a.shape[-1] // heads) for a in parts)
-        if turns:
-            q, k = rotary.rotate_by(q, turns[self.width]), rotary.rotate_by(k, turns[self.width])
+        if rotations:
+            q, k = rotary.rotate_by(q, rotations[self.width]), rotary.rotate_by(k, rotations[self.width])
         if self.kind == "linear":
             tau = self.tau[...] if self.config.feature_map == "learned" else None
             q, k = (feature_map(self.config.feature_map, a.astype(wide(a)), tau) for a in (q, k))
         return q, k, v
 
-    def __call__(self, x: jax.Array, turns: Turns, before: jax.Array, state: States, read: Reading) -> tuple[jax.Array, States]:
+    def __call__(self, x: jax.Array, rotations: Rotations, before: jax.Array, state: States, read: Reading) -> tuple[jax.Array, States]:
         """x [B, D] or [B, T, D] → what it adds, the state after it. before [B]: how many tokens the sequences held."""
         given = state if self.kind == "linear" else (*state, before)
-        o, after = read(OPS[self.kind], *self.to_heads(x, turns), given)
+        o, after = read(OPS[self.kind], *self.to_heads(x, rotations), given)
         return self.out(o.reshape(x.shape).astype(x.dtype), x.dtype), after[:2]
 
 
@@ -65,7 +65,7 @@ class GatedConv(nnx.Module):
     def __init__(self, params: Arrays) -> None:
         self.input, self.conv, self.out = Linear(sub(params, "input")), Conv(sub(params, "conv")), Linear(sub(params, "out"))
 
-    def __call__(self, x: jax.Array, turns: Turns, before: jax.Array, state: States, read: Reading) -> tuple[jax.Array, States]:
+    def __call__(self, x: jax.Array, rotations: Rotations, before: jax.Array, state: States, read: Reading) -> tuple[jax.Array, States]:
         a, b = jnp.split(self.input(x, x.dtype), 2, -1)
         y, after = read(short_conv, b, self.conv.weight[...], None if self.conv.bias is None else self.conv.bias[...], state[0])
         gated = silu(a.astype(y.dtype)) * y.astype(x.dtype).astype(y.dtype)
@@ -82,9 +82,9 @@ class Block(nnx.Module):
         self.ffn = (SwiGLU if config.ffn == "swiglu" else GELUFFN)(sub(params, "ffn"))
 
     def __call__(
-        self, x: jax.Array, turns: Turns, before: jax.Array, state: States, read: Reading, masks: tuple[Mask, ...]
+        self, x: jax.Array, rotations: Rotations, before: jax.Array, state: States, read: Reading, masks: tuple[Mask, ...]
     ) -> tuple[jax.Array, States]:
-        """masks: what dropout multiplies the updates of mixer and FFN by."""
-        update, after = self.mixer(self.mixer_norm(x).astype(x.dtype), turns, before, state, read)
+        """x [B, D] or [B, T, D] → the same, the state after it. masks: what dropout multiplies the updates of mixer and FFN by."""
+        update, after = self.mixer(self.mixer_norm(x).astype(x.dtype), rotations, before, state, read)
         x = updated(x, update, masks[0])
         return updated(x, self.ffn(self.ffn_norm(x), x.dtype), masks[1]), after

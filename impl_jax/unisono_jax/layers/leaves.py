@@ -84,7 +84,7 @@ class Embedding(nnx.Module):
 
 
 def updated(x: jax.Array, update: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """x + update, rounded once. mask: what dropout multiplies the update by."""
+    """x [..., D] → [..., D]: x + update, rounded once. mask: what dropout multiplies the update by."""
     dtype = wide(x)
     update = update.astype(dtype)
     return (x.astype(dtype) + (update if mask is None else update * mask.astype(dtype))).astype(x.dtype)

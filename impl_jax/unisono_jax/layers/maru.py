@@ -69,7 +69,7 @@ class Block(nnx.Module):
         noise: Mask,
         loads: list[jax.Array] | None = None,
     ) -> tuple[jax.Array, States]:
-        """masks: what dropout multiplies the updates of block and cell by. loads: receives the cell's load."""
+        """x [B, D] or [B, T, D] → the same, the state after it. masks: dropout's, of block and cell. loads: receives the cell's load."""
         prenorm = self.config.prenorm
         update, mixed = self.mamba(self.mamba_norm(x).astype(x.dtype) if prenorm else x, state[:2], read)  # pyright: ignore[reportArgumentType]
         x = self._after(x, update, masks[0])

@@ -27,7 +27,7 @@ class Training(NamedTuple):
     loads: list[jax.Array] | None = None  # of whole sequences
 
     def mask(self, update: int) -> Mask:
-        """What residual update number `update` is multiplied by; None is 1."""
+        """[B, D] or [B, T, D]: what residual update number `update` is multiplied by; None is 1."""
         return None if self.dropout is None else self.dropout[update]
 
     def masks(self, layer: int, updates: int = 2) -> tuple[Mask, ...]:
@@ -35,7 +35,7 @@ class Training(NamedTuple):
         return tuple(self.mask(updates * layer + i) for i in range(updates))
 
     def router(self, layer: int) -> Mask:
-        """What the router of `layer` adds to its logits; None in evaluation."""
+        """[B, N] or [B, T, N]: what the router of `layer` adds to its logits; None in evaluation."""
         return None if self.noise is None else self.noise[layer]
 
 

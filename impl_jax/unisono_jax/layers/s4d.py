@@ -43,7 +43,7 @@ class Block(nnx.Module):
             self.ffn_norm, self.ffn = LayerNorm(sub(params, "ffn_norm")), GELUFFN(sub(params, "ffn"))
 
     def __call__(self, x: jax.Array, state: jax.Array, read: Reading, masks: tuple[Mask, ...]) -> tuple[jax.Array, jax.Array]:
-        """masks: what dropout multiplies each update by."""
+        """x [B, D] or [B, T, D] → the same, the state after it. masks: what dropout multiplies each update by."""
         update, after = self.mixer(self.mixer_norm(x).astype(x.dtype), state, read)
         x = updated(x, update, masks[0])
         return (updated(x, self.ffn(self.ffn_norm(x), x.dtype), masks[1]) if self.has_ffn else x), after

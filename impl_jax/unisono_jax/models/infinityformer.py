@@ -26,12 +26,12 @@ class InfinityFormer(Model):
     def _read(self, tokens: jax.Array, state: State, read: Reading, training: Training) -> tuple[jax.Array, State]:
         config, x = self.config, self.embedding(tokens, self.dtype)
         where, count = read.positions(state["position"], tokens)
-        turn = None if config.rope == "none" else rotary.turn(where, config.head_width, config.rope_base, wide(x))
+        rotation = None if config.rope == "none" else rotary.cos_sin(where, config.head_width, config.rope_base, wide(x))
         due = (where + 1) % config.compress_every == 0 if config.compress_every else None
         out: State = {"position": count}
         for i, layer in enumerate(self.layers):
             S, z = f"layers.{i}.S", f"layers.{i}.z"
-            x, (out[S], out[z]) = layer(x, turn, due, (state[S], state[z]), read, training.masks(i))
+            x, (out[S], out[z]) = layer(x, rotation, due, (state[S], state[z]), read, training.masks(i))
         return x, out
 
 

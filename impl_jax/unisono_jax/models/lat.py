@@ -38,11 +38,11 @@ class LAT(Model):
     def _read(self, tokens: jax.Array, state: State, read: Reading, training: Training) -> tuple[jax.Array, State]:
         where, count = read.positions(state["position"], tokens)
         x = self._embed(tokens, where)
-        turns = {width: rotary.turn(where, width, self.blocks.rope_base, wide(x)) for width in rotated_widths(self.blocks)}
+        rotations = {width: rotary.cos_sin(where, width, self.blocks.rope_base, wide(x)) for width in rotated_widths(self.blocks)}
         out: State = {"position": count}
         for i, (kind, layer) in enumerate(zip(self.blocks.kinds, self.layers, strict=True)):
             names = [f"layers.{i}.{part}" for part in STATES[kind]]
-            x, after = layer(x, turns, state["position"], tuple(state[name] for name in names), read, training.masks(i))
+            x, after = layer(x, rotations, state["position"], tuple(state[name] for name in names), read, training.masks(i))
             out |= dict(zip(names, after, strict=True))
         return x, out
 

@@ -11,7 +11,7 @@ from unisono_jax.layers.maru import Block
 from unisono_jax.layers.reading import Reading, Training
 from unisono_jax.models.base import Model, State
 
-PARTS = ("conv", "ssm", "h", "memory")  # of a layer's state
+STATES = ("conv", "ssm", "h", "memory")  # of a layer's state
 
 
 class MARU(Model):
@@ -29,7 +29,7 @@ class MARU(Model):
         x = self.embedding(tokens, self.dtype)
         out: State = {}
         for i, layer in enumerate(self.layers):
-            names = [f"layers.{i}.{part}" for part in PARTS]
+            names = [f"layers.{i}.{part}" for part in STATES]
             x, after = layer(x, tuple(state[name] for name in names), read, training.masks(i), training.router(i), training.loads)
             out |= dict(zip(names, after, strict=True))
         return x, out

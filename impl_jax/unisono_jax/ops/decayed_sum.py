@@ -38,7 +38,7 @@ def step(
 def recurrent(
     x: jax.Array, decay: float, initial_state: jax.Array, reset: jax.Array | None = None, valid: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """The definition: a fold of `step`."""
+    """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
 
     def fold(state: jax.Array, token: tuple) -> tuple[jax.Array, jax.Array]:
         xi, state = step(token[0], decay, state, token[1], token[2])

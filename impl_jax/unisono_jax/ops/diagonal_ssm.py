@@ -26,10 +26,10 @@ def discretised(dt: jax.Array, A: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     """e^{ΔA}, e^{ΔA} − 1 and (e^{ΔA} − 1) / A, each [D, P, 2]."""
     x, y = dt[:, None] * A[..., 0], dt[:, None] * A[..., 1]  # ΔA = x + iy
     real = jnp.expm1(x) * jnp.cos(y) - 2 * jnp.square(jnp.sin(y / 2))  # of e^{x+iy} − 1, since cos y − 1 = −2 sin²(y/2)
-    turn = jnp.stack([jnp.exp(x) * jnp.cos(y), jnp.exp(x) * jnp.sin(y)], -1)
-    change = jnp.stack([real, turn[..., 1]], -1)
+    factor = jnp.stack([jnp.exp(x) * jnp.cos(y), jnp.exp(x) * jnp.sin(y)], -1)
+    change = jnp.stack([real, factor[..., 1]], -1)
     over = A * jnp.array([1, -1], A.dtype) / jnp.square(A).sum(-1, keepdims=True)  # 1 / A
-    return turn, change, times(change, over)
+    return factor, change, times(change, over)
 
 
 def times(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -63,7 +63,7 @@ def recurrent(
     reset: jax.Array | None = None,
     valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The definition: a fold of `step`."""
+    """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
     u, dt, A, C, D, state = widened(*masked(valid, u), dt, A, C, D, initial_state)
     dynamics = discretised(dt, A)  # the same at every token
     return fold(lambda u, *rest: _step(u, *dynamics, C, D, *rest), (u,), state, reset, valid)
@@ -71,7 +71,7 @@ def recurrent(
 
 def _step(
     u: jax.Array,
-    turn: jax.Array,
+    factor: jax.Array,
     change: jax.Array,
     gain: jax.Array,
     C: jax.Array,
@@ -83,8 +83,8 @@ def _step(
     if reset is not None:
         (state,) = masked(~reset, state)
     # a slow turn is rounded to the spacing of numbers near 1, the same at every token: what it lacks to 1 has more digits
-    slow = jnp.square(turn).sum(-1, keepdims=True) > 0.25
-    new = jnp.where(slow, state + times(change, state), times(turn, state)) + gain * u[..., None, None]
+    slow = jnp.square(factor).sum(-1, keepdims=True) > 0.25
+    new = jnp.where(slow, state + times(change, state), times(factor, state)) + gain * u[..., None, None]
     y = 2 * times(C, new)[..., 0].sum(-1) + D * u
     return (y, new) if valid is None else (masked(valid, y)[0], jnp.where(valid[:, None, None, None], new, state))
 

@@ -42,7 +42,7 @@ def dot_precision(dtype: Any) -> lax.Precision | None:
 
 @jax.custom_jvp
 def sigmoid(x: jax.Array) -> jax.Array:
-    """The logistic function σ."""
+    """[...] → [...]: the logistic function σ."""
     return jax.nn.sigmoid(x)
 
 
@@ -55,35 +55,35 @@ def _sigmoid_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """GELU in its tanh form (Hendrycks & Gimpel 2016, section 2), rounded once to the dtype of x."""
+    """[...] → [...]: GELU in its tanh form (Hendrycks & Gimpel 2016, section 2), rounded once to the dtype of x."""
     y = x.astype(wide(x))
     # ½(1 + tanh u) is σ(2u), which keeps the digits of its tail and of its derivative, where XLA's tanh has rounded to ±1
     return (y * sigmoid(2 * np.sqrt(2 / np.pi).item() * (y + 0.044715 * y**3))).astype(x.dtype)
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """GELU, exact: x Φ(x) (Hendrycks & Gimpel 2016, section 2), rounded once to the dtype of x."""
+    """[...] → [...]: GELU, exact: x Φ(x) (Hendrycks & Gimpel 2016, section 2), rounded once to the dtype of x."""
     return jax.nn.gelu(x.astype(wide(x)), approximate=False).astype(x.dtype)
 
 
 def silu(x: jax.Array) -> jax.Array:
-    """x σ(x)."""
+    """[...] → [...]: x σ(x)."""
     return x * sigmoid(x)
 
 
 def softplus(x: jax.Array) -> jax.Array:
-    """log(1 + e^x) at every x, with no threshold."""
+    """[...] → [...]: log(1 + e^x) at every x, with no threshold."""
     return jax.nn.softplus(x)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """RMSNorm over the last axis, ε = 1e-6 (Zhang & Sennrich 2019, eq 4), float32 or wider whatever the dtype of x."""
+    """x [..., D] → [..., D]: RMSNorm, ε = 1e-6 (Zhang & Sennrich 2019, eq 4), float32 or wider whatever the dtype of x."""
     x = x.astype(wide(x))
     return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + RMS_NORM_EPS) * weight.astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
-    """LayerNorm over the last axis, ε = 1e-5 (Ba et al. 2016, eq 3), float32 or wider whatever the dtype of x."""
+    """x [..., D] → [..., D]: LayerNorm, ε = 1e-5 (Ba et al. 2016, eq 3), float32 or wider whatever the dtype of x."""
     x = x.astype(wide(x))
     centred = x - x.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)

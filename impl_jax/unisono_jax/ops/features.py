@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 def elu1(x: jax.Array) -> jax.Array:
-    """x + 1 above 0 and e^x below, in these two branches: elu(x) + 1 rounds to 0 where e^x has not yet."""
+    """[...] → [...]: x + 1 above 0 and e^x below, in these two branches: elu(x) + 1 rounds to 0 where e^x has not yet."""
     positive = x > 0
     return jnp.where(positive, x + 1, jnp.exp(jnp.where(positive, 0, x)))
 
@@ -27,7 +27,7 @@ def taylor2(x: jax.Array) -> jax.Array:
 
 
 def feature_map(name: str, x: jax.Array, tau: jax.Array | None = None) -> jax.Array:
-    """φ by its name in a config; `tau` [1] belongs to "learned"."""
+    """x [..., K] → [..., F]: φ by its name in a config; `tau` [1] belongs to "learned"."""
     if name == "learned":
         assert tau is not None
         return elu1(tau.astype(x.dtype) * x)

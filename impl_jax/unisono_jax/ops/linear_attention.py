@@ -37,7 +37,7 @@ def step(
 def recurrent(
     q: jax.Array, k: jax.Array, v: jax.Array, initial_state: State, reset: jax.Array | None = None, valid: jax.Array | None = None
 ) -> tuple[jax.Array, State]:
-    """The definition: a fold of `step`."""
+    """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
     q, k, v, *state = widened(q, k, v, *initial_state)
     return fold(step, (q, k, v), tuple(state), reset, valid)
 

@@ -87,7 +87,7 @@ def recurrent(
     noise: jax.Array | None = None,
     temperature: float = 1.0,
 ) -> tuple[jax.Array, State]:
-    """The definition: a fold of `step`."""
+    """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
     p, x, initial_state = _widened(p, x, initial_state)
 
     def token(state: State, at_t: tuple) -> tuple[State, jax.Array]:

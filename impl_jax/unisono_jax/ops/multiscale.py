@@ -80,7 +80,7 @@ def recurrent(
     compress: jax.Array | None = None,
     rank: int = 0,
 ) -> tuple[jax.Array, State]:
-    """The definition: a fold of `step`. compress [B, T]: compression is not associative, so this is its only form."""
+    """The definition: a fold of `step`, [B, T, …] → [B, T, …]. compress [B, T]: it is not associative, so this is its only form."""
     *inputs, S, z = widened(q, k, v, q_norm, k_norm, log_decay, weight, *initial_state)
     if compress is None:
         return fold(step, inputs, (S, z), reset, valid)

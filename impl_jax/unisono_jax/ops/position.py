@@ -22,7 +22,7 @@ def step(state: jax.Array, reset: jax.Array | None = None, valid: jax.Array | No
 def parallel(
     initial_state: jax.Array, length: int, reset: jax.Array | None = None, valid: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Valid tokens before each one, less those before its sequence began (integers, so the difference is exact)."""
+    """[B, T]: valid tokens before each one, less those before its sequence began (integers, so the difference is exact)."""
     shape = (initial_state.shape[0], length)
     if valid is None:
         before = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), shape)

@@ -51,7 +51,7 @@ def recurrent(
     reset: jax.Array | None = None,
     valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The definition: a fold of `step`."""
+    """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
     u, dt, A, B, C, D, state = widened(u, dt, A, B, C, D, initial_state)
     return fold(lambda u, dt, B, C, *rest: step(u, dt, A, B, C, D, *rest), (u, dt, B, C), state, reset, valid)
 

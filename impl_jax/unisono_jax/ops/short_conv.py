@@ -44,7 +44,7 @@ def recurrent(
     reset: jax.Array | None = None,
     valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The definition: a fold of `step`."""
+    """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
     state = initial_state.astype(wide(x, initial_state))
     return fold(lambda x_t, *rest: step(x_t, weight, bias, *rest), (x,), state, reset, valid)
 

@@ -45,7 +45,7 @@ def recurrent(
     valid: jax.Array | None = None,
     exclusive: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """The definition: a fold of `step`."""
+    """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
 
     def fold(state: jax.Array, token: tuple) -> tuple[jax.Array, jax.Array]:
         xi, state = step(token[0], token[1], state, token[2], token[3], exclusive)

@@ -78,5 +78,5 @@ class Head(nn.Module):
 
 
 def updated(x: Tensor, update: Tensor, mask: Tensor | None) -> Tensor:
-    """x + update. mask: what dropout multiplies the update by."""
+    """x [..., D] → [..., D]: x + update. mask: what dropout multiplies the update by."""
     return x + (update if mask is None else update * mask.to(update.dtype))

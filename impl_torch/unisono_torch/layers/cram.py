@@ -59,7 +59,7 @@ class Block(nn.Module):
         return x, self.mixer(x, position)
 
     def forward(self, x: Tensor, xi: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x ← x + FFN(LN(ξ)), or LN(ξ + FFN(ξ)) with residual="after". mask: what dropout multiplies the FFN's output by."""
+        """x, ξ [..., D] → [..., D]: x + FFN(LN(ξ)), or LN(ξ + FFN(ξ)) with residual="after". mask: dropout's, of the FFN's output."""
         if self.residual == "after":
             # all in ξ's dtype: a prefix sum rounded to 16 bits before its norm loses its latest terms, or overflows
             return self.norm(xi + _dropped(self.ffn(xi), mask)).to(x.dtype)

@@ -46,16 +46,16 @@ class Mixer(nn.Module):
         self.gate = Linear(d, d if config.gate == "vector" else 1)
         self.out = Linear(d, d)
 
-    def inputs(self, h: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def inputs(self, h: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """h [..., D] → q, k, v, q_norm, k_norm, log_decay, weight, as ops/multiscale.py takes them."""
         config, dtype, heads = self.config, wide(h.dtype), (self.config.n_heads, self.config.head_width)
         q, k, v = (a.unflatten(-1, heads) for a in self.qkv(h).chunk(3, -1))
         q, k = q.to(dtype), k.to(dtype)
-        if turn is not None and config.rope == "before":
-            q, k = turn(q), turn(k)
+        if rotation is not None and config.rope == "before":
+            q, k = rotation(q), rotation(k)
         q, k = q_norm, k_norm = [feature_map(config.feature_map, a, self.tau) for a in (q, k)]
-        if turn is not None and config.rope == "numerator":
-            q, k = turn(q), turn(k)
+        if rotation is not None and config.rope == "numerator":
+            q, k = rotation(q), rotation(k)
 
         memories = self.decay(h)
         log_decay = torch.cat([torch.zeros_like(memories[..., :1]), memories], -1)  # the context path does not forget
@@ -64,9 +64,9 @@ class Mixer(nn.Module):
         mix = self.mix.to(dtype).softmax(-1)[:, None, None]
         return q, k, v, q_norm, k_norm, log_decay, torch.cat([gate, (1 - gate) * mix], -3)  # weight [..., S+1, H or 1, V or 1]
 
-    def forward(self, h: Tensor, turn: Rotation | None, due: Mask, state: State, read: Reading) -> tuple[Tensor, State]:
+    def forward(self, h: Tensor, rotation: Rotation | None, due: Mask, state: State, read: Reading) -> tuple[Tensor, State]:
         """h [B, D] or [B, T, D] → what it adds, the state after it. due [B] or [B, T]: tokens after which S is compressed."""
-        given = *self.inputs(h, turn), state
+        given = *self.inputs(h, rotation), state
         if due is None:
             o, after = read(multiscale, *given)
         else:  # sequential whatever the form: layer by layer instead of token by token
@@ -87,9 +87,9 @@ class Block(nn.Module):
         self.ffn = GatedGELU(d, config.d_ffn)
 
     def forward(
-        self, x: Tensor, turn: Rotation | None, due: Mask, state: State, read: Reading, masks: tuple[Mask, ...]
+        self, x: Tensor, rotation: Rotation | None, due: Mask, state: State, read: Reading, masks: tuple[Mask, ...]
     ) -> tuple[Tensor, State]:
-        """masks: dropout's, of the mixer and of the FFN."""
-        update, after = self.mixer(self.mixer_norm(x).to(x.dtype), turn, due, state, read)
+        """x [B, D] or [B, T, D] → the same, the state after it. masks: dropout's, of the mixer and of the FFN."""
+        update, after = self.mixer(self.mixer_norm(x).to(x.dtype), rotation, due, state, read)
         x = updated(x, update, masks[0])
         return updated(x, self.ffn(self.ffn_norm(x).to(x.dtype)), masks[1]), after

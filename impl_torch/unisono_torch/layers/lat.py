@@ -14,7 +14,7 @@ from unisono_torch.layers.reading import Mask, Reading, Rotation
 from unisono_torch.ops import mapped_attention, short_conv, softmax_attention, window
 from unisono_torch.ops.elementwise import silu, wide
 
-Turns = dict[int, Rotation]  # RoPE by head width
+Rotations = dict[int, Rotation]  # RoPE by head width
 STATES = {"linear": ("S", "z"), "conv": ("conv",), "window": ("k", "v"), "softmax": ("k", "v")}
 OPS = {"linear": mapped_attention, "window": window, "softmax": softmax_attention}
 States = tuple[Tensor, ...]
@@ -33,21 +33,21 @@ class Attention(nn.Module):
         self.tau = nn.Parameter(torch.empty(1)) if kind == "linear" and config.feature_map == "learned" else None
         self.out = Linear(d, d, config.bias)
 
-    def to_heads(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
+    def to_heads(self, x: Tensor, rotations: Rotations) -> tuple[Tensor, Tensor, Tensor]:
         """x [..., D] → q, k, v [..., H, ·], turned by their position: float32 or wider then, for linear attention."""
         n = self.heads * self.width
         q, k, v = (a.unflatten(-1, (self.heads, -1)) for a in self.qkv(x).split((n, n, x.shape[-1]), -1))
         if self.rope:
-            q, k = (turns[self.width](a.to(wide(x.dtype))) for a in (q, k))
+            q, k = (rotations[self.width](a.to(wide(x.dtype))) for a in (q, k))
         return (q, k, v) if self.kind == "linear" else (q.to(x.dtype), k.to(x.dtype), v)
 
-    def forward(self, x: Tensor, turns: Turns, before: Tensor, state: States, read: Reading) -> tuple[Tensor, States]:
+    def forward(self, x: Tensor, rotations: Rotations, before: Tensor, state: States, read: Reading) -> tuple[Tensor, States]:
         """x [B, D] or [B, T, D] → what it adds, the state after it. before: the count of tokens before x [B]."""
         given = state if self.kind == "linear" else (*state, before)
         more: dict[str, Any] = {"feature_map": self.feature_map, "tau": self.tau} if self.kind == "linear" else {}
         if self.kind == "softmax" and read.fresh:
             more["fresh"] = True
-        o, after = read(OPS[self.kind], *self.to_heads(x, turns), given, **more)
+        o, after = read(OPS[self.kind], *self.to_heads(x, rotations), given, **more)
         return self.out(o.flatten(-2).to(x.dtype)), after[:2]
 
 
@@ -60,7 +60,7 @@ class GatedConv(nn.Module):
         self.conv = Conv(config.conv_inner, config.conv_width, config.bias)
         self.out = Linear(config.conv_inner, config.d_model, config.bias)
 
-    def forward(self, x: Tensor, turns: Turns, before: Tensor, state: States, read: Reading) -> tuple[Tensor, States]:
+    def forward(self, x: Tensor, rotations: Rotations, before: Tensor, state: States, read: Reading) -> tuple[Tensor, States]:
         a, b = self.input(x).chunk(2, -1)
         y, after = read(short_conv, b, self.conv.weight, self.conv.bias, state[0])
         return self.out(silu(a) * y.to(x.dtype)), (after,)
@@ -81,9 +81,9 @@ class Block(nn.Module):
         self.ffn = network(d, config.ffn_mult * d, config.bias)
 
     def forward(
-        self, x: Tensor, turns: Turns, before: Tensor, state: States, read: Reading, masks: tuple[Mask, ...]
+        self, x: Tensor, rotations: Rotations, before: Tensor, state: States, read: Reading, masks: tuple[Mask, ...]
     ) -> tuple[Tensor, States]:
-        """masks: dropout's, of the mixer and of the FFN."""
-        update, after = self.mixer(self.mixer_norm(x).to(x.dtype), turns, before, state, read)
+        """x [B, D] or [B, T, D] → the same, the state after it. masks: dropout's, of the mixer and of the FFN."""
+        update, after = self.mixer(self.mixer_norm(x).to(x.dtype), rotations, before, state, read)
         x = updated(x, update, masks[0])
         return updated(x, self.ffn(self.ffn_norm(x).to(x.dtype)), masks[1]), after

@@ -68,7 +68,7 @@ class Layer(nn.Module):
         noise: Mask,
         loads: list[Tensor] | None = None,
     ) -> tuple[Tensor, State]:
-        """masks: dropout's, of the Mamba block and of the cell. loads: receives the cell's load."""
+        """x [B, D] or [B, T, D] → the same, the state after it. masks: dropout's, of block and cell. loads: receives the cell's load."""
         conv, ssm, h, memory = state
         update, (conv, ssm) = self.mamba(_before(self.mamba_norm, x), (conv, ssm), read)
         x = _after(self.mamba_norm, x, update, masks[0])

@@ -38,7 +38,7 @@ class Training(NamedTuple):
         return map(Training, *(zip(*(a.unbind(1) for a in drawn), strict=True) if drawn else [None] * length for drawn in self[:2]))
 
     def mask(self, update: int) -> Mask:
-        """What residual update number `update` is multiplied by; None is 1."""
+        """[B, D] or [B, T, D]: what residual update number `update` is multiplied by; None is 1."""
         return None if self.dropout is None else self.dropout[update]
 
     def masks(self, layer: int, updates: int = 2) -> tuple[Mask, ...]:
@@ -46,7 +46,7 @@ class Training(NamedTuple):
         return tuple(self.mask(updates * layer + i) for i in range(updates))
 
     def router(self, layer: int) -> Mask:
-        """What the router of `layer` adds to its logits; None in evaluation."""
+        """[B, N] or [B, T, N]: what the router of `layer` adds to its logits; None in evaluation."""
         return None if self.noise is None else self.noise[layer]
 
 
@@ -74,5 +74,5 @@ class Reading:
 
     def rotation(self, where: Tensor, width: int, base: float, dtype: torch.dtype) -> Rotation:
         """RoPE of heads that are `width` wide, in `dtype`; where: the tokens' positions."""
-        cos, sin = rotary.turn(where, width, base, dtype)
+        cos, sin = rotary.cos_sin(where, width, base, dtype)
         return lambda x: rotary.rotate_by(x, cos, sin)

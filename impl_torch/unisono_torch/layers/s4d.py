@@ -49,7 +49,7 @@ class Block(nn.Module):
         self.ffn = GELUFFN(d, config.ffn_mult * d) if config.ffn_mult else None
 
     def forward(self, x: Tensor, state: Tensor, read: Reading, masks: Sequence[Mask]) -> tuple[Tensor, Tensor]:
-        """masks: dropout's, of each update."""
+        """x [B, D] or [B, T, D] → the same, the state after it. masks: dropout's, of each update."""
         update, after = self.mixer(self.mixer_norm(x).to(x.dtype), state, read)
         x = updated(x, update, masks[0])
         if self.ffn is not None and self.ffn_norm is not None:

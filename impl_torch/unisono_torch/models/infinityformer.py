@@ -33,12 +33,12 @@ class InfinityFormer(Model):
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
         config, x = self.config, self.embedding(tokens).to(DTYPES[self.dtype])
         where, count = read.positions(state["position"], tokens)
-        turn = None if config.rope == "none" else read.rotation(where, config.head_width, config.rope_base, wide(x.dtype))
+        rotation = None if config.rope == "none" else read.rotation(where, config.head_width, config.rope_base, wide(x.dtype))
         due = (where + 1) % config.compress_every == 0 if config.compress_every else None
         out: State = {"position": count}
         for i, layer in enumerate(self.layers):
             S, z = f"layers.{i}.S", f"layers.{i}.z"
-            x, (out[S], out[z]) = layer(x, turn, due, (state[S], state[z]), read, training.masks(i))
+            x, (out[S], out[z]) = layer(x, rotation, due, (state[S], state[z]), read, training.masks(i))
         return x, out
 
 

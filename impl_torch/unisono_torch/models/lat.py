@@ -45,11 +45,11 @@ class LAT(Model):
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
         where, count = read.positions(state["position"], tokens)
         x = self._embed(tokens, where, read.marks.valid)
-        turns = {width: read.rotation(where, width, self.blocks.rope_base, wide(x.dtype)) for width in self.turned}
+        rotations = {width: read.rotation(where, width, self.blocks.rope_base, wide(x.dtype)) for width in self.turned}
         out: State = {"position": count}
         for i, layer in enumerate(self.layers):
             names = [f"layers.{i}.{part}" for part in layer.states]
-            x, after = layer(x, turns, state["position"], tuple(state[name] for name in names), read, training.masks(i))
+            x, after = layer(x, rotations, state["position"], tuple(state[name] for name in names), read, training.masks(i))
             out |= dict(zip(names, after, strict=True))
         return x, out
 

@@ -14,7 +14,7 @@ from unisono_torch.layers.maru import Layer
 from unisono_torch.layers.reading import Reading, Training
 from unisono_torch.models.base import Model, State
 
-PARTS = ("conv", "ssm", "h", "memory")  # of a layer's state
+STATES = ("conv", "ssm", "h", "memory")  # of a layer's state
 
 
 class MARU(Model):
@@ -33,7 +33,7 @@ class MARU(Model):
         x = self.embedding(tokens).to(DTYPES[self.dtype])
         out: State = {}
         for i, layer in enumerate(self.layers):
-            names = [f"layers.{i}.{part}" for part in PARTS]
+            names = [f"layers.{i}.{part}" for part in STATES]
             x, after = layer(x, [state[name] for name in names], read, training.masks(i), training.router(i), training.loads)
             out |= dict(zip(names, after, strict=True))
         return x, out

@@ -45,7 +45,7 @@ class GraphReading(Reading):
     def rotation(self, where: Tensor, width: int, base: float, dtype: torch.dtype) -> Rotation:
         table = torch.from_numpy(rotary.prepare(width, base).astype(np.float32)).to(where.device)
         like = torch.empty(*where.shape, table.shape[-1], dtype=torch.float32, device=where.device)
-        cos, sin = _node("Turn", (where, table), (like, like))
+        cos, sin = _node("CosSin", (where, table), (like, like))
         return lambda x: _node("Rotate", (x, cos, sin), (x,))[0]
 
 

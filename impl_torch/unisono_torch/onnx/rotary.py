@@ -25,7 +25,7 @@ def Times(a, b, c, d):
 
 
 @script(OWN)
-def Turn(position, table):
+def CosSin(position, table):
     """position [B, T] int32, cos and sin of each digit's angle in base 256 [2, 4, 256, K/2] → those of the position [B, T, K/2]."""
     base = op.Constant(value_int=256)
     first = op.Cast(position, to=7)

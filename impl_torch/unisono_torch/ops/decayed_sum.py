@@ -34,7 +34,7 @@ def step(x: Tensor, decay: float, state: Tensor, reset: Tensor | None = None, va
 def recurrent(
     x: Tensor, decay: float, initial_state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The definition: a fold of `step`."""
+    """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
     state, out = initial_state, []
     # unbind, since each x[:, t] would write a gradient as long as x
     resets, valids = ([None] * x.shape[1] if m is None else m.unbind(1) for m in (reset, valid))

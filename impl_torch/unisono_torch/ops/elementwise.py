@@ -45,33 +45,33 @@ class _Sigmoid(torch.autograd.Function):
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU in its tanh form (Hendrycks & Gimpel 2016, section 2)."""
+    """[...] → [...]: GELU in its tanh form (Hendrycks & Gimpel 2016, section 2)."""
     return F.gelu(x, approximate="tanh")
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU, exact: x Φ(x) (Hendrycks & Gimpel 2016, section 2)."""
+    """[...] → [...]: GELU, exact: x Φ(x) (Hendrycks & Gimpel 2016, section 2)."""
     return F.gelu(x)
 
 
 def silu(x: Tensor) -> Tensor:
-    """x σ(x)."""
+    """[...] → [...]: x σ(x)."""
     return F.silu(x)
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x) at every x; F.softplus would give x itself above a threshold."""
+    """[...] → [...]: log(1 + e^x) at every x; F.softplus would give x itself above a threshold."""
     return -F.logsigmoid(-x)
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """RMSNorm over the last axis, ε = 1e-6 (Zhang & Sennrich 2019, eq 4), computed and returned in float32 or wider."""
+    """x [..., D] → [..., D]: RMSNorm, ε = 1e-6 (Zhang & Sennrich 2019, eq 4), computed and returned in float32 or wider."""
     dtype = wide(x.dtype)
     return F.rms_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), RMS_NORM_EPS)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """LayerNorm over the last axis, ε = 1e-5 (Ba et al. 2016, eq 3), computed and returned in float32 or wider."""
+    """x [..., D] → [..., D]: LayerNorm, ε = 1e-5 (Ba et al. 2016, eq 3), computed and returned in float32 or wider."""
     dtype = wide(x.dtype)
     x = x.to(dtype)
     # torch's kernels compute x·rstd − mean·rstd, forward and backward: where all of x shares a large part, as the entries of ξ do,

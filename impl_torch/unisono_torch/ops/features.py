@@ -14,7 +14,7 @@ from unisono_torch.ops.transforms import transformed
 
 
 def elu1(x: Tensor) -> Tensor:
-    """x + 1 above 0 and e^x below, in these two branches: elu(x) + 1 rounds to 0 where e^x has not yet."""
+    """[...] → [...]: x + 1 above 0 and e^x below, in these two branches: elu(x) + 1 rounds to 0 where e^x has not yet."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed():
         return _Elu1.apply(x)  # pyright: ignore[reportReturnType]
     return torch.relu(x) + x.clamp(max=0).exp()  # one of the terms is 0, or 1, exactly
@@ -51,7 +51,7 @@ def taylor2(x: Tensor) -> Tensor:
 
 
 def feature_map(name: str, x: Tensor, tau: Tensor | None = None) -> Tensor:
-    """φ by its name in a config; `tau` [1] belongs to "learned"."""
+    """x [..., K] → [..., F]: φ by its name in a config; `tau` [1] belongs to "learned"."""
     if name == "learned":
         assert tau is not None
         return elu1(tau.to(x.dtype) * x)

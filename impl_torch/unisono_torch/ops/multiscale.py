@@ -80,7 +80,7 @@ def recurrent(
     compress: Tensor | None = None,
     rank: int = 0,
 ) -> tuple[Tensor, State]:
-    """The definition: a fold of `step`. compress [B, T]: compression is not associative, so this is its only form."""
+    """The definition: a fold of `step`, [B, T, …] → [B, T, …]. compress [B, T]: it is not associative, so this is its only form."""
     inputs = (q, k, v, q_norm, k_norm, log_decay.expand(*q.shape[:2], -1), weight)
     if compress is None:
         return fold(step, inputs, initial_state, reset, valid)

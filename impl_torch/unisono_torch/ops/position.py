@@ -16,7 +16,7 @@ def step(state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None
 
 
 def parallel(initial_state: Tensor, length: int, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Valid tokens before each one, less those that came before its sequence began."""
+    """[B, T]: valid tokens before each one, less those that came before its sequence began."""
     if valid is None:
         read = torch.arange(1, length + 1, device=initial_state.device).expand(initial_state.shape[0], length)
         before = read - 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from unisono_torch.ops.elementwise import wide
 
 _BITS, _DIGITS = 8, 4
-_TURN = np.longdouble("6.283185307179586476925286766559005768")  # 2π: angles of many turns lose digits before cos
+_TWO_PI = np.longdouble("6.283185307179586476925286766559005768")  # 2π: angles of many turns lose digits before cos
 _tables: dict[tuple[int, float], np.ndarray] = {}  # NumPy's, so that no compiler or device context ever owns them
 
 
@@ -24,12 +24,12 @@ def prepare(width: int, base: float = 10000.0) -> np.ndarray:
     if (width, base) not in _tables:
         frequency = base ** (-2.0 * np.arange(width // 2) / width)  # [K/2]
         values = np.arange(2.0**_BITS, dtype=np.longdouble) * 2.0 ** (_BITS * np.arange(_DIGITS)[:, None])  # [4, 256]
-        angle = np.mod(values[..., None] * frequency, _TURN)
+        angle = np.mod(values[..., None] * frequency, _TWO_PI)
         _tables[width, base] = np.stack([np.cos(angle), np.sin(angle)]).astype(np.float64)
     return _tables[width, base]
 
 
-def turn(position: Tensor, width: int, base: float = 10000.0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def cos_sin(position: Tensor, width: int, base: float = 10000.0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """position [...] → cos and sin of its angles [..., K/2] in `dtype`."""
     table = torch.from_numpy(prepare(width, base)).to(position.device, dtype)
     cos, sin = table[:, 0][:, torch.bitwise_and(position.long(), 255)]
@@ -41,13 +41,13 @@ def turn(position: Tensor, width: int, base: float = 10000.0, dtype: torch.dtype
 
 
 def rotate_by(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each head of x; lengths stay as they are."""
+    """x [..., H, K] → [..., H, K]: turn each head of x; lengths stay as they are."""
     first, second = x.chunk(2, -1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
 
 def rotate(x: Tensor, position: Tensor, base: float = 10000.0) -> Tensor:
-    """Turn each head of x by the angles of its position; float32 or wider."""
+    """x [..., H, K] → [..., H, K]: turn each head of x by the angles of its position; float32 or wider."""
     dtype = wide(x.dtype)
-    return rotate_by(x.to(dtype), *turn(position, x.shape[-1], base, dtype))
+    return rotate_by(x.to(dtype), *cos_sin(position, x.shape[-1], base, dtype))

@@ -36,7 +36,7 @@ def step(
 def recurrent(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The definition: a fold of `step`."""
+    """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
     return fold(lambda x_t, *rest: step(x_t, weight, bias, *rest), (x,), initial_state, reset, valid)
 
 

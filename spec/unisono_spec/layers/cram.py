@@ -29,7 +29,7 @@ def ffn_update(p: Arrays, xi: np.ndarray, rounded: Rounding) -> np.ndarray:
 
 
 def norm_after(p: Arrays, xi: np.ndarray, mask: np.ndarray | None, rounded: Rounding) -> np.ndarray:
-    """LN(ξ + FFN(ξ)), what stands for x with residual="after". mask: what dropout multiplies the FFN's output by."""
+    """ξ [..., D] → [..., D]: LN(ξ + FFN(ξ)), what stands for x with residual="after". mask: what dropout multiplies the FFN's output by."""
     # ξ is not rounded before the norm that follows it: a prefix sum stays wide
     update = ffn(sub(p, "ffn"), xi, exact)
     return rounded(layer_norm(xi + (update if mask is None else update * mask), p["norm.weight"], p["norm.bias"]))

@@ -34,11 +34,11 @@ class Training(NamedTuple):
         return Training(*(None if drawn is None else [a[:, t] for a in drawn] for drawn in self))
 
     def mask(self, update: int) -> Mask:
-        """What residual update number `update` is multiplied by; None is 1."""
+        """[B, D] or [B, T, D]: what residual update number `update` is multiplied by; None is 1."""
         return None if self.dropout is None else self.dropout[update]
 
     def router(self, layer: int) -> Mask:
-        """What the router of `layer` adds to its logits; None in evaluation."""
+        """[B, N] or [B, T, N]: what the router of `layer` adds to its logits; None in evaluation."""
         return None if self.noise is None else self.noise[layer]
 
 

@@ -14,7 +14,7 @@ from unisono_spec.models.base import Model
 from unisono_spec.ops import mom_gru
 from unisono_spec.ops.elementwise import linear
 
-PARTS = ("conv", "ssm", "h", "memory")  # of a layer's state
+STATES = ("conv", "ssm", "h", "memory")  # of a layer's state
 
 
 class MARU(Model):
@@ -25,7 +25,7 @@ class MARU(Model):
         x = self.params["embedding.weight"][tokens]
         out: Arrays = {}
         for i in range(config.n_layers):
-            p, names = sub(self.params, f"layers.{i}"), [f"layers.{i}.{part}" for part in PARTS]
+            p, names = sub(self.params, f"layers.{i}"), [f"layers.{i}.{part}" for part in STATES]
             conv, ssm, h, memory = (state[name] for name in names)
             update, (conv, ssm) = mamba.block(sub(p, "mamba"), self._before(p, "mamba_norm", x), (conv, ssm), read, r)
             x = self._after(x, update, training.mask(2 * i))

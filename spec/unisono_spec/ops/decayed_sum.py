@@ -27,7 +27,7 @@ def step(
 def recurrent(
     x: np.ndarray, decay: float, initial_state: np.ndarray, reset: np.ndarray | None = None, valid: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The definition: a fold of `step`."""
+    """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
     state, out = initial_state, []
     for t in range(x.shape[1]):
         xi, state = step(x[:, t], decay, state, None if reset is None else reset[:, t], None if valid is None else valid[:, t])

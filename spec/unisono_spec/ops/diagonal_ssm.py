@@ -33,12 +33,12 @@ def step(
         u = np.where(valid[:, None], u, 0)
     Ar, Ai = A[..., 0], A[..., 1]
     x, y = dt[:, None] * Ar, dt[:, None] * Ai  # ΔA = x + iy
-    turn = np.exp(x) * np.cos(y), np.exp(x) * np.sin(y)
-    top = np.expm1(x) * np.cos(y) - 2 * np.sin(y / 2) ** 2, turn[1]  # e^{x+iy} − 1, since cos y − 1 = −2 sin²(y/2)
+    factor = np.exp(x) * np.cos(y), np.exp(x) * np.sin(y)
+    top = np.expm1(x) * np.cos(y) - 2 * np.sin(y / 2) ** 2, factor[1]  # e^{x+iy} − 1, since cos y − 1 = −2 sin²(y/2)
     size = Ar * Ar + Ai * Ai
     gain = (top[0] * Ar + top[1] * Ai) / size, (top[1] * Ar - top[0] * Ai) / size
     hr, hi = state[..., 0], state[..., 1]
-    new = np.stack([turn[0] * hr - turn[1] * hi + gain[0] * u[..., None], turn[0] * hi + turn[1] * hr + gain[1] * u[..., None]], -1)
+    new = np.stack([factor[0] * hr - factor[1] * hi + gain[0] * u[..., None], factor[0] * hi + factor[1] * hr + gain[1] * u[..., None]], -1)
     o = 2 * (C[..., 0] * new[..., 0] - C[..., 1] * new[..., 1]).sum(-1) + D * u
     if valid is None:
         return o, new
@@ -55,7 +55,7 @@ def recurrent(
     reset: np.ndarray | None = None,
     valid: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The definition: a fold of `step`."""
+    """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
     return fold(lambda u, *rest: step(u, dt, A, C, D, *rest), (u,), initial_state, reset, valid)
 
 

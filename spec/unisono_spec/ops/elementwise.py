@@ -13,17 +13,17 @@ _erf = np.frompyfunc(math.erf, 1, 1)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """The logistic function σ, in tanh form: finite for every x."""
+    """[...] → [...]: the logistic function σ, in tanh form: finite for every x."""
     return 0.5 + 0.5 * np.tanh(0.5 * x)
 
 
 def gelu_tanh(x: np.ndarray) -> np.ndarray:
-    """GELU in its tanh form (Hendrycks & Gimpel 2016, section 2)."""
+    """[...] → [...]: GELU in its tanh form (Hendrycks & Gimpel 2016, section 2)."""
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi).astype(np.real(x).dtype) * (x + 0.044715 * x**3)))
 
 
 def erf(x: np.ndarray) -> np.ndarray:
-    """The error function. Of a complex argument: to first order in the imaginary part, which is what the complex step reads."""
+    """[...] → [...]: the error function. Of a complex argument: to first order in the imaginary part, as the complex step reads it."""
     real = np.real(x)
     value = np.asarray(_erf(real), np.asarray(real).dtype)
     if not np.iscomplexobj(x):
@@ -32,34 +32,34 @@ def erf(x: np.ndarray) -> np.ndarray:
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """GELU, exact: x Φ(x) (Hendrycks & Gimpel 2016, section 2)."""
+    """[...] → [...]: GELU, exact: x Φ(x) (Hendrycks & Gimpel 2016, section 2)."""
     return 0.5 * x * (1 + erf(x * 0.5**0.5))
 
 
 def silu(x: np.ndarray) -> np.ndarray:
-    """x σ(x)."""
+    """[...] → [...]: x σ(x)."""
     return x * sigmoid(x)
 
 
 def softplus(x: np.ndarray) -> np.ndarray:
-    """log(1 + e^x) at every x, with no threshold."""
+    """[...] → [...]: log(1 + e^x) at every x, with no threshold."""
     positive = np.real(x) > 0
     return np.where(positive, x, 0) + np.log1p(np.exp(np.where(positive, -x, x)))
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """RMSNorm over the last axis, ε = 1e-6 (Zhang & Sennrich 2019, eq 4)."""
+    """x [..., D] → [..., D]: RMSNorm, ε = 1e-6 (Zhang & Sennrich 2019, eq 4)."""
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + RMS_NORM_EPS) * weight
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
-    """Over the last axis; shifted by the largest real part, which changes nothing."""
+    """[..., N] → [..., N]: over the last axis; shifted by the largest real part, which changes nothing."""
     weight = np.exp(x - np.real(x).max(-1, keepdims=True))
     return weight / weight.sum(-1, keepdims=True)
 
 
 def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """LayerNorm over the last axis, ε = 1e-5 (Ba et al. 2016, eq 3)."""
+    """x [..., D] → [..., D]: LayerNorm, ε = 1e-5 (Ba et al. 2016, eq 3)."""
     centred = x - x.mean(-1, keepdims=True)
     variance = (centred * centred).mean(-1, keepdims=True)
     return centred / np.sqrt(variance + LAYER_NORM_EPS) * weight + bias

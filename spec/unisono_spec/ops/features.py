@@ -9,7 +9,7 @@ import numpy as np
 
 
 def elu1(x: np.ndarray) -> np.ndarray:
-    """x + 1 above 0 and e^x below, in these two branches: elu(x) + 1 rounds to 0 where e^x has not yet."""
+    """[...] → [...]: x + 1 above 0 and e^x below, in these two branches: elu(x) + 1 rounds to 0 where e^x has not yet."""
     positive = np.real(x) > 0
     return np.where(positive, x + 1, np.exp(np.where(positive, 0, x)))
 
@@ -26,7 +26,7 @@ def taylor2(x: np.ndarray) -> np.ndarray:
 
 
 def feature_map(name: str, x: np.ndarray, tau: np.ndarray | None = None) -> np.ndarray:
-    """φ by its name in a config; `tau` [1] belongs to "learned"."""
+    """x [..., K] → [..., F]: φ by its name in a config; `tau` [1] belongs to "learned"."""
     if name == "learned":
         assert tau is not None
         return elu1(tau * x)

@@ -84,7 +84,7 @@ def recurrent(
     noise: np.ndarray | None = None,
     temperature: float = 1.0,
 ) -> tuple[np.ndarray, State]:
-    """The definition: a fold of `step`."""
+    """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
     state, out = initial_state, []
     for t in range(x.shape[1]):
         cut, read, drawn = (None if m is None else m[:, t] for m in (reset, valid, noise))

@@ -17,7 +17,7 @@ def step(state: np.ndarray, reset: np.ndarray | None = None, valid: np.ndarray |
 def parallel(
     initial_state: np.ndarray, length: int, reset: np.ndarray | None = None, valid: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Valid tokens before each one, less those before its sequence began (integers, so the difference is exact)."""
+    """[B, T]: valid tokens before each one, less those before its sequence began (integers, so the difference is exact)."""
     batch = len(initial_state)
     valid = np.ones((batch, length), bool) if valid is None else valid
     before = np.cumsum(valid, 1) - valid  # [B, T]

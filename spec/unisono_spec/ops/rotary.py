@@ -32,7 +32,7 @@ def _table(place: int, width: int, base: float) -> np.ndarray:
 
 
 def rotate(x: np.ndarray, position: np.ndarray, base: float = 10000.0) -> np.ndarray:
-    """Turn each head of x by the angles of its position; lengths stay as they are."""
+    """x [..., H, K] → [..., H, K]: turn each head of x by the angles of its position; lengths stay as they are."""
     angle = angles(position, x.shape[-1], base)[..., None, :]  # [..., 1, K/2]
     real = np.real(x).dtype
     cos, sin = np.cos(angle).astype(real), np.sin(angle).astype(real)

@@ -42,7 +42,7 @@ def step(
 def recurrent(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, initial_state: State, reset: np.ndarray | None = None, valid: np.ndarray | None = None
 ) -> tuple[np.ndarray, State]:
-    """The definition: a fold of `step`."""
+    """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
     return fold(step, (q, k, v), initial_state, reset, valid)
 
 

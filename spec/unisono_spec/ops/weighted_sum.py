@@ -38,7 +38,7 @@ def recurrent(
     valid: np.ndarray | None = None,
     exclusive: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The definition: a fold of `step`."""
+    """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
     state, out = initial_state, []
     for t in range(x.shape[1]):
         marks = (None if reset is None else reset[:, t], None if valid is None else valid[:, t])

@@ -14,7 +14,7 @@ from unisono_spec.contract import InputError
 from unisono_tools.config import DataChoice
 from unisono_tools.data import SPLITS, corpus, load_corpus, load_tokenizer, stored
 from unisono_tools.data.batches import batch, positions, reset_mask, shuffled_starts, starts
-from unisono_tools.train.feed import feed, steps_of
+from unisono_tools.train.loader import loader, steps_of
 
 
 def test_sotu_is_split_by_speech_with_the_newest_held_out():
@@ -189,9 +189,9 @@ def test_epochs_are_steps_and_documents_reset(tiny, tmp_path):
     text = load_corpus(tmp_path)
     assert len(text.train) == 36 * 40
     assert steps_of(train, text) == math.ceil(1.5 * (1439 // 16) / 4)
-    batch = feed(train, train.validate(), text)(3)
+    batch = loader(train, train.validate(), text)(3)
     at = shuffled_starts(1440, train.seed, 3, 4, 16)
     assert batch.reset is not None
     assert np.array_equal(batch.reset, (at[:, None] + np.arange(16)) % 40 == 0)
     assert np.array_equal(batch.inputs, text.train[at[:, None] + np.arange(16)])
-    assert feed(dataclasses.replace(train, data=dataclasses.replace(data, documents="joined")), train.validate(), text)(3).reset is None
+    assert loader(dataclasses.replace(train, data=dataclasses.replace(data, documents="joined")), train.validate(), text)(3).reset is None

@@ -10,7 +10,7 @@ from unisono_spec.models import create
 from unisono_tools.backends import open_trainer
 from unisono_tools.backends.base import Batch
 from unisono_tools.evaluation import nll
-from unisono_tools.train.feed import starting_state
+from unisono_tools.train.loader import starting_state
 
 MODELS = {
     "fixed": ("cram-demo", {}),

@@ -17,7 +17,7 @@ from unisono_spec.contract.files import load_arrays
 from unisono_tools.backends import open_trainer
 from unisono_tools.config import DataChoice, Optimizer, dump
 from unisono_tools.train import checkpoint, train
-from unisono_tools.train import feed as feeding
+from unisono_tools.train import loader as loading
 from unisono_tools.train.logs import read
 from unisono_tools.train.loop import Diverged
 
@@ -29,8 +29,8 @@ def signalled(monkeypatch) -> Callable[[signal.Signals, int], None]:
     def at(sent: signal.Signals, step: int) -> None:
         left = [sent]
 
-        def feed(*args):
-            draw = feeding.feed(*args)
+        def loader(*args):
+            draw = loading.loader(*args)
 
             def drawn(now: int):
                 if now == step and left:
@@ -39,7 +39,7 @@ def signalled(monkeypatch) -> Callable[[signal.Signals, int], None]:
 
             return drawn
 
-        monkeypatch.setattr("unisono_tools.train.loop.feed", feed)
+        monkeypatch.setattr("unisono_tools.train.loop.loader", loader)
 
     return at
 

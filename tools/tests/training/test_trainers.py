@@ -14,7 +14,7 @@ from unisono_tools.backends.base import Batch, Trainer
 from unisono_tools.config import DataChoice, Optimizer, TrainConfig
 from unisono_tools.data import load_corpus
 from unisono_tools.precompute import precompute
-from unisono_tools.train.feed import feed, starting_state
+from unisono_tools.train.loader import loader, starting_state
 
 
 def _trainer(train: TrainConfig, seed: int = 0) -> Trainer:
@@ -185,7 +185,7 @@ def test_minibatches_of_positions(backend, tiny, text, tmp_path):
     train = tiny(backend=backend, mode="positions", data=DataChoice(corpus=str(text), precomputed=str(tmp_path / "xi")), batch_size=32)
     config, corpus = train.validate(), load_corpus(text)
     precompute(config, corpus.train, tmp_path / "xi")
-    draw = feed(train, config, corpus)
+    draw = loader(train, config, corpus)
     batch = draw(3)
     assert batch.inputs.shape == (32, 8)
     assert batch.targets.shape == (32,)

@@ -34,7 +34,7 @@ class Batch:
     reset: np.ndarray | None = None
     valid: np.ndarray | None = None
 
-    def parts(self, number: int) -> list[Batch]:
+    def microbatches(self, number: int) -> list[Batch]:
         """Equal parts along the first axis."""
         rows = len(self.inputs) // number
 

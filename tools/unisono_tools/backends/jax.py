@@ -117,7 +117,7 @@ class Trainer:
     def _backward(self, batch: Batch, step: int) -> tuple[Step, Named, list[jax.Array]]:
         """Also the mean load of each noisy router."""
         loss, total, every = 0.0, None, []
-        for i, part in enumerate(batch.parts(self.train.accumulation)):
+        for i, part in enumerate(batch.microbatches(self.train.accumulation)):
             seeds = dropout_seeds(self.config, self.train.seed, step, i)
             noise = router_noise(self.config, self.train.seed, step, i, part.targets.shape[:2])
             arrays = (_ids(part.inputs), _ids(part.targets), part.scored, part.state, part.reset, part.valid, seeds, noise)

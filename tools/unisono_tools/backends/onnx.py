@@ -79,8 +79,8 @@ class Reader:
         reset = np.zeros(tokens.shape[:2], bool) if reset is None else reset
         return self._run({"tokens": tokens, "reset": reset, "valid": np.ones(tokens.shape[:2], bool), **state})
 
-    def _run(self, feed: Arrays) -> tuple[np.ndarray, Arrays]:
-        results = self.session.run(self.outputs, {name: value for name, value in feed.items() if name in self.inputs})
+    def _run(self, inputs: Arrays) -> tuple[np.ndarray, Arrays]:
+        results = self.session.run(self.outputs, {name: value for name, value in inputs.items() if name in self.inputs})
         values: dict[str, Any] = dict(zip(self.outputs, results, strict=True))
         return values["logits"], {name: values[f"next.{name}"] for name in self.config.states()}
 

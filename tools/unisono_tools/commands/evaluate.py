@@ -14,7 +14,7 @@ from unisono_tools.config import DataChoice
 from unisono_tools.data import load_corpus, load_tokenizer
 from unisono_tools.evaluation import default_window, evaluate
 from unisono_tools.train.checkpoint import model_file, saved_tokenizer, training_of
-from unisono_tools.train.feed import check_corpus
+from unisono_tools.train.loader import check_corpus
 
 SEQUENCE = 1024  # tokens that softmax attention reads at once, where nothing says what it was trained on
 

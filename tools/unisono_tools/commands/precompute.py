@@ -11,7 +11,7 @@ from unisono_spec.contract import preset as find_preset
 from unisono_tools.commands.arguments import call
 from unisono_tools.data import load_corpus
 from unisono_tools.precompute import precompute
-from unisono_tools.train.feed import check_corpus
+from unisono_tools.train.loader import check_corpus
 
 
 def run(

@@ -34,15 +34,15 @@ class Log:
         write_bytes(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         with self._clear_errors():
             self.file = self.path.open("a")
-            self.board = Board(run / "tensorboard")
+            self.tensorboard = TensorBoard(run / "tensorboard")
             for row in rows:
-                self.board.add(row)
+                self.tensorboard.add(row)
 
     def add(self, row: dict[str, Any]) -> None:
         with self._clear_errors():
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
-            self.board.add(row)
+            self.tensorboard.add(row)
         if self.remote is not None:
             self.remote.add(row)
 
@@ -50,12 +50,12 @@ class Log:
         """Make the rows so far as safe as the checkpoint that is about to be written."""
         with self._clear_errors():
             os.fsync(self.file.fileno())
-            self.board.file.flush()
+            self.tensorboard.file.flush()
 
     def close(self) -> None:
         with self._clear_errors():
             self.file.close()
-            self.board.file.close()
+            self.tensorboard.file.close()
         if self.remote is not None:
             self.remote.close()
 
@@ -67,7 +67,7 @@ class Log:
             raise InputError(f"{self.path}: cannot be written ({error.strerror}); free some space or choose another --out") from error
 
 
-class Board:
+class TensorBoard:
     """A TensorBoard event file. SummaryWriter would write it from a thread, where a full disk is nobody's error."""
 
     def __init__(self, folder: Path) -> None:

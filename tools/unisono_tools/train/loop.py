@@ -22,10 +22,10 @@ from unisono_tools.evaluation import default_window, evaluate
 from unisono_tools.schedule import learning_rate
 from unisono_tools.train import checkpoint as checkpoints
 from unisono_tools.train.checkpoint import Best, Checkpoint
-from unisono_tools.train.feed import Feed, check_validation, feed, steps_of
 from unisono_tools.train.guard import Signals, Stopped, alone_in
+from unisono_tools.train.loader import Loader, check_validation, loader, steps_of
 from unisono_tools.train.logs import Log
-from unisono_tools.train.progress import Show
+from unisono_tools.train.progress import ProgressBar
 
 
 class Diverged(InputError):
@@ -60,7 +60,7 @@ def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | N
     for doubt in train.doubts():
         console.print(f"warning: {doubt}", highlight=False, markup=False, soft_wrap=True)
     seconds = min(seconds, 60 * train.max_minutes or math.inf)
-    draw = feed(train, config, corpus)
+    batches = loader(train, config, corpus)
     check_validation(corpus)
     with alone_in(run):
         found = checkpoints.newest(run)
@@ -78,7 +78,7 @@ def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | N
             return Result(run, last, before.best, before.step)
         write_bytes(run / "config.yaml", dump(train).encode())
         with Signals() as signals:
-            return _Run(train, config, corpus, trainer, before, last, console, time.monotonic() + seconds, signals).finish(draw)
+            return _Run(train, config, corpus, trainer, before, last, console, time.monotonic() + seconds, signals).finish(batches)
 
 
 def load(train: TrainConfig) -> Corpus:
@@ -117,14 +117,14 @@ class _Run:
         self.folder, self.last = train.folder, last
         self.done, self.best = (0, None) if before is None else (before.step, before.best)
         self.window = default_window(config, train.seq_len) if train.data.eval_window is None else train.data.eval_window
-        self.show = Show(self.done, train.steps, "positions" if train.mode == "positions" else "tokens", console)
+        self.progress = ProgressBar(self.done, train.steps, "positions" if train.mode == "positions" else "tokens", console)
         self.log = Log(self.folder, self.done, train.wandb_project, to_dict(train))
         for line in self.log.damaged:
-            self.show.say(f"{self.log.path}: line {line} was damaged, and is left out")
+            self.progress.say(f"{self.log.path}: line {line} was damaged, and is left out")
         if before is not None:
-            self.show.say(f"continuing {self.last}")
+            self.progress.say(f"continuing {self.last}")
             if before.threads != trainer.threads:
-                self.show.say(f"begun with {before.threads} threads, continued with {trainer.threads}: the last bits will differ")
+                self.progress.say(f"begun with {before.threads} threads, continued with {trainer.threads}: the last bits will differ")
             self._warn_of_a_jump(before.train)
 
     def _warn_of_a_jump(self, before: TrainConfig) -> None:
@@ -132,21 +132,21 @@ class _Run:
         planned = learning_rate(min(self.done, before.steps - 1), before.steps, before.optimizer.lr, before.schedule)
         rate = learning_rate(self.done, self.train.steps, self.train.optimizer.lr, self.train.schedule)
         if rate != planned:
-            self.show.say(
+            self.progress.say(
                 f"warning: planned for {before.steps} steps, now for {self.train.steps}: the learning rate jumps from {planned:.3g} to "
                 f"{rate:.3g} at step {self.done + 1}"
             )
 
-    def finish(self, draw: Feed) -> Result:
+    def finish(self, batches: Loader) -> Result:
         try:
-            with self.show:
+            with self.progress:
                 while not self.ended:
-                    self._step(draw(self.done))
+                    self._step(batches(self.done))
         finally:
             self.log.close()
         assert self.last is not None
         if self.signals.received is not None and self.done < self.train.steps:
-            self.show.say(
+            self.progress.say(
                 f"{self.signals.received.name}: stopped at step {self.done}, which is saved; "
                 f"`unisono train --resume {shlex.quote(str(self.folder))}` continues"
             )
@@ -162,14 +162,14 @@ class _Run:
             if not math.isfinite(value):
                 kept = f"{self._kept()}; its batch is {self._keep(batch)}"
                 raise Diverged(f"{name}: {value} at step {self.done}; {kept}; lower optimizer.lr or lengthen schedule.warmup_steps")
-        self.show.step(self.done, result.loss, batch.targets.shape[0] * (1 if batch.precomputed else batch.targets.shape[1]))
+        self.progress.step(self.done, result.loss, batch.targets.shape[0] * (1 if batch.precomputed else batch.targets.shape[1]))
         end = self.done == train.steps or time.monotonic() > self.deadline
         self.ended = end or self.signals.received is not None
         if end or self.done % train.log_every == 0:
-            self._log(loss=result.loss, lr=lr, gradient_norm=result.norm, rate=self.show.rate)
+            self._log(loss=result.loss, lr=lr, gradient_norm=result.norm, rate=self.progress.rate)
         better = (end or self.done % train.eval_every == 0) and self._evaluate()
         if train.patience and self.best is not None and self.done - self.best.step >= train.patience * train.eval_every and not end:
-            self.show.say(f"step {self.done}: no lower validation loss since step {self.best.step}; stopping")
+            self.progress.say(f"step {self.done}: no lower validation loss since step {self.best.step}; stopping")
             self.ended = True
         # a signal may also have come while evaluating
         self.ended = self.ended or self.signals.received is not None
@@ -188,7 +188,7 @@ class _Run:
             return False
         self._log(validation_loss=score.loss, validation_bits=score.bits)
         unit = "pixel" if self.config.reads_frames else "token"
-        self.show.say(f"step {self.done}  validation {score.bits:.4f} bits a {unit}")
+        self.progress.say(f"step {self.done}  validation {score.bits:.4f} bits a {unit}")
         better = self.best is None or score.loss < self.best.loss
         if better:
             self.best = Best(self.done, score.loss)

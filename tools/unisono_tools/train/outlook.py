@@ -10,7 +10,7 @@ from unisono_spec.contract import count_params
 from unisono_tools.config import TrainConfig, default_backend
 from unisono_tools.data import Corpus
 from unisono_tools.train import checkpoint
-from unisono_tools.train.feed import check_validation, feed, steps_of
+from unisono_tools.train.loader import check_validation, loader, steps_of
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ARRAYS = 24  # of [B, T, D] that a layer keeps for its gradient, about
@@ -19,7 +19,7 @@ ARRAYS = 24  # of [B, T, D] that a layer keeps for its gradient, about
 def outlook(train: TrainConfig, corpus: Corpus) -> Iterator[tuple[str, str]]:
     """(what, how much). Raises InputError where the run would be refused before its first step."""
     config = train.validate()
-    feed(train, config, corpus)
+    loader(train, config, corpus)
     check_validation(corpus)
     train = dataclasses.replace(train, steps=steps_of(train, corpus))
     rows = train.batch_size * (1 if train.mode == "positions" else train.seq_len)

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 INTERVAL = 10.0  # seconds between plain lines
 
 
-class Show:
+class ProgressBar:
     """Step, loss, tokens/s, time left. `unit` is what a step reads: tokens, positions or frames."""
 
     def __init__(self, done: int, steps: int, unit: str, console: Console | None = None) -> None:
@@ -25,7 +25,7 @@ class Show:
             self.bar = Progress(*columns, console=self.console)
             self.task = self.bar.add_task("", total=steps, completed=done)
 
-    def __enter__(self) -> Show:
+    def __enter__(self) -> ProgressBar:
         if self.bar:
             self.bar.start()
         return self

@@ -94,7 +94,7 @@ class Trainer:
         """Also the mean load of each noisy router."""
         self.optimizer.zero_grad(set_to_none=True)
         loss, loads = 0.0, []
-        for i, part in enumerate(batch.parts(self.train.accumulation)):
+        for i, part in enumerate(batch.microbatches(self.train.accumulation)):
             nll, load = self._nll(part, step, i)
             mean = nll / batch.count
             mean.backward()

@@ -17,10 +17,10 @@ from unisono_tools.data.batches import reset_mask, rows_at, shuffled_starts, sta
 from unisono_tools.precompute import PrecomputedCorpus
 
 FEWEST = 16  # numbers that an evaluation must predict
-Feed = Callable[[int], Batch]
+Loader = Callable[[int], Batch]
 
 
-def feed(train: TrainConfig, config: Config, corpus: Corpus) -> Feed:
+def loader(train: TrainConfig, config: Config, corpus: Corpus) -> Loader:
     """step → what is learned from at that step."""
     check_corpus(config, corpus)
     if train.mode == "positions":
@@ -85,7 +85,7 @@ def starting_state(train: TrainConfig, config: Config, step: int) -> Arrays | No
     return state
 
 
-def _positions(train: TrainConfig, config: Config, corpus: Corpus) -> Feed:
+def _positions(train: TrainConfig, config: Config, corpus: Corpus) -> Loader:
     """Algorithm 1: positions of a precomputed ξ, in any order, without the tokens between them."""
     source = PrecomputedCorpus.open(str(train.data.precomputed), config, corpus.train)
 
