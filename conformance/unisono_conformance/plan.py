@@ -41,7 +41,6 @@ PROFILES = {
 }
 
 PLAIN = "plain"
-EVERY_PAIR = ("cram",)  # architectures whose models take P1, P7 and P15 in every dtype with every form, and P12 in every default config
 SHORTER = 1_000  # of P10 for a model in ci, but for its first default config in its first regime
 FOLDED_LENGTH = 200  # of P10 where a form or the truth is a fold of steps
 INTERPRETED_LENGTH = 300  # of P10, for kernels in an interpreter
@@ -161,7 +160,7 @@ def defaults(prop: Property, case: Case) -> tuple[str, ...]:
 
 def _every_pair(prop: Property, case: Case) -> bool:
     """Whether ci tries every dtype with every form, rather than each dtype with one form in turn."""
-    return prop.every_pair and case.arch in EVERY_PAIR and not _costly(prop, case)
+    return prop.every_pair and case.in_full and not _costly(prop, case)
 
 
 def _costly(prop: Property, case: Case) -> bool:
@@ -201,7 +200,7 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     # each regime has parameters of its own, and so a graph of its own
     few = 1 if (costly or long or kernels or can.exported) and not profile.exhaustive else profile.regimes
     compiled = "compiled" in item.prop.claims and not profile.exhaustive
-    mine = defaults(item.prop, case)[: 1 if compiled and case.arch not in EVERY_PAIR else None]
+    mine = defaults(item.prop, case)[: 1 if compiled and not case.in_full else None]
     compiles = gradient and case.level == "model" and item.bench.dear and item.bench.implementation == PLAIN and not profile.pairs
     if compiles and item.bench.dtype != "float32":
         # each is a compilation, and the dearest: all in float32, one in each other dtype, so that each meets both forms

@@ -43,6 +43,8 @@ class Case:
     too_narrow: Mapping[str, tuple[str, ...]] = {}
     # whether P10 is at its longest in each dtype; else in float32 alone, since the spec itself takes seconds
     long_in_each_dtype = False
+    # whether P1, P7 and P15 judge every dtype with every form, P12 every default config, and each config of a model is a vector
+    in_full = False
     # whether every form is a loop over time, in the spec too: P10 is shorter then
     loops: bool = False
 

@@ -26,6 +26,7 @@ class DecayedSum(OpCase):
     name, arch, op, module = "cram/decayed_sum", "cram", "decayed_sum", decayed_sum
     variants: Mapping[str, Any] = {"half": {"decay": 0.5}, "slow": {"decay": NEAR_ONE}, "fast": {"decay": FORGETTING}}
     defaults = ("half", "slow")
+    in_full = True
     long_in_each_dtype = True
     regimes = ("tame", "saturated", "offset", "large")
     laws = DECAYED_LAWS
@@ -53,6 +54,7 @@ class WeightedSum(OpCase):
     name, arch, op, module = "cram/weighted_sum", "cram", "weighted_sum", weighted_sum
     variants: Mapping[str, Any] = {"inclusive": {"exclusive": False}, "exclusive": {"exclusive": True}}
     defaults = ("inclusive", "exclusive")
+    in_full = True
     long_in_each_dtype = True
     regimes = ("tame", "saturated", "offset", "large")
     laws = WEIGHTED_LAWS
@@ -97,6 +99,7 @@ class CRAM(ModelCase):
     name = arch = "cram"
     inexact = tuple((module, "sigmoid", nearly_sigmoid) for module in (decayed_sum, weighted_sum))
     defaults = handed_over = ("fixed", "adaptive")
+    in_full = True
     regimes = (*REGIMES, "dropout")
     laws = MODEL_LAWS
     config_regimes = ("near_one", "forgetting")

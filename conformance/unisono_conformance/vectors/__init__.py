@@ -30,7 +30,7 @@ def draws() -> dict[str, Draw]:
     """What each vector is drawn from, by its file name: every config of CRAM and of the ops, the default ones of other models."""
     out = {}
     for case in cases().values():
-        for variant in case.variants if case.level == "op" or case.arch == "cram" else case.defaults:
+        for variant in case.variants if case.level == "op" or case.in_full else case.defaults:
             out[f"{case.name.replace('/', '.')}.{variant}.safetensors"] = Draw(case.name, variant, length=6, seed=7)
     return out
 
