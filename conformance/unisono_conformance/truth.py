@@ -170,7 +170,9 @@ def _slope(
         return true, numerics.formula(dtype, inputs.length, int(narrow), gradient=True) * np.abs(flat) + lost
     near = _rounded_inputs(inputs, dtype)
     centre = true if near is inputs else _along(case, setting, near, do, dstate, kind, directions, "float64", None)
-    copies = 1 if by == "coordinate" else numerics.realisations(inputs.length)
+    # the coordinates of one array have a budget in common: those of a large one are realisations enough
+    number = len(next(iter(directions.values())))
+    copies = -(-numerics.realisations(inputs.length) // max(number, 1)) if by == "coordinate" else numerics.realisations(inputs.length)
     found = _along(case, setting, near, do, dstate, kind, directions, "float32", numerics.perturbation(dtype), copies)
     moved = [
         _along(case, setting, near.replace(params=p), do, dstate, kind, directions, "float64", None)
