@@ -53,9 +53,19 @@ class Training(NamedTuple):
 class Reading:
     """One token [B] by each op's `step`, or, given a chunk_size, whole sequences [B, T] by its `parallel`."""
 
-    def __init__(self, marks: Marks, chunk_size: int | None = None, implementation: str = "auto", fresh: bool = False) -> None:
-        """fresh: whole sequences are read from the initial state, by what the caller gave and not by what it holds."""
-        self.marks, self.chunk_size, self.implementation, self.fresh = marks, chunk_size, implementation, fresh
+    def __init__(
+        self,
+        marks: Marks,
+        chunk_size: int | None = None,
+        implementation: str = "auto",
+        fresh: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """fresh: whole sequences are read from the initial state, by what the caller gave and not by what it holds.
+
+        dtype: what is computed in.
+        """
+        self.marks, self.chunk_size, self.implementation, self.fresh, self.dtype = marks, chunk_size, implementation, fresh, dtype
 
     @property
     def one_token(self) -> bool:

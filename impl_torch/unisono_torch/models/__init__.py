@@ -27,7 +27,7 @@ def create(
     device: torch.device | str | None = None,
     implementation: str = "auto",
 ) -> Model:
-    """A model of `config`, from `params` or from initial values drawn with `seed`.
+    """A model of `config`, from `params` or from initial values drawn with `seed`, under `.eval()`: `.train()` turns dropout on.
 
     dtype: what it computes in, float32, float64, bfloat16 or float16. param_dtype: what parameters are held in, float32 unless
     told (float64 under dtype float64). device: as torch takes it, the CPU unless told. implementation: "auto", "plain" or
@@ -46,7 +46,7 @@ def create(
         model = module.MODEL(config, dtype, implementation)
     tensors = {name: from_numpy(params[name]).to(where, DTYPES[param_dtype]) for name in config.params()}
     model.load_state_dict(tensors, assign=True)
-    return model
+    return model.eval()
 
 
 def load(path: str | Path, **options: Any) -> Model:

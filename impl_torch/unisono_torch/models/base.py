@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from unisono_spec.contract import Config, generation, state_dtype
+from unisono_spec.contract import Config, check_dtype, generation, state_dtype
 from unisono_spec.contract.base import declared_states
 from unisono_spec.contract.checks import check_ids, check_inputs, check_reading, check_training
 from unisono_spec.contract.files import check_positions, save_params
@@ -19,6 +19,7 @@ from unisono_spec.contract.sampling import GREEDY, Sampling
 from unisono_torch.arrays import DTYPES, numpy_params, owned, readable
 from unisono_torch.layers.reading import Marks, Mask, Reading, Training
 from unisono_torch.ops.dispatch import check_implementation
+from unisono_torch.ops.precision import autocast_dtype, uncast
 
 Form = Literal["recurrent", "parallel"]
 State = dict[str, Tensor]
@@ -27,16 +28,53 @@ State = dict[str, Tensor]
 class Model(nn.Module):
     """A model in PyTorch, whose `state_dict()` has the names that `config.params()` declares.
 
-    Parameters are held in one dtype and computed with in `dtype`. `implementation` goes to every op that has kernels.
+    Parameters are held in one dtype and computed with in `dtype`, and inside torch.autocast in what that casts to; norms, scores, sums
+    and states are float32 or wider all the same. `.to(dtype)`, `.half()`, `.bfloat16()`, `.float()` and `.double()` change both.
+    `implementation` goes to every op that has kernels. Under `.train()` the config's dropout acts, drawn from `generator`; `create`
+    and `load` give a model under `.eval()`, where there is none.
     """
+
+    dtype: str
 
     def __init__(self, config: Config, dtype: str = "float32", implementation: str = "auto") -> None:
         super().__init__()
         self.config, self.dtype, self.implementation = config, dtype, check_implementation(implementation)
+        self._generator: torch.Generator | None = None
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    @property
+    def generator(self) -> torch.Generator:
+        """What dropout is drawn from under `.train()`; `generator.manual_seed(n)` repeats a run. It begins with seed 0."""
+        if self._generator is None or self._generator.device != self.device:
+            self._generator = torch.Generator(self.device).manual_seed(0)
+        return self._generator
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What is computed in here and now: `dtype`, or what torch.autocast casts to, which leaves float64 alone."""
+        narrow = None if self.dtype == "float64" else autocast_dtype(self.device)
+        return narrow or DTYPES[self.dtype]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
+        # what moves tensors leaves them two dtypes; what casts them makes one of them
+        cast = {fn(torch.zeros(1, dtype=dtype)).dtype for dtype in (torch.float32, torch.float16)}
+        if len(cast) == 1:
+            self.dtype = check_dtype(str(cast.pop()).removeprefix("torch."))
+        return super()._apply(fn, recurse)
+
+    def _dropout(self, shape: Sequence[int], given: Sequence[Tensor] | None) -> Sequence[Tensor] | None:
+        """`given`, or under `.train()` what the config's dropout draws for `shape` [B, (T)]; None without dropout."""
+        rate = self.config.dropout
+        if given is not None or not self.training or not rate:
+            return given
+        # a compiler draws from torch's own generator alone
+        source = None if torch.compiler.is_compiling() else self.generator
+        like = (self.config.n_updates, *shape, self.config.d_model)
+        kept = torch.rand(like, generator=source, device=self.device) >= rate
+        return (kept.to(torch.promote_types(self.compute_dtype, torch.float32)) / (1 - rate)).unbind(0)
 
     def init_state(self, batch: int, capacity: int | None = None) -> State:
         """The state before the first token of `batch` sequences. capacity: the most tokens that softmax attention shall read.
@@ -72,7 +110,8 @@ class Model(nn.Module):
 
         reset [B, T]: the sequence starts anew before this token. valid [B, T]: where false, the token is not read.
         form="recurrent" folds `step`; form="parallel" computes whole sequences, in chunks where the form has chunks.
-        dropout: what each residual update is multiplied by, `config.n_updates` tensors [B, T, D]; None is evaluation.
+        dropout: what each residual update is multiplied by, `config.n_updates` tensors [B, T, D]; None draws the config's own under
+        `.train()`, and is evaluation under `.eval()`.
         noise: what training adds in a noisy router, one tensor a layer; None is evaluation, as is every other model.
         loads: a list that receives each noisy router's mean share of its banks, [n] a layer; in the parallel form.
         Raises InputError on shapes, dtypes or a state that do not fit the config, and on ids outside the vocabulary where
@@ -83,21 +122,19 @@ class Model(nn.Module):
         check_training(self.config, tuple(tokens.shape[:2]), dropout, noise, loads, Tensor)
         fresh = state is None
         state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
-        marks, training = Marks(reset, valid), Training(dropout, noise, loads)
+        marks, training = Marks(reset, valid), Training(self._dropout(tokens.shape[:2], dropout), noise, loads)
         if form == "parallel":
-            x, state = self._read(tokens, state, Reading(marks, chunk_size, self.implementation, fresh), training)
-            return self._head(x), owned(state)
+            return self._logits(tokens, state, marks, training, chunk_size, fresh)
         logits, length = [], tokens.shape[1]
         for token, mark, drawn in zip(tokens.unbind(1), marks.each(length), training.each(length), strict=True):
-            x, state = self._read(token, state, Reading(mark), drawn)
-            logits.append(self._head(x))
-        return torch.stack(logits, 1), owned(state)
+            y, state = self._logits(token, state, mark, drawn)
+            logits.append(y)
+        return torch.stack(logits, 1), state
 
     def step(self, token: Tensor, state: State, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, State]:
         """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
         self._check(token, state, reset, valid, one=True)
-        x, state = self._read(token, state, Reading(Marks(reset, valid)), Training())
-        return self._head(x), owned(state)
+        return self._logits(token, state, Marks(reset, valid), Training(self._dropout(token.shape[:1], None)))
 
     def generate(
         self,
@@ -125,14 +162,13 @@ class Model(nn.Module):
         """tokens, valid [B, T] → the logits [B, V] of each row's last valid token, and no others; the state after all."""
         ids, mask = (None if a is None else torch.as_tensor(a, device=self.device) for a in (tokens, valid))
         assert ids is not None
+        self._check(ids, state, None, mask)
         if mask is None and ids.shape[1] == 1:
-            logits, state = self.step(ids[:, 0], state)
+            logits, state = self._logits(ids[:, 0], state, Marks(), Training())
         else:
-            self._check(ids, state, None, mask)
-            x, state = self._read(ids, state, Reading(Marks(None, mask), 64, self.implementation), Training())
-            end = ids.shape[1] - 1
+            end = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
             latest = end if mask is None else end - mask.flip(1).int().argmax(1)
-            logits, state = self._head(x[torch.arange(len(x), device=x.device), latest]), owned(state)
+            logits, state = self._logits(ids, state, Marks(None, mask), Training(), 64, latest=latest)
         wider = logits if logits.dtype == torch.float64 else logits.float()  # NumPy has no bfloat16
         return wider.cpu().numpy(), state
 
@@ -147,6 +183,24 @@ class Model(nn.Module):
         position = None if state is None else state.get("position")
         if position is not None and readable(position) and position.device.type == "cpu":
             check_positions({"position": position.numpy()}, 1 if one else tokens.shape[1])
+
+    def _logits(
+        self,
+        tokens: Tensor,
+        state: State,
+        marks: Marks,
+        training: Training,
+        chunk_size: int | None = None,
+        fresh: bool = False,
+        latest: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """What `_read` and `_head` make of tokens [B, T], or [B] without a chunk_size. latest [B]: of these alone, [B, V]."""
+        read = Reading(marks, chunk_size, self.implementation, fresh, self.compute_dtype)
+        with uncast(tokens.device):
+            x, state = self._read(tokens, state, read, training)
+            if latest is not None:
+                x = x[torch.arange(len(x), device=x.device), latest]
+            return self._head(x), owned(state)
 
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
         """tokens [B, T], or [B] of one token, as `read` says → x [B, (T,) D], which `_head` reads; the state after them."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from unisono_spec.contract.checks import check_code
 from unisono_spec.contract.cram import CRAMConfig
 
-from unisono_torch.arrays import DTYPES
 from unisono_torch.layers.basic import Embedding, Head, LayerNorm, Linear
 from unisono_torch.layers.cram import Block, Readout
 from unisono_torch.layers.reading import Reading, Training
 from unisono_torch.models.base import Model, State
 from unisono_torch.ops import decayed_sum, weighted_sum
 from unisono_torch.ops.elementwise import binary_digits
+from unisono_torch.ops.precision import uncast
 
 
 class CRAM(Model):
@@ -35,30 +36,33 @@ class CRAM(Model):
     def code(self, tokens: Tensor) -> Tensor:
         """What the fixed scheme sums, before σ: tokens [...] → x [..., code]."""
         check_code(self.config, tokens=tokens, array=Tensor)
+        return self._code(tokens, self.compute_dtype)
+
+    def _code(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         if self.config.codes == "binary":
-            return binary_digits(tokens, self.config.code_bits, DTYPES[self.dtype])
-        if self.config.codes == "embedding":
-            return self._embed(tokens)
-        return tokens.to(DTYPES[self.dtype])
+            return binary_digits(tokens, self.config.code_bits, dtype)
+        return self._embed(tokens, dtype) if self.config.codes == "embedding" else tokens.to(dtype)
 
     def readout(self, xi: Tensor, dropout: Sequence[Tensor] | None = None) -> Tensor:
         """f_θ of the fixed scheme (eq 6): ξ [..., code] → logits [..., V]. No mixing over time."""
         check_code(self.config, xi=xi, dropout=dropout, array=Tensor)
-        return self._head(self._below(xi, dropout))
+        dtype, dropout = self.compute_dtype, self._dropout(xi.shape[:-1], dropout)
+        with uncast(xi.device):
+            return self._head(self._below(xi, dropout, dtype))
 
-    def _below(self, xi: Tensor, dropout: Sequence[Tensor] | None) -> Tensor:
+    def _below(self, xi: Tensor, dropout: Sequence[Tensor] | None, dtype: torch.dtype) -> Tensor:
         """What the head is given."""
         assert self.input is not None
-        x = self.input(xi).to(DTYPES[self.dtype])  # in ξ's dtype: its low digits are the tokens further back
+        x = self.input(xi).to(dtype)  # in ξ's dtype: its low digits are the tokens further back
         for i, layer in enumerate(self.layers):
             x = layer(x, None if dropout is None else dropout[i])
         return x
 
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
         if self.config.scheme == "fixed":
-            xi, last = read(decayed_sum, self.code(tokens), self.config.decay, state["xi"])
-            return self._below(xi, training.dropout), {"xi": last}
-        x = self._embed(tokens)
+            xi, last = read(decayed_sum, self._code(tokens, read.dtype), self.config.decay, state["xi"])
+            return self._below(xi, training.dropout, read.dtype), {"xi": last}
+        x = self._embed(tokens, read.dtype)
         where, count = read.positions(state["position"], tokens)
         out: State = {"position": count}
         for i, layer in enumerate(self.layers):
@@ -68,9 +72,9 @@ class CRAM(Model):
             x = layer(x, xi, training.mask(i))
         return x, out
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         assert self.embedding is not None
-        return self.embedding(tokens).to(DTYPES[self.dtype])
+        return self.embedding(tokens).to(dtype)
 
 
 MODEL = CRAM

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
 
-from unisono_torch.arrays import DTYPES
 from unisono_torch.layers.basic import Embedding, Head, LayerNorm
 from unisono_torch.layers.infinityformer import Block
 from unisono_torch.layers.reading import Reading, Training
@@ -31,7 +30,7 @@ class InfinityFormer(Model):
             rotary.prepare(config.head_width, config.rope_base)
 
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
-        config, x = self.config, self.embedding(tokens).to(DTYPES[self.dtype])
+        config, x = self.config, self.embedding(tokens).to(read.dtype)
         where, count = read.positions(state["position"], tokens)
         rotation = None if config.rope == "none" else read.rotation(where, config.head_width, config.rope_base, wide(x.dtype))
         due = (where + 1) % config.compress_every == 0 if config.compress_every else None

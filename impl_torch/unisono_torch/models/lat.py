@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from unisono_spec.contract import Config, InputError
 from unisono_spec.contract.lat import LATConfig
 
-from unisono_torch.arrays import DTYPES
 from unisono_torch.layers.basic import Embedding, Head, LayerNorm, RMSNorm
 from unisono_torch.layers.lat import Block
-from unisono_torch.layers.reading import Mask, Reading, Training
+from unisono_torch.layers.reading import Reading, Training
 from unisono_torch.models.base import Model, State
 from unisono_torch.ops import rotary
 from unisono_torch.ops.elementwise import wide
@@ -44,7 +43,7 @@ class LAT(Model):
 
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
         where, count = read.positions(state["position"], tokens)
-        x = self._embed(tokens, where, read.marks.valid)
+        x = self._embed(tokens, where, read)
         rotations = {width: read.rotation(where, width, self.blocks.rope_base, wide(x.dtype)) for width in self.turned}
         out: State = {"position": count}
         for i, layer in enumerate(self.layers):
@@ -53,8 +52,8 @@ class LAT(Model):
             out |= dict(zip(names, after, strict=True))
         return x, out
 
-    def _embed(self, tokens: Tensor, where: Tensor, valid: Mask) -> Tensor:
-        x = self.embedding(tokens).to(DTYPES[self.dtype])
+    def _embed(self, tokens: Tensor, where: Tensor, read: Reading) -> Tensor:
+        x, valid = self.embedding(tokens).to(read.dtype), read.marks.valid
         if self.position_embedding is None:
             return x
         most = self.blocks.max_positions

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 from unisono_spec.contract.mamba import MambaConfig
 
-from unisono_torch.arrays import DTYPES
 from unisono_torch.layers.basic import Embedding, Head, RMSNorm, updated
 from unisono_torch.layers.mamba import MambaBlock
 from unisono_torch.layers.reading import Mask, Reading, Training
@@ -41,7 +40,7 @@ class Mamba(Model):
         self.head = Head(config.d_model, config.vocab_size, config.head_bias, config.tie_head)
 
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
-        x = self.embedding(tokens).to(DTYPES[self.dtype])
+        x = self.embedding(tokens).to(read.dtype)
         out: State = {}
         for i, layer in enumerate(self.layers):
             conv, ssm = f"layers.{i}.conv", f"layers.{i}.ssm"

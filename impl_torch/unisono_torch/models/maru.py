@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 from unisono_spec.contract.maru import MARUConfig
 
-from unisono_torch.arrays import DTYPES
 from unisono_torch.layers.basic import Embedding, Linear, RMSNorm
 from unisono_torch.layers.maru import Layer
 from unisono_torch.layers.reading import Reading, Training
@@ -30,7 +29,7 @@ class MARU(Model):
         self.head = nn.ModuleList([Linear(d, config.head_hidden), Linear(config.head_hidden, config.vocab_size)])
 
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
-        x = self.embedding(tokens).to(DTYPES[self.dtype])
+        x = self.embedding(tokens).to(read.dtype)
         out: State = {}
         for i, layer in enumerate(self.layers):
             names = [f"layers.{i}.{part}" for part in STATES]

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 from unisono_spec.contract.s4d import S4DConfig
 
-from unisono_torch.arrays import DTYPES
 from unisono_torch.layers.basic import Embedding, Head, LayerNorm
 from unisono_torch.layers.reading import Reading, Training
 from unisono_torch.layers.s4d import Block
@@ -27,7 +26,7 @@ class S4D(Model):
         self.head = Head(config.d_model, config.vocab_size, config.head_bias, config.tie_head)
 
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
-        x = self.embedding(tokens).to(DTYPES[self.dtype])
+        x = self.embedding(tokens).to(read.dtype)
         updates = 2 if self.config.ffn_mult else 1  # of a layer
         out: State = {}
         for i, layer in enumerate(self.layers):

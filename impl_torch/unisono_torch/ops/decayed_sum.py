@@ -12,9 +12,11 @@ from torch import Tensor
 
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import sigmoid, wide
+from unisono_torch.ops.precision import exact
 from unisono_torch.ops.recurrence import chunked
 
 
+@exact
 def step(x: Tensor, decay: float, state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One token: x [B, D], reset and valid [B]."""
     dtype = wide(x.dtype)
@@ -31,6 +33,7 @@ def step(x: Tensor, decay: float, state: Tensor, reset: Tensor | None = None, va
     return xi, xi
 
 
+@exact
 def recurrent(
     x: Tensor, decay: float, initial_state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -44,6 +47,7 @@ def recurrent(
     return torch.stack(out, 1), state
 
 
+@exact
 def parallel(
     x: Tensor,
     decay: float,

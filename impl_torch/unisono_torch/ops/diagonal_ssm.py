@@ -19,11 +19,13 @@ from unisono_torch.ops.compact import Compact, segments, take
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
+from unisono_torch.ops.precision import exact
 from unisono_torch.ops.recurrence import chunks
 
 SMALL_CHUNK = 16  # with resets, whose convolution goes lag by lag
 
 
+@exact
 def step(
     u: Tensor,
     dt: Tensor,
@@ -47,6 +49,7 @@ def step(
     return torch.where(valid[:, None], y, 0), torch.where(valid[:, None, None, None], new, state)
 
 
+@exact
 def recurrent(
     u: Tensor,
     dt: Tensor,
@@ -61,6 +64,7 @@ def recurrent(
     return fold(lambda u, *rest: step(u, dt, A, C, D, *rest), (u,), initial_state, reset, valid)
 
 
+@exact
 def parallel(
     u: Tensor,
     dt: Tensor,

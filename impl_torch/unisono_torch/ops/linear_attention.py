@@ -15,12 +15,14 @@ from torch import Tensor
 from unisono_torch.ops.dispatch import shorter, use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
+from unisono_torch.ops.precision import exact
 from unisono_torch.ops.recurrence import UPPER_CHUNK, chunked, chunks
 
 EPS = 1e-6
 State = tuple[Tensor, Tensor]
 
 
+@exact
 def step(q: Tensor, k: Tensor, v: Tensor, state: State, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, State]:
     """One token: q, k [B, H, K], v [B, H, V], reset and valid [B]."""
     dtype = wide(v.dtype)
@@ -34,6 +36,7 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: State, reset: Tensor | None = N
     return o, (S, z)
 
 
+@exact
 def recurrent(
     q: Tensor, k: Tensor, v: Tensor, initial_state: State, reset: Tensor | None = None, valid: Tensor | None = None
 ) -> tuple[Tensor, State]:
@@ -41,6 +44,7 @@ def recurrent(
     return fold(step, (q, k, v), initial_state, reset, valid)
 
 
+@exact
 def parallel(
     q: Tensor,
     k: Tensor,

@@ -12,6 +12,7 @@ from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.features import feature_map as phi
 from unisono_torch.ops.linear_attention import State
+from unisono_torch.ops.precision import exact
 
 
 def features(q: Tensor, k: Tensor, v: Tensor, feature_map: str, tau: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -19,6 +20,7 @@ def features(q: Tensor, k: Tensor, v: Tensor, feature_map: str, tau: Tensor | No
     return phi(feature_map, q.to(wide(v.dtype)), tau), phi(feature_map, k.to(wide(v.dtype)), tau)
 
 
+@exact
 def step(
     q: Tensor,
     k: Tensor,
@@ -33,6 +35,7 @@ def step(
     return linear_attention.step(*features(q, k, v, feature_map, tau), v, state, reset, valid)
 
 
+@exact
 def parallel(
     q: Tensor,
     k: Tensor,

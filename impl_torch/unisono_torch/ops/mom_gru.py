@@ -26,6 +26,7 @@ from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import linear, wide
 from unisono_torch.ops.fold import masked
 from unisono_torch.ops.mom_gru_loop import Sizes, Weights, loop
+from unisono_torch.ops.precision import exact
 
 State = tuple[Tensor, Tensor]
 Params = Mapping[str, Tensor]
@@ -46,6 +47,7 @@ def balanced(bias: Tensor, load_average: Tensor, load: Tensor, rate: float = 0.0
     return bias - rate * (load_average - 1 / len(bias)), load_average
 
 
+@exact
 def step(
     x: Tensor,
     p: Params,
@@ -86,6 +88,7 @@ def step(
     return new_h, (new_h, new_M)
 
 
+@exact
 def recurrent(
     x: Tensor,
     p: Params,
@@ -104,6 +107,7 @@ def recurrent(
     return torch.stack(out, 1), state
 
 
+@exact
 def hoisted(
     x: Tensor,
     p: Params,

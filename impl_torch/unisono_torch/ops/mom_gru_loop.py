@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unisono_torch.ops.graphs import replayed
+from unisono_torch.ops.precision import exact
 from unisono_torch.ops.transforms import again, transformed
 
 SEGMENT = 32  # tokens of which the backward holds all memories at a time, and which one graph holds
@@ -125,6 +126,7 @@ class _Loop(torch.autograd.Function):
         return out, M
 
     @staticmethod
+    @exact
     def backward(ctx: Any, dout: Tensor, dM: Tensor):
         h_first, M_first, x, noise, out, *saved = ctx.saved_tensors
         first, last = len(Kept._fields), len(Kept._fields) + len(Weights._fields)

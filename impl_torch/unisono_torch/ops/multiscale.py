@@ -17,6 +17,7 @@ from unisono_torch.ops.carry import carried, faded
 from unisono_torch.ops.dispatch import shorter, use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
+from unisono_torch.ops.precision import exact
 from unisono_torch.ops.recurrence import chunks
 
 EPS = 1e-6
@@ -33,6 +34,7 @@ def compressed(S: Tensor, rank: int) -> Tensor:
     return U @ (U.mT @ S)
 
 
+@exact
 def step(
     q: Tensor,
     k: Tensor,
@@ -66,6 +68,7 @@ def step(
     return (weight * read).sum(1), (S, z)
 
 
+@exact
 def recurrent(
     q: Tensor,
     k: Tensor,
@@ -91,6 +94,7 @@ def recurrent(
     return fold(compressing, (compress, *inputs), initial_state, reset, valid)
 
 
+@exact
 def parallel(
     q: Tensor,
     k: Tensor,

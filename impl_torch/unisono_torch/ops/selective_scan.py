@@ -16,9 +16,11 @@ from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
 from unisono_torch.ops.linear_scan import linear_scan
+from unisono_torch.ops.precision import exact
 from unisono_torch.ops.transforms import transformed
 
 
+@exact
 def step(
     u: Tensor,
     dt: Tensor,
@@ -39,6 +41,7 @@ def step(
     return (h @ C[..., None])[..., 0] + D.to(dtype) * u, h
 
 
+@exact
 def recurrent(
     u: Tensor,
     dt: Tensor,
@@ -54,6 +57,7 @@ def recurrent(
     return fold(lambda u, dt, B, C, *rest: step(u, dt, A, B, C, D, *rest), (u, dt, B, C), initial_state, reset, valid)
 
 
+@exact
 def parallel(
     u: Tensor,
     dt: Tensor,

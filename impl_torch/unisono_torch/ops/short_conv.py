@@ -14,8 +14,10 @@ from unisono_torch.ops.compact import Compact, segments, take
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
+from unisono_torch.ops.precision import exact
 
 
+@exact
 def step(
     x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -33,6 +35,7 @@ def step(
     return torch.where(valid[:, None], y, 0), torch.where(valid[:, None, None], seen[:, 1:], state)
 
 
+@exact
 def recurrent(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -40,6 +43,7 @@ def recurrent(
     return fold(lambda x_t, *rest: step(x_t, weight, bias, *rest), (x,), initial_state, reset, valid)
 
 
+@exact
 def parallel(
     x: Tensor,
     weight: Tensor,

@@ -17,10 +17,12 @@ from unisono_torch.ops.compact import segments, take
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
+from unisono_torch.ops.precision import exact
 
 State = tuple[Tensor, Tensor, Tensor]
 
 
+@exact
 def step(q: Tensor, k: Tensor, v: Tensor, state: State, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, State]:
     """One token: q, k [B, H, K], v [B, H, V], reset and valid [B]."""
     dtype, out = wide(v.dtype), v.dtype
@@ -43,6 +45,7 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: State, reset: Tensor | None = N
     return o, (keys, values, count)
 
 
+@exact
 def recurrent(
     q: Tensor, k: Tensor, v: Tensor, initial_state: State, reset: Tensor | None = None, valid: Tensor | None = None
 ) -> tuple[Tensor, State]:
@@ -50,6 +53,7 @@ def recurrent(
     return fold(step, (q, k, v), initial_state, reset, valid)
 
 
+@exact
 def parallel(
     q: Tensor,
     k: Tensor,

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import sigmoid, wide
+from unisono_torch.ops.precision import exact
 from unisono_torch.ops.recurrence import chunked
 
 
+@exact
 def step(
     x: Tensor, s: Tensor, state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None, exclusive: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -29,6 +31,7 @@ def step(
     return (state if exclusive else xi), xi
 
 
+@exact
 def recurrent(
     x: Tensor, s: Tensor, initial_state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None, exclusive: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -42,6 +45,7 @@ def recurrent(
     return torch.stack(out, 1), state
 
 
+@exact
 def parallel(
     x: Tensor,
     s: Tensor,
