@@ -25,6 +25,9 @@ VERBS = {
     "bench": ("bench", "time kernels against their peers and the hardware's floor"),
 }
 OK, WRONG, INTERRUPTED = 0, 2, 130
+SMALLER = "use a smaller batch_size, seq_len or model, or a machine with more memory"
+# what the allocators of torch, XLA and onnxruntime say
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "RESOURCE_EXHAUSTED", "Failed to allocate memory", "bad allocation", "bad_alloc")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,9 +57,24 @@ def guarded(name: str, work: Callable[[], int]) -> int:
         # the reader of our output has gone, as `head` does: nothing is wrong
         sys.stdout = None
         return OK
+    except MemoryError as error:
+        return _fail(name, f"{str(error) or 'out of memory'}; {SMALLER}")
+    except OverflowError as error:
+        return _fail(name, f"a number is out of range ({error}); use a smaller one")
+    except RecursionError:
+        return _fail(name, "something is nested too deeply; flatten what you gave")
+    except UnicodeError as error:
+        return _fail(name, f"a text is not UTF-8, or the terminal cannot show it ({error}); use UTF-8 (PYTHONUTF8=1)")
+    except RuntimeError as error:
+        # frameworks have no common class for what their allocators raise; any other is a fault of ours and keeps its traceback
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        return _fail(name, f"out of memory ({str(error).strip().splitlines()[0]}); {SMALLER}")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(name, f"{where}{error.strerror or error}; check the path, its permissions and the free space")
+        return _fail(
+            name, f"{where}{error.strerror or str(error) or type(error).__name__}; check the path, its permissions and the free space"
+        )
 
 
 def _run(verb: str, argv: list[str]) -> int:
@@ -66,7 +84,8 @@ def _run(verb: str, argv: list[str]) -> int:
 
 
 def _fail(name: str, message: str, code: int = WRONG) -> int:
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    line = f"{name}: error: {' '.join(message.split())}"
+    print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
     return code
 
 

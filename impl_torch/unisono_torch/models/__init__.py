@@ -36,7 +36,7 @@ def create(
     check_config(config, seed)
     check_dtype(dtype)
     param_dtype = check_dtype(param_dtype if param_dtype is not None else "float64" if dtype == "float64" else "float32")
-    where = _device(device)
+    where = find_device(device)
     check_implementation(implementation, where)  # a kernel that cannot run is an error here, not at the first call
     if params is None:
         params = init_params(config, seed, param_dtype)
@@ -55,7 +55,8 @@ def load(path: str | Path, **options: Any) -> Model:
     return create(config, params, **options)
 
 
-def _device(device: torch.device | str | None) -> torch.device:
+def find_device(device: torch.device | str | None) -> torch.device:
+    """The device that `device` names, the CPU where it is None; InputError where it cannot be used here."""
     try:
         found = torch.empty(0, device="cpu" if device is None else device).device
         if found.type == "meta":

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
+from unisono_spec.contract import InputError
 from unisono_spec.contract.files import save_arrays, save_params, save_state
 from unisono_spec.models import create
 from unisono_tools import cli
 from unisono_tools.train import checkpoint
+from unisono_tools.train.logs import Log
 
 
 @pytest.fixture
@@ -168,3 +172,57 @@ def test_interrupted(capsys):
 
     assert cli.guarded("unisono x", work) == 130
     assert capsys.readouterr().err == "unisono x: error: interrupted\n"  # a run says itself how it is continued
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (MemoryError("Unable to allocate 8 TB"), "8 TB"),
+        (MemoryError(), "out of memory"),
+        (OverflowError("int too large"), "out of range"),
+        (RecursionError("maximum depth"), "nested too deeply"),
+        (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), "UTF-8"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20 GiB"), "out of memory"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 80 bytes"), "out of memory"),
+        (OSError("no errno"), "no errno"),
+    ],
+)
+def test_what_a_machine_refuses_is_one_line(capsys, error, word):
+    def work() -> int:
+        raise error
+
+    assert cli.guarded("unisono x", work) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert word in err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes"), TypeError("x"), KeyError("x"), ZeroDivisionError(), AssertionError()])
+def test_a_fault_of_ours_keeps_its_traceback(error):
+    def work() -> int:
+        raise error
+
+    with pytest.raises(type(error)):
+        cli.guarded("unisono x", work)
+
+
+def test_a_backend_that_lacks_a_package(refused, run, monkeypatch, text):
+    find = importlib.import_module
+
+    def missing(name: str) -> object:
+        if name in ("jax", "unisono_tools.backends.jax"):
+            raise ModuleNotFoundError("No module named 'optax'", name="optax")
+        return find(name)
+
+    monkeypatch.setattr("unisono_tools.backends.importlib.import_module", missing)
+    assert "optax" in refused("eval", run, "--backend", "jax", "--corpus", text)
+
+
+def test_a_log_that_was_removed_is_an_error(tmp_path):
+    log = Log(tmp_path / "run", 0)
+    log.sync()
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(InputError, match="removed or moved"):
+        log.sync()
+    log.close()

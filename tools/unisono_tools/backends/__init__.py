@@ -21,9 +21,11 @@ def backend(name: str):
         raise InputError(f"backend: {name!r} is unknown; {nearest(name, BACKENDS)}")
     try:
         importlib.import_module(PACKAGES[name])
+        return importlib.import_module(f"unisono_tools.backends.{name}")
     except ImportError as error:
+        if (error.name or "").startswith("unisono_tools"):
+            raise  # ours, and no package that could be installed
         raise InputError(f"backend: {name!r} is not installed here ({error}); pip install '{EXTRAS[name]}'") from error
-    return importlib.import_module(f"unisono_tools.backends.{name}")
 
 
 def open_trainer(train: TrainConfig, config: Config) -> Trainer:

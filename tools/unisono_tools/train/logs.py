@@ -47,7 +47,9 @@ class Log:
             self.remote.add(row)
 
     def sync(self) -> None:
-        """Make the rows so far as safe as the checkpoint that is about to be written."""
+        """Make the rows so far as safe as the checkpoint that is about to be written. InputError where their file is gone."""
+        if not self.path.is_file() or not os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno())):
+            raise InputError(f"{self.path}: removed or moved while the run was writing it; restore the folder, or start anew")
         with self._clear_errors():
             os.fsync(self.file.fileno())
             self.tensorboard.file.flush()

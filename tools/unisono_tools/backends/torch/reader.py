@@ -11,6 +11,7 @@ from torch import Tensor
 from unisono_spec.contract import Arrays, Config
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import Sampling
+from unisono_torch.models import find_device
 from unisono_torch.ops.elementwise import wide
 
 from unisono_tools.backends.base import Running
@@ -20,7 +21,7 @@ class Reader:
     tokenizer = None
 
     def __init__(self, config: Config, params: Arrays, dtype: str = "float32", device: str | None = None) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.config = config
         param_dtype = "float64" if dtype == "float64" else "float32"
         self.model: Any = unisono_torch.create(config, params, dtype=dtype, param_dtype=param_dtype, device=str(self.device))

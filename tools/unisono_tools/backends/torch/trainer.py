@@ -12,6 +12,7 @@ import unisono_torch
 from torch import Tensor
 from torch.nn import functional as F
 from unisono_spec.contract import Arrays, Config
+from unisono_torch.models import find_device
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.mom_gru import balanced
 
@@ -26,7 +27,7 @@ class Trainer:
         if train.threads:
             torch.set_num_threads(train.threads)
         self.threads = torch.get_num_threads()
-        self.device = torch.device(train.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = find_device(train.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.device.type == "cuda":
             # a resumed run has the same bits only if sums keep their order
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
