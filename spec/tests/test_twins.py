@@ -37,6 +37,7 @@ def read(name: str) -> str:
 def test_architecture(arch: str) -> None:
     contract = importlib.import_module(f"unisono_spec.contract.{arch}")
     missing = [f"{folder}/{arch}.py" for folder in MODULES if not (ROOT / folder / f"{arch}.py").is_file()]
+    missing += [f"spec/tests/test_{arch}.py"] if not (ROOT / f"spec/tests/test_{arch}.py").is_file() else []
     known = (contract.CONFIG.__name__, *(f'"{name}"' for name in contract.PRESETS))
     missing += [f"{name}: {arch}" for name in LISTS if not any(word in read(name) for word in known)]
     pages = {path.name: path.read_text("utf-8") for path in (ROOT / "docs/architectures").glob("*.md")}
@@ -44,7 +45,7 @@ def test_architecture(arch: str) -> None:
     missing += [] if mine else [f"docs/architectures: a page that links the sources of {arch}"]
     missing += [f"docs/architectures: {preset}" for preset in contract.PRESETS if preset not in "".join(pages.values())]
     missing += [f"README.md: a row that links {page}" for page in mine if f"docs/architectures/{page})" not in read("README.md")]
-    assert not missing
+    assert not missing, "\n".join(missing)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -54,4 +55,4 @@ def test_op(op: str) -> None:
     nodes = "impl_torch/unisono_torch/onnx/ops.py"
     # positions are read by a method of their own
     missing += [] if op == "position" or f"\ndef {op}(" in read(nodes) else [f"{nodes}: {op}"]
-    assert not missing
+    assert not missing, "\n".join(missing)
