@@ -116,7 +116,7 @@ def contestants(case: Case, device: str) -> dict[str, tuple[Function, bool]]:
         if case.tabled:
             found[COMPILED] = torch.compile(_ours("plain"), dynamic=False), False
         if importlib.util.find_spec("fla"):
-            found |= {name: (run, True) for name, run in _fla().items()}
+            found |= {name: (run, True) for name, run in _fla().items() if case.tabled or "fused" in name}  # it tunes each length
         found[SDPA] = _sdpa, False
     return found
 
@@ -174,20 +174,21 @@ def _normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _time_jax(features: list, repeats: int) -> Row:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     jax, ops = importlib.import_module("jax"), importlib.import_module("jla.ops")
+    # an argument, since XLA folds what it does to a constant for minutes
     decay = jax.numpy.zeros(features[0][0].shape[:3], jax.numpy.float32)
 
-    def run(q: Any, k: Any, v: Any) -> Any:
+    def run(q: Any, k: Any, v: Any, decay: Any) -> Any:
         return ops.linear_attention("simple_gla", q, k, v, g=decay, scale=1.0)[0]
 
     arrays = [tuple(jax.dlpack.from_dlpack(a.contiguous()) for a in each) for each in features]
 
-    def with_gradients(q: Any, k: Any, v: Any, do: Any) -> Any:
-        o, pull = jax.vjp(run, q, k, v)
+    def with_gradients(q: Any, k: Any, v: Any, do: Any, decay: Any) -> Any:
+        o, pull = jax.vjp(lambda q, k, v: run(q, k, v, decay), q, k, v)
         return o, pull(do)
 
     forward, gradient = jax.jit(run), jax.jit(with_gradients)
-    ms = throughput_ms([lambda a=a: forward(*a[:3]) for a in arrays], jax.block_until_ready, repeats)
-    whole = throughput_ms([lambda a=a: gradient(*a) for a in arrays], jax.block_until_ready, repeats)
+    ms = throughput_ms([lambda a=a: forward(*a[:3], decay) for a in arrays], jax.block_until_ready, repeats)
+    whole = throughput_ms([lambda a=a: gradient(*a, decay) for a in arrays], jax.block_until_ready, repeats)
     return Row(JLA, ms, whole)
 
 
@@ -254,15 +255,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.attention", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--suite", choices=sorted(SUITES), help="default: attention on a GPU, small on a CPU")
+    parser.add_argument("--only", default="", help="cases whose name contains this; peers tune and compile for minutes at each shape")
     parser.add_argument("--repeats", type=int, default=10, help="rounds over the input sets")
     parser.add_argument("--output", type=Path, help="where to write, without extension: .json, .md and .png are added")
     options = parser.parse_args(argv)
     suite = options.suite or ("attention" if options.device == "cuda" else "small")
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} thread(s)"
     command = f"python -m unisono_tools.bench.attention --device {options.device} --suite {suite} --repeats {options.repeats}"
+    command += f" --only '{options.only}'" if options.only else ""
     packages = "torch", "triton", "fla-core", "jax", "jax-linear-attention"
     result: dict[str, Any] = {"run": about(command, device, *packages), "ceilings": ceilings(options.device), "cases": []}
-    for case in SUITES[suite]:
+    cases = [case for case in SUITES[suite] if options.only in case.name]
+    if not cases:
+        parser.error(f"--only {options.only!r}: no such case in {suite}; there are: {'; '.join(case.name for case in SUITES[suite])}")
+    for case in cases:
         rows = measure(case, options.device, options.repeats)
         floor = [size / result["ceilings"]["copy_bytes_per_s"] * 1e3 for size in case.floor_bytes()]
         made = {"name": case.name, **dataclasses.asdict(case), "floor_ms": floor, "rows": [dataclasses.asdict(row) for row in rows]}
@@ -272,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             options.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
-    if options.output:
+    if options.output and not all(case.tabled for case in cases):
         plot(options.output.with_suffix(".png"), result)
     return 0
 
