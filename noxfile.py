@@ -249,6 +249,13 @@ def handover(session: nox.Session) -> None:
 
 
 @nox.session
+def services(session: nox.Session) -> None:
+    """What the tools do with libraries and processes that the suites leave out: hub sets, Weights & Biases, several processes."""
+    install(session, "-e", ".[torch,data,wandb,conformance,tools]")
+    pytest(session, "tools/tests/services", *session.posargs)
+
+
+@nox.session
 def dist(session: nox.Session) -> None:
     """Build the wheel; install it away from the checkout, bare and with each extra."""
     install(session, "build", "hatchling")

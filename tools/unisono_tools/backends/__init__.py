@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 
 from unisono_spec.contract import Config, InputError, nearest
@@ -30,7 +31,10 @@ def backend(name: str):
 
 def open_trainer(train: TrainConfig, config: Config) -> Trainer:
     """A trainer of `config` on the backend that `train` names."""
-    return backend(train.backend or default_backend(training=True)).Trainer(train, config)
+    name = train.backend or default_backend(training=True)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and name != "torch":
+        raise InputError(f"backend: {name!r} does not train in the processes of torchrun; use --backend torch, or start one process")
+    return backend(name).Trainer(train, config)
 
 
 def open_reader(path: Path, name: str | None = None, dtype: str = "float32", device: str | None = None) -> Reader:

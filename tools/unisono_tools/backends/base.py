@@ -75,9 +75,14 @@ class Trainer(Protocol):
 
     config: Config
     threads: int  # CPU threads that it computes with
+    rank: int  # of this process among those that train one model; 0 writes
 
     def init(self, params: Arrays, optimizer: Arrays | None = None) -> None:
         """Start from these parameters, and from moments as `optimizer_state` gives them (None: zeros)."""
+        ...
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set in any of the processes."""
         ...
 
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:

@@ -52,7 +52,7 @@ def functional(model: Any) -> tuple[Functional, Named]:
 
 class Trainer:
     def __init__(self, train: TrainConfig, config: Config) -> None:
-        self.train, self.config = train, config
+        self.train, self.config, self.rank = train, config, 0
         if train.threads:
             # read once, when XLA's CPU client starts
             os.environ["NPROC"] = str(train.threads)
@@ -78,6 +78,9 @@ class Trainer:
                 moments = ({n: jnp.asarray(optimizer[f"{kind}.{n}"], p.dtype) for n, p in self.named.items()} for kind in "mv")
                 adam = optax.ScaleByAdamState(jnp.asarray(optimizer["count"][0], jnp.int32), *moments)
                 self.opt_state = (adam, *self.opt_state[1:])
+
+    def any(self, flag: bool) -> bool:
+        return flag
 
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
         with self._precision():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from unisono_spec.contract import InputError
@@ -31,8 +32,10 @@ def main(argv: list[str]) -> int:
             print(f"{what:<12} {how_much}")
         return 0
     result = train(plan)
-    print(f"checkpoint: {result.checkpoint}")
-    if result.best is not None:
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
+    if first:
+        print(f"checkpoint: {result.checkpoint}")
+    if result.best is not None and first:
         print(f"best: step {result.best.step}, validation loss {result.best.loss:.6f} nats")
     # as a shell reports a process that the signal ended
     return 0 if result.signal is None else 128 + result.signal

@@ -100,7 +100,7 @@ class Bytes:
     name, vocab_size, definition = "bytes", 256, '{"type": "bytes"}'
 
     def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(_utf8(text), np.uint8)
+        return np.frombuffer(_utf8(text), np.uint8).copy()  # frameworks want what can be written
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return np.asarray(ids).astype(np.uint8).tobytes().decode(errors="replace")

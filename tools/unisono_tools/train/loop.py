@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
 import shlex
 import signal
 import time
@@ -24,6 +26,7 @@ from unisono_tools.train import checkpoint as checkpoints
 from unisono_tools.train.checkpoint import Best, Checkpoint
 from unisono_tools.train.guard import Signals, Stopped, alone_in
 from unisono_tools.train.loader import Loader, check_validation, loader, steps_of
+from unisono_tools.train.logs import NAME as LOG
 from unisono_tools.train.logs import Log
 from unisono_tools.train.progress import ProgressBar
 
@@ -53,7 +56,7 @@ def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | N
     a checkpoint. SIGINT, SIGTERM and what else schedulers send end it likewise. Every random number is a function of (seed, step), so
     a continued run ends with the same weights as one that was never interrupted, bit for bit on equal software and thread count.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     config, run = train.validate(), train.folder
     corpus = load(train) if corpus is None else corpus
     train = dataclasses.replace(train, steps=steps_of(train, corpus))
@@ -62,7 +65,9 @@ def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | N
     seconds = min(seconds, 60 * train.max_minutes or math.inf)
     batches = loader(train, config, corpus)
     check_validation(corpus)
-    with alone_in(run):
+    first = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
+    # of several processes that torchrun starts, the first one holds the folder and writes
+    with alone_in(run) if first else contextlib.nullcontext():
         found = checkpoints.newest(run)
         last, before, damaged = found or (None, None, [])
         if before is not None:
@@ -70,13 +75,15 @@ def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | N
             check_same_corpus(train, corpus, before, str(last))
         trainer = open_trainer(train, config)
         trainer.init(*(_initial(train, config), None) if before is None else (before.params, before.optimizer))
-        checkpoints.sweep(run)
+        if first:
+            checkpoints.sweep(run)
         for complaint in damaged:
             console.print(f"warning: {complaint}; going back to {last}", highlight=False, markup=False, soft_wrap=True)
         if before is not None and last is not None and before.step >= train.steps:
             console.print(f"{last} has all {train.steps} steps; raise --steps to train on")
             return Result(run, last, before.best, before.step)
-        write_bytes(run / "config.yaml", dump(train).encode())
+        if first:
+            write_bytes(run / "config.yaml", dump(train).encode())
         with Signals() as signals:
             return _Run(train, config, corpus, trainer, before, last, console, time.monotonic() + seconds, signals).finish(batches)
 
@@ -118,9 +125,10 @@ class _Run:
         self.done, self.best = (0, None) if before is None else (before.step, before.best)
         self.window = default_window(config, train.seq_len) if train.data.eval_window is None else train.data.eval_window
         self.progress = ProgressBar(self.done, train.steps, "positions" if train.mode == "positions" else "tokens", console)
-        self.log = Log(self.folder, self.done, train.wandb_project, to_dict(train))
-        for line in self.log.damaged:
-            self.progress.say(f"{self.log.path}: line {line} was damaged, and is left out")
+        self.writes = trainer.rank == 0
+        self.log = Log(self.folder, self.done, train.wandb_project, to_dict(train)) if self.writes else None
+        for line in self.log.damaged if self.log else ():
+            self.progress.say(f"{self.folder / LOG}: line {line} was damaged, and is left out")
         if before is not None:
             self.progress.say(f"continuing {self.last}")
             if before.threads != trainer.threads:
@@ -143,7 +151,10 @@ class _Run:
                 while not self.ended:
                     self._step(batches(self.done))
         finally:
-            self.log.close()
+            if self.log is not None:
+                self.log.close()
+        self.trainer.any(False)  # all wait for what the first one writes
+        self.last = self.last or checkpoints.latest(self.folder)
         assert self.last is not None
         if self.signals.received is not None and self.done < self.train.steps:
             self.progress.say(
@@ -172,13 +183,13 @@ class _Run:
             self.progress.say(f"step {self.done}: no lower validation loss since step {self.best.step}; stopping")
             self.ended = True
         # a signal may also have come while evaluating
-        self.ended = self.ended or self.signals.received is not None
+        self.ended = self.trainer.any(self.ended or self.signals.received is not None)
         if self.ended or better or self.done % train.checkpoint_every == 0:
             self._save()
 
     def _evaluate(self) -> bool:
         """Whether the validation loss is the lowest so far."""
-        if self.signals.received is not None:
+        if self.signals.received is not None or not self.writes:
             return False
         try:
             score = evaluate(
@@ -195,6 +206,8 @@ class _Run:
         return better
 
     def _save(self) -> None:
+        if self.log is None:
+            return
         self.log.sync()
         params, moments = self.trainer.params(), self.trainer.optimizer_state()
         for name, array in {**params, **moments}.items():
@@ -218,7 +231,8 @@ class _Run:
         return f"the last good checkpoint is {self.last}" if self.last else "no checkpoint had been saved yet"
 
     def _log(self, **values: float) -> None:
-        self.log.add({"step": self.done, "time": time.time(), **values})
+        if self.log is not None:
+            self.log.add({"step": self.done, "time": time.time(), **values})
 
 
 def _initial(train: TrainConfig, config: Config) -> Arrays:

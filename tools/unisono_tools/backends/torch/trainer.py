@@ -11,12 +11,12 @@ import torch
 import unisono_torch
 from torch import Tensor
 from torch.nn import functional as F
-from unisono_spec.contract import Arrays, Config
-from unisono_torch.models import find_device
+from unisono_spec.contract import Arrays, Config, InputError
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.mom_gru import balanced
 
 from unisono_tools.backends.base import Batch, Step, check_moments, decays, dropout_seeds, router_noise, trained
+from unisono_tools.backends.torch.ranks import Ranks
 from unisono_tools.backends.torch.reader import Reader, to_numpy
 from unisono_tools.config import TrainConfig
 
@@ -27,7 +27,12 @@ class Trainer:
         if train.threads:
             torch.set_num_threads(train.threads)
         self.threads = torch.get_num_threads()
-        self.device = find_device(train.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.ranks = Ranks(train.device)
+        self.device, self.rank = self.ranks.device, self.ranks.rank
+        parts = train.accumulation * self.ranks.size
+        if train.batch_size % parts:
+            what = f"{self.ranks.size} processes times {train.accumulation} parts"
+            raise InputError(f"batch_size: {train.batch_size} does not divide into {what}; use a multiple of {parts}")
         if self.device.type == "cuda":
             # a resumed run has the same bits only if sums keep their order
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -55,6 +60,9 @@ class Trainer:
             moments = [torch.zeros_like(p) if optimizer is None else self._moment(optimizer[f"{kind}.{name}"], p) for kind in "mv"]
             count = 0.0 if optimizer is None else float(optimizer["count"][0])
             self.optimizer.state[p] = {"step": torch.tensor(count), "exp_avg": moments[0], "exp_avg_sq": moments[1]}
+
+    def any(self, flag: bool) -> bool:
+        return self.ranks.any(flag)
 
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
         result, _ = self._backward(batch, step)
@@ -95,8 +103,10 @@ class Trainer:
         """Also the mean load of each noisy router."""
         self.optimizer.zero_grad(set_to_none=True)
         loss, loads = 0.0, []
-        for i, part in enumerate(batch.microbatches(self.train.accumulation)):
-            nll, load = self._nll(part, step, i)
+        parts = batch.microbatches(self.train.accumulation * self.ranks.size)
+        # numbered as one process would that computes all of them: noise and dropout are the same
+        for i in range(self.rank, len(parts), self.ranks.size):
+            nll, load = self._nll(parts[i], step, i)
             mean = nll / batch.count
             mean.backward()
             loss += mean.item()
@@ -104,8 +114,16 @@ class Trainer:
         for p in self.named.values():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
+        means = [torch.stack(load).mean(0) for load in zip(*loads, strict=True)]
+        if self.ranks.size > 1:
+            grads: list[Any] = [p.grad for p in self.named.values()]
+            total, *summed = self.ranks.sum([torch.tensor(loss, dtype=torch.float64, device=self.device), *grads, *means])
+            loss = total.item()
+            for p, grad in zip(self.named.values(), summed, strict=False):
+                p.grad = grad
+            means = [load / self.ranks.size for load in summed[len(grads) :]]
         norms = torch.stack([torch.linalg.vector_norm(p.grad) for p in self.named.values()])  # pyright: ignore[reportArgumentType]
-        return Step(loss, torch.linalg.vector_norm(norms).item()), [torch.stack(load).mean(0) for load in zip(*loads, strict=True)]
+        return Step(loss, torch.linalg.vector_norm(norms).item()), means
 
     def _nll(self, batch: Batch, step: int, part: int) -> tuple[Tensor, list[Tensor]]:
         """Nats, summed over the targets that count; the load of each noisy router."""

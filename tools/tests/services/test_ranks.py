@@ -1,0 +1,70 @@
+"""Several processes that train one model: the losses of one, the files of one, and a run that changes its number of processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from unisono_tools.config import TrainConfig, dump
+from unisono_tools.train import checkpoint, train
+from unisono_tools.train.logs import read
+
+MODELS = {
+    "cram-1m": {"dropout": 0.25},
+    "maru-1m": {"n_layers": 1, "head_hidden": 8, "n_banks": 2, "n_slots": 3, "d_memory": 4, "router": "gumbel", "dropout": 0.25},
+}
+
+
+def _start(config: TrainConfig, path: Path, processes: int) -> subprocess.Popen:
+    path.write_text(dump(config))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "unisono_tools.cli"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, "train", "--config", str(path)], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def _losses(run: Path) -> np.ndarray:
+    return np.array([row[name] for row in read(run / "log.jsonl") for name in ("loss", "gradient_norm", "validation_loss") if name in row])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_two_processes_are_one_with_two_parts(model, tiny, tmp_path):
+    config = tiny(model, MODELS[model], backend="torch", dtype="float64", threads=1, out=str(tmp_path / "two"))
+    process = _start(config, tmp_path / "two.yaml", 2)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    one = train(dataclasses.replace(config, accumulation=2, out=str(tmp_path / "one")))
+    # two summands: their sum has no order
+    assert np.array_equal(_losses(tmp_path / "two"), _losses(one.run))
+    for name in (checkpoint.MODEL, checkpoint.OPTIMIZER):
+        assert (checkpoint.steps(tmp_path / "two")[8] / name).read_bytes() == (one.checkpoint / name).read_bytes()
+
+
+def test_a_killed_process_ends_all_and_one_continues(tiny, tmp_path):
+    run = tmp_path / "run"
+    config = tiny(backend="torch", dtype="float64", threads=1, steps=100_000, eval_every=100_000, checkpoint_every=1, out=str(run))
+    process = _start(config, tmp_path / "config.yaml", 2)
+    while process.poll() is None and checkpoint.latest(run) is None:
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    assert process.wait(timeout=120) != 0
+    process.communicate()
+    found = checkpoint.newest(run)
+    assert found is not None
+    step = found[1].step
+    again = train(dataclasses.replace(config, steps=step + 2))
+    assert again.steps == step + 2
+
+
+def test_a_batch_that_does_not_divide(tiny, tmp_path):
+    process = _start(tiny(backend="torch", batch_size=3), tmp_path / "config.yaml", 2)
+    _, said = process.communicate()
+    assert process.returncode != 0
+    assert "batch_size: 3 does not divide into 2 processes times 1 parts; use a multiple of 2" in said
