@@ -227,7 +227,7 @@ def plot(path: Path, result: dict[str, Any]) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from unisono_tools.figures import CYCLE, STYLE
+    from unisono_tools.experiments.figures import CYCLE, STYLE
 
     cases = [case for case in result["cases"] if not case["tabled"]]
     names = list(dict.fromkeys(row["contestant"] for case in cases for row in case["rows"]))
