@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 from fractions import Fraction
 
 import pytest
@@ -137,3 +138,22 @@ def test_a_dry_run_says_what_would_be(command, refused, text, tmp_path):
     assert str(tmp_path / "run") in out
     assert not (tmp_path / "run").exists()
     assert "seq_len: 100000" in refused("train", *argv, "--dry-run", "--seq_len", 100000)
+
+
+def test_half_a_surrogate_pair(refused, model):
+    assert "half a surrogate pair" in refused("generate", model, "--prompt", "a\ud800", "--backend", "numpy")
+
+
+@pytest.mark.parametrize("stop", [["zz"], ["b c"], ["c", "b"], ["d e", "e f"], ["f"], ["ab cd", "b cx"]])
+def test_stop_texts(stop, command, model, monkeypatch):
+    from unisono_tools.commands import generate
+
+    text = "ab cd ef"
+    monkeypatch.setattr(generate, "stream", lambda *_: ((token, False) for token in text.encode()))
+    expected = text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+    argv = ("generate", model, "--prompt", "> ", "--backend", "numpy", "--stop", json.dumps(stop))
+    assert command(*argv)[1] == f"> {expected}\n"
+
+
+def test_an_empty_stop_text(refused, model):
+    assert "stop: '' is in every text" in refused("generate", model, "--stop", '[""]', "--backend", "numpy")

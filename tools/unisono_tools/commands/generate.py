@@ -26,6 +26,7 @@ def run(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    stop: list[str] | None = None,
     backend: Literal["torch", "jax", "numpy", "onnx"] | None = None,
     tokenizer: str | None = None,
     dtype: Literal["float64", "float32", "bfloat16"] = "float32",
@@ -41,6 +42,7 @@ def run(
         top_k: draw among the k likeliest tokens only; 0 is all.
         top_p: draw among the likeliest tokens that together have this probability.
         seed: of the draws.
+        stop: texts that end the generation, and are not printed, as in '["\\n\\n"]'.
         backend: what computes; by default what is installed, and onnx for a .onnx file.
         tokenizer: its name, or the path of a tokenizer.json; the one that the model was trained with by default.
         dtype: compute dtype.
@@ -52,15 +54,41 @@ def run(
     sampling = Sampling(temperature, top_k, top_p, seed)
     reader = open_reader(path, backend, dtype, device)
     coder = load_tokenizer(tokenizer) if tokenizer else saved_tokenizer(path, reader.tokenizer)
-    decoder, ties = coder.decoder(), 0
+    ids = coder.encode(prompt)
+    decoder, ends, ties = coder.decoder(), Stops(stop or []), 0
     print(prompt, end="", flush=True)
-    for token, tie in stream(reader, coder.encode(prompt), max_new_tokens, sampling):
+    for token, tie in stream(reader, ids, max_new_tokens, sampling):
         ties += tie
-        print(decoder.feed(token), end="", flush=True)
-    print(decoder.end())
+        print(ends.feed(decoder.feed(token)), end="", flush=True)
+        if ends.reached:
+            break
+    print("" if ends.reached else ends.feed(decoder.end()) + ends.rest())
     if ties:
         print(f"{ties} of {max_new_tokens} choices were near-ties, which another backend's rounding could turn", file=sys.stderr)
     return 0
+
+
+class Stops:
+    """Text as it comes, up to the first of some texts; what may be the beginning of one is held back."""
+
+    def __init__(self, texts: list[str]) -> None:
+        if "" in texts:
+            raise InputError("stop: '' is in every text; give at least one character")
+        self.texts, self.held, self.reached = texts, "", False
+
+    def feed(self, text: str) -> str:
+        if self.reached:
+            return ""
+        self.held += text
+        found = [at for stop in self.texts if (at := self.held.find(stop)) >= 0]
+        self.reached = bool(found)
+        longest = max((n for stop in self.texts for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0)
+        cut = min(found) if found else len(self.held) - longest
+        out, self.held = self.held[:cut], self.held[cut:]
+        return out
+
+    def rest(self) -> str:
+        return "" if self.reached else self.held
 
 
 def stream(reader: Reader, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling) -> Iterator[tuple[int, bool]]:
