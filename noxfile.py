@@ -164,7 +164,7 @@ def jax(session: nox.Session) -> None:
     if HANDOVER in session.posargs:
         hand_over(session, "jax", environment)
         return
-    pytest(session, "impl_jax/tests", "tools/tests/training", environment=environment)
+    pytest(session, "impl_jax/tests", "tools/tests/training", "conformance/oracles/test_scipy.py", environment=environment)
     court(session, "jax", environment=environment)
 
 
@@ -213,7 +213,7 @@ def onnx(session: nox.Session) -> None:
     if HANDOVER in session.posargs:
         hand_over(session, "torch")
         return
-    pytest(session, "impl_torch/tests/onnx", "tools/tests/onnx")
+    pytest(session, "impl_torch/tests/onnx", "tools/tests/onnx", "conformance/oracles/test_torch.py")
     court(session, "onnx")
 
 
