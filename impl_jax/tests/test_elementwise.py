@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from unisono_conformance import numerics
+from unisono_conformance import judge, numerics
 from unisono_jax.ops.elementwise import gelu_tanh, sigmoid
 
 X = np.concatenate([-np.geomspace(0.1, 30, 25)[::-1], np.geomspace(0.1, 30, 25)]).astype(np.float32)
@@ -23,20 +24,25 @@ def test_slope_of_sigmoid(compiled):
     found = np.asarray((jax.jit(slope) if compiled else slope)(X), np.float64)
     _, wanted = logistic(X.astype(np.float64))
     # e^−x errs by an elementary function's few units; a sum, a quotient and a product follow
-    assert (np.abs(found - wanted) <= numerics.formula("float32", 1, gradient=True) * wanted).all()
+    judge.within(found, wanted, numerics.formula("float32", 1, gradient=True) * wanted)
+
+
+def gelu(x):
+    """z with GELU(x) = x σ(z); GELU, its terms; GELU', its terms; in float64."""
+    c = np.sqrt(8 / np.pi)
+    z = c * (x + 0.044715 * x**3)
+    value, slope = logistic(z)
+    inner = c * (1 + 3 * 0.044715 * x**2) * slope
+    return z, x * value, np.abs(x) * value, value + x * inner, value + np.abs(x) * inner
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_tails_of_gelu(compiled):
     """Where ½(1 + tanh) has rounded to 0: GELU(−5) is −2.3e-7. Roundings of the argument z cost |z| times as much of σ(z)."""
     x = X[(X > -6) & (X < 6)]
-    wide = x.astype(np.float64)
-    c = np.sqrt(8 / np.pi)
-    z = c * (wide + 0.044715 * wide**3)
-    value, slope = logistic(z)
-    found = np.asarray((jax.jit(gelu_tanh) if compiled else gelu_tanh)(x), np.float64)
-    assert (np.abs(found - wide * value) <= numerics.formula("float32", 1) * (1 + np.abs(z)) * np.abs(wide) * value).all()
-    wanted, terms = (value + part * c * (1 + 3 * 0.044715 * wide**2) * slope for part in (wide, np.abs(wide)))
-    g = jax.vmap(jax.grad(gelu_tanh))
-    found = np.asarray((jax.jit(g) if compiled else g)(x), np.float64)
-    assert (np.abs(found - wanted) <= numerics.formula("float32", 1, gradient=True) * (1 + np.abs(z)) * terms).all()
+    z, value, terms, slope, slope_terms = gelu(x.astype(np.float64))
+    condition = numerics.formula("float32", 1) * (1 + np.abs(z))
+    f, g = gelu_tanh, jax.vmap(jax.grad(gelu_tanh))
+    f, g = (jax.jit(f), jax.jit(g)) if compiled else (f, g)
+    judge.within(np.asarray(f(jnp.asarray(x)), np.float64), value, condition * terms)
+    judge.within(np.asarray(g(jnp.asarray(x)), np.float64), slope, numerics.GRADIENT * condition * slope_terms)
