@@ -144,6 +144,38 @@ def _aligned(a: np.ndarray) -> np.ndarray:
     return out
 
 
+@pytest.mark.parametrize("form", ["parallel", "recurrent"])
+def test_dropout_acts_in_training_alone(close, rng, form):
+    config = VARIANTS["adaptive"].replace(dropout=0.5)
+    model, tokens = model_of(config, "float32"), tokens_of(config, rng)
+    evaluated, _ = model.forward(tokens, form=form)
+    state = model.init_state(B)
+    quiet, _ = model.step(tokens[:, 0], state)
+    model.train()
+    for call in (lambda: model.forward(tokens, form=form), lambda: model.step(tokens[:, 0], state)):
+        with pytest.raises(InputError, match="rngs: None in training"):
+            call()
+    rngs = nnx.Rngs(3)
+    first, second = (model.forward(tokens, form=form, rngs=rngs)[0] for _ in range(2))
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, evaluated)
+    np.testing.assert_array_equal(model.forward(tokens, form=form, rngs=nnx.Rngs(3))[0], first)
+    assert not np.array_equal(model.step(tokens[:, 0], state, rngs=rngs)[0], quiet)
+    compiled = model.compiled().forward(tokens, form=form, rngs=nnx.Rngs(3))[0]
+    close(compiled, first, 100 * np.finfo(np.float32).eps)
+    ones = [np.ones((B, T, config.d_model), np.float32)] * config.n_updates
+    np.testing.assert_array_equal(model.forward(tokens, form=form, dropout=ones)[0], evaluated)
+    written = model.generate(tokens, 2).tokens
+    model.eval()
+    np.testing.assert_array_equal(model.forward(tokens, form=form)[0], evaluated)
+    np.testing.assert_array_equal(model.generate(tokens, 2).tokens, written)
+    masks = model_of(config.replace(dropout=0.25), "float32")
+    masks.train()
+    values, counts = np.unique(np.stack(masks._dropout((50, 40), None, nnx.Rngs(0))), return_counts=True)
+    np.testing.assert_array_equal(values, np.array([0, 1 / 0.75], np.float32))
+    assert abs(counts[0] / counts.sum() - 0.25) <= 5 * (0.25 * 0.75 / counts.sum()) ** 0.5  # five standard deviations of a share
+
+
 def test_bad_input_is_explained(rng):
     config = VARIANTS["adaptive"]
     model, tokens = model_of(config, "float32"), tokens_of(config, rng)

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 from jax.core import Tracer
-from unisono_spec.contract import Config, check_dtype, generation, state_dtype, zero_state
+from unisono_spec.contract import Config, InputError, check_dtype, generation, state_dtype, zero_state
 from unisono_spec.contract.checks import as_array, check_ids, check_inputs, check_reading, check_training
 from unisono_spec.contract.files import check_positions, save_params
 from unisono_spec.contract.generation import Generated
@@ -32,13 +32,14 @@ Noise = Sequence[jax.Array] | None
 class Model(nnx.Module):
     """A model in Flax NNX. Parameters keep the dtype they were made with; computation is in `dtype`.
 
-    `forward` and `step` may be traced (jax.jit, jax.grad, nnx.jit, jax.vmap); `compiled` has them jitted.
+    `forward` and `step` may be traced (jax.jit, jax.grad, nnx.jit, jax.vmap); `compiled` has them jitted. A model is made for
+    evaluation, `deterministic`; after `train()` the config's dropout acts, drawn from the `rngs` that a call is given.
     """
 
     def __init__(self, config: Config, dtype: str = "float32", implementation: str = "auto") -> None:
         resolve(implementation)
         check_x64(check_dtype(dtype))
-        self.config, self.dtype, self.implementation = config, dtype, implementation
+        self.config, self.dtype, self.implementation, self.deterministic = config, dtype, implementation, True
 
     def init_state(self, batch: int, capacity: int | None = None) -> State:
         """The state before the first token of `batch` sequences. capacity: the most tokens that softmax attention shall read.
@@ -65,12 +66,14 @@ class Model(nnx.Module):
         dropout: Dropout = None,
         noise: Noise = None,
         loads: list[jax.Array] | None = None,
+        rngs: nnx.Rngs | None = None,
     ) -> tuple[jax.Array, State]:
         """tokens [B, T] (frames [B, T, F]) → logits [B, T, V], the state after the last token.
 
         reset [B, T]: the sequence starts anew before this token. valid [B, T]: where false, the token is not read.
         form="recurrent" folds `step`; form="parallel" computes whole sequences, in chunks where the form has chunks.
-        dropout: what each residual update is multiplied by, `config.n_updates` arrays [B, T, D]; None is evaluation.
+        dropout: what each residual update is multiplied by, `config.n_updates` arrays [B, T, D]; None is evaluation, and after
+        `train()` what the config's rate draws from `rngs.dropout`.
         noise: what training adds in a noisy router, one array a layer; None is evaluation, as is every other model.
         loads: a list that receives each noisy router's mean share of its banks, [n] a layer; in the parallel form.
         Raises InputError on bad shapes and dtypes, and on ids outside the vocabulary where their values are known, not traced.
@@ -78,6 +81,7 @@ class Model(nnx.Module):
         tokens, reset, valid = _arrays(tokens, reset, valid)
         self._check(tokens, state, reset, valid)
         self._check_call(tokens, form, chunk_size, dropout, noise, loads)
+        dropout = self._dropout(tokens.shape[:2], dropout, rngs)
         state = self.init_state(*tokens.shape[:2]) if state is None else self._state(state)
         tokens, marks = self._tokens(tokens), Marks(*(None if m is None else jnp.asarray(m) for m in (reset, valid)))
         if form == "parallel":
@@ -93,13 +97,26 @@ class Model(nnx.Module):
         state, logits = lax.scan(fold, state, time_major)
         return jnp.swapaxes(logits, 0, 1), state
 
-    def step(self, token: Any, state: State, reset: Any = None, valid: Any = None) -> tuple[jax.Array, State]:
-        """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
+    def step(self, token: Any, state: State, reset: Any = None, valid: Any = None, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, State]:
+        """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it. rngs: as for `forward`."""
         token, reset, valid = _arrays(token, reset, valid)
         self._check(token, state, reset, valid, one=True)
+        return self._one(token, state, reset, valid, self._dropout(token.shape[:1], None, rngs))
+
+    def _one(self, token: Any, state: State, reset: Any, valid: Any, dropout: Dropout) -> tuple[jax.Array, State]:
         marks = Marks(*(None if m is None else jnp.asarray(m) for m in (reset, valid)))
-        x, state = self._read(self._tokens(token), self._state(state), Reading(marks), Training())
+        x, state = self._read(self._tokens(token), self._state(state), Reading(marks), Training(dropout))
         return self._head(x), state
+
+    def _dropout(self, shape: Sequence[int], given: Dropout, rngs: nnx.Rngs | None) -> Dropout:
+        """`given`, or after `train()` what the config's dropout draws for `shape` [B, (T)]; None without dropout."""
+        rate = self.config.dropout
+        if given is not None or self.deterministic or not rate:
+            return given
+        if rngs is None:
+            raise InputError("rngs: None in training with dropout; give rngs=nnx.Rngs(seed), or call eval() on the model")
+        kept = jax.random.bernoulli(rngs.dropout(), 1 - rate, (self.config.n_updates, *shape, self.config.d_model))
+        return list(kept.astype(state_dtype(self.dtype)) / (1 - rate))
 
     def compiled(self) -> Compiled:
         """This model with `forward` and `step` jitted, as its parameters are now. Traces are shared by equal models."""
@@ -183,18 +200,20 @@ class Compiled:
         chunk_size: int = 64,
         dropout: Dropout = None,
         noise: Noise = None,
+        rngs: nnx.Rngs | None = None,
     ) -> tuple[jax.Array, State]:
         """See `Model.forward`."""
         tokens, reset, valid = _arrays(tokens, reset, valid)
         self.model._check(tokens, state, reset, valid)
         self.model._check_call(tokens, form, chunk_size, dropout, noise)
+        dropout = self.model._dropout(tokens.shape[:2], dropout, rngs)
         return _forward(self.graph, form, chunk_size, self.params, tokens, state, reset, valid, dropout, noise)
 
-    def step(self, token: Any, state: State, reset: Any = None, valid: Any = None) -> tuple[jax.Array, State]:
+    def step(self, token: Any, state: State, reset: Any = None, valid: Any = None, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, State]:
         """See `Model.step`."""
         token, reset, valid = _arrays(token, reset, valid)
         self.model._check(token, state, reset, valid, one=True)
-        return _step(self.graph, self.params, token, state, reset, valid)
+        return _step(self.graph, self.params, token, state, reset, valid, self.model._dropout(token.shape[:1], None, rngs))
 
     def generate(
         self,
@@ -221,7 +240,8 @@ class Compiled:
     def _last(self, tokens: np.ndarray, state: State, valid: np.ndarray | None) -> tuple[np.ndarray, State]:
         """See `Model._last`. Tokens are padded to a power of two, so that few lengths are compiled."""
         if valid is None and tokens.shape[1] == 1:
-            logits, state = self.step(tokens[:, 0], state)
+            self.model._check(tokens[:, 0], state, None, None, one=True)
+            logits, state = _step(self.graph, self.params, tokens[:, 0], state, None, None, None)
             return np.asarray(logits), state
         padding = (1 << (tokens.shape[1] - 1).bit_length()) - tokens.shape[1]
         valid = np.ones(tokens.shape, bool) if valid is None else valid
@@ -239,8 +259,8 @@ def _forward(
 
 
 @partial(jax.jit, static_argnums=0)
-def _step(graph: Any, params: Any, token: Any, state: Any, reset: Any, valid: Any) -> Any:
-    return nnx.merge(graph, params).step(token, state, reset, valid)
+def _step(graph: Any, params: Any, token: Any, state: Any, reset: Any, valid: Any, dropout: Any) -> Any:
+    return nnx.merge(graph, params)._one(token, state, reset, valid, dropout)
 
 
 @partial(jax.jit, static_argnums=0)

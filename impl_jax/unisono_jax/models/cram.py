@@ -40,10 +40,10 @@ class CRAM(Model):
             return binary_digits(tokens, self.config.code_bits, self.dtype)
         return self.embedding(tokens, self.dtype) if self.config.codes == "embedding" else tokens.astype(self.dtype)
 
-    def readout(self, xi: jax.Array, dropout: Dropout = None) -> jax.Array:
+    def readout(self, xi: jax.Array, dropout: Dropout = None, rngs: nnx.Rngs | None = None) -> jax.Array:
         """f_θ of the fixed scheme (eq 6): ξ [..., code] → logits [..., V]. No mixing over time."""
         check_code(self.config, xi=xi, dropout=dropout, array=ARRAYS)
-        return self._head(self._below(xi, dropout))
+        return self._head(self._below(xi, self._dropout(xi.shape[:-1], dropout, rngs)))
 
     def _below(self, xi: jax.Array, dropout: Dropout) -> jax.Array:
         """What the head is given."""
