@@ -115,7 +115,7 @@ class Trial:
         if self.is_op:
             # `step` calls it `state`
             given = {name.removeprefix("initial_"): a for name, a in state.items()}
-            o, last = self._op("step", {**token, **given, **_present(marks)}, {})
+            o, last = self._op("step", {**token, **inputs.params, **given, **_present(marks)}, {})
             return o, self._named(last)
         return self.ask(self.model(inputs.params).step, token["tokens"], state, marks["reset"], marks["valid"])
 
@@ -131,14 +131,14 @@ class Trial:
         cotangents = do, tuple(last) if len(last) > 1 else last[0]
         op = self.case.op  # pyright: ignore[reportAttributeAccessIssue]
         o, last, g = self.ask(b.adapter.op_vjp, op, form, arrays, settings, *cotangents, b.device, b.implementation)
-        of_inputs, of_state = ({n: a for n, a in g.items() if n in group} for group in (inputs.arrays, inputs.state))
-        return Gradients({}, of_inputs, of_state, o, self._named(last))
+        each = ({n: a for n, a in g.items() if n in group} for group in (inputs.params, inputs.arrays, inputs.state))
+        return Gradients(*each, o, self._named(last))
 
     def _state(self, inputs: Inputs) -> Arrays | None:
         return inputs.state if inputs.state_given else None
 
     def _arguments(self, inputs: Inputs) -> Arrays:
-        return {**inputs.arrays, **inputs.state, **_present({"reset": inputs.reset, "valid": inputs.valid})}
+        return {**inputs.arrays, **inputs.params, **inputs.state, **_present({"reset": inputs.reset, "valid": inputs.valid})}
 
     def _named(self, last: OpState) -> Arrays:
         return dict(zip(self.case.states, parts(last), strict=True))  # pyright: ignore[reportAttributeAccessIssue]

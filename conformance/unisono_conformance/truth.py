@@ -167,7 +167,8 @@ def _slope(
         flat = _along(case, setting, steep, *weights, kind, sizes, "float64", None, ask=case.steep)
         narrow = any(name in case.narrow for name in directions)
         lost = numerics.TINY[dtype if narrow else state_dtype(dtype)] * sum(v.reshape(len(v), -1).sum(1) for v in sizes.values())
-        return true, numerics.formula(dtype, inputs.length, int(narrow), gradient=True) * np.abs(flat) + lost
+        summed = inputs.length * (inputs.batch if kind == "params" else 1)
+        return true, numerics.formula(dtype, summed, int(narrow), gradient=True) * np.abs(flat) + lost
     near = _rounded_inputs(inputs, dtype)
     centre = true if near is inputs else _along(case, setting, near, do, dstate, kind, directions, "float64", None)
     # the coordinates of one array have a budget in common: those of a large one are realisations enough

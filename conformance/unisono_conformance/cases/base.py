@@ -186,7 +186,8 @@ class ModelCase(Case):
 
 
 class OpCase(Case):
-    """One op. Its arrays are its own arguments, [B, T, …]; the state is `initial_state`, or its parts `initial_state.name`."""
+    """One op. Its arrays are its own arguments, [B, T, …]; those that all tokens share are its params; the state is `initial_state`, or its
+    parts `initial_state.name`."""
 
     level = "op"
     op: str
@@ -226,7 +227,7 @@ class OpCase(Case):
         def wide(a: np.ndarray) -> np.ndarray:
             return a if a.dtype.kind == "c" else a.astype(DTYPES[dtype])
 
-        arrays = {name: wide(a) for name, a in {**inputs.arrays, **inputs.state}.items()}
+        arrays = {name: wide(a) for name, a in {**inputs.arrays, **inputs.params, **inputs.state}.items()}
         state = [arrays.pop(name) for name in self.states]
         with np.errstate(invalid="ignore"):  # NaN where a token is not valid
             o, last = getattr(self.module, form)(

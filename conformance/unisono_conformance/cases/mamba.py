@@ -11,6 +11,7 @@ from unisono_conformance.cases.base import ModelCase
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.inputs import Arrays
 from unisono_conformance.cases.pairwise import pairwise
+from unisono_conformance.cases.selective_scan import SelectiveScan
 
 
 class Mamba(ModelCase):
@@ -58,4 +59,4 @@ FIELDS = {
     "n_layers": (1, 2),
 }
 
-CASES = (Mamba(),)
+CASES = (SelectiveScan(), Mamba())
