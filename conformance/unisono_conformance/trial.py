@@ -131,8 +131,9 @@ class Trial:
         cotangents = do, tuple(last) if len(last) > 1 else last[0]
         op = self.case.op  # pyright: ignore[reportAttributeAccessIssue]
         o, last, g = self.ask(b.adapter.op_vjp, op, form, arrays, settings, *cotangents, b.device, b.implementation)
-        each = ({n: a for n, a in g.items() if n in group} for group in (inputs.params, inputs.arrays, inputs.state))
-        return Gradients(*each, o, self._named(last))
+        groups = inputs.params, inputs.arrays, inputs.state
+        of_params, of_inputs, of_state = ({n: a for n, a in g.items() if n in group} for group in groups)
+        return Gradients(of_params, of_inputs, of_state, o, self._named(last))
 
     def _state(self, inputs: Inputs) -> Arrays | None:
         return inputs.state if inputs.state_given else None

@@ -67,6 +67,7 @@ class Model:
     def _state(self, state: Arrays | None) -> dict[str, torch.Tensor] | None:
         return None if state is None else {n: self._in(a) for n, a in state.items()}
 
+
 # Ops whose kernels walk token by token, which costs their interpreter seconds an example: there the room's own tests judge them, on a GPU
 # the court does.
 BY_TOKEN = ("selective_scan",)

@@ -15,7 +15,8 @@ Arrays = dict[str, np.ndarray]
 class Inputs:
     """`arrays` are [B, T, …] (a model's tokens; an op's x, s), `state` [B, …], reset and valid [B, T].
 
-    params: a model's parameters; an op's arguments that all tokens share. dropout, noise: what training multiplies and adds, [B, T, …] each. state_given: whether a model is handed the state, or is to begin
+    params: a model's parameters; an op's arguments that all tokens share. dropout, noise: what training multiplies and adds, [B, T, …]
+    each. state_given: whether a model is handed the state, or is to begin
     with its own, which `state` then is.
     """
 

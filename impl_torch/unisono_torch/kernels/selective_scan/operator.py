@@ -33,8 +33,9 @@ TILE = 64  # tokens between saved states
 # Measured on an H100 (docs/results/kernels-scan-h100.md).
 RATE = 1  # channels a thread holds states of
 REGISTERS = {"forward": None, "ends": None, "backward": 168}  # a thread, at most
-# Warps that keep a GPU of about 130 multiprocessors busy; where a launch has fewer, time is cut, which costs another sweep.
-WARPS = 512
+# Warps that keep a GPU of about 130 multiprocessors busy; where a launch has a third of them or fewer, time is cut: another sweep, but each
+# is shorter.
+WARPS = 1536
 SHORTEST = 4  # tiles a segment, at least
 
 
@@ -55,7 +56,8 @@ def make_cut(kernel: str, batch: int, length: int, width: int, states: int, inte
     constants = {"ROWS": 32 // lanes, "TILE": tile, "RATE": RATE, "LANES": lanes}
     block = RATE * 32 // lanes
     count = -(-length // tile)
-    segments = max(1, min(WARPS // max(1, batch * -(-width // block)), count // (1 if interpreted else SHORTEST)))
+    parallel = WARPS // max(1, batch * -(-width // block))
+    segments = max(1, min(parallel, count // (1 if interpreted else SHORTEST))) if parallel >= 3 else 1
     tiles = -(-count // segments)
     return Cut(constants, block, 1, None if interpreted else REGISTERS[kernel], -(-count // tiles), tiles)
 
