@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from unisono_conformance import numerics
 
 EPS = 1e-6
 NAMES = ("o", "S", "z", "dq", "dk", "dv", "dS", "dz", "dtau")
@@ -115,14 +116,9 @@ def written_out(case: Case, given: dict[str, Any], sign: float = 1.0) -> dict[st
     }  # fmt: skip
 
 
-def bound(case: Case, name: str, terms: Tensor) -> Tensor:
-    """How far `name` may lie from the exact one, given the sum of its terms' absolute values.
-
-    A value errs by two roundings each time it is rounded (once more for being off itself; Triton's interpreter truncates). In float32 a
-    term meets at most 2T + K + V roundings in sums, which accumulate as their square root, times 4 with overwhelming probability
-    (Higham & Mary 2019, theorem 2.4), and 24 others: of φ, products, D, quotients, twice on the way back.
-    """
-    u, wide = torch.finfo(case.dtype).eps / 2, torch.finfo(torch.float32).eps / 2
-    count = case.batch * case.heads * case.length * case.K if name == "dtau" else 2 * case.length + case.K + case.V
-    smallest = torch.finfo(case.dtype).smallest_normal
-    return (2 * ROUNDINGS[name] * u + (24 + 4 * math.sqrt(count)) * wide) * terms.abs() + smallest
+def budget(case: Case, name: str, terms: Tensor) -> Tensor:
+    """How far `name` may lie from the exact one, given the sum of its terms' absolute values."""
+    dtype = str(case.dtype).removeprefix("torch.")
+    length = case.batch * case.heads * case.length * case.K if name == "dtau" else case.length
+    factor = numerics.formula(dtype, length, ROUNDINGS[name], gradient=name.startswith("d"))
+    return factor * terms.abs() + numerics.TINY[dtype]
