@@ -126,7 +126,8 @@ def test_inspect(command, model, tmp_path):
 
 
 def test_a_dry_run_says_what_would_be(command, refused, text, tmp_path):
-    argv = ("--config", "cram-1m", "--data.corpus", text, "--seq_len", 16, "--batch-size", 4, "--epochs", 2, "--out", tmp_path / "run")
+    argv = ("--config", "cram-1m", "--data.corpus", text, "--seq_len", 16, "--batch-size", 4, "--epochs", 2, "--backend", "jax")
+    argv = (*argv, "--out", tmp_path / "run")
     code, out, _ = command("train", *argv, "--dry-run")
     assert code == 0
     lines = dict(line.split(maxsplit=1) for line in out.splitlines())

@@ -208,7 +208,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, sum(
 """
 
 
-@pytest.mark.parametrize(("name", "megabytes"), [("bytes", 256), ("byte level", 3)])
+@pytest.mark.parametrize(("name", "megabytes"), [("bytes", 192), ("byte level", 3)])
 def test_memory_does_not_grow_with_the_text(subwords, tmp_path, name, megabytes):
     path = tmp_path / "text.txt"
     line = "\r\n\r\nВсе счастливые семьи похожи " * 20
