@@ -38,9 +38,7 @@ class Cell(nnx.Module):
         self, x: jax.Array, state: mom_gru.State, read: Reading, noise: Mask, temperature: float
     ) -> tuple[jax.Array, mom_gru.State]:
         """x [B, D] or [B, T, D] → h, the state after it."""
-        if read.chunk_size is None:
-            return mom_gru.step(x, self.arrays(), state, *read.marks, noise, temperature)
-        return mom_gru.hoisted(x, self.arrays(), state, *read.marks, read.chunk_size, noise, temperature, read.implementation)
+        return read(mom_gru, x, self.arrays(), state, noise=noise, temperature=temperature)
 
     def load(self, x: jax.Array, before: jax.Array, h: jax.Array, marks: Marks, noise: Mask, temperature: float) -> jax.Array:
         """The mean share of each bank [n] over the valid tokens of x [B, T, D]; before [B, D] and h [B, T, D]: as the call knows them."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from unisono_jax.ops import position
+from unisono_jax.ops import mom_gru, position
 
 Mask = jax.Array | None
 
@@ -49,11 +49,12 @@ class Reading:
     def one_token(self) -> bool:
         return self.chunk_size is None
 
-    def __call__(self, op: Any, *inputs: Any, more: tuple = ()) -> tuple[jax.Array, Any]:
-        """Outputs and the state after them; the last of `inputs` is the state before. more: what the op takes after the marks."""
+    def __call__(self, op: Any, *inputs: Any, **more: Any) -> tuple[jax.Array, Any]:
+        """Outputs and the state after them; the last of `inputs` is the state before. more: the op's own options."""
         if self.one_token:
-            return op.step(*inputs, *self.marks, *more)
-        return op.parallel(*inputs, *self.marks, *more, self.chunk_size, self.implementation)
+            return op.step(*inputs, *self.marks, **more)
+        whole = op.hoisted if op is mom_gru else op.parallel
+        return whole(*inputs, *self.marks, chunk_size=self.chunk_size, implementation=self.implementation, **more)
 
     def positions(self, before: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The position of each of `tokens`, and how many tokens the sequences then hold; `before` [B]: and held."""

@@ -63,7 +63,7 @@ class CRAM(Model):
         for i, layer in enumerate(self.layers):
             u, s = layer.scored_input(x, where)
             name = f"layers.{i}.xi"
-            xi, out[name] = read(weighted_sum, u, s, state[name], more=(self.config.exclusive,))
+            xi, out[name] = read(weighted_sum, u, s, state[name], exclusive=self.config.exclusive)
             x = layer(x, xi, training.mask(i))
         return x, out
 

@@ -126,6 +126,11 @@ class Config:
         return ()
 
     @property
+    def routers(self) -> tuple[str, ...]:
+        """Names that each noisy router's `balance_bias` and `balance_load` begin with, in the order of `forward`'s `loads`."""
+        return ()
+
+    @property
     def reads_frames(self) -> bool:
         """Whether inputs are real frames `[B, T, F]` instead of token ids `[B, T]`."""
         return False

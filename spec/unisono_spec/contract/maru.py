@@ -61,6 +61,10 @@ class MARUConfig(Config):
         """Gumbel noise for each bank of each layer, with router="gumbel" only."""
         return (self.n_banks,) * self.n_layers if self.router == "gumbel" else ()
 
+    @property
+    def routers(self) -> tuple[str, ...]:
+        return tuple(f"layers.{i}.cell" for i in range(len(self.noise_widths)))
+
     def params(self) -> dict[str, Param]:
         """Every parameter, in order. `balance_bias` and `balance_load` are buffers that training's balancing rule updates."""
         d, std = self.d_model, parts.residual_std(self.n_layers) if self.prenorm else parts.STD

@@ -94,8 +94,8 @@ class Trainer:
                 opt = self.train.optimizer
                 factor = opt.clip / result.norm if opt.clip and result.norm > opt.clip else 1.0
                 self.named, self.opt_state = _update(self.config, opt, self.named, self.opt_state, grads, factor, lr)
-                for i, load in enumerate(loads):
-                    names = [f"layers.{i}.cell.{name}" for name in ("balance_bias", "balance_load")]
+                for router, load in zip(self.config.routers, loads, strict=True):
+                    names = [f"{router}.{name}" for name in ("balance_bias", "balance_load")]
                     bias, average = (self.buffers[name] for name in names)
                     rate = self.config.balance_rate
                     self.buffers |= dict(zip(names, balanced(bias, average, load.astype(bias.dtype), rate), strict=True))

@@ -79,8 +79,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        for i, load in enumerate(loads):
-            bias, average = (self.buffers[f"layers.{i}.cell.{name}"] for name in ("balance_bias", "balance_load"))
+        for router, load in zip(self.config.routers, loads, strict=True):
+            bias, average = (self.buffers[f"{router}.{name}"] for name in ("balance_bias", "balance_load"))
             moved = balanced(bias, average, load.to(bias.dtype), self.config.balance_rate)
             bias.copy_(moved[0])
             average.copy_(moved[1])
