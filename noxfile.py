@@ -256,6 +256,13 @@ def services(session: nox.Session) -> None:
 
 
 @nox.session
+def badinput(session: nox.Session) -> None:
+    """Bad inputs to the command by the thousand, drawn at random: texts in every argument, damage to every file. -- --number N --seed S"""
+    install(session, "-e", ".[onnx-export,tools]")
+    session.run("python", "tools/tests/badinput/run.py", *session.posargs)
+
+
+@nox.session
 def dist(session: nox.Session) -> None:
     """Build the wheel; install it away from the checkout, bare and with each extra."""
     install(session, "build", "hatchling")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,8 +56,28 @@ def _no_device(device: Any) -> InputError:
     return InputError(f"device: {shown(device)} is not here; JAX sees {known}; install a JAX for it or leave device out")
 
 
+class _Process:
+    """Whether JAX has computed here, and whether it had before this process was forked off."""
+
+    used = forked = False
+
+    @classmethod
+    def after_fork(cls) -> None:
+        cls.forked = cls.used
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Process.after_fork)
+
+
 def check_x64(dtype: str) -> str:
-    """`dtype`, if JAX keeps it: outside its 64-bit mode it turns float64 into float32 in silence."""
+    """`dtype`, if JAX keeps it: outside its 64-bit mode it turns float64 into float32 in silence.
+
+    Also where JAX still works at all: InputError in a process that was forked after JAX had computed.
+    """
+    if _Process.forked:
+        raise InputError("process: forked after JAX had computed, without its threads; start processes by multiprocessing's 'spawn'")
+    _Process.used = True
     if dtype == "float64" and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise InputError("dtype: 'float64' needs JAX's 64-bit mode; wrap the call in `with jax.enable_x64(True):` or set JAX_ENABLE_X64=1")
     return dtype

@@ -26,7 +26,7 @@ from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.errors import shown
 from unisono_spec.contract.files import write_bytes
 from unisono_spec.contract.memory import check_fits
-from unisono_spec.contract.plain import build, read_file, read_json
+from unisono_spec.contract.plain import build, is_file, read_file, read_json
 from unisono_spec.ops.elementwise import binary_digits, sigmoid
 
 from unisono_tools.data.batches import positions
@@ -194,6 +194,8 @@ class _Summed:
 
 
 def _file_sha256(path: Path) -> str:
+    if not is_file(path):
+        raise InputError(f"{path}: truncated or missing (no such file); {AGAIN}")
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from unisono_spec.contract import Config, check_dtype, generation, state_dtype
 from unisono_spec.contract.base import declared_states
-from unisono_spec.contract.checks import check_ids, check_inputs, check_reading, check_training
+from unisono_spec.contract.checks import as_array, check_ids, check_inputs, check_reading, check_training
 from unisono_spec.contract.files import check_positions, save_params
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import GREEDY, Sampling
@@ -149,8 +149,7 @@ class Model(nn.Module):
 
         valid [B, T]: which tokens of a ragged prompt count, padded left, right or between. What is returned says how to go on.
         """
-        given, counted = (None if a is None else torch.as_tensor(a).cpu().numpy() for a in (prompt, valid))
-        assert given is not None
+        given, counted = _numpy("prompt", prompt), None if valid is None else _numpy("valid", valid)
         return generation.generate(self.config, self._begin, self._last, given, max_new_tokens, sampling, state, n_generated, counted)
 
     @torch.no_grad()
@@ -214,3 +213,7 @@ class Model(nn.Module):
 
 def _padded(array: Tensor, axis: int, n: int) -> Tensor:
     return torch.cat([array, array.new_zeros(*array.shape[:axis], n, *array.shape[axis + 1 :])], axis)
+
+
+def _numpy(name: str, given: object) -> np.ndarray:
+    return given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(as_array(name, given))

@@ -11,7 +11,8 @@ import numpy as np
 
 from unisono_spec.contract.base import ANY, Config
 from unisono_spec.contract.checks import check_ids, check_inputs
-from unisono_spec.contract.errors import InputError
+from unisono_spec.contract.errors import InputError, shown
+from unisono_spec.contract.memory import check_fits
 from unisono_spec.contract.sampling import Sampling, choose
 
 PIECE = 512  # tokens of a prompt read at once: what a long prompt needs in memory is what so many need
@@ -60,6 +61,7 @@ def generate(
     check_ids(prompt, config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
     if valid is not None and not valid.any(1).all():
         raise InputError(f"valid: row {int(valid.any(1).argmin())} has no token that counts; give each row one at least")
+    check_fits(9 * len(prompt) * count, f"max_new_tokens: {count}", "generate fewer at once, and go on from what is returned")
     logits, state = _prompted(last, prompt, begin(state, len(prompt), prompt.shape[1] + count), valid)
     ids, ties = np.empty((len(prompt), count), np.int64), np.empty((len(prompt), count), bool)
     for n in range(count):
@@ -100,5 +102,5 @@ def roomy(config: Config, state: Mapping[str, Any], more: int, pad: Callable[[An
 
 def _count(name: str, value: Any) -> int:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool | np.bool_) or value < 0:
-        raise InputError(f"{name}: {value!r}; give an integer of 0 or more")
+        raise InputError(f"{name}: {shown(value)}; give an integer of 0 or more")
     return int(value)

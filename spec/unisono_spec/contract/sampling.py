@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from unisono_spec.contract.errors import InputError
+from unisono_spec.contract.errors import InputError, shown
 
 # Logits closer than this share of their spread may swap order between float32 backends.
 NEAR_TIE = 1e-5
@@ -32,20 +32,20 @@ class Sampling:
         for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("seed", int)):
             object.__setattr__(self, name, _number(name, getattr(self, name), kind))
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InputError(f"temperature: {self.temperature!r}; use 0 for greedy or a positive number")
+            raise InputError(f"temperature: {shown(self.temperature)}; use 0 for greedy or a positive number")
         if self.top_k < 0:
-            raise InputError(f"top_k: {self.top_k!r}; use 0 for all or a positive integer")
+            raise InputError(f"top_k: {shown(self.top_k)}; use 0 for all or a positive integer")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p: {self.top_p!r}; use a number in (0, 1]")
+            raise InputError(f"top_p: {shown(self.top_p)}; use a number in (0, 1]")
         if not 0 <= self.seed < 2**64:
-            raise InputError(f"seed: {self.seed!r}; use an integer from 0 to 2**64 - 1")
+            raise InputError(f"seed: {shown(self.seed)}; use an integer from 0 to 2**64 - 1")
 
 
 def _number(name: str, value: Any, kind: Callable[[Any], int | float]) -> int | float:
     """`value` as Python's, whichever library it comes from."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral if kind is int else numbers.Real):
         wanted = "an integer" if kind is int else "a number"
-        raise InputError(f"{name}: {value!r} has type {type(value).__name__}; give {wanted}")
+        raise InputError(f"{name}: {shown(value)} has type {type(value).__name__}; give {wanted}")
     try:
         return kind(value)
     except OverflowError:

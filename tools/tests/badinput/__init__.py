@@ -1,0 +1,1 @@
+"""Bad inputs to the command, drawn at random; `nox -s badinput` runs them."""
