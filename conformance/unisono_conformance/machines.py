@@ -134,6 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch")
     parser.add_argument("--dtype")
     parser.add_argument("--profile", default="dev")
+    parser.add_argument("--only", default="", help="settings that contain this text")
     parser.add_argument("--out", type=Path, default=Path("build/machines"))
     options = parser.parse_args(argv)
     rows: list[dict[str, Any]] = []
@@ -148,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
         add("spec in float32", "sums in random orders", share, name, int(share > 1))
     with tempfile.TemporaryDirectory() as folder:
         for impl in options.impl:
-            for setting in (s for s in SETTINGS if impl in s.impls):
+            for setting in (s for s in SETTINGS if impl in s.impls and options.only in str(s)):
                 add(impl, str(setting), *judged(setting, impl, options, Path(folder)))
     write_bytes(options.out / "machines.json", json.dumps(rows, indent=1).encode())
     return int(any(row["failed"] for row in rows))

@@ -12,6 +12,7 @@ from unisono_spec.contract.errors import InputError
 from unisono_spec.contract.files import write_bytes
 
 from unisono_conformance import numerics
+from unisono_conformance.adapter import load
 from unisono_conformance.cases import cases
 from unisono_conformance.cases.base import OpCase
 from unisono_conformance.cases.draw import Draw
@@ -37,7 +38,7 @@ def draws() -> dict[str, Draw]:
 
 def vector(draw: Draw, coordinates: bool = True) -> tuple[dict[str, np.ndarray], dict[str, str], Slopes]:
     """Arrays and metadata of one vector; its slopes, by coordinate or along random directions."""
-    trial = Trial(Bench(None, DTYPE, "parallel"), draw, "vectors", "")  # pyright: ignore[reportArgumentType]
+    trial = Trial(Bench(load("numpy"), DTYPE, "parallel"), draw, "vectors", "")
     case, inputs, random = trial.case, trial.running, draw.generator("marks")
     shape = (inputs.batch, inputs.length)
     inputs = inputs.replace(reset=random.random(shape) < 0.2, valid=random.random(shape) < 0.8)

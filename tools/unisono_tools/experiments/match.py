@@ -6,12 +6,11 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from typing import Any
 
 from unisono_spec.contract import Config, InputError, count_params, preset
 
-WITHIN = Fraction(1, 200)  # of the target, so that any two agree within 1 %
+PART = 200  # each within one in 200 of the target, so that any two agree within 1 %
 LAYERS = range(1, 65)
 SHAPES = 1.8  # how many times wider or narrower for its depth than the presets a config may be
 WIDEST = 1 << 15
@@ -99,7 +98,7 @@ def _nearest(name: str, family: Family, target: int, vocab: int) -> Config:
             for config in _around(family, target, vocab, n_layers, chosen):
                 count = count_params(config)
                 closest = count if abs(count - target) < abs(closest - target) else closest
-                if abs(Fraction(count, target) - 1) <= WITHIN:
+                if target - target // PART <= count <= target + target // PART:
                     distance = abs(math.log(config.d_model / n_layers / shape))
                     found.append((distance + 0.1 * rank, len(found), config))
     if not found:
