@@ -269,14 +269,3 @@ def training(errors: float, scale: float, terms: int) -> float:
     priori is of use, and realisations are asked again. `errors` is the largest of several whose parameters err before each step.
     """
     return TWO_PARTIES * SHARE * errors + formula("float64", terms) * scale
-
-
-def dense_kernel(dtype: str, roundings: int, count: int) -> tuple[float, float]:
-    """How far linear attention's kernel may be off: the factor of Σ|terms| of an output in `dtype`, and what is added to it.
-
-    A value errs by two roundings each time it is rounded (once more for being off itself; Triton's interpreter truncates). In float32 a
-    term meets at most `count` roundings in sums, which accumulate as their square root, times 4 with overwhelming probability
-    (Higham & Mary 2019, theorem 2.4), and 24 others: of φ, products, D, quotients, twice on the way back.
-    """
-    factor = 2 * roundings * U[dtype] + (24 + 4 * float(np.sqrt(count))) * U["float32"]
-    return factor, float(ml_dtypes.finfo(DTYPES[dtype]).smallest_normal)

@@ -116,17 +116,9 @@ def written_out(case: Case, given: dict[str, Any], sign: float = 1.0) -> dict[st
     }  # fmt: skip
 
 
-<<<<<<< HEAD
 def budget(case: Case, name: str, terms: Tensor) -> Tensor:
     """How far `name` may lie from the exact one, given the sum of its terms' absolute values."""
     dtype = str(case.dtype).removeprefix("torch.")
     length = case.batch * case.heads * case.length * case.K if name == "dtau" else case.length
     factor = numerics.formula(dtype, length, ROUNDINGS[name], gradient=name.startswith("d"))
     return factor * terms.abs() + numerics.TINY[dtype]
-=======
-def bound(case: Case, name: str, terms: Tensor) -> Tensor:
-    """How far `name` may lie from the exact one, given the sum of its terms' absolute values (numerics.dense_kernel)."""
-    count = case.batch * case.heads * case.length * case.K if name == "dtau" else 2 * case.length + case.K + case.V
-    factor, floor = numerics.dense_kernel(str(case.dtype).removeprefix("torch."), ROUNDINGS[name], count)
-    return factor * terms.abs() + floor
->>>>>>> d83944f (Mended on main: vectors name their adapter, bounds of new kernels and tests are numerics' own; machines -- --only)

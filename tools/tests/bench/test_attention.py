@@ -12,18 +12,11 @@ def test_a_run_on_a_cpu(tmp_path, capsys):
     assert main(["--repeats", "1", "--output", str(tmp_path / "run")]) == 0
     result = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert [len(case["rows"]) for case in result["cases"]] == [2, 1]
-<<<<<<< HEAD
     for case in result["cases"]:
         for row in case["rows"]:
             assert row["forward_ms"] > 0
             assert row["error_o"] < numerics.formula("float32", case["length"])
             assert row["error_gradient"] < numerics.formula("float32", case["length"], gradient=True)
-=======
-    for row in (row for case in result["cases"] for row in case["rows"]):
-        assert row["forward_ms"] > 0
-        assert row["error_o"] < numerics.rounding("float32", 128)
-        assert row["error_gradient"] < numerics.rounding("float32", 128)
->>>>>>> d83944f (Mended on main: vectors name their adapter, bounds of new kernels and tests are numerics' own; machines -- --only)
     text = (tmp_path / "run.md").read_text(encoding="utf-8")
     assert text.count("| plain |") == text.count("| unisono |") == 1
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
