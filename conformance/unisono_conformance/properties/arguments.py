@@ -23,13 +23,17 @@ NOISE = {"noise": ("absent", "given")}
 def rows(case: Case, can: Capabilities) -> tuple[str, ...]:
     """Arguments in which every level of each occurs beside every level of each other. An op's state is always given: absent is zeros."""
     levels = LEVELS if case.level == "model" and can.dropout else {n: LEVELS[n] for n in ("reset", "valid", "state")}
-    return _rows(tuple({**levels, **(NOISE if _noisy(case, _variant(case)) and can.dropout else {})}.items()))
+    return _rows(
+        tuple({**levels, **(NOISE if _noisy(case, _variant(case)) and can.dropout else {})}.items()), bool(can.dear) and case.loops
+    )
 
 
 @functools.cache
-def _rows(levels: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[str, ...]:
-    """With as few combinations of what is there at all as meet in pairs: a framework compiles for each."""
-    there = [tuple(row.values()) for row in pairwise({n: sorted({v != "absent" for v in of}, reverse=True) for n, of in levels}, bool)]
+def _rows(levels: tuple[tuple[str, tuple[str, ...]], ...], slow: bool) -> tuple[str, ...]:
+    """With as few combinations of what is there at all as meet in pairs: a framework compiles for each, and where that is slow noise
+    comes with dropout."""
+    presence = {n: sorted({v != "absent" for v in of}, reverse=True) for n, of in levels}
+    there = [tuple(row.values()) for row in pairwise(presence, lambda row: not slow or row.get("noise") in (None, row["dropout"]))]
     found = pairwise(dict(levels), lambda row: tuple(value != "absent" for value in row.values()) in there)
     return tuple(" ".join(f"{name}={value}" for name, value in row.items()) for row in found)
 

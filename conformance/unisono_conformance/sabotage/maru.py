@@ -106,6 +106,11 @@ def _widths(p, state, noise, draw):
     return draw((len(state[0]), 400, len(p["balance_bias"]))).astype(state[0].dtype)
 
 
+def _cool_noise(p, state, noise):
+    """The temperature divides the noise alone."""
+    return {} if noise is None else {"noise": noise / np.asarray(0.7, noise.dtype), "temperature": 1.0}
+
+
 def _over_rows(logits):
     e = np.exp(logits - logits.max(0))
     return e / e.sum(0)
@@ -181,6 +186,7 @@ SABOTAGES = (
     Sabotage("router noise in evaluation", "P16", given(_noisy)),
     Sabotage("router noise ignored in training", "P1", given(lambda p, state, noise: {"noise": None})),
     Sabotage("temperature ignored", "P1", given(lambda p, state, noise: {"temperature": 1.0})),
+    Sabotage("temperature divides the noise alone", "P1", given(_cool_noise)),
     Sabotage("balance bias acts in evaluation", "P13", given(_biased)),
     Sabotage("evaluation moves the balance load", "P13", model=lambda m: _Wrapped(m, "forward", _moved_load)),
 )  # fmt: skip
