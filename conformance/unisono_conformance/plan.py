@@ -190,7 +190,7 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     out = [*(d for d in REMEMBERED.get(item.prop.label, ()) if d.case == case.name), *item.more]
     gradient, can = "gradient" in item.prop.claims, item.bench.adapter.capabilities
     if item.prop.given is not None:
-        tried = variants(item) if profile.exhaustive else case.defaults[-1:]
+        tried = (item.prop.variant,) if item.prop.variant else variants(item) if profile.exhaustive else case.defaults[-1:]
         return out + [Draw(case.name, v, names[0], *shapes[0], given=given) for v in tried for given in item.prop.given(case, can)]
     # the truth of a gradient takes hundreds of evaluations of the spec, and a compiler unrolls loops
     by_coordinate = gradient and can.gradients_by_coordinate and not profile.exhaustive and case.level == "model"

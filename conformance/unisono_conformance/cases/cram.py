@@ -107,6 +107,7 @@ class CRAM(ModelCase):
 
     def __init__(self) -> None:
         small: dict[str, Any] = {"d_model": 8, "n_layers": 2, "ffn_mult": 1, "vocab_size": 7}
+        self.wide = CRAMConfig(**{**small, "d_model": 96}, code_bits=5)
         # a dropout rate in the config must not act in evaluation
         self.variants = {
             "fixed": CRAMConfig(**small, code_bits=5, dropout=0.25),
@@ -116,7 +117,7 @@ class CRAM(ModelCase):
         }
 
     def setting(self, draw: Draw) -> CRAMConfig:
-        config: CRAMConfig = self.variants[draw.variant]
+        config: CRAMConfig = super().setting(draw)
         if config.scheme == "fixed" and draw.regime in ("near_one", "forgetting"):
             return config.replace(decay=NEAR_ONE if draw.regime == "near_one" else FORGETTING)
         return config

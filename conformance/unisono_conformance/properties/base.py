@@ -42,6 +42,7 @@ class Property:
     applies: Callable[[Case, Capabilities], bool] = _always
     claims: tuple[str, ...] = ()  # capabilities that one example of it meets
     given: Callable[[Case, Capabilities], tuple[str, ...]] | None = None  # rows of arguments; each is an example of the last default
+    variant: str = ""  # the one that it is tried on, beside those of the case
     random: bool = True  # whether hypothesis draws more examples
 
     def judge(self, bench: Bench, draw) -> Trial:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from unisono_spec.contract import DTYPES
 
-from unisono_conformance.cases.inputs import stack
+from unisono_conformance import numerics
+from unisono_conformance.cases.inputs import Inputs, stack
 from unisono_conformance.properties.base import Property
 from unisono_conformance.trial import Trial
 
@@ -61,6 +63,39 @@ def reach(trial: Trial) -> None:
                 )
 
 
+def sees_far_in_narrow_formats(trial: Trial) -> None:
+    """A wide model in 16 bits sees a token as far back as rounding of what its layers hand on, and of no sum, leaves it visible.
+
+    The spec, rounded there, says how far: to where the last logits of three quarters of the rows still change. An implementation rounds
+    other sums, and so other rows change: of 24, fewer than a quarter of as many with a probability of 1e-9.
+    """
+    inputs, dtype = trial.inputs, DTYPES[trial.dtype]
+
+    def rounded(x: np.ndarray) -> np.ndarray:
+        return x.astype(dtype).astype(x.dtype)
+
+    def last(batch: Inputs) -> np.ndarray:
+        return trial.case.reference(trial.setting, batch, "parallel", "float32", rounded)[0][:, -1].astype(dtype)
+
+    def changed(a: np.ndarray, b: np.ndarray) -> int:
+        return int((a != b).any(-1).sum())
+
+    before, rows = last(inputs), inputs.batch
+    for time in range(inputs.length):
+        flipped = trial.case.flip(trial.setting, inputs, time)
+        should = changed(last(flipped), before)
+        if should >= 0.75 * rows:
+            break
+    else:
+        raise numerics.BudgetError(f"{trial.case.name}: no token is visible in {trial.dtype}; choose inputs that say more")
+    found = changed(trial.forward(flipped)[0][:, -1], trial.forward(inputs)[0][:, -1])
+    if found < should / 4:
+        trial.fail(
+            f"another token {inputs.length - 1 - time} tokens back changes the last logits of {found} rows of {rows}, of {should} where "
+            "no sum is rounded"
+        )
+
+
 def rows_independent(trial: Trial) -> None:
     """A row is what it would be alone, whatever its neighbours hold."""
     inputs = trial.running
@@ -100,6 +135,19 @@ PROPERTIES = (
         regimes=("tame",),
         own_shapes=True,
         random=False,
+    ),
+    Property(
+        "P5w",
+        "a wide model sees far in 16 bits",
+        sees_far_in_narrow_formats,
+        shapes=((24, 16, 16),),
+        dtypes=("bfloat16", "float16"),
+        regimes=("tame",),
+        own_shapes=True,
+        random=False,
+        given=lambda case, can: ("",),
+        variant="wide",
+        applies=lambda case, can: getattr(case, "wide", None) is not None,
     ),
     Property("P6", "batch rows are independent", rows_independent, random=False),
 )
