@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -50,6 +51,7 @@ def trap(tmp_path, monkeypatch):
     assert importlib.util.find_spec(TRAP)  # it could have been
 
 
+@functools.cache
 def _arguments(verb: str) -> list[Argument]:
     return of_class(TrainConfig) if verb == "train" else of_function(importlib.import_module(f"unisono_tools.commands.{verb}").run)
 
