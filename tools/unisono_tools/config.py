@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unisono_spec.contract import Config, InputError, preset
+from unisono_spec.contract.memory import check_fits
 from unisono_spec.contract.plain import build
 
 from unisono_tools.reading import dump_yaml
@@ -198,6 +199,8 @@ class TrainConfig:
         ):
             if not (fits and math.isfinite(value)):
                 yield f"{name}: {value} is not valid, {remedy}"
+        rows = self.batch_size * (self.seq_len + 1 if self.mode == "sequences" else 1)
+        yield from _too_large(rows)
         if self.accumulation >= 1 and self.batch_size % self.accumulation:
             yield f"accumulation: {self.accumulation} does not divide batch_size {self.batch_size}, use a divisor of it"
         if (self.mode == "positions") != (self.data.precomputed is not None):
@@ -209,6 +212,14 @@ class TrainConfig:
     def _disagreements(self, config: Config) -> Iterator[str]:
         if self.mode == "positions" and not config.precomputable:
             yield "mode: positions needs a model whose ξ depends on the data alone, use scheme=fixed with codes=binary or frame"
+
+
+def _too_large(ids: int) -> Iterator[str]:
+    """A minibatch of ids is drawn as 64-bit places and 64-bit ids."""
+    try:
+        check_fits(16 * ids, f"batch_size, seq_len: {ids} ids a step", "use less of either")
+    except InputError as error:
+        yield str(error)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -121,3 +121,9 @@ def test_other_schedules(kind):
     else:
         assert rates[59] == (2.0 + 0.5) / 2
         assert rates[-1] == 0.5
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 10**12}, {"seq_len": 10**15}, {"batch_size": 10**8, "seq_len": 10**8}])
+def test_a_batch_that_no_machine_holds_is_refused_before_it_is_drawn(changes):
+    with pytest.raises(InputError, match="memory"):
+        TrainConfig(**changes).validate()
