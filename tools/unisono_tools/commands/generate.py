@@ -96,8 +96,6 @@ def stream(reader: Reader, prompt: np.ndarray, max_new_tokens: int, sampling: Sa
     if not len(prompt):
         raise InputError("prompt: empty; give at least one token")
     state, given = None, prompt[None]
-    if not reader.config.reads_frames:
-        state = reader.init_state(1, len(prompt) + max_new_tokens)
     for number in range(max_new_tokens):
         found = reader.generate(given, 1, sampling, state, number)
         state, given = found.state, found.tokens
