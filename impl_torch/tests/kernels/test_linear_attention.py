@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from unisono_conformance import judge
+from unisono_conformance import judge, numerics
 from unisono_spec.contract import InputError
 from unisono_torch.kernels.linear_attention import linear_attention, operator, table
 from unisono_torch.ops import linear_attention as plain
@@ -109,6 +109,20 @@ def test_an_operator_that_compilers_know(device: str):
         a.requires_grad_()
     torch.use_deterministic_algorithms(False)
     torch.library.opcheck(torch.ops.unisono.linear_attention.default, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_second_derivatives(device: str):
+    given = inputs(Case(1, 3, 1, 3, 4, F32, "learned"), device)
+    leaves = [given[name].requires_grad_() for name in ("q", "k", "v", "S", "z", "tau")]
+
+    def twice(implementation: str) -> tuple[torch.Tensor, ...]:
+        q, k, v, S, z, tau = leaves
+        o, _ = mapped_attention.parallel(q, k, v, (S, z), None, None, "learned", tau, 4, implementation)
+        once = torch.autograd.grad(o.square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(torch.stack([g.square().sum() for g in once]).sum(), leaves)
+
+    for found, exact in zip(twice("triton"), twice("plain"), strict=True):
+        judge.within(found.cpu(), exact.cpu(), numerics.formula("float32", 3, 1, gradient=True) * exact.abs().max().cpu())
 
 
 def test_bad_input_is_named(device: str):

@@ -22,7 +22,7 @@ def linear_attention(
     """q, k [B, T, H, K], v [B, T, H, V] of one dtype, (S [B, H, K, V], z [B, H, K]), reset and valid [B, T] bool → o, final state.
 
     feature_map: "elu1", "relu" or "learned" (elu1(τx), tau [1]), applied inside; "none" where q and k are features already. o comes in
-    v's dtype, the state in float32. Differentiable once, in q, k, v, the state and tau.
+    v's dtype, the state in float32. Differentiable in q, k, v, the state and tau; a second time by plain operations.
     """
     S, z = initial_state
     batch, length, heads, width = q.shape

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unisono_torch.kernels.linear_attention import table
 from unisono_torch.kernels.registry import interpreted
+from unisono_torch.ops.transforms import again
 
 
 def _cut(way: str, dtype: torch.dtype, K: int, V: int) -> table.Cut:
@@ -152,13 +153,22 @@ def _setup(ctx, inputs, output) -> None:
 
 def _gradient(ctx, do, dS, dz, _):
     S, z, tau = ctx.saved_tensors[5:8]
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        inputs = *ctx.saved_tensors[2:], ctx.feature_map
+        return again(_plain, inputs, ctx.needs_input_grad, (do, dS, dz))
     dq, dk, dv, dS0, dz0, dtau = _backward(do, dS, dz, *ctx.saved_tensors, ctx.feature_map)
     return dq, dk, dv, dS0.to(S.dtype), dz0.to(z.dtype), None if tau is None else dtau, None, None, None
 
 
-def _no_second_gradient(ctx, *_):
-    raise NotImplementedError("the kernels of linear attention are differentiable once; for second derivatives use implementation='plain'")
+def _plain(q, k, v, S, z, tau, reset, valid, feature_map):
+    """The same in plain operations, for second derivatives."""
+    from unisono_torch.ops import linear_attention, mapped_attention
+
+    if feature_map == "none":
+        o, (S, z) = linear_attention.parallel(q, k, v, (S, z), reset, valid, implementation="plain")
+    else:
+        o, (S, z) = mapped_attention.parallel(q, k, v, (S, z), reset, valid, feature_map, tau, implementation="plain")
+    return o.to(v.dtype), S, z
 
 
 _forward.register_autograd(_gradient, setup_context=_setup)
-_backward.register_autograd(_no_second_gradient)
