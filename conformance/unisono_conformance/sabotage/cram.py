@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from unisono_spec.layers import cram as layer
+from unisono_spec.layers import norm
 from unisono_spec.models import cram as model
 from unisono_spec.ops import decayed_sum, position, weighted_sum
 from unisono_spec.ops.elementwise import binary_digits, sigmoid
@@ -335,7 +336,7 @@ SABOTAGES = (
     Sabotage("position bits least significant first", "P1", ((layer, "binary_digits", _low_bits_first),)),
     Sabotage("code bits least significant first", "P1", ((model, "binary_digits", _low_bits_first),)),
     Sabotage("k_scale forgotten", "P1", ((model, "scored_input", _score(k_scale=1.0)),)),
-    Sabotage("variance over n−1", "P1", ((model, "layer_norm", _sharper_norm), (layer, "layer_norm", _sharper_norm))),
+    Sabotage("variance over n−1", "P1", ((norm, "layer_norm", _sharper_norm), (layer, "layer_norm", _sharper_norm))),
     Sabotage("dropout in evaluation", "P1", model=_model(forward=_dropping)),
     Sabotage("nondeterministic last bit", "P16", model=_model(forward=_noisy)),
     Sabotage("crashes on an empty batch", "P11e", model=_model(forward=_crash_on_nobody), dies=IndexError),
