@@ -116,6 +116,11 @@ class Reader(Protocol):
         """What the file itself names, as ONNX graphs do."""
         ...
 
+    @property
+    def seq_len(self) -> int | None:
+        """How many tokens at once it was trained on, where the file itself says so."""
+        ...
+
     def init_state(self, batch: int, capacity: int | None = None) -> Running:
         """capacity: the most tokens that softmax attention, where the model has any, shall read."""
         ...

@@ -190,7 +190,7 @@ def _update(config: Config, opt: Optimizer, named: Named, opt_state: Any, grads:
 class Reader:
     """Pads each chunk to the next power of two, so that only a few lengths are ever compiled."""
 
-    tokenizer = None
+    tokenizer = seq_len = None
 
     def __init__(self, config: Config, params: Arrays, dtype: str = "float32", device: str | None = None) -> None:
         param_dtype = "float64" if dtype == "float64" else "float32"

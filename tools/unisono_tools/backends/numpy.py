@@ -19,7 +19,7 @@ class Trainer:
 
 
 class Reader:
-    tokenizer = None
+    tokenizer = seq_len = None
 
     def __init__(self, config: Config, params: Arrays, dtype: str = "float32", device: str | None = None) -> None:
         if device not in (None, "cpu"):

@@ -21,6 +21,14 @@ REMEDIES = {
 }
 
 
+def _seq_len(found: str | None, path: Path) -> int | None:
+    if found is None:
+        return None
+    if not (found.isascii() and found.isdigit() and len(found) < 10 and int(found)):
+        raise InputError(f"{path}: unisono.seq_len is {found[:40]!r}, expected a number of tokens; export it again")
+    return int(found)
+
+
 class Trainer:
     def __init__(self, train: TrainConfig, config: Config) -> None:
         raise InputError("backend: 'onnx' graphs have no gradients; train with torch or jax")
@@ -43,6 +51,7 @@ class Reader:
             raise InputError(f"{path}: an ONNX graph, but not one of unisono's; write it with `unisono export`")
         self.config: Config = read_config(self.metadata["unisono.config"], str(path))
         self.tokenizer = self.metadata.get("unisono.tokenizer")
+        self.seq_len = _seq_len(self.metadata.get("unisono.seq_len"), path)
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.inputs = {i.name for i in self.session.get_inputs()}
         self._check_graph(path)

@@ -55,7 +55,8 @@ def run(
     text = load_corpus(name, coder, field=data.field, **own)
     check_corpus(reader.config, text)
     ids = text.split(split)
-    window = default_window(reader.config, training.seq_len if training else SEQUENCE) if window is None else window
+    trained = training.seq_len if training else reader.seq_len or SEQUENCE
+    window = default_window(reader.config, trained) if window is None else window
     score = evaluate(reader, ids, limit, window)
     unit, engine = "pixels" if text.tokenizer is None else "tokens", type(reader).__module__.rsplit(".", 1)[-1]
     print(f"{path} on {name}, {split}: {score.targets:,} {unit}, backend {engine}")

@@ -8,7 +8,7 @@ from unisono_spec.contract.files import write_bytes
 
 from unisono_tools.backends import backend
 from unisono_tools.commands.arguments import call
-from unisono_tools.train.checkpoint import TOKENIZER, model_file, tokenizer_of
+from unisono_tools.train.checkpoint import TOKENIZER, model_file, tokenizer_of, training_of
 
 
 def run(checkpoint: str, out: str = "model.onnx", target: str = "portable") -> int:
@@ -20,7 +20,8 @@ def run(checkpoint: str, out: str = "model.onnx", target: str = "portable") -> i
         target: portable holds standard operators only; ort uses the one that onnxruntime adds for linear attention and selective scans.
     """
     path = model_file(Path(checkpoint))
-    backend("torch").export(path, Path(out), tokenizer_of(path), target)
+    training = training_of(path)
+    backend("torch").export(path, Path(out), tokenizer_of(path), training.seq_len if training else None, target)
     definition = path.with_name(TOKENIZER)
     if definition.is_file():
         write_bytes(Path(out).with_name(TOKENIZER), definition.read_bytes())

@@ -18,7 +18,7 @@ from unisono_tools.backends.base import Running
 
 
 class Reader:
-    tokenizer = None
+    tokenizer = seq_len = None
 
     def __init__(self, config: Config, params: Arrays, dtype: str = "float32", device: str | None = None) -> None:
         self.device = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
