@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,12 @@ from unisono_spec.contract.plain import build
 from unisono_tools.reading import dump_yaml
 
 BACKENDS = ("torch", "jax", "numpy", "onnx")
+
+
+def processes() -> tuple[int, int]:
+    """This process's number and how many train one model together, as torchrun says; alone, (0, 1)."""
+    size = int(os.environ.get("WORLD_SIZE") or 1)
+    return (int(os.environ.get("RANK") or 0), size) if size > 1 else (0, 1)
 
 
 def default_backend(training: bool = False) -> str:

@@ -180,3 +180,9 @@ def test_a_limit_of_time(backend, tiny):
     result = train(tiny(backend=backend, steps=50, max_minutes=1e-9))
     assert result.steps == 1
     assert train(tiny(backend=backend, steps=3)).steps == 3
+
+
+def test_a_number_of_a_process_that_is_alone_is_none(backend, tiny, monkeypatch):
+    # some schedulers set it for every job
+    monkeypatch.setenv("RANK", "3")
+    assert checkpoint.latest(train(tiny(backend=backend, steps=1)).run) is not None

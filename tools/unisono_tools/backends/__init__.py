@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
 from pathlib import Path
 
 from unisono_spec.contract import Config, InputError, nearest
 from unisono_spec.contract.files import load_params
 
 from unisono_tools.backends.base import Reader, Trainer
-from unisono_tools.config import BACKENDS, TrainConfig, default_backend
+from unisono_tools.config import BACKENDS, TrainConfig, default_backend, processes
 
 PACKAGES = {"torch": "torch", "jax": "jax", "numpy": "numpy", "onnx": "onnxruntime"}
 EXTRAS = {"torch": "unisono[torch]", "jax": "unisono[jax]", "onnx": "onnxruntime"}
@@ -32,7 +31,7 @@ def backend(name: str):
 def open_trainer(train: TrainConfig, config: Config) -> Trainer:
     """A trainer of `config` on the backend that `train` names."""
     name = train.backend or default_backend(training=True)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and name != "torch":
+    if processes()[1] > 1 and name != "torch":
         raise InputError(f"backend: {name!r} does not train in the processes of torchrun; use --backend torch, or start one process")
     return backend(name).Trainer(train, config)
 

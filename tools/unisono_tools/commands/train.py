@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from unisono_spec.contract import InputError
 
 from unisono_tools.commands.arguments import Argument, of_class, parse
-from unisono_tools.config import TrainConfig, from_dict
+from unisono_tools.config import TrainConfig, from_dict, processes
 from unisono_tools.train import checkpoint, train
 from unisono_tools.train.loop import load
 from unisono_tools.train.outlook import outlook
@@ -32,7 +31,7 @@ def main(argv: list[str]) -> int:
             print(f"{what:<12} {how_much}")
         return 0
     result = train(plan)
-    first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
+    first = processes()[0] == 0  # of several processes, one speaks
     if first:
         print(f"checkpoint: {result.checkpoint}")
     if result.best is not None and first:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import shlex
 import signal
 import time
@@ -18,7 +17,7 @@ from unisono_spec.contract.files import load_params, save_arrays, write_bytes
 
 from unisono_tools.backends import open_trainer
 from unisono_tools.backends.base import Batch, Trainer
-from unisono_tools.config import TrainConfig, check_continues, default_backend, dump, to_dict
+from unisono_tools.config import TrainConfig, check_continues, default_backend, dump, processes, to_dict
 from unisono_tools.data import Corpus, load_corpus
 from unisono_tools.evaluation import default_window, evaluate
 from unisono_tools.schedule import learning_rate
@@ -56,7 +55,7 @@ def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | N
     a checkpoint. SIGINT, SIGTERM and what else schedulers send end it likewise. Every random number is a function of (seed, step), so
     a continued run ends with the same weights as one that was never interrupted, bit for bit on equal software and thread count.
     """
-    console = console or Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
+    console = console or Console(stderr=True, quiet=processes()[0] > 0)
     config, run = train.validate(), train.folder
     corpus = load(train) if corpus is None else corpus
     train = dataclasses.replace(train, steps=steps_of(train, corpus))
@@ -65,7 +64,7 @@ def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | N
     seconds = min(seconds, 60 * train.max_minutes or math.inf)
     batches = loader(train, config, corpus)
     check_validation(corpus)
-    first = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
+    first = processes()[0] == 0
     # of several processes that torchrun starts, the first one holds the folder and writes
     with alone_in(run) if first else contextlib.nullcontext():
         found = checkpoints.newest(run)

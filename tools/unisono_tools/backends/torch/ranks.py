@@ -10,12 +10,14 @@ from torch import Tensor
 from unisono_spec.contract import InputError
 from unisono_torch.models import find_device
 
+from unisono_tools.config import processes
+
 
 class Ranks:
     """This process among `size` of them. Alone, every method gives back what it gets."""
 
     def __init__(self, device: str | None) -> None:
-        self.size, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        self.rank, self.size = processes()
         cuda = torch.cuda.is_available() if device is None else device.startswith("cuda")
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if self.size > 1 and cuda and device in (None, "cuda"):
