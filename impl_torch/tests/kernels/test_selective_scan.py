@@ -131,7 +131,17 @@ def upstream_of(case: Case, device: str) -> tuple[Tensor, Tensor]:
 
 
 def test_values_and_gradients(case: Case, device: str) -> None:
+    check(case, *inputs(case, device), device)
+
+
+def test_small_steps_keep_their_digits(device: str) -> None:
+    """softplus of what is far below 0, where nothing larger covers its error."""
+    case = Case(1, 3, 2, 4, torch.float32, marked=False)
     tensors, marks = inputs(case, device)
+    check(case, {**tensors, "dt": tensors["dt"] - 9, "D": 0 * tensors["D"], "initial_state": 0 * tensors["initial_state"]}, marks, device)
+
+
+def check(case: Case, tensors: dict[str, Any], marks: dict[str, Any], device: str) -> None:
     upstream = upstream_of(case, device)
     got = run(case, tensors, marks, upstream)
     exact = {name: a.double() for name, a in tensors.items()}
@@ -163,6 +173,12 @@ def test_a_reset_cuts_nan(device: str) -> None:
     assert torch.isnan(y[:, 4:6]).all()
     assert torch.isfinite(y[:, 6:]).all()
     assert torch.isfinite(final).all()
+    tensors, _ = inputs(case, device)
+    dy, dfinal = upstream_of(case, device)
+    dy[:, 8] = torch.nan
+    du = run(case, tensors, marks, (dy, dfinal))["du"]
+    assert torch.isfinite(du[:, :6]).all()
+    assert torch.isnan(du[:, 6:9]).all()
 
 
 def test_the_same_bits_twice_and_from_strided_inputs(device: str) -> None:
