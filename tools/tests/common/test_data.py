@@ -195,3 +195,15 @@ def test_epochs_are_steps_and_documents_reset(tiny, tmp_path):
     assert np.array_equal(batch.reset, (at[:, None] + np.arange(16)) % 40 == 0)
     assert np.array_equal(batch.inputs, text.train[at[:, None] + np.arange(16)])
     assert loader(dataclasses.replace(train, data=dataclasses.replace(data, documents="joined")), train.validate(), text)(3).reset is None
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["{'descr': '<f4', (", "(" * 5000, "{" * 200, "1", "\0", "{'descr': 'O', 'fortran_order': False, 'shape': (3, 2), }", "lambda: 0"],
+)
+def test_headers_of_frames_that_numpy_cannot_read(tmp_path: Path, header):
+    path = tmp_path / "frames.npy"
+    text = header.encode() + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(24))
+    with pytest.raises(InputError, match=r"frames\.npy"):
+        load_corpus(path)

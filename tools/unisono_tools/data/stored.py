@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from unisono_spec.contract import InputError
 from unisono_spec.contract.memory import memory
 
 SHARE = 8  # of the memory, the part that one file may take
-HEADER_ERRORS = (ValueError, TypeError, EOFError, SyntaxError, RecursionError, MemoryError, OverflowError)
+HEADER_ERRORS = (tokenize.TokenError, ValueError, TypeError, EOFError, SyntaxError, RecursionError, MemoryError, OverflowError)
 
 
 class _Descriptor:
