@@ -173,6 +173,7 @@ def test_a_reset_cuts_nan(device: str) -> None:
     assert torch.isnan(y[:, 4:6]).all()
     assert torch.isfinite(y[:, 6:]).all()
     assert torch.isfinite(final).all()
+    assert torch.isfinite(run(case, tensors, marks, upstream_of(case, device))["ddt"][:, 6:]).all()
     tensors, _ = inputs(case, device)
     dy, dfinal = upstream_of(case, device)
     dy[:, 8] = torch.nan
