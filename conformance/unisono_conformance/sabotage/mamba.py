@@ -16,8 +16,9 @@ NAMES = ("u", "dt", "A", "B", "C", "D", "initial_state", "reset", "valid", "chun
 def scan(change) -> tuple:
     """The parallel scan with some of its arguments changed: `change(arguments by name)` gives the changed ones."""
 
-    def run(*args):
-        given = dict(zip(NAMES, args, strict=True))
+    def run(*args, **more):
+        # models call it by place, the court by name
+        given = {"reset": None, "valid": None, **dict(zip(NAMES, args, strict=False)), **more}
         return SCAN(**{**given, **change(given)})
 
     return ((selective_scan, "parallel", run),)
@@ -33,7 +34,7 @@ def conv(change) -> tuple:
     return ((short_conv, "parallel", run),)
 
 
-def _held(u, dt, A, B, C, D, initial_state, reset, valid, chunk_size):
+def _held(u, dt, A, B, C, D, initial_state, reset=None, valid=None, chunk_size=64):
     """B discretised by zero-order hold, as A is."""
 
     def step(u, dt, B, C, h, reset, valid):
