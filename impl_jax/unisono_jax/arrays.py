@@ -42,6 +42,8 @@ def place(array: np.ndarray, device: Any = None) -> jax.Array:
             device = jax.devices(platform)[int(index or 0)]
         except (RuntimeError, IndexError, ValueError) as error:
             raise _no_device(device) from error
+    elif device is not None and not isinstance(device, (jax.Device, jax.sharding.Sharding)):
+        raise _no_device(device)
     array = np.array(array)  # on a CPU, JAX may keep the very memory that it is given
     try:
         return jnp.asarray(array) if device is None else jax.device_put(array, device)
