@@ -64,7 +64,7 @@ def test_a_model_inside_autocast_is_the_model_of_that_dtype(case: Any, variant: 
 @OP
 def test_ops_inside_autocast_keep_their_digits(case: Any, variant: str) -> None:
     settings, inputs = drawn(case, variant)
-    given = {name: from_numpy(a) for name, a in {**inputs.arrays, **inputs.state}.items()}
+    given = {name: from_numpy(a) for name, a in {**inputs.arrays, **inputs.state, **inputs.params}.items()}
     for form in ("parallel", "recurrent"):
         truth = _call(case.op, form, given, settings, "plain")
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -34,7 +34,7 @@ def function_of(case: Any, variant: str, form: str = "parallel") -> tuple[Callab
     masks = dict(zip(("reset", "valid"), (mark[:1] for mark in marks(5)), strict=True))
     how: dict[str, Any] = {"chunk_size": 3} if form == "parallel" else {}
     if not isinstance(case, ModelCase):
-        given = {name: from_numpy(a) for name, a in {**inputs.arrays, **inputs.state}.items()}
+        given = {name: from_numpy(a) for name, a in {**inputs.arrays, **inputs.state, **inputs.params}.items()}
         leaves = {name: a for name, a in given.items() if a.is_floating_point()}
 
         def op(at: Tensors) -> tuple[Tensor, ...]:

@@ -68,7 +68,7 @@ def test_states_of_models_are_their_own(case: Any, variant: str) -> None:
 @OP
 def test_states_of_ops_are_their_own(case: Any, variant: str) -> None:
     settings, inputs = drawn(case, variant)
-    given = {name: from_numpy(a) for name, a in {**inputs.arrays, **inputs.state}.items()}
+    given = {name: from_numpy(a) for name, a in {**inputs.arrays, **inputs.state, **inputs.params}.items()}
     for masks in ({}, dict(zip(("reset", "valid"), marks(LENGTH), strict=True))):
         for form in ("parallel", "recurrent"):
             chunks = {"chunk_size": 4} if form == "parallel" else {}

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -23,10 +23,13 @@ from unisono_tools.train.loop import Diverged
 
 
 @pytest.fixture
-def signalled(monkeypatch) -> Callable[[signal.Signals, int], None]:
+def signalled(monkeypatch) -> Iterator[Callable[[signal.Signals, int], None]]:
     """Have this process get a signal while it draws the batch of a step."""
+    before = {}
 
     def at(sent: signal.Signals, step: int) -> None:
+        # a job in the background has the keyboard's signal ignored
+        before[sent] = signal.signal(sent, signal.default_int_handler)
         left = [sent]
 
         def loader(*args):
@@ -41,7 +44,9 @@ def signalled(monkeypatch) -> Callable[[signal.Signals, int], None]:
 
         monkeypatch.setattr("unisono_tools.train.loop.loader", loader)
 
-    return at
+    yield at
+    for sent, handler in before.items():
+        signal.signal(sent, handler)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
