@@ -86,7 +86,7 @@ def test_each_accumulated_part_has_masks_of_its_own(backend, tiny):
     """Of two parts that are alike: with one mask for both, their loss would be that of the first."""
     train = tiny(overrides={"dropout": 0.5}, backend=backend, dtype="float64", batch_size=2)
     half = _batch(train)
-    both = Batch(*(np.concatenate([a, a]) for a in (half.inputs, half.targets)))
+    both = Batch(np.concatenate([half.inputs] * 2), np.concatenate([half.targets] * 2))
     alone = _trainer(train).gradient(half, 0)[0].loss
     twice = _trainer(dataclasses.replace(train, batch_size=4, accumulation=2)).gradient(both, 0)[0].loss
     assert abs(twice - alone) > numerics.OTHER_MACHINE * numerics.formula("float64", both.inputs.size) * alone
