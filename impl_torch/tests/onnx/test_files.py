@@ -70,6 +70,14 @@ def test_other_dtypes_are_refused(dtype: str, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_names_are_unicode(tmp_path: Path) -> None:
+    """A file's name may be any bytes, which Python holds as halves of surrogate pairs; ONNX's are UTF-8."""
+    for name, metadata in (("\udcff.onnx", {}), ("a.onnx", {"unisono.tokenizer": "\udcff"})):
+        with pytest.raises(InputError, match="is no Unicode text"):
+            export(model("binary"), tmp_path / name, metadata)
+    assert not any(tmp_path.iterdir())
+
+
 def test_metadata_must_be_strings(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"json\.dumps"):
         export(model("binary"), tmp_path / "a.onnx", {"vocabulary": [1]})  # pyright: ignore[reportArgumentType]

@@ -61,6 +61,11 @@ def export(model: Any, path: str | Path, metadata: Mapping[str, str] | None = No
         if key == CONFIG_KEY:
             raise InputError(f"metadata: {shown(key)} is the model's own config; choose another name")
     path = Path(path)
+    for name, text in (("path", str(path)), *(("metadata", f"{key}: {value}") for key, value in (metadata or {}).items())):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name}: {shown(text)} is no Unicode text ({error.reason}), and ONNX knows no other; rename it") from error
     # torch's exporter and what it traces with are one a process: threads take turns
     with _exporting, cannot_be_written(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -198,6 +198,11 @@ def test_what_a_machine_refuses_is_one_line(capsys, error, word):
     assert word in err
 
 
+@pytest.mark.parametrize("text", ["1__0", "_1", "1_", "1" * 40, "٣", "1.0", "0x10", "- 1"])
+def test_what_is_no_integer(refused, text):
+    assert "max_new_tokens" in refused("generate", "nothing", f"--max_new_tokens={text}")
+
+
 @pytest.mark.parametrize("error", [RuntimeError("shapes"), TypeError("x"), KeyError("x"), ZeroDivisionError(), AssertionError()])
 def test_a_fault_of_ours_keeps_its_traceback(error):
     def work() -> int:

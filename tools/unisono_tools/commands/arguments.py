@@ -24,7 +24,7 @@ from unisono_spec.contract.plain import expected, typed
 from unisono_tools.reading import parse_yaml, read_yaml
 
 REQUIRED = dataclasses.MISSING
-_INTEGER, _NUMBER = re.compile(r"[-+]?[0-9][0-9_]{0,29}"), re.compile(r"[-+]?[0-9._]{1,40}([eE][-+]?[0-9]{1,6})?|[-+]?inf|nan")
+_INTEGER, _NUMBER = re.compile(r"[-+]?[0-9](_?[0-9]){0,29}"), re.compile(r"[-+]?[0-9._]{1,40}([eE][-+]?[0-9]{1,6})?|[-+]?inf|nan")
 
 
 @dataclasses.dataclass(frozen=True)
