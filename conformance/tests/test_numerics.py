@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from unisono_conformance import ledger, numerics, truth
 from unisono_conformance.cases import case
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.pairwise import pairwise
-from unisono_conformance.patches import patched
+from unisono_conformance.judging import numerics, truth
+from unisono_conformance.judging.patches import patched
+from unisono_conformance.report import ledger
 
 ROOT = Path(__file__).parents[2]
 JUDGED = ("conformance", "spec/tests", "impl_jax/tests", "impl_torch/tests")
@@ -86,19 +87,19 @@ def test_useless_budget_is_an_error() -> None:
 
 
 def test_inputs_that_say_too_little_are_drawn_anew() -> None:
-    def judge(bench: int, draw: Draw) -> int:
-        if draw.seed < bench:
+    def judge(target: int, draw: Draw) -> int:
+        if draw.seed < target:
             raise numerics.BudgetError("too wide")
         return draw.seed
 
     def item(first_useful_seed: int) -> Any:
-        return SimpleNamespace(prop=SimpleNamespace(judge=judge), bench=first_useful_seed)
+        return SimpleNamespace(prop=SimpleNamespace(judge=judge), target=first_useful_seed)
 
-    draw, line = Draw("lat", "linear", seed=5), ledger.Line(item(0))
-    assert [ledger._judged(item(n), draw, line) for n in (0, 6, 8)] == [5, 6, 8]
-    assert line.redrawn == 0 + 1 + 3
+    draw, result = Draw("lat", "linear", seed=5), ledger.Result(item(0))
+    assert [ledger._judged(item(n), draw, result) for n in (0, 6, 8)] == [5, 6, 8]
+    assert result.redrawn == 0 + 1 + 3
     with pytest.raises(numerics.BudgetError):
-        ledger._judged(item(9), draw, line)
+        ledger._judged(item(9), draw, result)
 
 
 def test_share_is_infinite_without_a_number() -> None:

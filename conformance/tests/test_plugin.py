@@ -13,7 +13,7 @@ from unisono_conformance import plan
 from unisono_conformance.adapter import load
 from unisono_conformance.cases import cases
 from unisono_conformance.plan import Selection
-from unisono_conformance.report import known_gaps
+from unisono_conformance.report.gaps import known_gaps
 from unisono_spec.contract.errors import InputError
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"

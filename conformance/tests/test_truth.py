@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from unisono_conformance import numerics, truth
 from unisono_conformance.cases import case
 from unisono_conformance.cases.draw import Draw
-from unisono_conformance.store import Store
+from unisono_conformance.judging import numerics, truth
+from unisono_conformance.judging.store import Store
 from unisono_spec.contract import InputError
 
 

@@ -6,11 +6,11 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from unisono_conformance.adapter import Capabilities
+from unisono_conformance.adapter import Capabilities, Target
 from unisono_conformance.cases.draw import Draw
-from unisono_conformance.patches import Patch, patched
+from unisono_conformance.judging.judge import Disagreement
+from unisono_conformance.judging.patches import Patch, patched
 from unisono_conformance.properties import find
-from unisono_conformance.trial import Bench, Disagreement
 from unisono_spec import create
 from unisono_spec.contract import DTYPES
 from unisono_spec.ops import decayed_sum
@@ -45,6 +45,6 @@ def test_a_sum_rounded_before_it_is_read_is_seen(dtype: str) -> None:
 
     draw = Draw("cram", "wide", "tame", 24, 16, 16)
     honest, wrong = (cast(Any, Narrow(*patches)) for patches in ((), ((decayed_sum, "parallel", hidden),)))
-    find("P5w").judge(Bench(honest, dtype, "parallel"), draw)
+    find("P5w").judge(Target(honest, dtype, "parallel"), draw)
     with pytest.raises(Disagreement, match="tokens back changes the last logits of"):
-        find("P5w").judge(Bench(wrong, dtype, "parallel"), draw)
+        find("P5w").judge(Target(wrong, dtype, "parallel"), draw)

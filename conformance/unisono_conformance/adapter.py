@@ -133,7 +133,7 @@ class Adapter(Protocol):
 
     name: str
     capabilities: Capabilities
-    known_gaps: Path | None  # a TOML file that the implementation owns; see `report.known_gaps`
+    known_gaps: Path | None  # a TOML file that the implementation owns; see `report.gaps`
     warnings: tuple[str, ...]
 
     def build(self, config: Config, params: Arrays, dtype: str, device: str, implementation: str) -> Model:
@@ -164,6 +164,24 @@ class Adapter(Protocol):
         """(o, final_state, gradients): gradients of Σ do·o + Σ dstate·final_state by argument name: x, s where the op has it,
         initial_state (or its parts)."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is judged: an implementation, and how it is asked to run."""
+
+    adapter: Adapter
+    dtype: str
+    form: str
+    device: str = "cpu"
+    implementation: str = "plain"
+    long_length: int = 2000  # of P10
+    exhaustive: bool = False  # every coordinate of every gradient
+    impl: str = ""  # what the adapter was asked for by
+
+    @property
+    def dear(self) -> bool:
+        return not self.exhaustive and self.implementation in self.adapter.capabilities.dear
 
 
 def grouped(arrays: Mapping[str, Any]) -> dict[str, Any]:

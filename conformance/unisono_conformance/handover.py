@@ -21,13 +21,13 @@ from unisono_spec import create
 from unisono_spec.contract.errors import InputError
 from unisono_spec.contract.files import load_arrays, load_params, load_state, save_arrays, save_params, save_state
 
-from unisono_conformance import truth
 from unisono_conformance.adapter import Arrays, load
 from unisono_conformance.cases import cases
 from unisono_conformance.cases.base import Case, ModelCase
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.inputs import Inputs
-from unisono_conformance.numerics import share
+from unisono_conformance.judging import truth
+from unisono_conformance.judging.numerics import share
 
 STEPS = ("jax", "torch", "onnxruntime", "check")
 LENGTH = 24  # of the sequence that the steps share

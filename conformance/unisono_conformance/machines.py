@@ -26,11 +26,11 @@ from unisono_spec import create
 from unisono_spec.contract.files import write_bytes
 from unisono_spec.ops import elementwise
 
-from unisono_conformance import numerics, truth
 from unisono_conformance.cases import cases
 from unisono_conformance.cases.base import ModelCase
 from unisono_conformance.cases.draw import Draw
-from unisono_conformance.patches import Patch, patched
+from unisono_conformance.judging import numerics, truth
+from unisono_conformance.judging.patches import Patch, patched
 
 DTYPE = "float32"
 DRAWS = 16  # random orders of each config

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from unisono_spec.contract.errors import InputError
 
-from unisono_conformance import adapter, plan, report, truth
-from unisono_conformance.ledger import Ledger, Line
+from unisono_conformance import adapter, plan
+from unisono_conformance.judging import truth
+from unisono_conformance.report import summary
+from unisono_conformance.report.gaps import Gap, known_gaps
+from unisono_conformance.report.ledger import Ledger, Result
 
 NARROWING = ("keyword", "markexpr", "deselect", "lf", "failedfirst", "collectonly", "maxfail")
 
@@ -39,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
         profile = plan.profile(option.profile)
         selection = plan.Selection(option.arch, option.device, option.dtype, option.form, option.implementation)
         items = plan.items(judged, selection, profile, option.impl)
-        gaps = report.known_gaps(judged.known_gaps)
+        gaps = known_gaps(judged.known_gaps)
         truth.keep_in(option.truth)
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
@@ -55,7 +58,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 class Judgement:
     """One session's judgement of one implementation."""
 
-    def __init__(self, judged: adapter.Adapter, profile: plan.Profile, items: list[plan.Item], gaps: list[report.Gap]) -> None:
+    def __init__(self, judged: adapter.Adapter, profile: plan.Profile, items: list[plan.Item], gaps: list[Gap]) -> None:
         self.judged, self.profile, self.items, self.gaps = judged, profile, items, gaps
         self.ledger, self.unmet, self.start = Ledger(), [], time.perf_counter()
 
@@ -72,27 +75,27 @@ class Judgement:
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """To die is a verdict: the report says so of the item in hand, until that is judged."""
-        line = self._line(item)
-        if line is not None:
-            line.outcome, line.message = "died", "the process ended while this was judged"
+        result = self._result(item)
+        if result is not None:
+            result.outcome, result.message = "died", "the process ended while this was judged"
             self._write(item.config)
 
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo) -> None:
-        line = self._line(item)
-        if line is None or call.when != "call":
+        result = self._result(item)
+        if result is None or call.when != "call":
             return
-        line.seconds, line.outcome, line.message = call.duration, "passed", ""
+        result.seconds, result.outcome, result.message = call.duration, "passed", ""
         if call.excinfo is not None:
-            line.outcome = "known gap" if any(gap.covers(line.item) for gap in self.gaps) else "failed"
-            line.message = str(call.excinfo.value)
+            result.outcome = "known gap" if any(gap.covers(result.item) for gap in self.gaps) else "failed"
+            result.message = str(call.excinfo.value)
 
-    def _line(self, item: pytest.Item) -> Line | None:
+    def _result(self, item: pytest.Item) -> Result | None:
         judged = getattr(item, "callspec", None) and item.callspec.params.get("item")  # pyright: ignore[reportAttributeAccessIssue]
-        return None if judged is None else self.ledger.line(judged)
+        return None if judged is None else self.ledger.result(judged)
 
     def _write(self, config: pytest.Config) -> None:
         if config.option.report is not None:
-            report.write(config.option.report, self.judged, self.profile, self.ledger, self.unmet, time.perf_counter() - self.start)
+            summary.write(config.option.report, self.judged, self.profile, self.ledger, self.unmet, time.perf_counter() - self.start)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         option = session.config.option
@@ -109,7 +112,7 @@ class Judgement:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
         seconds = time.perf_counter() - self.start
         terminalreporter.section(f"judgement of {self.judged.name} ({self.profile.name}, {seconds:.0f} s)")
-        for line in report.table(self.ledger):
+        for line in summary.table(self.ledger):
             terminalreporter.line(line)
         for what in self.ledger.regimes_not_met():
             terminalreporter.line(f"regimes not met: {what}")

@@ -7,9 +7,11 @@ import argparse
 from unisono_spec.contract.errors import InputError
 
 from unisono_conformance import adapter, plan
+from unisono_conformance.adapter import Target
 from unisono_conformance.cases.draw import Draw
+from unisono_conformance.judging.judge import Disagreement
+from unisono_conformance.judging.trial import Died
 from unisono_conformance.properties import find
-from unisono_conformance.trial import Bench, Died, Disagreement
 
 
 def main() -> int:
@@ -22,8 +24,8 @@ def main() -> int:
     try:
         exhaustive = plan.profile(options.profile).exhaustive
         how = (options.dtype, options.form, options.device, options.implementation)
-        bench = Bench(adapter.load(options.impl), *how, exhaustive=exhaustive, impl=options.impl)
-        trial = find(options.property).judge(bench, Draw.from_json(options.draw))
+        target = Target(adapter.load(options.impl), *how, exhaustive=exhaustive, impl=options.impl)
+        trial = find(options.property).judge(target, Draw.from_json(options.draw))
     except (InputError, Disagreement, Died) as error:
         print(error)
         return 2 if isinstance(error, InputError) else 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 import unisono_torch
-from unisono_conformance import numerics, truth
 from unisono_conformance.cases.infinityformer import InfinityFormer
 from unisono_conformance.cases.inputs import Inputs
+from unisono_conformance.judging import numerics, truth
 from unisono_spec.contract import init_params, initial_state
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
 

@@ -10,9 +10,9 @@ from unisono_spec import create
 from unisono_spec.contract import Config
 from unisono_spec.models.base import Model as SpecModel
 
-from unisono_conformance import numerics
 from unisono_conformance.adapter import OPS, Arrays, Capabilities, Gradients, grouped, parts
 from unisono_conformance.cases import cases
+from unisono_conformance.judging import numerics
 
 
 class Model:

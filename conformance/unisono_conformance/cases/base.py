@@ -11,10 +11,11 @@ import numpy as np
 from unisono_spec import create
 from unisono_spec.contract import DTYPES, Config, init_params, initial_state, state_dtype
 
-from unisono_conformance import numerics
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.inputs import Arrays, Inputs
-from unisono_conformance.patches import Patch, patched
+from unisono_conformance.cases.subject import ModelSubject, OpSubject, Subject
+from unisono_conformance.judging import numerics
+from unisono_conformance.judging.patches import Patch, patched
 
 Output = tuple[np.ndarray, Arrays]  # (o or logits, the state after)
 
@@ -33,6 +34,7 @@ class Case:
     name: str
     arch: str
     level: str  # "model" or "op"
+    subject: Callable[..., Subject]  # what runs it
     variants: Mapping[str, Any]
     defaults: tuple[str, ...]
     regimes: tuple[str, ...]
@@ -104,7 +106,7 @@ class Case:
 class ModelCase(Case):
     """The models of one architecture."""
 
-    level = "model"
+    level, subject = "model", ModelSubject
     handed_over: tuple[str, ...] = ()  # configs of the relay between environments; the last of the defaults where none is named
     chunk_size = 64  # of the spec's parallel form, which is asked about long sequences
     # what realisations put in place of functions inside the spec's ops, whose errors are those of no layer
@@ -190,7 +192,7 @@ class OpCase(Case):
     """One op. Its arrays are its own arguments, [B, T, …]; those that all tokens share are its params; the state is `initial_state`, or its
     parts `initial_state.name`."""
 
-    level = "op"
+    level, subject = "op", OpSubject
     op: str
     module: Any  # the spec's
     narrow: tuple[str, ...] = ("x",)  # arguments in the compute dtype; the others are in the state dtype

@@ -11,12 +11,12 @@ from unisono_spec.contract.errors import InputError
 from unisono_spec.ops import decayed_sum, weighted_sum
 from unisono_spec.ops.elementwise import sigmoid
 
-from unisono_conformance import numerics
 from unisono_conformance.cases.base import ModelCase, OpCase, Output
 from unisono_conformance.cases.cram_laws import DECAYED_LAWS, MODEL_LAWS, WEIGHTED_LAWS
 from unisono_conformance.cases.draw import Draw, far
 from unisono_conformance.cases.inputs import Arrays, Inputs
 from unisono_conformance.cases.pairwise import pairwise
+from unisono_conformance.judging import numerics
 
 REGIMES = ("tame", "near_one", "forgetting", "saturated", "offset", "large")
 NEAR_ONE, FORGETTING = 0.999, 0.001

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from unisono_conformance import numerics
 from unisono_conformance.cases.base import Law
+from unisono_conformance.judging import numerics
 
 
 def _scaled_weights(trial) -> None:
@@ -13,7 +13,7 @@ def _scaled_weights(trial) -> None:
     scaled = trial.inputs.replace(
         arrays={**trial.inputs.arrays, "s": 4 * trial.inputs.arrays["s"]}, state={n: 4 * a for n, a in trial.inputs.state.items()}
     )
-    (o, last), (o4, last4) = trial.forward(trial.inputs), trial.forward(scaled)
+    (o, last), (o4, last4) = trial.subject.forward(trial.inputs), trial.subject.forward(scaled)
     trial.same_bits(4 * o, o4, "ξ(4s) and 4 ξ(s)")
     trial.same_bits(4 * last["initial_state"], last4["initial_state"], "final state of 4s and of s, times 4")
 
@@ -21,7 +21,7 @@ def _scaled_weights(trial) -> None:
 def _no_weight(trial) -> None:
     """s = 0 leaves the state as it was."""
     inputs = trial.inputs.replace(arrays={**trial.inputs.arrays, "s": np.zeros_like(trial.inputs.arrays["s"])})
-    o, last = trial.forward(inputs)
+    o, last = trial.subject.forward(inputs)
     before = inputs.state["initial_state"]
     trial.same_bits(o, np.broadcast_to(before[:, None], o.shape), "ξ with s = 0, and the initial state")
     trial.same_bits(last["initial_state"], before, "final state with s = 0, and the initial state")
@@ -34,7 +34,7 @@ def _channels(trial) -> None:
         arrays={**trial.inputs.arrays, "x": trial.inputs.arrays["x"][..., order]},
         state={n: a[..., order] for n, a in trial.inputs.state.items()},
     )
-    trial.compare(trial.forward(permuted)[0][..., order], *trial.expected(trial.inputs)[0], "ξ of permuted channels, permuted back")
+    trial.compare(trial.subject.forward(permuted)[0][..., order], *trial.expected(trial.inputs)[0], "ξ of permuted channels, permuted back")
 
 
 def _constant(trial) -> None:
@@ -45,12 +45,12 @@ def _constant(trial) -> None:
     share = -np.expm1(np.arange(1, inputs.length + 1) * np.log(trial.setting["decay"]))[None, :, None]
     terms = share / (1 + np.exp(-np.abs(wide)))
     budget = numerics.formula(trial.dtype, inputs.length) * terms
-    trial.compare(trial.forward(inputs)[0], share / (1 + np.exp(-wide)), budget, "ξ of a constant input")
+    trial.compare(trial.subject.forward(inputs)[0], share / (1 + np.exp(-wide)), budget, "ξ of a constant input")
 
 
 def _between(trial) -> None:
     """From ξ₋₁ = 0, ξ lies in [0, 1): each ξ_t is a partial average of values of σ. (In float32 σ rounds to 0 and to 1.)"""
-    o, _ = trial.forward(trial.inputs)
+    o, _ = trial.subject.forward(trial.inputs)
     if not ((o >= 0) & (o <= 1)).all():
         trial.fail(f"ξ leaves [0, 1]: it spans {o.min()} to {o.max()}")
 
@@ -61,8 +61,8 @@ def _untrained_code(trial) -> None:
     if config.scheme != "fixed" or config.codes == "embedding":
         return
     other = {name: -p for name, p in trial.inputs.params.items()}
-    _, last = trial.forward(trial.inputs)
-    _, last_other = trial.forward(trial.inputs.replace(params=other))
+    _, last = trial.subject.forward(trial.inputs)
+    _, last_other = trial.subject.forward(trial.inputs.replace(params=other))
     trial.same_bits(last["xi"], last_other["xi"], "ξ under other parameters")
 
 

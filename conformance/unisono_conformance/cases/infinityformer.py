@@ -13,12 +13,12 @@ from unisono_spec.ops.features import feature_map
 from unisono_spec.ops.multiscale import compressed
 from unisono_spec.ops.rotary import rotate
 
-from unisono_conformance import numerics
 from unisono_conformance.cases.base import ModelCase
 from unisono_conformance.cases.draw import Draw, far
 from unisono_conformance.cases.infinityformer_laws import LAWS
 from unisono_conformance.cases.inputs import Arrays, Inputs
 from unisono_conformance.cases.pairwise import pairwise
+from unisono_conformance.judging import numerics
 
 PAST = 12  # tokens that a running sequence has read
 

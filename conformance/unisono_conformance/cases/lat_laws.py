@@ -28,7 +28,7 @@ def _head_order(trial) -> None:
         axis = {"S": 1, "z": 1, "k": 2, "v": 2}
         return {n: np.take(a, order, axis[n[-1]]) if n[-2:] in (".S", ".z", ".k", ".v") else a for n, a in state.items()}
 
-    o, last = trial.forward(inputs.replace(params={n: params(n, p) for n, p in inputs.params.items()}, state=states(inputs.state)))
+    o, last = trial.subject.forward(inputs.replace(params={n: params(n, p) for n, p in inputs.params.items()}, state=states(inputs.state)))
     trial.agrees((o, states(last)), inputs, "heads in another order")
 
 
@@ -46,8 +46,8 @@ def _scaled_values(trial) -> None:
             return p
         return np.concatenate([p[: -config.d_model], 4 * p[-config.d_model :]])
 
-    _, last = trial.forward(inputs)
-    _, last4 = trial.forward(inputs.replace(params={n: values(n, p) for n, p in inputs.params.items()}, state=scaled(inputs.state)))
+    _, last = trial.subject.forward(inputs)
+    _, last4 = trial.subject.forward(inputs.replace(params={n: values(n, p) for n, p in inputs.params.items()}, state=scaled(inputs.state)))
     for name, a in scaled(last).items():
         if name in mine:
             trial.same_bits(a, last4[name], f"final state {name}, times 4, and of 4v")

@@ -24,7 +24,7 @@ def _ones(trial) -> None:
     inputs = trial.inputs.replace(arrays={"q": q, "k": k, "v": np.ones_like(v)})
     total = (q.astype(np.float64) * np.cumsum(k.astype(np.float64), 1)).sum(-1, keepdims=True)
     _, budget = trial.expected(inputs)[0]
-    trial.compare(trial.forward(inputs)[0], np.broadcast_to(total / (total + linear_attention.EPS), v.shape), budget, "o of v ≡ 1")
+    trial.compare(trial.subject.forward(inputs)[0], np.broadcast_to(total / (total + linear_attention.EPS), v.shape), budget, "o of v ≡ 1")
 
 
 def _wide(a: np.ndarray) -> np.ndarray:

@@ -23,11 +23,11 @@ def _buffers(trial) -> None:
     """What training's balancing rule moves has no effect in evaluation, and evaluation does not move it."""
     buffers = [name for name, p in trial.setting.params().items() if not p.trainable]
     moved = {n: a + np.arange(len(a), dtype=a.dtype) if n in buffers else a for n, a in trial.inputs.params.items()}
-    (o, last), (o2, last2) = trial.forward(trial.running), trial.forward(trial.running.replace(params=moved))
+    (o, last), (o2, last2) = trial.subject.forward(trial.running), trial.subject.forward(trial.running.replace(params=moved))
     trial.same_bits(o, o2, "logits under other balance biases")
     for name in last:
         trial.same_bits(last[name], last2[name], f"final state {name} under other balance biases")
-    held = trial.model(trial.inputs.params).params()
+    held = trial.subject.model(trial.inputs.params).params()
     for name in buffers:
         trial.same_bits(held[name], trial.inputs.params[name], f"{name} after and before evaluation")
 
@@ -46,7 +46,7 @@ def _order(trial) -> None:
         params={n: reverse(n, a).copy() for n, a in inputs.params.items()},
         state={n: reverse(n, a, 1).copy() for n, a in inputs.state.items()},
     )
-    o, last = trial.forward(reversed_)
+    o, last = trial.subject.forward(reversed_)
     trial.agrees((o, {n: reverse(n, a, 1) for n, a in last.items()}), inputs, "banks and slots in reverse order")
 
 

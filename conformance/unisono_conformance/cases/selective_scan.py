@@ -9,10 +9,10 @@ import numpy as np
 from unisono_spec.contract import DTYPES, state_dtype
 from unisono_spec.ops import selective_scan
 
-from unisono_conformance import numerics
 from unisono_conformance.cases.base import OpCase, Output
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.inputs import Arrays, Inputs
+from unisono_conformance.judging import numerics
 
 CHANNELS, STATES = 2, 3
 SHIFT = {"near_one": -3.0, "forgetting": 3.0}  # of log Δ

@@ -10,10 +10,10 @@ from unisono_conformance.adapter import Capabilities
 from unisono_conformance.cases.base import Case
 from unisono_conformance.cases.inputs import Inputs
 from unisono_conformance.cases.pairwise import pairwise
+from unisono_conformance.judging.trial import Trial
 from unisono_conformance.properties.base import BASE, Property
 from unisono_conformance.properties.gradients import agrees_in_gradients
 from unisono_conformance.properties.values import by_steps
-from unisono_conformance.trial import Trial
 
 MARKS = ("given", "absent", "all", "none")
 LEVELS = {"reset": MARKS, "valid": MARKS, "state": ("given", "absent"), "dropout": ("absent", "given", "all", "none")}
@@ -50,37 +50,36 @@ def arranged(trial: Trial) -> Inputs:
     """The inputs of the draw with the arguments that it names."""
     level = dict(pair.split("=") for pair in trial.draw.given.split())
     absent = level["state"] == "absent"
-    inputs = trial.inputs.replace(state_given=trial.is_op) if absent else trial.running
+    inputs = trial.subject.fresh(trial.inputs) if absent else trial.running
     random, shape = trial.random("marks"), (inputs.batch, inputs.length)
     marks = {"reset": random.random(shape) < 0.3, "valid": random.random(shape) < 0.7}
     full = {"all": np.ones_like, "none": np.zeros_like, "given": lambda a: a}
     found = {name: full[level[name]](a) for name, a in marks.items() if level[name] != "absent"}
-    if trial.is_op:
-        return inputs.replace(**found)
-    drawn = trial.case.training(trial.draw, trial.setting, trial.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    training = trial.subject.training()
     if level.get("dropout", "absent") != "absent":
-        found["dropout"] = tuple(full[level["dropout"]](mask) for mask in drawn["dropout"])
+        found["dropout"] = tuple(full[level["dropout"]](mask) for mask in training["dropout"])
     if level.get("noise", "absent") != "absent":
-        found["noise"] = drawn["noise"]
+        found["noise"] = training["noise"]
     return inputs.replace(**found)
 
 
 def each_argument(trial: Trial) -> None:
-    inputs, can = arranged(trial), trial.bench.adapter.capabilities
-    by_coordinate = can.gradients_by_coordinate and not trial.is_op and not trial.bench.exhaustive
-    differentiated = trial.bench.form in can.gradient_forms and not by_coordinate
+    inputs, can = arranged(trial), trial.target.adapter.capabilities
+    elementary = trial.subject.elementary
+    by_coordinate = can.gradients_by_coordinate and not elementary and not trial.target.exhaustive
+    differentiated = trial.target.form in can.gradient_forms and not by_coordinate
     if differentiated:
-        agrees_in_gradients(trial, inputs, "coordinate" if trial.is_op else "map" if trial.bench.exhaustive else "kind")
+        agrees_in_gradients(trial, inputs, "coordinate" if elementary else "map" if trial.target.exhaustive else "kind")
     given = inputs if inputs.valid is None else trial.case.spoil(trial.draw, inputs, ~inputs.valid)
-    if not (differentiated and trial.bench.dear):
-        trial.agrees(trial.forward(given), inputs, "without gradients")
+    if not (differentiated and trial.target.dear):
+        trial.agrees(trial.subject.forward(given), inputs, "without gradients")
     # where each of them is compiled, steps and the form that folds them are called with one mark alone
-    compiled = trial.bench.dear and not trial.is_op
+    compiled = trial.target.dear and not elementary
     alone = trial.draw.given.startswith(("reset=given valid=absent", "reset=absent valid=given"))
     if inputs.dropout is None and inputs.noise is None and (alone or not compiled):
         given, inputs = given.replace(state_given=True), inputs.replace(state_given=True)
         if compiled and "recurrent" in can.forms:
-            trial.agrees(trial.forward(given, form="recurrent"), inputs, "recurrent form")
+            trial.agrees(trial.subject.forward(given, form="recurrent"), inputs, "recurrent form")
         if can.step:
             trial.agrees(by_steps(trial, given), inputs, "step by step")
 

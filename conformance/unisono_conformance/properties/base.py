@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from unisono_conformance.adapter import Capabilities
+from unisono_conformance.adapter import Capabilities, Target
 from unisono_conformance.cases.base import Case
-from unisono_conformance.trial import Bench, Trial
+from unisono_conformance.judging.trial import Trial
 
 Shape = tuple[int, int, int]  # batch, length, chunk size
 BASE = (2, 8, 3)  # shared by all that can: a framework may compile for a second for each shape and config
@@ -45,7 +45,7 @@ class Property:
     variant: str = ""  # the one that it is tried on, beside those of the case
     random: bool = True  # whether hypothesis draws more examples
 
-    def judge(self, bench: Bench, draw) -> Trial:
-        trial = Trial(bench, draw, self.label, self.title)
+    def judge(self, target: Target, draw) -> Trial:
+        trial = Trial(target, draw, self.label, self.title)
         self.check(trial)
         return trial

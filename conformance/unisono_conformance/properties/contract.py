@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from unisono_spec.contract import DTYPES, count_params, state_dtype
+from unisono_spec.contract import count_params
 
+from unisono_conformance.judging.trial import Trial
 from unisono_conformance.properties.base import Property
-from unisono_conformance.trial import Trial
 
 
 def parameters(trial: Trial) -> None:
     """An implementation holds the parameters that it was given, under the contract's names, in the contract's layout."""
-    found, config = trial.ask(trial.model(trial.inputs.params).params), trial.setting
+    found, config = trial.ask(trial.subject.model(trial.inputs.params).params), trial.setting
     declared = config.params()
     if sorted(found) != sorted(declared):
         trial.fail(f"parameter names: missing {sorted(set(declared) - set(found))}, foreign {sorted(set(found) - set(declared))}")
@@ -26,43 +26,39 @@ def parameters(trial: Trial) -> None:
 
 def dtypes(trial: Trial) -> None:
     """Logits in the compute dtype, ξ and float states float32 or wider, counters int32."""
-    o, last = trial.forward(trial.running)
-    wide = DTYPES[state_dtype(trial.dtype)]
-    expected = wide if trial.is_op else DTYPES[trial.dtype]
-    if o.dtype != expected and not (trial.rounds and o.dtype == DTYPES[trial.dtype]):
-        trial.fail(f"{'o' if trial.is_op else 'logits'} has dtype {o.dtype}, expected {expected}")
+    o, last = trial.subject.forward(trial.running)
+    subject, allowed = trial.subject, trial.subject.output_dtypes()
+    if o.dtype not in allowed:
+        trial.fail(f"{subject.output} has dtype {o.dtype}, expected {np.dtype(allowed[0])}")
     for name, a in trial.running.state.items():
-        want = np.dtype(np.int32) if a.dtype.kind == "i" else wide
+        want = np.dtype(np.int32) if a.dtype.kind == "i" else np.dtype(subject.wide)
         if last[name].dtype != want:
             trial.fail(f"final state {name} has dtype {last[name].dtype}, expected {want}")
 
 
 def same_bits(trial: Trial) -> None:
     inputs = trial.running
-    first, again = trial.forward(inputs), trial.forward(inputs)
-    results = [("the same call twice", again)]
-    if not trial.is_op:
-        results.append(("two models of the same parameters", trial.forward(inputs, model=trial.build(inputs.params))))
-    for what, other in results:
+    first = trial.subject.forward(inputs)
+    for what, other in trial.subject.again(inputs).items():
         trial.same_bits(first[0], other[0], f"{what}: outputs")
         for name in first[1]:
             trial.same_bits(first[1][name], other[1][name], f"{what}: final state {name}")
 
 
 def compiled(trial: Trial) -> None:
-    model = trial.ask(trial.model(trial.inputs.params).compiled)
+    model = trial.ask(trial.subject.model(trial.inputs.params).compiled)
     lengths = (3, 2) if trial.case.loops else (trial.running.length, 4)  # a compiler unrolls loops
     for length, what in zip(lengths, ("compiled", "compiled, at another length"), strict=True):
         inputs = trial.running.part(0, length)
-        trial.agrees(trial.forward(inputs, model=model), inputs, what)
+        trial.agrees(trial.subject.forward(inputs, model=model), inputs, what)
 
 
 def exported(trial: Trial) -> None:
     """A graph equals the model that it was exported from, at lengths and batches that it was not traced with."""
-    graph = trial.model(trial.inputs.params)
+    graph = trial.subject.model(trial.inputs.params)
     for inputs in (trial.running, trial.running.part(0, 1), trial.running.rows([1]), trial.running.rows([0, 1, 1])):
         for what, model in {"the graph": graph, **graph.others()}.items():
-            trial.agrees(trial.forward(inputs, model=model), inputs, f"{what} at B={inputs.batch}, T={inputs.length}")
+            trial.agrees(trial.subject.forward(inputs, model=model), inputs, f"{what} at B={inputs.batch}, T={inputs.length}")
 
 
 def _models(case, capabilities) -> bool:

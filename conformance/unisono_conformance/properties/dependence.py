@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from unisono_spec.contract import DTYPES
 
-from unisono_conformance import numerics
 from unisono_conformance.cases.inputs import Inputs, stack
+from unisono_conformance.judging import numerics
+from unisono_conformance.judging.trial import Trial
 from unisono_conformance.properties.base import Property
-from unisono_conformance.trial import Trial
 
 
 def full_lower_triangle(trial: Trial) -> None:
@@ -18,7 +18,7 @@ def full_lower_triangle(trial: Trial) -> None:
     same = stack([inputs] * length)  # the same shape, since a row's bits may depend on where in a batch it stands
     batch = stack([case.flip(trial.setting, inputs, j) for j in range(length)])
     # [changed token j, output t]
-    moved = _largest(trial.forward_rows(batch)[0].astype(np.float64) - trial.forward_rows(same)[0].astype(np.float64))
+    moved = _largest(trial.subject.forward_rows(batch)[0].astype(np.float64) - trial.subject.forward_rows(same)[0].astype(np.float64))
     ((true, budget), _), ((true_same, budget_same), _) = trial.expected(batch), trial.expected(same)
     should = _largest(true - true_same)
     blur = _largest(np.broadcast_to(budget + budget_same, true.shape))
@@ -51,9 +51,9 @@ def reach(trial: Trial) -> None:
         if length not in found:  # arrays of one reach are read from one run
             last = inputs.part(inputs.length - length, inputs.length)
             some = {0, 1, length // 3, length // 2, length - 2, length - 1}
-            tokens = [j for j in range(length) if trial.many_shapes or j in some]
-            flipped = trial.forward_rows(stack([trial.case.flip(trial.setting, last, j) for j in tokens]))
-            found[length] = tokens, flipped[1], trial.forward_rows(stack([last] * len(tokens)))[1]
+            tokens = [j for j in range(length) if trial.subject.many_shapes or j in some]
+            flipped = trial.subject.forward_rows(stack([trial.case.flip(trial.setting, last, j) for j in tokens]))
+            found[length] = tokens, flipped[1], trial.subject.forward_rows(stack([last] * len(tokens)))[1]
         tokens, moved, same = found[length]
         for row, j in enumerate(tokens):
             if (moved[name][row] == same[name][row]).all():
@@ -88,7 +88,7 @@ def sees_far_in_narrow_formats(trial: Trial) -> None:
             break
     else:
         raise numerics.BudgetError(f"{trial.case.name}: no token is visible in {trial.dtype}; choose inputs that say more")
-    found = changed(trial.forward(flipped)[0][:, -1], trial.forward(inputs)[0][:, -1])
+    found = changed(trial.subject.forward(flipped)[0][:, -1], trial.subject.forward(inputs)[0][:, -1])
     if found < should / 4:
         trial.fail(
             f"another token {inputs.length - 1 - time} tokens back changes the last logits of {found} rows of {rows}, of {should} where "
@@ -109,7 +109,7 @@ def rows_independent(trial: Trial) -> None:
             else a
             for name, a in inputs.state.items()
         }
-        o, last = trial.forward(spoilt.replace(state=state))
+        o, last = trial.subject.forward(spoilt.replace(state=state))
         alone = inputs.rows([row])
         found = (o[row : row + 1], {name: a[row : row + 1] for name, a in last.items()})
         trial.agrees(found, alone, f"row {row} beside rows of NaN or garbage")

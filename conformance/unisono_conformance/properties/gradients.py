@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from unisono_conformance import truth
 from unisono_conformance.cases.inputs import Inputs
+from unisono_conformance.judging import truth
+from unisono_conformance.judging.trial import Trial
 from unisono_conformance.properties.base import Property
-from unisono_conformance.trial import Trial
 
 CHUNKS = 67  # 64 are what the rooms' first levels of carries hold; as tokens, twice that, more than four segments of MARU's backward
 
@@ -17,7 +17,7 @@ def vjp(trial: Trial) -> None:
     inputs = trial.running
     random, shape = trial.random("marks"), (inputs.batch, inputs.length)
     clean = inputs.replace(reset=random.random(shape) < 0.15, valid=random.random(shape) < 0.75)
-    agrees_in_gradients(trial, clean, "coordinate" if trial.is_op or trial.bench.exhaustive else "map")
+    agrees_in_gradients(trial, clean, "coordinate" if trial.subject.many_coordinates else "map")
 
 
 def agrees_in_gradients(trial: Trial, clean: Inputs, by: str) -> None:
@@ -27,7 +27,7 @@ def agrees_in_gradients(trial: Trial, clean: Inputs, by: str) -> None:
     """
     given = clean if clean.valid is None else trial.case.spoil(trial.draw, clean, ~clean.valid)
     do, dstate = trial.cotangents(clean)
-    found = trial.vjp(given, do, dstate)
+    found = trial.subject.vjp(given, do, dstate)
     trial.agrees((found.o, found.last), clean, "while gradients are recorded")
     slopes = truth.slopes(
         trial.case,
@@ -39,7 +39,7 @@ def agrees_in_gradients(trial: Trial, clean: Inputs, by: str) -> None:
         by,
     )
     for (kind, name), (directions, true, budget) in slopes.items():
-        budget = budget * trial.more_rounded(name, clean.length)
+        budget = budget * trial.subject.more_rounded(name, clean.length)
         along, group = np.zeros(len(true)), getattr(found, kind)
         for n, v in directions.items():
             if n not in group:
@@ -61,10 +61,8 @@ def vjp_across_levels(trial: Trial) -> None:
     inputs = trial.running
     random, shape = trial.random("marks"), (inputs.batch, inputs.length)
     reset, valid = random.random(shape) < 0.5 / inputs.length, random.random(shape) < 0.9
-    drawn = {} if trial.is_op else trial.case.training(trial.draw, trial.setting, trial.dtype)  # pyright: ignore[reportAttributeAccessIssue]
-    if not trial.bench.adapter.capabilities.dropout:
-        drawn = {}
-    agrees_in_gradients(trial, inputs.replace(reset=reset, valid=valid, **drawn), "map")
+    training = trial.subject.training() if trial.target.adapter.capabilities.dropout else {}
+    agrees_in_gradients(trial, inputs.replace(reset=reset, valid=valid, **training), "map")
 
 
 PROPERTIES = (

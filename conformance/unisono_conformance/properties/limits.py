@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+from unisono_conformance.judging.trial import Trial
 from unisono_conformance.properties.base import Property
-from unisono_conformance.trial import Trial
 
 
 def finite_and_right_when_long(trial: Trial) -> None:
     """As many tokens as the profile says (10⁵ in ci), judged like any other sequence: finite, and as the spec says."""
-    trial.agrees(trial.forward(trial.inputs, chunk_size=256), trial.inputs, f"{trial.inputs.length} tokens")
+    trial.agrees(trial.subject.forward(trial.inputs, chunk_size=256), trial.inputs, f"{trial.inputs.length} tokens")
 
 
 def edges(trial: Trial) -> None:
     """T = 1, T below, at and beside C, B = 1. (The base shape's T is no multiple of C.)"""
     chunk = trial.draw.chunk_size
-    for length in (1, chunk - 1, chunk, chunk + 1, 2 * chunk) if trial.many_shapes else (1, chunk, chunk + 1):
+    for length in (1, chunk - 1, chunk, chunk + 1, 2 * chunk) if trial.subject.many_shapes else (1, chunk, chunk + 1):
         inputs = trial.running.part(0, length)
-        trial.agrees(trial.forward(inputs), inputs, f"T = {length}, C = {trial.draw.chunk_size}")
+        trial.agrees(trial.subject.forward(inputs), inputs, f"T = {length}, C = {trial.draw.chunk_size}")
     alone = trial.running.rows([1])
-    trial.agrees(trial.forward(alone), alone, "B = 1")
+    trial.agrees(trial.subject.forward(alone), alone, "B = 1")
 
 
 def empty_batch(trial: Trial) -> None:
     nobody = trial.running.rows([])
-    trial.agrees(trial.forward(nobody), nobody, "B = 0")
+    trial.agrees(trial.subject.forward(nobody), nobody, "B = 0")
 
 
 def laws(trial: Trial) -> None:

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 
 from unisono_conformance.cases.inputs import Arrays, stack
+from unisono_conformance.judging.trial import Trial
 from unisono_conformance.properties.base import Property
-from unisono_conformance.trial import Trial
 
 
 def reset_separates(trial: Trial) -> None:
@@ -17,7 +17,7 @@ def reset_separates(trial: Trial) -> None:
     length = one.length
     cuts = [{r} for r in range(length)] + [{1, 2, length // 2, length - 1}]
     reset = np.array([[t in cut for t in range(length)] for cut in cuts])
-    found = trial.forward_rows(stack([one] * len(cuts)).replace(reset=reset, valid=np.ones_like(reset)))
+    found = trial.subject.forward_rows(stack([one] * len(cuts)).replace(reset=reset, valid=np.ones_like(reset)))
     fresh = trial.case.fresh_state(trial.setting, trial.inputs.params, 1, trial.inputs.length, trial.dtype)
     spans = [(row, *span) for row, cut in enumerate(cuts) for span in itertools.pairwise(sorted({0, length} | cut))]
     alone = [one.part(start, stop, fresh if start in cuts[row] else None) for row, start, stop in spans]
@@ -36,7 +36,7 @@ def valid_is_absence(trial: Trial) -> None:
     keep[0, :3] = keep[1, -3:] = keep[2, 2:5] = keep[3] = False
     keep[4] = trial.random("valid").random(length) < 0.5
     batch = stack([one] * len(keep)).replace(reset=np.zeros_like(keep), valid=keep)
-    found = trial.forward_rows(trial.case.spoil(trial.draw, batch, ~keep))
+    found = trial.subject.forward_rows(trial.case.spoil(trial.draw, batch, ~keep))
     rows = [row for row in range(len(keep)) if keep[row].any()]
     truths = trial.expected_each([one.times(np.flatnonzero(keep[row]).tolist()) for row in rows])
     for row, what in enumerate(("left", "right", "in the middle", "everywhere", "at random")):
@@ -56,7 +56,7 @@ def reset_and_valid(trial: Trial) -> None:
     shape = (inputs.batch, inputs.length)
     marked = inputs.replace(reset=random.random(shape) < 0.3, valid=random.random(shape) < 0.6)
     spoilt = trial.case.spoil(trial.draw, marked, ~marked.valid)  # pyright: ignore[reportOptionalOperand]
-    found = trial.forward(spoilt)
+    found = trial.subject.forward(spoilt)
     fresh = trial.case.fresh_state(trial.setting, trial.inputs.params, 1, trial.inputs.length, trial.dtype)
     alone, where = [], []  # each stretch between resets that holds a valid token; (row, start, those tokens)
     finals = []  # a row's last state: of that stretch, or what it started from
@@ -89,8 +89,8 @@ def handed_over(trial: Trial) -> None:
     _, state = trial.case.reference(trial.setting, first, "recurrent")
     state = {name: a.astype(inputs.state[name].dtype) for name, a in state.items()}
     rest = rest.replace(state=state)
-    trial.agrees(trial.forward(rest), rest, "the spec begins, the implementation ends")
-    o, between = trial.forward(first)
+    trial.agrees(trial.subject.forward(rest), rest, "the spec begins, the implementation ends")
+    o, between = trial.subject.forward(first)
     for name, a in between.items():
         if a.dtype != state[name].dtype or a.shape != state[name].shape:
             trial.fail(f"state {name} cannot be handed on: {a.dtype} {a.shape}, expected {state[name].dtype} {state[name].shape}")

@@ -6,28 +6,28 @@ import numpy as np
 
 from unisono_conformance.cases.base import Output
 from unisono_conformance.cases.inputs import Inputs
+from unisono_conformance.judging.trial import Trial
 from unisono_conformance.properties.base import Property
-from unisono_conformance.trial import Trial
 
 
 def equals_spec(trial: Trial) -> None:
-    trial.agrees(trial.forward(trial.inputs), trial.inputs, "from the initial state")
-    trial.agrees(trial.forward(trial.running), trial.running, "from a running state")
+    trial.agrees(trial.subject.forward(trial.inputs), trial.inputs, "from the initial state")
+    trial.agrees(trial.subject.forward(trial.running), trial.running, "from a running state")
 
 
 def forms_agree(trial: Trial) -> None:
     """The truth is the recurrent form of the spec, whatever form and chunk size is judged."""
-    sizes = (1, 2, 5, 7, 8, 64, 256) if trial.many_shapes else (1, 256)
-    for chunk_size in sizes if trial.bench.form == "parallel" else (64,):
-        found = trial.forward(trial.running, chunk_size=chunk_size)
+    sizes = (1, 2, 5, 7, 8, 64, 256) if trial.subject.many_shapes else (1, 256)
+    for chunk_size in sizes if trial.target.form == "parallel" else (64,):
+        found = trial.subject.forward(trial.running, chunk_size=chunk_size)
         trial.agrees(found, trial.running, f"chunk size {chunk_size}")
 
 
 def splits_anywhere(trial: Trial) -> None:
     inputs = trial.running
-    for at in range(1, inputs.length) if trial.many_shapes else (inputs.length // 2,):
-        first, state = trial.forward(inputs.part(0, at))
-        second, last = trial.forward(inputs.part(at, inputs.length, state))
+    for at in range(1, inputs.length) if trial.subject.many_shapes else (inputs.length // 2,):
+        first, state = trial.subject.forward(inputs.part(0, at))
+        second, last = trial.subject.forward(inputs.part(at, inputs.length, state))
         trial.agrees((np.concatenate([first, second], 1), last), inputs, f"split before token {at}")
 
 
@@ -41,7 +41,7 @@ def step_equals_forward(trial: Trial) -> None:
 def by_steps(trial: Trial, inputs: Inputs) -> Output:
     state, out = inputs.state, []
     for time in range(inputs.length):
-        o, state = trial.step(inputs, time, state)
+        o, state = trial.subject.step(inputs, time, state)
         out.append(o)
     return np.stack(out, 1), state
 

@@ -14,10 +14,11 @@ import numpy as np
 from unisono_spec.contract import ARCHITECTURES
 
 from unisono_conformance.adapters import numpy as house
-from unisono_conformance.ledger import Ledger, judge
-from unisono_conformance.patches import Patch, patched
+from unisono_conformance.judging.judge import Disagreement
+from unisono_conformance.judging.patches import Patch, patched
+from unisono_conformance.judging.trial import Died
 from unisono_conformance.plan import PROFILES, Item, Selection, items
-from unisono_conformance.trial import Died, Disagreement
+from unisono_conformance.report.ledger import Ledger, judge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,7 @@ def verdict(sabotage: Sabotage, every: bool = False) -> Verdict:
             if isinstance(error, Died) and not (sabotage.dies and isinstance(error.__cause__, sabotage.dies)):
                 out.died[label] = str(error)
                 continue
-            out.examples[label] = sum(line.examples for line in ledger.lines.values())
+            out.examples[label] = sum(result.examples for result in ledger.results.values())
             out.messages[label] = str(error)
     return out
 

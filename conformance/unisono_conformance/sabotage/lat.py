@@ -10,7 +10,7 @@ from unisono_spec.ops.elementwise import linear
 from unisono_spec.ops.fold import fold
 from unisono_spec.ops.rotary import rotate
 
-from unisono_conformance.patches import patched
+from unisono_conformance.judging.patches import patched
 from unisono_conformance.sabotage import Sabotage
 
 LINEAR, WINDOW, CONV = linear_attention.parallel, window.parallel, short_conv.parallel

@@ -10,7 +10,7 @@ import numpy as np
 from unisono_spec.contract.base import Arrays, Config
 from unisono_spec.models.base import Model
 
-from unisono_conformance.patches import Patch
+from unisono_conformance.judging.patches import Patch
 from unisono_conformance.sabotage import Sabotage
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unisono_conformance.explore import explore
+from unisono_conformance.suite.explore import explore
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -11,13 +11,13 @@ from unisono_spec.contract import config_to_dict
 from unisono_spec.contract.errors import InputError
 from unisono_spec.contract.files import write_bytes
 
-from unisono_conformance import numerics
-from unisono_conformance.adapter import load
+from unisono_conformance.adapter import Target, load
 from unisono_conformance.cases import cases
 from unisono_conformance.cases.base import OpCase
 from unisono_conformance.cases.draw import Draw
-from unisono_conformance.trial import Bench, Trial
-from unisono_conformance.truth import Slopes, slopes
+from unisono_conformance.judging import numerics
+from unisono_conformance.judging.trial import Trial
+from unisono_conformance.judging.truth import Slopes, slopes
 
 FOLDER = Path(__file__).parent
 MANIFEST = "manifest.json"
@@ -38,7 +38,7 @@ def draws() -> dict[str, Draw]:
 
 def vector(draw: Draw, coordinates: bool = True) -> tuple[dict[str, np.ndarray], dict[str, str], Slopes]:
     """Arrays and metadata of one vector; its slopes, by coordinate or along random directions."""
-    trial = Trial(Bench(load("numpy"), DTYPE, "parallel"), draw, "vectors", "")
+    trial = Trial(Target(load("numpy"), DTYPE, "parallel"), draw, "vectors", "")
     case, inputs, random = trial.case, trial.running, draw.generator("marks")
     shape = (inputs.batch, inputs.length)
     inputs = inputs.replace(reset=random.random(shape) < 0.2, valid=random.random(shape) < 0.8)

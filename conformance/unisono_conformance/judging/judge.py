@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 from unisono_spec.contract import DTYPES, Config, state_dtype
 
-from unisono_conformance import numerics, truth
 from unisono_conformance.cases import case
 from unisono_conformance.cases.inputs import Arrays, Inputs
-from unisono_conformance.trial import Disagreement
+from unisono_conformance.judging import numerics, truth
+
+
+class Disagreement(AssertionError):
+    """What was computed is not what was asked for."""
 
 
 def within(found: Any, true: Any, budget: Any, what: str = "", where: np.ndarray | None = None) -> float:
@@ -26,7 +29,11 @@ def within(found: Any, true: Any, budget: Any, what: str = "", where: np.ndarray
         return 0.0
     if not ratio.max() <= 1:
         at = tuple(int(i) for i in np.unravel_index(ratio.argmax(), ratio.shape))
-        raise Disagreement(f"{what} at {list(at)} is {float(found[at]):.9g}, not {float(true[at]):.9g}: {ratio.max():.3g} times the budget")
+        limit, bad = np.broadcast_to(np.asarray(budget), true.shape)[at], int((ratio > 1).sum())
+        raise Disagreement(
+            f"{what} at {list(at)} is {float(found[at]):.9g}, not {float(true[at]):.9g}: off by {ratio.max():.3g} times the "
+            f"budget of {float(limit):.3g}; {bad} of {ratio.size} elements are out"
+        )
     return float(ratio.max())
 
 

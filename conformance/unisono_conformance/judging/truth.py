@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from unisono_spec.contract import DTYPES, state_dtype
 
-from unisono_conformance import numerics
 from unisono_conformance.cases.base import Case, OpCase, Output
 from unisono_conformance.cases.inputs import Arrays, Inputs, stack
-from unisono_conformance.store import Store
+from unisono_conformance.judging import numerics
+from unisono_conformance.judging.store import Store
 
 # (truth, budget) of outputs, and of each float array of the state; a budget of 0 for integers
 Expected = tuple[tuple[np.ndarray, np.ndarray], dict[str, tuple[np.ndarray, np.ndarray]]]

@@ -6,8 +6,8 @@ import hypothesis
 from hypothesis import strategies as st
 
 from unisono_conformance.cases.draw import Draw
-from unisono_conformance.ledger import Ledger, judge_one
 from unisono_conformance.plan import PLAIN, Item, Profile, draws, lattice, regimes, variants
+from unisono_conformance.report.ledger import Ledger, judge_one
 
 
 def strategy(item: Item, profile: Profile) -> st.SearchStrategy[Draw]:
@@ -32,8 +32,8 @@ def explore(item: Item, profile: Profile, ledger: Ledger) -> None:
 
     # an exported graph has its parameters inside: each new draw of them would be another export; an interpreter is slow, and so is
     # the spec where it loops over time
-    can, bench = item.bench.adapter.capabilities, item.bench
-    compiled = bench.dear and (bench.implementation != PLAIN or item.case.level == "model")
+    can, target = item.target.adapter.capabilities, item.target
+    compiled = target.dear and (target.implementation != PLAIN or item.case.level == "model")
     dear = not profile.exhaustive and (can.exported or item.case.loops or compiled)
     more = profile.random if item.prop.random and not dear else 0
     phases = [hypothesis.Phase.explicit, *([hypothesis.Phase.generate, hypothesis.Phase.shrink] if more else [])]

@@ -6,12 +6,11 @@ import dataclasses
 
 from unisono_spec.contract.errors import InputError, nearest
 
-from unisono_conformance.adapter import Adapter, Capabilities
+from unisono_conformance.adapter import Adapter, Capabilities, Target
 from unisono_conformance.cases import cases
 from unisono_conformance.cases.base import Case
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.properties import PROPERTIES, Property
-from unisono_conformance.trial import Bench
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Item:
 
     prop: Property
     case: Case
-    bench: Bench
+    target: Target
     turn: int  # which of the pairs of dtype and form it is
     turns: int
     forms: int
@@ -70,8 +69,8 @@ class Item:
 
     @property
     def id(self) -> str:
-        b = self.bench
-        return "-".join((self.prop.label, self.case.name.replace("/", "."), b.dtype, b.form, b.implementation, b.device))
+        t = self.target
+        return "-".join((self.prop.label, self.case.name.replace("/", "."), t.dtype, t.form, t.implementation, t.device))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +129,8 @@ def items(adapter: Adapter, selection: Selection, profile: Profile, impl: str = 
                 if form not in mine or dtype not in allowed:
                     continue
                 place = chosen["device"][0], chosen["implementation"][0]
-                bench = Bench(adapter, dtype, form, *place, profile.long_length, profile.exhaustive, impl)
-                out.append(Item(prop, case, bench, turn, len(grid), len(chosen["form"])))
+                target = Target(adapter, dtype, form, *place, profile.long_length, profile.exhaustive, impl)
+                out.append(Item(prop, case, target, turn, len(grid), len(chosen["form"])))
     groups: dict[tuple[str, str], list[Item]] = {}
     for item in out:
         groups.setdefault((item.prop.label, item.case.name), []).append(item)
@@ -140,7 +139,7 @@ def items(adapter: Adapter, selection: Selection, profile: Profile, impl: str = 
 
 def _under_every_regime(group: list[Item], profile: Profile) -> list[Item]:
     """The items of one property and case. However few they are, each regime is met by those that all configs take in all forms."""
-    prop, case, can = group[0].prop, group[0].case, group[0].bench.adapter.capabilities
+    prop, case, can = group[0].prop, group[0].case, group[0].target.adapter.capabilities
     # a coordinate at a time, or an export for each: these take some regimes, and the report says which they did not
     if not prop.every_pair or (case.level == "model" and (can.exported or (can.gradients_by_coordinate and "gradient" in prop.claims))):
         return group
@@ -171,24 +170,24 @@ def _costly(prop: Property, case: Case) -> bool:
 def variants(item: Item) -> tuple[str, ...]:
     """The configs that the implementation is judged on, or the settings of an op."""
     case = item.case
-    return tuple(case.variants) if case.level == "op" or case.name in item.bench.adapter.capabilities.rows else case.defaults
+    return tuple(case.variants) if case.level == "op" or case.name in item.target.adapter.capabilities.rows else case.defaults
 
 
 def regimes(item: Item) -> tuple[str, ...]:
-    prop, case, can = item.prop, item.case, item.bench.adapter.capabilities
+    prop, case, can = item.prop, item.case, item.target.adapter.capabilities
     names = [r for r in case.regimes if prop.regimes is None or r in prop.regimes]
     if not (prop.dropout and can.dropout):
         names = [r for r in names if r != "dropout"]
-    if item.bench.dear and not prop.every_pair:
+    if item.target.dear and not prop.every_pair:
         names = [r for r in names if r not in case.config_regimes]
-    return tuple(r for r in names if item.bench.dtype not in case.too_narrow.get(r, ()))
+    return tuple(r for r in names if item.target.dtype not in case.too_narrow.get(r, ()))
 
 
 def draws(item: Item, profile: Profile) -> list[Draw]:
     """The draws that are always tried: each default config under some regimes, and the share of the other configs."""
     case, shapes, names = item.case, lattice(item, profile), regimes(item)
     out = [*(d for d in REMEMBERED.get(item.prop.label, ()) if d.case == case.name), *item.more]
-    gradient, can = "gradient" in item.prop.claims, item.bench.adapter.capabilities
+    gradient, can = "gradient" in item.prop.claims, item.target.adapter.capabilities
     if item.prop.given is not None:
         tried = (item.prop.variant,) if item.prop.variant else variants(item) if profile.exhaustive else case.defaults[-1:]
         return out + [Draw(case.name, v, names[0], *shapes[0], given=given) for v in tried for given in item.prop.given(case, can)]
@@ -196,20 +195,20 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
     by_coordinate = gradient and can.gradients_by_coordinate and not profile.exhaustive and case.level == "model"
     costly = by_coordinate or _costly(item.prop, case) or "compiled" in item.prop.claims
     long = item.prop.endless and case.level == "model"
-    kernels = item.bench.dear and item.bench.implementation != PLAIN  # in an interpreter
+    kernels = item.target.dear and item.target.implementation != PLAIN  # in an interpreter
     # each regime has parameters of its own, and so a graph of its own
     few = 1 if (costly or long or kernels or can.exported) and not profile.exhaustive else profile.regimes
     compiled = "compiled" in item.prop.claims and not profile.exhaustive
     mine = defaults(item.prop, case)[: 1 if compiled and not case.in_full else None]
-    compiles = gradient and case.level == "model" and item.bench.dear and item.bench.implementation == PLAIN and not profile.pairs
-    if compiles and item.bench.dtype != "float32":
+    compiles = gradient and case.level == "model" and item.target.dear and item.target.implementation == PLAIN and not profile.pairs
+    if compiles and item.target.dtype != "float32":
         # each is a compilation, and the dearest: all in float32, one in each other dtype, so that each meets both forms
-        mine = (mine[(can.dtypes.index(item.bench.dtype) // len(can.forms) + 1) % len(mine)],)
+        mine = (mine[(can.dtypes.index(item.target.dtype) // len(can.forms) + 1) % len(mine)],)
     for i, variant in enumerate(mine):
         for j in range(min(few, len(names))):
             batch, length, chunk = shapes[j % len(shapes)]
             # elsewhere the spec would be compared with itself, or its answer take longer than all else
-            whole = i + j == 0 and not can.gradients_by_coordinate and not item.bench.dear and not can.exported
+            whole = i + j == 0 and not can.gradients_by_coordinate and not item.target.dear and not can.exported
             if long and not whole and not profile.exhaustive:
                 length = min(length, SHORTER)
             # the tame regime always, the others in turn; or each in turn
@@ -217,11 +216,11 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
             if few == 1 and length <= SHORTER:
                 regime = names[(i + item.turn) % len(names)]
             out.append(Draw(case.name, variant, regime, batch, length, chunk))
-    dearest = (item.bench.dear and (item.prop.own_shapes or gradient)) or (kernels and not item.prop.every_pair)
+    dearest = (item.target.dear and (item.prop.own_shapes or gradient)) or (kernels and not item.prop.every_pair)
     if item.prop.rows and profile.rows != "none" and not by_coordinate and not dearest:
         others = [v for v in variants(item) if v not in case.defaults]
         # "once": each config under one pair of dtype and form, the same for every property that tries all pairs
-        by_pair = _every_pair(item.prop, case) and not item.bench.dear
+        by_pair = _every_pair(item.prop, case) and not item.target.dear
         of, at = (item.turns, item.turn) if by_pair else (item.turns // item.forms, item.turn // item.forms)
         for i, variant in enumerate(others):
             if profile.rows == "all" or i % of == at % of:
@@ -232,11 +231,11 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
 
 def lattice(item: Item, profile: Profile) -> tuple[tuple[int, int, int], ...]:
     """The property's shapes; a length of 0 stands for the profile's long one, which loops over time do not get."""
-    whole = item.bench.form == "parallel" and (item.case.long_in_each_dtype or item.bench.dtype == "float32" or profile.exhaustive)
+    whole = item.target.form == "parallel" and (item.case.long_in_each_dtype or item.target.dtype == "float32" or profile.exhaustive)
     long = profile.long_length if whole else min(profile.long_length, FOLDED_LENGTH)
     if item.case.loops and not profile.exhaustive:
         long = min(long, LOOP_LENGTH if whole else LOOP_LENGTH // 10)
-    if item.bench.dear and item.bench.implementation != PLAIN:
+    if item.target.dear and item.target.implementation != PLAIN:
         long = min(long, INTERPRETED_LENGTH)
-    longest = item.bench.adapter.capabilities.longest
+    longest = item.target.adapter.capabilities.longest
     return tuple((batch, min(length or long, longest or length or long), chunk) for batch, length, chunk in item.prop.shapes)

@@ -1,0 +1,1 @@
+"""How it is judged: what the spec says, how far off an answer may be, and the comparison."""
