@@ -31,6 +31,7 @@ EXTRAS = {
     "onnx": ("onnxruntime", {"onnx", "onnxruntime"}),
     "onnx-export": ("unisono_torch.onnx", {"torch", "onnx", "onnxruntime"}),
     "conformance": ("unisono_conformance.plugin", set()),
+    "run": ("unisono_tools.commands.run", {"onnxruntime"}),
     "tools": ("unisono_tools.cli", set()),
 }
 # of each room's own tests what is cheap and catches much; of the court's properties likewise, by implementation
@@ -78,6 +79,10 @@ def hand_over(session: nox.Session, step: str, environment: dict[str, str] | Non
     session.run("python", "-m", "unisono_conformance.handover", step, "build/handover", env=environment)
     if step in ("jax", "torch"):
         session.run("python", "tools/tests/handover/relay.py", "train", step, "build/handover/training", env=environment)
+    if step == "torch":
+        session.run("python", "tools/tests/handover/alone.py", "export", "build/handover/run")
+    elif step == "onnxruntime":
+        session.run("python", "tools/tests/handover/alone.py", "run", "build/handover/run")
     elif step == "check":
         session.run("python", "tools/tests/handover/relay.py", "compare", "build/handover/training")
 
@@ -233,8 +238,8 @@ def meta(session: nox.Session) -> None:
 
 @nox.session
 def runtime(session: nox.Session) -> None:
-    """Generation from an exported graph with onnxruntime alone: neither JAX nor PyTorch is installed."""
-    install(session, "-e", ".[tools]", "onnxruntime")
+    """Exported graphs with what `unisono run` needs, and nothing else installed. Reads what `nox -s onnx -- --handover` wrote."""
+    install(session, "-e", ".[run]")
     only(session, "onnxruntime")
     hand_over(session, "onnxruntime")
 

@@ -6,8 +6,6 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from rich.console import Console
-from rich.table import Table
 from unisono_spec.contract import InputError, nearest
 
 # verb → (module in commands/, what it does); a module is imported when its verb is called
@@ -15,6 +13,7 @@ VERBS = {
     "train": ("train", "train a model, or continue a run"),
     "eval": ("evaluate", "held-out bits per byte and perplexity of a trained model"),
     "generate": ("generate", "continue a text"),
+    "run": ("run", "continue a text with a .onnx file and onnxruntime, nothing else"),
     "precompute": ("precompute", "ξ of a whole corpus, for training on positions (Algorithm 1)"),
     "export": ("export", "write a checkpoint as one ONNX graph"),
     "list": ("listing", "presets and their exact parameter counts"),
@@ -91,10 +90,8 @@ def _fail(name: str, message: str, code: int = WRONG) -> int:
 
 def _help() -> None:
     print("usage: unisono VERB [arguments]\n\nLinear-time sequence models: train, judge, export.\n")
-    table = Table(box=None, show_header=False, pad_edge=False)
     for verb, (_, what) in VERBS.items():
-        table.add_row(f"  {verb}", what)
-    Console(soft_wrap=True).print(table, markup=False)
+        print(f"  {verb:<11} {what}")
     print("\n`unisono VERB --help` lists a verb's arguments. Every verb reads them from a YAML file too: --config FILE.")
 
 

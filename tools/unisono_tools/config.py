@@ -14,8 +14,6 @@ from unisono_spec.contract import Config, InputError, preset
 from unisono_spec.contract.memory import check_fits
 from unisono_spec.contract.plain import build
 
-from unisono_tools.reading import dump_yaml
-
 BACKENDS = ("torch", "jax", "numpy", "onnx")
 
 
@@ -235,6 +233,8 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 def dump(config: TrainConfig) -> str:
     """As YAML that `unisono train --config` reads."""
+    from unisono_tools.reading import dump_yaml
+
     return dump_yaml(to_dict(config))
 
 

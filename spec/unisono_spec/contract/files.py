@@ -57,10 +57,10 @@ def load_params(path: str | Path) -> tuple[Config, Arrays]:
     return config, arrays
 
 
-def save_state(path: str | Path, config: Config, state: Mapping[str, np.ndarray]) -> None:
-    """Write a running state, so that another process or framework can continue from it."""
+def save_state(path: str | Path, config: Config, state: Mapping[str, np.ndarray], more: Mapping[str, str] | None = None) -> None:
+    """Write a running state, so that another process or framework can continue from it. more: further metadata."""
     check_state(config, state, source=str(path))
-    save_arrays(path, state, config, "state")
+    save_arrays(path, state, config, "state", more)
 
 
 def load_state(path: str | Path) -> tuple[Config, Arrays]:
@@ -149,9 +149,11 @@ def _check_names(found: Mapping[str, object], expected: Mapping[str, object], so
             raise InputError(f"{source}: {shown(name)} is missing; use a file that was saved from this {arch} config")
 
 
-def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], config: Config, kind: str) -> None:
-    """Write named arrays under a `kind` of their own; an optimiser's moments, say."""
-    metadata = {"format": "unisono", "version": VERSION, "kind": kind, "config": json.dumps(config_to_dict(config))}
+def save_arrays(
+    path: str | Path, arrays: Mapping[str, np.ndarray], config: Config, kind: str, more: Mapping[str, str] | None = None
+) -> None:
+    """Write named arrays under a `kind` of their own; an optimiser's moments, say. more: further metadata."""
+    metadata = {**(more or {}), "format": "unisono", "version": VERSION, "kind": kind, "config": json.dumps(config_to_dict(config))}
     write_bytes(path, _ordered(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata)))
 
 
@@ -198,6 +200,11 @@ def read_config(text: str, source: str) -> Config:
         return config_from_dict(values)
     except InputError as error:
         raise InputError(f"{source}: its config says {error}") from error
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a file that `load_arrays` has read says beside its arrays."""
+    return _header(Path(path))[0]
 
 
 def _header(path: Path) -> tuple[dict[str, str], dict[str, Declared]]:

@@ -7,9 +7,11 @@ import importlib.metadata
 import json
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from unisono_spec.contract import InputError, count_params, presets
-from unisono_tools import cli, config
+from unisono_spec.contract.generation import Generated
+from unisono_tools import cli, config, streaming
 from unisono_tools.config import DataChoice
 from unisono_tools.data import load_tokenizer
 from unisono_tools.precompute import PrecomputedCorpus
@@ -24,7 +26,7 @@ def test_help_names_every_verb(command):
     assert command("--version")[1] == f"unisono {importlib.metadata.version('unisono')}\n"
 
 
-@pytest.mark.parametrize("verb", ["eval", "generate", "precompute", "export", "list", "inspect", "train"])
+@pytest.mark.parametrize("verb", ["eval", "generate", "run", "precompute", "export", "list", "inspect", "train"])
 def test_help_of_each_verb(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([verb, "--help"])
@@ -79,11 +81,13 @@ def test_hyphens_are_underscores(command, model):
     assert out == command("generate", model, "--backend", "numpy", "--max_new_tokens", 3, "--temperature", 0)[1]
 
 
-def test_generation_streams_whole_characters(command, model, monkeypatch):
-    from unisono_tools.commands import generate
+def _chosen(token: int) -> Generated:
+    return Generated(np.array([[token]]), np.zeros((1, 1), bool))
 
+
+def test_generation_streams_whole_characters(command, model, monkeypatch):
     ids = b"caf\xe9\xf0\x9f\x98\x80! \xef\xbf\xbd\xe2"
-    monkeypatch.setattr(generate, "stream", lambda *_: ((token, False) for token in ids))
+    monkeypatch.setattr(streaming, "stream", lambda *_: map(_chosen, ids))
     assert command("generate", model, "--prompt", "a ", "--backend", "numpy")[1] == "a " + ids.decode(errors="replace") + "\n"
 
 
@@ -147,10 +151,8 @@ def test_half_a_surrogate_pair(refused, model):
 
 @pytest.mark.parametrize("stop", [["zz"], ["b c"], ["c", "b"], ["d e", "e f"], ["f"], ["ab cd", "b cx"]])
 def test_stop_texts(stop, command, model, monkeypatch):
-    from unisono_tools.commands import generate
-
     text = "ab cd ef"
-    monkeypatch.setattr(generate, "stream", lambda *_: ((token, False) for token in text.encode()))
+    monkeypatch.setattr(streaming, "stream", lambda *_: map(_chosen, text.encode()))
     expected = text[: min((text.find(s) for s in stop if s in text), default=len(text))]
     argv = ("generate", model, "--prompt", "> ", "--backend", "numpy", "--stop", json.dumps(stop))
     assert command(*argv)[1] == f"> {expected}\n"

@@ -12,7 +12,7 @@ from unisono_tools.backends.base import Reader, Trainer
 from unisono_tools.config import BACKENDS, TrainConfig, default_backend, processes
 
 PACKAGES = {"torch": "torch", "jax": "jax", "numpy": "numpy", "onnx": "onnxruntime"}
-EXTRAS = {"torch": "unisono[torch]", "jax": "unisono[jax]", "onnx": "onnxruntime"}
+EXTRAS = {"torch": "unisono[torch]", "jax": "unisono[jax]", "onnx": "unisono[run]"}
 
 
 def backend(name: str):

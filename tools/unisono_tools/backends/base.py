@@ -139,6 +139,14 @@ class Reader(Protocol):
         """Continue prompt [B, T], as contract/generation.py says; the ids that follow and where to go on from."""
         ...
 
+    def to_numpy(self, state: Running) -> Arrays:
+        """A running state as files hold it."""
+        ...
+
+    def from_numpy(self, arrays: Arrays) -> Running:
+        """The inverse; the arrays may come from any backend."""
+        ...
+
 
 def trained(config: Config) -> list[str]:
     """The parameters that gradients move; the others are buffers with a rule of their own."""

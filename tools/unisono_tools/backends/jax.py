@@ -17,6 +17,7 @@ import unisono_jax
 from flax import nnx
 from unisono_jax.ops.mom_gru import balanced
 from unisono_spec.contract import Arrays, Config
+from unisono_spec.contract.files import cast_state
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import Sampling
 
@@ -231,6 +232,13 @@ class Reader:
     ) -> Generated:
         with self._precision():
             return self.compiled.generate(prompt, max_new_tokens, sampling, state, n_generated, valid)
+
+    def to_numpy(self, state: Running) -> Arrays:
+        return unisono_jax.numpy_state(state)
+
+    def from_numpy(self, arrays: Arrays) -> Running:
+        with self._precision():
+            return unisono_jax.state_from_numpy(cast_state(self.config, arrays, self.dtype))
 
     @functools.cached_property
     def compiled(self) -> Any:

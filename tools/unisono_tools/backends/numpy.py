@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from unisono_spec.contract import Arrays, Config, InputError
+from unisono_spec.contract.files import cast_state
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import Sampling
 from unisono_spec.models import create
@@ -39,3 +40,9 @@ class Reader:
         self, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, state: Any = None, n_generated: int = 0, valid: Any = None
     ) -> Generated:
         return self.model.generate(prompt, max_new_tokens, sampling, state, n_generated, valid)
+
+    def to_numpy(self, state: Arrays) -> Arrays:
+        return state
+
+    def from_numpy(self, arrays: Arrays) -> Arrays:
+        return cast_state(self.config, arrays, self.model.dtype)

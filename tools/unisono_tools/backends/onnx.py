@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from unisono_spec.contract import ANY, Arrays, Config, InputError, generation, zero_state
 from unisono_spec.contract.checks import check_ids, check_inputs
-from unisono_spec.contract.files import read_config
+from unisono_spec.contract.files import cast_state, read_config
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import Sampling
 
@@ -116,6 +116,12 @@ class Reader:
         self, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, state: Any = None, n_generated: int = 0, valid: Any = None
     ) -> Generated:
         return generation.generate(self.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid)
+
+    def to_numpy(self, state: Arrays) -> Arrays:
+        return state
+
+    def from_numpy(self, arrays: Arrays) -> Arrays:
+        return cast_state(self.config, arrays, "float32")
 
     def _begin(self, state: Arrays | None, batch: int, more: int) -> Arrays:
         if state is None:

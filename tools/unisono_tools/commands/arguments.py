@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import importlib.util
 import inspect
 import re
 import textwrap
@@ -19,9 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from unisono_spec.contract import InputError, nearest, presets
 from unisono_spec.contract.errors import shown
-from unisono_spec.contract.plain import expected, typed
-
-from unisono_tools.reading import parse_yaml, read_yaml
+from unisono_spec.contract.plain import expected, read_json, typed
 
 REQUIRED = dataclasses.MISSING
 _INTEGER, _NUMBER = re.compile(r"[-+]?[0-9](_?[0-9]){0,29}"), re.compile(r"[-+]?[0-9._]{1,40}([eE][-+]?[0-9]{1,6})?|[-+]?inf|nan")
@@ -100,7 +99,7 @@ def parse(verb: str, description: str, arguments: list[Argument], argv: list[str
             values[name] = _from_text(text, argument)
         else:
             key = name.removeprefix(f"{argument.name}.")
-            given = {**(values.get(argument.name, argument.default) or {}), key: parse_yaml(text, name)}
+            given = {**(values.get(argument.name, argument.default) or {}), key: _written(text, name)}
             values[argument.name] = typed(given, argument.hint, argument.name)
     for name in positional:
         if name not in values:
@@ -113,6 +112,10 @@ def read_config(name: str) -> dict[str, Any]:
     known = {Path(file.name).stem: file for file in resources.files("unisono_tools.configs").iterdir() if file.name.endswith(".yaml")}
     path = Path(name).expanduser()
     if path.is_file() or name in known:
+        try:
+            from unisono_tools.reading import read_yaml
+        except ImportError as error:
+            raise InputError(f"config: YAML needs {error.name}; pip install 'unisono[tools]', or give the arguments one by one") from error
         return read_yaml(path if path.is_file() else Path(str(known[name])))
     if name in presets():
         return {"model": {"preset": name}, "out": f"runs/{name}"}
@@ -179,8 +182,20 @@ def _plain(text: str, hint: Any, name: str) -> Any:
     if hint is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if origin in (list, dict):
-        return parse_yaml(text, name)
+        return _written(text, name)
     return text
+
+
+def _written(text: str, name: str) -> Any:
+    """A list, or names with values, as JSON or else as YAML, whose package `unisono run` does without."""
+    try:
+        return read_json(text, name, "write JSON, or pip install 'unisono[tools]' and write YAML")
+    except InputError:
+        if not importlib.util.find_spec("yaml"):
+            raise
+    from unisono_tools.reading import parse_yaml
+
+    return parse_yaml(text, name)
 
 
 def _usage(verb: str, description: str, arguments: list[Argument]) -> None:

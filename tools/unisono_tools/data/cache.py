@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import platformdirs
 from unisono_spec.contract import InputError
 
 VARIABLE = "UNISONO_CACHE"
@@ -15,7 +14,12 @@ VARIABLE = "UNISONO_CACHE"
 
 def folder(cache: Path | None = None) -> Path:
     """`cache`, or $UNISONO_CACHE, or the user's cache folder. What lies there can be deleted at any time between two runs."""
-    return cache or (Path(given) if (given := os.environ.get(VARIABLE)) else platformdirs.user_cache_path("unisono"))
+    given = cache or os.environ.get(VARIABLE)
+    if not given:
+        import platformdirs
+
+        return platformdirs.user_cache_path("unisono")
+    return Path(given)
 
 
 @contextmanager

@@ -16,13 +16,20 @@ class Decoder(Protocol):
 
     def end(self) -> str: ...
 
+    @property
+    def held(self) -> list[int]:
+        """The last ids, where their text is not whole yet: another decoder that is fed them goes on from here."""
+        ...
+
 
 class ByteDecoder:
     def __init__(self, spell: Callable[[int], bytes]) -> None:
-        self.spell, self.utf8 = spell, codecs.getincrementaldecoder("utf-8")("replace")
+        self.spell, self.utf8, self.held = spell, codecs.getincrementaldecoder("utf-8")("replace"), []
 
     def feed(self, token: int) -> str:
-        return self.utf8.decode(self.spell(token))
+        text = self.utf8.decode(self.spell(token))
+        self.held = [*self.held, token] if self.utf8.getstate()[0] else []
+        return text
 
     def end(self) -> str:
         return self.utf8.decode(b"", True)
@@ -30,7 +37,7 @@ class ByteDecoder:
 
 class Immediate:
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
-        self.decode = decode
+        self.decode, self.held = decode, []
 
     def feed(self, token: int) -> str:
         return self.decode([token])
@@ -55,6 +62,10 @@ class Window:
 
     def end(self) -> str:
         return self._say(self.decode(self.ids))
+
+    @property
+    def held(self) -> list[int]:
+        return list(self.ids)
 
     def _say(self, text: str) -> str:
         new, self.said = text[len(self.said) :], max(text, self.said, key=len)

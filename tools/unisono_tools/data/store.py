@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from unisono_spec.contract import InputError
 from unisono_spec.contract.files import write_bytes
 
@@ -158,6 +157,8 @@ class _Writer:
             self.said = now
             rate = self.read / (now - self.begun)
             text = f"tokenizing: {self.read / 1e6:,.0f} of {self.total / 1e6:,.0f} MB, {(self.total - self.read) / rate / 60:.1f} min left"
+            from rich.console import Console
+
             Console(stderr=True).print(text, highlight=False)
 
 

@@ -11,12 +11,16 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from unisono_spec.contract import InputError, nearest
+from unisono_spec.contract.plain import read_file
 
 from unisono_tools.data import registry
 from unisono_tools.data.decoders import REPLACEMENT, ByteDecoder, Decoder, Immediate, Window
 
 TOKENIZERS = ("bytes", "chars", "gpt2")
+KNOWN = ("bytes", "gpt2")  # their name says all
+DEFINITION = "tokenizer.json"  # beside a model, of every other one
 PIECE = 1 << 18  # characters tokenized at once
+MAX_DEFINITION = 1 << 27  # bytes of a tokenizer.json; those of 256,000 ids have some 20 MB
 CONTEXT = 1 << 10  # characters before a piece that it is tokenized with
 
 
@@ -79,6 +83,19 @@ def load_tokenizer(name: str, cache: Path | None = None) -> Tokenizer:
     if name.count("/") == 1 and not name.endswith(".json"):
         return _from_hub(name)
     raise InputError(f"tokenizer: {name!r} is unknown; {nearest(name, TOKENIZERS)}, the path of a tokenizer.json, or owner/name")
+
+
+def tokenizer_beside(model: Path, name: str) -> Tokenizer:
+    """The tokenizer `name` of a model file: what lies beside the file says how it works, unless the name does."""
+    definition = model.with_name(DEFINITION)
+    if name in KNOWN:
+        return load_tokenizer(name)
+    if not definition.is_file():
+        raise InputError(
+            f"tokenizer: {model} was trained with {name!r}, and there is no {DEFINITION} beside it; "
+            "move that with the model, or give another with --tokenizer"
+        )
+    return restore(name, read_file(definition, "give the tokenizer.json of the model", MAX_DEFINITION).decode(errors="replace"))
 
 
 def restore(name: str, definition: str) -> Tokenizer:

@@ -22,12 +22,12 @@ from unisono_tools.backends import open_reader, open_trainer
 from unisono_tools.backends.base import Batch, Reader
 from unisono_tools.cli import guarded
 from unisono_tools.commands.arguments import call, read_config
-from unisono_tools.commands.generate import stream
 from unisono_tools.config import TrainConfig, from_dict
 from unisono_tools.data import Corpus, load_corpus
 from unisono_tools.evaluation import evaluate
 from unisono_tools.experiments import figures, ngrams
 from unisono_tools.precompute import PrecomputedCorpus, precompute
+from unisono_tools.streaming import stream
 from unisono_tools.train import train
 from unisono_tools.train.checkpoint import model_file
 from unisono_tools.train.logs import NAME as LOG
@@ -172,7 +172,7 @@ def _written(reader: Reader, text: Corpus, sampling: Sampling, length: int) -> l
     """The prompt, and what the reader writes after it."""
     assert text.tokenizer is not None
     prompt = text.tokenizer.encode(PROMPT)
-    return [*map(int, prompt), *(token for token, _ in stream(reader, prompt, length, sampling))]
+    return [*map(int, prompt), *(int(found.tokens[0, 0]) for found in stream(reader, [prompt], length, sampling))]
 
 
 def _decoded(text: Corpus, ids: list[int]) -> str:

@@ -27,11 +27,10 @@ from unisono_spec.contract.plain import build, read_file, read_json
 
 from unisono_tools.backends.base import check_moments, check_updates
 from unisono_tools.config import TrainConfig, flatten, to_dict
-from unisono_tools.data.tokenizers import Tokenizer, load_tokenizer, restore
+from unisono_tools.data.tokenizers import DEFINITION, KNOWN, Tokenizer, tokenizer_beside
 
-MODEL, OPTIMIZER, TRAINER, TOKENIZER = "model.safetensors", "optimizer.safetensors", "trainer.json", "tokenizer.json"
+MODEL, OPTIMIZER, TRAINER, TOKENIZER = "model.safetensors", "optimizer.safetensors", "trainer.json", DEFINITION
 FORMAT = 1  # of trainer.json
-KNOWN = ("bytes", "gpt2")  # tokenizers whose name says all
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -241,11 +240,7 @@ def tokenizer_of(model: Path) -> str | None:
 
 def saved_tokenizer(model: Path, named: str | None = None) -> Tokenizer:
     """The tokenizer of a model file: what lies beside it, else what the file itself names, else bytes."""
-    name = named or tokenizer_of(model) or "bytes"
-    beside = model.with_name(TOKENIZER)
-    if name in KNOWN or not beside.is_file():
-        return load_tokenizer(name)
-    return restore(name, beside.read_text(encoding="utf-8"))
+    return tokenizer_beside(model, named or tokenizer_of(model) or "bytes")
 
 
 def versions() -> dict[str, str]:

@@ -1,23 +1,18 @@
-"""What keeps a run whole: one process in its folder, and signals that end it between two steps."""
+"""What keeps a run whole: one process in its folder."""
 
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from unisono_spec.contract import InputError
 from unisono_spec.contract.files import write_bytes
 
 LOCK, OWNER = ".lock", ".lock-owner"
-# what schedulers send before they kill, and the keyboard
-CAUGHT = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name))
 
 
 @contextmanager
@@ -46,35 +41,3 @@ def _owner(run: Path) -> str:
         return (run / OWNER).read_text()
     except (OSError, UnicodeError):
         return "another process"
-
-
-class Stopped(Exception):
-    """A signal came while something long was under way that can be left out."""
-
-
-class Signals:
-    """Within it, a first signal is noted in `received` and nothing else; a second one from the keyboard interrupts at once."""
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-
-    def __enter__(self) -> Signals:
-        # Python allows handlers in the main thread only
-        main = threading.current_thread() is threading.main_thread()
-        # what the parent has had ignored (nohup, a job in the background) stays ignored
-        caught = [s for s in CAUGHT if main and signal.getsignal(s) is not signal.SIG_IGN]
-        self.before = {s: signal.signal(s, self._note) for s in caught}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self.received is signal.SIGINT and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)
-
-    def check(self) -> None:
-        if self.received is not None:
-            raise Stopped

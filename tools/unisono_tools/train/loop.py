@@ -21,9 +21,10 @@ from unisono_tools.config import TrainConfig, check_continues, default_backend, 
 from unisono_tools.data import Corpus, load_corpus
 from unisono_tools.evaluation import default_window, evaluate
 from unisono_tools.schedule import learning_rate
+from unisono_tools.signals import Signals, Stopped
 from unisono_tools.train import checkpoint as checkpoints
 from unisono_tools.train.checkpoint import Best, Checkpoint
-from unisono_tools.train.guard import Signals, Stopped, alone_in
+from unisono_tools.train.guard import alone_in
 from unisono_tools.train.loader import Loader, check_validation, loader, steps_of
 from unisono_tools.train.logs import NAME as LOG
 from unisono_tools.train.logs import Log

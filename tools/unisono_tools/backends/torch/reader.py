@@ -53,6 +53,12 @@ class Reader:
     ) -> Generated:
         return self.model.generate(prompt, max_new_tokens, sampling, state, n_generated, valid)
 
+    def to_numpy(self, state: Running) -> Arrays:
+        return unisono_torch.numpy_state(state)
+
+    def from_numpy(self, arrays: Arrays) -> Running:
+        return unisono_torch.state_from_numpy(arrays, self.device)
+
     def _tokens(self, tokens: np.ndarray) -> Tensor:
         return torch.as_tensor(np.asarray(tokens, np.float32 if self.config.reads_frames else np.int64), device=self.device)
 
