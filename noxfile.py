@@ -21,14 +21,14 @@ os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
 CONSTRAINTS = "constraints.txt"
 FRAMEWORKS = {"jax", "flax", "torch", "onnx", "onnxruntime"}
 # the longest first, so that two at a time end together; handover after those whose environments it uses, the short ones last
-SUITES = ["jax", "torch", "onnx", "spec", "handover", "meta", "types", "lint"]
+SUITES = ["jax", "torch", "onnx", "spec", "handover", "meta", "alone", "types", "lint"]
 HANDOVER = "--handover"
 # extra → (what must import then, the frameworks that it brings); the -cuda extras only add CUDA's own packages
 EXTRAS = {
     "": ("unisono_spec", set()),
     "jax": ("unisono_jax", {"jax", "flax"}),
     "torch": ("unisono_torch", {"torch"}),
-    "onnx": ("onnxruntime", {"onnx", "onnxruntime"}),
+    "onnx": ("unisono_onnx", {"onnx", "onnxruntime"}),
     "onnx-export": ("unisono_torch.onnx", {"torch", "onnx", "onnxruntime"}),
     "conformance": ("unisono_conformance.plugin", set()),
     "run": ("unisono_tools.commands.run", {"onnxruntime"}),
@@ -199,7 +199,6 @@ def torch(session: nox.Session) -> None:
         "impl_torch/tests",
         "tools/tests/training",
         "tools/tests/bench",
-        "--ignore=impl_torch/tests/onnx",
         "--ignore=impl_torch/tests/kernels",
     )
     court(session, "torch")
@@ -212,14 +211,29 @@ def torch(session: nox.Session) -> None:
 
 @nox.session
 def onnx(session: nox.Session) -> None:
-    """Export from PyTorch, and the court's judgement of the graphs in onnxruntime and in onnx's own evaluator."""
+    """Exported graphs, of PyTorch's models: the room's tests, and the court in onnxruntime and in onnx's own evaluator."""
     install(session, "-e", ".[onnx-export,conformance,tools]")
     only(session, "torch", "onnx", "onnxruntime")
     if HANDOVER in session.posargs:
         hand_over(session, "torch")
         return
-    pytest(session, "impl_torch/tests/onnx", "tools/tests/onnx", "conformance/oracles/test_torch.py")
+    pytest(
+        session,
+        "impl_onnx/tests",
+        "--ignore=impl_onnx/tests/sources/test_jax.py",
+        "tools/tests/onnx/test_demo.py",
+        "conformance/oracles/test_torch.py",
+    )
     court(session, "onnx")
+
+
+@nox.session
+def alone(session: nox.Session) -> None:
+    """Export where JAX is the only framework: the command, the room's own files, and graphs of JAX's models before the court."""
+    install(session, "-e", ".[jax,onnx,conformance,tools]")
+    only(session, "jax", "flax", "onnx", "onnxruntime")
+    pytest(session, "impl_onnx/tests/sources/test_jax.py", "tools/tests/onnx/test_graphs.py")
+    court(session, "onnx", "--profile", "dev", "-k", "P14-", environment={"XLA_FLAGS": cheap_xla(session)})
 
 
 @nox.session

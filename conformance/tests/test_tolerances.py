@@ -17,7 +17,7 @@ TESTS = ("conformance/tests", "conformance/oracles", "spec/tests", "impl_jax/tes
 OTHERS = ("conformance/unisono_conformance", "impl_jax/unisono_jax", "impl_torch/unisono_torch", "tools/unisono_tools", "docs/examples")
 HOMES = {"numerics.py", "test_numerics.py", Path(__file__).name}  # where tolerances are derived, and what judges them
 # An implementation cannot call the court: what an export costs in roundings is derived where it is checked.
-BY_THEMSELVES = {"impl_torch/unisono_torch/onnx/export.py"}
+BY_THEMSELVES = {"impl_onnx/unisono_onnx/check.py"}
 COURT = {"numerics", "judge", "truth"}  # modules whose numbers are derived
 
 KEYWORDS = {"rtol", "atol", "rel_tol", "abs_tol", "rel", "abs", "decimal", "significant", "places", "tolerance"}

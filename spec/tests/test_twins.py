@@ -14,12 +14,13 @@ MODULES = (  # one of its own in each
     "spec/unisono_spec/models",
     "impl_jax/unisono_jax/models",
     "impl_torch/unisono_torch/models",
+    "impl_onnx/unisono_onnx/models",
     "conformance/unisono_conformance/cases",
     "conformance/unisono_conformance/sabotage",
 )
 LISTS = (  # which name its config or one of its presets
     "spec/tests/test_wiring.py",
-    "impl_torch/tests/onnx/graphs.py",
+    "impl_onnx/tests/graphs.py",
     "tools/unisono_tools/bench/linear.py",
     "tools/tests/training/",
     "tools/tests/handover/relay.py",
@@ -52,7 +53,6 @@ def test_architecture(arch: str) -> None:
 def test_op(op: str) -> None:
     names = [f"{folder}/ops/{op}.py" for folder in ("impl_jax/unisono_jax", "impl_torch/unisono_torch")]
     missing = [name for name in names if not (ROOT / name).is_file()]
-    nodes = "impl_torch/unisono_torch/onnx/ops.py"
-    # positions are read by a method of their own
-    missing += [] if op == "position" or f"\ndef {op}(" in read(nodes) else [f"{nodes}: {op}"]
+    functions = "impl_onnx/unisono_onnx/ops/"
+    missing += [] if f"\ndef {op.replace('_', '')}(" in read(functions).lower() else [f"{functions}: {op}"]
     assert not missing, "\n".join(missing)

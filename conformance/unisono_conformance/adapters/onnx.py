@@ -1,11 +1,12 @@
-"""Exported graphs before the court, in onnxruntime; onnx's own NumPy evaluator and the PyTorch source beside them (P14).
+"""Exported graphs before the court, in onnxruntime; onnx's own NumPy evaluator and the model of the source beside them (P14).
 
-Only `build`, which exports, needs torch: `open_graph` reads a file where neither torch nor jax is installed.
+A graph comes from a model of the framework that is installed, PyTorch or JAX. `open_graph` reads a file where neither is.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ import onnxruntime
 from unisono_spec.contract import Config, config_from_dict, zero_state
 
 from unisono_conformance.adapter import Arrays, Capabilities
+
+SOURCES = ("torch", "jax")  # the first that is installed
 
 Run = Callable[[dict[str, np.ndarray]], dict[str, Any]]
 
@@ -67,7 +70,6 @@ def open_graph(path: str | Path) -> Graph:
     names = [output.name for output in session.get_outputs()]
     config = config_from_dict(json.loads(session.get_modelmeta().custom_metadata_map["unisono.config"]))
     taken = {i.name for i in session.get_inputs()}
-    # an exporter leaves out what a model does not read
 
     def run(inputs: Arrays) -> dict[str, Any]:
         return dict(zip(names, session.run(names, {n: a for n, a in inputs.items() if n in taken}), strict=True))
@@ -93,7 +95,7 @@ def evaluator(path: str | Path, config: Config) -> Graph:
 class Adapter:
     name = "onnx"
     known_gaps = None
-    warnings = ("ignore::DeprecationWarning:onnxscript.*", "ignore::DeprecationWarning:torch.*")
+    warnings = ()
     capabilities = Capabilities(
         rows=("cram",), ops=(), dtypes=("float32",), forms=("parallel",), implementations=("onnxruntime",), gradient_forms=(),
         dropout=False, exported=True, empty_batch=False,
@@ -102,23 +104,20 @@ class Adapter:
     def __init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="unisono-onnx-")
         self.built: dict[str, Graph] = {}
+        name = next(name for name in SOURCES if importlib.util.find_spec(name))
+        self.source: Any = importlib.import_module(f"unisono_conformance.adapters.{name}").make()
 
     def build(self, config: Config, params: Arrays, dtype: str, device: str, implementation: str) -> Graph:
-        """Each config with each set of parameters is exported once; the exporter itself traces each config once."""
+        """Each config with each set of parameters is exported once."""
         digest = hashlib.sha256(repr(config).encode() + b"".join(params[n].tobytes() for n in sorted(params))).hexdigest()[:16]
         if digest not in self.built:
-            import unisono_torch
-            from unisono_torch.onnx import export
-
-            from unisono_conformance.adapters.torch import Model as TorchModel
-
-            source = unisono_torch.create(config, params, dtype=dtype)
-            path = Path(self.folder.name) / f"{digest}.onnx"
-            export(source, path)
+            source, path = self.source.build(config, params, dtype, device, "auto"), Path(self.folder.name) / f"{digest}.onnx"
+            export = importlib.import_module(f"unisono_{self.source.name}.onnx").export
+            export(source.model, path)
             graph = open_graph(path)
             # the parameters lie in the graph, folded and transposed: those of the source stand for them
-            others = {"its source": TorchModel(source), "onnx's own evaluator": evaluator(path, config)}
-            self.built[digest] = Graph(graph.config, graph.run, unisono_torch.numpy_params(source), others)
+            others = {"its source": source, "onnx's own evaluator": evaluator(path, config)}
+            self.built[digest] = Graph(graph.config, graph.run, source.params(), others)
         return self.built[digest]
 
     def op(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""An exported graph in onnxruntime: it evaluates and generates where neither torch nor jax is installed."""
+"""Exported graphs: written without a framework, and read by onnxruntime, which evaluates and generates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from unisono_spec.contract import ANY, Arrays, Config, InputError, generation, zero_state
 from unisono_spec.contract.checks import check_ids, check_inputs
-from unisono_spec.contract.files import cast_state, read_config
+from unisono_spec.contract.files import cast_state, load_params, read_config
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import Sampling
 
@@ -27,6 +27,15 @@ def _seq_len(found: str | None, path: Path) -> int | None:
     if not (found.isascii() and found.isdigit() and len(found) < 10 and int(found)):
         raise InputError(f"{path}: unisono.seq_len is {found[:40]!r}, expected a number of tokens; export it again")
     return int(found)
+
+
+def export(source: Path, out: Path, tokenizer: str | None, seq_len: int | None = None, **options: str) -> None:
+    """Write the model file `source` as a graph that says with which tokenizer, and on how many tokens at once, it was trained."""
+    import unisono_onnx
+
+    config, params = load_params(source)
+    known = {"unisono.tokenizer": tokenizer, "unisono.seq_len": seq_len}
+    unisono_onnx.export(config, params, out, {name: str(value) for name, value in known.items() if value is not None}, **options)
 
 
 class Trainer:

@@ -21,7 +21,7 @@ def run(checkpoint: str, out: str = "model.onnx", target: str = "portable") -> i
     """
     path = model_file(Path(checkpoint))
     training = training_of(path)
-    backend("torch").export(path, Path(out), tokenizer_of(path), training.seq_len if training else None, target)
+    backend("onnx").export(path, Path(out), tokenizer_of(path), training.seq_len if training else None, target=target)
     definition = path.with_name(TOKENIZER)
     if definition.is_file():
         write_bytes(Path(out).with_name(TOKENIZER), definition.read_bytes())

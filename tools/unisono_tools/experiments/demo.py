@@ -162,7 +162,7 @@ def _report(console: Console, baselines: dict[str, dict[str, float]], scores: di
 
 def _readers(checkpoint: Path, graph: Path) -> dict[str, Reader]:
     """The checkpoint in each engine; exports it on the way."""
-    from unisono_tools.backends.torch import export
+    from unisono_tools.backends.onnx import export
 
     export(checkpoint, graph, "bytes")
     return {engine: open_reader(graph if name == "onnx" else checkpoint, name) for engine, name in ENGINES.items()}

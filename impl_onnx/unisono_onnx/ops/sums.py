@@ -8,7 +8,7 @@ from __future__ import annotations
 from onnxscript import graph, script
 from onnxscript import opset23 as op
 
-from unisono_torch.onnx.chunks import OWN, Chunks, Counted, Joined, LastRow, Masked, Numbers, Own, Reads
+from unisono_onnx.ops.chunks import OWN, Chunks, Counted, Joined, LastRow, Masked, Numbers, Own, Reads
 
 
 @script(OWN)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from onnxscript import graph, script
 from onnxscript import opset23 as op
 
-from unisono_torch.onnx.chunks import OWN, Chunks, Joined, Masked, Newest, Numbers, Reads, SlotNumbers
+from unisono_onnx.ops.chunks import OWN, Chunks, Joined, Masked, Newest, Numbers, Reads, SlotNumbers
 
 
 @script(OWN)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from onnxscript import opset23 as op
 from onnxscript import script
 
-from unisono_torch.onnx.chunks import OWN
+from unisono_onnx.ops.chunks import OWN
 
 
 @script(OWN)

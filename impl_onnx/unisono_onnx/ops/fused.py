@@ -13,7 +13,7 @@ from onnxscript import opset23 as op
 from onnxscript import script
 from onnxscript.values import Opset
 
-from unisono_torch.onnx.chunks import OWN
+from unisono_onnx.ops.chunks import OWN
 
 MS = Opset("com.microsoft", 1)
 

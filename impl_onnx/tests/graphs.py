@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import torch
-import unisono_torch
 from onnx.reference import ReferenceEvaluator
 from unisono_conformance import judge
+from unisono_onnx import export, output_names
 from unisono_spec.contract import Config, init_params
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
@@ -22,9 +21,6 @@ from unisono_spec.contract.mamba import MambaConfig
 from unisono_spec.contract.maru import MARUConfig
 from unisono_spec.contract.s4d import S4DConfig
 from unisono_spec.contract.transformer import TransformerConfig
-from unisono_torch.models.base import Model
-from unisono_torch.onnx import export
-from unisono_torch.onnx.export import output_names
 
 FIXED = CRAMConfig(d_model=8, n_layers=2, vocab_size=50)
 ADAPTIVE = CRAMConfig(scheme="adaptive", d_model=8, n_layers=2, vocab_size=50, position_bits=6)
@@ -60,14 +56,10 @@ def params(name: str) -> Arrays:
     return {key: p + np.float32(0.1) * noise.standard_normal(p.shape, np.float32) for key, p in init_params(CONFIGS[name], seed=3).items()}
 
 
-def model(name: str, dtype: str = "float32") -> Model:
-    return unisono_torch.create(CONFIGS[name], params(name), dtype=dtype, param_dtype="float32").eval()
-
-
 @cache
 def graph(name: str) -> Path:
     path = Path(mkdtemp(prefix="unisono-")) / f"{name}.onnx"
-    export(model(name), path)
+    export(CONFIGS[name], params(name), path)
     return path
 
 
@@ -86,15 +78,6 @@ def session(path: Path, config: Config) -> Reader:
     opened: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = output_names(config)
     return lambda inputs: dict(zip(names, opened.run(names, inputs), strict=True))
-
-
-def torch_outputs(name: str, inputs: Arrays, dtype: str) -> Arrays:
-    """The same outputs, from torch."""
-    floats = getattr(torch, dtype)
-    tokens, reset, valid, *state = (torch.from_numpy(a).to(floats) if a.dtype.kind == "f" else torch.from_numpy(a) for a in inputs.values())
-    with torch.no_grad():
-        logits, after = model(name, dtype)(tokens, dict(zip(CONFIGS[name].states(), state, strict=True)), reset, valid)
-    return {"logits": logits.numpy(), **{f"next.{key}": value.numpy() for key, value in after.items()}}
 
 
 def check(name: str, inputs: Arrays, found: Arrays) -> None:

@@ -1,0 +1,1 @@
+"""The wiring of each architecture: `read` takes a Builder and the state before, and gives logits and the state after."""

@@ -1,0 +1,6 @@
+"""What a graph may be made of."""
+
+from __future__ import annotations
+
+OPSETS = {"portable": 23, "ort": 23, "opset27": 27}
+TARGETS = tuple(OPSETS)

@@ -1,0 +1,106 @@
+"""One ONNX graph of a whole model: built, checked, compared with the spec, and only then put in place."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from unisono_spec.contract import Arrays, Config, InputError, config_to_dict, nearest
+from unisono_spec.contract.aside import aside, cannot_be_written
+from unisono_spec.contract.checks import check_config
+from unisono_spec.contract.errors import shown
+from unisono_spec.contract.files import check_params
+
+from unisono_onnx.targets import TARGETS
+
+CONFIG_KEY = "unisono.config"
+# Protobuf holds at most 2 GiB in one message; larger weights go to a second file beside the graph
+MAX_EMBEDDED_BYTES = 2**31 - 2**24
+
+
+def export(config: Config, params: Arrays, path: str | Path, metadata: Mapping[str, str] | None = None, target: str = "portable") -> None:
+    """Write the model of `config` with `params` as one graph with dynamic B ≥ 1 and T ≥ 1 to `path`, whole or not at all.
+
+    Inputs are `tokens`, `reset`, `valid` and each state array under its contract name; outputs are `logits` and each state array
+    as `next.<name>`. metadata: further strings to keep in the file, beside the config; a tokenizer, say. Weights lie in the file,
+    unless they pass 2 GB: then in `<path>.data` beside it. target: "portable" is standard operators only; "ort" takes onnxruntime's
+    own LinearAttention for linear attention, InfinityFormer's memory and the selective scan.
+
+    The graph computes in float32, whatever dtype `params` have. Raises InputError where the export packages are missing, the
+    parameters are not the config's, the file cannot be written, or onnxruntime and the spec disagree about the graph.
+    """
+    onnx, ir, runtime = _packages()
+    from unisono_onnx import builder, check
+
+    check_config(config)
+    check_params(config, params, array=np.ndarray)
+    if config.no_graph:
+        raise InputError(f"{config.arch}.{config.no_graph}")
+    if target not in TARGETS:
+        raise InputError(f"target: {shown(target)} is unknown; {nearest(target, TARGETS)}")
+    path, metadata = Path(path), dict(metadata or {})
+    _check_metadata(path, metadata)
+    held = {name: np.asarray(p).astype(np.float32, copy=False) for name, p in params.items()}
+    with cannot_be_written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside(path, folder=True) as folder:
+            draft = folder / path.name
+            model, _ = builder.build(config, held, target)
+            model.metadata_props.update({CONFIG_KEY: json.dumps(config_to_dict(config)), **metadata})
+            ir.save(model, draft, external_data=_beside(model, draft))
+            onnx.checker.check_model(draft, full_check=True)
+            check.compare(config, held, draft, runtime)
+            _put(draft, path)
+
+
+def input_names(config: Config) -> list[str]:
+    return ["tokens", "reset", "valid", *config.states()]
+
+
+def output_names(config: Config) -> list[str]:
+    return ["logits", *(f"next.{name}" for name in config.states())]
+
+
+def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InputError(f"metadata: {shown(key)} is a {type(value).__name__}; ONNX metadata are strings, pass json.dumps(...)")
+        if key == CONFIG_KEY:
+            raise InputError(f"metadata: {shown(key)} is the model's own config; choose another name")
+    for name, text in (("path", str(path)), *(("metadata", f"{key}: {value}") for key, value in metadata.items())):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name}: {shown(text)} is no Unicode text ({error.reason}), and ONNX knows no other; rename it") from error
+
+
+def _put(draft: Path, path: Path) -> None:
+    """Move a graph and its weights into place. The graph goes first and comes last: where it is, its weights are."""
+    beside = [file for file in draft.parent.iterdir() if file != draft]
+    if beside:
+        path.unlink(missing_ok=True)
+    for file in (*beside, draft):
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(file, path.parent / file.name)
+
+
+def _beside(model: Any, draft: Path) -> str | None:
+    """The name of a second file for the weights, if they do not fit into the graph's."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    return f"{draft.name}.data" if size > MAX_EMBEDDED_BYTES else None
+
+
+def _packages() -> tuple[Any, Any, Any]:
+    try:
+        import onnx
+        import onnx_ir
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"export: {error.name} is not installed; pip install 'unisono[onnx]'") from error
+    return onnx, onnx_ir, onnxruntime
