@@ -37,7 +37,7 @@ def export(folder: Path) -> None:
     from unisono_spec.contract import init_params, preset
     from unisono_spec.contract.files import save_params, write_bytes
     from unisono_tools import cli
-    from unisono_tools.backends.torch import export as write
+    from unisono_tools.backends.onnx import export as write
 
     shutil.rmtree(folder, ignore_errors=True)
     for name, (base, fields, tokenizer) in MODELS.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from unisono_spec.contract import init_params, preset
 from unisono_spec.contract.files import save_params
-from unisono_tools.backends.torch import export
+from unisono_tools.backends.onnx import export
 from unisono_tools.train import checkpoint
 
 DOCS = Path(__file__).parents[3] / "docs/onnx.md"
