@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from unisono_spec.contract import Config, InputError, preset
+from unisono_spec.contract import ANY, Config, InputError, preset
 from unisono_spec.contract.memory import check_fits
 from unisono_spec.contract.plain import build
 
@@ -50,6 +50,8 @@ class DataChoice:
 
     corpus: str = "sotu"
     """Name of a corpus, hf:owner/name[:config][:field], or a path: a file, a folder, a pattern such as data/*.txt, or a .npy of frames."""
+    mixture: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Several corpora and the share of the sequences from each, instead of `corpus`, as in '{sotu: 3, notes/*.txt: 1}'."""
     tokenizer: str = "bytes"
     """bytes, chars (learned from the corpus), gpt2, the path of a tokenizer.json, or owner/name on the hub."""
     field: str = "text"
@@ -60,10 +62,13 @@ class DataChoice:
     """Read at most so many bytes of the corpus."""
     precomputed: str | None = None
     """Folder that `unisono precompute` wrote, for mode=positions."""
-    documents: Literal["joined", "reset"] = "joined"
-    """Whether sequences read across the starts of documents, or the state is reset there."""
-    order: Literal["random", "shuffled"] = "random"
-    """Where sequences start: anywhere, drawn with the seed; or one after the other, shuffled anew in each epoch."""
+    documents: Literal["joined", "reset", "truncated"] = "joined"
+    """Sequences read across the starts of documents; or the state is reset there; or each holds the beginning of one document alone."""
+    order: Literal["random", "shuffled", "streamed"] = "random"
+    """Where sequences start: anywhere, drawn with the seed; or one after the other, shuffled anew in each epoch; or where those of the
+    batch before ended, with the state carried over and the gradient cut there (truncated backpropagation through time)."""
+    carry: int = 0
+    """With order=streamed: tokens after which the state starts anew, a multiple of seq_len. 0 carries it to the end of the stream."""
     eval_tokens: int = 65536
     """Validation tokens read at each evaluation; 0 reads the whole split."""
     eval_window: int | None = None
@@ -186,6 +191,7 @@ class TrainConfig:
             ("seed", self.seed, 0),
             ("threads", self.threads, 0),
             ("data.eval_tokens", self.data.eval_tokens, 0),
+            ("data.carry", self.data.carry, 0),
             ("data.eval_window", self.data.eval_window or 0, 0),
             ("schedule.warmup_steps", schedule.warmup_steps, 0),
         ):
@@ -214,7 +220,32 @@ class TrainConfig:
                 "give the folder of `unisono precompute` together with mode=positions"
             )
 
+        yield from self._data_problems()
+
+    def _data_problems(self) -> Iterator[str]:
+        data = self.data
+        streamed = data.order == "streamed"
+        for name, share in data.mixture.items():
+            if not 0 < share < math.inf:
+                yield f"data.mixture.{name}: {share!r}; give the share of this corpus, a positive number"
+        if data.mixture and data.corpus != DataChoice.corpus:
+            yield f"data.mixture: given beside data.corpus {data.corpus!r}; name it in the mixture, with its share"
+        if self.mode == "positions" and (data.mixture or data.order != "random" or data.documents != "joined"):
+            yield "mode: positions draws single positions of one corpus; leave out data.mixture, data.order and data.documents"
+        if streamed and data.documents == "truncated":
+            yield "data.documents: truncated with order=streamed, which carries on into the next sequence; use joined or reset"
+        if data.carry and not streamed:
+            yield f"data.carry: {data.carry} with order={data.order}; only data.order=streamed carries a state from batch to batch"
+        if streamed and self.seq_len > 0 and data.carry % self.seq_len:
+            yield f"data.carry: {data.carry} is no multiple of seq_len {self.seq_len}; use one"
+
     def _disagreements(self, config: Config) -> Iterator[str]:
+        data, limit = self.data, config.longest
+        kept = any(ANY in state.shape for state in config.states().values())
+        if data.order == "streamed" and ((kept and not data.carry) or (limit and not 0 < data.carry <= limit)):
+            why = f"has {limit} positions" if limit else "keeps every token that it reads"
+            most = (limit or 4 * self.seq_len) // max(1, self.seq_len) * self.seq_len
+            yield f"data.carry: {data.carry}, and this model {why}; give the tokens after which its state starts anew, say {most}"
         if self.mode == "positions" and not config.precomputable:
             yield "mode: positions needs a model whose ξ depends on the data alone, use scheme=fixed with codes=binary or frame"
 

@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from unisono_spec.contract import ANY, Config, InputError
+from unisono_spec.contract import Config, InputError
 from unisono_spec.contract.checks import check_ids
 
-from unisono_tools.backends.base import Reader
+from unisono_tools.backends.base import Reader, caches
+from unisono_tools.data.batches import reset_mask
 
 CHUNK = 4096  # tokens read at once, fewer with a large vocabulary
 LOGITS = 1 << 22  # numbers a chunk of logits may hold
@@ -40,16 +41,25 @@ class Score:
 
 
 def default_window(config: Config, seq_len: int) -> int:
-    """0, one unbroken stream, unless the model keeps every token that it reads (softmax attention): then as many as it was trained on."""
-    return seq_len if any(ANY in state.shape for state in config.states().values()) else 0
+    """0, one unbroken stream, unless the model keeps every token that it reads (softmax attention) or has learned positions: then as
+    many as it was trained on."""
+    return seq_len if caches(config) or config.longest else 0
 
 
-def evaluate(reader: Reader, ids: np.ndarray, limit: int = 0, window: int = 0, progress: Callable[[], None] | None = None) -> Score:
+def evaluate(
+    reader: Reader,
+    ids: np.ndarray,
+    limit: int = 0,
+    window: int = 0,
+    progress: Callable[[], None] | None = None,
+    documents: np.ndarray | None = None,
+) -> Score:
     """Predict ids[1:] (frames [N, F] likewise) from what comes before each.
 
     limit: predict only so many tokens, 0 predicts all. window: start anew after so many tokens, 0 reads one unbroken stream. A model that
-    keeps every token that it reads (softmax attention) holds as many as a window has. progress: called before each chunk. Raises
-    InputError where the loss is not finite.
+    keeps every token that it reads (softmax attention) holds as many as a window has. progress: called before each chunk. documents:
+    sorted places where the state starts anew too, as in a Corpus; None carries it over them. Raises InputError where the loss is not
+    finite.
     """
     config = reader.config
     for name, value in (("limit", limit), ("window", window)):
@@ -67,6 +77,9 @@ def evaluate(reader: Reader, ids: np.ndarray, limit: int = 0, window: int = 0, p
         stop = min(start + chunk, number)
         part = np.asarray(ids[start : stop + 1])
         reset = None if not window else (np.arange(start, stop) % window == 0)[None]
+        if documents is not None:
+            starts = reset_mask(documents, np.array([start]), stop - start)
+            reset = starts if reset is None else reset | starts
         if not config.reads_frames:
             check_ids(part, config.vocab_size)
         logits, state = reader.forward(part[None, :-1], state, reset)

@@ -92,6 +92,8 @@ def typed(value: Any, hint: Any, name: str) -> Any:
             return float(value)
         if origin is tuple:
             return tuple(value)
+        if origin is dict and options[1] is not Any:
+            return {key: typed(part, options[1], f"{name}.{key}") for key, part in value.items()}
         if origin is dict:
             for key, part in value.items():
                 _check_field(part, f"{name}.{key}")

@@ -42,7 +42,7 @@ def signalled(monkeypatch) -> Iterator[Callable[[signal.Signals, int], None]]:
 
             return drawn
 
-        monkeypatch.setattr("unisono_tools.train.loop.loader", loader)
+        monkeypatch.setattr("unisono_tools.train.feed.loader", loader)
 
     yield at
     for sent, handler in before.items():
@@ -74,7 +74,7 @@ def test_a_signal_while_evaluating_leaves_the_evaluation_out(tiny, tmp_path, mon
         progress()
         raise AssertionError("not reached")
 
-    monkeypatch.setattr("unisono_tools.train.loop.evaluate", evaluate)
+    monkeypatch.setattr("unisono_tools.train.feed.evaluate", evaluate)
     result = train(tiny(eval_every=3))
     assert (result.steps, result.signal, result.best) == (3, signal.SIGTERM, None)
     assert list(checkpoint.steps(tmp_path / "run")) == [2, 3]

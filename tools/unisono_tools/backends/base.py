@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from unisono_spec.contract import Arrays, Config, InputError, Param
+from unisono_spec.contract import ANY, Arrays, Config, InputError, Param
 from unisono_spec.contract.files import WIDE
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.initial import generator
@@ -23,7 +23,8 @@ class Batch:
 
     inputs: ids [B, T], frames [B, T, F], or with `precomputed` ξ [N, code]; targets: ids [B, T] or [N], frames [B, T, F] or [N, F].
     scored: targets that count, as `targets` without F; None counts all. state: where the sequences start; None is the initial state.
-    reset, valid: [B, T] as a model takes them: where a document starts, which tokens are read at all.
+    reset, valid: [B, T] as a model takes them: where a document starts, which tokens are read at all. carried: the sequences go on
+    where those of the batch before ended, but where `reset` says otherwise; no gradient goes back there.
     """
 
     inputs: np.ndarray
@@ -33,6 +34,7 @@ class Batch:
     precomputed: bool = False
     reset: np.ndarray | None = None
     valid: np.ndarray | None = None
+    carried: bool = False
 
     def microbatches(self, number: int) -> list[Batch]:
         """Equal parts along the first axis."""
@@ -50,6 +52,7 @@ class Batch:
                 self.precomputed,
                 cut(self.reset, i),
                 cut(self.valid, i),
+                self.carried,
             )
             for i in range(number)
         ]
@@ -77,8 +80,8 @@ class Trainer(Protocol):
     threads: int  # CPU threads that it computes with
     rank: int  # of this process among those that train one model; 0 writes
 
-    def init(self, params: Arrays, optimizer: Arrays | None = None) -> None:
-        """Start from these parameters, and from moments as `optimizer_state` gives them (None: zeros)."""
+    def init(self, params: Arrays, optimizer: Arrays | None = None, carried: Arrays | None = None) -> None:
+        """Start from these parameters, from moments as `optimizer_state` gives them (None: zeros), and from what `carried` gives."""
         ...
 
     def any(self, flag: bool) -> bool:
@@ -103,6 +106,10 @@ class Trainer(Protocol):
 
     def optimizer_state(self) -> Arrays:
         """`m.<param>` and `v.<param>`, AdamW's first and second moments, and `count` [1] int64, the number of updates."""
+        ...
+
+    def carried(self) -> Arrays | None:
+        """The state after the last batch whose sequences are carried on, [B, …]; None where there was none. All processes ask at once."""
         ...
 
 
@@ -146,6 +153,11 @@ class Reader(Protocol):
     def from_numpy(self, arrays: Arrays) -> Running:
         """The inverse; the arrays may come from any backend."""
         ...
+
+
+def caches(config: Config) -> bool:
+    """Whether the model keeps every token that it reads, as softmax attention does: its state needs a capacity."""
+    return any(ANY in state.shape for state in config.states().values())
 
 
 def trained(config: Config) -> list[str]:

@@ -21,7 +21,7 @@ from unisono_spec.contract.files import cast_state
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import Sampling
 
-from unisono_tools.backends.base import Batch, Running, Step, check_moments, decays, dropout_seeds, router_noise, trained
+from unisono_tools.backends.base import Batch, Running, Step, caches, check_moments, decays, dropout_seeds, router_noise, trained
 from unisono_tools.config import Optimizer, TrainConfig
 
 Named = dict[str, jax.Array]
@@ -59,8 +59,8 @@ class Trainer:
             os.environ["NPROC"] = str(train.threads)
         self.threads = int(os.environ.get("NPROC") or os.cpu_count() or 1)
 
-    def init(self, params: Arrays, optimizer: Arrays | None = None) -> None:
-        train = self.train
+    def init(self, params: Arrays, optimizer: Arrays | None = None, carried: Arrays | None = None) -> None:
+        train, rows = self.train, self.train.batch_size // self.train.accumulation
         with self._precision():
             model = unisono_jax.create(
                 self.config,
@@ -79,20 +79,25 @@ class Trainer:
                 moments = ({n: jnp.asarray(optimizer[f"{kind}.{n}"], p.dtype) for n, p in self.named.items()} for kind in "mv")
                 adam = optax.ScaleByAdamState(jnp.asarray(optimizer["count"][0], jnp.int32), *moments)
                 self.opt_state = (adam, *self.opt_state[1:])
+            # by part of a batch
+            self.states: dict[int, Named] = {
+                i: unisono_jax.state_from_numpy({n: a[i * rows : (i + 1) * rows] for n, a in (carried or {}).items()}, train.device)
+                for i in range(train.accumulation if carried else 0)
+            }
 
     def any(self, flag: bool) -> bool:
         return flag
 
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
         with self._precision():
-            result, grads, _ = self._backward(batch, step)
+            result, grads, _, _ = self._backward(batch, step)
             return result, {name: np.asarray(grads[name]) for name in trained(self.config)}
 
     def grad_step(self, batch: Batch, step: int, lr: float) -> Step:
         with self._precision():
-            result, grads, loads = self._backward(batch, step)
+            result, grads, loads, states = self._backward(batch, step)
             if math.isfinite(result.loss) and math.isfinite(result.norm):
-                opt = self.train.optimizer
+                opt, self.states = self.train.optimizer, states
                 factor = opt.clip / result.norm if opt.clip and result.norm > opt.clip else 1.0
                 self.named, self.opt_state = _update(self.config, opt, self.named, self.opt_state, grads, factor, lr)
                 for router, load in zip(self.config.routers, loads, strict=True):
@@ -115,23 +120,34 @@ class Trainer:
         v = {f"v.{name}": np.asarray(adam.nu[name]) for name in trained(self.config)}
         return {**m, **v, "count": np.asarray(adam.count, np.int64)[None]}
 
+    def carried(self) -> Arrays | None:
+        parts = [self.states[i] for i in sorted(self.states)]
+        return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]} if parts else None
+
     def _precision(self) -> AbstractContextManager:
         return jax.enable_x64(self.train.dtype == "float64")
 
-    def _backward(self, batch: Batch, step: int) -> tuple[Step, Named, list[jax.Array]]:
-        """Also the mean load of each noisy router."""
-        loss, total, every = 0.0, None, []
+    def _backward(self, batch: Batch, step: int) -> tuple[Step, Named, list[jax.Array], dict[int, Named]]:
+        """Also the mean load of each noisy router, and the states to carry on, by part."""
+        loss, total, every, states = 0.0, None, [], {}
         for i, part in enumerate(batch.microbatches(self.train.accumulation)):
             seeds = dropout_seeds(self.config, self.train.seed, step, i)
             noise = router_noise(self.config, self.train.seed, step, i, part.targets.shape[:2])
-            arrays = (_ids(part.inputs), _ids(part.targets), part.scored, part.state, part.reset, part.valid, seeds, noise)
+            state: Any = part.state
+            if batch.carried:
+                state = self.states.get(i)
+                if state is None and caches(self.config):
+                    state = self.model({**self.named, **self.buffers}).init_state(len(part.inputs), self.train.data.carry)
+            arrays = (_ids(part.inputs), _ids(part.targets), part.scored, state, part.reset, part.valid, seeds, noise)
             read = (self.named, self.buffers, self.model, part.precomputed)
-            (mean, loads), grads = _mean_and_gradient(*read, *arrays, float(batch.count))
+            (mean, (loads, after)), grads = _mean_and_gradient(*read, *arrays, float(batch.count))
+            if batch.carried:
+                states[i] = after
             loss += float(mean)
             total = grads if total is None else jax.tree.map(jnp.add, total, grads)
             every.append(loads)
         assert total is not None
-        return Step(loss, float(_norm(total))), total, [jnp.mean(jnp.stack(loads), 0) for loads in zip(*every, strict=True)]
+        return Step(loss, float(_norm(total))), total, [jnp.mean(jnp.stack(loads), 0) for loads in zip(*every, strict=True)], states
 
 
 @functools.partial(jax.jit, static_argnames=("model", "precomputed"))
@@ -150,16 +166,17 @@ def _mean_and_gradient(
     seeds: Any,
     noise: Any,
     count: Any,
-) -> tuple[jax.Array, list[jax.Array]]:
-    """Nats of the targets that count, as their share of the mean over all `count` targets of the batch; the noisy routers' loads."""
+) -> tuple[jax.Array, tuple[list[jax.Array], Any]]:
+    """Nats of the targets that count, as their share of the mean over all `count` targets of the batch; the noisy routers' loads, and
+    the state at the end."""
     built, loads = model({**named, **buffers}), []
     dropout = dropout_masks(model.config, seeds, inputs.shape[: 1 if precomputed else 2], built.dtype)
     if precomputed:
         logits = built.readout(inputs, dropout=dropout)
     else:
-        logits, _ = built.forward(inputs, state, reset, valid, dropout=dropout, noise=noise, loads=loads if noise else None)
+        logits, state = built.forward(inputs, state, reset, valid, dropout=dropout, noise=noise, loads=loads if noise else None)
     nll = _loss(model.config.predicts, logits, targets)
-    return (nll if scored is None else jnp.where(scored, nll, 0)).sum() / count, loads
+    return (nll if scored is None else jnp.where(scored, nll, 0)).sum() / count, (loads, state)
 
 
 def dropout_masks(config: Config, seeds: jax.Array | np.ndarray, shape: tuple[int, ...], dtype: str) -> list[jax.Array] | None:

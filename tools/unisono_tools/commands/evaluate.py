@@ -11,9 +11,10 @@ from unisono_spec.contract import InputError
 from unisono_tools.backends import open_reader
 from unisono_tools.commands.arguments import call
 from unisono_tools.config import DataChoice
-from unisono_tools.data import load_corpus, load_tokenizer
+from unisono_tools.data import load_tokenizer
 from unisono_tools.evaluation import default_window, evaluate
 from unisono_tools.train.checkpoint import model_file, saved_tokenizer, training_of
+from unisono_tools.train.feed import load
 from unisono_tools.train.loader import check_corpus
 
 SEQUENCE = 1024  # tokens that softmax attention reads at once, where nothing says what it was trained on
@@ -29,6 +30,7 @@ def run(
     device: str | None = None,
     limit: int = 0,
     window: int | None = None,
+    documents: Literal["joined", "reset"] | None = None,
 ) -> int:
     """Held-out loss of a trained model: the split is streamed through it in order, in constant memory.
 
@@ -42,32 +44,39 @@ def run(
         device: cpu or cuda; the backend's own choice by default.
         limit: predict only so many tokens; 0 predicts all.
         window: start anew after so many tokens; 0 reads one unbroken stream, the default but for softmax attention.
+        documents: whether the state is carried over the starts of documents, or starts anew there; as it was trained by default.
     """
     path = model_file(Path(model))
     reader = open_reader(path, backend, dtype, device)
     training = training_of(path)
-    name = corpus or (training.data.corpus if training else None)
-    if name is None:
+    data = training.data if training else DataChoice()
+    if corpus is None and training is None:
         raise InputError(f"corpus: nothing beside {path} says what it was trained on; give --corpus")
     coder = load_tokenizer(tokenizer) if tokenizer else saved_tokenizer(path, reader.tokenizer)
-    data = training.data if training else DataChoice()
-    own = {} if corpus else {"limit": data.limit, "validation": data.validation}
-    text = load_corpus(name, coder, field=data.field, **own)
-    check_corpus(reader.config, text)
-    ids = text.split(split)
+    if corpus is not None:
+        data = DataChoice(corpus=corpus, field=data.field, documents=data.documents)
+    texts = load(data, coder)
     trained = training.seq_len if training else reader.seq_len or SEQUENCE
     window = default_window(reader.config, trained) if window is None else window
-    score = evaluate(reader, ids, limit, window)
-    unit, engine = "pixels" if text.tokenizer is None else "tokens", type(reader).__module__.rsplit(".", 1)[-1]
-    print(f"{path} on {name}, {split}: {score.targets:,} {unit}, backend {engine}")
-    if text.tokenizer is None:
-        print(f"bits per pixel   {score.bits:.6f}")
-        return 0
-    # the first token is read, not predicted
-    size = text.tokenizer.count_bytes(ids[1 : score.targets + 1])
-    print(f"bits per byte    {score.nats / math.log(2) / max(1, size):.6f}")
-    print(f"bits per token   {score.bits:.6f}")
-    print(f"perplexity       {score.perplexity:.4f} a token")
+    anew, bits = (data.documents != "joined" if documents is None else documents == "reset"), []
+    for text in texts.corpora:
+        check_corpus(reader.config, text)
+        ids, starts = text.split(split), text.documents[split] if anew else None
+        score = evaluate(reader, ids, limit, window, documents=starts)
+        unit, engine = "pixels" if text.tokenizer is None else "tokens", type(reader).__module__.rsplit(".", 1)[-1]
+        print(f"{path} on {text.name}, {split}: {score.targets:,} {unit}, backend {engine}")
+        bits.append(score.bits)
+        if text.tokenizer is None:
+            print(f"bits per pixel   {score.bits:.6f}")
+            continue
+        # the first token is read, not predicted
+        size = text.tokenizer.count_bytes(ids[1 : score.targets + 1])
+        print(f"bits per {text.unit:<7} {score.nats / math.log(2) / max(1, size):.6f}")
+        print(f"bits per token   {score.bits:.6f}")
+        print(f"perplexity       {score.perplexity:.4f} a token")
+    if len(bits) > 1:
+        mean = float(texts.weights @ bits)
+        print(f"all, weighted as they were trained on\nbits per token   {mean:.6f}\nperplexity       {2**mean:.4f} a token")
     return 0
 
 

@@ -26,7 +26,7 @@ class Corpus:
 
     documents: by split, where each document starts, `[number]` int64, the first at 0.
     sizes: by split, how many bytes the ids stand for; 0 for frames.
-    digest: of all that the ids depend on: text, tokenizer, splits.
+    digest: of all that the ids depend on: text, tokenizer, splits. unit: what one byte is, "byte" or, of FASTA, "base".
     """
 
     name: str
@@ -37,6 +37,7 @@ class Corpus:
     sizes: dict[str, int]
     tokenizer: Tokenizer | None  # None for frames
     digest: str = ""
+    unit: str = "byte"
 
     def split(self, name: str) -> np.ndarray:
         """The ids of "train", "validation" or "test"."""
@@ -98,7 +99,13 @@ def load_corpus(
         if not len(ids) and not (validation is not None and split == "test"):
             total = int(source.sizes.sum())
             raise InputError(f"{name}: {total} bytes are too few to split into train, validation and test; give a longer text")
-    return Corpus(name, **made.ids, documents=made.documents, sizes=made.sizes, tokenizer=coder, digest=made.digest)
+    return Corpus(name, **made.ids, documents=made.documents, sizes=made.sizes, tokenizer=coder, digest=made.digest, unit=source.unit)
+
+
+def characters_of(names: list[str], limit: int | None = None, cache: Path | None = None, field: str = "text") -> Chars:
+    """The tokenizer `chars`, learned from several corpora."""
+    sources = [open_source(name, limit, cache, field) for name in names]
+    return _characters([segment for source in sources for segment in _all(source, 0, len(source.sizes))])
 
 
 def _characters(segments: list[Segment]) -> Chars:

@@ -35,7 +35,8 @@ Rows = Iterator[tuple[int, bytes]]  # (split, text of a document)
 class Source:
     """sizes: bytes of each document [n]. label: its name in messages, may be "". read: (document, first byte, end) → its bytes.
 
-    digest: of the whole content. splits: how many documents train, validate and test where the set itself says so.
+    digest: of the whole content. splits: how many documents train, validate and test where the set itself says so. unit: "base" where
+    each byte is one, as in FASTA.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Source:
     read: Callable[[int, int, int], Iterator[bytes]]
     digest: str
     splits: tuple[int, int, int] | None = None
+    unit: str = "byte"  # what one byte is
 
 
 def open_source(name: str, limit: int | None = None, cache: Path | None = None, field: str = "text") -> Source:
@@ -90,7 +92,8 @@ def _read(name: str, files: list[Path], base: Path | None, field: str, cache: Pa
         _hash_file(digest, file)
     place = folder(cache) / "text" / digest.hexdigest()[:32]
     rows = ((0, text) for file in files for text in _parsed(file, field))
-    return spool(name, place, rows)
+    found = spool(name, place, rows)
+    return dataclasses.replace(found, unit="base") if all(_kind(file) == "fasta" for file in files) else found
 
 
 def _kind(path: Path) -> str:

@@ -4,6 +4,7 @@ checkpoints/step-00001000/model.safetensors      parameters; loads in every room
                           optimizer.safetensors  AdamW's moments under contract names, the same for every backend
                           trainer.json           the run's config, step, best score, tokenizer, corpus, versions, threads
                           tokenizer.json         of a tokenizer that does not come with the tools
+                          carried.safetensors    with data.order=streamed, the state that the next batch goes on from
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from typing import Any
 
 from unisono_spec.contract import Arrays, Config, InputError
 from unisono_spec.contract.errors import shown
-from unisono_spec.contract.files import check_finite, load_arrays, load_params, save_arrays, save_params, write_bytes
+from unisono_spec.contract.files import (
+    check_finite,
+    load_arrays,
+    load_params,
+    load_state,
+    save_arrays,
+    save_params,
+    save_state,
+    write_bytes,
+)
 from unisono_spec.contract.plain import build, read_file, read_json
 
 from unisono_tools.backends.base import check_moments, check_updates
@@ -30,7 +40,9 @@ from unisono_tools.config import TrainConfig, flatten, to_dict
 from unisono_tools.data.tokenizers import DEFINITION, KNOWN, Tokenizer, tokenizer_beside
 
 MODEL, OPTIMIZER, TRAINER, TOKENIZER = "model.safetensors", "optimizer.safetensors", "trainer.json", DEFINITION
+CARRIED = "carried.safetensors"
 FORMAT = 1  # of trainer.json
+OPEN = ("train.model.overrides", "train.data.mixture")  # names of their own
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -59,6 +71,7 @@ class Checkpoint:
     tokenizer: Tokenizer | None
     threads: int
     corpus: str = ""  # the digest of what it was trained on
+    carried: Arrays | None = None
 
 
 def save(run: Path, checkpoint: Checkpoint) -> Path:
@@ -71,6 +84,8 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
         temporary.mkdir(parents=True)
         save_params(temporary / MODEL, checkpoint.config, checkpoint.params)
         save_arrays(temporary / OPTIMIZER, checkpoint.optimizer, checkpoint.config, "optimizer")
+        if checkpoint.carried is not None:
+            save_state(temporary / CARRIED, checkpoint.config, checkpoint.carried)
         about = {
             "format": FORMAT,
             "step": checkpoint.step,
@@ -121,13 +136,23 @@ def load(path: Path) -> Checkpoint:
         check_finite(optimizer, source)
         check_updates(optimizer, source)
         check_finite(params, str(path / MODEL))
+        carried = _carried(path / CARRIED, config, about.train)
         tokenizer = None if about.tokenizer is None else saved_tokenizer(path / MODEL)
         same = other == config and about.train.model.config() == config and about.step == int(optimizer["count"][0])
     except InputError as error:
         raise Damaged(str(error)) from error
     if not same:
         raise Damaged(f"{path}: its files are not of one checkpoint; restore them or remove it to continue from the one before")
-    return Checkpoint(about.step, about.train, config, params, optimizer, about.best, tokenizer, about.threads, about.corpus)
+    return Checkpoint(about.step, about.train, config, params, optimizer, about.best, tokenizer, about.threads, about.corpus, carried)
+
+
+def _carried(path: Path, config: Config, train: TrainConfig) -> Arrays | None:
+    if train.data.order != "streamed":
+        return None
+    other, state = load_state(path)
+    if other != config or any(len(a) != train.batch_size for a in state.values()):
+        raise InputError(f"{path}: is not of {train.batch_size} sequences of this run's model; restore it")
+    return state
 
 
 def _about(path: Path) -> _About:
@@ -160,7 +185,7 @@ def _check_release(path: Path, values: dict[str, Any]) -> None:
     train = values.get("train")
     known = {field.name for field in dataclasses.fields(_About)} | {f"train.{name}" for name in flatten(to_dict(TrainConfig()))}
     found = [*values, *(f"train.{name}" for name in flatten(train))] if isinstance(train, dict) else list(values)
-    unknown = [name for name in found if name not in known and not name.startswith("train.model.overrides")]
+    unknown = [name for name in found if name not in known and not name.startswith(OPEN)]
     if unknown:
         raise _Foreign(f"{path}: {unknown[0]!r} is no field that this release knows; {writer} wrote it, install another release to read it")
 

@@ -1,4 +1,4 @@
-"""Minibatches for the training loop: a pure function of (seed, step), whatever the corpus and the mode."""
+"""Minibatches for the training loop: a pure function of (seed, step), whatever the corpora and the mode."""
 
 from __future__ import annotations
 
@@ -12,40 +12,119 @@ from unisono_spec.contract.initial import generator
 
 from unisono_tools.backends.base import Batch
 from unisono_tools.config import TrainConfig
-from unisono_tools.data import Corpus
-from unisono_tools.data.batches import reset_mask, rows_at, shuffled_starts, starts
+from unisono_tools.data import Corpus, Mixture
+from unisono_tools.data.batches import beginnings, drawn, in_epochs, reset_mask, rows_at, starts
+from unisono_tools.data.mixture import streams
 from unisono_tools.precompute import PrecomputedCorpus
 
 FEWEST = 16  # numbers that an evaluation must predict
 Loader = Callable[[int], Batch]
 
 
-def loader(train: TrainConfig, config: Config, corpus: Corpus) -> Loader:
+def loader(train: TrainConfig, config: Config, corpus: Corpus | Mixture) -> Loader:
     """step → what is learned from at that step."""
-    check_corpus(config, corpus)
+    mixture = Mixture.of(corpus)
+    for one in mixture.corpora:
+        check_corpus(config, one)
     if train.mode == "positions":
-        return _positions(train, config, corpus)
+        return _positions(train, config, mixture.corpora[0])
+    draw = _streamed if train.data.order == "streamed" else _drawn
+    found = draw(train, config, mixture)
+    found(0)  # a corpus that is too short is noticed before anything is written
+    return found
 
-    draw_starts = shuffled_starts if train.data.order == "shuffled" else starts
+
+def _drawn(train: TrainConfig, config: Config, mixture: Mixture) -> Loader:
+    """Sequences that begin anew, each in a corpus drawn by its share."""
+    size, length, seed = train.batch_size, train.seq_len, train.seed
+    shuffled, truncated = train.data.order == "shuffled", train.data.documents == "truncated"
+    documents = [_documents(corpus) if truncated else None for corpus in mixture.corpora]
 
     def sequences(step: int) -> Batch:
-        at = draw_starts(len(corpus.train), train.seed, step, train.batch_size, train.seq_len)
-        rows = rows_at(corpus.train, at, train.seq_len)  # [B, T+1]
-        reset = reset_mask(corpus.documents["train"], at, train.seq_len) if train.data.documents == "reset" else None
-        if not config.reads_frames:
-            check_ids(rows, config.vocab_size)
-        return Batch(rows[:, :-1], rows[:, 1:], state=starting_state(train, config, step), reset=reset)
+        which = mixture.drawn(seed, step * size, size)
+        before = mixture.before(seed, step * size) if shuffled else np.zeros(len(mixture.corpora), np.int64)
+        parts, order = [], []
+        for k in np.unique(which):
+            ids, of = mixture.corpora[k].train, np.flatnonzero(which == k)
+            numbers = before[k] + np.arange(len(of))
+            places = starts(len(ids), seed, step, size, length, int(k))[of] if not truncated else None
+            found = documents[k]
+            if found is not None:
+                first, sizes = found
+                at_random = drawn(seed, step, int(k)).integers(0, len(first), size)[of]
+                chosen = in_epochs(len(first), seed, numbers)[1] if shuffled else at_random
+                parts.append(beginnings(ids, first[chosen], sizes[chosen], length))
+            else:
+                if shuffled:
+                    windows = (len(ids) - 1) // length
+                    shift, place = in_epochs(windows, seed, numbers, len(ids) - 1 - windows * length)
+                    places = place * length + shift
+                assert places is not None
+                resets = train.data.documents == "reset"
+                marks = reset_mask(mixture.corpora[k].documents["train"], places, length) if resets else np.zeros((0, length), bool)
+                parts.append((rows_at(ids, places, length), marks))
+            order.append(of)
+        back = np.argsort(np.concatenate(order))
+        rows, marks = np.concatenate([p[0] for p in parts])[back], np.concatenate([p[1] for p in parts])
+        marks = marks[back] if len(marks) else None
+        _check(config, rows)
+        reset, valid = (None, marks) if truncated else (marks, None)
+        return Batch(rows[:, :-1], rows[:, 1:], scored=valid, state=starting_state(train, config, step), reset=reset, valid=valid)
 
-    sequences(0)  # a corpus that is too short is noticed before anything is written
     return sequences
 
 
-def steps_of(train: TrainConfig, corpus: Corpus) -> int:
-    """The steps that `train.epochs` means for a corpus; without it, its `steps`."""
+def _streamed(train: TrainConfig, config: Config, mixture: Mixture) -> Loader:
+    """Each row of a batch goes on where it ended in the batch before. A corpus is cut into as many equal streams as its share of rows."""
+    size, length, data = train.batch_size, train.seq_len, train.data
+    lanes = mixture.lanes(size)
+    windows = streams([len(c.train) for c in mixture.corpora], lanes, [c.name for c in mixture.corpora], length)
+
+    def sequences(step: int) -> Batch:
+        rows, marks = [], []
+        for k, (corpus, number, each) in enumerate(zip(mixture.corpora, lanes.tolist(), windows, strict=True)):
+            epoch, window = divmod(step, each)
+            spare = len(corpus.train) - 1 - number * each * length
+            shift = int(generator(train.seed, f"stream.{k}.{epoch}").integers(0, spare + 1))
+            at = shift + (np.arange(number) * each + window) * length
+            reset = reset_mask(corpus.documents["train"], at, length) if data.documents == "reset" else np.zeros((number, length), bool)
+            reset[:, 0] |= window * length % (data.carry or each * length) == 0
+            rows.append(rows_at(corpus.train, at, length))
+            marks.append(reset)
+        ids = np.concatenate(rows)
+        _check(config, ids)
+        return Batch(ids[:, :-1], ids[:, 1:], reset=np.concatenate(marks), carried=True)
+
+    return sequences
+
+
+def _documents(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+    """Where the training documents that have a target start, and how many ids each has."""
+    first = corpus.documents["train"]
+    sizes = np.diff(first, append=len(corpus.train))
+    if len(first) < 2 or not (sizes > 1).any():
+        raise InputError(
+            f"data.documents: truncated, and {corpus.name} is {len(first)} document to learn from; give a folder, a pattern, JSON lines "
+            "or FASTA, or use data.documents=joined"
+        )
+    return first[sizes > 1], sizes[sizes > 1]
+
+
+def _check(config: Config, rows: np.ndarray) -> None:
+    if not config.reads_frames:
+        check_ids(rows, config.vocab_size)
+
+
+def steps_of(train: TrainConfig, corpus: Corpus | Mixture) -> int:
+    """The steps that `train.epochs` means for what is learned from, all corpora together; without it, its `steps`."""
     if not train.epochs:
         return train.steps
-    length = len(corpus.train) - 1
-    rows = length if train.mode == "positions" else length // train.seq_len
+    rows = 0
+    for one in Mixture.of(corpus).corpora:
+        if train.data.documents == "truncated":
+            rows += len(_documents(one)[0])
+        else:
+            rows += len(one.train) - 1 if train.mode == "positions" else (len(one.train) - 1) // train.seq_len
     return max(1, math.ceil(train.epochs * rows / train.batch_size))
 
 

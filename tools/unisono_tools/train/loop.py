@@ -18,14 +18,14 @@ from unisono_spec.contract.files import load_params, save_arrays, write_bytes
 from unisono_tools.backends import open_trainer
 from unisono_tools.backends.base import Batch, Trainer
 from unisono_tools.config import TrainConfig, check_continues, default_backend, dump, processes, to_dict
-from unisono_tools.data import Corpus, load_corpus
-from unisono_tools.evaluation import default_window, evaluate
+from unisono_tools.data import Corpus, Mixture
 from unisono_tools.schedule import learning_rate
 from unisono_tools.signals import Signals, Stopped
 from unisono_tools.train import checkpoint as checkpoints
 from unisono_tools.train.checkpoint import Best, Checkpoint
+from unisono_tools.train.feed import TextFeed
+from unisono_tools.train.feed import load as load_data
 from unisono_tools.train.guard import alone_in
-from unisono_tools.train.loader import Loader, check_validation, loader, steps_of
 from unisono_tools.train.logs import NAME as LOG
 from unisono_tools.train.logs import Log
 from unisono_tools.train.progress import ProgressBar
@@ -49,7 +49,7 @@ class Result:
     signal: signal.Signals | None = None
 
 
-def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | None = None, seconds: float = math.inf) -> Result:
+def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: Console | None = None, seconds: float = math.inf) -> Result:
     """Train as `train` says, or continue the run that is in its folder already.
 
     corpus: what `train.data.corpus` names, where the caller has loaded it. seconds: after so many, the run stops at its next step, with
@@ -58,13 +58,11 @@ def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | N
     """
     console = console or Console(stderr=True, quiet=processes()[0] > 0)
     config, run = train.validate(), train.folder
-    corpus = load(train) if corpus is None else corpus
-    train = dataclasses.replace(train, steps=steps_of(train, corpus))
+    feed = TextFeed(train, config, load(train) if corpus is None else corpus)
+    train = dataclasses.replace(train, steps=feed.steps)
     for doubt in train.doubts():
         console.print(f"warning: {doubt}", highlight=False, markup=False, soft_wrap=True)
     seconds = min(seconds, 60 * train.max_minutes or math.inf)
-    batches = loader(train, config, corpus)
-    check_validation(corpus)
     first = processes()[0] == 0
     # of several processes that torchrun starts, the first one holds the folder and writes
     with alone_in(run) if first else contextlib.nullcontext():
@@ -72,9 +70,12 @@ def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | N
         last, before, damaged = found or (None, None, [])
         if before is not None:
             check_continues(train, before.train, str(last))
-            check_same_corpus(train, corpus, before, str(last))
+            check_same_corpus(train, feed, before, str(last))
         trainer = open_trainer(train, config)
-        trainer.init(*(_initial(train, config), None) if before is None else (before.params, before.optimizer))
+        if before is None:
+            trainer.init(_initial(train, config))
+        else:
+            trainer.init(before.params, before.optimizer, before.carried)
         if first:
             checkpoints.sweep(run)
         for complaint in damaged:
@@ -85,21 +86,20 @@ def train(train: TrainConfig, corpus: Corpus | None = None, console: Console | N
         if first:
             write_bytes(run / "config.yaml", dump(train).encode())
         with Signals() as signals:
-            return _Run(train, config, corpus, trainer, before, last, console, time.monotonic() + seconds, signals).finish(batches)
+            return _Run(train, config, feed, trainer, before, last, console, time.monotonic() + seconds, signals).finish()
 
 
-def load(train: TrainConfig) -> Corpus:
-    """The corpus that a run learns from."""
-    data = train.data
-    return load_corpus(data.corpus, data.tokenizer, data.limit, field=data.field, validation=data.validation)
+def load(train: TrainConfig) -> Mixture:
+    """What a run learns from."""
+    return load_data(train.data)
 
 
-def check_same_corpus(train: TrainConfig, corpus: Corpus, before: Checkpoint, source: str) -> None:
+def check_same_corpus(train: TrainConfig, feed: TextFeed, before: Checkpoint, source: str) -> None:
     """Raise InputError where the corpus is not the one that the run began with."""
-    if before.corpus and corpus.digest and before.corpus != corpus.digest:
+    if before.corpus and feed.digest and before.corpus != feed.digest:
         raise InputError(
-            f"data.corpus: {Path(train.data.corpus).absolute() if Path(train.data.corpus).exists() else train.data.corpus} now holds "
-            f"{corpus.digest[:12]}, {source} learned from {before.corpus[:12]}: the text, its splits or the tokenizer changed; "
+            f"data.corpus: {Path(train.data.corpus).absolute() if Path(feed.name).exists() else feed.name} now holds "
+            f"{feed.digest[:12]}, {source} learned from {before.corpus[:12]}: the text, its splits or the tokenizer changed; "
             "restore it, or choose another --out (with --init_from to start from its weights)"
         )
 
@@ -111,7 +111,7 @@ class _Run:
         self,
         train: TrainConfig,
         config: Config,
-        corpus: Corpus,
+        feed: TextFeed,
         trainer: Trainer,
         before: Checkpoint | None,
         last: Path | None,
@@ -120,10 +120,9 @@ class _Run:
         signals: Signals,
     ) -> None:
         self.deadline, self.ended, self.signals = deadline, False, signals
-        self.train, self.config, self.corpus, self.trainer = train, config, corpus, trainer
+        self.train, self.config, self.feed, self.trainer = train, config, feed, trainer
         self.folder, self.last = train.folder, last
         self.done, self.best = (0, None) if before is None else (before.step, before.best)
-        self.window = default_window(config, train.seq_len) if train.data.eval_window is None else train.data.eval_window
         self.progress = ProgressBar(self.done, train.steps, "positions" if train.mode == "positions" else "tokens", console)
         self.writes = trainer.rank == 0
         self.log = Log(self.folder, self.done, train.wandb_project, to_dict(train)) if self.writes else None
@@ -145,11 +144,11 @@ class _Run:
                 f"{rate:.3g} at step {self.done + 1}"
             )
 
-    def finish(self, batches: Loader) -> Result:
+    def finish(self) -> Result:
         try:
             with self.progress:
                 while not self.ended:
-                    self._step(batches(self.done))
+                    self._step(self.feed.batch(self.done))
         finally:
             if self.log is not None:
                 self.log.close()
@@ -177,11 +176,13 @@ class _Run:
         end = self.done == train.steps or time.monotonic() > self.deadline
         self.ended = end or self.signals.received is not None
         if end or self.done % train.log_every == 0:
-            self._log(loss=result.loss, lr=lr, gradient_norm=result.norm, rate=self.progress.rate)
+            self._log(loss=result.loss, lr=lr, gradient_norm=result.norm, rate=self.progress.rate, **self.feed.read(self.done))
         better = (end or self.done % train.eval_every == 0) and self._evaluate()
         if train.patience and self.best is not None and self.done - self.best.step >= train.patience * train.eval_every and not end:
             self.progress.say(f"step {self.done}: no lower validation loss since step {self.best.step}; stopping")
             self.ended = True
+        if batch.carried:
+            better = self.trainer.any(better)  # all must save, for each has a part of what is carried
         # a signal may also have come while evaluating
         self.ended = self.trainer.any(self.ended or self.signals.received is not None)
         if self.ended or better or self.done % train.checkpoint_every == 0:
@@ -192,30 +193,28 @@ class _Run:
         if self.signals.received is not None or not self.writes:
             return False
         try:
-            score = evaluate(
-                self.trainer.reader(), self.corpus.validation, self.train.data.eval_tokens, self.window, progress=self.signals.check
-            )
+            score = self.feed.validate(self.trainer.reader(), self.signals.check)
         except Stopped:
             return False
-        self._log(validation_loss=score.loss, validation_bits=score.bits)
-        unit = "pixel" if self.config.reads_frames else "token"
-        self.progress.say(f"step {self.done}  validation {score.bits:.4f} bits a {unit}")
+        self._log(**score.rows)
+        self.progress.say(f"step {self.done}  {score.said}")
         better = self.best is None or score.loss < self.best.loss
         if better:
             self.best = Best(self.done, score.loss)
         return better
 
     def _save(self) -> None:
+        carried = self.trainer.carried()
         if self.log is None:
             return
         self.log.sync()
         params, moments = self.trainer.params(), self.trainer.optimizer_state()
-        for name, array in {**params, **moments}.items():
+        for name, array in {**params, **moments, **(carried or {})}.items():
             if not np.isfinite(array).all():
                 raise Diverged(f"{name}: not finite after step {self.done}; {self._kept()}; lower optimizer.lr")
         train, threads = dataclasses.replace(self.train, backend=self.train.backend or default_backend()), self.trainer.threads
         saved = Checkpoint(
-            self.done, train, self.config, params, moments, self.best, self.corpus.tokenizer, threads, corpus=self.corpus.digest
+            self.done, train, self.config, params, moments, self.best, self.feed.tokenizer, threads, self.feed.digest, carried
         )
         self.last = checkpoints.save(self.folder, saved)
         checkpoints.prune(self.folder, self.train.keep, self.best)

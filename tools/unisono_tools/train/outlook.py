@@ -8,26 +8,27 @@ from collections.abc import Iterator
 from unisono_spec.contract import count_params
 
 from unisono_tools.config import TrainConfig, default_backend
-from unisono_tools.data import Corpus
+from unisono_tools.data import Corpus, Mixture
 from unisono_tools.train import checkpoint
-from unisono_tools.train.loader import check_validation, loader, steps_of
+from unisono_tools.train.feed import TextFeed
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ARRAYS = 24  # of [B, T, D] that a layer keeps for its gradient, about
 
 
-def outlook(train: TrainConfig, corpus: Corpus) -> Iterator[tuple[str, str]]:
+def outlook(train: TrainConfig, corpus: Corpus | Mixture) -> Iterator[tuple[str, str]]:
     """(what, how much). Raises InputError where the run would be refused before its first step."""
     config = train.validate()
-    loader(train, config, corpus)
-    check_validation(corpus)
-    train = dataclasses.replace(train, steps=steps_of(train, corpus))
+    feed = TextFeed(train, config, corpus)
+    train = dataclasses.replace(train, steps=feed.steps)
     rows = train.batch_size * (1 if train.mode == "positions" else train.seq_len)
-    unit = "tokens" if corpus.tokenizer else "frames"
+    unit = "tokens" if feed.tokenizer else "frames"
     yield "model", f"{train.model.preset}, {count_params(config):,} parameters"
-    documents = f" in {len(corpus.documents['train']):,} documents" if len(corpus.documents["train"]) > 1 else ""
-    yield "corpus", f"{corpus.name}: {len(corpus.train):,} {unit} to learn from{documents}, {len(corpus.validation):,} to validate on"
-    epochs = train.steps * rows / max(1, len(corpus.train) - 1)
+    for one, weight in zip(feed.mixture.corpora, feed.mixture.weights, strict=True):
+        documents = f" in {len(one.documents['train']):,} documents" if len(one.documents["train"]) > 1 else ""
+        share = f", {weight:.1%} of the sequences" if weight < 1 else ""
+        yield "corpus", f"{one.name}: {len(one.train):,} {unit} to learn from{documents}, {len(one.validation):,} to validate on{share}"
+    epochs = train.steps * rows / max(1, sum(len(one.train) - 1 for one in feed.mixture.corpora))
     yield "steps", f"{train.steps:,} of {rows:,} {unit}: {train.steps * rows:,} in all, {epochs:.3g} epochs"
     evaluations = -(-train.steps // train.eval_every)
     yield "evaluations", f"{evaluations:,}, one every {train.eval_every:,} steps; checkpoints every {train.checkpoint_every:,}"

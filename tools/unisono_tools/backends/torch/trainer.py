@@ -15,7 +15,7 @@ from unisono_spec.contract import Arrays, Config, InputError
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.mom_gru import balanced
 
-from unisono_tools.backends.base import Batch, Step, check_moments, decays, dropout_seeds, router_noise, trained
+from unisono_tools.backends.base import Batch, Step, caches, check_moments, decays, dropout_seeds, router_noise, trained
 from unisono_tools.backends.torch.ranks import Ranks
 from unisono_tools.backends.torch.reader import Reader, to_numpy
 from unisono_tools.config import TrainConfig
@@ -38,7 +38,7 @@ class Trainer:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
 
-    def init(self, params: Arrays, optimizer: Arrays | None = None) -> None:
+    def init(self, params: Arrays, optimizer: Arrays | None = None, carried: Arrays | None = None) -> None:
         train, opt = self.train, self.train.optimizer
         self.model: Any = unisono_torch.create(
             self.config,
@@ -61,17 +61,25 @@ class Trainer:
             count = 0.0 if optimizer is None else float(optimizer["count"][0])
             self.optimizer.state[p] = {"step": torch.tensor(count), "exp_avg": moments[0], "exp_avg_sq": moments[1]}
 
+        rows = train.batch_size // (train.accumulation * self.ranks.size)
+        # by part of a batch; of those that this process computes
+        self.states: dict[int, dict[str, Tensor]] = {
+            i: unisono_torch.state_from_numpy({n: a[i * rows : (i + 1) * rows] for n, a in (carried or {}).items()}, device=self.device)
+            for i in range(self.ranks.rank, train.batch_size // rows if carried else 0, self.ranks.size)
+        }
+
     def any(self, flag: bool) -> bool:
         return self.ranks.any(flag)
 
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
-        result, _ = self._backward(batch, step)
+        result, _, _ = self._backward(batch, step)
         return result, {name: to_numpy(p.grad) for name, p in self.named.items()}
 
     def grad_step(self, batch: Batch, step: int, lr: float) -> Step:
-        result, loads = self._backward(batch, step)
+        result, loads, states = self._backward(batch, step)
         if not (math.isfinite(result.loss) and math.isfinite(result.norm)):
             return result
+        self.states = states
         clip = self.train.optimizer.clip
         if clip and result.norm > clip:
             for p in self.named.values():
@@ -99,18 +107,29 @@ class Trainer:
         v = {f"v.{name}": to_numpy(s["exp_avg_sq"]) for name, s in states.items()}
         return {**m, **v, "count": np.array([next(iter(states.values()))["step"].item()], np.int64)}
 
-    def _backward(self, batch: Batch, step: int) -> tuple[Step, list[Tensor]]:
-        """Also the mean load of each noisy router."""
+    def carried(self) -> Arrays | None:
+        if not self.states:
+            return None
+        parts = self.train.accumulation * self.ranks.size
+        shapes = next(iter(self.states.values()))
+        empty = {name: torch.zeros_like(a) for name, a in shapes.items()}
+        joined = {name: torch.cat([self.states.get(i, empty)[name] for i in range(parts)]) for name in shapes}
+        return unisono_torch.numpy_state(dict(zip(joined, self.ranks.sum(list(joined.values())), strict=True)))
+
+    def _backward(self, batch: Batch, step: int) -> tuple[Step, list[Tensor], dict[int, dict[str, Tensor]]]:
+        """Also the mean load of each noisy router, and the states to carry on, by part."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss, loads = 0.0, []
+        loss, loads, states = 0.0, [], {}
         parts = batch.microbatches(self.train.accumulation * self.ranks.size)
         # numbered as one process would that computes all of them: noise and dropout are the same
         for i in range(self.rank, len(parts), self.ranks.size):
-            nll, load = self._nll(parts[i], step, i)
+            nll, load, state = self._nll(parts[i], step, i)
             mean = nll / batch.count
             mean.backward()
             loss += mean.item()
             loads.append(load)
+            if batch.carried:
+                states[i] = {name: a.detach() for name, a in state.items()}
         for p in self.named.values():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
@@ -123,26 +142,32 @@ class Trainer:
                 p.grad = grad
             means = [load / self.ranks.size for load in summed[len(grads) :]]
         norms = torch.stack([torch.linalg.vector_norm(p.grad) for p in self.named.values()])  # pyright: ignore[reportArgumentType]
-        return Step(loss, torch.linalg.vector_norm(norms).item()), means
+        return Step(loss, torch.linalg.vector_norm(norms).item()), means, states
 
-    def _nll(self, batch: Batch, step: int, part: int) -> tuple[Tensor, list[Tensor]]:
-        """Nats, summed over the targets that count; the load of each noisy router."""
+    def _nll(self, batch: Batch, step: int, part: int) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+        """Nats, summed over the targets that count; the load of each noisy router; the state at the end."""
         inputs = torch.as_tensor(batch.inputs, device=self.device)
         seeds = dropout_seeds(self.config, self.train.seed, step, part)
         shape = tuple(inputs.shape[: 1 if batch.precomputed else 2])
         dropout = dropout_masks(self.config, seeds, shape, self.train.dtype, self.device)
         loads: list[Tensor] = []
+        state: Any = None
         if batch.precomputed:
             logits = self.model.readout(inputs.to(getattr(torch, self.train.param_dtype)), dropout=dropout)
         else:
-            state = None if batch.state is None else unisono_torch.state_from_numpy(batch.state, device=self.device)
+            if batch.carried:
+                state = self.states.get(part)
+                if state is None and caches(self.config):
+                    state = self.model.init_state(len(inputs), self.train.data.carry)
+            elif batch.state is not None:
+                state = unisono_torch.state_from_numpy(batch.state, device=self.device)
             noise = router_noise(self.config, self.train.seed, step, part, shape)
             noise = None if noise is None else [torch.as_tensor(a, device=self.device) for a in noise]
             marks = (None if a is None else torch.as_tensor(a, device=self.device) for a in (batch.reset, batch.valid))
-            logits, _ = self.model(inputs, state, *marks, dropout=dropout, noise=noise, loads=loads)
+            logits, state = self.model(inputs, state, *marks, dropout=dropout, noise=noise, loads=loads)
         nll = _loss(self.config.predicts, logits, torch.as_tensor(batch.targets, device=self.device))
         counts = nll if batch.scored is None else torch.where(torch.as_tensor(batch.scored, device=self.device), nll, 0)
-        return counts.sum(), loads
+        return counts.sum(), loads, state or {}
 
     def _moment(self, array: np.ndarray, like: Tensor) -> Tensor:
         return torch.tensor(array, dtype=like.dtype, device=like.device)
