@@ -7,12 +7,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from unisono_conformance import plan
 from unisono_conformance.adapter import load
 from unisono_conformance.cases import cases
 from unisono_conformance.plan import Selection
+from unisono_conformance.plan.__main__ import written
 from unisono_conformance.report.gaps import known_gaps
 from unisono_spec.contract.errors import InputError
 
@@ -21,6 +23,7 @@ PROBE = '''
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 from own_implementation import Adapter, Capabilities
 
 def wrong():
@@ -133,17 +136,27 @@ def test_gaps_need_a_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dev", "ci"])
-def test_every_regime_is_met_however_little_is_declared(name: str) -> None:
-    """With one dtype and one form: by outputs, by gradients of ops, and by resets beside padding."""
+@pytest.mark.parametrize(
+    "declared",
+    [{}, {"gradients_by_coordinate": False}, {"exported": True, "gradient_forms": ()}, {"dear": ("plain",)}],
+    ids=["by coordinate", "at once", "graphs", "compiled"],
+)
+def test_every_regime_is_met_however_little_is_declared(name: str, declared: dict[str, Any]) -> None:
+    """With one dtype and one form: by outputs, by gradients, and by resets beside padding."""
     judged, profile = load("numpy"), plan.profile(name)
-    judged.capabilities = dataclasses.replace(judged.capabilities, gradients_by_coordinate=False)
+    judged.capabilities = dataclasses.replace(judged.capabilities, **declared)
     items = plan.items(judged, Selection(dtype="float32", form="parallel"), profile)
-    for label in ("P1", "P7", "P15"):
+    for label in ("P1", "P7", "P15") if judged.capabilities.gradient_forms else ("P1", "P15"):
         for case in cases().values():
             mine = [item for item in items if item.prop.label == label and item.case is case]
             met = {draw.regime for item in mine for draw in plan.draws(item, profile)}
-            declared = {r for r in case.regimes if "float32" not in case.too_narrow.get(r, ()) and (r != "dropout" or label == "P1")}
-            assert met >= declared, (label, case.name)
+            wanted = {r for r in case.regimes if "float32" not in case.too_narrow.get(r, ()) and (r != "dropout" or label == "P1")}
+            assert met >= wanted, (label, case.name)
+
+
+def test_the_page_has_the_plan_s_table() -> None:
+    page = (Path(__file__).parents[2] / "docs/conformance.md").read_text("utf-8")
+    assert written(page) == page, "python -m unisono_conformance.plan docs/conformance.md"
 
 
 def test_selection_names_what_is_declared() -> None:

@@ -87,6 +87,6 @@ def each_argument(trial: Trial) -> None:
 PROPERTIES = (
     Property(
         "P18", "each argument given, absent, all, none", each_argument, shapes=(BASE,), dtypes=("float32",), regimes=("tame",),
-        both_forms=True, random=False, given=rows,
+        both_forms=True, random=False, rows=True, given=rows,
     ),
 )  # fmt: skip

@@ -41,8 +41,8 @@ class Property:
     forms: Callable[[Capabilities], tuple[str, ...]] = lambda can: can.forms
     applies: Callable[[Case, Capabilities], bool] = _always
     claims: tuple[str, ...] = ()  # capabilities that one example of it meets
-    given: Callable[[Case, Capabilities], tuple[str, ...]] | None = None  # rows of arguments; each is an example of the last default
-    variant: str = ""  # the one that it is tried on, beside those of the case
+    given: Callable[[Case, Capabilities], tuple[str, ...]] | None = None  # rows of arguments; each is an example
+    config: str = ""  # one of the case's own for it, instead of the defaults
     random: bool = True  # whether hypothesis draws more examples
 
     def judge(self, target: Target, draw) -> Trial:

@@ -68,7 +68,7 @@ def vjp_across_levels(trial: Trial) -> None:
 PROPERTIES = (
     Property(
         "P7s", "vjp across levels and segments", vjp_across_levels, shapes=((1, CHUNKS * 2 + 1, 2),), dtypes=("float32",),
-        regimes=("tame",), own_shapes=True, random=False, both_forms=True, given=lambda case, can: ("",),
+        regimes=("tame",), own_shapes=True, random=False, both_forms=True, rows=True,
         applies=lambda case, can: bool(can.gradient_forms) and not (can.gradients_by_coordinate and case.level == "model"),
         forms=lambda can: can.gradient_forms,
     ),

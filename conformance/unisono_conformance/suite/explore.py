@@ -6,7 +6,7 @@ import hypothesis
 from hypothesis import strategies as st
 
 from unisono_conformance.cases.draw import Draw
-from unisono_conformance.plan import PLAIN, Item, Profile, draws, lattice, regimes, variants
+from unisono_conformance.plan import Item, Profile, draws, lattice, regimes, variants
 from unisono_conformance.report.ledger import Ledger, judge_one
 
 
@@ -30,12 +30,7 @@ def explore(item: Item, profile: Profile, ledger: Ledger) -> None:
     def judged(draw: Draw) -> None:
         judge_one(item, draw, ledger)
 
-    # an exported graph has its parameters inside: each new draw of them would be another export; an interpreter is slow, and so is
-    # the spec where it loops over time
-    can, target = item.target.adapter.capabilities, item.target
-    compiled = target.dear and (target.implementation != PLAIN or item.case.level == "model")
-    dear = not profile.exhaustive and (can.exported or item.case.loops or compiled)
-    more = profile.random if item.prop.random and not dear else 0
+    more = item.share.random
     phases = [hypothesis.Phase.explicit, *([hypothesis.Phase.generate, hypothesis.Phase.shrink] if more else [])]
     test = hypothesis.given(draw=strategy(item, profile))(judged)
     for draw in reversed(draws(item, profile)):

@@ -6,6 +6,7 @@ Legend: B batch, T time, D model width, C chunk, F frame width, V vocabulary. Ac
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_type_hints
@@ -72,6 +73,9 @@ MAX_SIZE = 2**31 - 1  # of any integer in a config
 _MOST = {"n_layers": 4096, "d_state": 65536, "n_scales": 4096}
 
 
+_hints = functools.cache(get_type_hints)  # which evaluates texts, and takes a millisecond
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Base of all model configs: frozen, typed, validated when made, plain JSON values only."""
@@ -89,7 +93,7 @@ class Config:
     balance_rate = 0.0  # how fast a noisy router's balance bias follows the banks' load
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        hints = _hints(type(self))
         for field in dataclasses.fields(self):
             name = f"{self.arch}.{field.name}"
             value = typed(getattr(self, field.name), hints[field.name], name)
