@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from unisono_conformance import numerics
 from unisono_spec.contract import InputError
-from unisono_spec.contract.sampling import GREEDY, Sampling, choose
+from unisono_spec.contract.sampling import GREEDY, Sampling, choose, uniform
 
 ALWAYS = [
     [[6, 4, 13], [6, 4, 13], [6, 4, 13]],
@@ -137,3 +137,11 @@ def test_finite_logits_draw_what_they_always_drew() -> None:
 def test_every_seed_draws(seed: int) -> None:
     drawn = [choose(np.zeros((2, 9)), Sampling(1.0, seed=seed), n)[0].tolist() for n in range(8)]
     assert len({tuple(ids) for ids in drawn}) > 1
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**64 - 1])
+def test_many_numbers_are_those_drawn_one_by_one(seed: int) -> None:
+    found = uniform(seed, 3, 2**32 - 4, 3)
+    for (i, row), value in np.ndenumerate(found):
+        key = np.array([seed, (row << 32) | (2**32 - 4 + i)], dtype=np.uint64)
+        assert value == np.random.Generator(np.random.Philox(key=key)).random()

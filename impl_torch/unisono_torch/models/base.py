@@ -17,6 +17,7 @@ from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import GREEDY, Sampling
 
 from unisono_torch.arrays import DTYPES, numpy_params, owned, readable
+from unisono_torch.decoding import follower
 from unisono_torch.layers.reading import Marks, Mask, Reading, Training
 from unisono_torch.ops.dispatch import check_implementation
 from unisono_torch.ops.precision import autocast_dtype, uncast
@@ -150,7 +151,8 @@ class Model(nn.Module):
         valid [B, T]: which tokens of a ragged prompt count, padded left, right or between. What is returned says how to go on.
         """
         given, counted = _numpy("prompt", prompt), None if valid is None else _numpy("valid", valid)
-        return generation.generate(self.config, self._begin, self._last, given, max_new_tokens, sampling, state, n_generated, counted)
+        more = follower(self)  # on a GPU: the ids after the first
+        return generation.generate(self.config, self._begin, self._last, given, max_new_tokens, sampling, state, n_generated, counted, more)
 
     @torch.no_grad()
     def _begin(self, state: State | None, batch: int, more: int) -> State:
@@ -170,6 +172,10 @@ class Model(nn.Module):
             logits, state = self._logits(ids, state, Marks(None, mask), Training(), 64, latest=latest)
         wider = logits if logits.dtype == torch.float64 else logits.float()  # NumPy has no bfloat16
         return wider.cpu().numpy(), state
+
+    def _decoded(self, token: Tensor, state: State) -> tuple[Tensor, State]:
+        """`step` of evaluation, with nothing asked of the tensors' values."""
+        return self._logits(token, state, Marks(), Training())
 
     def save(self, path: str | Path) -> None:
         """Write the parameters and the config as a safetensors file that loads in every room."""

@@ -16,6 +16,7 @@ from unisono_torch.layers.reading import Reading, Training
 from unisono_torch.models.base import Model, State
 from unisono_torch.ops import rotary
 from unisono_torch.ops.elementwise import wide
+from unisono_torch.ops.graphs import capturing
 
 
 class LAT(Model):
@@ -57,7 +58,7 @@ class LAT(Model):
         if self.position_embedding is None:
             return x
         most = self.blocks.max_positions
-        if where.numel() and not torch.compiler.is_compiling():
+        if where.numel() and not torch.compiler.is_compiling() and not capturing(where):
             last = (where if valid is None else torch.where(valid, where, 0)).max().item()
             if last >= most:
                 raise InputError(f"max_positions: token {last + 1} of a sequence, {most} positions were learned; use positions='rope'")

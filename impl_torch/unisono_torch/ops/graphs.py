@@ -18,7 +18,8 @@ _lock = threading.Lock()
 
 
 class _Graph:
-    """What `function` launches on tensors like `inputs`, with tensors of its own in their place."""
+    """What `function` launches on tensors like `inputs`, with tensors of its own in their place: none of torch.inference_mode's, so that
+    it can be replayed inside that mode and outside."""
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], settings: tuple, inputs: list[Tensor | None]) -> None:
         own = [None if a is None else torch.empty(a.shape, dtype=a.dtype, device=a.device).copy_(a) for a in inputs]
@@ -39,6 +40,11 @@ class _Graph:
         return tuple(a.clone() for a in self.outputs)
 
 
+def capturing(on: Tensor) -> bool:
+    """Whether a CUDA graph is being made of what is launched now, where no value can be looked at."""
+    return on.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def replayed(function: Callable[..., tuple[Tensor, ...]], settings: tuple, *inputs: Tensor | None) -> tuple[Tensor, ...]:
     """function(*settings, *inputs), on a GPU as a graph that is kept for the next call with equal settings and such tensors.
 
@@ -50,7 +56,7 @@ def replayed(function: Callable[..., tuple[Tensor, ...]], settings: tuple, *inpu
         return function(*settings, *inputs)
     if torch.cuda.is_current_stream_capturing():
         return function(*settings, *inputs)
-    with torch.cuda.device(on.device), torch.no_grad(), _lock:
+    with torch.cuda.device(on.device), torch.inference_mode(False), torch.no_grad(), _lock:
         shapes = tuple(None if a is None else (a.shape, a.dtype) for a in inputs)
         # a graph's tensors are written and read in the order of one stream
         key = (function, settings, shapes, on.device, torch.cuda.current_stream().cuda_stream)

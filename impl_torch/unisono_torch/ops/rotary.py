@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from unisono_torch.ops.elementwise import wide
+from unisono_torch.ops.transforms import transformed
 
 _BITS, _DIGITS = 8, 4
 _TWO_PI = np.longdouble("6.283185307179586476925286766559005768")  # 2π: angles of many turns lose digits before cos
 _tables: dict[tuple[int, float], np.ndarray] = {}  # NumPy's, so that no compiler or device context ever owns them
+_on_gpus: dict[tuple[int, float, torch.device, torch.dtype], Tensor] = {}  # copies, for which a step of a graph has no time
 
 
 def prepare(width: int, base: float = 10000.0) -> np.ndarray:
@@ -31,13 +33,23 @@ def prepare(width: int, base: float = 10000.0) -> np.ndarray:
 
 def cos_sin(position: Tensor, width: int, base: float = 10000.0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """position [...] → cos and sin of its angles [..., K/2] in `dtype`."""
-    table = torch.from_numpy(prepare(width, base)).to(position.device, dtype)
+    table = _table(position.device, width, base, dtype)
     cos, sin = table[:, 0][:, torch.bitwise_and(position.long(), 255)]
     for place in range(1, _DIGITS):
         digit = torch.bitwise_and(torch.bitwise_right_shift(position.long(), _BITS * place), 255)
         c, s = table[:, place][:, digit]
         cos, sin = cos * c - sin * s, cos * s + sin * c
     return cos, sin
+
+
+def _table(device: torch.device, width: int, base: float, dtype: torch.dtype) -> Tensor:
+    if device.type != "cuda" or torch.compiler.is_compiling() or transformed():
+        return torch.from_numpy(prepare(width, base)).to(device, dtype)
+    key = width, base, device, dtype
+    if key not in _on_gpus:
+        with torch.inference_mode(False):
+            _on_gpus[key] = torch.from_numpy(prepare(width, base)).to(device, dtype)
+    return _on_gpus[key]
 
 
 def rotate_by(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from unisono_torch.ops.compact import segments, take
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
+from unisono_torch.ops.graphs import capturing
 from unisono_torch.ops.precision import exact
 
 State = tuple[Tensor, Tensor, Tensor]
@@ -116,7 +117,7 @@ def parallel(
 
 
 def _check_capacity(index: Tensor, valid: Tensor | None, capacity: int) -> None:
-    if torch.compiler.is_compiling() or not index.numel():
+    if torch.compiler.is_compiling() or not index.numel() or capturing(index):
         return
     most = (index if valid is None else torch.where(valid, index, -1)).max().item()
     if most >= capacity:

@@ -44,11 +44,14 @@ def generate(
     state: Any = None,
     n_generated: int = 0,
     valid: np.ndarray | None = None,
+    follow: Callable[[np.ndarray, Any, Sampling, int, int], tuple[np.ndarray, np.ndarray, Any] | None] | None = None,
 ) -> Generated:
     """Continue prompt [B, T] by `max_new_tokens` ids, where `valid` [B, T] says which tokens of a ragged prompt count.
 
     begin(state or None, B, n): a state with room for n more tokens. last(tokens [B, T], state, valid): the logits [B, V] of each
     row's last valid token, and the state after all; where a row has none, its logits are not looked at.
+    follow(ids [B], state, sampling, number, n): the n ids and near-ties [B, n] that come after ids by the same law, `number` ids after
+    the first, and the state after all but the last; None where it does not want to.
     """
     if config.reads_frames:
         raise InputError("generate: a frame model predicts distributions of frames, not ids; call step and draw the next frame")
@@ -68,6 +71,9 @@ def generate(
         if n:
             logits, state = last(ids[:, n - 1 : n], state, None)
         ids[:, n], ties[:, n] = choose(logits, sampling, number + n)
+        if n == 0 and count > 1 and follow is not None and (found := follow(ids[:, 0], state, sampling, number + 1, count - 1)):
+            ids[:, 1:], ties[:, 1:], state = found
+            break
     return Generated(ids, ties, state, number + count)
 
 

@@ -65,10 +65,10 @@ def choose(logits: np.ndarray, sampling: Sampling, n_generated: int) -> tuple[np
     if z.ndim != 2 or not z.shape[-1]:
         raise InputError(f"logits: shape {z.shape}; give [B, V]")
     if np.isnan(z).any():
-        raise InputError(f"logits: NaN at generated token {n_generated}; the weights or the state are damaged")
+        raise InputError(trouble(1, n_generated))
     best = z.max(-1, keepdims=True)
     if (best == -np.inf).any():
-        raise InputError(f"logits: a row of -inf alone at generated token {n_generated}; leave at least one id that can be chosen")
+        raise InputError(trouble(2, n_generated))
     z = np.where(best == np.inf, np.where(z == np.inf, 0, -np.inf), z)
     if sampling.temperature == 0:
         return z.argmax(-1), _close(z)  # the lowest id on ties
@@ -76,6 +76,38 @@ def choose(logits: np.ndarray, sampling: Sampling, n_generated: int) -> tuple[np
     for row in range(len(z)):
         ids[row], ties[row] = _draw(z[row], sampling, row, n_generated)
     return ids, ties
+
+
+def trouble(kind: int, n_generated: int) -> str:
+    """What is wrong with logits: 1, a NaN; 2, a row of −inf alone."""
+    if kind == 1:
+        return f"logits: NaN at generated token {n_generated}; the weights or the state are damaged"
+    return f"logits: a row of -inf alone at generated token {n_generated}; leave at least one id that can be chosen"
+
+
+def uniform(seed: int, rows: int, n_generated: int, count: int) -> np.ndarray:
+    """[count, rows]: the number in [0, 1) that row r's id number n_generated + i is drawn with, many at once (Salmon et al. 2011).
+
+    Philox4x64-10 under the key (seed, row · 2³² + number), at the counter that NumPy's begins with.
+    """
+    number = np.arange(n_generated, n_generated + count, dtype=np.uint64)[:, None]
+    key = [np.uint64(seed), (np.arange(rows, dtype=np.uint64) << np.uint64(32)) | number]
+    a, b, c, d = (np.full((count, rows), value, np.uint64) for value in (1, 0, 0, 0))
+    with np.errstate(over="ignore"):
+        for _ in range(10):
+            (high_a, low_a), (high_c, low_c) = _product(a, 0xD2E7470EE14C6C93), _product(c, 0xCA5A826395121157)
+            a, b, c, d = high_c ^ b ^ key[0], low_c, high_a ^ d ^ key[1], low_a
+            key = [key[0] + np.uint64(0x9E3779B97F4A7C15), key[1] + np.uint64(0xBB67AE8584CAA73B)]
+    return (a >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _product(a: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """The high and the low 64 bits of a product."""
+    half, low = np.uint64(32), np.uint64(2**32 - 1)
+    a1, a0, b1, b0 = a >> half, a & low, np.uint64(factor >> 32), np.uint64(factor & (2**32 - 1))
+    middle = a1 * b0 + (a0 * b0 >> half)
+    other = a0 * b1 + (middle & low)
+    return a1 * b1 + (middle >> half) + (other >> half), a * np.uint64(factor)
 
 
 def _close(z: np.ndarray) -> np.ndarray:

@@ -1,0 +1,197 @@
+"""Decoding on buffers that stay: steps of few launches against the spec, texts against `generate`'s, on a GPU through graphs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from unisono_conformance import judge
+from unisono_spec.contract import Config, InputError, init_params
+from unisono_spec.contract.cram import CRAMConfig
+from unisono_spec.contract.infinityformer import InfinityFormerConfig
+from unisono_spec.contract.lat import LATConfig
+from unisono_spec.contract.mamba import MambaConfig
+from unisono_spec.contract.maru import MARUConfig
+from unisono_spec.contract.s4d import S4DConfig
+from unisono_spec.contract.sampling import GREEDY, Sampling, choose, trouble, uniform
+from unisono_spec.contract.transformer import TransformerConfig
+from unisono_torch import create
+from unisono_torch.arrays import numpy_state
+from unisono_torch.decoding import Decoder, decoder, sampling
+from unisono_torch.decoding.fused import Held, fused
+from unisono_torch.models.base import Model
+
+LAT = LATConfig(d_model=12, n_layers=2, vocab_size=30, head_width=6, qk_width=4, ffn_mult=2, window=5, conv_mult=2)
+CONFIGS: dict[str, Config] = {
+    "lat": LAT,
+    "rope": LAT.replace(attention=["linear", "window"], feature_map="relu", positions="rope", norm="rms", ffn="swiglu", bias=False),
+    "taylor2": LAT.replace(attention=["conv", "linear"], feature_map="taylor2", positions="rope", tie_head=True, head_bias=False),
+    "learned": LAT.replace(attention=["softmax", "linear"], feature_map="learned", positions="learned", max_positions=40),
+    "transformer": TransformerConfig(d_model=12, n_layers=1, vocab_size=30, head_width=6, ffn_mult=2),
+    "mamba": MambaConfig(d_model=6, n_layers=2, vocab_size=30, d_state=3),
+    "s4d": S4DConfig(d_model=6, n_layers=2, vocab_size=30, d_state=6, ffn_mult=2),
+    "adaptive": CRAMConfig(scheme="adaptive", d_model=8, n_layers=2, vocab_size=30, position_bits=6),
+    "fixed": CRAMConfig(d_model=8, n_layers=1, vocab_size=30),
+    "infinity": InfinityFormerConfig(d_model=8, n_layers=1, n_heads=2, d_ffn=8, vocab_size=30),
+    "maru": MARUConfig(d_model=8, vocab_size=30, head_hidden=8, d_state=4, n_banks=2, n_slots=3, d_memory=4, router_hidden=4),
+}
+FUSED = ("lat", "rope", "taylor2", "learned", "transformer", "mamba", "s4d")
+WARM = Sampling(temperature=1.5, seed=7)
+FIRST = 6  # tokens before the decoder takes over
+
+
+def made(config: Config, device: str, **how: Any) -> tuple[Model, dict[str, np.ndarray]]:
+    noise = np.random.default_rng(3)
+    params = {name: p + np.float32(0.1) * noise.standard_normal(p.shape, np.float32) for name, p in init_params(config, seed=3).items()}
+    return create(config, params, device=device, **how), params
+
+
+def text(length: int, batch: int = 2) -> np.ndarray:
+    return np.random.default_rng(length).integers(0, 30, (batch, length))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_steps_are_those_of_the_spec(name: str, device: str) -> None:
+    """Logits of every token and the state after the last, from a state after others."""
+    model, params = made(CONFIGS[name], device)
+    tokens = text(FIRST + 3)
+    with torch.no_grad():
+        _, before = model(torch.as_tensor(tokens[:, :FIRST], device=device), model.init_state(2, 32))
+        made_here = Decoder(model, before, greedy=True)
+        for key, own in made_here.state.items():
+            own.copy_(before[key])  # making a graph advances it
+        logits = [made_here.one(token).clone() for token in torch.as_tensor(tokens[:, FIRST:], device=device).T]
+    given = {"tokens": tokens[:, FIRST:], **numpy_state(before)}
+    judge.model(CONFIGS[name], params, given, (torch.stack(logits, 1).cpu().numpy(), numpy_state(made_here.state)))
+    fused_here = fused(model, before, Held()) is not None
+    assert fused_here == (name in FUSED)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM, Sampling(0.7, top_k=9, top_p=0.8, seed=2**64 - 1)], ids=["greedy", "warm", "cut"])
+@pytest.mark.parametrize("name", ["lat", "fixed"])
+def test_texts_are_those_of_the_host(name: str, sampling: Sampling, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of any length, in inference mode and outside it, and with the state that goes on."""
+    model, _ = made(CONFIGS[name], device)
+    alone, _ = made(CONFIGS[name], "cpu", implementation="plain")
+    monkeypatch.setattr(decoder, "BLOCK", 3)
+    monkeypatch.setattr(decoder, "FEWEST", 1)
+    with torch.no_grad():
+        logits, state = alone(torch.as_tensor(text(5)))
+    first, _ = choose(logits[:, -1].numpy(), sampling, 3)
+    truth = alone.generate(text(5), 7, sampling, n_generated=3)
+    before = {key: a.to(device) for key, a in state.items()}
+    with torch.inference_mode():
+        ids, ties, after = decoder.follow(model, first, before, sampling, 4, 4) or pytest.fail("no decoder")
+    again, _, end = decoder.follow(model, ids[:, -1], after, sampling, 8, 2) or pytest.fail("no decoder")
+    assert np.array_equal(np.concatenate([ids, again], 1), truth.tokens[:, 1:])
+    assert ties.shape == ids.shape
+    assert np.array_equal(end["position"].cpu(), truth.state["position"]) if "position" in end else True
+    assert all(a.dtype == state[key].dtype for key, a in after.items())
+
+
+def test_trained_parameters_are_read(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were changed in place, also where the decoder holds what it made of them, and those of a cast model."""
+    monkeypatch.setattr(decoder, "FEWEST", 1)
+    model, _ = made(CONFIGS["s4d"], device)
+    alone, _ = made(CONFIGS["s4d"], "cpu", implementation="plain")
+
+    def agree() -> None:
+        state = {key: a.to(device) for key, a in alone.init_state(2).items()}
+        found, _, _ = decoder.follow(model, text(1)[:, 0], state, GREEDY, 0, 4) or pytest.fail("no decoder")
+        assert np.array_equal(found, alone.generate(text(1), 4).tokens)
+
+    agree()
+    with torch.no_grad():
+        for p, q in zip(model.parameters(), alone.parameters(), strict=True):
+            p.mul_(-1.5)
+            q.mul_(-1.5)
+    agree()
+    model.double()
+    alone.double()
+    agree()
+
+
+def test_damaged_logits_are_named(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "FEWEST", 1)
+    model, _ = made(CONFIGS["fixed"], device)
+    with torch.no_grad():
+        model.get_parameter("head.weight").fill_(torch.nan)
+    state = model.init_state(2)
+    with pytest.raises(InputError, match="NaN at generated token 5"):
+        decoder.follow(model, text(1)[:, 0], state, GREEDY, 5, 3)
+
+
+def logits_of(kind: str) -> np.ndarray:
+    z = 3 * np.random.default_rng(5).standard_normal((7, 3000))
+    if kind == "ties":
+        z[:, 100] = z[:, 2900] = z.max(-1)
+        z[1, 7] = z[1].max() * (1 + 1e-7)
+    if kind == "infinite":
+        z[:, 1::2] = -np.inf
+        z[2, [4, 2500]], z[3, 6] = np.inf, np.inf
+    return z.astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["plain", "ties", "infinite"])
+@pytest.mark.parametrize("narrow", [None, torch.bfloat16])
+def test_choices_are_those_of_the_contract(kind: str, narrow: torch.dtype | None, device: str) -> None:
+    from unisono_torch.kernels.decode.choose import choose as kernel
+
+    logits = torch.from_numpy(logits_of(kind)).to(device, narrow)
+    host = logits.float().cpu().numpy()
+    number = torch.tensor(1, device=device)
+    ids, ties, bad = (torch.full((3, 7), 9, dtype=kind, device=device) for kind in (torch.int64, torch.bool, torch.int32))
+    token = torch.zeros(7, dtype=torch.int64, device=device)
+    kernel(logits, number, ids, ties, bad, token)
+    for found in ((ids[1], ties[1], bad[1]), sampling.greedy(logits)):
+        for a, b in zip(found, (*choose(host, GREEDY, 0), np.zeros(7)), strict=True):
+            assert np.array_equal(a.cpu(), b)
+    assert np.array_equal(token.cpu(), ids[1].cpu())
+    assert (ids[::2] == 9).all()
+    for law in (WARM, Sampling(0.5, top_k=40, seed=3), Sampling(2.0, top_p=0.6), Sampling(1e-300), Sampling(1.0, 5, 0.5, 11)):
+        u = torch.from_numpy(uniform(law.seed, 7, 12, 1))[0].to(device)
+        temperature, top_p = (torch.tensor(a, dtype=torch.float64, device=device) for a in (law.temperature, law.top_p))
+        drawn = sampling.drawn(logits, u, temperature, torch.tensor(law.top_k, device=device), top_p)
+        for a, b in zip(drawn, (*choose(host, law, 12), np.zeros(7)), strict=True):
+            assert np.array_equal(a.cpu(), b)
+
+
+def test_trouble_is_told() -> None:
+    z = torch.zeros(3, 5)
+    z[0, 3], z[1] = torch.nan, -torch.inf
+    assert sampling.greedy(z)[2].tolist() == [1, 2, 0]
+    for row, kind in ((z[:1], 1), (z[1:2], 2)):
+        with pytest.raises(InputError) as error:
+            choose(row.numpy(), GREEDY, 4)
+        assert str(error.value) == trouble(kind, 4)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 200), (3, 90)])
+def test_long_caches_in_pieces(batch: int, length: int, device: str) -> None:
+    """Softmax attention of a cache that several programs read, against plain operations."""
+    from unisono_torch.kernels.decode import attention
+    from unisono_torch.ops import softmax_attention
+
+    draw = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(batch, 2, 8, generator=draw).to(device) for _ in range(3))
+    keys, values = (torch.randn(batch, 700, 2, 8, generator=draw).to(device) for _ in range(2))
+    count = torch.tensor([length + 150 * row for row in range(batch)], dtype=torch.int32, device=device)
+    held = torch.arange(700, device=device) < count[:, None]
+    keys, values = (torch.where(held[..., None, None], a, 0) for a in (keys, values))
+    true, (true_k, true_v, _) = softmax_attention.step(*(a.double() for a in (q, k, v)), (keys.double(), values.double(), count))
+    o = attention.softmax_step(torch.cat([a.flatten(1) for a in (q, k, v)], 1), keys, values, count, None)
+    from unisono_conformance import numerics
+
+    judge.same(o.double().unflatten(1, (2, 8)).cpu(), true.cpu(), numerics.rounding("float32", 2**10))
+    judge.same(keys.double().cpu(), true_k.cpu())
+    judge.same(values.double().cpu(), true_v.cpu())
+
+
+def test_the_configs_are_of_every_architecture() -> None:
+    from unisono_spec.contract import ARCHITECTURES
+
+    assert {config.arch for config in CONFIGS.values()} == set(ARCHITECTURES)
+    assert all(dataclasses.is_dataclass(config) for config in CONFIGS.values())

@@ -1,0 +1,171 @@
+"""Decoding with nothing on the host between tokens: a step of the model and the choice of the next id, on buffers that stay."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from unisono_spec.contract import InputError
+from unisono_spec.contract.sampling import Sampling, trouble, uniform
+
+from unisono_torch.decoding import sampling as law
+from unisono_torch.decoding.fused import Held, buffers, fused
+from unisono_torch.kernels.registry import available
+from unisono_torch.ops.transforms import transformed
+
+if TYPE_CHECKING:
+    from unisono_torch.models.base import Model, State
+
+BLOCK = 512  # ids between two looks of the host at what was chosen
+KEPT = 4  # decoders of a model; each holds a state, and a graph's memory
+FEWEST = 8  # ids for which a graph is worth making: that takes as long as a hundred steps without one
+
+_decoders: weakref.WeakKeyDictionary[Model, collections.OrderedDict] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+Follow = Callable[[np.ndarray, "State", Sampling, int, int], tuple[np.ndarray, np.ndarray, "State"] | None]
+
+
+class Decoder:
+    """Steps of `model` for states like `state`, greedy or drawn. It depends on the model's parameters where they are in memory now.
+
+    Its buffers belong to no parameter and to no caller, and are no tensors of inference mode: it runs inside that mode and outside,
+    in any order.
+    """
+
+    def __init__(self, model: Model, state: State, greedy: bool) -> None:
+        batch, device = next(iter(state.values())).shape[0], model.device
+        self.greedy, self.device = greedy, device
+        with torch.inference_mode(False), torch.no_grad(), _on(device):
+            new = torch.empty(0, device=device).new_zeros
+            self.token, self.number = new(batch, dtype=torch.int64), new((), dtype=torch.int64)
+            self.ids, self.ties = new((BLOCK, batch), dtype=torch.int64), new((BLOCK, batch), dtype=torch.bool)
+            self.trouble, self.u = new((BLOCK, batch), dtype=torch.int32), new((BLOCK, batch), dtype=torch.float64)
+            self.temperature, self.top_p = new((), dtype=torch.float64) + 1, new((), dtype=torch.float64) + 1
+            self.top_k = new((), dtype=torch.int64)
+            self.held = Held()
+            self.state, self.one = self._stepper(model, state)
+            self.graph = self._captured() if device.type == "cuda" else None
+
+    def _stepper(self, model: Model, state: State) -> tuple[State, Callable[[Tensor], Tensor]]:
+        made = fused(model, state, self.held)
+        if made is not None:
+            return made
+        own, there = buffers(state), weakref.ref(model)
+
+        def one(token: Tensor) -> Tensor:
+            model = there()
+            assert model is not None
+            logits, after = model._decoded(token, own)
+            torch._foreach_copy_(list(own.values()), [after[name] for name in own])  # pyright: ignore[reportPrivateImportUsage]
+            return logits
+
+        return own, one
+
+    def _step(self) -> None:
+        logits = self.one(self.token)
+        if self.greedy and logits.dtype != torch.float64 and available(self.device):
+            from unisono_torch.kernels.decode.choose import choose
+
+            choose(logits.contiguous(), self.number, self.ids, self.ties, self.trouble, self.token)
+        else:
+            at = self.number[None]
+            u = self.u.index_select(0, at)[0]
+            ids, ties, bad = law.greedy(logits) if self.greedy else law.drawn(logits, u, self.temperature, self.top_k, self.top_p)
+            for rows, row in ((self.ids, ids), (self.ties, ties), (self.trouble, bad.int())):
+                rows.index_copy_(0, at, row[None])
+            self.token.copy_(ids)
+        self.number += 1
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # once without a graph, in which libraries could not set themselves up
+            self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._step()
+        return graph
+
+    @torch.no_grad()
+    def run(self, first: np.ndarray, state: State, sampling: Sampling, number: int, count: int) -> tuple[np.ndarray, np.ndarray, State]:
+        """Read first [B] and all ids chosen after it but the last: `count` ids and near-ties [B, count], and the state.
+
+        number: how many ids were generated before the first of them.
+        """
+        ids, ties = np.empty((len(first), count), np.int64), np.empty((len(first), count), bool)
+        with _on(self.device):
+            self.held.refresh()
+            for name, own in self.state.items():
+                own.copy_(state[name])
+            self.token.copy_(torch.from_numpy(first))
+            if not self.greedy:
+                self.temperature.fill_(sampling.temperature)
+                self.top_p.fill_(sampling.top_p)
+                self.top_k.fill_(sampling.top_k)
+            for start in range(0, count, BLOCK):
+                some = slice(start, min(start + BLOCK, count))
+                n = some.stop - start
+                self.number.zero_()
+                if not self.greedy:
+                    self.u[:n].copy_(torch.from_numpy(uniform(sampling.seed, len(first), number + start, n)))
+                for _ in range(n):
+                    self.advance()
+                ids[:, some], ties[:, some] = (a[:n].T.cpu().numpy() for a in (self.ids, self.ties))
+                bad = self.trouble[:n].cpu().numpy()
+                if bad.any():
+                    at = int(bad.any(1).argmax())
+                    raise InputError(trouble(int(bad[at].max() if 1 not in bad[at] else 1), number + start + at))
+            return ids, ties, {name: own.to(state[name].dtype, copy=True) for name, own in self.state.items()}
+
+    def advance(self) -> None:
+        """One token, without waiting for it."""
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            self._step()
+
+
+def follower(model: Model) -> Follow | None:
+    """What generates all ids after the first; None where a step at a time is what there is."""
+    if model.device.type != "cuda" or transformed() or torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+        return None
+    if getattr(model.config, "compress_every", 0):
+        return None  # a singular value decomposition waits for the host
+    return lambda *given: follow(model, *given)
+
+
+def follow(
+    model: Model, first: np.ndarray, state: State, sampling: Sampling, number: int, count: int
+) -> tuple[np.ndarray, np.ndarray, State] | None:
+    """As `Decoder.run`, by a decoder that is kept; None where none is, and so few ids are worth none."""
+    longest, position = model.config.longest, state.get("position")
+    if longest is not None and position is not None and int(position.max()) + count > longest:
+        return None  # a step at a time says where it ends
+    greedy = sampling.temperature == 0
+    key = greedy, model.dtype, model.compute_dtype, tuple((name, a.shape, a.dtype) for name, a in state.items())
+    key = *key, tuple((p.data_ptr(), p.dtype) for p in (*model.parameters(), *model.buffers()))
+    with _lock:
+        kept = _decoders.setdefault(model, collections.OrderedDict())
+        if key not in kept:
+            if count < FEWEST:
+                return None
+            for other in [other for other in kept if other[-1] != key[-1]]:
+                del kept[other]  # of parameters that are gone
+            kept[key] = Decoder(model, state, greedy)
+            if len(kept) > KEPT:
+                kept.popitem(last=False)
+        kept.move_to_end(key)
+        return kept[key].run(first, state, sampling, number, count)
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -1,0 +1,49 @@
+"""unisono_spec.contract.sampling on a device: the same law and the same random numbers, without waiting for the host."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from unisono_spec.contract.sampling import NEAR_TIE
+
+Chosen = tuple[Tensor, Tensor, Tensor]  # ids [B], near-ties [B], trouble [B]: 1 for a NaN, 2 for a row of −inf alone
+
+
+def greedy(logits: Tensor) -> Chosen:
+    """logits [B, V] → the best id of each row, the lowest of several."""
+    z, trouble = _numbers(logits)
+    half = z / 2  # so that no difference overflows
+    best = half.amax(-1, keepdim=True)
+    ids = torch.where(half == best, torch.arange(z.shape[-1], device=z.device), z.shape[-1]).amin(-1)
+    second = half.scatter(1, ids[:, None].clamp(max=z.shape[-1] - 1), -torch.inf).amax(-1)
+    least = torch.where(half > -torch.inf, half, torch.inf).amin(-1)
+    return ids, best[:, 0] - second <= NEAR_TIE * (best[:, 0] - least), trouble
+
+
+def drawn(logits: Tensor, u: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Chosen:
+    """logits [B, V], u [B] in [0, 1), and float64 or integer scalars → ids by the inverse of the CDF, best first; top_k 0 keeps all."""
+    # logits in their own dtype have the order of z / temperature, and fewer digits to sort by
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    z, trouble = _numbers(ordered)
+    place = torch.arange(z.shape[-1], device=z.device)
+    scaled = z / temperature
+    scaled = torch.where(torch.isfinite(scaled[:, :1]), scaled, (z - z[:, :1]) / temperature)  # a temperature near 0
+    p = (scaled - scaled[:, :1]).exp()
+    p = p / p.sum(-1, keepdim=True)
+    p = torch.where((place >= top_k) & (top_k > 0), 0, p)
+    beyond = (p.cumsum(-1) - p >= top_p * p.sum(-1, keepdim=True)) & (place > 0) & (top_p < 1)
+    p = torch.where(beyond, 0, p)
+    cdf = p.cumsum(-1)
+    at = u[:, None] * cdf[:, -1:]
+    last = (p != 0).sum(-1, keepdim=True) - 1
+    rank = torch.minimum((cdf <= at).sum(-1, keepdim=True), last).clamp(min=0)
+    ties = (((cdf - at).abs() <= NEAR_TIE) & (place < last)).any(-1)
+    return order.gather(1, rank)[:, 0], ties, trouble
+
+
+def _numbers(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """float64, where +inf, better than any number, is 0 among −inf; and what is wrong with each row."""
+    z = logits.double()
+    best = z.amax(-1, keepdim=True)
+    trouble = torch.where(z.isnan().any(-1), 1, torch.where(best[:, 0] == -torch.inf, 2, 0))
+    return torch.where(best == torch.inf, torch.where(z == torch.inf, 0.0, -torch.inf), z), trouble

@@ -1,0 +1,264 @@
+"""One token of linear, window and softmax attention, with its rotation and its feature map, in place of the state before it.
+
+q, k, v stand side by side as the projection made them, [B, H·K + H·K + H·V]; a program owns a head of a sequence, or with softmax attention
+a piece of its cache.
+"""
+
+# Triton's own language, which checkers of Python read wrongly
+# pyright: basic, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = tl.constexpr(1.4426950408889634)
+EPS = tl.constexpr(1e-6)
+MAPS = {"elu1": 0, "relu": 1, "learned": 2, "taylor2": 3}
+PIECE = 256  # slots of a cache that a program reads, at least
+PIECES = 64  # of a cache, at most
+
+
+@triton.jit
+def angles(position, table, cos, sin, HALF: tl.constexpr, BLOCK: tl.constexpr):
+    """cos and sin [B, HALF] of position [B] from the digits' table [2, 4, 256, HALF] (ops/rotary.py)."""
+    row = tl.program_id(0)
+    i = tl.arange(0, BLOCK)
+    inside = i < HALF
+    p = tl.load(position + row)
+    at = table + (p & 255) * HALF + i
+    c = tl.load(at, mask=inside, other=0.0)
+    s = tl.load(at + 4 * 256 * HALF, mask=inside, other=0.0)
+    for place in tl.static_range(1, 4):
+        at = table + (place * 256 + ((p >> (8 * place)) & 255)) * HALF + i
+        c2 = tl.load(at, mask=inside, other=0.0)
+        s2 = tl.load(at + 4 * 256 * HALF, mask=inside, other=0.0)
+        old = c
+        c = c * c2 - s * s2
+        s = old * s2 + s * c2
+    tl.store(cos + row * HALF + i, c, mask=inside)
+    tl.store(sin + row * HALF + i, s, mask=inside)
+
+
+@triton.jit
+def _turned(p, i, mask, cos, sin, K: tl.constexpr, ROPE: tl.constexpr):
+    """Elements i of a head of K at p, float32, turned by the angles at cos and sin."""
+    x = tl.load(p + i, mask=mask, other=0.0).to(tl.float32)
+    if ROPE:
+        HALF: tl.constexpr = K // 2
+        other = tl.load(p + (i + HALF) % K, mask=mask, other=0.0).to(tl.float32)
+        c = tl.load(cos + i % HALF, mask=mask, other=0.0)
+        s = tl.load(sin + i % HALF, mask=mask, other=0.0)
+        x = x * c + tl.where(i < HALF, -other, other) * s
+    return x
+
+
+@triton.jit
+def _features(p, f, F: tl.constexpr, K: tl.constexpr, tau, cos, sin, MAP: tl.constexpr, ROPE: tl.constexpr):
+    """Elements f of φ of the head at p; 0 from F on."""
+    if MAP == 3:
+        i = tl.where(f <= K, f - 1, (f - 1 - K) // K)
+        j = tl.where(f <= K, 0, (f - 1 - K) % K)
+        inside = (f > 0) & (f < F)
+        x = _turned(p, i, inside, cos, sin, K, ROPE)
+        y = _turned(p, j, inside & (f > K), cos, sin, K, ROPE)
+        x = tl.where(f <= K, x / tl.sqrt(tl.sqrt(K * 1.0)), x * y / tl.sqrt(2.0 * K))
+        x = tl.where(f == 0, 1.0, x)
+    else:
+        x = _turned(p, f, f < F, cos, sin, K, ROPE)
+        if MAP == 2:
+            x = x * tl.load(tau).to(tl.float32)
+        below = tl.exp2(tl.minimum(x, 0.0) * LOG2E)
+        x = tl.maximum(x, 0.0)
+        if MAP != 1:
+            x += below
+    return tl.where(f < F, x, 0.0)
+
+
+@triton.jit
+def linear(
+    qkv, S, z, tau, cos, sin, out, HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, F: tl.constexpr, MAP: tl.constexpr,
+    ROPE: tl.constexpr, BF: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """S [B, H, F, V] and z [B, H, F] grow by this token; out [B, H·V] is what it reads of them."""
+    row = tl.program_id(0) // HEADS
+    head = tl.program_id(0) % HEADS
+    own = qkv + row * HEADS * (2 * K + V)
+    v = tl.arange(0, BV)
+    value = tl.load(own + HEADS * 2 * K + head * V + v, mask=v < V, other=0.0).to(tl.float32)
+    cos += row * (K // 2)
+    sin += row * (K // 2)
+    at = tl.program_id(0).to(tl.int64) * F
+    top = tl.zeros((BV,), tl.float32)
+    bottom = tl.zeros((1,), tl.float32)
+    for low in range(0, F, BF):
+        f = low + tl.arange(0, BF)
+        q = _features(own + head * K, f, F, K, tau, cos, sin, MAP, ROPE)
+        k = _features(own + HEADS * K + head * K, f, F, K, tau, cos, sin, MAP, ROPE)
+        cell = S + (at + f)[:, None] * V + v[None, :]
+        mask = (f < F)[:, None] & (v < V)[None, :]
+        s = tl.load(cell, mask=mask, other=0.0) + k[:, None] * value[None, :]
+        tl.store(cell, s, mask=mask)
+        total = tl.load(z + at + f, mask=f < F, other=0.0) + k
+        tl.store(z + at + f, total, mask=f < F)
+        top += tl.sum(q[:, None] * s, 0)
+        bottom += tl.sum(q * total, 0)
+    tl.store(out + tl.program_id(0) * V + v, (top / (bottom + EPS)).to(out.dtype.element_ty), mask=v < V)
+
+
+@triton.jit
+def window(
+    qkv, keys, values, count, cos, sin, out, scale, HEADS: tl.constexpr, K: tl.constexpr, W: tl.constexpr, ROPE: tl.constexpr,
+    BK: tl.constexpr, BW: tl.constexpr,
+):  # fmt: skip
+    """keys and values [B, W, H, K], oldest first, move one place on; count [B]: tokens read before this one."""
+    row = tl.program_id(0) // HEADS
+    head = tl.program_id(0) % HEADS
+    own = qkv + row * (3 * HEADS * K) + head * K
+    i = tl.arange(0, BK)
+    inside = i < K
+    TYPE: tl.constexpr = qkv.dtype.element_ty
+    cos += row * (K // 2)
+    sin += row * (K // 2)
+    q = _turned(own, i, inside, cos, sin, K, ROPE).to(TYPE).to(tl.float32)
+    k = _turned(own + HEADS * K, i, inside, cos, sin, K, ROPE).to(TYPE).to(tl.float32)
+    v = tl.load(own + 2 * HEADS * K + i, mask=inside, other=0.0).to(tl.float32)
+    slot = tl.arange(0, BW)
+    filled = (slot < W) & (slot >= W - 1 - tl.load(count + row))
+    at = ((row.to(tl.int64) * W + slot + 1) * HEADS + head)[:, None] * K + i[None, :]
+    mask = (filled & (slot < W - 1))[:, None] & inside[None, :]
+    here = (slot == W - 1)[:, None]
+    kept = tl.where(here, k[None, :], tl.load(keys + at, mask=mask, other=0.0))
+    held = tl.where(here, v[None, :], tl.load(values + at, mask=mask, other=0.0))
+    score = tl.where(filled, tl.sum(kept * q[None, :], 1) * scale, -float("inf"))
+    weight = tl.exp2((score - tl.max(score, 0)) * LOG2E)
+    o = tl.sum(weight[:, None] * held, 0) / tl.sum(weight, 0)
+    tl.store(out + (row * HEADS + head) * K + i, o.to(TYPE), mask=inside)
+    tl.debug_barrier()  # all is read before any of it is moved
+    to = at - HEADS * K
+    mask = (slot < W)[:, None] & inside[None, :]
+    tl.store(keys + to, kept, mask=mask)
+    tl.store(values + to, held, mask=mask)
+
+
+@triton.jit
+def softmax(
+    qkv, keys, values, count, cos, sin, part, scale, CAPACITY, SLOTS, PIECES: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr,
+    ROPE: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What a piece of SLOTS slots makes of this token's query: part [B·H, PIECES, K + 2], maximum, sum and weighted values.
+
+    keys and values [B, CAPACITY, H, K] receive this token at slot count [B].
+    """
+    row = tl.program_id(0) // HEADS
+    head = tl.program_id(0) % HEADS
+    piece = tl.program_id(1)
+    here = tl.load(count + row)
+    low = piece * SLOTS
+    if low <= here:
+        own = qkv + row * (3 * HEADS * K) + head * K
+        i = tl.arange(0, BK)
+        inside = i < K
+        TYPE: tl.constexpr = qkv.dtype.element_ty
+        cos += row * (K // 2)
+        sin += row * (K // 2)
+        q = _turned(own, i, inside, cos, sin, K, ROPE).to(TYPE).to(tl.float32) * (scale * LOG2E)
+        k = _turned(own + HEADS * K, i, inside, cos, sin, K, ROPE).to(TYPE)
+        v = tl.load(own + 2 * HEADS * K + i, mask=inside, other=0.0)
+        base = row.to(tl.int64) * CAPACITY * HEADS * K + head * K
+        most = tl.full((), -float("inf"), tl.float32)
+        total = tl.zeros((), tl.float32)
+        o = tl.zeros((BK,), tl.float32)
+        if here < low + SLOTS:
+            at = base + here.to(tl.int64) * HEADS * K + i
+            tl.store(keys + at, k.to(keys.dtype.element_ty), mask=inside)
+            tl.store(values + at, v.to(values.dtype.element_ty), mask=inside)
+            most = tl.sum(k.to(tl.float32) * q, 0)
+            total += 1.0
+            o += v.to(tl.float32)
+        for start in range(low, tl.minimum(low + SLOTS, here), BLOCK):
+            slot = start + tl.arange(0, BLOCK)
+            old = (slot < low + SLOTS) & (slot < here)
+            at = base + (slot.to(tl.int64) * HEADS * K)[:, None] + i[None, :]
+            mask = old[:, None] & inside[None, :]
+            score = tl.sum(tl.load(keys + at, mask=mask, other=0.0).to(tl.float32) * q[None, :], 1)
+            held = tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
+            score = tl.where(old, score, -float("inf"))
+            new = tl.maximum(most, tl.max(score, 0))
+            fade = tl.exp2(most - new)
+            weight = tl.exp2(score - new)
+            total = total * fade + tl.sum(weight, 0)
+            o = o * fade + tl.sum(weight[:, None] * held, 0)
+            most = new
+        to = part + (tl.program_id(0) * PIECES + piece) * (K + 2)
+        tl.store(to, most)
+        tl.store(to + 1, total)
+        tl.store(to + 2 + i, o, mask=inside)
+
+
+@triton.jit
+def merge(part, count, out, SLOTS, PIECES: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr, BK: tl.constexpr):
+    """out [B, H·K] from what the pieces up to this token's slot made."""
+    here = tl.load(count + tl.program_id(0) // HEADS)
+    i = tl.arange(0, BK)
+    piece = tl.arange(0, PIECES)
+    on = piece * SLOTS <= here
+    at = part + (tl.program_id(0) * PIECES + piece) * (K + 2)
+    most = tl.load(at, mask=on, other=-float("inf"))
+    share = tl.where(on, tl.exp2(most - tl.max(most, 0)), 0.0)
+    total = tl.sum(share * tl.load(at + 1, mask=on, other=0.0), 0)
+    held = tl.load(at[:, None] + 2 + i[None, :], mask=on[:, None] & (i < K)[None, :], other=0.0)
+    o = tl.sum(share[:, None] * held, 0) / total
+    tl.store(out + tl.program_id(0) * K + i, o.to(out.dtype.element_ty), mask=i < K)
+
+
+def turns(position: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """position [B] int32, table [2, 4, 256, K/2] float32 → cos and sin [B, K/2]."""
+    half = table.shape[-1]
+    cos, sin = (table.new_empty((len(position), half)) for _ in range(2))
+    angles[(len(position),)](position, table, cos, sin, HALF=half, BLOCK=triton.next_power_of_2(half), num_warps=1)
+    return cos, sin
+
+
+def linear_step(
+    qkv: Tensor, S: Tensor, z: Tensor, width: int, feature_map: str, tau: Tensor | None, turn: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """qkv [B, H·(2K + V)], S [B, H, F, V] and z, which are advanced → o [B, H·V] in qkv's dtype. width: K."""
+    batch, heads, features, v = S.shape
+    out = qkv.new_empty((batch, heads * v))
+    cos, sin = (z, z) if turn is None else turn
+    block = min(64, max(16, triton.next_power_of_2(features)))
+    linear[(batch * heads,)](
+        qkv, S, z, tau, cos, sin, out, HEADS=heads, K=width, V=v, F=features, MAP=MAPS[feature_map], ROPE=turn is not None,
+        BF=block, BV=triton.next_power_of_2(v), num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def window_step(qkv: Tensor, keys: Tensor, values: Tensor, count: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+    """qkv [B, 3·H·K], keys and values [B, w, H, K], which move on, count [B] → o [B, H·K]."""
+    batch, w, heads, k = keys.shape
+    out = qkv.new_empty((batch, heads * k))
+    cos, sin = (keys, keys) if turn is None else turn
+    window[(batch * heads,)](
+        qkv, keys, values, count, cos, sin, out, k**-0.5, HEADS=heads, K=k, W=w, ROPE=turn is not None,
+        BK=triton.next_power_of_2(k), BW=triton.next_power_of_2(w), num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def softmax_step(qkv: Tensor, keys: Tensor, values: Tensor, count: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+    """qkv [B, 3·H·K], caches [B, capacity, H, K], which receive this token, count [B] → o [B, H·K]."""
+    batch, capacity, heads, k = keys.shape
+    pieces = min(PIECES, triton.next_power_of_2(triton.cdiv(capacity, PIECE)), max(1, triton.next_power_of_2(1056 // (batch * heads))))
+    slots = triton.cdiv(capacity, pieces)
+    part = count.new_empty((batch * heads, pieces, k + 2), dtype=keys.new_empty(0).float().dtype)
+    out = qkv.new_empty((batch, heads * k))
+    cos, sin = (part, part) if turn is None else turn
+    shape = {"PIECES": pieces, "HEADS": heads, "K": k, "BK": triton.next_power_of_2(k)}
+    softmax[(batch * heads, pieces)](
+        qkv, keys, values, count, cos, sin, part, k**-0.5, capacity, slots, ROPE=turn is not None, BLOCK=64, **shape, num_warps=4
+    )
+    merge[(batch * heads,)](part, count, out, slots, **shape, num_warps=4)
+    return out

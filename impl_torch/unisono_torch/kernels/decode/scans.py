@@ -1,0 +1,177 @@
+"""One token of a Mamba block's convolution and selective scan, of a gated convolution and of S4D's recurrence, in place."""
+
+# Triton's own language, which checkers of Python read wrongly
+# pyright: basic, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from unisono_torch.kernels.decode.project import exact_gelu, sigmoid
+from unisono_torch.kernels.selective_scan.parts import softplus
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _convolved(x, weight, bias, state, c, mask, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """Channels c of the convolution at this token, float32: x [D], weight [D, 1, TAPS], state [TAPS − 1, D]."""
+    y = tl.load(x + c, mask=mask, other=0.0).to(tl.float32) * tl.load(weight + c * TAPS + TAPS - 1, mask=mask, other=0.0).to(tl.float32)
+    for tap in tl.static_range(TAPS - 1):
+        y += tl.load(state + tap * D + c, mask=mask, other=0.0) * tl.load(weight + c * TAPS + tap, mask=mask, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        y += tl.load(bias + c, mask=mask, other=0.0).to(tl.float32)
+    return y
+
+
+@triton.jit
+def _moved(x, state, c, mask, D: tl.constexpr, TAPS: tl.constexpr):
+    for tap in tl.static_range(TAPS - 2):
+        tl.store(state + tap * D + c, tl.load(state + (tap + 1) * D + c, mask=mask, other=0.0), mask=mask)
+    if TAPS > 1:
+        tl.store(state + (TAPS - 2) * D + c, tl.load(x + c, mask=mask, other=0.0).to(tl.float32), mask=mask)
+
+
+@triton.jit
+def convolve(
+    xz, weight, bias, state, W, out, N, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr
+):
+    """out [B, N] = W u, where u = SiLU(conv(x)) is made again in each program; xz [B, 2·D] begins with x."""
+    row = tl.program_id(1).to(tl.int64)
+    TYPE: tl.constexpr = xz.dtype.element_ty
+    c = tl.arange(0, BD)
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    w = tl.load(W + n[:, None] * D + c[None, :], mask=(n < N)[:, None] & (c < D)[None, :], other=0.0).to(tl.float32)
+    u = _convolved(xz + row * 2 * D, weight, bias, state + row * (TAPS - 1) * D, c, c < D, D, TAPS, HAS_BIAS).to(TYPE).to(tl.float32)
+    u = (u * sigmoid(u)).to(TYPE).to(tl.float32)
+    tl.store(out + row * N + n, tl.sum(w * u[None, :], 1).to(TYPE), mask=n < N)
+
+
+@triton.jit
+def scan(
+    xz, weight, bias, conv, inner, dt_weight, dt_bias, A_log, skip, h, out,
+    D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, RANK: tl.constexpr, N: tl.constexpr, CHANNELS: tl.constexpr,
+    BR: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """out [B, D] = y ∘ SiLU(z); conv [B, TAPS − 1, D] and h [B, D, N] advance. inner [B, RANK + 2·N]: δ, B and C."""
+    row = tl.program_id(1).to(tl.int64)
+    TYPE: tl.constexpr = xz.dtype.element_ty
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    mask = c < D
+    x = xz + row * 2 * D
+    conv += row * (TAPS - 1) * D
+    u = _convolved(x, weight, bias, conv, c, mask, D, TAPS, HAS_BIAS).to(TYPE).to(tl.float32)
+    u = (u * sigmoid(u)).to(TYPE).to(tl.float32)
+    _moved(x, conv, c, mask, D, TAPS)
+    inner += row * (RANK + 2 * N)
+    r = tl.arange(0, BR)
+    delta = tl.load(inner + r, mask=r < RANK, other=0.0).to(tl.float32)
+    w = tl.load(dt_weight + c[:, None] * RANK + r[None, :], mask=mask[:, None] & (r < RANK)[None, :], other=0.0).to(tl.float32)
+    dt = softplus(tl.sum(w * delta[None, :], 1) + tl.load(dt_bias + c, mask=mask, other=0.0).to(tl.float32), tl.float32)
+    n = tl.arange(0, BN)
+    B = tl.load(inner + RANK + n, mask=n < N, other=0.0).to(tl.float32)
+    C = tl.load(inner + RANK + N + n, mask=n < N, other=0.0).to(tl.float32)
+    cell = c[:, None] * N + n[None, :]
+    both = mask[:, None] & (n < N)[None, :]
+    A = -tl.exp2(tl.load(A_log + cell, mask=both, other=0.0).to(tl.float32) * LOG2E)
+    at = h + row * D * N + cell
+    new = tl.exp2(dt[:, None] * A * LOG2E) * tl.load(at, mask=both, other=0.0) + (dt * u)[:, None] * B[None, :]
+    tl.store(at, new, mask=both)
+    y = tl.sum(new * C[None, :], 1) + tl.load(skip + c, mask=mask, other=0.0).to(tl.float32) * u
+    z = tl.load(x + D + c, mask=mask, other=0.0).to(tl.float32)
+    y = y.to(TYPE).to(tl.float32) * (z * sigmoid(z)).to(TYPE).to(tl.float32)
+    tl.store(out + row * D + c, y.to(TYPE), mask=mask)
+
+
+@triton.jit
+def gated(ab, weight, bias, state, out, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
+    """out [B, D] = SiLU(a) ∘ conv(b) of ab [B, 2·D]; state [B, TAPS − 1, D] moves on."""
+    row = tl.program_id(1).to(tl.int64)
+    TYPE: tl.constexpr = ab.dtype.element_ty
+    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = c < D
+    b = ab + row * 2 * D + D
+    state += row * (TAPS - 1) * D
+    y = _convolved(b, weight, bias, state, c, mask, D, TAPS, HAS_BIAS).to(TYPE).to(tl.float32)
+    _moved(b, state, c, mask, D, TAPS)
+    a = tl.load(ab + row * 2 * D + c, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + row * D + c, ((a * sigmoid(a)).to(TYPE).to(tl.float32) * y).to(TYPE), mask=mask)
+
+
+@triton.jit
+def diagonal(
+    x, gain, shift, power, grown, C, skip, h, out, D: tl.constexpr, P: tl.constexpr, CHANNELS: tl.constexpr, BD: tl.constexpr,
+    BP: tl.constexpr,
+):  # fmt: skip
+    """out [B, D] = GELU(S4D(LN(x))); h [B, D, P, 2] advances by e^{ΔA} (power) and (e^{ΔA} − 1)/A (grown), [D, P, 2]."""
+    row = tl.program_id(1).to(tl.int64)
+    TYPE: tl.constexpr = x.dtype.element_ty
+    every = tl.arange(0, BD)
+    given = tl.load(x + row * D + every, mask=every < D, other=0.0).to(tl.float32)
+    mean = tl.sum(given, 0) / D
+    centred = tl.where(every < D, given - mean, 0.0)
+    rate = 1 / tl.sqrt(tl.sum(centred * centred, 0) / D + 1e-5)
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    mask = c < D
+    u = (tl.load(x + row * D + c, mask=mask, other=0.0).to(tl.float32) - mean) * rate
+    u = u * tl.load(gain + c, mask=mask, other=0.0).to(tl.float32) + tl.load(shift + c, mask=mask, other=0.0).to(tl.float32)
+    u = u.to(TYPE).to(tl.float32)
+    p = tl.arange(0, BP)
+    both = mask[:, None] & (p < P)[None, :]
+    cell = (c[:, None] * P + p[None, :]) * 2
+    ar = tl.load(power + cell, mask=both, other=0.0)
+    ai = tl.load(power + cell + 1, mask=both, other=0.0)
+    at = h + row * D * P * 2 + cell
+    hr = tl.load(at, mask=both, other=0.0)
+    hi = tl.load(at + 1, mask=both, other=0.0)
+    new_r = ar * hr - ai * hi + tl.load(grown + cell, mask=both, other=0.0) * u[:, None]
+    new_i = ar * hi + ai * hr + tl.load(grown + cell + 1, mask=both, other=0.0) * u[:, None]
+    tl.store(at, new_r, mask=both)
+    tl.store(at + 1, new_i, mask=both)
+    cr = tl.load(C + cell, mask=both, other=0.0).to(tl.float32)
+    ci = tl.load(C + cell + 1, mask=both, other=0.0).to(tl.float32)
+    y = 2 * tl.sum(cr * new_r - ci * new_i, 1) + tl.load(skip + c, mask=mask, other=0.0).to(tl.float32) * u
+    tl.store(out + row * D + c, exact_gelu(y.to(TYPE).to(tl.float32)).to(TYPE), mask=mask)
+
+
+def mamba_step(xz: Tensor, conv: Tensor, h: Tensor, p: dict[str, Tensor], x_proj: Tensor) -> Tensor:
+    """xz [B, 2·D], conv [B, w − 1, D] and h [B, D, N], which advance → y ∘ SiLU(z) [B, D]. p: the block's parameters by name."""
+    batch, d, n = h.shape
+    rank, bias = p["dt_proj.weight"].shape[1], p.get("conv1d.bias")
+    shape = {"D": d, "TAPS": p["conv1d.weight"].shape[-1], "HAS_BIAS": bias is not None}
+    inner = xz.new_empty((batch, rank + 2 * n))
+    rows = 1 if batch == 1 else 4
+    convolve[(triton.cdiv(rank + 2 * n, rows), batch)](
+        xz, p["conv1d.weight"], bias, conv, x_proj, inner, rank + 2 * n, ROWS=rows, BD=triton.next_power_of_2(d), **shape, num_warps=4
+    )
+    out = xz.new_empty((batch, d))
+    channels = 16 if batch < 8 else 64
+    scan[(triton.cdiv(d, channels), batch)](
+        xz, p["conv1d.weight"], bias, conv, inner, p["dt_proj.weight"], p["dt_proj.bias"], p["A_log"], p["D"], h, out, RANK=rank, N=n,
+        CHANNELS=channels, BR=triton.next_power_of_2(rank), BN=triton.next_power_of_2(n), **shape, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def conv_step(ab: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """ab [B, 2·D], state [B, w − 1, D], which moves on → SiLU(a) ∘ conv(b) [B, D]."""
+    batch, d = len(ab), weight.shape[0]
+    out = ab.new_empty((batch, d))
+    gated[(triton.cdiv(d, 128), batch)](
+        ab, weight, bias, state, out, D=d, TAPS=weight.shape[-1], HAS_BIAS=bias is not None, BLOCK=128, num_warps=4
+    )
+    return out
+
+
+def diagonal_step(x: Tensor, gain: Tensor, shift: Tensor, power: Tensor, grown: Tensor, C: Tensor, skip: Tensor, h: Tensor) -> Tensor:
+    """x [B, D], h [B, D, P, 2], which advances → GELU of what S4D makes of LN(x) [B, D]."""
+    batch, d, pairs, _ = h.shape
+    out, channels = torch.empty_like(x), 8
+    diagonal[(triton.cdiv(d, channels), batch)](
+        x, gain, shift, power, grown, C, skip, h, out, D=d, P=pairs, CHANNELS=channels, BD=triton.next_power_of_2(d),
+        BP=triton.next_power_of_2(pairs), num_warps=4,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,135 @@
+"""What a decoded token costs on a GPU: a step at a time, and by the graph that `generate` replays.
+
+python -m unisono_tools.bench.decode --output docs/results/decode-h100      # writes .json and .md
+
+Contexts are set, not read: states are zeros, at the position that so many tokens would have left. A token is greedy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+from typing import Any
+
+import torch
+import unisono_torch
+from unisono_spec.contract import preset
+from unisono_torch.decoding import Decoder
+
+from unisono_tools.bench import report
+
+MODELS = ("lat-base", "transformer-base", "mamba-130m", "s4d-base", "cram-paper", "infinityformer-base", "maru", "based")
+CONTEXTS = (1 << 10, 1 << 15, 1 << 17, 1 << 20)
+LARGE, LARGE_CONTEXTS = 256, (1 << 10, 1 << 15)
+ROOM = 1024  # tokens that a cache holds beyond its context
+MOST_BEFORE = 1 << 17  # tokens of context that steps one by one are timed at
+MEMORY = 60e9  # bytes of state, at most
+
+
+def state_at(model: Any, batch: int, context: int) -> dict[str, torch.Tensor]:
+    state = model.init_state(batch, context + ROOM)
+    if "position" in state:
+        state["position"].fill_(context)
+    return state
+
+
+def steps_us(model: Any, state: dict[str, torch.Tensor], steps: int) -> float:
+    """The median of steps one by one, each id chosen on the host."""
+    token, times = torch.zeros(next(iter(state.values())).shape[0], dtype=torch.int64, device="cuda"), []
+    with torch.no_grad():
+        for _ in range(steps):
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            logits, state = model.step(token, state)
+            token = torch.as_tensor(logits.float().cpu().numpy().argmax(-1), device="cuda")
+            times.append(1e6 * (time.perf_counter() - begin))
+    return statistics.median(times)
+
+
+def graph_us(decoder: Decoder, steps: int) -> float:
+    """The median of rounds of steps in a row."""
+    times = []
+    for _ in range(5):
+        decoder.number.zero_()
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(steps):
+            decoder.advance()
+        torch.cuda.synchronize()
+        times.append(1e6 * (time.perf_counter() - begin) / steps)
+    return statistics.median(times)
+
+
+def measure(name: str, batch: int, context: int, before: bool) -> dict[str, Any]:
+    model: Any = unisono_torch.create(preset(name), seed=0, dtype="bfloat16", param_dtype="bfloat16", device="cuda")
+    row: dict[str, Any] = {"model": name, "batch": batch, "context": context}
+    with torch.no_grad():
+        state = state_at(model, batch, context)
+        size = sum(a.nbytes for a in state.values())
+        if size > MEMORY:
+            return {**row, "note": f"a state of {size / 1e9:.0f} GB"}
+        row["state_bytes"] = size
+        if before:
+            row["step_us"] = steps_us(model, state, 12)
+        decoder = Decoder(model, state, greedy=True)
+        for key, own in decoder.state.items():
+            own.copy_(state[key])
+        state.clear()
+        row["graph_us"] = graph_us(decoder, 50)
+    return row
+
+
+def markdown(result: dict[str, Any]) -> str:
+    lines = ["# Decoding on a GPU", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
+    lines += [
+        "- bfloat16, parameters too; microseconds a token of the whole batch, the choice of its id included; step: `Model.step` and a",
+        "  choice on the host; graph: what `generate` replays. Contexts are set, not read.",
+        "",
+        "| model | batch | context | step µs | graph µs | × transformer-base |",
+        "|---|---|---|---|---|---|",
+    ]
+    ours = [row for row in result["rows"] if row["model"] == "transformer-base" and "graph_us" in row]
+    base = {(row["batch"], row["context"]): row["graph_us"] for row in ours}
+    for row in result["rows"]:
+        if "graph_us" not in row:
+            lines.append(f"| {row['model']} | {row['batch']} | {row['context']:,} | – | {row['note']} | |")
+            continue
+        step = f"{row['step_us']:,.0f}" if "step_us" in row else "–"
+        ratio = base.get((row["batch"], row["context"]))
+        ratio = f"{ratio / row['graph_us']:.2f}" if ratio else "–"
+        lines.append(f"| {row['model']} | {row['batch']} | {row['context']:,} | {step} | {row['graph_us']:,.0f} | {ratio} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="unisono_tools.bench.decode", description=__doc__)
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--quick", action="store_true", help="batch 1 at the first and the last context")
+    parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension")
+    options = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        parser.error("torch sees no GPU here")
+    command = "python -m unisono_tools.bench.decode" + (" --quick" if options.quick else "")
+    result: dict[str, Any] = {"run": report.about(command, torch.cuda.get_device_name(), "unisono", "torch", "triton"), "rows": []}
+    points = [(1, context) for context in (CONTEXTS[:: len(CONTEXTS) - 1] if options.quick else CONTEXTS)]
+    points += [] if options.quick else [(LARGE, context) for context in LARGE_CONTEXTS]
+    for name in options.models:
+        for batch, context in points:
+            grows = name == "transformer-base"  # the others' steps cost the same at any context
+            before = not options.quick and batch == 1 and context <= MOST_BEFORE and (grows or context == CONTEXTS[0])
+            result["rows"].append(measure(name, batch, context, before))
+            torch.cuda.empty_cache()
+            print(result["rows"][-1], flush=True)
+            if options.output:
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                options.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+    print(markdown(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
