@@ -130,8 +130,14 @@ class TrainConfig:
     """Newest checkpoints to keep, besides the best."""
     seed: int = 0
     """Decides initial weights, data order, dropout and position offsets."""
-    dtype: Literal["float64", "float32", "bfloat16"] = "float32"
-    """Compute dtype. Parameters and moments are float32 (float64 with float64)."""
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] = "float32"
+    """Compute dtype. Parameters and moments are float32 (float64 with float64); float16 scales the loss and skips what overflows."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, say 0.999, which is then evaluated and saved beside them; 0 keeps none."""
+    gradient_checkpointing: bool = False
+    """Keep each block's inputs alone, and compute the block again for the gradient: less memory, a third more work."""
+    compile: bool = False
+    """torch.compile the step; jax always does."""
     backend: Literal["torch", "jax"] | None = None
     """The default is the first of them that is installed."""
     device: str | None = None
@@ -199,6 +205,7 @@ class TrainConfig:
                 yield f"{name}: {value} is too small, use an integer ≥ {least}"
         for name, value, fits, remedy in (
             ("optimizer.lr", opt.lr, 0 < opt.lr <= 1e30, "use a positive number that float32 holds"),
+            ("ema", self.ema, 0 <= self.ema < 1, "use a number in [0, 1), say 0.999"),
             ("epochs", self.epochs, self.epochs >= 0, "use a positive number, or 0 to count steps"),
             ("max_minutes", self.max_minutes, self.max_minutes >= 0, "use a positive number, or 0 for no limit"),
             ("optimizer.beta1", opt.beta1, 0 <= opt.beta1 < 1, "use a number in [0, 1)"),
@@ -274,10 +281,12 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     return build(TrainConfig, values, "")
 
 
-# A continued run may change these: they touch neither the arithmetic nor the order of the data. More steps stretch the cosine.
+# A continued run may change these: they touch neither the arithmetic nor the order of the data, but for roundings, and that each part
+# of an accumulated batch draws dropout of its own. More steps stretch the cosine.
 FREE = (
     *("steps", "epochs", "max_minutes", "patience", "wandb_project", "eval_every", "checkpoint_every", "log_every", "keep"),
     *("data.eval_tokens", "data.eval_window", "backend", "device", "implementation", "threads", "out"),
+    *("accumulation", "gradient_checkpointing", "compile"),
 )
 
 

@@ -50,7 +50,7 @@ def test_adamw_is_the_published_one(backend, tiny, close, clip):
             v[name] = opt.beta2 * v[name] + (1 - opt.beta2) * (factor * g[name]) ** 2
             step = m[name] / (1 - opt.beta1**t) / (np.sqrt(v[name] / (1 - opt.beta2**t)) + opt.eps)
             p[name] = p[name] - lr * (step + decays[name] * p[name])
-        assert trainer.grad_step(batch, t, lr) == result
+        assert trainer.grad_step(batch, t, lr).read() == result
     state = trainer.optimizer_state()
     assert state["count"].tolist() == [3]
     for name, value in trainer.params().items():
@@ -127,7 +127,7 @@ def test_a_step_that_is_not_finite_changes_nothing(backend, tiny):
     params = {name: np.where(name == "head.weight", np.nan, p).astype(p.dtype) for name, p in trainer.params().items()}
     moments = trainer.optimizer_state()
     trainer.init(params, moments)
-    assert not np.isfinite(trainer.grad_step(_batch(train), 1, 1e-3).loss)
+    assert not np.isfinite(trainer.grad_step(_batch(train), 1, 1e-3).read().loss)
     assert all(np.array_equal(p, params[name], equal_nan=True) for name, p in trainer.params().items())
     assert all(np.array_equal(a, moments[name]) for name, a in trainer.optimizer_state().items())
 
@@ -136,7 +136,7 @@ def test_bfloat16_keeps_float32_parameters(backend, tiny):
     train = tiny("cram-1m", backend=backend, dtype="bfloat16")
     trainer = _trainer(train)
     batch = _batch(train)
-    losses = [trainer.grad_step(batch, step, 1e-2).loss for step in range(8)]
+    losses = [trainer.grad_step(batch, step, 1e-2).read().loss for step in range(8)]
     assert losses[-1] < losses[0]
     assert {a.dtype for a in trainer.params().values()} == {np.dtype(np.float32)}
     assert {a.dtype for name, a in trainer.optimizer_state().items() if name != "count"} == {np.dtype(np.float32)}
@@ -193,4 +193,4 @@ def test_minibatches_of_positions(backend, tiny, text, tmp_path):
     assert not np.array_equal(draw(4).inputs, batch.inputs)
     assert batch.count == 32
     trainer = _trainer(train)
-    assert trainer.grad_step(batch, 3, 1e-3).loss > 0
+    assert trainer.grad_step(batch, 3, 1e-3).read().loss > 0

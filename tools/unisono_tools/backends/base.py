@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -65,12 +66,36 @@ class Batch:
         return max(1, width * (int(np.prod(rows)) if self.scored is None else int(self.scored.sum())))
 
 
+# Loss scaling for float16: the factor begins at SCALE, doubles after GROWTH steps in a row whose gradient is finite, and halves after one
+# whose gradient is not, which is skipped; torch.amp.GradScaler's numbers.
+SCALE, GROWTH, SCALE_FLOOR, SCALE_LIMIT = 2.0**16, 2000, 1.0, 2.0**24
+SCALER = {"scale": ("float32",), "scale_steps": ("int64",), "skipped": ("int64",)}  # its state beside the moments, [1] each
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """loss: mean nats over the batch's targets, before the update; norm: global norm of the gradient, before clipping."""
+    """loss: mean nats over the batch's targets, before the update; norm: global norm of the gradient, before clipping.
+
+    scale: what the loss was multiplied by before its gradient was taken. skipped: a number was not finite, and nothing was updated.
+    """
 
     loss: float
     norm: float
+    scale: float = 1.0
+    skipped: bool = False
+
+    @property
+    def diverged(self) -> bool:
+        """Whether no smaller scale could have helped."""
+        return not math.isfinite(self.loss) or (self.skipped and self.scale <= SCALE_FLOOR)
+
+
+class Pending(Protocol):
+    """A step that the device has been told to take."""
+
+    def read(self) -> Step:
+        """Wait until it is done."""
+        ...
 
 
 class Trainer(Protocol):
@@ -80,8 +105,9 @@ class Trainer(Protocol):
     threads: int  # CPU threads that it computes with
     rank: int  # of this process among those that train one model; 0 writes
 
-    def init(self, params: Arrays, optimizer: Arrays | None = None, carried: Arrays | None = None) -> None:
-        """Start from these parameters, from moments as `optimizer_state` gives them (None: zeros), and from what `carried` gives."""
+    def init(self, params: Arrays, optimizer: Arrays | None = None, carried: Arrays | None = None, average: Arrays | None = None) -> None:
+        """Start from these parameters, from moments as `optimizer_state` gives them (None: zeros), and from what `carried` and
+        `average` give."""
         ...
 
     def any(self, flag: bool) -> bool:
@@ -92,20 +118,26 @@ class Trainer(Protocol):
         """Loss and gradient, without an update; for tests and hand-overs."""
         ...
 
-    def grad_step(self, batch: Batch, step: int, lr: float) -> Step:
-        """One update with learning rate `lr`. A loss or norm that is not finite leaves parameters and moments as they were."""
+    def grad_step(self, batch: Batch, step: int, lr: float) -> Pending:
+        """Ask for one update with learning rate `lr`, and do not wait for it. A loss or norm that is not finite leaves parameters,
+        moments and averages as they were."""
         ...
 
     def reader(self) -> Reader:
-        """The model as it stands now."""
+        """The model as it stands now, its averaged weights where there are any. All processes ask at once, the first one reads."""
         ...
 
     def params(self) -> Arrays:
-        """Parameters by contract name."""
+        """Parameters by contract name. All processes ask at once, and the first one gets them; so with what follows."""
+        ...
+
+    def average(self) -> Arrays | None:
+        """Parameters averaged over the steps; None where `ema` is 0."""
         ...
 
     def optimizer_state(self) -> Arrays:
-        """`m.<param>` and `v.<param>`, AdamW's first and second moments, and `count` [1] int64, the number of updates."""
+        """`m.<param>` and `v.<param>`, AdamW's first and second moments, and `count` [1] int64, the number of updates; with float16
+        also what `SCALER` names."""
         ...
 
     def carried(self) -> Arrays | None:
@@ -183,17 +215,24 @@ def dropout_seeds(config: Config, seed: int, step: int, part: int) -> np.ndarray
     return np.array(draws, np.uint32)
 
 
+def ema_share(decay: float, step: int) -> float:
+    """How far step `step` moves an exponential moving average: less by and by, so that initial weights do not weigh on it."""
+    return 1 - min(decay, (1 + step) / (10 + step))
+
+
 def check_moments(config: Config, optimizer: Mapping[str, Any], source: str = "optimizer state") -> None:
     """Raise InputError unless `optimizer` holds the moments of exactly the parameters of `config` that are trained."""
     shapes: dict[str, Param] = config.params()
     expected = {f"{kind}.{name}": shapes[name].shape for kind in ("m", "v") for name in trained(config)} | {"count": (1,)}
+    if SCALER.keys() & optimizer.keys():
+        expected |= dict.fromkeys(SCALER, (1,))
     for name in expected.keys() | optimizer.keys():
         found = optimizer[name].shape if name in optimizer else None
         if name not in expected or found != expected[name]:
             raise InputError(
                 f"{source}: {name} has shape {found}, expected {expected.get(name)}; use the optimizer.safetensors of the same checkpoint"
             )
-        dtype, fitting = str(optimizer[name].dtype), ("int64",) if name == "count" else WIDE
+        dtype, fitting = str(optimizer[name].dtype), {"count": ("int64",), **SCALER}.get(name, WIDE)
         if dtype not in fitting:
             raise InputError(f"{source}: {name} has dtype {dtype}, expected {' or '.join(fitting)}; restore the file")
 
@@ -203,5 +242,13 @@ def check_updates(optimizer: Arrays, source: str) -> None:
     for name, array in optimizer.items():
         if name.startswith("v.") and array.size and array.min() < 0:
             raise InputError(f"{source}: {name} is negative; second moments are means of squares: restore the file")
-    if not 0 <= optimizer["count"][0] < 2**31:
-        raise InputError(f"{source}: count is {optimizer['count'][0]}; it is the number of updates so far: restore the file")
+    for name in ("count", "scale_steps", "skipped"):
+        if name in optimizer and not 0 <= optimizer[name][0] < 2**31:
+            raise InputError(f"{source}: {name} is {optimizer[name][0]}; it is a number of steps so far: restore the file")
+    if "scale" in optimizer and not SCALE_FLOOR <= optimizer["scale"][0] <= SCALE_LIMIT:
+        raise InputError(f"{source}: scale is {optimizer['scale'][0]}; it lies in [{SCALE_FLOOR:g}, {SCALE_LIMIT:g}]: restore the file")
+
+
+def steps_taken(optimizer: Arrays) -> int:
+    """Updates and skipped steps."""
+    return int(optimizer["count"][0]) + int(optimizer["skipped"][0] if "skipped" in optimizer else 0)

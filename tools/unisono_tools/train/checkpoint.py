@@ -1,6 +1,7 @@
 """Checkpoints: one folder a step, written under a temporary name, synced, and renamed, so that a half-written one is never seen.
 
 checkpoints/step-00001000/model.safetensors      parameters; loads in every room
+                          ema.safetensors        with --ema: averaged parameters, a model like the other, and what the run is evaluated by
                           optimizer.safetensors  AdamW's moments under contract names, the same for every backend
                           trainer.json           the run's config, step, best score, tokenizer, corpus, versions, threads
                           tokenizer.json         of a tokenizer that does not come with the tools
@@ -35,11 +36,12 @@ from unisono_spec.contract.files import (
 )
 from unisono_spec.contract.plain import build, read_file, read_json
 
-from unisono_tools.backends.base import check_moments, check_updates
+from unisono_tools.backends.base import check_moments, check_updates, steps_taken
 from unisono_tools.config import TrainConfig, flatten, to_dict
 from unisono_tools.data.tokenizers import DEFINITION, KNOWN, Tokenizer, tokenizer_beside
 
-MODEL, OPTIMIZER, TRAINER, TOKENIZER = "model.safetensors", "optimizer.safetensors", "trainer.json", DEFINITION
+MODEL, EMA, OPTIMIZER, TRAINER = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "trainer.json"
+TOKENIZER = DEFINITION
 CARRIED = "carried.safetensors"
 FORMAT = 1  # of trainer.json
 OPEN = ("train.model.overrides", "train.data.mixture")  # names of their own
@@ -72,6 +74,7 @@ class Checkpoint:
     threads: int
     corpus: str = ""  # the digest of what it was trained on
     carried: Arrays | None = None
+    average: Arrays | None = None
 
 
 def save(run: Path, checkpoint: Checkpoint) -> Path:
@@ -83,6 +86,8 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
     try:
         temporary.mkdir(parents=True)
         save_params(temporary / MODEL, checkpoint.config, checkpoint.params)
+        if checkpoint.average is not None:
+            save_params(temporary / EMA, checkpoint.config, checkpoint.average)
         save_arrays(temporary / OPTIMIZER, checkpoint.optimizer, checkpoint.config, "optimizer")
         if checkpoint.carried is not None:
             save_state(temporary / CARRIED, checkpoint.config, checkpoint.carried)
@@ -138,12 +143,15 @@ def load(path: Path) -> Checkpoint:
         check_finite(params, str(path / MODEL))
         carried = _carried(path / CARRIED, config, about.train)
         tokenizer = None if about.tokenizer is None else saved_tokenizer(path / MODEL)
-        same = other == config and about.train.model.config() == config and about.step == int(optimizer["count"][0])
+        averaged, average = load_params(path / EMA) if about.train.ema else (config, None)
+        same = other == averaged == config == about.train.model.config() and about.step == steps_taken(optimizer)
     except InputError as error:
         raise Damaged(str(error)) from error
     if not same:
         raise Damaged(f"{path}: its files are not of one checkpoint; restore them or remove it to continue from the one before")
-    return Checkpoint(about.step, about.train, config, params, optimizer, about.best, tokenizer, about.threads, about.corpus, carried)
+    return Checkpoint(
+        about.step, about.train, config, params, optimizer, about.best, tokenizer, about.threads, about.corpus, carried, average
+    )
 
 
 def _carried(path: Path, config: Config, train: TrainConfig) -> Arrays | None:
@@ -239,14 +247,13 @@ def remove(path: Path) -> None:
 
 
 def model_file(path: Path) -> Path:
-    """The model that a path means: itself, the one in a checkpoint's folder, or the one in a run's newest checkpoint."""
+    """The model that a path means: itself, the one in a checkpoint's folder, or the one in a run's newest checkpoint. Of a run with --ema
+    the averaged one, which its validation loss is of."""
     if path.is_file():
         return path
-    if (path / MODEL).is_file():
-        return path / MODEL
-    newest = latest(path)
-    if newest is not None:
-        return newest / MODEL
+    folder = path if (path / MODEL).is_file() else latest(path)
+    if folder is not None:
+        return folder / (EMA if (folder / EMA).is_file() else MODEL)
     what = "holds no checkpoint" if path.is_dir() else "no such file or folder"
     raise InputError(f"{path}: {what}; give a run's folder, a checkpoint, a .safetensors or a .onnx file")
 

@@ -8,7 +8,9 @@ import math
 import shlex
 import signal
 import time
+from collections import deque
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -16,7 +18,7 @@ from unisono_spec.contract import Arrays, Config, InputError, config_to_dict, in
 from unisono_spec.contract.files import load_params, save_arrays, write_bytes
 
 from unisono_tools.backends import open_trainer
-from unisono_tools.backends.base import Batch, Trainer
+from unisono_tools.backends.base import Batch, Pending, Trainer
 from unisono_tools.config import TrainConfig, check_continues, default_backend, dump, processes, to_dict
 from unisono_tools.data import Corpus, Mixture
 from unisono_tools.schedule import learning_rate
@@ -29,6 +31,8 @@ from unisono_tools.train.guard import alone_in
 from unisono_tools.train.logs import NAME as LOG
 from unisono_tools.train.logs import Log
 from unisono_tools.train.progress import ProgressBar
+
+AHEAD = 2  # steps
 
 
 class Diverged(InputError):
@@ -75,7 +79,7 @@ def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: C
         if before is None:
             trainer.init(_initial(train, config))
         else:
-            trainer.init(before.params, before.optimizer, before.carried)
+            trainer.init(before.params, before.optimizer, before.carried, before.average)
         if first:
             checkpoints.sweep(run)
         for complaint in damaged:
@@ -104,8 +108,21 @@ def check_same_corpus(train: TrainConfig, feed: TextFeed, before: Checkpoint, so
         )
 
 
+class _Asked(NamedTuple):
+    """A step that the device was told to take, and whose numbers have not been read yet."""
+
+    step: int
+    batch: Batch
+    lr: float
+    numbers: Pending
+
+
 class _Run:
-    """A run in progress: what changes from step to step."""
+    """A run in progress: what changes from step to step.
+
+    The host runs ahead of the device by up to AHEAD steps, so that the device never waits for a batch; it reads the numbers of a step once
+    those are there, and waits for all of them before it evaluates or saves.
+    """
 
     def __init__(
         self,
@@ -120,6 +137,9 @@ class _Run:
         signals: Signals,
     ) -> None:
         self.deadline, self.ended, self.signals = deadline, False, signals
+        self.asked: deque[_Asked] = deque()
+        self.row: dict[str, float] = {}
+        self.skipped = 0 if before is None else int(before.optimizer.get("skipped", [0])[0])
         self.train, self.config, self.feed, self.trainer = train, config, feed, trainer
         self.folder, self.last = train.folder, last
         self.done, self.best = (0, None) if before is None else (before.step, before.best)
@@ -164,39 +184,73 @@ class _Run:
         return Result(self.folder, self.last, self.best, self.done)
 
     def _step(self, batch: Batch) -> None:
-        train, opt = self.train, self.train.optimizer
-        lr = learning_rate(self.done, train.steps, opt.lr, train.schedule)
-        result = self.trainer.grad_step(batch, self.done, lr)
+        train = self.train
+        lr = learning_rate(self.done, train.steps, train.optimizer.lr, train.schedule)
+        self.asked.append(_Asked(self.done + 1, batch, lr, self.trainer.grad_step(batch, self.done, lr)))
         self.done += 1
-        for name, value in (("loss", result.loss), ("gradient's norm", result.norm)):
-            if not math.isfinite(value):
-                kept = f"{self._kept()}; its batch is {self._keep(batch)}"
-                raise Diverged(f"{name}: {value} at step {self.done}; {kept}; lower optimizer.lr or lengthen schedule.warmup_steps")
-        self.progress.step(self.done, result.loss, batch.targets.shape[0] * (1 if batch.precomputed else batch.targets.shape[1]))
-        end = self.done == train.steps or time.monotonic() > self.deadline
-        self.ended = end or self.signals.received is not None
-        if end or self.done % train.log_every == 0:
-            self._log(loss=result.loss, lr=lr, gradient_norm=result.norm, rate=self.progress.rate, **self.feed.read(self.done))
-        better = (end or self.done % train.eval_every == 0) and self._evaluate()
-        if train.patience and self.best is not None and self.done - self.best.step >= train.patience * train.eval_every and not end:
-            self.progress.say(f"step {self.done}: no lower validation loss since step {self.best.step}; stopping")
-            self.ended = True
-        if batch.carried:
-            better = self.trainer.any(better)  # all must save, for each has a part of what is carried
-        # a signal may also have come while evaluating
-        self.ended = self.trainer.any(self.ended or self.signals.received is not None)
+        self._read(AHEAD)
+        last = self.done == train.steps
+        # one answer for all processes
+        self.ended = self.trainer.any(last or time.monotonic() > self.deadline or self.signals.received is not None)
+        signalled = self.ended and self.trainer.any(self.signals.received is not None)
+        due = (self.ended or self.done % train.eval_every == 0) and not signalled
+        if due or self.ended or self.done % train.checkpoint_every == 0:
+            self._read(0)
+        better = due and self._evaluate()
+        if due and train.patience:
+            self.ended |= self._is_patience_over(last)
+        if due:
+            better = self.trainer.any(better)  # what is saved lies with all of them
+            # a signal may have come while evaluating
+            self.ended = self.trainer.any(self.ended or self.signals.received is not None)
+        if self.ended:
+            self._log_last()
         if self.ended or better or self.done % train.checkpoint_every == 0:
             self._save()
 
+    def _read(self, ahead: int) -> None:
+        """Read the numbers of all steps but the last `ahead`; Diverged where they are none."""
+        while len(self.asked) > ahead:
+            asked = self.asked.popleft()
+            result = asked.numbers.read()
+            if result.diverged or (result.skipped and self.train.dtype != "float16"):
+                name, value = ("gradient's norm", result.norm) if math.isfinite(result.loss) else ("loss", result.loss)
+                kept = f"{self._kept()}; its batch is {self._keep(asked)}"
+                raise Diverged(f"{name}: {value} at step {asked.step}; {kept}; lower optimizer.lr or lengthen schedule.warmup_steps")
+            self.skipped += result.skipped
+            targets = asked.batch.targets.shape
+            self.progress.step(asked.step, result.loss, targets[0] * (1 if asked.batch.precomputed else targets[1]))
+            self.row = {"step": asked.step, "loss": result.loss, "lr": asked.lr, "rate": self.progress.rate}
+            self.row |= self.feed.read(asked.step)
+            if not result.skipped:
+                self.row["gradient_norm"] = result.norm
+            if self.train.dtype == "float16":
+                self.row |= {"loss_scale": result.scale, "skipped_steps": self.skipped}
+            if asked.step % self.train.log_every == 0:
+                self._log(**self.row)
+
+    def _log_last(self) -> None:
+        """Of the step that ends the run, where it was not its turn."""
+        if self.row and self.row["step"] % self.train.log_every:
+            self._log(**self.row)
+
+    def _is_patience_over(self, last: bool) -> bool:
+        train = self.train
+        over = self.best is not None and self.done - self.best.step >= train.patience * train.eval_every and not last
+        if over and self.best is not None:
+            self.progress.say(f"step {self.done}: no lower validation loss since step {self.best.step}; stopping")
+        return over
+
     def _evaluate(self) -> bool:
         """Whether the validation loss is the lowest so far."""
-        if self.signals.received is not None or not self.writes:
+        reader = self.trainer.reader()
+        if not self.writes:
             return False
         try:
-            score = self.feed.validate(self.trainer.reader(), self.signals.check)
+            score = self.feed.validate(reader, self.signals.check)
         except Stopped:
             return False
-        self._log(**score.rows)
+        self._log(step=self.done, **score.rows)
         self.progress.say(f"step {self.done}  {score.said}")
         better = self.best is None or score.loss < self.best.loss
         if better:
@@ -204,25 +258,36 @@ class _Run:
         return better
 
     def _save(self) -> None:
-        carried = self.trainer.carried()
+        trainer = self.trainer
+        params, moments, carried, average = trainer.params(), trainer.optimizer_state(), trainer.carried(), trainer.average()
         if self.log is None:
             return
         self.log.sync()
-        params, moments = self.trainer.params(), self.trainer.optimizer_state()
         for name, array in {**params, **moments, **(carried or {})}.items():
             if not np.isfinite(array).all():
                 raise Diverged(f"{name}: not finite after step {self.done}; {self._kept()}; lower optimizer.lr")
         train, threads = dataclasses.replace(self.train, backend=self.train.backend or default_backend()), self.trainer.threads
         saved = Checkpoint(
-            self.done, train, self.config, params, moments, self.best, self.feed.tokenizer, threads, self.feed.digest, carried
+            self.done,
+            train,
+            self.config,
+            params,
+            moments,
+            self.best,
+            self.feed.tokenizer,
+            threads,
+            self.feed.digest,
+            carried,
+            average,
         )
         self.last = checkpoints.save(self.folder, saved)
         checkpoints.prune(self.folder, self.train.keep, self.best)
 
-    def _keep(self, batch: Batch) -> Path:
+    def _keep(self, asked: _Asked) -> Path:
         """Write the batch of a step that failed, to be looked at."""
+        batch = asked.batch
         arrays = {"inputs": batch.inputs, "targets": batch.targets, "scored": batch.scored, "reset": batch.reset, "valid": batch.valid}
-        path = self.folder / f"failed-step-{self.done:08d}.safetensors"
+        path = self.folder / f"failed-step-{asked.step:08d}.safetensors"
         save_arrays(path, {name: a for name, a in arrays.items() if a is not None}, self.config, "batch")
         return path
 
@@ -231,7 +296,7 @@ class _Run:
 
     def _log(self, **values: float) -> None:
         if self.log is not None:
-            self.log.add({"step": self.done, "time": time.time(), **values})
+            self.log.add({"time": time.time(), **values})
 
 
 def _initial(train: TrainConfig, config: Config) -> Arrays:

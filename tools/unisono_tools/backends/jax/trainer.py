@@ -1,0 +1,137 @@
+"""Training with JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import unisono_jax
+from unisono_spec.contract import Arrays, Config, InputError
+
+from unisono_tools.backends.base import SCALER, Batch, Step, caches, check_moments, dropout_seeds, ema_share, router_noise, trained
+from unisono_tools.backends.jax.functional import Functional, Named, functional, ids
+from unisono_tools.backends.jax.objective import gradient
+from unisono_tools.backends.jax.reader import Reader
+from unisono_tools.backends.jax.update import Pending, adamw, added, global_norm, scaler, update
+from unisono_tools.config import TrainConfig
+
+
+class Trainer:
+    def __init__(self, train: TrainConfig, config: Config) -> None:
+        self.train, self.config, self.rank = train, config, 0
+        if train.compile:
+            raise InputError("compile: true with backend jax, which compiles every step as it is; leave it out")
+        if train.threads:
+            # read once, when XLA's CPU client starts
+            os.environ["NPROC"] = str(train.threads)
+        self.threads = int(os.environ.get("NPROC") or os.cpu_count() or 1)
+
+    def init(self, params: Arrays, optimizer: Arrays | None = None, carried: Arrays | None = None, average: Arrays | None = None) -> None:
+        train, rows = self.train, self.train.batch_size // self.train.accumulation
+        with self._precision():
+            model, named = self._make(params)
+            self.model = dataclasses.replace(model, recomputed=train.gradient_checkpointing)
+            self.plain = model
+            self.named = {name: named.pop(name) for name in trained(self.config)}
+            self.buffers = named
+            self.opt_state: Any = adamw(self.config, train.optimizer).init(self.named)
+            if optimizer is not None:
+                check_moments(self.config, optimizer)
+                moments = ({n: jnp.asarray(optimizer[f"{kind}.{n}"], p.dtype) for n, p in self.named.items()} for kind in "mv")
+                adam = optax.ScaleByAdamState(jnp.asarray(optimizer["count"][0], jnp.int32), *moments)
+                self.opt_state = (adam, *self.opt_state[1:])
+            self.scaler = scaler(optimizer) if train.dtype == "float16" else None
+            self.averaged: Named | None = None
+            if train.ema:
+                averaged = self._make(params if average is None else average)[1]
+                self.averaged = {name: averaged[name] for name in self.named}
+            # by part of a batch
+            self.states: dict[int, Named] = {
+                i: unisono_jax.state_from_numpy({n: a[i * rows : (i + 1) * rows] for n, a in (carried or {}).items()}, train.device)
+                for i in range(train.accumulation if carried else 0)
+            }
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
+        with self._precision():
+            losses, grads, _, _ = self._backward(batch, step)
+            scale = 1.0 if self.scaler is None else float(self.scaler["scale"])
+            result = Pending(losses, global_norm(grads) / scale, np.float32(scale), np.bool_(False)).read()
+            return result, {name: np.asarray(grads[name]) / np.asarray(scale, grads[name].dtype) for name in trained(self.config)}
+
+    def grad_step(self, batch: Batch, step: int, lr: float) -> Pending:
+        with self._precision():
+            losses, grads, loads, self.states = self._backward(batch, step)
+            held = (self.named, self.opt_state, self.buffers, self.scaler, self.averaged)
+            share = ema_share(self.train.ema, step)
+            held, *numbers = update(self.config, self.train.optimizer, held, grads, losses, loads, lr, share)
+            self.named, self.opt_state, self.buffers, self.scaler, self.averaged = held
+            return Pending(losses, *numbers)
+
+    def reader(self) -> Reader:
+        return Reader.around(self.plain, {**(self.averaged or self.named), **self.buffers}, self.train.dtype)
+
+    def params(self) -> Arrays:
+        found = {**self.named, **self.buffers}
+        return {name: np.array(found[name]) for name in self.config.params()}
+
+    def average(self) -> Arrays | None:
+        found = {**(self.averaged or {}), **self.buffers}
+        return {name: np.array(found[name]) for name in self.config.params()} if self.averaged else None
+
+    def optimizer_state(self) -> Arrays:
+        adam: Any = self.opt_state[0]
+        m = {f"m.{name}": np.array(adam.mu[name]) for name in trained(self.config)}
+        v = {f"v.{name}": np.array(adam.nu[name]) for name in trained(self.config)}
+        scaling = {name: np.array(a, SCALER[name][0])[None] for name, a in (self.scaler or {}).items()}
+        return {**m, **v, "count": np.array(adam.count, np.int64)[None], **scaling}
+
+    def carried(self) -> Arrays | None:
+        parts = [self.states[i] for i in sorted(self.states)]
+        return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]} if parts else None
+
+    def _make(self, params: Arrays) -> tuple[Functional, Named]:
+        train = self.train
+        model = unisono_jax.create(
+            self.config,
+            params,
+            dtype=train.dtype,
+            param_dtype=train.param_dtype,
+            device=train.device,
+            implementation=train.implementation,
+        )
+        return functional(model)
+
+    def _precision(self) -> AbstractContextManager:
+        return jax.enable_x64(self.train.dtype == "float64")
+
+    def _backward(self, batch: Batch, step: int) -> tuple[list[jax.Array], Named, list[list[jax.Array]], dict[int, Named]]:
+        """By part: the loss, the load of each noisy router, and the state to carry on; and the gradient of all, times the scale."""
+        losses, total, every, states = [], None, [], {}
+        for i, part in enumerate(batch.microbatches(self.train.accumulation)):
+            seeds = dropout_seeds(self.config, self.train.seed, step, i)
+            noise = router_noise(self.config, self.train.seed, step, i, part.targets.shape[:2])
+            state: Any = part.state
+            if batch.carried:
+                state = self.states.get(i)
+                if state is None and caches(self.config):
+                    state = self.plain({**self.named, **self.buffers}).init_state(len(part.inputs), self.train.data.carry)
+            arrays = (ids(part.inputs), ids(part.targets), part.scored, state, part.reset, part.valid, seeds, noise)
+            read = (self.named, self.buffers, self.model, part.precomputed)
+            scale = None if self.scaler is None else self.scaler["scale"]
+            grads, (loss, loads, after) = gradient(*read, *arrays, float(batch.count), scale)
+            if batch.carried:
+                states[i] = after
+            losses.append(loss)
+            total = grads if total is None else added(total, grads)
+            every.append(loads)
+        assert total is not None
+        return losses, total, every, states
