@@ -79,7 +79,7 @@ def test_a_state_is_carried_from_batch_to_batch(backend, tiny, corpora, tmp_path
         assert all(np.array_equal(a.targets[:, -1], b.inputs[:, 0]) for a, b in itertools.pairwise(batches))
         marks = [batch.reset for batch in batches if batch.reset is not None]
         assert [bool(mark[:, 0].all()) for mark in marks] == [True, False, False, True]
-        losses = [trainer.grad_step(batch, i, 0.0).loss for i, batch in enumerate(batches)]
+        losses = [trainer.grad_step(batch, i, 0.0).read().loss for i, batch in enumerate(batches)]
         tokens, reset = np.concatenate([batch.inputs for batch in batches], 1), np.concatenate(marks, 1)
         logits, _ = create(model, params).forward(tokens, None, reset)
         for i, (batch, loss) in enumerate(zip(batches, losses, strict=True)):
