@@ -124,8 +124,19 @@ class Builder:
         """x [B, T, D] → logits."""
         return self.linear(self.norm(x, "norm"), "head", "embedding" if getattr(self.config, "tie_head", False) else None)
 
+    # functions that ONNX has not, or whose operator has no digits where the result is small
+
+    def sigmoid(self, x: Value) -> Value:
+        return self.own("Logistic", x)
+
     def silu(self, x: Value) -> Value:
-        return self("Mul", x, self("Sigmoid", x))
+        return self.own("SiLU", x)
+
+    def gelu(self, x: Value) -> Value:
+        return self.own("GELU", x)
+
+    def gelu_tanh(self, x: Value) -> Value:
+        return self.own("TanhGELU", x)
 
     def softplus(self, x: Value) -> Value:
         return self.own("Softplus", x)

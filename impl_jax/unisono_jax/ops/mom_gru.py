@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from unisono_jax.kernels import resolve
-from unisono_jax.ops.elementwise import dot, linear, masked, sigmoid, wide
+from unisono_jax.ops.elementwise import dot, linear, masked, sigmoid, tanh, wide
 
 Arrays = Mapping[str, jax.Array]
 State = tuple[jax.Array, jax.Array]
@@ -178,10 +178,10 @@ def _write(gates: jax.Array, h: jax.Array, M: jax.Array, rho: jax.Array, p: Arra
     """h' and M', from W[x;c] + b [B, 3D] (steps 3 to 5)."""
     d = h.shape[-1]
     U = p["hidden.weight"]
-    r, zeta = jnp.split(sigmoid(gates[:, : 2 * d] + linear(h, U[: 2 * d])), 2, -1)
-    h = zeta * h + (1 - zeta) * jnp.tanh(gates[:, 2 * d :] + linear(r * h, U[2 * d :]))
+    r, z = jnp.split(gates[:, : 2 * d] + linear(h, U[: 2 * d]), 2, -1)
+    h = sigmoid(z) * h + sigmoid(-z) * tanh(gates[:, 2 * d :] + linear(sigmoid(r) * h, U[2 * d :]))  # 1 − ζ keeps its digits
     key, v = (linear(h, p[f"{name}.weight"], p[f"{name}.bias"]) for name in ("key", "value"))
     gamma = sigmoid(linear(h, p["gate.weight"], p["gate.bias"]))  # [B, 1]
     e = sigmoid(linear(h, p["erase.weight"], p["erase.bias"]) if "erase.weight" in p else v)
     w = (_attention(M, key) * (rho * gamma)[..., None])[..., None]  # [B, n, L, 1]
-    return h, M + w * (jnp.tanh(v)[:, None, None] - e[:, None, None] * M)
+    return h, M + w * (tanh(v)[:, None, None] - e[:, None, None] * M)

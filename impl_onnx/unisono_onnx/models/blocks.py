@@ -11,7 +11,7 @@ States = dict[str, Value]
 
 def gelu_ffn(g: Builder, x: Value, name: str) -> Value:
     """Linear, exact GELU, Linear."""
-    return g.linear(g("Gelu", g.linear(x, f"{name}.up")), f"{name}.down")
+    return g.linear(g.gelu(g.linear(x, f"{name}.up")), f"{name}.down")
 
 
 def short_conv(g: Builder, x: Value, name: str, state: Value) -> tuple[Value, Value]:

@@ -32,7 +32,7 @@ def read(g: Builder, state: States) -> tuple[Value, States]:
         h = g("Concat", bits, g("Div", key, config.key_scale), axis=-1)
         # s weighs what is summed up over all tokens: its errors would add up, and its matrices are small
         for part in (0, 1):
-            h = g("Gelu", g.linear(h, f"{layer}.mixer.score.{part}", shrinks=False), approximate="tanh")
+            h = g.gelu_tanh(g.linear(h, f"{layer}.mixer.score.{part}", shrinks=False))
         s = g("Squeeze", g.linear(h, f"{layer}.mixer.score.2", shrinks=False), [-1])
         xi, out[f"{layer}.xi"] = g.marked("WeightedSum", u, s, state[f"{layer}.xi"], exclusive=int(config.exclusive))
         if config.residual == "after":
@@ -50,4 +50,4 @@ def _code(g: Builder, config: CRAMConfig) -> Value:
 
 
 def _ffn(g: Builder, x: Value, name: str) -> Value:
-    return g.linear(g("Gelu", g.linear(x, f"{name}.up"), approximate="tanh"), f"{name}.down")
+    return g.linear(g.gelu_tanh(g.linear(x, f"{name}.up")), f"{name}.down")

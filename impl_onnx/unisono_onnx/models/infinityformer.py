@@ -30,7 +30,7 @@ def read(g: Builder, state: States) -> tuple[Value, States]:
             o, out[S], out[z] = g.marked("Multiscale", q, k, v, q_norm, k_norm, decay, weight, state[S], state[z], outputs=3)
         x = g("Add", x, g.linear(g.flat(o), f"{layer}.mixer.out"))
         a, b = g.split(g.linear(g.norm(x, f"{layer}.ffn_norm"), f"{layer}.ffn.up"), config.d_ffn, config.d_ffn)
-        x = g("Add", x, g.linear(g("Gelu", g("Mul", a, g("Sigmoid", b))), f"{layer}.ffn.down"))
+        x = g("Add", x, g.linear(g.gelu(g("Mul", a, g.sigmoid(b))), f"{layer}.ffn.down"))
     return g.head(x), out
 
 
@@ -61,7 +61,7 @@ def _log_decay(g: Builder, config: InfinityFormerConfig, h: Value, name: str) ->
 def _weight(g: Builder, config: InfinityFormerConfig, h: Value, name: str) -> Value:
     """What each scale's reading is multiplied by [B, T, S+1, H or 1, V or 1]."""
     shape = [0, 0, 1, config.n_heads, config.head_width] if config.gate == "vector" else [0, 0, 1, 1, 1]
-    gate = g("Reshape", g("Sigmoid", g.linear(h, f"{name}.gate", shrinks=config.gate == "vector")), shape)
+    logit = g("Reshape", g.linear(h, f"{name}.gate", shrinks=config.gate == "vector"), shape)
     mix = np.exp(g.wide(f"{name}.mix"))
     shares = g.derived(f"{name}.shares", (mix / mix.sum())[:, None, None])
-    return g("Concat", gate, g("Mul", g("Sub", 1.0, gate), shares), axis=2)
+    return g("Concat", g.sigmoid(logit), g("Mul", g.sigmoid(g("Neg", logit)), shares), axis=2)  # 1 − g keeps its digits

@@ -19,8 +19,8 @@ def read(g: Builder, state: States) -> tuple[Value, States]:
     for i in range(config.n_layers):
         layer, name = f"layers.{i}", f"layers.{i}.ssm"
         y, out[name] = _scanned(g, g.norm(x, f"{layer}.mixer_norm"), f"{layer}.mixer", state[name])
-        value, gate = g.split(g.linear(g("Gelu", y), f"{layer}.mixer.out"), config.d_model, config.d_model)
-        x = g("Add", x, g("Mul", value, g("Sigmoid", gate)))
+        value, gate = g.split(g.linear(g.gelu(y), f"{layer}.mixer.out"), config.d_model, config.d_model)
+        x = g("Add", x, g("Mul", value, g.sigmoid(gate)))
         if config.ffn_mult:
             x = g("Add", x, gelu_ffn(g, g.norm(x, f"{layer}.ffn_norm"), f"{layer}.ffn"))
     return g.head(x), out

@@ -22,6 +22,52 @@ def Softplus(x):
 
 
 @script(OWN)
+def Logistic(x):
+    """σ(x) = 1 / (1 + e^−x), to its last digits: onnxruntime's Sigmoid is a rational function, off by 1e-7 however small σ(x) is.
+
+    e^88 is the last power of e that float32 holds; e^−88 is no normal number any more.
+    """
+    one = op.Constant(value_float=1.0)
+    return op.Div(one, op.Add(one, op.Exp(op.Min(op.Neg(x), op.Constant(value_float=88.0)))))
+
+
+@script(OWN)
+def SiLU(x):
+    """x σ(x)."""
+    return op.Div(x, op.Add(op.Constant(value_float=1.0), op.Exp(op.Min(op.Neg(x), op.Constant(value_float=88.0)))))
+
+
+@script(OWN)
+def TanhGELU(x):
+    """x σ(2u), u = √(2/π) (x + 0.044715 x³), for ½(1 + tanh u) has no digits where it is small."""
+    inner = op.Add(op.Constant(value_float=1.5957691216), op.Mul(op.Constant(value_float=0.0713548162726), op.Mul(x, x)))
+    return op.Mul(x, Logistic(op.Mul(x, inner)))
+
+
+@script(OWN)
+def GELU(x):
+    """x Φ(x), Φ(x) = ½ erfc(−x/√2), for ½(1 + erf) has no digits where it is small, and ONNX has no erfc.
+
+    erfc(z) = t p(t) e^{−z²}, t = 2 / (2 + z), for z ≥ 0: p of degree 8, with the least greatest relative error up to z = 10, where erfc
+    leaves float32 (Lawson's algorithm; off by 0.7 roundings). erfc(−z) = 2 − erfc(z).
+    """
+    zero, two = op.Constant(value_float=0.0), op.Constant(value_float=2.0)
+    z = op.Mul(op.Abs(x), op.Constant(value_float=0.70710678))
+    t = op.Div(two, op.Add(two, z))
+    p = op.Constant(value_float=-0.0590977468)
+    p = op.Add(op.Mul(p, t), op.Constant(value_float=0.284715757))
+    p = op.Add(op.Mul(p, t), op.Constant(value_float=-0.487492211))
+    p = op.Add(op.Mul(p, t), op.Constant(value_float=0.27840257))
+    p = op.Add(op.Mul(p, t), op.Constant(value_float=-0.0268574829))
+    p = op.Add(op.Mul(p, t), op.Constant(value_float=0.20278531))
+    p = op.Add(op.Mul(p, t), op.Constant(value_float=0.243078783))
+    p = op.Add(op.Mul(p, t), op.Constant(value_float=0.282378758))
+    p = op.Add(op.Mul(p, t), op.Constant(value_float=0.28208622))
+    tail = op.Mul(op.Mul(p, t), op.Exp(op.Neg(op.Mul(z, z))))
+    return op.Mul(op.Mul(x, op.Constant(value_float=0.5)), op.Where(op.Greater(x, zero), op.Sub(two, tail), tail))
+
+
+@script(OWN)
 def Elu1(x):
     """x + 1 above 0 and e^x below: Elu(x) + 1 rounds to 0 where e^x has not yet."""
     zero, one = op.Constant(value_float=0.0), op.Constant(value_float=1.0)

@@ -9,6 +9,7 @@ from onnxscript import graph, script
 from onnxscript import opset23 as op
 
 from unisono_onnx.ops.chunks import OWN, Chunks, Joined, Masked, Newest, Numbers, Reads, SlotNumbers
+from unisono_onnx.ops.elementwise import Logistic
 
 
 @script(OWN)
@@ -134,7 +135,7 @@ def MomGRU(given, by_h, by_c, candidate, after, after_bias, router, router_bias,
 
     @graph()
     def token(h, M, given_t, reset_t, valid_t):
-        middle, one = op.Constant(value_ints=[1]), op.Constant(value_float=1.0)
+        middle = op.Constant(value_ints=[1])
         cut, read = op.Unsqueeze(reset_t, op.Constant(value_ints=[2, 3])), op.Unsqueeze(valid_t, op.Constant(value_ints=[2, 3]))
         h_old = op.Where(reset_t, op.Constant(value_float=0.0), h)
         M_old = op.Where(cut, M_first, M)
@@ -144,15 +145,15 @@ def MomGRU(given, by_h, by_c, candidate, after, after_bias, router, router_bias,
         seen = Look(M_old, op.Div(op.Add(query_x, query_h), scale), rho)
         c = op.ReduceSum(op.Mul(seen, M_old), op.Constant(value_ints=[1, 2]), keepdims=0)  # [B, m]
         gates_c, new_c = op.Split(op.MatMul(c, by_c), op.Concat(op.Add(d, d), d, axis=0), axis=1)
-        r, zeta = op.Split(op.Sigmoid(op.Add(op.Add(gates_x, gates_c), gates_h)), halves, axis=1)
-        fresh = op.Tanh(op.Add(op.Add(new_x, new_c), op.MatMul(op.Mul(r, h_old), candidate)))
-        h_new = op.Add(op.Mul(zeta, h_old), op.Mul(op.Sub(one, zeta), fresh))
+        r, zeta = op.Split(op.Add(op.Add(gates_x, gates_c), gates_h), halves, axis=1)  # before σ
+        fresh = op.Tanh(op.Add(op.Add(new_x, new_c), op.MatMul(op.Mul(Logistic(r), h_old), candidate)))
+        h_new = op.Add(op.Mul(Logistic(zeta), h_old), op.Mul(Logistic(op.Neg(zeta)), fresh))
         k, v, e, gamma = op.Split(op.Add(op.MatMul(h_new, after), after_bias), op.Concat(m, m, more, middle, axis=0), axis=1)
-        w = Look(M_old, op.Div(k, scale), op.Mul(rho, op.Sigmoid(gamma)))  # [B, n, L, 1]
+        w = Look(M_old, op.Div(k, scale), op.Mul(rho, Logistic(gamma)))  # [B, n, L, 1]
         # of the two, the one that is there
         erase = op.Slice(op.Concat(v, e, axis=1), op.Neg(m), op.Constant(value_ints=[9223372036854775807]), middle)
         row = op.Constant(value_ints=[1, 2])
-        change = op.Sub(op.Unsqueeze(op.Tanh(v), row), op.Mul(op.Unsqueeze(op.Sigmoid(erase), row), M_old))
+        change = op.Sub(op.Unsqueeze(op.Tanh(v), row), op.Mul(op.Unsqueeze(Logistic(erase), row), M_old))
         M_new = op.Add(M_old, op.Mul(w, change))
         # onnxruntime wants to know the rank of what is carried, and cannot tell it behind a Split
         h_next = op.Reshape(op.Where(valid_t, h_new, h_old), op.Shape(h))

@@ -9,6 +9,7 @@ from onnxscript import graph, script
 from onnxscript import opset23 as op
 
 from unisono_onnx.ops.chunks import OWN, Chunks, Counted, Joined, LastRow, Masked, Numbers, Own, Reads
+from unisono_onnx.ops.elementwise import Logistic
 
 
 @script(OWN)
@@ -23,7 +24,7 @@ def DecayedSum(x, xi_0, reset, valid, rate: float, gain: float):
         n = op.CumSum(valid_n, op.Constant(value_int=1))  # [B, C, 1]
         gap = op.Where(reads, op.Sub(n, op.Transpose(n, perm=[0, 2, 1])), zero)
         weight = op.Where(reads, op.Exp(op.Mul(gap, log)), zero)
-        inner = op.MatMul(weight, Masked(op.Mul(op.Sigmoid(x_n), scale), valid_n))
+        inner = op.MatMul(weight, Masked(op.Mul(Logistic(x_n), scale), valid_n))
         before = op.Mul(op.Exp(op.Mul(n, log)), op.Unsqueeze(xi, op.Constant(value_ints=[1])))
         y = op.Add(inner, op.Where(kept, before, zero))
         return LastRow(y), y
@@ -40,7 +41,7 @@ def WeightedSum(x, s, xi_0, reset, valid, exclusive: int):
     @graph()
     def chunk(xi, x_n, s_n, reset_n, valid_n):
         reads, kept = Reads(reset_n, valid_n)
-        term = Masked(op.Mul(s_n, op.Sigmoid(x_n)), valid_n)
+        term = Masked(op.Mul(s_n, Logistic(x_n)), valid_n)
         before = op.Where(kept, op.Unsqueeze(xi, op.Constant(value_ints=[1])), op.Constant(value_float=0.0))
         y = op.Add(op.MatMul(Numbers(op.And(reads, op.Or(inclusive, op.Not(Own(reads))))), term), before)
         end = op.Unsqueeze(LastRow(reads), op.Constant(value_ints=[1]))  # [B, 1, C]

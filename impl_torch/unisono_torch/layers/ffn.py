@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from unisono_torch.layers.basic import Linear
-from unisono_torch.ops.elementwise import gelu, gelu_tanh, silu
+from unisono_torch.ops.elementwise import gelu, gelu_tanh, sigmoid, silu
 
 
 class FFN(nn.Module):
@@ -55,4 +55,4 @@ class GatedGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.up(x).chunk(2, -1)
-        return self.down(gelu(a * b.sigmoid()))
+        return self.down(gelu(a * sigmoid(b)))

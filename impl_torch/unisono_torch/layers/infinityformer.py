@@ -10,7 +10,7 @@ from unisono_torch.layers.basic import LayerNorm, Linear, updated
 from unisono_torch.layers.ffn import GatedGELU
 from unisono_torch.layers.reading import Mask, Reading, Rotation
 from unisono_torch.ops import multiscale
-from unisono_torch.ops.elementwise import linear, wide
+from unisono_torch.ops.elementwise import linear, log_sigmoid, sigmoid, wide
 from unisono_torch.ops.features import feature_map
 
 State = tuple[Tensor, Tensor]
@@ -28,8 +28,8 @@ class Decay(nn.Module):
         """h [..., D] → [..., S], or [1, …, S] where all tokens have the same."""
         dtype = wide(h.dtype)
         if self.weight is not None:
-            return nn.functional.logsigmoid(linear(h.to(dtype), self.weight, self.bias))
-        return nn.functional.logsigmoid(self.bias.to(dtype)).reshape(*(1,) * (h.ndim - 1), -1)
+            return log_sigmoid(linear(h.to(dtype), self.weight, self.bias))
+        return log_sigmoid(self.bias.to(dtype)).reshape(*(1,) * (h.ndim - 1), -1)
 
 
 class Mixer(nn.Module):
@@ -59,10 +59,10 @@ class Mixer(nn.Module):
 
         memories = self.decay(h)
         log_decay = torch.cat([torch.zeros_like(memories[..., :1]), memories], -1)  # the context path does not forget
-        gate = self.gate(h.to(dtype)).sigmoid()
-        gate = gate.unflatten(-1, heads if config.gate == "vector" else (1, 1))[..., None, :, :]
+        logit = self.gate(h.to(dtype)).unflatten(-1, heads if config.gate == "vector" else (1, 1))[..., None, :, :]
         mix = self.mix.to(dtype).softmax(-1)[:, None, None]
-        return q, k, v, q_norm, k_norm, log_decay, torch.cat([gate, (1 - gate) * mix], -3)  # weight [..., S+1, H or 1, V or 1]
+        weight = torch.cat([sigmoid(logit), sigmoid(-logit) * mix], -3)  # [..., S+1, H or 1, V or 1]; 1 − g keeps its digits
+        return q, k, v, q_norm, k_norm, log_decay, weight
 
     def forward(self, h: Tensor, rotation: Rotation | None, due: Mask, state: State, read: Reading) -> tuple[Tensor, State]:
         """h [B, D] or [B, T, D] → what it adds, the state after it. due [B] or [B, T]: tokens after which S is compressed."""

@@ -12,7 +12,7 @@ from unisono_torch.layers.basic import LayerNorm, Linear, updated
 from unisono_torch.layers.ffn import GELUFFN
 from unisono_torch.layers.reading import Mask, Reading
 from unisono_torch.ops import diagonal_ssm
-from unisono_torch.ops.elementwise import gelu
+from unisono_torch.ops.elementwise import gelu, sigmoid
 
 
 class Mixer(nn.Module):
@@ -34,7 +34,7 @@ class Mixer(nn.Module):
         A = torch.stack([-self.log_A_real.double().exp(), self.A_imag.double()], -1)
         y, after = read(diagonal_ssm, h, self.log_dt.double().exp(), A, self.C, self.D, state)
         value, gate = self.out(gelu(y.to(h.dtype))).chunk(2, -1)
-        return value * gate.sigmoid(), after
+        return value * sigmoid(gate), after
 
 
 class Block(nn.Module):

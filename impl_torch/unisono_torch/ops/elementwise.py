@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,49 +21,141 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def sigmoid(x: Tensor) -> Tensor:
-    """The logistic function σ. Its slope is σ(x) σ(−x), to its last digits however small: torch's y(1−y) has none where y is nearly 1."""
-    if not torch.is_grad_enabled():
-        return torch.sigmoid(x)
-    if not torch.compiler.is_compiling() and not transformed():
-        return _Sigmoid.apply(x)  # pyright: ignore[reportReturnType]
-    e = torch.where(x >= 0, -x, x).exp()
-    return torch.where(x >= 0, 1, e) / (1 + e)
+Function = Callable[[Tensor], Tensor]
 
 
-class _Sigmoid(torch.autograd.Function):
+class _Smooth(torch.autograd.Function):
+    """value(x), whose derivative keeps its digits."""
+
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return torch.sigmoid(x)
+    def forward(x: Tensor, value: Function, slope: Function, back: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        return value(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        x, _, ctx.slope, ctx.back = inputs
+        ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,) = ctx.saved_tensors
-        return dy * torch.sigmoid(x) * sigmoid(-x)
+        y, dy = x.to(wide(x.dtype)), dy.to(wide(x.dtype))
+        dx = dy * ctx.slope(y) if torch.is_grad_enabled() else ctx.back(dy, y)
+        return dx.to(x.dtype), None, None, None
+
+
+def _smooth(x: Tensor, value: Function, plain: Function, slope: Function, back: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """A function by four: plain, by operations whose own derivatives keep their digits, for a compiler and torch.func; value, as fast as
+    can be; slope, its derivative by functions of this file; back, dy and x → dy slope(x), as fast as can be."""
+    if not torch.is_grad_enabled():
+        return value(x)
+    if torch.compiler.is_compiling() or transformed():
+        return plain(x)
+    return _Smooth.apply(x, value, slope, back)  # pyright: ignore[reportReturnType]
+
+
+def _fading(x: Tensor) -> Tensor:
+    """e^−|x|, whose derivative at 0 is that from the right."""
+    return torch.where(x >= 0, -x, x).exp()
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """[...] → [...]: the logistic function σ. Its slope is σ(x) σ(−x), to its last digits however small: torch's y(1−y) has none where
+    y is nearly 1."""
+
+    def plain(x: Tensor) -> Tensor:
+        e = _fading(x)
+        return torch.where(x >= 0, 1, e) / (1 + e)
+
+    return _smooth(x, torch.sigmoid, plain, lambda x: sigmoid(x) * sigmoid(-x), _sigmoid_back)
+
+
+def _sigmoid_back(dy: Tensor, x: Tensor) -> Tensor:
+    return torch.ops.aten.sigmoid_backward(dy, x.abs().neg_().sigmoid_())  # y(1−y) of σ(−|x|), which is far from 1
+
+
+def tanh(x: Tensor) -> Tensor:
+    """[...] → [...]: tanh x. Its slope is 4 σ(2x) σ(−2x); torch's 1−y² has no digits where y is nearly 1."""
+
+    def plain(x: Tensor) -> Tensor:
+        return torch.where(x.abs() < 1, torch.tanh(x), 2 * sigmoid(2 * x) - 1)
+
+    return _smooth(
+        x, torch.tanh, plain, lambda x: 4 * sigmoid(2 * x) * sigmoid(-2 * x), lambda dy, x: _sigmoid_back(dy, 2 * x).mul_(4)
+    )
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """[...] → [...]: GELU in its tanh form (Hendrycks & Gimpel 2016, section 2)."""
-    return F.gelu(x, approximate="tanh")
+    """[...] → [...]: GELU in its tanh form (Hendrycks & Gimpel 2016, section 2), rounded once to the dtype of x.
+
+    ½(1 + tanh u) is σ(2u), which keeps the digits of its tail: F.gelu's sum has none below −5, nor has its slope.
+    """
+    c, d = (8 / math.pi) ** 0.5, (8 / math.pi) ** 0.5 * 0.044715  # 2u = x (c + d x²)
+
+    def slope(x: Tensor) -> Tensor:
+        z = x * (c + d * (x * x))
+        return sigmoid(z) * (1 + x * (c + 3 * d * (x * x)) * sigmoid(-z))
+
+    def back(dy: Tensor, x: Tensor) -> Tensor:
+        square = x * x
+        z = (square * d).add_(c).mul_(x)
+        y = torch.sigmoid(z)
+        return square.mul_(3 * d).add_(c).mul_(x).mul_(z.neg_().sigmoid_()).add_(1).mul_(y).mul_(dy)
+
+    def value(x: Tensor) -> Tensor:
+        y = x.to(wide(x.dtype))
+        return (y * y).mul_(d).add_(c).mul_(y).sigmoid_().mul_(y).to(x.dtype)
+
+    def plain(x: Tensor) -> Tensor:
+        y = x.to(wide(x.dtype))
+        return (y * sigmoid(y * (c + d * (y * y)))).to(x.dtype)
+
+    return _smooth(x, value, plain, slope, back)
 
 
 def gelu(x: Tensor) -> Tensor:
-    """[...] → [...]: GELU, exact: x Φ(x) (Hendrycks & Gimpel 2016, section 2)."""
-    return F.gelu(x)
+    """[...] → [...]: GELU, exact: x Φ(x) (Hendrycks & Gimpel 2016, section 2), rounded once to the dtype of x.
+
+    Φ(x) is ½ erfc(−x/√2), which keeps the digits of its tail: F.gelu's ½(1 + erf) has none below −5, nor has its slope.
+    """
+    root, density = 0.5**0.5, (2 * math.pi) ** -0.5
+
+    def slope(x: Tensor) -> Tensor:
+        return 0.5 * torch.special.erfc(-root * x) + x * (density * (-0.5 * (x * x)).exp())
+
+    def back(dy: Tensor, x: Tensor) -> Tensor:
+        bell = (x * x).mul_(-0.5).exp_().mul_(x).mul_(density)
+        return bell.add_((x * -root).erfc_(), alpha=0.5).mul_(dy)
+
+    def value(x: Tensor) -> Tensor:
+        y = x.to(wide(x.dtype))
+        return (y * -root).erfc_().mul_(y).mul_(0.5).to(x.dtype)
+
+    def plain(x: Tensor) -> Tensor:
+        y = x.to(wide(x.dtype))
+        return (0.5 * y * torch.special.erfc(-root * y)).to(x.dtype)
+
+    return _smooth(x, value, plain, slope, back)
 
 
 def silu(x: Tensor) -> Tensor:
     """[...] → [...]: x σ(x)."""
-    return F.silu(x)
+    # torch's first derivative keeps its digits, its second does not
+    return _smooth(x, F.silu, lambda x: x * sigmoid(x), lambda x: sigmoid(x) * (1 + x * sigmoid(-x)), torch.ops.aten.silu_backward)
 
 
 def softplus(x: Tensor) -> Tensor:
     """[...] → [...]: log(1 + e^x) at every x; F.softplus would give x itself above a threshold."""
-    return -F.logsigmoid(-x)
+
+    def plain(x: Tensor) -> Tensor:
+        return torch.where(x >= 0, x, 0) + torch.log1p(_fading(x))
+
+    return _smooth(x, lambda x: F.logsigmoid(-x).neg(), plain, sigmoid, lambda dy, x: torch.sigmoid(x).mul_(dy))
+
+
+def log_sigmoid(x: Tensor) -> Tensor:
+    """[...] → [...]: log σ(x), finite for every x."""
+    return -softplus(-x)
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:

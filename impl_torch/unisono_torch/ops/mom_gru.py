@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from unisono_torch.ops.dispatch import use_triton
-from unisono_torch.ops.elementwise import linear, wide
+from unisono_torch.ops.elementwise import linear, sigmoid, tanh, wide
 from unisono_torch.ops.fold import masked
 from unisono_torch.ops.mom_gru_loop import Sizes, Weights, loop
 from unisono_torch.ops.precision import exact
@@ -75,14 +75,14 @@ def step(
 
     xr, xz, xh = linear(torch.cat([x, c], -1), p["input.weight"], p["input.bias"]).chunk(3, -1)
     Ur, Uz, Uh = p["hidden.weight"].chunk(3)
-    r, zeta = torch.sigmoid(xr + linear(h, Ur)), torch.sigmoid(xz + linear(h, Uz))
-    new_h = zeta * h + (1 - zeta) * torch.tanh(xh + linear(r * h, Uh))
+    r, z = sigmoid(xr + linear(h, Ur)), xz + linear(h, Uz)
+    new_h = sigmoid(z) * h + sigmoid(-z) * tanh(xh + linear(r * h, Uh))  # 1 − ζ keeps its digits
 
     k, v = (linear(new_h, p[f"{name}.weight"], p[f"{name}.bias"]) for name in ("key", "value"))
-    gamma = torch.sigmoid(linear(new_h, p["gate.weight"], p["gate.bias"]))  # [B, 1]
+    gamma = sigmoid(linear(new_h, p["gate.weight"], p["gate.bias"]))  # [B, 1]
     w = ((torch.einsum("bnlm,bm->bnl", M, k) * scale).softmax(-1) * (rho * gamma)[..., None])[..., None]
-    e = torch.sigmoid(linear(new_h, p["erase.weight"], p["erase.bias"]) if "erase.weight" in p else v)
-    new_M = M * (1 - w * e[:, None, None]) + w * torch.tanh(v)[:, None, None]
+    e = sigmoid(linear(new_h, p["erase.weight"], p["erase.bias"]) if "erase.weight" in p else v)
+    new_M = M * (1 - w * e[:, None, None]) + w * tanh(v)[:, None, None]
     if valid is not None:
         new_h, new_M = torch.where(valid[:, None], new_h, h), torch.where(valid[:, None, None, None], new_M, M)
     return new_h, (new_h, new_M)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unisono_torch.ops.elementwise import sigmoid, tanh
 from unisono_torch.ops.graphs import replayed
 from unisono_torch.ops.precision import exact
 from unisono_torch.ops.transforms import again, transformed
@@ -51,7 +52,7 @@ class Kept(NamedTuple):
     rho: Tensor
     query: Tensor
     c: Tensor
-    gates: Tensor  # r, ζ
+    gates: Tensor  # r, ζ; these and the rest before σ and tanh
     candidate: Tensor
     key: Tensor
     add: Tensor
@@ -70,14 +71,13 @@ def token(w: Weights, sizes: Sizes, h: Tensor, M: Tensor, x: Tensor, drawn: Tens
     query = before[:, hidden : hidden + width] * scale
     c = torch.bmm(_shared(_attention(M, query, sizes), rho)[:, None], M)[:, 0]
     from_c = c @ w.c.mT
-    gates = torch.sigmoid(before[:, hidden + width :] + from_c[:, : 2 * d])
-    r, zeta = gates.chunk(2, -1)
-    candidate = torch.tanh(torch.addmm(x[:, known:] + from_c[:, 2 * d :], r * h, w.candidate.mT))
-    h = torch.lerp(candidate, h, zeta)
+    gates = before[:, hidden + width :] + from_c[:, : 2 * d]
+    r, zeta = sigmoid(gates).chunk(2, -1)
+    candidate = torch.addmm(x[:, known:] + from_c[:, 2 * d :], r * h, w.candidate.mT)
+    h = torch.addcmul(zeta * h, sigmoid(-gates[:, d:]), tanh(candidate))  # 1 − ζ keeps its digits
     after = torch.addmm(w.after_bias, h, w.after.mT)
-    key, add = after[:, :width] * scale, torch.tanh(after[:, width : 2 * width])
-    erase, gamma = torch.sigmoid(after[:, -1 - width : -1]), torch.sigmoid(after[:, -1:])
-    M = _written(M, _shared(_attention(M, key, sizes), rho * gamma), add, erase)
+    key, add, erase, gamma = after[:, :width] * scale, after[:, width : 2 * width], after[:, -1 - width : -1], after[:, -1:]
+    M = _written(M, _shared(_attention(M, key, sizes), rho * sigmoid(gamma)), tanh(add), sigmoid(erase))
     return h, M, Kept(a, rho, query, c, gates, candidate, key, add, erase, gamma)
 
 
@@ -147,7 +147,7 @@ class _Loop(torch.autograd.Function):
         of_h, gates = dx[..., :-d], dx[..., -3 * d :]
         weights = (
             _product(dx, x), dx.sum((0, 1)),
-            _product(of_h, h), _product(gates, kept.c), _product(dx[..., -d:], kept.gates[..., :d] * h), _product(dafter, out),
+            _product(of_h, h), _product(gates, kept.c), _product(dx[..., -d:], sigmoid(kept.gates[..., :d]) * h), _product(dafter, out),
             dafter.sum((0, 1)), _product(dlogits, kept.hidden), dlogits.sum((0, 1)), dfresh,
         )  # fmt: skip
         return dh, dM, dx @ w.x, None, None, dlogits if noisy else None, None, *weights
@@ -182,15 +182,19 @@ def _forward(
 
 
 class _Slopes(NamedTuple):
-    """Of σ and tanh, which need no loop."""
+    """Of σ and tanh, which need no loop: σ(x) σ(−x), since y(1−y) has no digits where y is nearly 1."""
 
     gates: Tensor
-    candidate: Tensor
+    candidate: Tensor  # times 1 − ζ
     add: Tensor
     erase: Tensor
     gamma: Tensor
     zeta: Tensor
     hidden: Tensor
+
+
+def _slope(x: Tensor) -> Tensor:
+    return torch.sigmoid(x) * torch.sigmoid(-x)
 
 
 def _backward(
@@ -199,11 +203,12 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """A segment that finds M: from dh, dM and dfresh after it to those before it, and the gradients [S, B, …] that `_back` finds."""
     kept, w = Kept(*others[: len(Kept._fields)]), Weights(*others[len(Kept._fields) :])
-    r, zeta = kept.gates.chunk(2, -1)
+    r, zeta = sigmoid(kept.gates).chunk(2, -1)
     slopes = _Slopes(
-        kept.gates * (1 - kept.gates), 1 - kept.candidate.square(), 1 - kept.add.square(), kept.erase * (1 - kept.erase),
-        kept.gamma * (1 - kept.gamma), h - kept.candidate, kept.hidden > 0,
+        _slope(kept.gates), 4 * _slope(2 * kept.candidate) * sigmoid(-kept.gates.chunk(2, -1)[1]), 4 * _slope(2 * kept.add),
+        _slope(kept.erase), _slope(kept.gamma), h - tanh(kept.candidate), kept.hidden > 0,
     )  # fmt: skip
+    kept = kept._replace(add=tanh(kept.add), erase=sigmoid(kept.erase), gamma=sigmoid(kept.gamma))
     past = _memories(w, sizes, M, kept, reset, valid)
     each = zip(past, _tokens(dout, reset, valid, h, r, zeta, *kept, *slopes), strict=True)
     found = []
@@ -255,7 +260,7 @@ def _back(
     dafter = torch.cat([dkey, *([dvalue + derase] if coupled else [dvalue, derase]), dgamma * slopes.gamma], -1)
     # h' = h̃ + ζ ∘ (h − h̃)
     dh = torch.addmm(dh, dafter, w.after)
-    dcandidate = dh * (1 - zeta) * slopes.candidate
+    dcandidate = dh * slopes.candidate
     dproduct = dcandidate @ w.candidate
     dgates = torch.cat([dproduct * h, dh * slopes.zeta], -1) * slopes.gates
     dc = torch.cat([dgates, dcandidate], -1) @ w.c

@@ -34,9 +34,10 @@ def mixer_inputs(
     memories = np.broadcast_to(-softplus(-a), (*x.shape[:-1], config.n_scales))  # log λ = log σ(a), always finite
     log_decay = np.concatenate([np.zeros_like(memories[..., :1]), memories], -1)  # the context path does not forget
 
-    gate = sigmoid(linear(h, p["mixer.gate.weight"], p["mixer.gate.bias"]))  # [..., 1 or D]
-    gate = gate.reshape(heads if config.gate == "vector" else (*x.shape[:-1], 1, 1))[..., None, :, :]
-    weight = np.concatenate([gate, (1 - gate) * softmax(p["mixer.mix"])[:, None, None]], -3)  # [..., S+1, H or 1, V or 1]
+    logit = linear(h, p["mixer.gate.weight"], p["mixer.gate.bias"])  # [..., 1 or D]
+    logit = logit.reshape(heads if config.gate == "vector" else (*x.shape[:-1], 1, 1))[..., None, :, :]
+    shares = softmax(p["mixer.mix"])[:, None, None]
+    weight = np.concatenate([sigmoid(logit), sigmoid(-logit) * shares], -3)  # [..., S+1, H or 1, V or 1]; 1 − g keeps its digits
     return q, k, v, q_norm, k_norm, log_decay, weight
 
 

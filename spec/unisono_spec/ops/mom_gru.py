@@ -62,8 +62,8 @@ def step(
 
     from_x = linear(np.concatenate([x, c], -1), p["input.weight"], p["input.bias"])
     (xr, xz, xh), (Ur, Uz, Uh) = np.split(from_x, 3, -1), np.split(p["hidden.weight"], 3)
-    r, zeta = sigmoid(xr + linear(h, Ur)), sigmoid(xz + linear(h, Uz))
-    new_h = zeta * h + (1 - zeta) * np.tanh(xh + linear(r * h, Uh))
+    r, z = sigmoid(xr + linear(h, Ur)), xz + linear(h, Uz)
+    new_h = sigmoid(z) * h + sigmoid(-z) * np.tanh(xh + linear(r * h, Uh))  # 1 − ζ keeps its digits
 
     k, v = (linear(new_h, p[f"{name}.weight"], p[f"{name}.bias"]) for name in ("key", "value"))
     gamma = sigmoid(linear(new_h, p["gate.weight"], p["gate.bias"]))  # [B, 1]
@@ -111,7 +111,8 @@ def hoisted(
     fresh, bank = p["memory"].reshape(banks * slots, width), np.repeat(np.arange(banks), slots)
 
     def logistic(a: np.ndarray) -> np.ndarray:
-        return (1 + np.tanh(a / 2)) / 2
+        low, high = (np.exp(np.where(np.real(b) < 0, b, 0)) for b in (a, -a))
+        return low / (low + high)
 
     def shares(a: np.ndarray) -> np.ndarray:
         """Softmax over the last axis."""
@@ -145,9 +146,9 @@ def hoisted(
             rho = shares(logits)[:, bank]  # [B, n·L]
             c = ((rho * attention(query_x[:, i] + h @ p["query.weight"][:, d:].T))[:, None] @ M)[:, 0]
             gates = gates_x[:, i] + c @ W[:, d:].T
-            kept = logistic(gates[:, : 2 * d] + h @ p["hidden.weight"][: 2 * d].T)  # r, ζ
-            candidate = np.tanh(gates[:, 2 * d :] + (kept[:, :d] * h) @ p["hidden.weight"][2 * d :].T)
-            h = candidate + kept[:, d:] * (h - candidate)
+            r, zeta = np.split(gates[:, : 2 * d] + h @ p["hidden.weight"][: 2 * d].T, 2, -1)
+            candidate = np.tanh(gates[:, 2 * d :] + (logistic(r) * h) @ p["hidden.weight"][2 * d :].T)
+            h = logistic(zeta) * h + candidate * logistic(-zeta)
             v = h @ p["value.weight"].T + p["value.bias"]
             e = h @ p["erase.weight"].T + p["erase.bias"] if "erase.weight" in p else v
             gamma = logistic(h @ p["gate.weight"].T + p["gate.bias"])
