@@ -70,7 +70,7 @@ def gelu_tanh(x: np.ndarray) -> tuple[Orders, np.ndarray]:
 
 
 def gelu(x: np.ndarray) -> tuple[Orders, np.ndarray]:
-    share, bell = _erfc(-x / np.sqrt(2)).astype(np.float64) / 2, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+    share, bell = np.asarray(_erfc(-x / np.sqrt(2)), np.float64) / 2, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
     return (
         (x * share, np.abs(x) * share),
         (share + x * bell, share + np.abs(x) * bell),

@@ -80,9 +80,7 @@ def tanh(x: Tensor) -> Tensor:
     def plain(x: Tensor) -> Tensor:
         return torch.where(x.abs() < 1, torch.tanh(x), 2 * sigmoid(2 * x) - 1)
 
-    return _smooth(
-        x, torch.tanh, plain, lambda x: 4 * sigmoid(2 * x) * sigmoid(-2 * x), lambda dy, x: _sigmoid_back(dy, 2 * x).mul_(4)
-    )
+    return _smooth(x, torch.tanh, plain, lambda x: 4 * sigmoid(2 * x) * sigmoid(-2 * x), lambda dy, x: _sigmoid_back(dy, 2 * x).mul_(4))
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
