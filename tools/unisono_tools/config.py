@@ -60,6 +60,12 @@ class DataChoice:
     """Another corpus to validate on; then all of `corpus` trains."""
     limit: int | None = None
     """Read at most so many bytes of the corpus."""
+    task: str | None = None
+    """Instead of a corpus, a task of `unisono_tools.tasks`: few of its tokens are asked, and its own metric judges."""
+    task_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The task's parameters that differ from the published ones."""
+    eval_examples: int = 256
+    """Examples of each setting of a task at each evaluation."""
     precomputed: str | None = None
     """Folder that `unisono precompute` wrote, for mode=positions."""
     documents: Literal["joined", "reset", "truncated"] = "joined"
@@ -198,6 +204,7 @@ class TrainConfig:
             ("threads", self.threads, 0),
             ("data.eval_tokens", self.data.eval_tokens, 0),
             ("data.carry", self.data.carry, 0),
+            ("data.eval_examples", self.data.eval_examples, 1),
             ("data.eval_window", self.data.eval_window or 0, 0),
             ("schedule.warmup_steps", schedule.warmup_steps, 0),
         ):
@@ -237,6 +244,10 @@ class TrainConfig:
                 yield f"data.mixture.{name}: {share!r}; give the share of this corpus, a positive number"
         if data.mixture and data.corpus != DataChoice.corpus:
             yield f"data.mixture: given beside data.corpus {data.corpus!r}; name it in the mixture, with its share"
+        if data.task and (data.mixture or data.validation or data.order == "streamed" or self.mode == "positions"):
+            yield f"data.task: {data.task} has examples of its own; leave out data.mixture, data.validation, data.order and mode"
+        if data.task_options and not data.task:
+            yield "data.task_options: given without data.task; name the task"
         if self.mode == "positions" and (data.mixture or data.order != "random" or data.documents != "joined"):
             yield "mode: positions draws single positions of one corpus; leave out data.mixture, data.order and data.documents"
         if streamed and data.documents == "truncated":
@@ -285,7 +296,7 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
 # of an accumulated batch draws dropout of its own. More steps stretch the cosine.
 FREE = (
     *("steps", "epochs", "max_minutes", "patience", "wandb_project", "eval_every", "checkpoint_every", "log_every", "keep"),
-    *("data.eval_tokens", "data.eval_window", "backend", "device", "implementation", "threads", "out"),
+    *("data.eval_tokens", "data.eval_examples", "data.eval_window", "backend", "device", "implementation", "threads", "out"),
     *("accumulation", "gradient_checkpointing", "compile"),
 )
 

@@ -136,11 +136,11 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _check_field(value: Any, name: str) -> None:
     """What a field of a model's config can be; its own type is checked where the config is made."""
-    if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
+    if isinstance(value, (list, tuple)) and all(isinstance(part, str) or (type(part) in (int, float)) for part in value):
         return
     if value is None or not isinstance(value, (bool, int, float, str)):
         raise InputError(
-            f"{name}: {shown(value)} has type {type(value).__name__}; give a number, a text, true or false, or a list of texts"
+            f"{name}: {shown(value)} has type {type(value).__name__}; give a number, a text, true or false, or a list of texts or numbers"
         )
 
 

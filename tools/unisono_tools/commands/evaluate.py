@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from unisono_spec.contract import InputError
 
 from unisono_tools.backends import open_reader
+from unisono_tools.backends.base import Reader
 from unisono_tools.commands.arguments import call
 from unisono_tools.config import DataChoice
 from unisono_tools.data import load_tokenizer
 from unisono_tools.evaluation import default_window, evaluate
+from unisono_tools.tasks import Task, open_task
 from unisono_tools.train.checkpoint import model_file, saved_tokenizer, training_of
 from unisono_tools.train.feed import load
+from unisono_tools.train.judged import check_task, judge
 from unisono_tools.train.loader import check_corpus
 
+EXAMPLES = 1000  # of each setting of a task that has no end
 SEQUENCE = 1024  # tokens that softmax attention reads at once, where nothing says what it was trained on
 
 
@@ -31,6 +35,8 @@ def run(
     limit: int = 0,
     window: int | None = None,
     documents: Literal["joined", "reset"] | None = None,
+    task: str | None = None,
+    task_options: dict[str, Any] | None = None,
 ) -> int:
     """Held-out loss of a trained model: the split is streamed through it in order, in constant memory.
 
@@ -42,16 +48,21 @@ def run(
         tokenizer: its name, or the path of a tokenizer.json; the one that it was trained with by default.
         dtype: compute dtype.
         device: cpu or cuda; the backend's own choice by default.
-        limit: predict only so many tokens; 0 predicts all.
+        limit: predict only so many tokens; 0 predicts all. Of a task, so many examples of each setting, by default 1,000 or all there are.
         window: start anew after so many tokens; 0 reads one unbroken stream, the default but for softmax attention.
         documents: whether the state is carried over the starts of documents, or starts anew there; as it was trained by default.
+        task: judge by a task instead of a corpus; the one that it was trained on by default, with its options.
+        task_options: what differs from the task's published parameters.
     """
     path = model_file(Path(model))
     reader = open_reader(path, backend, dtype, device)
     training = training_of(path)
     data = training.data if training else DataChoice()
+    if task or (corpus is None and data.task):
+        chosen = open_task(task or str(data.task), task_options if task or task_options else data.task_options)
+        return _judged(reader, path, chosen, split, limit)
     if corpus is None and training is None:
-        raise InputError(f"corpus: nothing beside {path} says what it was trained on; give --corpus")
+        raise InputError(f"corpus: nothing beside {path} says what it was trained on; give --corpus or --task")
     coder = load_tokenizer(tokenizer) if tokenizer else saved_tokenizer(path, reader.tokenizer)
     if corpus is not None:
         data = DataChoice(corpus=corpus, field=data.field, documents=data.documents)
@@ -77,6 +88,20 @@ def run(
     if len(bits) > 1:
         mean = float(texts.weights @ bits)
         print(f"all, weighted as they were trained on\nbits per token   {mean:.6f}\nperplexity       {2**mean:.4f} a token")
+    return 0
+
+
+def _judged(reader: Reader, path: Path, task: Task, split: str, limit: int) -> int:
+    """Print the task's metric on each setting of a split."""
+    check_task(reader.config, task, (split,))
+    if limit < 0:
+        raise InputError(f"limit: {limit}; use a positive number of examples, or 0 for the default")
+    print(f"{path} on {task.name}, {split}, backend {type(reader).__module__.rsplit('.', 1)[-1]}")
+    for setting in task.settings(split):
+        number = limit or (EXAMPLES if task.size(split, setting) is None else 0)
+        found = judge(reader, task, split, setting, number)
+        said = f"{task.metric} {found.score:.6f}, {found.loss / math.log(2):.6f} bits a target, {found.examples:,} examples"
+        print(f"{setting:<16} {said}")
     return 0
 
 

@@ -8,8 +8,8 @@ from unisono_spec.contract import InputError
 
 from unisono_tools.commands.arguments import Argument, of_class, parse
 from unisono_tools.config import TrainConfig, from_dict, processes
+from unisono_tools.tasks import open_task
 from unisono_tools.train import checkpoint, train
-from unisono_tools.train.loop import load
 from unisono_tools.train.outlook import outlook
 
 
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     dry = values.pop("dry_run")
     plan = from_dict(values)
     if dry:
-        for what, how_much in outlook(plan, load(plan)):
+        for what, how_much in outlook(plan):
             print(f"{what:<12} {how_much}")
         return 0
     result = train(plan)
@@ -35,7 +35,8 @@ def main(argv: list[str]) -> int:
     if first:
         print(f"checkpoint: {result.checkpoint}")
     if result.best is not None and first:
-        print(f"best: step {result.best.step}, validation loss {result.best.loss:.6f} nats")
+        score = "" if result.best.score is None else f"{open_task(str(plan.data.task)).metric} {result.best.score:.6f}, "
+        print(f"best: step {result.best.step}, {score}validation loss {result.best.loss:.6f} nats")
     # as a shell reports a process that the signal ended
     return 0 if result.signal is None else 128 + result.signal
 

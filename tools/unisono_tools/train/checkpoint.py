@@ -44,7 +44,7 @@ MODEL, EMA, OPTIMIZER, TRAINER = "model.safetensors", "ema.safetensors", "optimi
 TOKENIZER = DEFINITION
 CARRIED = "carried.safetensors"
 FORMAT = 1  # of trainer.json
-OPEN = ("train.model.overrides", "train.data.mixture")  # names of their own
+OPEN = ("train.model.overrides", "train.data.mixture", "train.data.task_options")  # names of their own
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -54,10 +54,15 @@ class Damaged(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The lowest validation loss so far, and the step that had it."""
+    """The best validation so far: the step that had it, its loss, and the score of a task, of which more is better."""
 
     step: int
     loss: float
+    score: float | None = None
+
+    def beats(self, other: Best | None) -> bool:
+        """A higher score; of equal ones, or without any, a lower loss."""
+        return other is None or (-(self.score or 0.0), self.loss) < (-(other.score or 0.0), other.loss)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +177,8 @@ def _about(path: Path) -> _About:
             raise InputError(f"{path}: not a JSON object; {remedy}")
         _check_release(path, values)
         about = build(_About, values, "")
-        if about.step < 0 or about.threads < 0 or (about.best is not None and not math.isfinite(about.best.loss)):
+        best = about.best or Best(0, 0.0)
+        if about.step < 0 or about.threads < 0 or not (math.isfinite(best.loss) and math.isfinite(best.score or 0)):
             raise InputError("its step, threads or best loss is no number that a run has")
         return about
     except _Foreign as error:

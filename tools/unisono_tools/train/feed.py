@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from unisono_spec.contract import Config
@@ -20,19 +21,50 @@ Rows = dict[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """loss: mean nats a target. rows: for the log. said: for the reader."""
+    """loss: mean nats a target. rows: for the log. said: for the reader. score: a task's own metric, of which more is better."""
 
     loss: float
     rows: Rows
     said: str
+    score: float | None = None
+
+
+class Feed(Protocol):
+    """What the loop asks of either kind. metric: the name of what `score` is; None where the loss decides."""
+
+    name: str
+    digest: str
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def metric(self) -> str | None: ...
+
+    @property
+    def steps(self) -> int:
+        """How many steps the run has, which epochs may decide."""
+        ...
+
+    def batch(self, step: int) -> Batch: ...
+
+    def read(self, step: int) -> Rows:
+        """For the log: what the steps 0 … step − 1 have read."""
+        ...
+
+    def validate(self, reader: Reader, progress: Callable[[], None] | None = None) -> Validation:
+        """progress: called now and then."""
+        ...
 
 
 class TextFeed:
     """Corpora, each with its share of the sequences."""
 
+    metric = None
+
     def __init__(self, train: TrainConfig, config: Config, corpus: Corpus | Mixture) -> None:
         self.train, self.config, self.mixture = train, config, Mixture.of(corpus)
-        self.batch: Callable[[int], Batch] = loader(train, config, corpus)
+        self.batches = loader(train, config, corpus)
         for one in self.mixture.corpora:
             check_validation(one)
         self.name, self.digest, self.tokenizer = self.mixture.name, self.mixture.digest, self.mixture.tokenizer
@@ -44,6 +76,9 @@ class TextFeed:
     @property
     def steps(self) -> int:
         return steps_of(self.train, self.mixture)
+
+    def batch(self, step: int) -> Batch:
+        return self.batches(step)
 
     def read(self, step: int) -> Rows:
         """How many tokens of each of several corpora the steps 0 … step − 1 have read."""

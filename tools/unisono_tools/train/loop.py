@@ -25,9 +25,10 @@ from unisono_tools.schedule import learning_rate
 from unisono_tools.signals import Signals, Stopped
 from unisono_tools.train import checkpoint as checkpoints
 from unisono_tools.train.checkpoint import Best, Checkpoint
-from unisono_tools.train.feed import TextFeed
+from unisono_tools.train.feed import Feed, TextFeed
 from unisono_tools.train.feed import load as load_data
 from unisono_tools.train.guard import alone_in
+from unisono_tools.train.judged import TaskFeed
 from unisono_tools.train.logs import NAME as LOG
 from unisono_tools.train.logs import Log
 from unisono_tools.train.progress import ProgressBar
@@ -62,7 +63,7 @@ def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: C
     """
     console = console or Console(stderr=True, quiet=processes()[0] > 0)
     config, run = train.validate(), train.folder
-    feed = TextFeed(train, config, load(train) if corpus is None else corpus)
+    feed = open_feed(train, config, corpus)
     train = dataclasses.replace(train, steps=feed.steps)
     for doubt in train.doubts():
         console.print(f"warning: {doubt}", highlight=False, markup=False, soft_wrap=True)
@@ -93,12 +94,12 @@ def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: C
             return _Run(train, config, feed, trainer, before, last, console, time.monotonic() + seconds, signals).finish()
 
 
-def load(train: TrainConfig) -> Mixture:
-    """What a run learns from."""
-    return load_data(train.data)
+def open_feed(train: TrainConfig, config: Config, corpus: Corpus | Mixture | None = None) -> Feed:
+    """What a run learns from. corpus: what `train.data` names, where the caller has loaded it."""
+    return TaskFeed(train, config) if train.data.task else TextFeed(train, config, load_data(train.data) if corpus is None else corpus)
 
 
-def check_same_corpus(train: TrainConfig, feed: TextFeed, before: Checkpoint, source: str) -> None:
+def check_same_corpus(train: TrainConfig, feed: Feed, before: Checkpoint, source: str) -> None:
     """Raise InputError where the corpus is not the one that the run began with."""
     if before.corpus and feed.digest and before.corpus != feed.digest:
         raise InputError(
@@ -128,7 +129,7 @@ class _Run:
         self,
         train: TrainConfig,
         config: Config,
-        feed: TextFeed,
+        feed: Feed,
         trainer: Trainer,
         before: Checkpoint | None,
         last: Path | None,
@@ -238,11 +239,11 @@ class _Run:
         train = self.train
         over = self.best is not None and self.done - self.best.step >= train.patience * train.eval_every and not last
         if over and self.best is not None:
-            self.progress.say(f"step {self.done}: no lower validation loss since step {self.best.step}; stopping")
+            self.progress.say(f"step {self.done}: no better validation since step {self.best.step}; stopping")
         return over
 
     def _evaluate(self) -> bool:
-        """Whether the validation loss is the lowest so far."""
+        """Whether the validation is the best so far."""
         reader = self.trainer.reader()
         if not self.writes:
             return False
@@ -252,9 +253,10 @@ class _Run:
             return False
         self._log(step=self.done, **score.rows)
         self.progress.say(f"step {self.done}  {score.said}")
-        better = self.best is None or score.loss < self.best.loss
+        found = Best(self.done, score.loss, score.score)
+        better = found.beats(self.best)
         if better:
-            self.best = Best(self.done, score.loss)
+            self.best = found
         return better
 
     def _save(self) -> None:

@@ -8,28 +8,36 @@ from collections.abc import Iterator
 from unisono_spec.contract import count_params
 
 from unisono_tools.config import TrainConfig, default_backend
-from unisono_tools.data import Corpus, Mixture
 from unisono_tools.train import checkpoint
 from unisono_tools.train.feed import TextFeed
+from unisono_tools.train.judged import TaskFeed
+from unisono_tools.train.loop import open_feed
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ARRAYS = 24  # of [B, T, D] that a layer keeps for its gradient, about
 
 
-def outlook(train: TrainConfig, corpus: Corpus | Mixture) -> Iterator[tuple[str, str]]:
+def outlook(train: TrainConfig) -> Iterator[tuple[str, str]]:
     """(what, how much). Raises InputError where the run would be refused before its first step."""
     config = train.validate()
-    feed = TextFeed(train, config, corpus)
+    feed = open_feed(train, config)
     train = dataclasses.replace(train, steps=feed.steps)
-    rows = train.batch_size * (1 if train.mode == "positions" else train.seq_len)
-    unit = "tokens" if feed.tokenizer else "frames"
+    task = feed.task if isinstance(feed, TaskFeed) else None
+    lengths = [train.seq_len] if task is None else [task.length(setting) for setting in task.settings("train")]
+    rows = train.batch_size * (1 if train.mode == "positions" else max(lengths))
+    unit = "frames" if config.reads_frames else "tokens"
     yield "model", f"{train.model.preset}, {count_params(config):,} parameters"
-    for one, weight in zip(feed.mixture.corpora, feed.mixture.weights, strict=True):
+    if task is not None:
+        yield "task", f"{task.name} ({task.source}), judged by {task.metric}: {', '.join(task.settings('train'))}"
+        yield "steps", f"{train.steps:,} of {train.batch_size:,} examples, at most {max(lengths):,} tokens each"
+    texts = feed.mixture if isinstance(feed, TextFeed) else None
+    for one, weight in zip(texts.corpora, texts.weights, strict=True) if texts else ():
         documents = f" in {len(one.documents['train']):,} documents" if len(one.documents["train"]) > 1 else ""
         share = f", {weight:.1%} of the sequences" if weight < 1 else ""
         yield "corpus", f"{one.name}: {len(one.train):,} {unit} to learn from{documents}, {len(one.validation):,} to validate on{share}"
-    epochs = train.steps * rows / max(1, sum(len(one.train) - 1 for one in feed.mixture.corpora))
-    yield "steps", f"{train.steps:,} of {rows:,} {unit}: {train.steps * rows:,} in all, {epochs:.3g} epochs"
+    if texts:
+        epochs = train.steps * rows / max(1, sum(len(one.train) - 1 for one in texts.corpora))
+        yield "steps", f"{train.steps:,} of {rows:,} {unit}: {train.steps * rows:,} in all, {epochs:.3g} epochs"
     evaluations = -(-train.steps // train.eval_every)
     yield "evaluations", f"{evaluations:,}, one every {train.eval_every:,} steps; checkpoints every {train.checkpoint_every:,}"
     yield "memory", f"about {_gigabytes(memory(train, rows))}: weights, gradient, two moments and what the layers keep (a rough estimate)"

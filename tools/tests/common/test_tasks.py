@@ -1,0 +1,159 @@
+"""Tasks: found by their files, drawn as their sources say, judged by their own metric."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from unisono_conformance import numerics
+from unisono_spec.contract import InputError, init_params, preset
+from unisono_tools.backends.numpy import Reader
+from unisono_tools.tasks import base, names, open_task
+from unisono_tools.train.judged import judge
+
+
+def _some(task, split="train", number=640):
+    return {setting: task.examples(split, setting, np.arange(number), 3) for setting in task.settings(split)}
+
+
+def test_every_file_is_a_task():
+    assert {"mqar", "copying"} <= set(names())
+    for name in names():
+        task = open_task(name)
+        assert task.name == name
+        for split in base.SPLITS:
+            shares = task.settings(split)
+            assert split == "test" or round(sum(shares.values()), 12) == 1
+            for setting in shares:
+                found = task.examples(split, setting, np.arange(3))
+                assert found.inputs.shape == found.targets.shape == found.scored.shape == (3, task.length(setting))
+                assert found.inputs.dtype == found.targets.dtype == np.int64
+                assert min(found.inputs.min(), found.targets.min()) >= 0
+                assert max(found.inputs.max(), found.targets.max()) < task.vocab_size
+                assert found.scored.any(1).all()
+                if found.valid is not None:
+                    assert (found.valid[:, :-1] >= found.valid[:, 1:]).all()  # shorter ones end early
+                    assert (found.scored <= found.valid).all()
+
+
+@pytest.mark.parametrize("name", names())
+def test_an_example_is_a_function_of_its_number(name):
+    task = open_task(name)
+    setting = next(iter(task.settings("train")))
+    whole = task.examples("train", setting, np.arange(200), 5)
+    part = task.examples("train", setting, np.array([3, 130, 64]), 5)
+    assert np.array_equal(part.inputs, whole.inputs[[3, 64, 130]]) or np.array_equal(part.inputs, whole.inputs[[3, 130, 64]])
+    assert not np.array_equal(whole.inputs, task.examples("train", setting, np.arange(200), 6).inputs)
+    assert not np.array_equal(whole.inputs, task.examples("validation", setting, np.arange(200), 5).inputs)
+    assert open_task(name).digest == task.digest
+
+
+def test_mqar_asks_for_the_value_that_followed_the_key():
+    task = open_task("mqar")
+    assert task.vocab_size == 8192
+    assert list(task.settings("test")) == ["64x4", "64x8", "64x16", "128x32", "256x64", "512x64", "512x128", "1024x256"]
+    for setting, found in _some(task).items():
+        pairs = int(setting.split("x")[1])
+        assert (found.scored.sum(1) == pairs).all()
+        assert not found.scored[:, : 2 * pairs].any()
+        keys, values = found.inputs[:, 0 : 2 * pairs : 2], found.inputs[:, 1 : 2 * pairs : 2]
+        assert keys.min() >= 1
+        assert keys.max() < 4096 <= values.min()
+        for row in range(40):
+            assert len(set(keys[row])) == len(set(values[row])) == pairs
+            table = dict(zip(keys[row].tolist(), values[row].tolist(), strict=True))
+            at = np.flatnonzero(found.scored[row])
+            assert (at % 2 == 0).all()
+            assert sorted(found.inputs[row, at]) == sorted(table)
+            assert [table[key] for key in found.inputs[row, at].tolist()] == found.targets[row, at].tolist()
+        free = ~found.scored[:, 2 * pairs :]
+        assert 4000 < found.inputs[:, 2 * pairs :][free].mean() < 4200  # uniform over all ids: 4095.5
+
+
+def test_mqar_places_queries_by_the_power_law():
+    """The first place drawn, of the 28 that 64x4 leaves, is i with probability ∝ i^−0.99."""
+    weights = np.arange(1, 29) ** -0.99
+    expected = weights / weights.sum()
+    first = base.chosen(np.random.default_rng(0), 20_000, 28, 4, weights)[:, 0]
+    counts = np.bincount(first, minlength=28)
+    chi = ((counts - 20_000 * expected) ** 2 / (20_000 * expected)).sum()
+    assert chi < 27 + 4 * math.sqrt(2 * 27)  # of 27 degrees of freedom, four standard deviations
+    task = open_task("mqar")
+    scored = _some(task)["64x4"].scored
+    assert scored[:, 8].mean() > 3 * scored[:, -2].mean()  # soon after the pairs, more often than late
+
+
+def test_chosen_draws_without_replacement():
+    """Two of three with weights 1, 2, 3: each ordered pair as its probability says, 2/6 · 1/4 for (1, 0), say."""
+    found = base.chosen(np.random.default_rng(1), 60_000, 3, 2, np.array([1.0, 2.0, 3.0]))
+    weights = np.array([1, 2, 3]) / 6
+    expected = {(a, b): weights[a] * weights[b] / (1 - weights[a]) for a in range(3) for b in range(3) if a != b}
+    chi = sum((((found == pair).all(1).sum() - 60_000 * p) ** 2) / (60_000 * p) for pair, p in expected.items())
+    assert chi < 5 + 4 * math.sqrt(2 * 5)
+
+
+def test_copying_asks_for_the_string_again():
+    task = open_task("copying", {"letters": 5, "longest": 6, "test": [4]})
+    found = _some(task)["6"]
+    sizes = set()
+    for inputs, targets, scored in zip(found.inputs, found.targets, found.scored, strict=True):
+        n = int(scored.sum()) - 1
+        sizes.add(n)
+        string = inputs[1 : n + 1]
+        assert inputs[0] == 0
+        assert inputs[n + 1] == 1
+        assert np.array_equal(inputs[n + 2 : 2 * n + 2], string)
+        assert np.array_equal(targets[n + 1 : 2 * n + 1], string)
+        assert targets[2 * n + 1] == 2
+        assert scored[n + 1 : 2 * n + 2].all()
+    assert sizes == {1, 2, 3, 4, 5, 6}
+    assert (_some(task, "test")["4"].scored.sum(1) == 5).all()
+
+
+def test_the_metric_is_the_tasks_own():
+    task = open_task("mqar")
+    found = task.examples("train", "64x4", np.arange(8))
+    predicted = found.targets.copy()
+    assert task.right(predicted, found) == (32, 32)
+    predicted[~found.scored] = 7777
+    at = np.argwhere(found.scored)[:5]
+    predicted[tuple(at.T)] += 1
+    assert task.right(predicted, found) == (27, 32)
+    copying = open_task("copying")
+    strings = copying.examples("train", "30", np.arange(8))
+    predicted = strings.targets.copy()
+    predicted[tuple(np.argwhere(strings.scored)[0])] += 1
+    assert copying.right(predicted, strings) == (7, 8)
+
+
+def test_judging_reads_the_asked_places_alone():
+    """Nats are those of the asked places; an untrained model is at chance."""
+    task = open_task("copying", {"letters": 5, "longest": 6})
+    config = preset("cram-1m", d_model=8, n_layers=1, vocab_size=8)
+    reader = Reader(config, init_params(config, 1), "float64")
+    found = judge(reader, task, "validation", "6", 100)
+    examples = task.examples("validation", "6", np.arange(100))
+    logits, _ = reader.forward(examples.inputs, reader.init_state(100))
+    shifted = logits - logits.max(-1, keepdims=True)
+    logs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    nats = -np.take_along_axis(logs, examples.targets[..., None], -1)[..., 0]
+    assert found.asked == examples.scored.sum()
+    assert found.nats == pytest.approx(nats[examples.scored].sum(), rel=numerics.rounding("float64", 2**12))
+    assert found.examples == 100
+    assert 0 <= found.score < 1
+
+
+def test_options_that_do_not_fit():
+    for options, said in (
+        ({"vocabulary": 7}, "vocabulary: 7; use an even"),
+        ({"train": ["64x20"]}, "shares"),
+        ({"test": ["64x20"]}, "test: 64x20; T is even and four times"),
+        ({"test": ["64"]}, "'64'; write two positive integers"),
+        ({"powr": 1}, "powr: no such field; did you mean 'power'"),
+        ({"power": 0}, "power: 0"),
+    ):
+        with pytest.raises(InputError, match=said):
+            open_task("mqar", options)
+    with pytest.raises(InputError, match=r"data\.task: 'mqra' is unknown; did you mean 'mqar'"):
+        open_task("mqra")

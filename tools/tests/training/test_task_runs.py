@@ -1,0 +1,116 @@
+"""Runs that a task's own metric judges: learned, logged, kept by, stopped by, continued, evaluated."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+from unisono_conformance import numerics
+from unisono_spec.contract import InputError, init_params
+from unisono_spec.models import create
+from unisono_tools.backends import open_trainer
+from unisono_tools.config import DataChoice, ModelChoice, Optimizer, dump
+from unisono_tools.evaluation import nll
+from unisono_tools.train import checkpoint, train
+from unisono_tools.train.checkpoint import Best
+from unisono_tools.train.judged import TaskFeed
+from unisono_tools.train.logs import read
+
+OPTIONS = {"vocabulary": 16, "train": ["16x2", "8x1"], "shares": [1, 1], "test": ["24x2"]}
+
+
+@pytest.fixture
+def task(tiny):
+    def make(**changes):
+        data = DataChoice(task="mqar", task_options=OPTIONS, eval_examples=32)
+        model = ModelChoice("based-1m", {"d_model": 16, "n_layers": 2, "head_width": 8, "qk_width": 4, "vocab_size": 16,
+                                         "attention": ["conv", "linear"]})  # fmt: skip
+        return dataclasses.replace(tiny(), **{"data": data, "model": model, "batch_size": 8, **changes})
+
+    return make
+
+
+def test_the_loss_is_that_of_the_asked_places(backend, task):
+    config = task(backend=backend, dtype="float64")
+    model = config.validate()
+    feed, trainer, params = TaskFeed(config, model), open_trainer(config, model), init_params(model, 1, "float64")
+    trainer.init(params)
+    batch = feed.batch(0)
+    assert batch.scored is not None
+    logits, _ = create(model, params).forward(batch.inputs)
+    nats = nll(model, logits[batch.scored], batch.targets[batch.scored])
+    assert trainer.gradient(batch, 0)[0].loss == pytest.approx(nats.mean(), rel=numerics.mistake())
+    # what is not asked has no say
+    other = dataclasses.replace(batch, targets=np.where(batch.scored, batch.targets, 1))
+    assert trainer.gradient(other, 0)[0] == trainer.gradient(batch, 0)[0]
+
+
+def test_a_run_is_judged_by_accuracy(backend, task, command, tmp_path):
+    config = task(backend=backend, threads=1, steps=12, eval_every=3, checkpoint_every=3, optimizer=Optimizer(lr=1e-2))
+    whole = train(config)
+    rows = [row for row in read(whole.run / "log.jsonl") if "validation_accuracy" in row]
+    assert [row["step"] for row in rows] == [3, 6, 9, 12]
+    for row in rows:
+        assert row["validation_accuracy"] == (row["validation_accuracy.16x2"] + row["validation_accuracy.8x1"]) / 2
+    assert whole.best is not None
+    top = max(row["validation_accuracy"] for row in rows)
+    assert whole.best.score == top
+    lowest = min((row["validation_loss"], row["step"]) for row in rows if row["validation_accuracy"] == top)
+    assert (whole.best.loss, whole.best.step) == lowest
+    assert checkpoint.load(whole.checkpoint).best == whole.best
+    # goes on from the middle with the same bits
+    half = tmp_path / "half"
+    shutil.copytree(checkpoint.steps(whole.run)[9], half / "checkpoints" / "step-00000009")
+    again = train(dataclasses.replace(config, out=str(half)))
+    for name in (checkpoint.MODEL, checkpoint.OPTIMIZER):
+        assert (again.checkpoint / name).read_bytes() == (whole.checkpoint / name).read_bytes()
+    shown = {}
+    for name in (backend, "numpy"):
+        code, out, _ = command("eval", whole.run, "--backend", name, "--split", "test", "--limit", 50)
+        assert code == 0
+        assert "24x2" in out
+        shown[name] = float(out.split("accuracy")[1].split(",")[0])
+    assert shown[backend] == shown["numpy"]
+    with pytest.raises(InputError, match="task_options"):
+        train(dataclasses.replace(config, data=dataclasses.replace(config.data, task_options={**OPTIONS, "power": 0.5})))
+
+
+def test_a_higher_score_is_better_and_of_equal_ones_a_lower_loss():
+    assert Best(3, 1.0, 0.5).beats(None)
+    assert Best(3, 1.0, 0.5).beats(Best(2, 0.5, 0.4))
+    assert not Best(3, 0.5, 0.4).beats(Best(2, 1.0, 0.5))
+    assert Best(3, 0.5, 0.5).beats(Best(2, 1.0, 0.5))
+    assert not Best(3, 1.0).beats(Best(2, 1.0))
+    assert Best(3, 0.9).beats(Best(2, 1.0))
+
+
+def test_patience_goes_by_the_score(task, monkeypatch):
+    scores = iter([0.5, 0.6, 0.6, 0.6, 0.9])
+    monkeypatch.setattr("unisono_tools.train.judged.judge", lambda *_: _Fixed(next(scores)))
+    config = task(steps=20, eval_every=2, patience=2)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, task_options={**OPTIONS, "train": ["8x1"], "shares": [1]}))
+    result = train(config)
+    assert (result.steps, result.best) == (8, Best(4, 1.0, 0.6))
+
+
+@dataclasses.dataclass
+class _Fixed:
+    score: float
+    loss: float = 1.0
+
+
+def test_what_a_task_does_not_go_with(task, refused, command, tmp_path):
+    with pytest.raises(InputError, match=r"mqar has 16 ids, the model has a vocab_size of 8; set --model\.overrides\.vocab_size 16"):
+        train(task(model=ModelChoice("cram-1m", {"vocab_size": 8})))
+    with pytest.raises(InputError, match="drawn without end; give steps"):
+        train(task(epochs=1))
+    with pytest.raises(InputError, match="has examples of its own"):
+        task(data=DataChoice(task="mqar", order="streamed")).validate()
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(task()))
+    code, out, _ = command("train", "--config", path, "--dry-run")
+    assert code == 0
+    assert "judged by accuracy: 16x2, 8x1" in out
+    assert "did you mean 'mqar'" in refused("train", "--config", path, "--data.task", "mqarr")

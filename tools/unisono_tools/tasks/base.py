@@ -1,0 +1,126 @@
+"""What a task is."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import hashlib
+import json
+from typing import ClassVar
+
+import numpy as np
+from unisono_spec.contract import InputError
+from unisono_spec.contract.initial import generator
+
+BLOCK = 64  # examples drawn at once
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """inputs, targets: ids [B, T] int64; what is asked at each place is not what follows, unless the task says so.
+
+    scored: [B, T] bool, the places that are asked. valid: [B, T] bool, false behind the end of shorter examples; None: all are read.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    scored: np.ndarray
+    valid: np.ndarray | None = None
+
+    def __getitem__(self, index: slice | np.ndarray) -> Examples:
+        valid = None if self.valid is None else self.valid[index]
+        return Examples(self.inputs[index], self.targets[index], self.scored[index], valid)
+
+    @staticmethod
+    def joined(parts: list[Examples]) -> Examples:
+        arrays = zip(*[(p.inputs, p.targets, p.scored) for p in parts], strict=True)
+        marks = [np.ones(p.inputs.shape, bool) if p.valid is None else p.valid for p in parts]
+        valid = None if all(p.valid is None for p in parts) else np.concatenate(marks)
+        inputs, targets, scored = (np.concatenate(a) for a in arrays)
+        return Examples(inputs, targets, scored, valid)
+
+
+class Task(abc.ABC):
+    """A frozen dataclass: its fields are its parameters, their defaults the published ones.
+
+    A setting is a kind of example with a length of its own ("64x4"), of which a split may have several. Examples are numbered; each
+    is a function of (seed, split, setting, number) alone, whatever batch it stands in. Those that judge have seed 0.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    metric: ClassVar[str] = "accuracy"
+
+    @property
+    @abc.abstractmethod
+    def vocab_size(self) -> int:
+        """Ids are less than this."""
+
+    @abc.abstractmethod
+    def settings(self, split: str) -> dict[str, float]:
+        """The settings of a split, and the share of the training batches that each has."""
+
+    @abc.abstractmethod
+    def length(self, setting: str) -> int:
+        """T."""
+
+    @abc.abstractmethod
+    def block(self, setting: str, random: np.random.Generator, split: str) -> Examples:
+        """BLOCK examples, drawn."""
+
+    def size(self, split: str, setting: str) -> int | None:
+        """How many examples there are; None: without end."""
+        return None
+
+    def examples(self, split: str, setting: str, numbers: np.ndarray, seed: int = 0) -> Examples:
+        """The examples with these numbers [B]."""
+        blocks, places = np.divmod(numbers, BLOCK)
+        found = {int(b): self._drawn(split, setting, int(b), seed) for b in np.unique(blocks)}
+        return Examples.joined([found[int(b)][places[blocks == b]] for b in np.unique(blocks)]) if len(found) > 1 else (
+            found[int(blocks[0])][places]
+        )  # fmt: skip
+
+    def right(self, predicted: np.ndarray, examples: Examples) -> tuple[float, float]:
+        """The metric as a quotient: what counts for it, and of how much. predicted: the likeliest id at each place, [B, T]."""
+        return float((predicted == examples.targets)[examples.scored].sum()), float(examples.scored.sum())
+
+    @property
+    def digest(self) -> str:
+        """Of all that examples depend on but the seed."""
+        fields = dataclasses.asdict(self)  # pyright: ignore[reportArgumentType]
+        return hashlib.sha256(f"{self.name} {json.dumps(fields, sort_keys=True)}".encode()).hexdigest()
+
+    def _drawn(self, split: str, setting: str, block: int, seed: int) -> Examples:
+        return _blocks(self, split, setting, block, seed)
+
+
+@functools.lru_cache(maxsize=8)
+def _blocks(task: Task, split: str, setting: str, block: int, seed: int) -> Examples:
+    return task.block(setting, generator(seed, f"{task.name}.{split}.{setting}.{block}"), split)
+
+
+def sized(texts: tuple[str, ...], field: str) -> dict[str, tuple[int, int]]:
+    """Settings written as 64x4: two positive integers by name. InputError, which names the field, on anything else."""
+    out = {}
+    for text in texts:
+        first, cross, second = text.partition("x")
+        if not (cross and first.isdecimal() and second.isdecimal() and int(first) and int(second)):
+            raise InputError(f"data.task_options.{field}: {text!r}; write two positive integers, as in 64x4")
+        out[text] = (int(first), int(second))
+    if not out:
+        raise InputError(f"data.task_options.{field}: empty; give one setting at least, as in 64x4")
+    return out
+
+
+def chosen(random: np.random.Generator, rows: int, among: int, number: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """`number` different integers below `among` for each row, in the order of their drawing, [rows, number] int64.
+
+    weights [among]: how likely each is at each draw, among those left; as numpy's choice without replacement. Those with the smallest
+    of independent exponential times, whose rates are the weights, are such a draw (Efraimidis & Spirakis 2006).
+    """
+    times = random.standard_exponential((rows, among)) / (1 if weights is None else weights)
+    first = np.argpartition(times, number - 1, axis=1)[:, :number]
+    order = np.argsort(np.take_along_axis(times, first, 1), axis=1)
+    return np.take_along_axis(first, order, 1)

@@ -1,0 +1,125 @@
+"""Tasks as feeds: batches of examples, and a judgement by the task's own metric."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+from unisono_spec.contract import Config, InputError
+from unisono_spec.contract.initial import generator
+
+from unisono_tools.backends.base import Batch, Reader
+from unisono_tools.config import TrainConfig
+from unisono_tools.data.batches import in_epochs
+from unisono_tools.evaluation import nll
+from unisono_tools.tasks import Task, open_task
+from unisono_tools.train.feed import Rows, Validation
+from unisono_tools.train.loader import starting_state
+
+LOGITS = 1 << 24  # numbers a chunk of logits may hold
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Of `examples` examples of one setting: right of `of`, as the task counts; nats, summed over the `asked` places."""
+
+    examples: int
+    right: float
+    of: float
+    nats: float
+    asked: int
+
+    @property
+    def score(self) -> float:
+        """The task's metric, 0 to 1."""
+        return self.right / self.of
+
+    @property
+    def loss(self) -> float:
+        """Mean nats of a place that is asked."""
+        return self.nats / self.asked
+
+
+def judge(reader: Reader, task: Task, split: str, setting: str, number: int, progress: Callable[[], None] | None = None) -> Judged:
+    """The first `number` examples of a setting, or all that there are. InputError where the loss is not finite."""
+    length, size = task.length(setting), task.size(split, setting)
+    number = number if size is None else min(number or size, size)
+    if number < 1:
+        raise InputError(f"examples: {number}; {task.name} has no end, give a positive number of examples")
+    chunk = max(1, LOGITS // (length * reader.config.vocab_size))
+    found = [0.0, 0.0, 0.0, 0.0]
+    for start in range(0, number, chunk):
+        if progress is not None:
+            progress()
+        part = task.examples(split, setting, np.arange(start, min(start + chunk, number)))
+        logits, _ = reader.forward(part.inputs, reader.init_state(len(part.inputs), length))
+        right, of = task.right(logits.argmax(-1), part)
+        nats = float(nll(reader.config, logits[part.scored], part.targets[part.scored]).sum())
+        if not math.isfinite(nats):
+            raise InputError(f"evaluation: the loss is {nats} in {task.name} {setting}; the weights are damaged or have diverged")
+        found = [a + b for a, b in zip(found, (right, of, nats, part.scored.sum()), strict=True)]
+    return Judged(number, found[0], found[1], found[2], int(found[3]))
+
+
+def check_task(config: Config, task: Task, splits: tuple[str, ...] = ("train", "validation")) -> None:
+    """Raise InputError unless the model can read the task."""
+    if config.reads_frames or config.vocab_size < task.vocab_size:
+        has = "reads frames" if config.reads_frames else f"has a vocab_size of {config.vocab_size}"
+        raise InputError(
+            f"data.task: {task.name} has {task.vocab_size} ids, the model {has}; set --model.overrides.vocab_size {task.vocab_size}"
+        )
+    longest = max(task.length(setting) for split in splits for setting in task.settings(split))
+    if config.longest and longest > config.longest:
+        raise InputError(f"data.task: {task.name} has {longest} tokens, the model reads {config.longest}; choose another or raise that")
+
+
+class TaskFeed:
+    """Each batch is of one setting, drawn by its share; examples are numbered through, so that none comes twice before all came."""
+
+    tokenizer = None
+
+    def __init__(self, train: TrainConfig, config: Config, task: Task | None = None) -> None:
+        self.train, self.config = train, config
+        self.task = task = task or open_task(str(train.data.task), train.data.task_options)
+        check_task(config, task)
+        self.name, self.digest = task.name, task.digest
+        self.shares = task.settings("train")
+        self.metric = task.metric
+        self.batch(0)
+
+    @property
+    def steps(self) -> int:
+        if not self.train.epochs:
+            return self.train.steps
+        sizes = [self.task.size("train", setting) for setting in self.shares]
+        if None in sizes:
+            raise InputError(f"epochs: {self.train.epochs}, but {self.task.name} is drawn without end; give steps")
+        return max(1, math.ceil(self.train.epochs * sum(n for n in sizes if n is not None) / self.train.batch_size))
+
+    def batch(self, step: int) -> Batch:
+        train, names = self.train, list(self.shares)
+        chosen = generator(train.seed, f"task.{step}").choice(len(names), p=np.array(list(self.shares.values())))
+        numbers = step * train.batch_size + np.arange(train.batch_size)
+        size = self.task.size("train", names[chosen])
+        if size is not None:
+            numbers = in_epochs(size, train.seed, numbers)[1]
+        found = self.task.examples("train", names[chosen], numbers, train.seed)
+        state = starting_state(train, self.config, step)
+        return Batch(found.inputs, found.targets, found.scored, state, valid=found.valid)
+
+    def read(self, step: int) -> Rows:
+        return {}
+
+    def validate(self, reader: Reader, progress: Callable[[], None] | None = None) -> Validation:
+        """The mean over settings, each weighted alike, of the metric and of the loss."""
+        found = {
+            setting: judge(reader, self.task, "validation", setting, self.train.data.eval_examples, progress)
+            for setting in self.task.settings("validation")
+        }
+        loss, score = (float(np.mean([getattr(one, name) for one in found.values()])) for name in ("loss", "score"))
+        rows = {"validation_loss": loss, f"validation_{self.metric}": score}
+        if len(found) > 1:
+            rows |= {f"validation_{self.metric}.{setting}": one.score for setting, one in found.items()}
+        return Validation(loss, rows, f"validation {self.metric} {score:.4f}, {loss:.4f} nats a target", score)
