@@ -138,8 +138,8 @@ def test_gaps_need_a_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["dev", "ci"])
 @pytest.mark.parametrize(
     "declared",
-    [{}, {"gradients_by_coordinate": False}, {"exported": True, "gradient_forms": ()}, {"dear": ("plain",)}],
-    ids=["by coordinate", "at once", "graphs", "compiled"],
+    [{}, {"spec": False}, {"exported": True, "gradient_forms": ()}, {"dear": ("plain",)}],
+    ids=["the spec", "another", "graphs", "compiled"],
 )
 def test_every_regime_is_met_however_little_is_declared(name: str, declared: dict[str, Any]) -> None:
     """With one dtype and one form: by outputs, by gradients, and by resets beside padding."""

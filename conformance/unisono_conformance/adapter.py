@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,7 +42,6 @@ class Capabilities:
     implementations: tuple[str, ...] = ("plain",)
     step: bool = True
     gradient_forms: tuple[str, ...] = ("recurrent", "parallel")
-    gradients_by_coordinate: bool = False  # a forward pass for each: ci differentiates the default configs only
     dropout: bool = True
     compiled: bool = False
     exported: bool = False  # models are exported graphs, with `others` to compare them with
@@ -51,6 +50,7 @@ class Capabilities:
     longest: int | None = None  # tokens of one sequence that it can read; None: as many as the profile asks for
     narrower: Mapping[str, Mapping[str, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
     rounds: tuple[str, ...] = ()
+    spec: bool = False  # whether it is the spec itself, which what it says is held to
     dear: tuple[str, ...] = ()  # implementations that compile for each shape, or are interpreted: ci tries fewer shapes
 
     @property
@@ -58,11 +58,20 @@ class Capabilities:
         return (*(("model",) if self.models else ()), *(("op",) if self.ops else ()))
 
 
+# Derivatives [n] along n directions: "params", "inputs" or "state", and the directions [n, …] of those of its arrays that move together.
+Slopes = Callable[[str, Arrays], np.ndarray]
+
+
+class NoGradient(Exception):
+    """An array that must have a gradient has none, or one of another shape, or one that is not finite."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Gradients:
     """Gradients by name: of parameters, of float inputs (frames; an op's x, s), of the float arrays of the initial state.
 
-    o, last: the outputs and the final state that were computed on the way, while gradients were recorded.
+    o, last: the outputs and the final state that were computed on the way, while gradients were recorded. slopes: in place of the arrays,
+    where each derivative costs a forward pass.
     """
 
     params: Arrays
@@ -70,6 +79,23 @@ class Gradients:
     state: Arrays
     o: np.ndarray
     last: Arrays
+    slopes: Slopes | None = None
+
+    def along(self, kind: str, directions: Arrays) -> np.ndarray:
+        """See `Slopes`. Raises NoGradient."""
+        if self.slopes is not None:
+            return self.slopes(kind, directions)
+        total, group = np.zeros(len(next(iter(directions.values())))), getattr(self, kind)
+        for name, v in directions.items():
+            if name not in group:
+                raise NoGradient(f"gradient of {kind} {name} is missing; found {sorted(group)}")
+            g = np.asarray(group[name]).astype(np.float64)
+            if g.shape != v.shape[1:]:
+                raise NoGradient(f"gradient of {kind} {name} has shape {g.shape}, expected {v.shape[1:]}")
+            if not np.isfinite(g).all():
+                raise NoGradient(f"gradient of {kind} {name} is not finite")
+            total += v.reshape(len(v), -1) @ g.reshape(-1)
+        return total
 
 
 class Model(Protocol):
@@ -160,9 +186,9 @@ class Adapter(Protocol):
         dstate: OpState,
         device: str,
         implementation: str,
-    ) -> tuple[np.ndarray, OpState, Arrays]:
+    ) -> tuple[np.ndarray, OpState, Arrays | Slopes]:
         """(o, final_state, gradients): gradients of Σ do·o + Σ dstate·final_state by argument name: x, s where the op has it,
-        initial_state (or its parts)."""
+        initial_state (or its parts); or what gives derivatives along directions of them."""
         ...
 
 

@@ -1,8 +1,8 @@
-"""The spec itself before the court: what it says of itself must hold too. Its gradients are the complex step's, by coordinate."""
+"""The spec itself before the court: what it says of itself must hold too. Its derivatives are the complex step's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from unisono_spec import create
 from unisono_spec.contract import Config
 from unisono_spec.models.base import Model as SpecModel
 
-from unisono_conformance.adapter import OPS, Arrays, Capabilities, Gradients, grouped, parts
+from unisono_conformance.adapter import OPS, Arrays, Capabilities, Gradients, Slopes, grouped, parts
 from unisono_conformance.cases import cases
 from unisono_conformance.judging import numerics
 
@@ -30,21 +30,17 @@ class Model:
     def vjp(self, tokens, dlogits, dstate, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None, noise=None):
         more = (reset, valid, form, chunk_size, dropout, noise)
 
-        def loss(params: Arrays, tokens: np.ndarray, state: Arrays | None) -> float:
+        def loss(params: Arrays, inputs: Arrays, state: Arrays) -> float:
             model: SpecModel = create(self.config, params, dtype=self.dtype)
             with np.errstate(invalid="ignore"):
-                o, last = model.forward(tokens, state, *more)  # pyright: ignore[reportArgumentType]
+                o, last = model.forward(inputs["tokens"], state if given else None, *more)  # pyright: ignore[reportArgumentType]
             # where there is no cotangent a NaN of padding does not count
             return np.sum(dlogits * np.imag(o), where=dlogits != 0) + sum(np.sum(d * np.imag(last[n])) for n, d in dstate.items())
 
-        params = self.spec.params
-        frames = {} if tokens.dtype.kind in "iu" else {"tokens": tokens}
-        return Gradients(
-            {n: _gradient(lambda a, n=n: loss({**params, n: a}, tokens, state), p) for n, p in params.items()},
-            {n: _gradient(lambda a: loss(params, a, state), a) for n, a in frames.items()},
-            {n: _gradient(lambda a, n=n: loss(params, tokens, {**(state or {}), n: a}), state[n]) for n in dstate if state is not None},
-            *self.forward(tokens, state, *more),
-        )
+        given = state is not None
+        at = {"params": self.spec.params, "inputs": {"tokens": tokens}, "state": state or {}}
+        slopes = _slopes(lambda moved: loss(**{**at, **moved}), at)
+        return Gradients({}, {}, {}, *self.forward(tokens, state, *more), slopes)
 
     def params(self) -> Arrays:
         return dict(self.spec.params)
@@ -52,8 +48,8 @@ class Model:
 
 class Adapter:
     name = "numpy"
-    # one form is enough: what it differentiates is the truth itself, a coordinate at a time
-    capabilities = Capabilities(ops=OPS, gradient_forms=("parallel",), gradients_by_coordinate=True)
+    # one form is enough: what it differentiates is the truth itself
+    capabilities = Capabilities(ops=OPS, gradient_forms=("parallel",), spec=True)
     known_gaps = None
     warnings: tuple[str, ...] = ()
 
@@ -69,24 +65,26 @@ class Adapter:
             o, last = self.op(name, form, arrays, settings, device, implementation)
             return np.sum(do * o.imag) + sum(np.sum(d * a.imag) for d, a in zip(parts(dstate), parts(last), strict=True))
 
-        floats = {n: a for n, a in arrays.items() if a.dtype.kind == "f"}
-        found = {n: _gradient(lambda a, n=n: loss({**arrays, n: a}), a) for n, a in floats.items()}
-        return *self.op(name, form, arrays, settings, device, implementation), found
+        kinds = ("params", "inputs", "state")  # all are arguments
+        slopes = _slopes(lambda moved: loss(*moved.values()), dict.fromkeys(kinds, arrays))
+        return *self.op(name, form, arrays, settings, device, implementation), slopes
 
 
 def _module(name: str) -> Any:
     return next(case.module for case in cases().values() if case.name.endswith(f"/{name}"))  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _gradient(f, a: np.ndarray) -> np.ndarray:
-    """∂f/∂a, coordinate by coordinate; f returns the imaginary part."""
-    h, out = numerics.STEP, np.zeros(a.shape, a.dtype)
-    moved = a.astype(np.result_type(a.dtype, np.complex64))
-    for i in np.ndindex(a.shape):
-        moved[i] += 1j * h
-        out[i] = f(moved) / h
-        moved[i] = a[i]
-    return out
+def _slopes(loss: Callable[[dict[str, Arrays]], float], at: Mapping[str, Arrays]) -> Slopes:
+    """`loss` gives the imaginary part, where the arrays of one kind are moved."""
+
+    def along(kind: str, directions: Arrays) -> np.ndarray:
+        h, out = numerics.STEP, []
+        for i in range(len(next(iter(directions.values())))):
+            steps = {n: (1j * h * v[i]).astype(np.result_type(at[kind][n], np.complex64)) for n, v in directions.items()}
+            out.append(loss({kind: {**at[kind], **{n: at[kind][n] + step for n, step in steps.items()}}}) / h)
+        return np.array(out)
+
+    return along
 
 
 def make() -> Adapter:

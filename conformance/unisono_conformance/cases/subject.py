@@ -176,6 +176,8 @@ class OpSubject(Subject):
         settings = {**self.setting, **self._chunks(form, None)}
         arrays = self._arguments(inputs)
         o, final, g = self.ask(t.adapter.op_vjp, self.case.op, form, arrays, settings, *cotangents, t.device, t.implementation)
+        if not isinstance(g, dict):
+            return Gradients({}, {}, {}, o, self._named(final), g)
         groups = inputs.params, inputs.arrays, inputs.state
         of_params, of_inputs, of_state = ({n: a for n, a in g.items() if n in group} for group in groups)
         return Gradients(of_params, of_inputs, of_state, o, self._named(final))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -93,7 +93,7 @@ class Trial:
         except Exception as error:
             raise Died(self._told(f"it died of {type(error).__name__}: {error}")) from error
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str) -> NoReturn:
         raise Disagreement(self._told(message)) from None
 
     def _told(self, message: str) -> str:

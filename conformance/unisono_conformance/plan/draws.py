@@ -29,9 +29,9 @@ def draws(item: Item, profile: Profile) -> list[Draw]:
 
 
 def _cheap(item: Item) -> bool:
-    """Whether a long sequence says something that no other room has said, and takes seconds."""
+    """Whether a long sequence takes seconds, and says something that the truth is not."""
     can = item.target.adapter.capabilities
-    return not (can.gradients_by_coordinate or item.place.by_shape or can.exported)
+    return not (can.spec or item.place.by_shape or can.exported)
 
 
 def _defaults(item: Item) -> tuple[str, ...]:
@@ -74,10 +74,10 @@ def regimes(item: Item) -> tuple[str, ...]:
 
 def lattice(item: Item, profile: Profile) -> tuple[tuple[int, int, int], ...]:
     """The property's shapes; a length of 0 stands for the profile's long one, or what of it is not too dear."""
-    t, shapes = item.target, (item.share.shape,) if item.share.shape else item.prop.shapes
+    t = item.target
     fewer = [row.tokens for row in LENGTHS if row.at(item.place, t.dtype, t.form, profile.exhaustive)]
     long, longest = min([profile.long_length, *fewer]), t.adapter.capabilities.longest
-    return tuple((batch, min(length or long, longest or length or long), chunk) for batch, length, chunk in shapes)
+    return tuple((batch, min(length or long, longest or length or long), chunk) for batch, length, chunk in item.prop.shapes)
 
 
 def under_every_regime(items: list[Item], profile: Profile) -> list[Item]:

@@ -10,7 +10,6 @@ from unisono_conformance.adapter import Capabilities
 from unisono_conformance.cases.base import Case
 from unisono_conformance.plan.profiles import Profile
 from unisono_conformance.properties import PROPERTIES, Property
-from unisono_conformance.properties.base import Shape
 
 PLAIN = "plain"
 EACH, NONE, FIRST, LAST, IN_TURN = "each", "none", "the first", "the last", "one, in turn"
@@ -30,7 +29,6 @@ class Share:
     config_regimes: bool = True  # whether those count that change the config
     others: str = "none"  # the configs beside the defaults: "once", "all"
     random: int = 0  # examples that hypothesis adds
-    shape: Shape | None = None  # the only one, instead of the property's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +82,6 @@ def _gradient(prop: Property) -> bool:
 _SHAPE, _BY_SHAPE = "each shape is compiled or interpreted", "what an adapter calls `dear` (JAX; Triton on a CPU)"
 _KERNEL, _INTERPRETED = "an interpreter", "`dear` kernels (Triton on a CPU)"
 _EXPORT, _GRAPHS = "each draw of parameters is another export", "graphs"
-_COORDINATE, _NUMPY = "a forward pass for each coordinate", "what differentiates so (NumPy)"
 _LOOP, _LOOPS = "the spec itself loops over time", "cases that do (MARU)"
 
 # The later of two that speak of the same counts.
@@ -106,13 +103,8 @@ SAVINGS = (
     Saving(_KERNEL, _INTERPRETED, lambda p: p.interpreted, _every, {"regimes": 1, "random": 0}),
     Saving(_KERNEL, _INTERPRETED, lambda p: p.interpreted, lambda prop: not prop.every_pair, {"others": NONE}),
     Saving(_EXPORT, _GRAPHS, lambda p: p.can.exported, _every, {"regimes": 1, "random": 0}),
-    Saving(_COORDINATE, _NUMPY, lambda p: p.can.gradients_by_coordinate, _gradient, {"dtypes": FIRST}),
     Saving(
-        _COORDINATE,
-        _NUMPY + ": models",
-        lambda p: p.can.gradients_by_coordinate and p.model,
-        _gradient,
-        {"regimes": 1, "others": NONE, "shape": (1, 4, 3)},
+        "the truth would be compared with itself", "the spec (NumPy)", lambda p: p.can.spec, _gradient, {"dtypes": FIRST, "others": NONE}
     ),
     Saving(_LOOP, _LOOPS, lambda p: p.case.loops, _gradient, {"regimes": 1}),
     Saving(_LOOP, _LOOPS, lambda p: p.case.loops, lambda prop: prop.random, {"random": 0}),
@@ -179,7 +171,5 @@ def _names(of: Callable[[Property], bool]) -> str:
 def _meets(field: str, value: Any) -> str:
     if field == "config_regimes":
         return "regimes: those that leave the config alone"
-    if field == "shape":
-        return "shape: B = {}, T = {}, C = {}".format(*value)
     name = {"defaults": "default configs", "others": "other configs", "random": "hypothesis adds"}.get(field, field)
     return f"{name}: {({0: NONE, 1: IN_TURN} if field == 'regimes' else {0: NONE}).get(value, value)}"

@@ -66,8 +66,7 @@ def arranged(trial: Trial) -> Inputs:
 def each_argument(trial: Trial) -> None:
     inputs, can = arranged(trial), trial.target.adapter.capabilities
     elementary = trial.subject.elementary
-    by_coordinate = can.gradients_by_coordinate and not elementary and not trial.target.exhaustive
-    differentiated = trial.target.form in can.gradient_forms and not by_coordinate
+    differentiated = trial.target.form in can.gradient_forms
     if differentiated:
         agrees_in_gradients(trial, inputs, "coordinate" if elementary else "map" if trial.target.exhaustive else "kind")
     given = inputs if inputs.valid is None else trial.case.spoil(trial.draw, inputs, ~inputs.valid)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from unisono_spec.contract import ARCHITECTURES
 
+from unisono_conformance.adapter import Arrays, Gradients
 from unisono_conformance.adapters import numpy as house
 from unisono_conformance.judging.judge import Disagreement
 from unisono_conformance.judging.patches import Patch, patched
@@ -44,6 +45,16 @@ class Sabotage:
             self.adapter(made)
         return made
 
+    def at_work(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """`call` with the mistake inside."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            # wrong numbers are to be seen, not NumPy's warning of them
+            with patched(self.patches), np.errstate(all="ignore"):
+                return call(*args, **kwargs)
+
+        return run
+
 
 class Adapter(house.Adapter):
     """The NumPy adapter with `sabotage` at work inside."""
@@ -55,30 +66,35 @@ class Adapter(house.Adapter):
         model = super().build(config, params, dtype, device, implementation)
         if self.sabotage.model is not None:
             model = self.sabotage.model(model)
-        return _Patched(model, self.sabotage.patches)
+        return _Patched(model, self.sabotage)
 
     def op(self, *args, **kwargs):
-        with patched(self.sabotage.patches):
-            return super().op(*args, **kwargs)
+        return self.sabotage.at_work(super().op)(*args, **kwargs)
 
     def op_vjp(self, *args, **kwargs):
-        with patched(self.sabotage.patches):
-            return super().op_vjp(*args, **kwargs)
+        o, last, slopes = self.sabotage.at_work(super().op_vjp)(*args, **kwargs)
+        return o, last, self.sabotage.at_work(slopes)
 
 
 class _Patched:
-    def __init__(self, model: Any, patches: tuple[Patch, ...]) -> None:
-        self._model, self._patches = model, patches
+    def __init__(self, model: Any, sabotage: Sabotage) -> None:
+        self._model, self._sabotage = model, sabotage
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._model, name)
+        return self._sabotage.at_work(getattr(self._model, name))
 
-        def run(*args, **kwargs):
-            # wrong numbers are to be seen, not NumPy's warning of them
-            with patched(self._patches), np.errstate(all="ignore"):
-                return method(*args, **kwargs)
+    def vjp(self, *args, **kwargs):
+        found = self._sabotage.at_work(self._model.vjp)(*args, **kwargs)
+        return dataclasses.replace(found, slopes=self._sabotage.at_work(found.slopes))
 
-        return run
+
+def without(g: Gradients, cut: Callable[[str, str], bool]) -> Gradients:
+    """`g` where those of the arrays (kind, name) that are `cut` are missing."""
+
+    def along(kind: str, directions: Arrays) -> np.ndarray:
+        return g.along(kind, {n: np.zeros_like(v) if cut(kind, n) else v for n, v in directions.items()})
+
+    return dataclasses.replace(g, slopes=along)
 
 
 def sabotages() -> list[Sabotage]:

@@ -13,7 +13,7 @@ from unisono_spec.models import cram as model
 from unisono_spec.ops import decayed_sum, position, weighted_sum
 from unisono_spec.ops.elementwise import binary_digits, sigmoid
 
-from unisono_conformance.sabotage import Adapter, Sabotage
+from unisono_conformance.sabotage import Adapter, Sabotage, without
 
 DECAYED, WEIGHTED, POSITION = decayed_sum.parallel, weighted_sum.parallel, position.parallel
 
@@ -227,8 +227,7 @@ def _model(**changes: Any):
 
 
 def _no_state_gradient(inner, vjp, *args, **kwargs):
-    g = vjp(*args, **kwargs)
-    return dataclasses.replace(g, state={n: np.zeros_like(a) for n, a in g.state.items()})
+    return without(vjp(*args, **kwargs), lambda kind, name: kind == "state")
 
 
 def _final_state_ignored(inner, vjp, tokens, dlogits, dstate, *args, **kwargs):
@@ -241,8 +240,7 @@ def _only_recorded(inner, vjp, *args, **kwargs):
 
 
 def _no_score_gradient(inner, vjp, *args, **kwargs):
-    g = vjp(*args, **kwargs)
-    return dataclasses.replace(g, params={n: np.zeros_like(a) if n.endswith("mixer.Q") else a for n, a in g.params.items()})
+    return without(vjp(*args, **kwargs), lambda kind, name: name.endswith("mixer.Q"))
 
 
 def _dropping(inner, forward, tokens, *args, **kwargs):

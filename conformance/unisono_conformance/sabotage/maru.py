@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import ml_dtypes
@@ -10,7 +9,7 @@ import numpy as np
 from unisono_spec.ops import mom_gru, short_conv
 from unisono_spec.ops.elementwise import linear, sigmoid, softmax
 
-from unisono_conformance.sabotage import Adapter, Sabotage
+from unisono_conformance.sabotage import Sabotage, without
 
 HOISTED, CONV = mom_gru.hoisted, short_conv.parallel
 
@@ -137,7 +136,7 @@ class _Wrapped:
 
 
 def _no_first_memory_gradient(inner, g):
-    return dataclasses.replace(g, params={n: np.zeros_like(a) if n.endswith("cell.memory") else a for n, a in g.params.items()})
+    return without(g, lambda kind, name: name.endswith("cell.memory") and kind == "params")
 
 
 def _no_first_memory_gradient_without_state(model: Any) -> Any:
@@ -149,10 +148,6 @@ def _no_first_memory_gradient_without_state(model: Any) -> Any:
             return g if state is not None else _no_first_memory_gradient(self._inner, g)
 
     return Cut(model, "", None)
-
-
-def _differentiates_everywhere(adapter: Adapter) -> None:
-    adapter.capabilities = dataclasses.replace(adapter.capabilities, gradients_by_coordinate=False)
 
 
 def _moved_load(inner, answer):
@@ -180,8 +175,7 @@ SABOTAGES = (
     Sabotage("padding writes to the memory", "P15v", cell(padded=True)),
     Sabotage("gradient of the first memory missing", "P7", model=lambda m: _Wrapped(m, "vjp", _no_first_memory_gradient)),
     Sabotage(
-        "gradient of the first memory cut where no state is given", "P18",
-        model=_no_first_memory_gradient_without_state, adapter=_differentiates_everywhere,
+        "gradient of the first memory cut where no state is given", "P18", model=_no_first_memory_gradient_without_state,
     ),
     Sabotage("router noise in evaluation", "P16", given(_noisy)),
     Sabotage("router noise ignored in training", "P1", given(lambda p, state, noise: {"noise": None})),
