@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -76,9 +77,9 @@ def _unisono(*argv: str) -> str:
         "import sys; from unisono_tools import cli; code = cli.main(sys.argv[1:]); "
         f"found = [name for name in {(*ABSENT, *UNUSED)} if name in sys.modules]; sys.exit(f'imported: {{found}}' if found else code)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, env={**os.environ, "PYTHONUTF8": "1"})
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().replace(os.linesep, "\n")  # not universal newlines: random weights write "\r" too
 
 
 if __name__ == "__main__":

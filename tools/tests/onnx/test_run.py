@@ -69,10 +69,10 @@ def test_the_example_in_the_documents(graph, command, tmp_path):
     assert example is not None
     assert len([line for line in example[1].splitlines() if line.strip()]) <= 20
     (tmp_path / "model.onnx").write_bytes(graph[1].read_bytes())
-    done = subprocess.run([sys.executable, "-c", example[1]], capture_output=True, text=True, cwd=tmp_path, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-X", "utf8", "-c", example[1]], capture_output=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
     expected = command("run", graph[1], "--prompt", "My fellow", "--temperature", 0, "--max_new_tokens", 100)[1]
-    assert done.stdout == expected
+    assert done.stdout.decode() == expected
 
 
 def test_memory_does_not_grow_with_the_text(graph, command):
