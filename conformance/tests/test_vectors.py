@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from unisono_conformance.vectors import FOLDER, MANIFEST, check
+from unisono_conformance.vectors.sampling import NAME, check_sampling
 from unisono_spec.contract.errors import InputError
 
 CRAM_BYTES, BYTES = 300_000, 1_000_000
@@ -30,3 +31,13 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     victim.unlink()
     with pytest.raises(InputError, match=victim.name):
         check(tmp_path)
+
+
+def test_choices_of_tokens(tmp_path: Path) -> None:
+    assert check_sampling(FOLDER) > 100
+    text = (FOLDER / NAME).read_text()
+    for old, new in (('"near_tie": true', '"near_tie": false'), ('"id": 1,', '"id": 0,'), ('"u": 0.', '"u": 0.0')):
+        assert old in text
+        (tmp_path / NAME).write_text(text.replace(old, new, 1))
+        with pytest.raises(InputError, match=NAME):
+            check_sampling(tmp_path)

@@ -6,7 +6,8 @@ import sys
 
 from unisono_spec.contract.errors import InputError
 
-from unisono_conformance.vectors import check, write
+from unisono_conformance.vectors import FOLDER, check, write
+from unisono_conformance.vectors.sampling import check_sampling, write_sampling
 
 
 def main() -> int:
@@ -17,7 +18,8 @@ def main() -> int:
     try:
         if verb == "write":
             write()
-        print(f"{check()} vectors are what the manifest and the spec say")
+            write_sampling(FOLDER)
+        print(f"{check()} vectors and {check_sampling(FOLDER)} choices of tokens are what the manifest and the spec say")
     except InputError as error:
         print(error, file=sys.stderr)
         return 1
