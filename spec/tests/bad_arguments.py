@@ -168,6 +168,8 @@ def _fits_generate(name: str, value: Any) -> bool:
 def _fits_create(name: str, value: Any) -> bool:
     if name == "seed":
         return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**64
+    if name in ("dtype", "param_dtype") and isinstance(value, np.dtype):
+        return value.name in ("float32", "float64")
     return value is None and name in ("params", "param_dtype", "device")
 
 

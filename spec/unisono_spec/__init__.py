@@ -2,5 +2,6 @@
 
 from unisono_spec.contract import InputError, preset, presets
 from unisono_spec.models import create, load
+from unisono_spec.models.base import Model, numpy_params, numpy_state, state_from_numpy
 
-__all__ = ["InputError", "create", "load", "preset", "presets"]
+__all__ = ["InputError", "Model", "create", "load", "numpy_params", "numpy_state", "preset", "presets", "state_from_numpy"]

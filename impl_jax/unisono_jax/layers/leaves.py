@@ -33,11 +33,12 @@ class Linear(nnx.Module):
     def __init__(self, params: Arrays) -> None:
         self.weight, self.bias = nnx.data(_param(params, "weight")), nnx.data(_param(params, "bias"))
 
-    def __call__(self, x: jax.Array, dtype: Any, weight: nnx.Param | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, dtype: Any, weight: jax.Array | None = None) -> jax.Array:
         """x [..., in] → [..., out], computed in `dtype`."""
-        weight = self.weight if weight is None else weight
-        assert weight is not None
-        return linear(x.astype(dtype), weight[...], None if self.bias is None else self.bias[...])
+        own = self.weight if weight is None else None
+        w = weight if own is None else own[...]
+        assert w is not None
+        return linear(x.astype(dtype), w, None if self.bias is None else self.bias[...])
 
 
 class LayerNorm(nnx.Module):

@@ -16,21 +16,21 @@ from unisono_jax.models.base import Model
 
 
 def create(
-    config: Config,
+    config: Config | str,
     params: Arrays | None = None,
     seed: int = 0,
-    dtype: str = "float32",
-    param_dtype: str | None = None,
+    dtype: Any = "float32",
+    param_dtype: Any = None,
     device: Any = None,
     implementation: str = "auto",
 ) -> Model:
-    """A model of `config`, from `params` or from initial values drawn with `seed`.
+    """A model of `config`, or of the preset of that name, from `params` or from initial values drawn with `seed`.
 
     dtype: what it computes in ("float64" needs JAX's 64-bit mode). param_dtype: what parameters are held in; None is float32, or
-    float64 where dtype is. device: a jax.Device, a platform's name ("cpu", "cuda"), or None for JAX's default.
+    float64 where dtype is. Both as names or as JAX's own. device: a jax.Device, a platform's name ("cpu", "cuda"), or None for
+    JAX's default.
     """
-    check_config(config, seed)
-    check_x64(check_dtype(dtype))
+    config, dtype = check_config(config, seed), check_x64(check_dtype(dtype))
     held = check_x64(check_dtype(param_dtype if param_dtype is not None else "float64" if dtype == "float64" else "float32"))
     if params is None:
         params = init_params(config, seed, held)

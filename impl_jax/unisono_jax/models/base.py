@@ -77,6 +77,8 @@ class Model(nnx.Module):
         noise: what training adds in a noisy router, one array a layer; None is evaluation, as is every other model.
         loads: a list that receives each noisy router's mean share of its banks, [n] a layer; in the parallel form.
         Raises InputError on bad shapes and dtypes, and on ids outside the vocabulary where their values are known, not traced.
+
+        Every call reads the model's code anew and dispatches its operations one by one: for many calls, `compiled()`, or the model itself.
         """
         tokens, reset, valid = _arrays(tokens, reset, valid)
         self._check(tokens, state, reset, valid)
@@ -96,6 +98,19 @@ class Model(nnx.Module):
         time_major = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), (tokens, marks, Training(dropout, noise)))
         state, logits = lax.scan(fold, state, time_major)
         return jnp.swapaxes(logits, 0, 1), state
+
+    def __call__(
+        self, tokens: Any, state: State | None = None, reset: Any = None, valid: Any = None, **more: Any
+    ) -> tuple[jax.Array, State]:
+        """`forward`, compiled where it is not being traced already; `more` as there."""
+        traced = any(isinstance(a, Tracer) for a in jax.tree.leaves((nnx.state(self), tokens, state, reset, valid, more)))
+        read = self.forward if traced or more.get("loads") is not None else self.compiled().forward
+        return read(tokens, state, reset, valid, **more)
+
+    @property
+    def device(self) -> Any:
+        """Where the parameters are: a jax.Device, or the sharding of several."""
+        return jax.tree.leaves(nnx.state(self))[0].device
 
     def step(self, token: Any, state: State, reset: Any = None, valid: Any = None, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, State]:
         """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it. rngs: as for `forward`."""
@@ -172,7 +187,7 @@ class Model(nnx.Module):
 
     def _head(self, x: jax.Array) -> jax.Array:
         """x [..., D] → logits [..., V]."""
-        tied = self.embedding.weight if self.config.tie_head else None  # pyright: ignore[reportAttributeAccessIssue]
+        tied = self.embedding.weight[...] if self.config.tie_head else None  # pyright: ignore[reportAttributeAccessIssue]
         return self.head(self.norm(x), self.dtype, tied)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _last(self, tokens: jax.Array, state: State, valid: jax.Array) -> tuple[jax.Array, State]:

@@ -19,6 +19,10 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
+    def extra_repr(self) -> str:
+        out, into = self.weight.shape
+        return f"{into}, {out}, bias={self.bias is not None}"
+
 
 class LayerNorm(nn.Module):
     """LayerNorm over the last axis; comes out float32 or wider."""
@@ -31,6 +35,9 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return layer_norm(x, self.weight, self.bias)
 
+    def extra_repr(self) -> str:
+        return str(len(self.weight))
+
 
 class RMSNorm(nn.Module):
     """RMSNorm over the last axis; comes out float32 or wider."""
@@ -42,6 +49,9 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight)
 
+    def extra_repr(self) -> str:
+        return str(len(self.weight))
+
 
 class Conv(nn.Module):
     """The weight [channels, 1, width] and bias [channels] of ops/short_conv.py."""
@@ -50,6 +60,10 @@ class Conv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, 1, width))
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
+
+    def extra_repr(self) -> str:
+        channels, _, width = self.weight.shape
+        return f"{channels}, width={width}, bias={self.bias is not None}"
 
 
 class Embedding(nn.Module):
@@ -61,6 +75,10 @@ class Embedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return nn.functional.embedding(ids.long(), self.weight)
+
+    def extra_repr(self) -> str:
+        rows, width = self.weight.shape
+        return f"{rows}, {width}"
 
 
 class Head(nn.Module):
@@ -75,6 +93,10 @@ class Head(nn.Module):
         weight = self.weight if embedding is None else embedding
         assert weight is not None
         return linear(x, weight, self.bias)
+
+    def extra_repr(self) -> str:
+        shape = "tied" if self.weight is None else f"{self.weight.shape[1]}, {self.weight.shape[0]}"
+        return f"{shape}, bias={self.bias is not None}"
 
 
 def updated(x: Tensor, update: Tensor, mask: Tensor | None) -> Tensor:

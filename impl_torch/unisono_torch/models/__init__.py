@@ -19,32 +19,34 @@ from unisono_torch.ops.dispatch import check_implementation
 
 
 def create(
-    config: Config,
+    config: Config | str,
     params: Arrays | None = None,
     seed: int = 0,
-    dtype: str = "float32",
-    param_dtype: str | None = None,
+    dtype: str | torch.dtype = "float32",
+    param_dtype: str | torch.dtype | None = None,
     device: torch.device | str | None = None,
     implementation: str = "auto",
 ) -> Model:
-    """A model of `config`, from `params` or from initial values drawn with `seed`, under `.eval()`: `.train()` turns dropout on.
+    """A model of `config`, or of the preset of that name, from `params` or from initial values drawn with `seed`.
 
-    dtype: what it computes in, float32, float64, bfloat16 or float16. param_dtype: what parameters are held in, float32 unless
-    told (float64 under dtype float64). device: as torch takes it, the CPU unless told. implementation: "auto", "plain" or
-    "triton". Raises InputError on names or shapes that are not the config's, and on a device or implementation that is not here.
+    It comes under `.eval()`: `.train()` turns dropout on. dtype: what it computes in, float32, float64, bfloat16 or float16.
+    param_dtype: what parameters are held in, float32 unless told (float64 under dtype float64). Both as names or as torch's own.
+    device: as torch takes it, the CPU unless told; "meta" holds shapes and no numbers. implementation: "auto", "plain" or "triton".
+    Raises InputError on names or shapes that are not the config's, and on a device or implementation that is not here.
     """
-    check_config(config, seed)
-    check_dtype(dtype)
+    config, dtype = check_config(config, seed), check_dtype(dtype)
     param_dtype = check_dtype(param_dtype if param_dtype is not None else "float64" if dtype == "float64" else "float32")
-    where = find_device(device)
+    where = torch.device("meta") if isinstance(device, (str, torch.device)) and str(device) == "meta" else find_device(device)
     check_implementation(implementation, where)  # a kernel that cannot run is an error here, not at the first call
-    if params is None:
-        params = init_params(config, seed, param_dtype)
-    check_params(config, params, array=np.ndarray)
+    if where.type == "meta":
+        tensors = {name: torch.empty(p.shape, dtype=DTYPES[param_dtype], device=where) for name, p in config.params().items()}
+    else:
+        params = init_params(config, seed, param_dtype) if params is None else params
+        check_params(config, params, array=np.ndarray)
+        tensors = {name: from_numpy(params[name]).to(where, DTYPES[param_dtype]) for name in config.params()}
     module = importlib.import_module(f"unisono_torch.models.{config.arch}")
     with torch.device("meta"):
         model = module.MODEL(config, dtype, implementation)
-    tensors = {name: from_numpy(params[name]).to(where, DTYPES[param_dtype]) for name in config.params()}
     model.load_state_dict(tensors, assign=True)
     return model.eval()
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from unisono_spec.contract import Config, check_dtype, generation, state_dtype
+from unisono_spec.contract import Config, check_dtype, config_to_dict, generation, state_dtype
 from unisono_spec.contract.base import declared_states
 from unisono_spec.contract.checks import as_array, check_ids, check_inputs, check_reading, check_training
 from unisono_spec.contract.files import check_positions, save_params
@@ -41,6 +41,11 @@ class Model(nn.Module):
         super().__init__()
         self.config, self.dtype, self.implementation = config, dtype, check_implementation(implementation)
         self._generator: torch.Generator | None = None
+
+    def extra_repr(self) -> str:
+        numbers = sum(p.numel() for p in self.parameters())
+        fields = ", ".join(f"{name}={value!r}" for name, value in config_to_dict(self.config).items())
+        return f"{numbers:,} parameters, dtype={self.dtype!r}, implementation={self.implementation!r}\n{fields}"
 
     @property
     def device(self) -> torch.device:

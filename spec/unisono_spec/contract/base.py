@@ -5,6 +5,7 @@ Legend: B batch, T time, D model width, C chunk, F frame width, V vocabulary. Ac
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -34,9 +35,21 @@ def state_dtype(dtype: str) -> str:
     return "float64" if check_dtype(dtype) == "float64" else "float32"
 
 
-def check_dtype(dtype: str) -> str:
+def check_dtype(dtype: object) -> str:
+    """The name of a dtype that models compute in or hold: a name, or what NumPy, JAX or torch call it."""
+    dtype = _name(dtype)
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(f"dtype: {shown(dtype)} is not supported; {nearest(dtype, DTYPES)}")
+    return dtype
+
+
+def _name(dtype: object) -> object:
+    """Of what a framework calls a dtype; anything else as it is."""
+    if type(dtype).__module__ == "torch":
+        return str(dtype).removeprefix("torch.")
+    if isinstance(dtype, (np.dtype, type)):  # JAX's are types
+        with contextlib.suppress(TypeError, ValueError):
+            return np.dtype(dtype).name
     return dtype
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from unisono_spec.contract import preset
 from unisono_spec.contract.base import MAX_SIZE, Config, dtype_kind
 from unisono_spec.contract.errors import InputError, nearest, shown
 from unisono_spec.contract.files import check_state
@@ -16,11 +17,14 @@ FORMS = ("parallel", "recurrent")
 Array = type | tuple[type, ...] | None  # what an array must be; None: anything with a shape and a dtype
 
 
-def check_config(config: object, seed: object = 0) -> None:
-    """Raise InputError unless `config` is one, and 0 ≤ seed < 2⁶⁴."""
+def check_config(config: object, seed: object = 0) -> Config:
+    """A config as it is, or the preset of that name; InputError unless it is either, and 0 ≤ seed < 2⁶⁴."""
+    if isinstance(config, str):
+        config = preset(config)
     if not isinstance(config, Config):
         raise InputError(f"config: {shown(config)} has type {type(config).__name__}; give a config, such as preset('cram-demo')")
     check_integer("seed", seed, 0, 2**64 - 1)
+    return config
 
 
 def check_inputs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from unisono_spec.contract import generation
 from unisono_spec.contract.base import DTYPES, Arrays, Config, initial_state
 from unisono_spec.contract.checks import as_array, check_config, check_ids, check_inputs, check_reading, check_training
 from unisono_spec.contract.errors import InputError, shown
-from unisono_spec.contract.files import check_params, check_positions
+from unisono_spec.contract.files import check_params, check_positions, save_params
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import GREEDY, Sampling
 from unisono_spec.layers.norm import norm
@@ -73,6 +74,8 @@ class Model:
             logits.append(self._head(x))
         return np.stack(logits, 1), _owned(state)
 
+    __call__ = forward
+
     def step(
         self, token: np.ndarray, state: Arrays, reset: np.ndarray | None = None, valid: np.ndarray | None = None
     ) -> tuple[np.ndarray, Arrays]:
@@ -96,6 +99,10 @@ class Model:
         """
         prompt, valid = as_array("prompt", prompt), None if valid is None else as_array("valid", valid)
         return generation.generate(self.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file that every room loads."""
+        save_params(path, self.config, self.params)
 
     def _begin(self, state: Arrays | None, batch: int, more: int) -> Arrays:
         return self.init_state(batch, more) if state is None else generation.roomy(self.config, state, more, _padded)
@@ -144,3 +151,18 @@ def _latest(tokens: np.ndarray, valid: Mask) -> np.ndarray | int:
 
 def _padded(array: np.ndarray, axis: int, n: int) -> np.ndarray:
     return np.pad(array, [(0, n if i == axis else 0) for i in range(array.ndim)])
+
+
+def numpy_params(model: Model) -> Arrays:
+    """A copy of every parameter by its contract name, as in the other rooms."""
+    return {name: p.copy() for name, p in model.params.items()}
+
+
+def numpy_state(state: Arrays) -> Arrays:
+    """A copy of a running state, as in the other rooms."""
+    return {name: a.copy() for name, a in state.items()}
+
+
+def state_from_numpy(state: Arrays) -> Arrays:
+    """A running state from any room, in memory of its own."""
+    return numpy_state(state)

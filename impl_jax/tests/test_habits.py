@@ -1,0 +1,43 @@
+"""What users of JAX and Flax try first."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import unisono_jax as un
+from flax import nnx
+from unisono_jax import InputError
+
+SMALL = un.preset("cram-1m", d_model=8, n_layers=1)
+TOKENS = np.arange(8).reshape(2, 4)
+
+
+def test_a_preset_by_its_name_is_the_preset():
+    with pytest.raises(InputError, match="'cram1m' is unknown; did you mean 'cram-1m'"):
+        un.create("cram1m")
+    assert jax.eval_shape(lambda: nnx.state(un.create("cram-1m"))) == jax.eval_shape(lambda: nnx.state(un.create(un.preset("cram-1m"))))
+
+
+def test_jax_s_own_dtypes_and_a_call(close):
+    model = un.create(SMALL, dtype=jnp.bfloat16, param_dtype=jnp.float16)
+    assert model.dtype == "bfloat16"
+    assert model.embedding.weight[...].dtype == jnp.float16  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(InputError, match="dtype: 'int32'"):
+        un.create(SMALL, dtype=jnp.int32)
+
+
+def test_a_model_is_callable_and_differentiable(close):
+    model = un.create(SMALL, dtype="float64")
+    logits, state = model(TOKENS)
+    wanted, end = model.compiled().forward(TOKENS)
+    close(logits, wanted)
+    close(state["layers.0.xi"], end["layers.0.xi"])
+    gradient = nnx.grad(lambda model: model(TOKENS)[0].sum())(model)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert model.device in jax.devices()
+
+
+def test_tabulate():
+    assert "Embedding" in nnx.tabulate(un.create(SMALL), TOKENS, depth=1, console_kwargs={"color_system": None})
