@@ -135,6 +135,8 @@ def _pieces(coder: Tokenizer, prompt: np.ndarray, file: str | None, unread: tupl
 
 def _blocks(file: str) -> Iterator[bytes]:
     try:
+        if file != "-" and Path(file).expanduser().is_char_device():
+            raise ValueError("a device, which may never end")
         with contextlib.nullcontext(sys.stdin.buffer) if file == "-" else Path(file).expanduser().open("rb") as source:
             while block := source.read(BLOCK):
                 yield block

@@ -36,6 +36,8 @@ def written(path: str | Path) -> Iterator[IO[bytes]]:
 @contextmanager
 def aside(path: Path, folder: bool = False) -> Iterator[Path]:
     """A hidden file, or folder, beside `path`: gone when the block ends, and where its writer was killed, gone at the next one's start."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: a device, a pipe or a socket, which a file would take the place of; name a file")
     sweep(path)
     draft, handle = _locked(path, folder)
     try:

@@ -31,7 +31,7 @@ from unisono_tools.commands.arguments import of_class, of_function
 from unisono_tools.config import TrainConfig
 
 SECONDS, MEMORY = 60, 12 << 30  # of one input; frameworks reserve address space that they never touch
-VERBS = ("evaluate", "generate", "precompute", "export", "match", "compare", "inspect")
+VERBS = ("evaluate", "generate", "run", "precompute", "export", "match", "compare", "inspect")
 NAMES = {"evaluate": "eval"}
 TEXTS = (
     *("", " ", "-1", "0", "1", "-0", "1e400", "-1e400", "nan", "inf", "-inf", "1.5", "0x10", "1_0", "1__0", "١٢", "²", "true", "null", "~"),
@@ -60,6 +60,7 @@ class Place:
         self.made("train", *self.model, *self.small, "--data.corpus", text, "--out", folder / "run", "--log_every", "1")
         self.made("precompute", folder / "xi", "--corpus", text)
         self.made("export", folder / "run", "--out", folder / "model.onnx")
+        self.made("run", folder / "model.onnx", "--max_new_tokens", "2", "--save_state", folder / "state")
 
     def made(self, *words: object) -> None:
         code, err = quietly([str(word) for word in words])
@@ -85,6 +86,7 @@ def arguments(place: Place, draw: random.Random) -> Iterator[Input]:
     base = {
         "evaluate": [run, "--corpus", text, "--limit", "20", "--backend", "numpy"],
         "generate": [run, "--max_new_tokens", "2", "--backend", "numpy"],
+        "run": [str(place.folder / "model.onnx"), "--max_new_tokens", "2"],
         "precompute": ["OUT", "--corpus", text],
         "export": [run, "--out", "OUT"],
         "match": [],
@@ -120,6 +122,7 @@ FILES = {
     "xi/xi.npy": ["train", "--mode", "positions", "--data.precomputed", "PLACE/xi", "--data.corpus", "PLACE/text.txt", "--steps", "1"],
     "xi/ids.npy": ["precompute", "PLACE/xi", "--corpus", "PLACE/text.txt"],
     "model.onnx": ["generate", "PLACE/model.onnx", "--backend", "onnx", "--max_new_tokens", "2"],
+    "state": ["run", "PLACE/model.onnx", "--state", "PLACE/state", "--max_new_tokens", "2"],
 }
 
 

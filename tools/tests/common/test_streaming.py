@@ -158,6 +158,7 @@ def test_bad_requests(refused, model, tmp_path):
         (("--prompt", "a", "--prompt_file", "b"), "give one of them"),
         (("--prompt_file", tmp_path / "none"), "cannot be read"),
         (("--prompt_file", tmp_path), "cannot be read"),
+        (("--prompt_file", "/dev/zero"), "a device, which may never end"),
         (("--temperature", -1), "temperature: -1"),
         (("--top_p", 0), "top_p: 0"),
         (("--prompt", ""), "prompt: empty"),
