@@ -72,7 +72,7 @@ def test_a_home_is_a_home(monkeypatch, tmp_path):
 
 def test_a_continued_run_may_change_only_what_leaves_its_arithmetic_alone(tiny):
     config = tiny()
-    other = {"int": 64, "float": 0.5, "str": "jax", "NoneType": "cpu", "dict": {"d_model": 24}}
+    other = {"int": 64, "float": 0.5, "str": "jax", "NoneType": "cpu", "bool": True, "dict": {"d_model": 24}}
     named = {"mode": "positions", "dtype": "float64", "data.limit": 9, "data.eval_window": 9, "backend": "jax"}
     named |= {"data.documents": "reset", "data.order": "shuffled", "schedule.kind": "linear"}
     for name, value in flatten(to_dict(config)).items():
