@@ -26,6 +26,28 @@ def test_greedy_takes_the_lowest_id_on_ties() -> None:
     assert ties.tolist() == [True, False]
 
 
+def test_a_repetition_penalty_by_hand() -> None:
+    """Seen ids: 2.0 / 1.25 = 1.6 falls below 1.75, −1 · 1.25 = −1.25 below −1.2; 0 and what is not seen stay."""
+    logits = np.array([[2.0, 1.75, -1.0, -1.2, 0.0], [-2.0, -2.2, -np.inf, -3.0, -9.0]])
+    seen = np.array([[True, False, True, False, True], [True, False, True, False, False]])
+    penalty = Sampling(repetition_penalty=1.25)
+    assert choose(logits, GREEDY, 0, seen)[0].tolist() == [0, 0]
+    assert choose(logits, penalty, 0, seen)[0].tolist() == [1, 1]
+    assert choose(logits, penalty, 0)[0].tolist() == [0, 0]
+    # drawn: softmax of 1.6, 1.75, −1.25, −1.2, 0, whose second has p = e^1.75 / (e^1.6 + e^1.75 + e^−1.25 + e^−1.2 + 1)
+    warm = Sampling(temperature=1.0, repetition_penalty=1.25, seed=4)
+    drawn = np.array([choose(logits[:1], warm, n, seen[:1])[0][0] for n in range(4000)])
+    exact = np.exp([1.6, 1.75, -1.25, -1.2, 0.0])
+    assert (np.abs(np.bincount(drawn, minlength=5) / 4000 - exact / exact.sum()) <= numerics.sampling(4000) / 2).all()
+    # a penalty never forbids, nor allows what is forbidden
+    large = np.array([[-1e308, -np.inf, -1.7e308]])
+    assert choose(large, Sampling(repetition_penalty=9.0), 0, np.ones((1, 3), bool))[0].tolist() == [0]
+    assert choose(np.array([[np.inf, 3.0]]), penalty, 0, np.ones((1, 2), bool))[0].tolist() == [0]
+    for value in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(InputError, match=r"repetition_penalty: .*; use 1 for none"):
+            Sampling(repetition_penalty=value)
+
+
 def test_sampling_follows_its_distribution_and_its_seed() -> None:
     logits = np.log(np.array([[0.1, 0.2, 0.7]]))
     drawn = np.array([choose(logits, Sampling(temperature=1.0, seed=3), n)[0][0] for n in range(4000)])

@@ -35,6 +35,7 @@ class Request:
     top_k: int | None
     top_p: float | None
     seed: int | None
+    repetition_penalty: float | None
     stop: list[str] | None
     state: str | None
     save_state: str | None
@@ -50,6 +51,7 @@ class Request:
 
     def sampling(self, default: Sampling) -> Sampling:
         given = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
+        given["repetition_penalty"] = self.repetition_penalty
         return dataclasses.replace(default, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -65,11 +67,15 @@ def write(reader: Reader, coder: Tokenizer, asked: Request) -> int:
     pieces = _pieces(coder, coder.encode(prompt), asked.prompt_file, before.unread if before else ())
     state, number = (reader.from_numpy(before.state), before.n_generated) if before else (None, 0)
     text = Text(coder, asked.stop or [], before.held if before else ())
+    seen = None
+    if before and before.seen is not None:
+        seen = np.zeros((1, reader.config.vocab_size), bool)
+        seen[0, list(before.seen)] = True
     found, gone, ties, count = None, False, 0, 0
     with Signals() as signals:
         try:
             print(prompt, end="", flush=True)
-            for found in stream(reader, _until(pieces, signals), asked.max_new_tokens, sampling, state, number):
+            for found in stream(reader, _until(pieces, signals), asked.max_new_tokens, sampling, state, number, seen):
                 count += 1
                 ties += int(found.near_ties[0, 0])
                 print(text.feed(int(found.tokens[0, 0])), end="", flush=True)
@@ -81,10 +87,11 @@ def write(reader: Reader, coder: Tokenizer, asked: Request) -> int:
             gone = True
         if asked.save_state is not None and found is not None:
             unread = tuple(int(i) for i in found.tokens[0])
+            marks = None if found.seen is None else tuple(np.flatnonzero(found.seen[0]).tolist())
             save_continuation(
                 asked.save_state,
                 reader.config,
-                Continuation(reader.to_numpy(found.state), unread, found.n_generated, tuple(text.held), sampling),
+                Continuation(reader.to_numpy(found.state), unread, found.n_generated, tuple(text.held), sampling, marks),
             )
             print(f"{asked.save_state}: the state after {found.n_generated} tokens; go on with --state", file=sys.stderr)
         if gone:
@@ -99,20 +106,27 @@ def write(reader: Reader, coder: Tokenizer, asked: Request) -> int:
 
 
 def stream(
-    reader: Reader, prompt: Iterable[np.ndarray], max_new_tokens: int, sampling: Sampling, state: object = None, n_generated: int = 0
+    reader: Reader,
+    prompt: Iterable[np.ndarray],
+    max_new_tokens: int,
+    sampling: Sampling,
+    state: object = None,
+    n_generated: int = 0,
+    seen: np.ndarray | None = None,
 ) -> Iterator[Generated]:
     """Token after token. prompt: ids [T] in pieces, each but the last read as soon as the next has come."""
     given = None
     for piece in prompt:
         if given is not None:
-            state = reader.generate(given, 0, sampling, state, n_generated).state
+            found = reader.generate(given, 0, sampling, state, n_generated, seen=seen)
+            state, seen = found.state, found.seen
         given = piece[None]
     if given is None:
         raise InputError("prompt: empty; give at least one token")
     for _ in range(max_new_tokens):
-        found = reader.generate(given, 1, sampling, state, n_generated)
+        found = reader.generate(given, 1, sampling, state, n_generated, seen=seen)
         yield found
-        state, given, n_generated = found.state, found.tokens, found.n_generated
+        state, given, n_generated, seen = found.state, found.tokens, found.n_generated, found.seen
 
 
 def _until(pieces: Iterable[np.ndarray], signals: Signals) -> Iterator[np.ndarray]:

@@ -145,12 +145,14 @@ class Model(nnx.Module):
         state: State | None = None,
         n_generated: int = 0,
         valid: Any = None,
+        seen: np.ndarray | None = None,
     ) -> Generated:
         """Continue prompt [B, T] by `max_new_tokens` ids, `n_generated` ids after the first that was ever drawn with this seed.
 
-        valid [B, T]: which tokens of a ragged prompt count, padded left, right or between. What is returned says how to go on.
+        valid [B, T]: which tokens of a ragged prompt count, padded left, right or between. seen [B, V]: ids that the texts hold
+        already, for a repetition penalty. What is returned says how to go on.
         """
-        return self.compiled().generate(prompt, max_new_tokens, sampling, state, n_generated, valid)
+        return self.compiled().generate(prompt, max_new_tokens, sampling, state, n_generated, valid, seen)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file that every room loads."""
@@ -238,12 +240,13 @@ class Compiled:
         state: State | None = None,
         n_generated: int = 0,
         valid: Any = None,
+        seen: np.ndarray | None = None,
     ) -> Generated:
         """See `Model.generate`."""
         prompt = np.asarray(as_array("prompt", prompt))
         valid = None if valid is None else np.asarray(as_array("valid", valid))
         return generation.generate(
-            self.model.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid
+            self.model.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid, seen
         )  # fmt: skip
 
     def _begin(self, state: State | None, batch: int, more: int) -> State:

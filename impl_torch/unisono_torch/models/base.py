@@ -150,14 +150,18 @@ class Model(nn.Module):
         state: State | None = None,
         n_generated: int = 0,
         valid: Tensor | np.ndarray | None = None,
+        seen: np.ndarray | None = None,
     ) -> Generated:
         """Continue prompt [B, T] by `max_new_tokens` ids, `n_generated` ids after the first that was ever drawn with this seed.
 
-        valid [B, T]: which tokens of a ragged prompt count, padded left, right or between. What is returned says how to go on.
+        valid [B, T]: which tokens of a ragged prompt count, padded left, right or between. seen [B, V]: ids that the texts hold
+        already, for a repetition penalty. What is returned says how to go on.
         """
         given, counted = _numpy("prompt", prompt), None if valid is None else _numpy("valid", valid)
         more = follower(self)  # on a GPU: the ids after the first
-        return generation.generate(self.config, self._begin, self._last, given, max_new_tokens, sampling, state, n_generated, counted, more)
+        return generation.generate(
+            self.config, self._begin, self._last, given, max_new_tokens, sampling, state, n_generated, counted, seen, more
+        )
 
     @torch.no_grad()
     def _begin(self, state: State | None, batch: int, more: int) -> State:

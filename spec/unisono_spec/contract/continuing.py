@@ -2,7 +2,8 @@
 
 The file is a state file (contract/files.py), which every room reads. Its metadata hold one more text, `generation`, as JSON:
 `unread`, ids that the state has not read yet; `n_generated`; `held`, the last ids whose text is not whole, such as half a character;
-`temperature`, `top_k`, `top_p`; and `seed` as a text, since 64 bits are more than JSON's numbers hold everywhere.
+`temperature`, `top_k`, `top_p`, `repetition_penalty`, and with a penalty `seen`, the ids that the text holds; and `seed` as a text,
+since 64 bits are more than JSON's numbers hold everywhere.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Continuation:
     n_generated: int = 0
     held: tuple[int, ...] = ()
     sampling: Sampling | None = None
+    seen: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +48,15 @@ class _Said:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seen: tuple[int, ...] | None = None
 
 
 def save_continuation(path: str | Path, config: Config, found: Continuation) -> None:
     """Write a state of one sequence and where its text stands, whole or not at all."""
     sampling = found.sampling or Sampling()
-    said = _Said(found.unread, found.n_generated, str(sampling.seed), found.held, sampling.temperature, sampling.top_k, sampling.top_p)
+    how = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
+    said = _Said(found.unread, found.n_generated, str(sampling.seed), found.held, **how, seen=found.seen)
     check_state(config, found.state, batch=1, source=str(path))
     save_state(path, config, found.state, {KEY: json.dumps(dataclasses.asdict(said))})
 
@@ -72,14 +77,14 @@ def load_continuation(path: str | Path, config: Config) -> Continuation:
         return Continuation(state)
     try:
         said = build(_Said, read_json(text, KEY, REMEDY), "")
-        sampling = Sampling(said.temperature, said.top_k, said.top_p, _seed(said.seed))
+        sampling = Sampling(said.temperature, said.top_k, said.top_p, _seed(said.seed), said.repetition_penalty)
         if not 0 <= said.n_generated <= MOST:
             raise InputError(f"n_generated: {shown(said.n_generated)}; it counts ids, 0 to 2**32")
-        for ids in (said.unread, said.held):
+        for ids in (said.unread, said.held, said.seen or ()):
             check_ids(np.array(ids, np.int64), config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
     except InputError as error:
         raise InputError(f"{path}: its {KEY} says {error}") from error
-    return Continuation(state, said.unread, said.n_generated, said.held, sampling)
+    return Continuation(state, said.unread, said.n_generated, said.held, sampling, said.seen)
 
 
 def _seed(text: str) -> int:

@@ -25,13 +25,15 @@ class Generated:
 
     tokens: `[B, n]` int64. near_ties: `[B, n]` bool: choices that another backend's rounding could turn. state: after the prompt
     and every generated id but the last, which no call has read yet. n_generated: ids generated over all calls. So
-    `generate(found.tokens[:, -1:], n, sampling, found.state, found.n_generated)` goes on as one longer call would have.
+    `generate(found.tokens[:, -1:], n, sampling, found.state, found.n_generated)` goes on as one longer call would have; under a repetition
+    penalty with `seen=found.seen` too, `[B, V]` bool: the ids that each text holds. Without a penalty it is None.
     """
 
     tokens: np.ndarray
     near_ties: np.ndarray
     state: Any = None
     n_generated: int = 0
+    seen: np.ndarray | None = None
 
 
 def generate(
@@ -44,12 +46,14 @@ def generate(
     state: Any = None,
     n_generated: int = 0,
     valid: np.ndarray | None = None,
+    seen: np.ndarray | None = None,
     follow: Callable[[np.ndarray, Any, Sampling, int, int], tuple[np.ndarray, np.ndarray, Any] | None] | None = None,
 ) -> Generated:
     """Continue prompt [B, T] by `max_new_tokens` ids, where `valid` [B, T] says which tokens of a ragged prompt count.
 
     begin(state or None, B, n): a state with room for n more tokens. last(tokens [B, T], state, valid): the logits [B, V] of each
     row's last valid token, and the state after all; where a row has none, its logits are not looked at.
+    seen [B, V]: ids that the texts hold before the prompt, for a repetition penalty.
     follow(ids [B], state, sampling, number, n): the n ids and near-ties [B, n] that come after ids by the same law, `number` ids after
     the first, and the state after all but the last; None where it does not want to.
     """
@@ -65,16 +69,32 @@ def generate(
     if valid is not None and not valid.any(1).all():
         raise InputError(f"valid: row {int(valid.any(1).argmin())} has no token that counts; give each row one at least")
     check_fits(9 * len(prompt) * count, f"max_new_tokens: {count}", "generate fewer at once, and go on from what is returned")
+    marks = _seen(config, prompt, valid, seen) if sampling.repetition_penalty != 1 else None
     logits, state = _prompted(last, prompt, begin(state, len(prompt), prompt.shape[1] + count), valid)
     ids, ties = np.empty((len(prompt), count), np.int64), np.empty((len(prompt), count), bool)
     for n in range(count):
         if n:
             logits, state = last(ids[:, n - 1 : n], state, None)
-        ids[:, n], ties[:, n] = choose(logits, sampling, number + n)
-        if n == 0 and count > 1 and follow is not None and (found := follow(ids[:, 0], state, sampling, number + 1, count - 1)):
+        ids[:, n], ties[:, n] = choose(logits, sampling, number + n, marks)
+        if marks is not None:
+            np.put_along_axis(marks, ids[:, n, None], True, 1)
+        elif n == 0 and count > 1 and follow is not None and (found := follow(ids[:, 0], state, sampling, number + 1, count - 1)):
             ids[:, 1:], ties[:, 1:], state = found
             break
-    return Generated(ids, ties, state, number + count)
+    return Generated(ids, ties, state, number + count, marks)
+
+
+def _seen(config: Config, prompt: np.ndarray, valid: np.ndarray | None, before: np.ndarray | None) -> np.ndarray:
+    """`before`, and the ids of each row's prompt that count, [B, V]."""
+    shape = (len(prompt), config.vocab_size)
+    if before is not None and (not isinstance(before, np.ndarray) or before.shape != shape or before.dtype != bool):
+        raise InputError(f"seen: {shown(before)}; give what an earlier call returned, booleans {shape}")
+    check_fits(shape[0] * shape[1], f"seen: {shape[0]} rows of {shape[1]} ids", "continue fewer prompts at once")
+    marks = np.zeros(shape, bool) if before is None else before.copy()
+    rows = np.broadcast_to(np.arange(len(prompt))[:, None], prompt.shape)
+    counted = slice(None) if valid is None else valid
+    marks[rows[counted], prompt[counted]] = True
+    return marks
 
 
 def _prompted(

@@ -21,15 +21,20 @@ NEAR_TIE = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy; top_k 0 and top_p 1 keep the whole vocabulary; 0 ≤ seed < 2⁶⁴."""
+    """temperature 0 is greedy; top_k 0 and top_p 1 keep the whole vocabulary; 0 ≤ seed < 2⁶⁴.
+
+    repetition_penalty θ: logits of ids that the text holds already are divided by θ where they are positive and multiplied by it
+    elsewhere, before all else (Keskar et al. 2019, CTRL, section 4.1, as transformers computes it); 1 changes nothing.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("seed", int)):
+        for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("seed", int), ("repetition_penalty", float)):
             object.__setattr__(self, name, _number(name, getattr(self, name), kind))
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InputError(f"temperature: {shown(self.temperature)}; use 0 for greedy or a positive number")
@@ -37,6 +42,8 @@ class Sampling:
             raise InputError(f"top_k: {shown(self.top_k)}; use 0 for all or a positive integer")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p: {shown(self.top_p)}; use a number in (0, 1]")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise InputError(f"repetition_penalty: {shown(self.repetition_penalty)}; use 1 for none or a positive number, say 1.2")
         if not 0 <= self.seed < 2**64:
             raise InputError(f"seed: {shown(self.seed)}; use an integer from 0 to 2**64 - 1")
 
@@ -55,11 +62,12 @@ def _number(name: str, value: Any, kind: Callable[[Any], int | float]) -> int | 
 GREEDY = Sampling()
 
 
-def choose(logits: np.ndarray, sampling: Sampling, n_generated: int) -> tuple[np.ndarray, np.ndarray]:
+def choose(logits: np.ndarray, sampling: Sampling, n_generated: int, seen: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The next id of each row, and whether it was a near-tie.
 
     logits `[B, V]`: +inf is better than any number, and several share; −inf is never chosen. n_generated: how many ids were
-    generated before this one. Raises InputError on a NaN, and on a row of −inf alone.
+    generated before this one. seen `[B, V]` bool: ids that each text holds, which a repetition penalty asks for. Raises InputError on
+    a NaN, and on a row of −inf alone.
     """
     z = np.asarray(logits).astype(np.float64)
     if z.ndim != 2 or not z.shape[-1]:
@@ -70,6 +78,12 @@ def choose(logits: np.ndarray, sampling: Sampling, n_generated: int) -> tuple[np
     if (best == -np.inf).any():
         raise InputError(trouble(2, n_generated))
     z = np.where(best == np.inf, np.where(z == np.inf, 0, -np.inf), z)
+    if sampling.repetition_penalty != 1 and seen is not None:
+        with np.errstate(over="ignore", under="ignore"):
+            moved = np.where(z > 0, z / sampling.repetition_penalty, z * sampling.repetition_penalty)
+        # a penalty never forbids: what was finite stays so
+        most = np.finfo(np.float64).max
+        z = np.where(seen & np.isfinite(z), np.clip(moved, -most, most), z)
     if sampling.temperature == 0:
         return z.argmax(-1), _close(z)  # the lowest id on ties
     ids, ties = np.empty(len(z), np.int64), np.empty(len(z), bool)

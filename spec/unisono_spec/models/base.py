@@ -92,13 +92,15 @@ class Model:
         state: Arrays | None = None,
         n_generated: int = 0,
         valid: np.ndarray | None = None,
+        seen: np.ndarray | None = None,
     ) -> Generated:
         """Continue prompt [B, T] by `max_new_tokens` ids, `n_generated` ids after the first that was ever drawn with this seed.
 
-        valid [B, T]: which tokens of a ragged prompt count, padded left, right or between. What is returned says how to go on.
+        valid [B, T]: which tokens of a ragged prompt count, padded left, right or between. seen [B, V]: ids that the texts hold
+        already, for a repetition penalty. What is returned says how to go on.
         """
         prompt, valid = as_array("prompt", prompt), None if valid is None else as_array("valid", valid)
-        return generation.generate(self.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid)
+        return generation.generate(self.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid, seen)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file that every room loads."""

@@ -78,7 +78,7 @@ def test_long_prompts_are_read_in_pieces(generate, tmp_path, monkeypatch):
 def test_characters_that_a_state_parts(generate, model, tmp_path, monkeypatch):
     ids, state = "né😀!".encode(), open_reader(model, "numpy").init_state(1)
 
-    def stream(reader, prompt, number, sampling, before, start):
+    def stream(reader, prompt, number, sampling, before, start, seen):
         for n in range(start, start + number):
             yield Generated(np.array([[ids[n]]]), np.zeros((1, 1), bool), state, n + 1)
 

@@ -173,7 +173,14 @@ class Reader(Protocol):
         ...
 
     def generate(
-        self, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, state: Running = None, n_generated: int = 0, valid: Any = None
+        self,
+        prompt: np.ndarray,
+        max_new_tokens: int,
+        sampling: Sampling,
+        state: Running = None,
+        n_generated: int = 0,
+        valid: Any = None,
+        seen: np.ndarray | None = None,
     ) -> Generated:
         """Continue prompt [B, T], as contract/generation.py says; the ids that follow and where to go on from."""
         ...

@@ -37,9 +37,16 @@ class Reader:
         return self.model.step(token, state)
 
     def generate(
-        self, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, state: Any = None, n_generated: int = 0, valid: Any = None
+        self,
+        prompt: np.ndarray,
+        max_new_tokens: int,
+        sampling: Sampling,
+        state: Any = None,
+        n_generated: int = 0,
+        valid: Any = None,
+        seen: np.ndarray | None = None,
     ) -> Generated:
-        return self.model.generate(prompt, max_new_tokens, sampling, state, n_generated, valid)
+        return self.model.generate(prompt, max_new_tokens, sampling, state, n_generated, valid, seen)
 
     def to_numpy(self, state: Arrays) -> Arrays:
         return state

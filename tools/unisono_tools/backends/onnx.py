@@ -122,9 +122,16 @@ class Reader:
         return logits[:, 0], state
 
     def generate(
-        self, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, state: Any = None, n_generated: int = 0, valid: Any = None
+        self,
+        prompt: np.ndarray,
+        max_new_tokens: int,
+        sampling: Sampling,
+        state: Any = None,
+        n_generated: int = 0,
+        valid: Any = None,
+        seen: np.ndarray | None = None,
     ) -> Generated:
-        return generation.generate(self.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid)
+        return generation.generate(self.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid, seen)
 
     def to_numpy(self, state: Arrays) -> Arrays:
         return state

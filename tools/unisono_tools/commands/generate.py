@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from unisono_tools.backends import open_reader
+from unisono_tools.batched import write_many
 from unisono_tools.commands.arguments import call
 from unisono_tools.data import load_tokenizer
 from unisono_tools.streaming import Request, write
@@ -21,7 +22,10 @@ def run(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    repetition_penalty: float | None = None,
     stop: list[str] | None = None,
+    prompts: str | None = None,
+    batch_size: int = 16,
     state: str | None = None,
     save_state: str | None = None,
     backend: Literal["torch", "jax", "numpy", "onnx"] | None = None,
@@ -36,11 +40,14 @@ def run(
         prompt: text to continue; 'The ' by default, nothing more where a saved state goes on.
         prompt_file: file that holds it instead, read in pieces; - is standard input. It is not printed.
         max_new_tokens: how many tokens to add.
-        temperature: 0 is greedy; 0.8 by default, or what the state was saved with, as the next three.
+        temperature: 0 is greedy; 0.8 by default, or what the state was saved with, as the next four.
         top_k: draw among the k likeliest tokens only; 0 is all.
         top_p: draw among the likeliest tokens that together have this probability.
         seed: of the draws.
+        repetition_penalty: divide the logits of ids that the text holds, above 0, and multiply those below; 1 is none.
         stop: texts that end the generation, and are not printed, as in '["\\n\\n"]'.
+        prompts: file of many, one a line, or JSON lines with a field "prompt"; each gets a line of JSON with its text.
+        batch_size: how many of them are continued at once.
         state: file of a saved state to go on from, as one longer text would have.
         save_state: file to save the state to, when the text ends or is interrupted.
         backend: what computes; by default what is installed, and onnx for a .onnx file.
@@ -48,11 +55,13 @@ def run(
         dtype: compute dtype.
         device: cpu or cuda; the backend's own choice by default.
     """
-    asked = Request(prompt, prompt_file, max_new_tokens, temperature, top_k, top_p, seed, stop, state, save_state)
+    asked = Request(prompt, prompt_file, max_new_tokens, temperature, top_k, top_p, seed, repetition_penalty, stop, state, save_state)
     path = model_file(Path(model))
-    asked.check()
+    if prompts is None:
+        asked.check()
     reader = open_reader(path, backend, dtype, device)
-    return write(reader, load_tokenizer(tokenizer) if tokenizer else saved_tokenizer(path, reader.tokenizer), asked)
+    coder = load_tokenizer(tokenizer) if tokenizer else saved_tokenizer(path, reader.tokenizer)
+    return write(reader, coder, asked) if prompts is None else write_many(reader, coder, asked, prompts, batch_size)
 
 
 def main(argv: list[str]) -> int:

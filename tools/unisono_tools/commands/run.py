@@ -21,6 +21,7 @@ def run(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    repetition_penalty: float | None = None,
     stop: list[str] | None = None,
     state: str | None = None,
     save_state: str | None = None,
@@ -33,17 +34,18 @@ def run(
         prompt: text to continue; 'The ' by default, nothing more where a saved state goes on.
         prompt_file: file that holds it instead, read in pieces; - is standard input. It is not printed.
         max_new_tokens: how many tokens to add.
-        temperature: 0 is greedy; 0.8 by default, or what the state was saved with, as the next three.
+        temperature: 0 is greedy; 0.8 by default, or what the state was saved with, as the next four.
         top_k: draw among the k likeliest tokens only; 0 is all.
         top_p: draw among the likeliest tokens that together have this probability.
         seed: of the draws.
+        repetition_penalty: divide the logits of ids that the text holds, above 0, and multiply those below; 1 is none.
         stop: texts that end the generation, and are not printed, as in '["\\n\\n"]'.
         state: file of a saved state to go on from, as one longer text would have.
         save_state: file to save the state to, when the text ends or is interrupted.
         tokenizer: its name, or the path of a tokenizer.json; what the graph names and what lies beside it by default.
     """
     asked, path = (
-        Request(prompt, prompt_file, max_new_tokens, temperature, top_k, top_p, seed, stop, state, save_state),
+        Request(prompt, prompt_file, max_new_tokens, temperature, top_k, top_p, seed, repetition_penalty, stop, state, save_state),
         Path(model).expanduser(),
     )
     if path.suffix != ".onnx":

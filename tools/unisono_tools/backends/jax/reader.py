@@ -59,10 +59,17 @@ class Reader:
             return _wide_numpy(logits), state
 
     def generate(
-        self, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, state: Running = None, n_generated: int = 0, valid: Any = None
+        self,
+        prompt: np.ndarray,
+        max_new_tokens: int,
+        sampling: Sampling,
+        state: Running = None,
+        n_generated: int = 0,
+        valid: Any = None,
+        seen: np.ndarray | None = None,
     ) -> Generated:
         with self._precision():
-            return self.compiled.generate(prompt, max_new_tokens, sampling, state, n_generated, valid)
+            return self.compiled.generate(prompt, max_new_tokens, sampling, state, n_generated, valid, seen)
 
     def to_numpy(self, state: Running) -> Arrays:
         return unisono_jax.numpy_state(state)
