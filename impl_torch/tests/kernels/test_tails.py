@@ -1,0 +1,61 @@
+"""The kernels' own functions without memory, where they fall to 0: each value and slope is held to itself."""
+
+# pyright: basic, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from unisono_conformance import tails
+from unisono_torch.kernels.decode import project
+from unisono_torch.kernels.linear_attention.sweep import _phi, _slope
+from unisono_torch.kernels.scan.sweep import _sigmoid, _sigmoid_and_slope
+from unisono_torch.kernels.selective_scan import parts
+
+CASES = (
+    "sigmoid", "fast sigmoid", "sigmoid of the scan", "fast sigmoid of the scan", "sigmoid of a step", "softplus", "elu1", "gelu",
+    "gelu_tanh",
+)  # fmt: skip
+SLOPES = ("sigmoid", "fast sigmoid", "elu1")
+
+
+@triton.jit
+def apply(x, y, slope, N: tl.constexpr, CASE: tl.constexpr):
+    i = tl.arange(0, N)
+    a = tl.load(x + i)
+    d = tl.zeros_like(a)
+    if CASE == "sigmoid" or CASE == "fast sigmoid":
+        b, d = _sigmoid_and_slope(a, CASE == "fast sigmoid")
+    elif CASE == "sigmoid of the scan" or CASE == "fast sigmoid of the scan":
+        b = _sigmoid(a, CASE == "fast sigmoid of the scan")
+    elif CASE == "sigmoid of a step":
+        b = project.sigmoid(a)
+    elif CASE == "softplus":
+        b = parts.softplus(a, tl.float32)
+    elif CASE == "elu1":
+        b = _phi(a, 1.0, "elu1")
+        d = _slope(tl.full((N,), 1.0, tl.float32), a, 1.0, "elu1")
+    elif CASE == "gelu":
+        b = project.exact_gelu(a)
+    else:
+        b = a * parts.sigmoid(1.5957691216057308 * (a + 0.044715 * a * a * a))
+    tl.store(y + i, b)
+    tl.store(slope + i, d)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tails(case: str, device: str) -> None:
+    if case.startswith("fast") and device == "cpu":
+        case = case.removeprefix("fast ")  # approximate units are a GPU's
+    name = next(name for name in ("gelu_tanh", *tails.FUNCTIONS) if name in case)
+    x = torch.tensor(tails.points(name, "float32"))
+    padded = torch.zeros(128)
+    padded[: len(x)] = x
+    given = padded.to(device)
+    y, slope = torch.empty_like(given), torch.empty_like(given)
+    apply[(1,)](given, y, slope, 128, case)
+    tails.hold(name, y[: len(x)].cpu().numpy(), x.numpy(), "float32")
+    if case in SLOPES:
+        tails.hold(name, slope[: len(x)].cpu().numpy(), x.numpy(), "float32", 1)
