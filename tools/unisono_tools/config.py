@@ -149,7 +149,7 @@ class TrainConfig:
     device: str | None = None
     """cpu or cuda; the default is the backend's own choice."""
     implementation: str = "auto"
-    """auto, plain, triton (torch) or pallas (jax)."""
+    """auto or plain; triton with torch, on a GPU (docs/kernels.md)."""
     threads: int = 0
     """CPU threads; 0 leaves the number to the backend. Only equal numbers give equal bits."""
     out: str = "runs/unisono"

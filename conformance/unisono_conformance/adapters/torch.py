@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 import unisono_torch
-from unisono_spec.contract import Config
+from unisono_spec.contract import ARCHITECTURES, Config
 from unisono_torch.arrays import from_numpy, to_numpy
 from unisono_torch.kernels import registry
 
 from unisono_conformance.adapter import OPS, Arrays, Capabilities, Gradients, grouped, parts
-
-WHOLE = {"cram": ("decayed_sum", "weighted_sum")}  # architectures all of whose sequence ops have kernels
 
 
 class Model:
@@ -68,6 +67,8 @@ class Model:
         return None if state is None else {n: self._in(a) for n, a in state.items()}
 
 
+OPS_OF = "unisono_torch.ops."
+
 # Ops whose kernels walk token by token, which costs their interpreter seconds an example: there the room's own tests judge them, on a GPU
 # the court does.
 BY_TOKEN = ("selective_scan",)
@@ -89,7 +90,7 @@ class Adapter:
             dtypes=("float64", "float32", "bfloat16", "float16"),
             devices=devices,
             implementations=("plain", *(("triton",) if any(map(registry.available, devices)) else ())),
-            narrower={"triton": served | {arch: _common(served, ops) for arch, ops in WHOLE.items()}},
+            narrower={"triton": served | _whole(served)},
             rounds=("triton",),
             compiled=True,
             dear=("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else (),
@@ -126,9 +127,20 @@ def _gradients(outputs: list[torch.Tensor], cotangents: list[torch.Tensor], leav
     return {n: to_numpy(torch.zeros_like(leaf) if g is None else g) for (n, leaf), g in zip(leaves.items(), found, strict=True)}
 
 
-def _common(served: dict[str, tuple[str, ...]], ops: tuple[str, ...]) -> tuple[str, ...]:
-    """The dtypes in which all of `ops` are served."""
-    return tuple(dtype for dtype in served[ops[0]] if all(dtype in served[op] for op in ops))
+def _whole(served: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """The architectures all of whose sequence ops are `served`, and the dtypes in which all of them are."""
+    found = {}
+    for arch in ARCHITECTURES:
+        sources = [importlib.import_module(f"unisono_torch.{kind}.{arch}") for kind in ("layers", "models") if _is_there(kind, arch)]
+        modules = {v.__name__: v for source in sources for v in vars(source).values() if inspect.ismodule(v)}
+        ops = {n.removeprefix(OPS_OF) for n, v in modules.items() if n.startswith(OPS_OF) and hasattr(v, "parallel")}
+        if ops and ops <= set(served):
+            found[arch] = tuple(dtype for dtype in served[min(ops)] if all(dtype in served[op] for op in ops))
+    return found
+
+
+def _is_there(kind: str, arch: str) -> bool:
+    return importlib.util.find_spec(f"unisono_torch.{kind}.{arch}") is not None
 
 
 def export(model: Model, path: Path) -> None:
