@@ -294,7 +294,7 @@ def browser(session: nox.Session) -> None:
 @nox.session
 def services(session: nox.Session) -> None:
     """What the tools do with libraries and processes that the suites leave out: hub sets, Weights & Biases, several processes."""
-    install(session, "-e", ".[torch,data,wandb,conformance,tools]")
+    install(session, "-e", ".[torch,jax,data,wandb,conformance,tools]")
     pytest(session, "tools/tests/services", *session.posargs)
 
 

@@ -150,6 +150,12 @@ class TrainConfig:
     """cpu or cuda; the default is the backend's own choice."""
     implementation: str = "auto"
     """auto or plain; triton with torch, on a GPU (docs/kernels.md)."""
+    devices: int = 1
+    """Devices that share each batch: processes that the command starts (torch), or what this process sees (jax)."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What several devices hold: all parameters each, or a share of each parameter and of its moments."""
+    context: int = 1
+    """Of several processes, so many share each sequence, and hand the state from one to the next (torch; models of a fixed state)."""
     threads: int = 0
     """CPU threads; 0 leaves the number to the backend. Only equal numbers give equal bits."""
     out: str = "runs/unisono"
@@ -202,6 +208,8 @@ class TrainConfig:
             ("patience", self.patience, 0),
             ("seed", self.seed, 0),
             ("threads", self.threads, 0),
+            ("devices", self.devices, 1),
+            ("context", self.context, 1),
             ("data.eval_tokens", self.data.eval_tokens, 0),
             ("data.carry", self.data.carry, 0),
             ("data.eval_examples", self.data.eval_examples, 1),
@@ -235,6 +243,22 @@ class TrainConfig:
             )
 
         yield from self._data_problems()
+        yield from self._device_problems()
+
+    def _device_problems(self) -> Iterator[str]:
+        if self.parallel == "fsdp" and self.compile:
+            yield "compile: true with parallel=fsdp, whose blocks are gathered between graphs; use parallel=ddp, or leave it out"
+        if self.context > 1:
+            for name, clashes, remedy in (
+                ("backend", self.backend == "jax", "use torch"),
+                ("parallel", self.parallel == "fsdp", "use ddp"),
+                ("mode", self.mode == "positions", "use sequences"),
+                ("data.order", self.data.order == "streamed", "use random or shuffled"),
+                ("seq_len", self.seq_len % self.context != 0, "use a multiple of context"),
+            ):
+                if clashes:
+                    value = self.data.order if name == "data.order" else getattr(self, name)
+                    yield f"{name}: {value} with context={self.context}, whose processes share each sequence; {remedy}"
 
     def _data_problems(self) -> Iterator[str]:
         data = self.data
@@ -259,6 +283,8 @@ class TrainConfig:
 
     def _disagreements(self, config: Config) -> Iterator[str]:
         data, limit = self.data, config.longest
+        if self.context > 1 and any(ANY in state.shape for state in config.states().values()):
+            yield f"context: {self.context}, and this model's state grows with what it reads (softmax attention); use context=1"
         kept = any(ANY in state.shape for state in config.states().values())
         if data.order == "streamed" and ((kept and not data.carry) or (limit and not 0 < data.carry <= limit)):
             why = f"has {limit} positions" if limit else "keeps every token that it reads"
@@ -297,7 +323,7 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
 FREE = (
     *("steps", "epochs", "max_minutes", "patience", "wandb_project", "eval_every", "checkpoint_every", "log_every", "keep"),
     *("data.eval_tokens", "data.eval_examples", "data.eval_window", "backend", "device", "implementation", "threads", "out"),
-    *("accumulation", "gradient_checkpointing", "compile"),
+    *("accumulation", "gradient_checkpointing", "compile", "devices", "parallel", "context"),
 )
 
 

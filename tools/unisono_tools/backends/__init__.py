@@ -9,7 +9,7 @@ from unisono_spec.contract import Config, InputError, nearest
 from unisono_spec.contract.files import load_params
 
 from unisono_tools.backends.base import Reader, Trainer
-from unisono_tools.config import BACKENDS, TrainConfig, default_backend, processes
+from unisono_tools.config import BACKENDS, TrainConfig, default_backend
 
 PACKAGES = {"torch": "torch", "jax": "jax", "numpy": "numpy", "onnx": "onnxruntime"}
 EXTRAS = {"torch": "unisono[torch]", "jax": "unisono[jax]", "onnx": "unisono[run]"}
@@ -31,8 +31,6 @@ def backend(name: str):
 def open_trainer(train: TrainConfig, config: Config) -> Trainer:
     """A trainer of `config` on the backend that `train` names."""
     name = train.backend or default_backend(training=True)
-    if processes()[1] > 1 and name != "torch":
-        raise InputError(f"backend: {name!r} does not train in the processes of torchrun; use --backend torch, or start one process")
     return backend(name).Trainer(train, config)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 from unisono_spec.contract import InputError
 
+from unisono_tools.backends import backend
 from unisono_tools.commands.arguments import Argument, of_class, parse
-from unisono_tools.config import TrainConfig, from_dict, processes
+from unisono_tools.config import TrainConfig, default_backend, from_dict, processes
 from unisono_tools.tasks import open_task
 from unisono_tools.train import checkpoint, train
 from unisono_tools.train.outlook import outlook
@@ -30,6 +33,12 @@ def main(argv: list[str]) -> int:
         for what, how_much in outlook(plan):
             print(f"{what:<12} {how_much}")
         return 0
+    if plan.devices > 1 and processes()[1] == 1 and (plan.backend or default_backend(training=True)) == "torch":
+        backend("torch")
+        # in the place of this process, so that signals reach what passes them on
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(plan.devices)]
+        sys.stdout.flush()
+        os.execv(sys.executable, [*launch, "-m", "unisono_tools.cli", "train", *argv])
     result = train(plan)
     first = processes()[0] == 0  # of several processes, one speaks
     if first:

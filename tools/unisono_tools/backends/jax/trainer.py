@@ -16,6 +16,7 @@ from unisono_spec.contract import Arrays, Config, InputError
 
 from unisono_tools.backends.base import SCALER, Batch, Step, caches, check_moments, dropout_seeds, ema_share, router_noise, trained
 from unisono_tools.backends.jax.functional import Functional, Named, functional, ids
+from unisono_tools.backends.jax.mesh import Devices
 from unisono_tools.backends.jax.objective import gradient
 from unisono_tools.backends.jax.reader import Reader
 from unisono_tools.backends.jax.update import Pending, adamw, added, global_norm, scaler, update
@@ -24,13 +25,15 @@ from unisono_tools.config import TrainConfig
 
 class Trainer:
     def __init__(self, train: TrainConfig, config: Config) -> None:
-        self.train, self.config, self.rank = train, config, 0
+        self.train, self.config = train, config
         if train.compile:
             raise InputError("compile: true with backend jax, which compiles every step as it is; leave it out")
         if train.threads:
             # read once, when XLA's CPU client starts
             os.environ["NPROC"] = str(train.threads)
         self.threads = int(os.environ.get("NPROC") or os.cpu_count() or 1)
+        self.devices = Devices(train)
+        self.rank = self.devices.rank
 
     def init(self, params: Arrays, optimizer: Arrays | None = None, carried: Arrays | None = None, average: Arrays | None = None) -> None:
         train, rows = self.train, self.train.batch_size // self.train.accumulation
@@ -38,19 +41,21 @@ class Trainer:
             model, named = self._make(params)
             self.model = dataclasses.replace(model, recomputed=train.gradient_checkpointing)
             self.plain = model
-            self.named = {name: named.pop(name) for name in trained(self.config)}
-            self.buffers = named
+            held = self.devices.hold
+            self.named = held({name: named.pop(name) for name in trained(self.config)})
+            self.buffers = self.devices.copies(named)
             self.opt_state: Any = adamw(self.config, train.optimizer).init(self.named)
             if optimizer is not None:
                 check_moments(self.config, optimizer)
-                moments = ({n: jnp.asarray(optimizer[f"{kind}.{n}"], p.dtype) for n, p in self.named.items()} for kind in "mv")
+                moments = (held({n: jnp.asarray(optimizer[f"{kind}.{n}"], p.dtype) for n, p in self.named.items()}) for kind in "mv")
                 adam = optax.ScaleByAdamState(jnp.asarray(optimizer["count"][0], jnp.int32), *moments)
                 self.opt_state = (adam, *self.opt_state[1:])
-            self.scaler = scaler(optimizer) if train.dtype == "float16" else None
+            self.opt_state = (self.opt_state[0]._replace(count=self.devices.copies(self.opt_state[0].count)), *self.opt_state[1:])
+            self.scaler = self.devices.copies(scaler(optimizer)) if train.dtype == "float16" else None
             self.averaged: Named | None = None
             if train.ema:
                 averaged = self._make(params if average is None else average)[1]
-                self.averaged = {name: averaged[name] for name in self.named}
+                self.averaged = held({name: averaged[name] for name in self.named})
             # by part of a batch
             self.states: dict[int, Named] = {
                 i: unisono_jax.state_from_numpy({n: a[i * rows : (i + 1) * rows] for n, a in (carried or {}).items()}, train.device)
@@ -58,14 +63,14 @@ class Trainer:
             }
 
     def any(self, flag: bool) -> bool:
-        return flag
+        return self.devices.any(flag)
 
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
         with self._precision():
             losses, grads, _, _ = self._backward(batch, step)
             scale = 1.0 if self.scaler is None else float(self.scaler["scale"])
             result = Pending(losses, global_norm(grads) / scale, np.float32(scale), np.bool_(False)).read()
-            return result, {name: np.asarray(grads[name]) / np.asarray(scale, grads[name].dtype) for name in trained(self.config)}
+            return result, {name: self.devices.fetch(grads[name]) / np.asarray(scale, grads[name].dtype) for name in trained(self.config)}
 
     def grad_step(self, batch: Batch, step: int, lr: float) -> Pending:
         with self._precision():
@@ -77,26 +82,32 @@ class Trainer:
             return Pending(losses, *numbers)
 
     def reader(self) -> Reader:
-        return Reader.around(self.plain, {**(self.averaged or self.named), **self.buffers}, self.train.dtype)
+        found = {**(self.averaged or self.named), **self.buffers}
+        if self.devices.mesh is not None:
+            # by this process alone
+            with self._precision():
+                found = {name: jnp.asarray(a) for name, a in self._fetched(found).items()}
+        return Reader.around(self.plain, found, self.train.dtype)
 
     def params(self) -> Arrays:
-        found = {**self.named, **self.buffers}
-        return {name: np.array(found[name]) for name in self.config.params()}
+        return self._fetched({**self.named, **self.buffers})
 
     def average(self) -> Arrays | None:
-        found = {**(self.averaged or {}), **self.buffers}
-        return {name: np.array(found[name]) for name in self.config.params()} if self.averaged else None
+        return self._fetched({**self.averaged, **self.buffers}) if self.averaged else None
 
     def optimizer_state(self) -> Arrays:
         adam: Any = self.opt_state[0]
-        m = {f"m.{name}": np.array(adam.mu[name]) for name in trained(self.config)}
-        v = {f"v.{name}": np.array(adam.nu[name]) for name in trained(self.config)}
-        scaling = {name: np.array(a, SCALER[name][0])[None] for name, a in (self.scaler or {}).items()}
-        return {**m, **v, "count": np.array(adam.count, np.int64)[None], **scaling}
+        fetch = self.devices.fetch
+        moments = {f"{kind}.{n}": fetch(a[n]) for kind, a in (("m", adam.mu), ("v", adam.nu)) for n in trained(self.config)}
+        scaling = {name: fetch(a).astype(SCALER[name][0])[None] for name, a in (self.scaler or {}).items()}
+        return {**moments, "count": fetch(adam.count).astype(np.int64)[None], **scaling}
 
     def carried(self) -> Arrays | None:
         parts = [self.states[i] for i in sorted(self.states)]
-        return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]} if parts else None
+        return {name: np.concatenate([self.devices.fetch(part[name]) for part in parts]) for name in parts[0]} if parts else None
+
+    def _fetched(self, named: Named) -> Arrays:
+        return {name: self.devices.fetch(named[name]) for name in self.config.params()}
 
     def _make(self, params: Arrays) -> tuple[Functional, Named]:
         train = self.train
@@ -124,7 +135,10 @@ class Trainer:
                 state = self.states.get(i)
                 if state is None and caches(self.config):
                     state = self.plain({**self.named, **self.buffers}).init_state(len(part.inputs), self.train.data.carry)
-            arrays = (ids(part.inputs), ids(part.targets), part.scored, state, part.reset, part.valid, seeds, noise)
+            state = self.devices.rows(state)
+            given = self.devices.rows((ids(part.inputs), ids(part.targets), part.scored, part.reset, part.valid, noise))
+            inputs, targets, scored, reset, valid, noise = given
+            arrays = (inputs, targets, scored, state, reset, valid, seeds, noise)
             read = (self.named, self.buffers, self.model, part.precomputed)
             scale = None if self.scaler is None else self.scaler["scale"]
             grads, (loss, loads, after) = gradient(*read, *arrays, float(batch.count), scale)

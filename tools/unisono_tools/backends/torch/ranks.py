@@ -1,23 +1,40 @@
-"""Several processes that train one model, as torchrun starts them: each computes its share of every batch, all take the same step."""
+"""Several processes that train one model, as torchrun starts them: replicas (DDP), shards (FSDP2), or neighbours in time.
+
+Of R processes, `context` neighbours share each sequence; the R / context groups of them each compute their share of every batch.
+"""
 
 from __future__ import annotations
 
 import os
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from unisono_spec.contract import InputError
+from torch import Tensor, nn
+from unisono_spec.contract import Config, InputError
 from unisono_torch.models import find_device
 
-from unisono_tools.config import processes
+from unisono_tools.config import TrainConfig, processes
 
 
 class Ranks:
     """This process among `size` of them. Alone, every method gives back what it gets."""
 
-    def __init__(self, device: str | None) -> None:
+    def __init__(self, train: TrainConfig) -> None:
         self.rank, self.size = processes()
+        self.context, self.sharded = train.context, train.parallel == "fsdp" and self.size > 1
+        if train.devices not in (1, self.size):
+            raise InputError(
+                f"devices: {train.devices} with {self.size} process(es); start as many, as in `torchrun --nproc-per-node "
+                f"{train.devices} -m unisono_tools.cli train …`, or leave it out"
+            )
+        if self.size % self.context:
+            raise InputError(f"context: {self.context} does not divide {self.size} processes; start a multiple of {self.context}")
+        # which share of a batch, of how many; which stretch of its sequences
+        self.share, self.shares, self.stretch = self.rank // self.context, self.size // self.context, self.rank % self.context
+        device = train.device
         cuda = torch.cuda.is_available() if device is None else device.startswith("cuda")
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if self.size > 1 and cuda and device in (None, "cuda"):
@@ -29,10 +46,54 @@ class Ranks:
         if self.size > 1 and not dist.is_initialized():
             # addresses come from torchrun's environment
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        # what the processes agree on must not wait for their devices
+        self.control = dist.new_group(backend="gloo") if self.size > 1 and self.device.type == "cuda" else None
+        self.wrapped: Any = None
+
+    def replicate(self, objective: nn.Module, fixed: bool) -> nn.Module:
+        """DDP around it. fixed: every pass uses the same parameters, and is followed by an exchange."""
+        if self.size == 1 or self.sharded or self.context > 1:
+            return objective
+        # said of every model all of whose parameters are used after all
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+        wrapped = nn.parallel.DistributedDataParallel(
+            objective, broadcast_buffers=False, static_graph=fixed, find_unused_parameters=not fixed
+        )
+        wrapped.register_comm_hook(None, _summed)
+        self.wrapped = wrapped
+        return wrapped
+
+    def shard(self, objective: nn.Module, config: Config) -> None:
+        """FSDP2: each process holds a share of every parameter, and sees all of a block while it computes it."""
+        if not self.sharded:
+            return
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        parts: list[Any] = []
+        # initial states that are learned lie in the blocks, and are needed before these
+        if all(state.initial is None for state in config.states().values()):
+            for layer in objective.model.layers:  # pyright: ignore[reportGeneralTypeIssues, reportAttributeAccessIssue]
+                parts.append(fully_shard(layer, mesh=mesh))
+                if hasattr(layer, "scored_input"):
+                    register_fsdp_forward_method(layer, "scored_input")
+        parts.append(fully_shard(objective, mesh=mesh))
+        for part in parts:
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+        self.wrapped = objective
+
+    def accumulating(self, last: bool) -> AbstractContextManager:
+        """Where gradients of several parts are added, the processes exchange them once, after the last."""
+        if self.sharded:
+            self.wrapped.set_requires_gradient_sync(last)
+            return nullcontext()
+        return nullcontext() if last or self.wrapped is None else self.wrapped.no_sync()
 
     def sum(self, tensors: list[Tensor]) -> list[Tensor]:
         """The sums over all processes, of equal tensors in equal order: one message a dtype."""
-        if self.size == 1:
+        if self.size == 1 or not tensors:
             return tensors
         out = list(tensors)
         for dtype in dict.fromkeys(t.dtype for t in tensors):
@@ -45,4 +106,41 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process."""
-        return flag if self.size == 1 else bool(self.sum([torch.tensor(float(flag), device=self.device)])[0] > 0)
+        if self.size == 1:
+            return flag
+        told = torch.tensor(float(flag))
+        dist.all_reduce(told, group=self.control)
+        return bool(told > 0)
+
+
+# A parameter that FSDP2 has cut is a DTensor, and a tensor otherwise.
+
+
+def local(p: Any) -> Tensor:
+    """What this process holds of a parameter or its gradient."""
+    return p.to_local() if hasattr(p, "to_local") else p
+
+
+def share_of(full: Tensor, like: Any) -> Tensor:
+    """What this process holds of `full`, cut as `like` is."""
+    if not hasattr(like, "to_local"):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    return local(distribute_tensor(full, like.device_mesh, like.placements))
+
+
+def whole(held: Tensor, like: Any) -> Tensor:
+    """The inverse; all processes ask at once."""
+    if not hasattr(like, "to_local"):
+        return held
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(held, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()).full_tensor()
+
+
+def _summed(_, bucket):  # DDP refuses annotations that are strings
+    """The sum, where DDP would take the mean: each process's loss is its share of the mean already."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    assert work is not None
+    return work.get_future().then(lambda done: done.value()[0])

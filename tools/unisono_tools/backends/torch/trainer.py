@@ -16,8 +16,9 @@ from unisono_spec.contract import Arrays, Config, InputError
 from unisono_torch.ops.mom_gru import balanced
 
 from unisono_tools.backends.base import Batch, Step, caches, check_moments, decays, dropout_seeds, ema_share, router_noise, trained
+from unisono_tools.backends.torch import context
 from unisono_tools.backends.torch.objective import Objective, State, dropout_masks, recompute_blocks
-from unisono_tools.backends.torch.ranks import Ranks
+from unisono_tools.backends.torch.ranks import Ranks, local, share_of, whole
 from unisono_tools.backends.torch.reader import Reader, to_numpy
 from unisono_tools.backends.torch.update import Pending, Scaler, adamw, average_if, multiply, step_if
 from unisono_tools.config import TrainConfig
@@ -29,11 +30,11 @@ class Trainer:
         if train.threads:
             torch.set_num_threads(train.threads)
         self.threads = torch.get_num_threads()
-        self.ranks = Ranks(train.device)
+        self.ranks = Ranks(train)
         self.device, self.rank = self.ranks.device, self.ranks.rank
-        self.parts = train.accumulation * self.ranks.size
+        self.parts = train.accumulation * self.ranks.shares
         if train.batch_size % self.parts:
-            what = f"{self.ranks.size} processes times {train.accumulation} parts"
+            what = f"{self.ranks.shares} processes times {train.accumulation} parts"
             raise InputError(f"batch_size: {train.batch_size} does not divide into {what}; use a multiple of {self.parts}")
         self.sums = torch.float32 if self.device.type == "mps" else torch.float64  # of what is reported
         if self.device.type == "cuda":
@@ -47,29 +48,40 @@ class Trainer:
         self.model = self._make(params)
         if train.gradient_checkpointing:
             recompute_blocks(self.model)
-        self.objective: Any = Objective(self.config, self.model)
-        if train.compile:
-            self.objective = torch.compile(self.objective, dynamic=False)
+        objective: Any = Objective(self.config, self.model)
+        self.ranks.shard(objective, self.config)
         named = dict(self.model.named_parameters())
-        self.named = {name: named[name] for name in trained(self.config)}
+        self.named: dict[str, Tensor] = {name: named[name] for name in trained(self.config)}
+        # what this process holds of each, as plain tensors
+        self.held = {name: local(p.detach()) for name, p in self.named.items()}
         self.buffers = dict(self.model.named_buffers())
+        if train.compile:
+            objective = torch.compile(objective, dynamic=False)
+        # a state that is carried takes the place of initial states that are parameters; a fixed graph must end its first pass
+        self.objective: Any = self.ranks.replicate(objective, fixed=train.data.order != "streamed" and train.accumulation == 1)
         decay = decays(self.config, opt.weight_decay)
-        groups = [{"params": [p for n, p in self.named.items() if decay[n] == d], "weight_decay": d} for d in sorted(set(decay.values()))]
-        self.optimizer = adamw(groups, opt.lr, (opt.beta1, opt.beta2), opt.eps)
+        groups = [
+            {"params": [p for n, p in self.held.items() if decay[n] == d and p.numel()], "weight_decay": d}
+            for d in sorted(set(decay.values()))
+        ]
+        self.optimizer = adamw([group for group in groups if group["params"]], opt.lr, (opt.beta1, opt.beta2), opt.eps)
         if optimizer is not None:
             check_moments(self.config, optimizer)
-        count = 0.0 if optimizer is None else float(optimizer["count"][0])
-        for name, p in self.named.items():
-            moments = [torch.zeros_like(p) if optimizer is None else self._moment(optimizer[f"{kind}.{name}"], p) for kind in "mv"]
-            steps = torch.tensor(count, dtype=torch.float32, device=p.device)
-            self.optimizer.state[p] = {"step": steps, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
+        self.count = torch.tensor(0.0 if optimizer is None else float(optimizer["count"][0]), device=self.device)
+        self.moments: dict[str, list[Tensor]] = {}
+        for name, p in self.held.items():
+            saved = None if optimizer is None else [optimizer[f"{kind}.{name}"] for kind in "mv"]
+            moments = [torch.zeros_like(p) for _ in "mv"] if saved is None else [self._share(a, name) for a in saved]
+            self.moments[name] = moments
+            self.optimizer.state[p] = {"step": self.count.clone(), "exp_avg": moments[0], "exp_avg_sq": moments[1]}
         self.scaler = Scaler(self.device, optimizer) if train.dtype == "float16" else None
-        self.averaged: Any = self._make(params if average is None else average) if train.ema else None
+        initial = params if average is None else average
+        self.averaged = {name: self._share(initial[name], name) for name in self.named} if train.ema else None
         rows = train.batch_size // self.parts
         # by part of a batch; of those that this process computes
         self.states: dict[int, State] = {
             i: unisono_torch.state_from_numpy({n: a[i * rows : (i + 1) * rows] for n, a in (carried or {}).items()}, device=self.device)
-            for i in range(self.rank, self.parts if carried else 0, self.ranks.size)
+            for i in range(self.ranks.share, self.parts if carried else 0, self.ranks.shares)
         }
 
     def any(self, flag: bool) -> bool:
@@ -79,7 +91,7 @@ class Trainer:
         loss, _, _ = self._backward(batch, step)
         result = Pending(loss, self._norm(), *self._one_and_no()).read()
         scale = 1.0 if self.scaler is None else self.scaler.scale.item()
-        return result, {name: to_numpy(p.grad) / scale for name, p in self.named.items()}
+        return result, {name: to_numpy(whole(grad, self.named[name])) / scale for name, grad in self._gradients().items()}
 
     @torch.no_grad()
     def grad_step(self, batch: Batch, step: int, lr: float) -> Pending:
@@ -95,7 +107,10 @@ class Trainer:
             shrink = (clip / norm).clamp(max=1)
             factor = shrink if factor is None else factor * shrink
         if factor is not None:
-            multiply([p.grad for p in self.named.values()], factor)  # pyright: ignore[reportArgumentType]
+            multiply(list(self._gradients().values()), factor)
+        for name, grad in self._gradients().items():
+            self.held[name].grad = grad
+        self.count = self.count + fine.to(self.count.dtype)
         step_if(self.optimizer, fine, lr)
         for router, load in zip(self.config.routers, loads, strict=True):
             bias, average = (self.buffers[f"{router}.{name}"] for name in ("balance_bias", "balance_load"))
@@ -104,32 +119,40 @@ class Trainer:
         if self.scaler is not None:
             self.scaler.update(fine)
         if self.averaged is not None:
-            average = dict(self.averaged.named_parameters())
-            average_if([average[name] for name in self.named], list(self.named.values()), fine, ema_share(self.train.ema, step))
-            for name, buffer in self.averaged.named_buffers():
-                buffer.copy_(self.buffers[name])
+            average_if(list(self.averaged.values()), list(self.held.values()), fine, ema_share(self.train.ema, step))
         self.states = states
         return pending
 
     def reader(self) -> Reader:
-        return Reader.around(self.config, self.model if self.averaged is None else self.averaged, self.device)
+        if self.averaged is None and not self.ranks.sharded:
+            return Reader.around(self.config, self.model, self.device)
+        params = self.average() or self.params()
+        return Reader.around(self.config, self._make(params) if self.rank == 0 else None, self.device)
 
     def params(self) -> Arrays:
-        found = {**self.named, **self.buffers}
-        return {name: to_numpy(found[name]) for name in self.config.params()}
+        return self._whole(self.held)
 
     def average(self) -> Arrays | None:
-        if self.averaged is None:
-            return None
-        found = {**dict(self.averaged.named_parameters()), **self.buffers}
-        return {name: to_numpy(found[name]) for name in self.config.params()}
+        return None if self.averaged is None else self._whole(self.averaged)
 
     def optimizer_state(self) -> Arrays:
-        states = {name: self.optimizer.state[p] for name, p in self.named.items()}
-        m = {f"m.{name}": to_numpy(s["exp_avg"]) for name, s in states.items()}
-        v = {f"v.{name}": to_numpy(s["exp_avg_sq"]) for name, s in states.items()}
-        count = np.array([next(iter(states.values()))["step"].item()], np.int64)
-        return {**m, **v, "count": count, **(self.scaler.state() if self.scaler else {})}
+        found = {f"{kind}.{name}": self._array(self.moments[name][i], name) for i, kind in enumerate("mv") for name in self.named}
+        return {**found, "count": np.array([self.count.item()], np.int64), **(self.scaler.state() if self.scaler else {})}
+
+    def _whole(self, held: dict[str, Tensor]) -> Arrays:
+        found = {name: self._array(a, name) for name, a in held.items()} | {name: to_numpy(a) for name, a in self.buffers.items()}
+        return {name: found[name] for name in self.config.params()}
+
+    def _array(self, held: Tensor, name: str) -> np.ndarray:
+        return to_numpy(whole(held, self.named[name]))
+
+    def _share(self, array: np.ndarray, name: str) -> Tensor:
+        p = self.named[name]
+        return share_of(torch.tensor(array, dtype=p.dtype, device=self.device), p)
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """What this process holds of the gradient."""
+        return {name: local(p.grad) for name, p in self.named.items()}  # pyright: ignore[reportArgumentType]
 
     def carried(self) -> Arrays | None:
         if not self.states:
@@ -157,29 +180,43 @@ class Trainer:
 
     def _backward(self, batch: Batch, step: int) -> tuple[Tensor, list[Tensor], dict[int, State]]:
         """The loss; the mean load of each noisy router; the states to carry on, by part. Gradients, times the scale, are in `.grad`."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, loads, states = torch.zeros((), dtype=self.sums, device=self.device), [], {}
-        parts = batch.microbatches(self.parts)
+        for p in self.named.values():
+            p.grad = None
+        parts, ranks = batch.microbatches(self.parts), self.ranks
         # numbered as one process would that computes all of them: noise and dropout are the same
-        for i in range(self.rank, self.parts, self.ranks.size):
-            nll, load, state = self._compute(self._arguments(parts[i], step, i))
-            mean = nll / batch.count
-            (mean if self.scaler is None else mean * self.scaler.scale).backward()
-            loss += mean.detach()
-            loads.append(load)
-            if batch.carried:
-                states[i] = {name: a.detach() for name, a in state.items()}
+        mine = range(ranks.share, self.parts, ranks.shares)
+        weight = 1 / batch.count if self.scaler is None else self.scaler.scale / batch.count
+        if ranks.context > 1:
+            found = context.backward(
+                ranks,
+                len(mine),
+                lambda i, state: self._compute(self._arguments(parts[mine[i]], step, mine[i], state)),
+                lambda: self.model.init_state(self.train.batch_size // self.parts),
+                weight,
+            )
+            # a load is a mean over tokens
+            shares = [context.weight_of(parts[i], ranks) for i in mine]
+            found = [(nll, [load * w for load in loads], state) for w, (nll, loads, state) in zip(shares, found, strict=True)]
+        else:
+            found = []
+            for i in mine:
+                with ranks.accumulating(last=i == mine[-1]):
+                    found.append(self._compute(self._arguments(parts[i], step, i)))
+                    (found[-1][0] * weight).backward()
+        states = {i: {name: a.detach() for name, a in state.items()} for i, (_, _, state) in zip(mine, found, strict=True)}
+        loss = sum((nll.detach().to(self.sums) / batch.count for nll, _, _ in found), torch.zeros((), dtype=self.sums, device=self.device))
         for p in self.named.values():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        means = [torch.stack(load).mean(0).detach() for load in zip(*loads, strict=True)]
-        if self.ranks.size > 1:
-            grads: list[Any] = [p.grad for p in self.named.values()]
-            loss, *summed = self.ranks.sum([loss, *grads, *means])
-            for p, grad in zip(self.named.values(), summed, strict=False):
+        means = [torch.stack(load).mean(0).detach() for load in zip(*(loads for _, loads, _ in found), strict=True)]
+        if ranks.size > 1:
+            # replicas and shards have exchanged their gradients as they came
+            own: list[Any] = [p.grad for p in self.named.values()] if ranks.context > 1 else []
+            loss, *summed = ranks.sum([loss, *own, *means])
+            for p, grad in zip(self.named.values(), summed[: len(own)], strict=False):
                 p.grad = grad
-            means = [load / self.ranks.size for load in summed[len(grads) :]]
-        return loss, means, states
+            means = [load / ranks.shares for load in summed[len(own) :]]
+        return loss, means, states if batch.carried else {}
 
     def _compute(self, arguments: dict[str, Any]) -> Any:
         if not self.train.compile:
@@ -189,32 +226,42 @@ class Trainer:
         except torch._dynamo.exc.TorchDynamoException as error:
             raise InputError(f"compile: {str(error).strip().splitlines()[0]}; leave it out, or see that a C++ compiler is here") from error
 
-    def _arguments(self, batch: Batch, step: int, part: int) -> dict[str, Any]:
-        """What the objective takes, on the device."""
+    def _arguments(self, batch: Batch, step: int, part: int, state: State | None = None) -> dict[str, Any]:
+        """What the objective takes, on the device. state: where this process's stretch of the sequences starts."""
         seeds = dropout_seeds(self.config, self.train.seed, step, part)
         shape = batch.inputs.shape[: 1 if batch.precomputed else 2]
+        dropout = dropout_masks(self.config, seeds, shape, self.train.dtype, self.device)
+        noise = None if batch.precomputed else router_noise(self.config, self.train.seed, step, part, shape)
+        if self.ranks.context > 1:
+            # drawn for all of the sequence, as one process would
+            where = context.stretch(batch, self.ranks)
+            dropout = None if dropout is None else [a[:, where] for a in dropout]
+            noise = None if noise is None else [a[:, where] for a in noise]
+            batch = context.cut(batch, self.ranks)
         given: dict[str, Any] = {
             "inputs": self._put(batch.inputs),
             "targets": self._put(batch.targets),
             "scored": self._put(batch.scored),
-            "dropout": dropout_masks(self.config, seeds, shape, self.train.dtype, self.device),
+            "dropout": dropout,
             "precomputed": batch.precomputed,
-            "keep_state": batch.carried,
+            "keep_state": batch.carried or self.ranks.context > 1,
         }
         if batch.precomputed:
             return given | {"inputs": given["inputs"].to(getattr(torch, self.train.param_dtype))}
-        state = None if batch.state is None else {name: self._put(a) for name, a in batch.state.items()}
         if batch.carried:
             state = self.states.get(part)
             if state is None and caches(self.config):
                 state = self.model.init_state(len(batch.inputs), self.train.data.carry)
-        noise = router_noise(self.config, self.train.seed, step, part, shape)
+        elif state is None and batch.state is not None:
+            state = {name: self._put(a) for name, a in batch.state.items()}
         given["noise"] = None if noise is None else [self._put(a) for a in noise]
         return given | {"state": state, "reset": self._put(batch.reset), "valid": self._put(batch.valid)}
 
     def _norm(self) -> Tensor:
         """The gradient's global norm, of the loss without its scale."""
-        norm = get_total_norm([p.grad for p in self.named.values()])  # pyright: ignore[reportArgumentType]
+        norm = get_total_norm(list(self._gradients().values()))
+        if self.ranks.sharded:
+            norm = self.ranks.sum([norm**2])[0].sqrt()
         return norm if self.scaler is None else norm / self.scaler.scale
 
     def _put(self, array: np.ndarray | None) -> Any:
@@ -223,6 +270,3 @@ class Trainer:
             return None
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor.to(self.device)
-
-    def _moment(self, array: np.ndarray, like: Tensor) -> Tensor:
-        return torch.tensor(array, dtype=like.dtype, device=like.device)

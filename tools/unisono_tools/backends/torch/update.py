@@ -71,6 +71,7 @@ def step_if(optimizer: torch.optim.AdamW, fine: Tensor, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
+    optimizer.zero_grad(set_to_none=True)  # the next backward pass needs the memory
 
 
 def multiply(tensors: list[Tensor], factor: Tensor) -> None:
