@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from several import CASES, alone, run
+from several import CASES, alone, run  # pyright: ignore[reportMissingImports]
 
 SCRIPT = Path(__file__).with_name("several.py")
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
