@@ -71,7 +71,7 @@ OPS_OF = "unisono_torch.ops."
 
 # Ops whose kernels walk token by token, which costs their interpreter seconds an example: there the room's own tests judge them, on a GPU
 # the court does.
-BY_TOKEN = ("selective_scan",)
+BY_TOKEN = ("selective_scan", "diagonal_ssm")
 
 
 class Adapter:

@@ -16,7 +16,8 @@ from unisono_spec.contract import InputError
 from unisono_spec.contract.sampling import Sampling, trouble, uniform
 
 from unisono_torch.decoding import sampling as law
-from unisono_torch.decoding.fused import Held, buffers, fused
+from unisono_torch.decoding.fused import buffers, fused
+from unisono_torch.decoding.parts import Held
 from unisono_torch.kernels.registry import available
 from unisono_torch.ops.transforms import transformed
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from unisono_spec.contract.base import ANY
 
+from unisono_torch.decoding.parts import Held, Parts
 from unisono_torch.kernels.registry import available
-from unisono_torch.layers.basic import LayerNorm, Linear, RMSNorm
-from unisono_torch.layers.ffn import FFN, GELUFFN, GatedGELU, SwiGLU
 from unisono_torch.ops import rotary
 
 if TYPE_CHECKING:
@@ -22,27 +21,6 @@ if TYPE_CHECKING:
 
 Step = Callable[[Tensor], Tensor]  # token [B] → logits [B, V]
 MOST_WINDOW = 128  # keys that a program holds at once
-
-
-class Held:
-    """Tensors that are functions of parameters: made once, and filled anew by `refresh`, since parameters may have been trained."""
-
-    def __init__(self) -> None:
-        self._made: list[tuple[Tensor, Callable[[], Tensor]]] = []
-
-    def __call__(self, make: Callable[[], Tensor]) -> Tensor:
-        found = make().clone()
-        self._made.append((found, make))
-        return found
-
-    def cast(self, p: Tensor, dtype: torch.dtype) -> Tensor:
-        """`p` itself where it has the dtype."""
-        p = p.detach()
-        return p if p.dtype == dtype and p.is_contiguous() else self(lambda: p.to(dtype).contiguous())
-
-    def refresh(self) -> None:
-        for held, make in self._made:
-            held.copy_(make())
 
 
 def buffers(state: State) -> State:
@@ -62,63 +40,11 @@ def fused(model: Model, state: State, held: Held) -> tuple[State, Step] | None:
     own = buffers({name: a for name, a in state.items() if name not in caches})
     for name in caches:
         own[name] = state[name].new_empty(state[name].shape, dtype=model.compute_dtype).copy_(state[name])
-    step = build(model, own, _Parts(model, held))
+    step = build(model, own, Parts(model, held))
     return None if step is None else (own, step)
 
 
-class _Parts:
-    """What steps are made of, in the model's compute dtype."""
-
-    def __init__(self, model: Model, held: Held) -> None:
-        self.dtype, self.held = model.compute_dtype, held
-
-    def norm(self, norm: nn.Module | None) -> tuple[str, Tensor | None, Tensor | None]:
-        if norm is None:
-            return "none", None, None
-        assert isinstance(norm, RMSNorm | LayerNorm)
-        weight = norm.weight.detach()
-        return ("rms", weight, None) if isinstance(norm, RMSNorm) else ("layer", weight, norm.bias.detach())
-
-    def linear(
-        self, layer: Linear | Any, norm: nn.Module | None = None, act: str = "none", weight: Tensor | None = None
-    ) -> Callable[..., Tensor]:
-        """x [B, in] and perhaps a residual → [B, out]. With "gated_gelu" and "glu", the two halves of the rows are the two products."""
-        from unisono_torch.kernels.decode.project import projected
-
-        before = self.norm(norm)
-        w = self.held.cast(layer.weight if weight is None else weight, self.dtype)
-        b = None if layer.bias is None else layer.bias.detach()
-        if act in ("gated_gelu", "glu"):
-            (w, w2), (b, b2) = w.chunk(2), (None, None) if b is None else b.chunk(2)
-        else:
-            w2 = b2 = None
-        return lambda x, residual=None: projected(x, w, b, second=w2, second_bias=b2, norm=before, act=act, residual=residual)
-
-    def ffn(self, ffn: nn.Module, norm: nn.Module | None) -> Callable[[Tensor, Tensor], Tensor]:
-        """x [B, D] and what the result is added to → [B, D]."""
-        from unisono_torch.kernels.decode.project import projected
-
-        if isinstance(ffn, SwiGLU):
-            before, gate, up = self.norm(norm), *(self.held.cast(a.weight, self.dtype) for a in (ffn.gate, ffn.up))
-            bias = [None if a.bias is None else a.bias.detach() for a in (ffn.gate, ffn.up)]
-
-            def rise(x: Tensor) -> Tensor:
-                return projected(x, gate, bias[0], second=up, second_bias=bias[1], norm=before, act="swiglu")
-        else:
-            kinds = {GELUFFN: "gelu", FFN: "gelu_tanh", GatedGELU: "gated_gelu"}
-            rise = self.linear(ffn.up, norm, kinds[type(ffn)])
-        down = self.linear(ffn.down)
-        return lambda x, residual: down(rise(x), residual)
-
-    def embedding(self, model: Any) -> Callable[[Tensor], Tensor]:
-        weight, dtype = model.embedding.weight.detach(), self.dtype
-        return lambda token: nn.functional.embedding(token, weight).to(dtype)
-
-    def head(self, model: Any) -> Callable[[Tensor], Tensor]:
-        return self.linear(model.head, model.norm, weight=model.embedding.weight if model.config.tie_head else None)
-
-
-def _lat(model: Any, state: State, parts: _Parts) -> Step | None:
+def _lat(model: Any, state: State, parts: Parts) -> Step | None:
     from unisono_torch.kernels.decode import attention
 
     blocks, position = model.blocks, state["position"]
@@ -149,7 +75,7 @@ def _lat(model: Any, state: State, parts: _Parts) -> Step | None:
     return step
 
 
-def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: _Parts) -> Callable[[Tensor, dict], Tensor]:
+def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) -> Callable[[Tensor, dict], Tensor]:
     """x [B, D] and the rotations by width → x and what the mixer adds to it."""
     from unisono_torch.kernels.decode import attention, scans
 
@@ -168,7 +94,7 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: _Parts)
     return lambda x, turns: out(op(qkv(x), keys, values, position, turns.get(width)), x)
 
 
-def _mamba(model: Any, state: State, parts: _Parts) -> Step:
+def _mamba(model: Any, state: State, parts: Parts) -> Step:
     layers = []
     for i, layer in enumerate(model.layers):
         layers.append(_mamba_block(layer.mixer, layer.norm, state[f"layers.{i}.conv"], state[f"layers.{i}.ssm"], parts))
@@ -183,17 +109,22 @@ def _mamba(model: Any, state: State, parts: _Parts) -> Step:
     return step
 
 
-def _mamba_block(block: Any, norm: nn.Module | None, conv: Tensor, ssm: Tensor, parts: _Parts) -> Callable[[Tensor, Tensor], Tensor]:
-    """x [B, D] and what the result is added to → [B, D]."""
+def _mamba_block(block: Any, norm: nn.Module | None, conv: Tensor, ssm: Tensor, parts: Parts) -> Callable[..., Tensor]:
+    """x [B, D] and perhaps what the result is added to → [B, D]."""
     from unisono_torch.kernels.decode import scans
 
-    into, out = parts.linear(block.in_proj, norm), parts.linear(block.out_proj)
     own = {name: p.detach() for name, p in block.named_parameters()}
-    x_proj = parts.held.cast(block.x_proj.weight, parts.dtype)
-    return lambda x, residual: out(scans.mamba_step(into(x), conv, ssm, own, x_proj), residual)
+    into = parts.linear(block.in_proj, norm, conv=(own["conv1d.weight"], own.get("conv1d.bias"), conv))
+    inner, out, width = parts.linear(block.x_proj), parts.linear(block.out_proj), ssm.shape[1]
+
+    def step(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        uz = into(x)
+        return out(scans.mamba_step(uz, ssm, own, inner(uz[:, :width])), residual)
+
+    return step
 
 
-def _s4d(model: Any, state: State, parts: _Parts) -> Step:
+def _s4d(model: Any, state: State, parts: Parts) -> Step:
     from unisono_torch.kernels.decode import scans
     from unisono_torch.ops import diagonal_ssm
 
@@ -231,4 +162,117 @@ def _s4d(model: Any, state: State, parts: _Parts) -> Step:
     return step
 
 
-_BUILDERS: dict[str, Callable[[Any, State, _Parts], Step | None]] = {"lat": _lat, "transformer": _lat, "mamba": _mamba, "s4d": _s4d}
+def _cram(model: Any, state: State, parts: Parts) -> Step | None:
+    from unisono_torch.kernels.decode.sums import sum_step
+
+    config, position = model.config, state.get("position")
+    if position is None or config.residual == "after" or config.input_norm:
+        return None  # the fixed scheme, whose ξ goes in float32 through all that follows, and published variants
+
+    def layer(block: Any, xi: Tensor) -> Callable[[Tensor], Tensor]:
+        score = block.mixer
+        Q = parts.held.cast(score.Q, parts.dtype)
+        one, two, three = ((a.weight.detach(), a.bias.detach()) for a in score.score)
+        up, down = parts.linear(block.ffn.up, block.norm, "gelu_tanh"), parts.linear(block.ffn.down)
+
+        def step(x: Tensor) -> Tensor:
+            return down(up(sum_step(x, projected(x, Q), position, (one, two, three), score.key_scale, xi, config.exclusive)), x)
+
+        return step
+
+    from unisono_torch.kernels.decode.project import projected
+
+    layers = [layer(block, state[f"layers.{i}.xi"]) for i, block in enumerate(model.layers)]
+    embedding, head = parts.embedding(model), parts.head(model)
+
+    def step(token: Tensor) -> Tensor:
+        x = embedding(token)
+        for one in layers:
+            x = one(x)
+        position.add_(1)
+        return head(x)
+
+    return step
+
+
+def _infinityformer(model: Any, state: State, parts: Parts) -> Step:
+    from unisono_torch.kernels.decode import attention
+    from unisono_torch.kernels.decode.project import projected
+
+    config, position = model.config, state["position"]
+    table = None
+    if config.rope != "none":
+        table = torch.from_numpy(rotary.prepare(config.head_width, config.rope_base)).to(position.device, torch.float32).contiguous()
+
+    def layer(block: Any, S: Tensor, z: Tensor) -> Callable[[Tensor, Any], Tensor]:
+        mixer, vector = block.mixer, config.gate == "vector"
+        qkv, out, norm = parts.linear(mixer.qkv, block.mixer_norm), parts.linear(mixer.out), parts.norm(block.mixer_norm)
+        gate, decay, mix = mixer.gate, mixer.decay, mixer.mix
+        asked = [(gate.weight, gate.bias)] + ([] if decay.weight is None else [(decay.weight, decay.bias)])
+        weight, bias = (parts.held(lambda i=i: torch.cat([pair[i].detach().float() for pair in asked])) for i in range(2))
+        mixed = parts.held(lambda: torch.cat([mix.detach().float(), decay.bias.detach().float()]))
+        tau, ffn = None if mixer.tau is None else mixer.tau.detach(), parts.ffn(block.ffn, block.ffn_norm)
+        how = vector, config.feature_map, tau
+
+        def step(x: Tensor, turn: Any) -> Tensor:
+            gates = projected(x, weight, bias, norm=norm, normed=parts.dtype)
+            x = out(attention.multiscale_step(qkv(x), gates, mixed, S, z, *how, turn, config.rope == "numerator"), x)
+            return ffn(x, x)
+
+        return step
+
+    layers = [layer(block, state[f"layers.{i}.S"], state[f"layers.{i}.z"]) for i, block in enumerate(model.layers)]
+    embedding, head = parts.embedding(model), parts.head(model)
+
+    def step(token: Tensor) -> Tensor:
+        x = embedding(token)
+        turn = None if table is None else attention.turns(position, table)
+        for one in layers:
+            x = one(x, turn)
+        position.add_(1)
+        return head(x)
+
+    return step
+
+
+def _maru(model: Any, state: State, parts: Parts) -> Step:
+    from unisono_torch.ops import mom_gru
+
+    def layer(block: Any, i: int) -> Callable[[Tensor], Tensor]:
+        conv, ssm, h, memory = (state[f"layers.{i}.{name}"] for name in ("conv", "ssm", "h", "memory"))
+        mamba, project = _mamba_block(block.mamba, block.mamba_norm, conv, ssm, parts), parts.linear(block.project, block.cell_norm)
+        named = {**dict(block.cell.named_parameters()), **dict(block.cell.named_buffers())}
+        own = {name: parts.held.cast(p, torch.float32) for name, p in named.items()}
+        stacked = block.mamba_norm is not None
+
+        def step(x: Tensor) -> Tensor:
+            x = mamba(x, x if stacked else None)
+            update, after = mom_gru.step(project(x), own, (h, memory), temperature=block.cell.temperature)
+            h.copy_(after[0])
+            memory.copy_(after[1])
+            return x + update.to(x.dtype) if stacked else update.to(x.dtype)
+
+        return step
+
+    layers = [layer(block, i) for i, block in enumerate(model.layers)]
+    embedding = parts.embedding(model)
+    below, head = parts.linear(model.head[0], model.norm, "relu"), parts.linear(model.head[1])
+
+    def step(token: Tensor) -> Tensor:
+        x = embedding(token)
+        for one in layers:
+            x = one(x)
+        return head(below(x))
+
+    return step
+
+
+_BUILDERS: dict[str, Callable[[Any, State, Parts], Step | None]] = {
+    "lat": _lat,
+    "transformer": _lat,
+    "mamba": _mamba,
+    "s4d": _s4d,
+    "cram": _cram,
+    "infinityformer": _infinityformer,
+    "maru": _maru,
+}

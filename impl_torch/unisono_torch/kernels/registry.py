@@ -59,6 +59,7 @@ IMPLEMENTATIONS = (
         {"feature_map": ("none", "elu1", "relu", "learned"), "one_dtype": (True,)},
     ),
     Implementation("selective_scan", "triton", FLOATS, widths={"N": (1, 64)}),
+    Implementation("diagonal_ssm", "triton", FLOATS, widths={"P": (1, 128)}),
 )
 REGISTRY: Mapping[tuple[str, str], Implementation] = {(each.op, each.name): each for each in IMPLEMENTATIONS}
 

@@ -82,7 +82,10 @@ def parallel(
     Without resets a chunk is one matmul a channel, with a Toeplitz matrix. With resets, each pair of tokens has a mask of its own,
     and the convolution goes lag by lag.
     """
-    use_triton(implementation, "diagonal_ssm", u.device, u.dtype)
+    if use_triton(implementation, "diagonal_ssm", u.device, u.dtype, {"P": C.shape[1]}):
+        from unisono_torch.kernels.diagonal_ssm import diagonal_ssm as kernel
+
+        return kernel(u, powers(dt, A, 1)[1], gain(dt, A), C, D, initial_state, reset, valid)
     dtype, length = wide(u.dtype), u.shape[1]
     C, D, initial = (a.to(dtype) for a in (C, D, initial_state))
     size = min(chunk_size, length) if reset is None else min(chunk_size, length, SMALL_CHUNK)

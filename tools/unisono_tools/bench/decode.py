@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import pathlib
 import statistics
 import time
@@ -67,10 +68,11 @@ def measure(name: str, batch: int, context: int, before: bool) -> dict[str, Any]
     model: Any = unisono_torch.create(preset(name), seed=0, dtype="bfloat16", param_dtype="bfloat16", device="cuda")
     row: dict[str, Any] = {"model": name, "batch": batch, "context": context}
     with torch.no_grad():
+        numbers = sum(math.prod(s.shape) for s in model.config.states(context + ROOM).values())
+        if 4 * batch * numbers > MEMORY:
+            return {**row, "note": f"a state of {4e-9 * batch * numbers:.0f} GB"}
         state = state_at(model, batch, context)
         size = sum(a.nbytes for a in state.values())
-        if size > MEMORY:
-            return {**row, "note": f"a state of {size / 1e9:.0f} GB"}
         row["state_bytes"] = size
         if before:
             row["step_us"] = steps_us(model, state, 12)

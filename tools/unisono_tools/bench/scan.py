@@ -90,13 +90,15 @@ def errors(implementation: str) -> dict[str, float]:
     return {n: float((a.double() - b).norm() / b.norm()) for n, a, b in zip(names, *found, strict=True)}
 
 
-def training(implementation: str, steps: int, compiled: bool) -> dict[str, Any]:
+def training(
+    implementation: str, steps: int, compiled: bool, name: str = MODEL, batch: int = BATCH, length: int = LENGTH
+) -> dict[str, Any]:
     """Tokens a second of training steps: forward, cross-entropy, backward, AdamW; bfloat16, float32 parameters."""
     torch.manual_seed(0)
-    config = preset(MODEL)
+    config = preset(name)
     model = unisono_torch.create(config, seed=0, dtype="bfloat16", device="cuda", implementation=implementation)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    tokens = torch.randint(0, config.vocab_size, (BATCH, LENGTH + 1), device="cuda")
+    tokens = torch.randint(0, config.vocab_size, (batch, length + 1), device="cuda")
 
     def loss(tokens: Tensor) -> Tensor:
         logits, _ = model(tokens[:, :-1])
@@ -119,7 +121,7 @@ def training(implementation: str, steps: int, compiled: bool) -> dict[str, Any]:
         step()
         torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
-    return {"tokens_per_s": BATCH * LENGTH / statistics.median(times), "peak_bytes": torch.cuda.max_memory_allocated()}
+    return {"tokens_per_s": batch * length / statistics.median(times), "peak_bytes": torch.cuda.max_memory_allocated()}
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -6,12 +6,15 @@ a piece of its cache.
 
 # Triton's own language, which checkers of Python read wrongly
 # pyright: basic, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportReturnType=false (constexpr is no int to it, nor is num_warps known)
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from unisono_torch.kernels.decode.project import launch, ready, sigmoid
 
 LOG2E = tl.constexpr(1.4426950408889634)
 EPS = tl.constexpr(1e-6)
@@ -21,11 +24,12 @@ PIECES = 64  # of a cache, at most
 
 
 @triton.jit
-def angles(position, table, cos, sin, HALF: tl.constexpr, BLOCK: tl.constexpr):
+def angles(position, table, cos, sin, HALF: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """cos and sin [B, HALF] of position [B] from the digits' table [2, 4, 256, HALF] (ops/rotary.py)."""
     row = tl.program_id(0)
     i = tl.arange(0, BLOCK)
     inside = i < HALF
+    ready(EARLY)
     p = tl.load(position + row)
     at = table + (p & 255) * HALF + i
     c = tl.load(at, mask=inside, other=0.0)
@@ -79,13 +83,14 @@ def _features(p, f, F: tl.constexpr, K: tl.constexpr, tau, cos, sin, MAP: tl.con
 @triton.jit
 def linear(
     qkv, S, z, tau, cos, sin, out, HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, F: tl.constexpr, MAP: tl.constexpr,
-    ROPE: tl.constexpr, BF: tl.constexpr, BV: tl.constexpr,
+    ROPE: tl.constexpr, BF: tl.constexpr, BV: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """S [B, H, F, V] and z [B, H, F] grow by this token; out [B, H·V] is what it reads of them."""
     row = tl.program_id(0) // HEADS
     head = tl.program_id(0) % HEADS
     own = qkv + row * HEADS * (2 * K + V)
     v = tl.arange(0, BV)
+    ready(EARLY)
     value = tl.load(own + HEADS * 2 * K + head * V + v, mask=v < V, other=0.0).to(tl.float32)
     cos += row * (K // 2)
     sin += row * (K // 2)
@@ -108,9 +113,68 @@ def linear(
 
 
 @triton.jit
+def multiscale(
+    qkv, gates, mix, S, z, tau, cos, sin, out, HEADS: tl.constexpr, K: tl.constexpr, SCALES: tl.constexpr, DATA: tl.constexpr,
+    VECTOR: tl.constexpr, MAP: tl.constexpr, ROPE: tl.constexpr, LATER: tl.constexpr, BK: tl.constexpr, BS: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """S [B, 1 + SCALES, H, K, K] and z fade and grow; out [B, H·K]: what is read of them, mixed (ops/multiscale.py).
+
+    gates [B, ·]: one a head's value or one in all, then one a scale where decays depend on data; else those are the end of mix, whose
+    beginning are the scales' own weights. ROPE turns before φ, LATER after it, and the numerator only.
+    """
+    row = tl.program_id(0) // HEADS
+    head = tl.program_id(0) % HEADS
+    own = qkv + row * (3 * HEADS * K) + head * K
+    i = tl.arange(0, BK)
+    inside = i < K
+    s = tl.arange(0, BS)
+    weight = tl.load(mix + s, mask=s < SCALES, other=-float("inf")).to(tl.float32)
+    ready(EARLY)
+    weight = tl.exp2((weight - tl.max(weight, 0)) * LOG2E)
+    weight = weight / tl.sum(weight, 0)
+    cos += row * (K // 2)
+    sin += row * (K // 2)
+    q = _features(own, i, K, K, tau, cos, sin, MAP, ROPE)
+    k = _features(own + HEADS * K, i, K, K, tau, cos, sin, MAP, ROPE)
+    q_norm = q
+    k_norm = k
+    if LATER:
+        HALF: tl.constexpr = K // 2
+        other = (i + HALF) % K
+        c = tl.load(cos + i % HALF, mask=inside, other=0.0)
+        t = tl.load(sin + i % HALF, mask=inside, other=0.0)
+        far = _features(own, tl.where(inside, other, K), K, K, tau, cos, sin, MAP, False)
+        q = q * c + tl.where(i < HALF, -far, far) * t
+        far = _features(own + HEADS * K, tl.where(inside, other, K), K, K, tau, cos, sin, MAP, False)
+        k = k * c + tl.where(i < HALF, -far, far) * t
+    v = tl.load(own + 2 * HEADS * K + i, mask=inside, other=0.0).to(tl.float32)
+    COUNT: tl.constexpr = (HEADS * K if VECTOR else 1) + (SCALES if DATA else 0)
+    gates += row * COUNT
+    gate = sigmoid(tl.load(gates + ((head * K + i) if VECTOR else i * 0), mask=inside, other=0.0))
+    o = tl.zeros((BK,), tl.float32)
+    for scale in tl.static_range(SCALES + 1):
+        decay = 1.0
+        share = gate
+        if scale > 0:
+            from_ = (gates + COUNT - SCALES) if DATA else (mix + SCALES)
+            decay = sigmoid(tl.load(from_ + scale - 1).to(tl.float32))
+            share = (1 - gate) * tl.sum(tl.where(s == scale - 1, weight, 0.0), 0)
+        at = ((row * (SCALES + 1) + scale) * HEADS + head).to(tl.int64) * K
+        cell = S + (at + i)[:, None] * K + i[None, :]
+        mask = inside[:, None] & inside[None, :]
+        held = decay * tl.load(cell, mask=mask, other=0.0) + k[:, None] * v[None, :]
+        tl.store(cell, held, mask=mask)
+        total = decay * tl.load(z + at + i, mask=inside, other=0.0) + k_norm
+        tl.store(z + at + i, total, mask=inside)
+        o += share * (tl.sum(q[:, None] * held, 0) / (tl.sum(q_norm * total, 0) + EPS))
+    tl.store(out + (row * HEADS + head) * K + i, o.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def window(
     qkv, keys, values, count, cos, sin, out, scale, HEADS: tl.constexpr, K: tl.constexpr, W: tl.constexpr, ROPE: tl.constexpr,
-    BK: tl.constexpr, BW: tl.constexpr,
+    BK: tl.constexpr, BW: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """keys and values [B, W, H, K], oldest first, move one place on; count [B]: tokens read before this one."""
     row = tl.program_id(0) // HEADS
@@ -121,6 +185,7 @@ def window(
     TYPE: tl.constexpr = qkv.dtype.element_ty
     cos += row * (K // 2)
     sin += row * (K // 2)
+    ready(EARLY)
     q = _turned(own, i, inside, cos, sin, K, ROPE).to(TYPE).to(tl.float32)
     k = _turned(own + HEADS * K, i, inside, cos, sin, K, ROPE).to(TYPE).to(tl.float32)
     v = tl.load(own + 2 * HEADS * K + i, mask=inside, other=0.0).to(tl.float32)
@@ -145,7 +210,7 @@ def window(
 @triton.jit
 def softmax(
     qkv, keys, values, count, cos, sin, part, scale, CAPACITY, SLOTS, PIECES: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr,
-    ROPE: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
+    ROPE: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """What a piece of SLOTS slots makes of this token's query: part [B·H, PIECES, K + 2], maximum, sum and weighted values.
 
@@ -154,6 +219,7 @@ def softmax(
     row = tl.program_id(0) // HEADS
     head = tl.program_id(0) % HEADS
     piece = tl.program_id(1)
+    ready(EARLY)
     here = tl.load(count + row)
     low = piece * SLOTS
     if low <= here:
@@ -198,8 +264,9 @@ def softmax(
 
 
 @triton.jit
-def merge(part, count, out, SLOTS, PIECES: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr, BK: tl.constexpr):
+def merge(part, count, out, SLOTS, PIECES: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr):
     """out [B, H·K] from what the pieces up to this token's slot made."""
+    ready(EARLY)
     here = tl.load(count + tl.program_id(0) // HEADS)
     i = tl.arange(0, BK)
     piece = tl.arange(0, PIECES)
@@ -217,7 +284,9 @@ def turns(position: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """position [B] int32, table [2, 4, 256, K/2] float32 → cos and sin [B, K/2]."""
     half = table.shape[-1]
     cos, sin = (table.new_empty((len(position), half)) for _ in range(2))
-    angles[(len(position),)](position, table, cos, sin, HALF=half, BLOCK=triton.next_power_of_2(half), num_warps=1)
+    angles[(len(position),)](
+        position, table, cos, sin, HALF=half, BLOCK=triton.next_power_of_2(half), num_warps=1, **launch(position.device)
+    )
     return cos, sin
 
 
@@ -231,7 +300,23 @@ def linear_step(
     block = min(64, max(16, triton.next_power_of_2(features)))
     linear[(batch * heads,)](
         qkv, S, z, tau, cos, sin, out, HEADS=heads, K=width, V=v, F=features, MAP=MAPS[feature_map], ROPE=turn is not None,
-        BF=block, BV=triton.next_power_of_2(v), num_warps=4,
+        BF=block, BV=triton.next_power_of_2(v), num_warps=4, **launch(qkv.device),
+    )  # fmt: skip
+    return out
+
+
+def multiscale_step(
+    qkv: Tensor, gates: Tensor, mix: Tensor, S: Tensor, z: Tensor, vector: bool, feature_map: str, tau: Tensor | None,
+    turn: tuple[Tensor, Tensor] | None, later: bool,
+) -> Tensor:  # fmt: skip
+    """qkv [B, 3·H·K], S [B, M, H, K, K] and z, which are advanced → o [B, H·K]. gates, mix: as the kernel takes them, float32."""
+    batch, memories, heads, k, _ = S.shape
+    out, scales = qkv.new_empty((batch, heads * k)), memories - 1
+    cos, sin = (z, z) if turn is None else turn
+    multiscale[(batch * heads,)](
+        qkv, gates, mix, S, z, tau, cos, sin, out, HEADS=heads, K=k, SCALES=scales, DATA=gates.shape[1] > (heads * k if vector else 1),
+        VECTOR=vector, MAP=MAPS[feature_map], ROPE=turn is not None and not later, LATER=turn is not None and later,
+        BK=triton.next_power_of_2(k), BS=triton.next_power_of_2(scales), num_warps=4, **launch(qkv.device),
     )  # fmt: skip
     return out
 
@@ -243,7 +328,7 @@ def window_step(qkv: Tensor, keys: Tensor, values: Tensor, count: Tensor, turn: 
     cos, sin = (keys, keys) if turn is None else turn
     window[(batch * heads,)](
         qkv, keys, values, count, cos, sin, out, k**-0.5, HEADS=heads, K=k, W=w, ROPE=turn is not None,
-        BK=triton.next_power_of_2(k), BW=triton.next_power_of_2(w), num_warps=4,
+        BK=triton.next_power_of_2(k), BW=triton.next_power_of_2(w), num_warps=4, **launch(qkv.device),
     )  # fmt: skip
     return out
 
@@ -256,7 +341,7 @@ def softmax_step(qkv: Tensor, keys: Tensor, values: Tensor, count: Tensor, turn:
     part = count.new_empty((batch * heads, pieces, k + 2), dtype=keys.new_empty(0).float().dtype)
     out = qkv.new_empty((batch, heads * k))
     cos, sin = (part, part) if turn is None else turn
-    shape = {"PIECES": pieces, "HEADS": heads, "K": k, "BK": triton.next_power_of_2(k)}
+    shape = {"PIECES": pieces, "HEADS": heads, "K": k, "BK": triton.next_power_of_2(k), **launch(qkv.device)}
     softmax[(batch * heads, pieces)](
         qkv, keys, values, count, cos, sin, part, k**-0.5, capacity, slots, ROPE=turn is not None, BLOCK=64, **shape, num_warps=4
     )

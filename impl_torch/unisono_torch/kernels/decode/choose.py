@@ -5,6 +5,7 @@ Two launches: the two best of each block of a row, then of all blocks.
 
 # Triton's own language, which checkers of Python read wrongly
 # pyright: basic, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportReturnType=false (constexpr is no int to it, nor is num_warps known)
 
 from __future__ import annotations
 
@@ -13,15 +14,18 @@ import triton.language as tl
 from torch import Tensor
 from unisono_spec.contract.sampling import NEAR_TIE
 
+from unisono_torch.kernels.decode.project import launch, ready
+
 BLOCK = 2048
 NEAR = tl.constexpr(NEAR_TIE)
 
 
 @triton.jit
-def blocks(logits, part, where, V, COUNT, BLOCK: tl.constexpr):
+def blocks(logits, part, where, V, COUNT, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """part [B, 4, COUNT]: the best of a block, the second best, the least finite, and 1 where there is a NaN. where [B, COUNT]: its id."""
     row = tl.program_id(1)
     block = tl.program_id(0)
+    ready(EARLY)
     i = block * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(logits + row.to(tl.int64) * V + i, mask=i < V, other=-float("inf")).to(tl.float32)
     nan = x != x
@@ -39,10 +43,11 @@ def blocks(logits, part, where, V, COUNT, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def whole(part, where, number, ids, ties, trouble, token, B, COUNT, BLOCK: tl.constexpr):
+def whole(part, where, number, ids, ties, trouble, token, B, COUNT, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """Row `number` of ids, ties and trouble [·, B], and token [B]. trouble: 1 for a NaN, 2 for a row of −inf alone."""
     row = tl.program_id(0)
     i = tl.arange(0, BLOCK)
+    ready(EARLY)
     on = i < COUNT
     at = part + row * 4 * COUNT + i
     best = tl.load(at, mask=on, other=-float("inf"))
@@ -71,5 +76,6 @@ def choose(logits: Tensor, number: Tensor, ids: Tensor, ties: Tensor, trouble: T
     count = triton.cdiv(vocabulary, BLOCK)
     part = logits.new_empty((batch, 4, count), dtype=logits.new_empty(0).float().dtype)
     where = ids.new_empty((batch, count), dtype=number.new_empty(0).int().dtype)
-    blocks[(count, batch)](logits, part, where, vocabulary, count, BLOCK=BLOCK, num_warps=4)
-    whole[(batch,)](part, where, number, ids, ties, trouble, token, batch, count, BLOCK=triton.next_power_of_2(count), num_warps=1)
+    blocks[(count, batch)](logits, part, where, vocabulary, count, BLOCK=BLOCK, num_warps=4, **launch(logits.device))
+    given = part, where, number, ids, ties, trouble, token, batch, count
+    whole[(batch,)](*given, BLOCK=triton.next_power_of_2(count), num_warps=1, **launch(logits.device))

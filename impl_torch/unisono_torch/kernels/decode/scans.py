@@ -2,6 +2,7 @@
 
 # Triton's own language, which checkers of Python read wrongly
 # pyright: basic, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportReturnType=false (constexpr is no int to it, nor is num_warps known)
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisono_torch.kernels.decode.project import exact_gelu, sigmoid
+from unisono_torch.kernels.decode.project import exact_gelu, launch, ready, sigmoid
 from unisono_torch.kernels.selective_scan.parts import softplus
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -36,40 +37,22 @@ def _moved(x, state, c, mask, D: tl.constexpr, TAPS: tl.constexpr):
 
 
 @triton.jit
-def convolve(
-    xz, weight, bias, state, W, out, N, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr
-):
-    """out [B, N] = W u, where u = SiLU(conv(x)) is made again in each program; xz [B, 2·D] begins with x."""
-    row = tl.program_id(1).to(tl.int64)
-    TYPE: tl.constexpr = xz.dtype.element_ty
-    c = tl.arange(0, BD)
-    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    w = tl.load(W + n[:, None] * D + c[None, :], mask=(n < N)[:, None] & (c < D)[None, :], other=0.0).to(tl.float32)
-    u = _convolved(xz + row * 2 * D, weight, bias, state + row * (TAPS - 1) * D, c, c < D, D, TAPS, HAS_BIAS).to(TYPE).to(tl.float32)
-    u = (u * sigmoid(u)).to(TYPE).to(tl.float32)
-    tl.store(out + row * N + n, tl.sum(w * u[None, :], 1).to(TYPE), mask=n < N)
-
-
-@triton.jit
 def scan(
-    xz, weight, bias, conv, inner, dt_weight, dt_bias, A_log, skip, h, out,
-    D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, RANK: tl.constexpr, N: tl.constexpr, CHANNELS: tl.constexpr,
-    BR: tl.constexpr, BN: tl.constexpr,
+    uz, inner, dt_weight, dt_bias, A_log, skip, h, out,
+    D: tl.constexpr, RANK: tl.constexpr, N: tl.constexpr, CHANNELS: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """out [B, D] = y ∘ SiLU(z); conv [B, TAPS − 1, D] and h [B, D, N] advance. inner [B, RANK + 2·N]: δ, B and C."""
+    """out [B, D] = y ∘ SiLU(z) of uz [B, 2·D]; h [B, D, N] advances. inner [B, RANK + 2·N]: δ, B and C."""
     row = tl.program_id(1).to(tl.int64)
-    TYPE: tl.constexpr = xz.dtype.element_ty
+    TYPE: tl.constexpr = uz.dtype.element_ty
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     mask = c < D
-    x = xz + row * 2 * D
-    conv += row * (TAPS - 1) * D
-    u = _convolved(x, weight, bias, conv, c, mask, D, TAPS, HAS_BIAS).to(TYPE).to(tl.float32)
-    u = (u * sigmoid(u)).to(TYPE).to(tl.float32)
-    _moved(x, conv, c, mask, D, TAPS)
+    x = uz + row * 2 * D
     inner += row * (RANK + 2 * N)
     r = tl.arange(0, BR)
-    delta = tl.load(inner + r, mask=r < RANK, other=0.0).to(tl.float32)
     w = tl.load(dt_weight + c[:, None] * RANK + r[None, :], mask=mask[:, None] & (r < RANK)[None, :], other=0.0).to(tl.float32)
+    ready(EARLY)
+    u = tl.load(x + c, mask=mask, other=0.0).to(tl.float32)
+    delta = tl.load(inner + r, mask=r < RANK, other=0.0).to(tl.float32)
     dt = softplus(tl.sum(w * delta[None, :], 1) + tl.load(dt_bias + c, mask=mask, other=0.0).to(tl.float32), tl.float32)
     n = tl.arange(0, BN)
     B = tl.load(inner + RANK + n, mask=n < N, other=0.0).to(tl.float32)
@@ -87,13 +70,16 @@ def scan(
 
 
 @triton.jit
-def gated(ab, weight, bias, state, out, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
+def gated(
+    ab, weight, bias, state, out, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+):
     """out [B, D] = SiLU(a) ∘ conv(b) of ab [B, 2·D]; state [B, TAPS − 1, D] moves on."""
     row = tl.program_id(1).to(tl.int64)
     TYPE: tl.constexpr = ab.dtype.element_ty
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = c < D
     b = ab + row * 2 * D + D
+    ready(EARLY)
     state += row * (TAPS - 1) * D
     y = _convolved(b, weight, bias, state, c, mask, D, TAPS, HAS_BIAS).to(TYPE).to(tl.float32)
     _moved(b, state, c, mask, D, TAPS)
@@ -104,12 +90,13 @@ def gated(ab, weight, bias, state, out, D: tl.constexpr, TAPS: tl.constexpr, HAS
 @triton.jit
 def diagonal(
     x, gain, shift, power, grown, C, skip, h, out, D: tl.constexpr, P: tl.constexpr, CHANNELS: tl.constexpr, BD: tl.constexpr,
-    BP: tl.constexpr,
+    BP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """out [B, D] = GELU(S4D(LN(x))); h [B, D, P, 2] advances by e^{ΔA} (power) and (e^{ΔA} − 1)/A (grown), [D, P, 2]."""
     row = tl.program_id(1).to(tl.int64)
     TYPE: tl.constexpr = x.dtype.element_ty
     every = tl.arange(0, BD)
+    ready(EARLY)
     given = tl.load(x + row * D + every, mask=every < D, other=0.0).to(tl.float32)
     mean = tl.sum(given, 0) / D
     centred = tl.where(every < D, given - mean, 0.0)
@@ -137,21 +124,15 @@ def diagonal(
     tl.store(out + row * D + c, exact_gelu(y.to(TYPE).to(tl.float32)).to(TYPE), mask=mask)
 
 
-def mamba_step(xz: Tensor, conv: Tensor, h: Tensor, p: dict[str, Tensor], x_proj: Tensor) -> Tensor:
-    """xz [B, 2·D], conv [B, w − 1, D] and h [B, D, N], which advance → y ∘ SiLU(z) [B, D]. p: the block's parameters by name."""
+def mamba_step(uz: Tensor, h: Tensor, p: dict[str, Tensor], inner: Tensor) -> Tensor:
+    """uz [B, 2·D], h [B, D, N], which advances, inner [B, rank + 2·N] → y ∘ SiLU(z) [B, D]. p: the block's parameters by name."""
     batch, d, n = h.shape
-    rank, bias = p["dt_proj.weight"].shape[1], p.get("conv1d.bias")
-    shape = {"D": d, "TAPS": p["conv1d.weight"].shape[-1], "HAS_BIAS": bias is not None}
-    inner = xz.new_empty((batch, rank + 2 * n))
-    rows = 1 if batch == 1 else 4
-    convolve[(triton.cdiv(rank + 2 * n, rows), batch)](
-        xz, p["conv1d.weight"], bias, conv, x_proj, inner, rank + 2 * n, ROWS=rows, BD=triton.next_power_of_2(d), **shape, num_warps=4
-    )
-    out = xz.new_empty((batch, d))
+    rank = p["dt_proj.weight"].shape[1]
+    out = uz.new_empty((batch, d))
     channels = 16 if batch < 8 else 64
     scan[(triton.cdiv(d, channels), batch)](
-        xz, p["conv1d.weight"], bias, conv, inner, p["dt_proj.weight"], p["dt_proj.bias"], p["A_log"], p["D"], h, out, RANK=rank, N=n,
-        CHANNELS=channels, BR=triton.next_power_of_2(rank), BN=triton.next_power_of_2(n), **shape, num_warps=4,
+        uz, inner, p["dt_proj.weight"], p["dt_proj.bias"], p["A_log"], p["D"], h, out, D=d, RANK=rank, N=n, CHANNELS=channels,
+        BR=triton.next_power_of_2(rank), BN=triton.next_power_of_2(n), num_warps=4, **launch(uz.device),
     )  # fmt: skip
     return out
 
@@ -161,7 +142,7 @@ def conv_step(ab: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None) ->
     batch, d = len(ab), weight.shape[0]
     out = ab.new_empty((batch, d))
     gated[(triton.cdiv(d, 128), batch)](
-        ab, weight, bias, state, out, D=d, TAPS=weight.shape[-1], HAS_BIAS=bias is not None, BLOCK=128, num_warps=4
+        ab, weight, bias, state, out, D=d, TAPS=weight.shape[-1], HAS_BIAS=bias is not None, BLOCK=128, num_warps=4, **launch(ab.device)
     )
     return out
 
@@ -172,6 +153,6 @@ def diagonal_step(x: Tensor, gain: Tensor, shift: Tensor, power: Tensor, grown: 
     out, channels = torch.empty_like(x), 8
     diagonal[(triton.cdiv(d, channels), batch)](
         x, gain, shift, power, grown, C, skip, h, out, D=d, P=pairs, CHANNELS=channels, BD=triton.next_power_of_2(d),
-        BP=triton.next_power_of_2(pairs), num_warps=4,
+        BP=triton.next_power_of_2(pairs), num_warps=4, **launch(x.device),
     )  # fmt: skip
     return out

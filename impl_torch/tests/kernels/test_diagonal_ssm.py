@@ -1,0 +1,180 @@
+"""The kernels of S4D's recurrence against a float64 fold: values, all gradients, marks, bits, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from unisono_spec.contract import InputError
+from unisono_torch.kernels.diagonal_ssm import diagonal_ssm, operator
+from unisono_torch.kernels.registry import interpreted
+from unisono_torch.ops import diagonal_ssm as op
+
+from .reference import bound
+
+NAMES = ("u", "power", "grown", "C", "D", "initial_state")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    batch: int
+    length: int
+    width: int
+    pairs: int
+    dtype: torch.dtype
+    marked: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.length}x{self.width}x{self.pairs}-{str(self.dtype)[6:]}{'-marked' if self.marked else ''}"
+
+
+CASES = [
+    Case(2, 19, 3, 3, torch.float32),
+    Case(1, 10, 18, 2, torch.bfloat16),
+    Case(1, 9, 2, 5, torch.float64, marked=False),
+]
+ON_GPU = [
+    Case(2, 300, 100, 32, torch.bfloat16),
+    Case(1, 2000, 33, 32, torch.float32, marked=False),
+    Case(3, 70, 20, 100, torch.float16),
+    Case(2, 130, 40, 32, torch.float64),
+]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", CASES if interpreted() else CASES + ON_GPU, ids=str)
+
+
+def inputs(case: Case, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tokens that are not valid hold NaN."""
+    made = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=made, dtype=torch.float64)
+
+    b, t, d, p = case.batch, case.length, case.width, case.pairs
+    dt, A = (normal(d) - 2).exp(), torch.stack([-normal(d, p).exp(), 3 * normal(d, p)], -1)
+    valid = torch.rand(b, t, generator=made) < 0.8 if case.marked else None
+    u = normal(b, t, d)
+    u = (u if valid is None else torch.where(valid[..., None], u, torch.nan)).to(case.dtype)
+    rest = (op.powers(dt, A, 1)[1], op.gain(dt, A), normal(d, p, 2), normal(d), normal(b, d, p, 2))
+    wide = operator.accumulator(case.dtype)
+    marks = {"reset": torch.rand(b, t, generator=made) < 0.15 if case.marked else None, "valid": valid}
+    tensors = dict(zip(NAMES, (u, *(a.to(wide) for a in rest)), strict=True))
+    moved = {name: None if a is None else a.to(device) for name, a in marks.items()}
+    return {name: a.to(device) for name, a in tensors.items()}, moved
+
+
+def fold(u, power, grown, C, D, initial_state, reset=None, valid=None, sign=-1) -> tuple[Tensor, Tensor]:
+    """The recurrence as written; sign 1: of absolute values, the sum of its terms'."""
+    h, out = initial_state, []
+    for t in range(u.shape[1]):
+        x = u[:, t]
+        if reset is not None:
+            h = torch.where(reset[:, t, None, None, None], 0, h)
+        if valid is not None:
+            x = torch.where(valid[:, t, None], x, 0)
+        (ar, ai), (hr, hi) = power.unbind(-1), h.unbind(-1)
+        new = torch.stack([ar * hr + sign * ai * hi, ar * hi + ai * hr], -1) + grown * x[..., None, None]
+        y = 2 * (C[..., 0] * new[..., 0] + sign * C[..., 1] * new[..., 1]).sum(-1) + D * x
+        if valid is not None:
+            new, y = torch.where(valid[:, t, None, None, None], new, h), torch.where(valid[:, t, None], y, 0)
+        h = new
+        out.append(y)
+    return torch.stack(out, 1), h
+
+
+def differentiate(function, tensors: dict[str, Tensor], upstream: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    leaves = {name: a.detach().requires_grad_() for name, a in tensors.items()}
+    outputs = function(**leaves)
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), [g.to(o.dtype) for g, o in zip(upstream, outputs, strict=True)])
+    return {"y": outputs[0].detach(), "final": outputs[1].detach(), **{f"d{n}": g for n, g in zip(leaves, gradients, strict=True)}}
+
+
+def upstream_of(case: Case, device: str) -> tuple[Tensor, Tensor]:
+    made = torch.Generator().manual_seed(1)
+    shapes = (case.batch, case.length, case.width), (case.batch, case.width, case.pairs, 2)
+    y, final = (torch.randn(*shape, generator=made).to(device) for shape in shapes)
+    return y, final
+
+
+def test_values_and_gradients(case: Case, device: str) -> None:
+    tensors, marks = inputs(case, device)
+    upstream = upstream_of(case, device)
+    got = differentiate(lambda **a: diagonal_ssm(**a, **marks), tensors, upstream)
+    exact = {name: a.double() for name, a in tensors.items()}
+    want = differentiate(lambda **a: fold(**a, **marks), exact, (upstream[0].double(), upstream[1].double()))
+    size = {name: a.abs() for name, a in exact.items()}
+    terms = differentiate(lambda **a: fold(**a, **marks, sign=1), size, (upstream[0].double().abs(), upstream[1].double().abs()))
+    acc, length = operator.accumulator(case.dtype), case.length * case.batch
+    for name, value in got.items():
+        assert value.dtype == (case.dtype if name == "du" else acc)
+        allowed = 2 * bound(terms[name].abs(), value.dtype, acc, length, case.width * case.pairs, 8, 0)
+        excess = (value.double() - want[name]).abs() / allowed
+        assert bool((excess <= 1).all()), f"{name}: {excess.amax().item():.3g} times what rounding allows"
+    if marks["valid"] is not None:
+        assert not got["du"][~marks["valid"]].any()
+        assert not got["y"][~marks["valid"]].any()
+
+
+def test_a_reset_cuts_nan(device: str) -> None:
+    case = Case(1, 10, 2, 4, torch.float32, marked=False)
+    tensors, marks = inputs(case, device)
+    marks["reset"] = torch.arange(10, device=device)[None] == 6
+    tensors["u"][:, 4] = torch.nan
+    y, final = diagonal_ssm(**tensors, **marks)
+    assert torch.isfinite(y[:, :4]).all()
+    assert torch.isnan(y[:, 4:6]).all()
+    assert torch.isfinite(y[:, 6:]).all()
+    assert torch.isfinite(final).all()
+    dy, dfinal = upstream_of(case, device)
+    dy[:, 8] = torch.nan
+    du = differentiate(lambda **a: diagonal_ssm(**a, **marks), inputs(case, device)[0], (dy, dfinal))["du"]
+    assert torch.isfinite(du[:, :6]).all()
+    assert torch.isnan(du[:, 6:9]).all()
+
+
+def test_the_same_bits_twice_and_from_strided_inputs(device: str) -> None:
+    case = Case(2, 9, 3, 4, torch.float32)
+    tensors, marks = inputs(case, device)
+    upstream = upstream_of(case, device)
+    first = differentiate(lambda **a: diagonal_ssm(**a, **marks), tensors, upstream)
+    tensors["u"] = torch.cat([tensors["u"], tensors["u"]], -1)[..., :3]
+    for name, value in differentiate(lambda **a: diagonal_ssm(**a, **marks), tensors, upstream).items():
+        assert torch.equal(value, first[name]), name
+
+
+def test_second_derivatives_are_those_of_plain_operations(device: str) -> None:
+    case = Case(1, 3, 2, 2, torch.float64, marked=False)
+    leaves = [a.requires_grad_() for a in inputs(case, device)[0].values()]
+    assert torch.autograd.gradgradcheck(lambda *a: diagonal_ssm(*a)[0], leaves, fast_mode=True)
+
+
+def test_the_op_takes_the_kernel(device: str) -> None:
+    """With gradients of Δ and A; both forms of one function."""
+    from unisono_conformance import judge
+
+    case = Case(2, 11, 3, 3, torch.float64)
+    tensors, marks = inputs(case, device)
+    rest = [tensors[name] for name in ("C", "D", "initial_state")]
+    made = torch.Generator().manual_seed(4)
+    dt = (torch.randn(3, generator=made, dtype=torch.float64) - 2).exp().to(device).requires_grad_()
+    A = torch.stack([-torch.rand(3, 3, generator=made), torch.randn(3, 3, generator=made)], -1).double().to(device).requires_grad_()
+    found = []
+    for how in ("triton", "plain"):
+        y, final = op.parallel(tensors["u"], dt, A, *rest, **marks, implementation=how)
+        gradients = torch.autograd.grad(y.sum() + final.square().sum(), (dt, A))
+        found.append([a.detach().cpu() for a in (y, final, *gradients)])
+    judge.same(*found)
+
+
+def test_bad_input_is_named(device: str) -> None:
+    tensors, _ = inputs(Case(1, 4, 3, 2, torch.float32), device)
+    for name, value in (("u", torch.zeros(2)), ("C", torch.zeros(3)), ("grown", torch.zeros(3, 2)), ("valid", torch.zeros(1, 4))):
+        with pytest.raises(InputError, match=f"{name}: got"):
+            diagonal_ssm(**{**tensors, name: value.to(device)})
+    assert diagonal_ssm(**{**tensors, "u": tensors["u"][:, :0]})[0].shape == (1, 0, 3)

@@ -1,0 +1,88 @@
+"""What fused steps are made of: what they hold beside the parameters, and products with what comes before and after them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from unisono_torch.layers.basic import LayerNorm, Linear, RMSNorm
+from unisono_torch.layers.ffn import FFN, GELUFFN, GatedGELU, SwiGLU
+
+if TYPE_CHECKING:
+    from unisono_torch.models.base import Model
+
+
+class Held:
+    """Tensors that are functions of parameters: made once, and filled anew by `refresh`, since parameters may have been trained."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[Tensor, Callable[[], Tensor]]] = []
+
+    def __call__(self, make: Callable[[], Tensor]) -> Tensor:
+        found = make().clone()
+        self._made.append((found, make))
+        return found
+
+    def cast(self, p: Tensor, dtype: torch.dtype) -> Tensor:
+        """`p` itself where it has the dtype."""
+        p = p.detach()
+        return p if p.dtype == dtype and p.is_contiguous() else self(lambda: p.to(dtype).contiguous())
+
+    def refresh(self) -> None:
+        for held, make in self._made:
+            held.copy_(make())
+
+
+class Parts:
+    """What steps are made of, in the model's compute dtype."""
+
+    def __init__(self, model: Model, held: Held) -> None:
+        self.dtype, self.held = model.compute_dtype, held
+
+    def norm(self, norm: nn.Module | None) -> tuple[str, Tensor | None, Tensor | None]:
+        if norm is None:
+            return "none", None, None
+        assert isinstance(norm, RMSNorm | LayerNorm)
+        weight = norm.weight.detach()
+        return ("rms", weight, None) if isinstance(norm, RMSNorm) else ("layer", weight, norm.bias.detach())
+
+    def linear(
+        self, layer: Linear | Any, norm: nn.Module | None = None, act: str = "none", weight: Tensor | None = None, conv: Any = None
+    ) -> Callable[..., Tensor]:
+        """x [B, in] and perhaps a residual → [B, out]. With "gated_gelu" and "glu", the two halves of the rows are the two products."""
+        from unisono_torch.kernels.decode.project import projected
+
+        before = self.norm(norm)
+        w = self.held.cast(layer.weight if weight is None else weight, self.dtype)
+        b = None if layer.bias is None else layer.bias.detach()
+        if act in ("gated_gelu", "glu"):
+            (w, w2), (b, b2) = w.chunk(2), (None, None) if b is None else b.chunk(2)
+        else:
+            w2 = b2 = None
+        return lambda x, residual=None: projected(x, w, b, second=w2, second_bias=b2, norm=before, act=act, residual=residual, conv=conv)
+
+    def ffn(self, ffn: nn.Module, norm: nn.Module | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """x [B, D] and what the result is added to → [B, D]."""
+        from unisono_torch.kernels.decode.project import projected
+
+        if isinstance(ffn, SwiGLU):
+            before, gate, up = self.norm(norm), *(self.held.cast(a.weight, self.dtype) for a in (ffn.gate, ffn.up))
+            bias = [None if a.bias is None else a.bias.detach() for a in (ffn.gate, ffn.up)]
+
+            def rise(x: Tensor) -> Tensor:
+                return projected(x, gate, bias[0], second=up, second_bias=bias[1], norm=before, act="swiglu")
+        else:
+            kinds = {GELUFFN: "gelu", FFN: "gelu_tanh", GatedGELU: "gated_gelu"}
+            rise = self.linear(ffn.up, norm, kinds[type(ffn)])
+        down = self.linear(ffn.down)
+        return lambda x, residual: down(rise(x), residual)
+
+    def embedding(self, model: Any) -> Callable[[Tensor], Tensor]:
+        weight, dtype = model.embedding.weight.detach(), self.dtype
+        return lambda token: nn.functional.embedding(token, weight).to(dtype)
+
+    def head(self, model: Any) -> Callable[[Tensor], Tensor]:
+        return self.linear(model.head, model.norm, weight=model.embedding.weight if model.config.tie_head else None)

@@ -1,0 +1,75 @@
+"""One token of CRAM's adaptive sum: the score s_φ and ξ ← ξ + s σ(x), in place, in two launches."""
+
+# Triton's own language, which checkers of Python read wrongly
+# pyright: basic, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportReturnType=false (constexpr is no int to it, nor is num_warps known)
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from unisono_torch.kernels.decode.project import launch, ready, sigmoid
+
+Layer = tuple[Tensor, Tensor]  # weight [out, in] and bias
+
+
+@triton.jit
+def _gelu_tanh(x):
+    return x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+
+
+@triton.jit
+def hidden(
+    x, qx, position, W0, b0, W1, b1, out, D: tl.constexpr, DIGITS: tl.constexpr, KEY_SCALE: tl.constexpr, ROWS: tl.constexpr,
+    BD: tl.constexpr, BI: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """out [B, D]: s_φ's second hidden layer, float32, of the position's binary digits and k = x·qx / KEY_SCALE, x and qx [B, D]."""
+    row = tl.program_id(1)
+    I: tl.constexpr = DIGITS + 1
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    i = tl.arange(0, BI)
+    j = tl.arange(0, BI)
+    w1 = tl.load(W1 + n[:, None] * I + i[None, :], mask=(n < D)[:, None] & (i < I)[None, :], other=0.0).to(tl.float32)
+    w0 = tl.load(W0 + i[:, None] * I + j[None, :], mask=(i < I)[:, None] & (j < I)[None, :], other=0.0).to(tl.float32)
+    ready(EARLY)
+    d = tl.arange(0, BD)
+    both = tl.load(x + row * D + d, mask=d < D, other=0.0).to(tl.float32) * tl.load(qx + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+    key = tl.sum(both, 0) / KEY_SCALE
+    place = tl.load(position + row)
+    digit = (place >> tl.maximum(DIGITS - 1 - j, 0)) & 1
+    given = tl.where(j < DIGITS, digit.to(tl.float32), tl.where(j == DIGITS, key, 0.0))
+    h = _gelu_tanh(tl.sum(w0 * given[None, :], 1) + tl.load(b0 + i, mask=i < I, other=0.0).to(tl.float32))
+    h = _gelu_tanh(tl.sum(w1 * h[None, :], 1) + tl.load(b1 + n, mask=n < D, other=0.0).to(tl.float32))
+    tl.store(out + row * D + n, h, mask=n < D)
+
+
+@triton.jit
+def add(x, h, W2, b2, xi, out, D: tl.constexpr, EXCLUSIVE: tl.constexpr, BD: tl.constexpr, EARLY: tl.constexpr):
+    """xi [B, D] += s σ(x), s = W2·h + b2; out: xi, or as it was before."""
+    row = tl.program_id(0)
+    d = tl.arange(0, BD)
+    w = tl.load(W2 + d, mask=d < D, other=0.0).to(tl.float32)
+    ready(EARLY)
+    s = tl.sum(w * tl.load(h + row * D + d, mask=d < D, other=0.0), 0) + tl.load(b2).to(tl.float32)
+    old = tl.load(xi + row * D + d, mask=d < D, other=0.0)
+    new = old + s * sigmoid(tl.load(x + row * D + d, mask=d < D, other=0.0).to(tl.float32))
+    tl.store(xi + row * D + d, new, mask=d < D)
+    tl.store(out + row * D + d, old if EXCLUSIVE else new, mask=d < D)
+
+
+def sum_step(
+    x: Tensor, qx: Tensor, position: Tensor, layers: tuple[Layer, Layer, Layer], key_scale: float, xi: Tensor, exclusive: bool
+) -> Tensor:
+    """x and qx = Q x [B, D], position [B] int32, the score's three layers, xi [B, D] float32, which is advanced → ξ [B, D]."""
+    (batch, d), ((w0, b0), (w1, b1), (w2, b2)) = x.shape, layers
+    h, out = (x.new_empty((batch, d), dtype=torch.float32) for _ in range(2))
+    rows, width = 16, {"D": d, "BD": triton.next_power_of_2(d), **launch(x.device)}
+    hidden[(triton.cdiv(d, rows), batch)](
+        x, qx, position, w0, b0, w1, b1, h, DIGITS=len(b0) - 1, KEY_SCALE=key_scale, ROWS=rows, BI=triton.next_power_of_2(len(b0)),
+        num_warps=4, **width,
+    )  # fmt: skip
+    add[(batch,)](x, h, w2, b2, xi, out, EXCLUSIVE=exclusive, num_warps=4, **width)
+    return out

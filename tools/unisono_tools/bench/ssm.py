@@ -1,0 +1,127 @@
+"""S4D's recurrence: kernel and plain operations; and models trained, with what they use of the GPU.
+
+python -m unisono_tools.bench.ssm --output docs/results/kernels-ssm-h100      # needs a GPU; writes .json and .md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pathlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from unisono_spec.contract import preset
+from unisono_torch.ops import diagonal_ssm
+
+from unisono_tools.bench import report
+from unisono_tools.bench.measure import ceilings, median_ms, peak_bytes
+from unisono_tools.bench.scan import training
+
+SHAPES = ((8, 2048, 512, 32), (8, 4096, 512, 32), (1, 16384, 512, 32))  # B, T, D, pairs; bfloat16
+CHECKED = (2, 500, 100, 32)  # errors are measured here, against float64
+MODELS = {"s4d-base": (8, 2048), "mamba-130m": (8, 2048), "maru": (8, 256), "lat-base": (8, 2048)}
+PARTS = ("u", "dt", "A", "C", "D", "state")
+
+
+def inputs(shape: tuple[int, int, int, int], seed: int) -> list[Tensor]:
+    """By the order of PARTS, at S4D's initial values."""
+    b, t, d, p = shape
+    made = torch.Generator("cuda").manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=made, device="cuda")
+
+    dt = torch.rand(d, generator=made, device="cuda", dtype=torch.float64).mul(4.6).sub(6.9).exp()
+    A = torch.stack([-0.5 * normal(d, p).exp(), torch.pi * torch.arange(p, device="cuda").expand(d, p)], -1).double()
+    return [normal(b, t, d).bfloat16(), dt, A, normal(d, p, 2), normal(d), normal(b, d, p, 2)]
+
+
+def timed(implementation: str, shape: tuple[int, int, int, int], repeats: int) -> dict[str, Any]:
+    sets = [inputs(shape, seed) for seed in range(3)]
+    leaves = [[a.clone().requires_grad_() for a in given] for given in sets]
+
+    def both(given: list[Tensor]) -> None:
+        y, _ = diagonal_ssm.parallel(*given, implementation=implementation)
+        torch.autograd.grad(y, given, torch.ones_like(y))
+
+    with torch.no_grad():
+        forward = median_ms([lambda g=given: diagonal_ssm.parallel(*g, implementation=implementation) for given in sets], "cuda", repeats)
+    together = median_ms([lambda g=given: both(g) for given in leaves], "cuda", repeats)
+    peak = peak_bytes(lambda: both(leaves[0]), "cuda")
+    return {"shape": shape, "by": implementation, "forward_ms": forward, "both_ms": together, "peak_bytes": peak}
+
+
+def errors(implementation: str) -> dict[str, float]:
+    """‖a − exact‖ / ‖exact‖ of y, the final state and every gradient."""
+    given, found = inputs(CHECKED, 9), []
+    for dtype, how in ((None, implementation), (torch.float64, "plain")):
+        leaves = [(a if dtype is None else a.to(dtype)).detach().clone().requires_grad_() for a in given]
+        y, state = diagonal_ssm.parallel(*leaves, implementation=how)
+        upstream = [torch.randn(o.shape, generator=torch.Generator("cuda").manual_seed(1), device="cuda") for o in (y, state)]
+        found.append(
+            [y, state, *torch.autograd.grad([y, state], leaves, [g.to(o.dtype) for g, o in zip(upstream, (y, state), strict=True)])]
+        )
+    names = ["y", "final", *(f"d{name}" for name in PARTS)]
+    return {n: float((a.double() - b).norm() / b.norm()) for n, a, b in zip(names, *found, strict=True)}
+
+
+def trained(name: str, steps: int, compiled: bool, flops: float) -> dict[str, Any]:
+    """Tokens a second; MFU: 6 operations a parameter and token, but embeddings that are only looked up, of a matmul's measured rate."""
+    config, (batch, length) = preset(name), MODELS[name]
+    looked_up = {"embedding.weight"} if not getattr(config, "tie_head", False) else set()
+    numbers = sum(math.prod(p.shape) for key, p in config.params().items() if key not in looked_up)
+    row = training("auto", steps, compiled, name, batch, length)
+    return {"model": name, "compiled": compiled, "batch": batch, "length": length, **row, "mfu": 6 * numbers * row["tokens_per_s"] / flops}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    lines = ["# S4D's recurrence on a GPU, and models in training", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
+    lines += [f"- bf16 matmul at {result['ceilings']['matmul_flop_per_s'] / 1e12:.0f} TFLOP/s; inputs in bfloat16", ""]
+    lines += ["| B, T, D, pairs | by | forward ms | forward and backward ms | peak MiB |", "|---|---|---|---|---|"]
+    for row in result["ops"]:
+        shape = ", ".join(map(str, row["shape"]))
+        lines.append(f"| {shape} | {row['by']} | {row['forward_ms']:.3f} | {row['both_ms']:.2f} | {row['peak_bytes'] / 2**20:.0f} |")
+    shown = ", ".join(f"{name} {value:.1e}" for name, value in result["errors"].items())
+    lines += ["", f"Errors of the kernel against float64, ‖a − exact‖ / ‖exact‖, at {', '.join(map(str, CHECKED))}: {shown}.", ""]
+    lines += ["Training in bfloat16, parameters in float32, AdamW; MFU: 6 operations a parameter and token, of the matmul's rate.", ""]
+    lines += ["| model | tokens a step | tokens/s | MFU | peak GiB |", "|---|---|---|---|---|"]
+    for row in result["training"]:
+        name = row["model"] + (", compiled" if row["compiled"] else "")
+        figures = f"{row['tokens_per_s']:,.0f} | {row['mfu']:.1%} | {row['peak_bytes'] / 2**30:.1f}"
+        lines.append(f"| {name} | {row['batch']} × {row['length']} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="unisono_tools.bench.ssm", description=__doc__)
+    parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension")
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--compiled", nargs="*", default=[], help="models to train compiled, too: minutes each")
+    options = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        parser.error("torch sees no GPU here")
+    command = "python -m unisono_tools.bench.ssm" + (f" --compiled {' '.join(options.compiled)}" if options.compiled else "")
+    result: dict[str, Any] = {
+        "run": report.about(command, torch.cuda.get_device_name(), "unisono", "torch", "triton"),
+        "ceilings": ceilings("cuda"),
+        "ops": [timed(how, shape, 3 if how == "plain" else 7) for shape in SHAPES for how in ("triton", "plain")],
+        "errors": errors("triton"),
+        "training": [],
+    }
+    for name, compiled in [(name, False) for name in options.models] + [(name, True) for name in options.compiled]:
+        result["training"].append(trained(name, 4, compiled, result["ceilings"]["matmul_flop_per_s"]))
+        torch.cuda.empty_cache()
+        print(result["training"][-1], flush=True)
+        if options.output:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            options.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+    print(markdown(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
