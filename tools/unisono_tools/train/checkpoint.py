@@ -80,6 +80,7 @@ class Checkpoint:
     corpus: str = ""  # the digest of what it was trained on
     carried: Arrays | None = None
     average: Arrays | None = None
+    unjudged: bool = False  # a signal left out the evaluation that was due
 
 
 def save(run: Path, checkpoint: Checkpoint) -> Path:
@@ -104,6 +105,7 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
             "tokenizer": None if tokenizer is None else tokenizer.name,
             "corpus": checkpoint.corpus,
             "threads": checkpoint.threads,
+            "unjudged": checkpoint.unjudged,
             "versions": versions(),
         }
         if tokenizer is not None and tokenizer.name not in KNOWN:
@@ -132,6 +134,7 @@ class _About:
     threads: int
     versions: dict[str, Any]
     corpus: str = ""
+    unjudged: bool = False
     format: int = FORMAT
 
 
@@ -154,9 +157,8 @@ def load(path: Path) -> Checkpoint:
         raise Damaged(str(error)) from error
     if not same:
         raise Damaged(f"{path}: its files are not of one checkpoint; restore them or remove it to continue from the one before")
-    return Checkpoint(
-        about.step, about.train, config, params, optimizer, about.best, tokenizer, about.threads, about.corpus, carried, average
-    )
+    read = (config, params, optimizer, about.best, tokenizer)
+    return Checkpoint(about.step, about.train, *read, about.threads, about.corpus, carried, average, about.unjudged)
 
 
 def _carried(path: Path, config: Config, train: TrainConfig) -> Arrays | None:

@@ -85,7 +85,7 @@ def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: C
             checkpoints.sweep(run)
         for complaint in damaged:
             console.print(f"warning: {complaint}; going back to {last}", highlight=False, markup=False, soft_wrap=True)
-        if before is not None and last is not None and before.step >= train.steps:
+        if before is not None and last is not None and before.step >= train.steps and not before.unjudged:
             console.print(f"{last} has all {train.steps} steps; raise --steps to train on")
             return Result(run, last, before.best, before.step)
         if first:
@@ -144,6 +144,7 @@ class _Run:
         self.train, self.config, self.feed, self.trainer = train, config, feed, trainer
         self.folder, self.last = train.folder, last
         self.done, self.best = (0, None) if before is None else (before.step, before.best)
+        self.unjudged = before is not None and before.unjudged
         self.progress = ProgressBar(self.done, train.steps, "positions" if train.mode == "positions" else "tokens", console)
         self.writes = trainer.rank == 0
         self.log = Log(self.folder, self.done, train.wandb_project, to_dict(train)) if self.writes else None
@@ -168,6 +169,8 @@ class _Run:
     def finish(self) -> Result:
         try:
             with self.progress:
+                if self.unjudged:
+                    self._make_up()
                 while not self.ended:
                     self._step(self.feed.batch(self.done))
         finally:
@@ -184,6 +187,15 @@ class _Run:
             return Result(self.folder, self.last, self.best, self.done, self.signals.received)
         return Result(self.folder, self.last, self.best, self.done)
 
+    def _make_up(self) -> None:
+        """Evaluate what a signal left out, so that the best and the log are those of a run without one."""
+        last = self.done == self.train.steps
+        self._evaluate()
+        over = bool(self.train.patience) and self._is_patience_over(last)
+        self.ended = self.trainer.any(last or over or self.signals.received is not None)
+        if self.ended:
+            self._save()
+
     def _step(self, batch: Batch) -> None:
         train = self.train
         lr = learning_rate(self.done, train.steps, train.optimizer.lr, train.schedule)
@@ -197,6 +209,7 @@ class _Run:
         due = (self.ended or self.done % train.eval_every == 0) and not signalled
         if due or self.ended or self.done % train.checkpoint_every == 0:
             self._read(0)
+        self.unjudged = last or self.done % train.eval_every == 0
         better = due and self._evaluate()
         if due and train.patience:
             self.ended |= self._is_patience_over(last)
@@ -251,6 +264,7 @@ class _Run:
             score = self.feed.validate(reader, self.signals.check)
         except Stopped:
             return False
+        self.unjudged = False
         self._log(step=self.done, **score.rows)
         self.progress.say(f"step {self.done}  {score.said}")
         found = Best(self.done, score.loss, score.score)
@@ -281,6 +295,7 @@ class _Run:
             self.feed.digest,
             carried,
             average,
+            self.unjudged,
         )
         self.last = checkpoints.save(self.folder, saved)
         checkpoints.prune(self.folder, self.train.keep, self.best)
