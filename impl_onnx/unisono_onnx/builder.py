@@ -244,10 +244,16 @@ def inlined(model: ir.Model) -> None:
 
 
 def name_once(model: ir.Model) -> None:
-    """A name of its own for every node and every value, in the graph and in the bodies of its Scans: tools look them up by name."""
+    """A name of its own for every node and every value, in the graph and in the bodies of its Scans, by which tools look them up."""
     kept = {value.name for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values())}
     for number, node in enumerate(model.graph.all_nodes()):
         node.name = f"{node.op_type}.{number}"
+        if node.op_type == "Constant" and "value" not in node.attributes:
+            # a number or a list, which tools for shapes and precisions do not know: as a tensor
+            (attribute,) = node.attributes.values()
+            dtype = np.float32 if attribute.type in (ir.AttributeType.FLOAT, ir.AttributeType.FLOATS) else np.int64
+            node.attributes.clear()
+            node.attributes.add(ir.AttrTensor("value", ir.Tensor(np.array(attribute.value, dtype))))
         for place, value in enumerate(node.outputs):
             if value.name not in kept or value.graph is not model.graph:
                 value.name = f"{node.name}.{place}"

@@ -8,7 +8,22 @@ from __future__ import annotations
 from onnxscript import graph, script
 from onnxscript import opset23 as op
 
-from unisono_onnx.ops.chunks import OWN, Chunks, Counted, Flat, Heads, LastRow, Masked, Newest, Numbers, Output, Own, Reads, SlotNumbers
+from unisono_onnx.ops.chunks import (
+    OWN,
+    Chunks,
+    Count,
+    Counted,
+    Flat,
+    Heads,
+    LastRow,
+    Masked,
+    Newest,
+    Numbers,
+    Output,
+    Own,
+    Reads,
+    SlotNumbers,
+)
 
 
 @script(OWN)
@@ -120,7 +135,7 @@ def Window(q, k, v, keys_0, values_0, count_0, reset, valid):
     def chunk(keys, values, count, q_n, k_n, v_n, reset_n, valid_n):
         zero, middle = op.Constant(value_float=0.0), op.Constant(value_ints=[1])
         reads, kept = Reads(reset_n, valid_n)
-        n = op.CumSum(valid_n, op.Constant(value_int=1))  # [B, C, 1]
+        n = Count(valid_n)  # [B, C, 1]
         place = SlotNumbers(keys)  # [w]
         filled = op.Greater(place, op.Neg(op.Cast(count, to=1)))  # [B, w]
         whole = op.Cast(op.Shape(keys, start=1, end=2), to=1)

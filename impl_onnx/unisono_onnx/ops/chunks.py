@@ -29,7 +29,8 @@ def Chunks(x):
     size = op.Min(length, op.Constant(value_ints=[64]))
     number = op.Div(op.Sub(op.Add(length, size), one), size)
     behind = op.Sub(op.Mul(number, size), length)
-    padded = op.Pad(rows, op.Concat(op.Constant(value_ints=[0]), behind, axis=0), None, one)
+    pads = op.Concat(op.Constant(value_ints=[0, 0, 0, 0]), behind, op.Constant(value_ints=[0]), axis=0)  # onnxruntime's tools know no axes
+    padded = op.Pad(rows, pads)
     shape = op.Concat(op.Constant(value_ints=[0]), number, size, op.Shape(rows, start=2), axis=0)
     return op.Transpose(op.Reshape(padded, shape), perm=[1, 0, 2, 3])
 
@@ -39,7 +40,9 @@ def Joined(y, like):
     """[N, B, C, X] → [B, T, X], as long as `like`."""
     shape = op.Concat(op.Constant(value_ints=[0, -1]), op.Shape(y, start=3), axis=0)
     long = op.Reshape(op.Transpose(y, perm=[1, 0, 2, 3]), shape)
-    return op.Slice(long, op.Constant(value_ints=[0]), op.Shape(like, start=1, end=2), op.Constant(value_ints=[1]))
+    cut = op.Slice(long, op.Constant(value_ints=[0]), op.Shape(like, start=1, end=2), op.Constant(value_ints=[1]))
+    # who infers shapes cannot know that T tokens are left
+    return op.Reshape(cut, op.Concat(op.Shape(like, start=0, end=2), op.Shape(y, start=3), axis=0))
 
 
 @script(OWN)
@@ -56,10 +59,19 @@ def Numbers(mark):
 
 
 @script(OWN)
+def Count(mark):
+    """float marks [B, C, 1] → how many came up to each row, as floats.
+
+    The sum is of integers: onnxruntime's converter to float16 leaves CumSum in float32, by casts that it misplaces in the body of a Scan.
+    """
+    return op.Cast(op.CumSum(op.Cast(mark, to=7), op.Constant(value_int=1)), to=1)
+
+
+@script(OWN)
 def Reads(reset, valid):
     """float marks [B, C, 1] → reads [B, C, C], kept [B, C, 1]."""
     half = op.Constant(value_float=0.5)
-    segment = op.CumSum(reset, op.Constant(value_int=1))
+    segment = Count(reset)
     same = op.Equal(segment, op.Transpose(segment, perm=[0, 2, 1]))
     size = op.Squeeze(op.Shape(reset, start=1, end=2))
     index = op.Range(op.Constant(value_int=0), size, op.Constant(value_int=1))

@@ -71,7 +71,7 @@ def GELU(x):
 def Elu1(x):
     """x + 1 above 0 and e^x below: Elu(x) + 1 rounds to 0 where e^x has not yet."""
     zero, one = op.Constant(value_float=0.0), op.Constant(value_float=1.0)
-    return op.Where(op.Greater(x, zero), op.Add(x, one), op.Exp(op.Min(x, zero)))
+    return op.Where(op.Greater(x, zero), op.Add(x, one), op.Exp(op.Neg(op.Relu(op.Neg(x)))))
 
 
 @script(OWN)

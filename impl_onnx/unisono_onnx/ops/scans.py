@@ -8,7 +8,7 @@ from __future__ import annotations
 from onnxscript import graph, script
 from onnxscript import opset23 as op
 
-from unisono_onnx.ops.chunks import OWN, Chunks, Joined, Masked, Newest, Numbers, Reads, SlotNumbers
+from unisono_onnx.ops.chunks import OWN, Chunks, Count, Joined, Masked, Newest, Numbers, Reads, SlotNumbers
 from unisono_onnx.ops.elementwise import Logistic
 
 
@@ -24,7 +24,7 @@ def ShortConv(x, weight, state_0, reset, valid):
     def chunk(state, x_n, reset_n, valid_n):
         middle = op.Constant(value_ints=[1])
         reads, kept = Reads(reset_n, valid_n)
-        n = op.CumSum(valid_n, op.Constant(value_int=1))  # [B, C, 1]
+        n = Count(valid_n)  # [B, C, 1]
         new = Masked(x_n, valid_n)
         old = op.Where(op.Gather(kept, op.Constant(value_ints=[0]), axis=1), state, op.Constant(value_float=0.0))
         old_lag = op.Sub(n, SlotNumbers(state))  # [B, C, w−1]

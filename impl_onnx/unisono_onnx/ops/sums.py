@@ -8,7 +8,7 @@ from __future__ import annotations
 from onnxscript import graph, script
 from onnxscript import opset23 as op
 
-from unisono_onnx.ops.chunks import OWN, Chunks, Counted, Joined, LastRow, Masked, Numbers, Own, Reads
+from unisono_onnx.ops.chunks import OWN, Chunks, Count, Counted, Joined, LastRow, Masked, Numbers, Own, Reads
 from unisono_onnx.ops.elementwise import Logistic
 
 
@@ -21,7 +21,7 @@ def DecayedSum(x, xi_0, reset, valid, rate: float, gain: float):
     def chunk(xi, x_n, reset_n, valid_n):
         zero = op.Constant(value_float=0.0)
         reads, kept = Reads(reset_n, valid_n)
-        n = op.CumSum(valid_n, op.Constant(value_int=1))  # [B, C, 1]
+        n = Count(valid_n)  # [B, C, 1]
         gap = op.Where(reads, op.Sub(n, op.Transpose(n, perm=[0, 2, 1])), zero)
         weight = op.Where(reads, op.Exp(op.Mul(gap, log)), zero)
         inner = op.MatMul(weight, Masked(op.Mul(Logistic(x_n), scale), valid_n))
