@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from unisono_spec.contract import Arrays, Config, InputError
+from unisono_spec.contract import Config, InputError
+
+from unisono_onnx.precision import MICROSOFT, shrink, shrinks
+from unisono_onnx.targets import OPSETS
 
 DOMAIN = "unisono"
-MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operators
 Value = ir.Value
 
 # Matrices that are read transposed lie transposed in the file, under the parameter's name with this behind it.
@@ -30,7 +32,7 @@ class Builder:
         self.config, self.params, self.fused = config, params, fused
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, Value] = {}
-        self.matrices: set[str] = set()  # initializers that a MatMul reads as weights, or a Gather as a table
+        self.matrices: set[str] = set()  # initializers that a lower precision holds
         self._known: dict[Any, Value] = {}
         frames = config.reads_frames
         self.tokens = self.input("tokens", *((np.float32, "B", "T", config.frame_size) if frames else (np.int64,)))
@@ -86,20 +88,18 @@ class Builder:
         """What was computed from parameters."""
         return self.initializer(name, array.astype(dtype))
 
-    def matrix(self, name: str, shrinks: bool = True) -> Value:
+    def matrix(self, name: str) -> Value:
         """The weight [out, in] of a Linear layer as MatMul reads it, [in, out]."""
         stored = f"{name}{TRANSPOSED}"
-        if stored not in self.initializers:
-            self.initializer(stored, _single(self.params[name]).T)
-            if shrinks:
-                self.matrices.add(stored)
-        return self.initializers[stored]
+        if shrinks(self.config, name):
+            self.matrices.add(stored)
+        return self.initializers.get(stored) or self.initializer(stored, _single(self.params[name]).T)
 
     # layers
 
-    def linear(self, x: Value, name: str, weight: str | None = None, shrinks: bool = True) -> Value:
-        """x [..., in] → [..., out]. weight: whose weight, if another's. shrinks: whether a lower precision may hold it."""
-        y = self("MatMul", x, self.matrix(f"{name if weight is None else weight}.weight", shrinks))
+    def linear(self, x: Value, name: str, weight: str | None = None) -> Value:
+        """x [..., in] → [..., out]. weight: whose weight, if another's."""
+        y = self("MatMul", x, self.matrix(f"{name if weight is None else weight}.weight"))
         return self("Add", y, self.param(f"{name}.bias")) if self.has(f"{name}.bias") else y
 
     def norm(self, x: Value, name: str) -> Value:
@@ -113,10 +113,9 @@ class Builder:
 
     def embedding(self, ids: Value, name: str) -> Value:
         """ids [...] → [..., D]. A table that the head reads, too, lies as the head reads it."""
-        if f"{name}.weight{TRANSPOSED}" not in self.initializers and not getattr(self.config, "tie_head", False):
-            table = self.param(f"{name}.weight")
+        if name != "embedding" or not getattr(self.config, "tie_head", False):
             self.matrices.add(f"{name}.weight")
-            return self("Gather", table, ids, axis=0)
+            return self("Gather", self.param(f"{name}.weight"), ids, axis=0)
         columns = self("Gather", self.matrix(f"{name}.weight"), ids, axis=1)  # [D, B, T]
         return self("Transpose", columns, perm=[1, 2, 0])
 
@@ -263,11 +262,9 @@ def name_once(model: ir.Model) -> None:
                     value.name = f"{node.name}.given.{place}"
 
 
-def build(config: Config, params: Arrays, target: str = "portable") -> tuple[ir.Model, set[str]]:
-    """The model of `config` as a graph in float32, and which of its initializers are matrices and tables."""
+def build(config: Config, params: Mapping[str, np.ndarray], target: str = "portable", precision: str = "float32") -> ir.Model:
+    """The model of `config` as a graph. params: as `precision.held` rounds them."""
     import importlib
-
-    from unisono_onnx.targets import OPSETS
 
     g = Builder(config, params, fused=target != "portable")
     state = {
@@ -296,4 +293,5 @@ def build(config: Config, params: Arrays, target: str = "portable") -> tuple[ir.
     inlined(model)
     if target != "portable" and not any(node.op_type in ("LinearAttention", "CausalConvWithState") for node in model.graph.all_nodes()):
         raise InputError(f"target: {target!r}; nothing in this {config.arch} maps onto the operators that it adds: use 'portable'")
-    return model, g.matrices
+    shrink(model, g.matrices, precision)
+    return model

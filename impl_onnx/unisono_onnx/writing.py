@@ -22,19 +22,31 @@ CONFIG_KEY = "unisono.config"
 MAX_EMBEDDED_BYTES = 2**31 - 2**24
 
 
-def export(config: Config, params: Arrays, path: str | Path, metadata: Mapping[str, str] | None = None, target: str = "portable") -> None:
+def export(
+    config: Config,
+    params: Arrays,
+    path: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    target: str = "portable",
+    precision: str = "float32",
+) -> None:
     """Write the model of `config` with `params` as one graph with dynamic B ≥ 1 and T ≥ 1 to `path`, whole or not at all.
 
     Inputs are `tokens`, `reset`, `valid` and each state array under its contract name; outputs are `logits` and each state array
     as `next.<name>`. metadata: further strings to keep in the file, beside the config; a tokenizer, say. Weights lie in the file,
     unless they pass 2 GB: then in `<path>.data` beside it. target: "portable" is standard operators only; "ort" takes onnxruntime's
-    own LinearAttention for linear attention, InfinityFormer's memory and the selective scan.
+    own LinearAttention for linear attention, InfinityFormer's memory and the selective scan. precision: of matrices and embeddings in the
+    file, "float32", "float16", "int8" or "int4"; int8 and int4 in blocks of 32 that share a scale. "int4" needs onnxruntime.
 
-    The graph computes in float32, whatever dtype `params` have. Raises InputError where the export packages are missing, the
-    parameters are not the config's, the file cannot be written, or onnxruntime and the spec disagree about the graph.
+    The graph computes in float32, whatever its precision and the dtype of `params`.
+
+    Raises InputError where the export packages are missing, the parameters are not the config's, the file cannot be
+    written, or onnxruntime and the spec disagree about the graph.
     """
     onnx, ir, runtime = _packages()
     from unisono_onnx import builder, check
+    from unisono_onnx.precision import PRECISIONS
+    from unisono_onnx.precision import held as rounded
 
     check_config(config)
     check_params(config, params, array=np.ndarray)
@@ -42,14 +54,16 @@ def export(config: Config, params: Arrays, path: str | Path, metadata: Mapping[s
         raise InputError(f"{config.arch}.{config.no_graph}")
     if target not in TARGETS:
         raise InputError(f"target: {shown(target)} is unknown; {nearest(target, TARGETS)}")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision: {shown(precision)} is unknown; {nearest(precision, PRECISIONS)}")
     path, metadata = Path(path), dict(metadata or {})
     _check_metadata(path, metadata)
-    held = {name: np.asarray(p).astype(np.float32, copy=False) for name, p in params.items()}
+    held = rounded(config, params, precision)
     with cannot_be_written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside(path, folder=True) as folder:
             draft = folder / path.name
-            model, _ = builder.build(config, held, target)
+            model = builder.build(config, held, target, precision)
             model.metadata_props.update({CONFIG_KEY: json.dumps(config_to_dict(config)), **metadata})
             ir.save(model, draft, external_data=_beside(model, draft))
             onnx.checker.check_model(draft, full_check=True)

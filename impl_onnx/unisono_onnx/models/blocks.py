@@ -35,8 +35,7 @@ def mamba(g: Builder, x: Value, name: str, conv: Value, ssm: Value) -> tuple[Val
     u, conv = short_conv(g, u, f"{name}.conv1d", conv)
     u = g.silu(u)
     delta, B, C = g.split(g.linear(u, f"{name}.x_proj"), rank, n, n)
-    # Δ stands in an exponent, and its matrix is small
-    dt = g.softplus(g.linear(delta, f"{name}.dt_proj", shrinks=False))
+    dt = g.softplus(g.linear(delta, f"{name}.dt_proj"))
     A = g.derived(f"{name}.A", -np.exp(g.wide(f"{name}.A_log")))
     op, more = ("FusedSelectiveScan", {"heads": inner}) if g.fused else ("SelectiveScan", {})
     y, ssm = g.marked(op, u, dt, A, B, C, g.param(f"{name}.D"), ssm, **more)

@@ -28,12 +28,11 @@ def read(g: Builder, state: States) -> tuple[Value, States]:
     for i in range(config.n_layers):
         layer = f"layers.{i}"
         u = g.norm(x, f"{layer}.input_norm") if config.input_norm else x
-        key = g("ReduceSum", g("Mul", u, g("MatMul", u, g.matrix(f"{layer}.mixer.Q", shrinks=False))), [-1], keepdims=1)
+        key = g("ReduceSum", g("Mul", u, g("MatMul", u, g.matrix(f"{layer}.mixer.Q"))), [-1], keepdims=1)
         h = g("Concat", bits, g("Div", key, config.key_scale), axis=-1)
-        # s weighs what is summed up over all tokens: its errors would add up, and its matrices are small
         for part in (0, 1):
-            h = g.gelu_tanh(g.linear(h, f"{layer}.mixer.score.{part}", shrinks=False))
-        s = g("Squeeze", g.linear(h, f"{layer}.mixer.score.2", shrinks=False), [-1])
+            h = g.gelu_tanh(g.linear(h, f"{layer}.mixer.score.{part}"))
+        s = g("Squeeze", g.linear(h, f"{layer}.mixer.score.2"), [-1])
         xi, out[f"{layer}.xi"] = g.marked("WeightedSum", u, s, state[f"{layer}.xi"], exclusive=int(config.exclusive))
         if config.residual == "after":
             x = g.norm(g("Add", xi, _ffn(g, xi, f"{layer}.ffn")), f"{layer}.norm")

@@ -54,14 +54,14 @@ def _log_decay(g: Builder, config: InfinityFormerConfig, h: Value, name: str) ->
     if config.decay == "learned":
         fades = -np.logaddexp(0, -g.wide(f"{name}.bias"))
         return g.derived(f"{name}.log", np.concatenate([[0.0], fades])[None, None])
-    fades = g("Neg", g.softplus(g("Neg", g.linear(h, name, shrinks=False))))
+    fades = g("Neg", g.softplus(g("Neg", g.linear(h, name))))
     return g("Pad", fades, [0, 0, 1, 0, 0, 0])
 
 
 def _weight(g: Builder, config: InfinityFormerConfig, h: Value, name: str) -> Value:
     """What each scale's reading is multiplied by [B, T, S+1, H or 1, V or 1]."""
     shape = [0, 0, 1, config.n_heads, config.head_width] if config.gate == "vector" else [0, 0, 1, 1, 1]
-    logit = g("Reshape", g.linear(h, f"{name}.gate", shrinks=config.gate == "vector"), shape)
+    logit = g("Reshape", g.linear(h, f"{name}.gate"), shape)
     mix = np.exp(g.wide(f"{name}.mix"))
     shares = g.derived(f"{name}.shares", (mix / mix.sum())[:, None, None])
     return g("Concat", g.sigmoid(logit), g("Mul", g.sigmoid(g("Neg", logit)), shares), axis=2)  # 1 − g keeps its digits

@@ -19,8 +19,8 @@ def read(g: Builder, state: States, blocks: LATConfig | None = None) -> tuple[Va
     where, count = g.positions(before)
     x, out = g.embedding(g.tokens, "embedding"), {"position": count}
     if config.positions == "learned":
-        table = g.param("position_embedding.weight")
-        x = g("Add", x, g("Gather", table, g("Min", where, np.array(config.max_positions - 1, np.int32)), axis=0))
+        read = g("Min", where, np.array(config.max_positions - 1, np.int32))
+        x = g("Add", x, g.embedding(read, "position_embedding"))
     for i, kind in enumerate(config.kinds):
         layer = f"layers.{i}"
         h = g.norm(x, f"{layer}.mixer_norm")

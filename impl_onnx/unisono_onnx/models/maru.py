@@ -58,7 +58,7 @@ def _cell(g: Builder, config: MARUConfig, x: Value, name: str, h: Value, memory:
         matrix("candidate", hidden[2 * d :]),
         matrix("after", *(np.asarray(g.params[f"{name}.{part}.weight"]) for part in later)),
         vector("after.bias", *later),
-        g.matrix(f"{name}.router.1.weight", shrinks=False),
+        g.matrix(f"{name}.router.1.weight"),
         g.param(f"{name}.router.1.bias"),
         g.param(f"{name}.memory"),
         h,

@@ -28,13 +28,13 @@ def Logistic(x):
     e^88 is the last power of e that float32 holds; e^−88 is no normal number any more.
     """
     one = op.Constant(value_float=1.0)
-    return op.Div(one, op.Add(one, op.Exp(op.Min(op.Neg(x), op.Constant(value_float=88.0)))))
+    return op.Div(one, op.Add(one, op.Exp(op.Clip(op.Neg(x), None, op.Constant(value_float=88.0)))))
 
 
 @script(OWN)
 def SiLU(x):
     """x σ(x)."""
-    return op.Div(x, op.Add(op.Constant(value_float=1.0), op.Exp(op.Min(op.Neg(x), op.Constant(value_float=88.0)))))
+    return op.Div(x, op.Add(op.Constant(value_float=1.0), op.Exp(op.Clip(op.Neg(x), None, op.Constant(value_float=88.0)))))
 
 
 @script(OWN)
