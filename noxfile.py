@@ -51,6 +51,8 @@ QUICKLY_JUDGED = {
     "jax": ("P1", "P8"),
     "onnx": ("P1", "P14"),
 }
+# targets and precisions of graphs beside the default
+GRAPHS = ("float16", "int8", "int4")
 TRITON = ["triton"] if sys.platform == "linux" else []
 
 
@@ -67,7 +69,8 @@ def only(session: nox.Session, *present: str) -> None:
 
 def court(session: nox.Session, impl: str, *args: str, environment: dict[str, str] | None = None) -> None:
     """Judge an implementation by every property (docs/conformance.md)."""
-    report = f"build/reports/{session.name}{'-triton' if 'triton' in args else ''}.json"
+    variant = f"-{args[args.index('--implementation') + 1]}" if "--implementation" in args else ""
+    report = f"build/reports/{session.name}{variant}.json"
     session.run(
         "python", "-m", "pytest", "-p", "unisono_conformance.plugin", "--pyargs", "unisono_conformance",
         "--impl", impl, "--profile", "ci", "--truth", "build/truth", "--report", report, *args, *session.posargs, env=environment,
@@ -225,6 +228,8 @@ def onnx(session: nox.Session) -> None:
         "conformance/oracles/test_torch.py",
     )
     court(session, "onnx")
+    for variant in GRAPHS:
+        court(session, "onnx", "--profile", "dev", "-k", "P14-", "--implementation", variant)
 
 
 @nox.session

@@ -155,7 +155,11 @@ class Model(Protocol):
 
 
 class Adapter(Protocol):
-    """An implementation before the court. `warnings`: pytest filter lines for warnings that its framework, not it, emits."""
+    """An implementation before the court. `warnings`: pytest filter lines for warnings that its framework, not it, emits.
+
+    One that holds parameters in fewer bits than their dtype's has `held(config, params, implementation) → params`, what it computes with:
+    it is judged on these.
+    """
 
     name: str
     capabilities: Capabilities

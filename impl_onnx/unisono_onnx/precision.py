@@ -17,7 +17,6 @@ import numpy as np
 import onnx_ir as ir
 from unisono_spec.contract import Arrays, Config
 
-PRECISIONS = ("float32", "float16", "int8", "int4")
 BITS = {"int8": 8, "int4": 4}
 BLOCK = 32
 MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operators

@@ -4,3 +4,4 @@ from __future__ import annotations
 
 OPSETS = {"portable": 23, "ort": 23, "opset27": 27}
 TARGETS = tuple(OPSETS)
+PRECISIONS = ("float32", "float16", "int8", "int4")

@@ -15,7 +15,7 @@ from unisono_spec.contract.checks import check_config
 from unisono_spec.contract.errors import shown
 from unisono_spec.contract.files import check_params
 
-from unisono_onnx.targets import TARGETS
+from unisono_onnx.targets import PRECISIONS, TARGETS
 
 CONFIG_KEY = "unisono.config"
 # Protobuf holds at most 2 GiB in one message; larger weights go to a second file beside the graph
@@ -45,7 +45,6 @@ def export(
     """
     onnx, ir, runtime = _packages()
     from unisono_onnx import builder, check
-    from unisono_onnx.precision import PRECISIONS
     from unisono_onnx.precision import held as rounded
 
     check_config(config)

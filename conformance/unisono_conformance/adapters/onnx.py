@@ -21,6 +21,19 @@ from unisono_conformance.adapter import Arrays, Capabilities
 
 SOURCES = ("torch", "jax")  # the first that is installed
 
+# by the name of an implementation: how its graphs are exported
+VARIANTS: dict[str, dict[str, str]] = {
+    "onnxruntime": {},
+    "ort": {"target": "ort"},
+    "opset27": {"target": "opset27"},
+    "float16": {"precision": "float16"},
+    "int8": {"precision": "int8"},
+    "int4": {"precision": "int4"},
+}
+# targets that add operators for some architectures; graphs with onnxruntime's own
+SERVED = dict.fromkeys(("ort", "opset27"), ("lat", "infinityformer", "mamba", "maru"))
+ONNXRUNTIME_ALONE = ("ort", "int4")
+
 Run = Callable[[dict[str, np.ndarray]], dict[str, Any]]
 
 
@@ -97,8 +110,9 @@ class Adapter:
     known_gaps = None
     warnings = ()
     capabilities = Capabilities(
-        rows=("cram",), ops=(), dtypes=("float32",), forms=("parallel",), implementations=("onnxruntime",), gradient_forms=(),
+        rows=("cram",), ops=(), dtypes=("float32",), forms=("parallel",), implementations=tuple(VARIANTS), gradient_forms=(),
         dropout=False, exported=True, empty_batch=False,
+        narrower={target: dict.fromkeys(archs, ("float32",)) for target, archs in SERVED.items()},
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -109,14 +123,17 @@ class Adapter:
 
     def build(self, config: Config, params: Arrays, dtype: str, device: str, implementation: str) -> Graph:
         """Each config with each set of parameters is exported once."""
-        digest = hashlib.sha256(repr(config).encode() + b"".join(params[n].tobytes() for n in sorted(params))).hexdigest()[:16]
+        what = repr((config, implementation)).encode(), *(params[name].tobytes() for name in sorted(params))
+        digest = hashlib.sha256(b"".join(what)).hexdigest()[:16]
         if digest not in self.built:
             source, path = self.source.build(config, params, dtype, device, "auto"), Path(self.folder.name) / f"{digest}.onnx"
             export = importlib.import_module(f"unisono_{self.source.name}.onnx").export
-            export(source.model, path)
+            export(source.model, path, **VARIANTS[implementation])
             graph = open_graph(path)
             # the parameters lie in the graph, folded and transposed: those of the source stand for them
-            others = {"its source": source, "onnx's own evaluator": evaluator(path, config)}
+            others: dict[str, Any] = {"its source": source}
+            if implementation not in ONNXRUNTIME_ALONE:
+                others["onnx's own evaluator"] = evaluator(path, config)
             self.built[digest] = Graph(graph.config, graph.run, source.params(), others)
         return self.built[digest]
 
@@ -124,6 +141,12 @@ class Adapter:
         raise NotImplementedError("a graph is a whole model")
 
     op_vjp = op
+
+    def held(self, config: Config, params: Arrays, implementation: str) -> Arrays:
+        from unisono_onnx.precision import held
+
+        precision = VARIANTS[implementation].get("precision")
+        return params if precision is None else held(config, params, precision)
 
 
 def make() -> Adapter:

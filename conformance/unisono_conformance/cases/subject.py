@@ -43,6 +43,10 @@ class Subject:
     def many_coordinates(self) -> bool:
         return self.target.exhaustive or self.elementary
 
+    def given(self, inputs: Inputs) -> Inputs:
+        """`inputs` as the implementation gets them."""
+        return inputs
+
     def forward(self, inputs: Inputs, form: str | None = None, chunk_size: int | None = None, model: Model | None = None) -> Output:
         """By the target's form and the draw's chunk size, where none is named."""
         raise NotImplementedError
@@ -110,6 +114,10 @@ class ModelSubject(Subject):
         if id(params) not in self._models:
             self._models[id(params)] = (params, self.build(params))
         return self._models[id(params)][1]
+
+    def given(self, inputs: Inputs) -> Inputs:
+        held = getattr(self.target.adapter, "held", None)
+        return inputs if held is None else inputs.replace(params=held(self.setting, inputs.params, self.target.implementation))
 
     def build(self, params: Arrays) -> Model:
         t = self.target

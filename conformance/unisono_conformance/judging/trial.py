@@ -34,7 +34,7 @@ class Trial:
 
     @functools.cached_property
     def inputs(self) -> Inputs:
-        return self.case.inputs(self.draw, self.dtype)
+        return self.subject.given(self.case.inputs(self.draw, self.dtype))
 
     @functools.cached_property
     def running(self) -> Inputs:

@@ -11,17 +11,18 @@ from unisono_tools.commands.arguments import call
 from unisono_tools.train.checkpoint import TOKENIZER, model_file, tokenizer_of, training_of
 
 
-def run(checkpoint: str, out: str = "model.onnx", target: str = "portable") -> int:
+def run(checkpoint: str, out: str = "model.onnx", target: str = "portable", precision: str = "float32") -> int:
     """Write a checkpoint as one ONNX graph that reads and decodes, with its state as named inputs and outputs.
 
     Args:
         checkpoint: folder of a run or of a checkpoint, or a .safetensors file.
         out: where the graph goes.
+        precision: of matrices and embeddings in the file: float32, float16, int8, or int4, which needs onnxruntime.
         target: portable holds standard operators only; ort uses the one that onnxruntime adds for linear attention and selective scans.
     """
     path = model_file(Path(checkpoint))
     training = training_of(path)
-    backend("onnx").export(path, Path(out), tokenizer_of(path), training.seq_len if training else None, target=target)
+    backend("onnx").export(path, Path(out), tokenizer_of(path), training.seq_len if training else None, target=target, precision=precision)
     definition = path.with_name(TOKENIZER)
     if definition.is_file():
         write_bytes(Path(out).with_name(TOKENIZER), definition.read_bytes())
