@@ -13,6 +13,7 @@ from unisono_spec.contract import Config, InputError, preset
 from unisono_tools import cli
 from unisono_tools.commands.arguments import Argument, of_class, of_function, parse
 from unisono_tools.config import TrainConfig, from_dict, to_dict
+from unisono_tools.tasks import open_task
 from unisono_tools.train import checkpoint
 
 TRAP = "trap_of_a_stranger"
@@ -57,7 +58,8 @@ def _arguments(verb: str) -> list[Argument]:
 
 
 def _model(values: dict) -> Config:
-    """Names of a model's fields are known to the model alone."""
+    """Names of a model's fields are known to the model alone, those of a task's to the task."""
+    open_task("mqar", values.get("data", {}).get("task_options"))
     return preset("cram-demo", **values.get("model", values)["overrides"])
 
 

@@ -22,6 +22,8 @@ from unisono_spec.contract import InputError, nearest, presets
 from unisono_spec.contract.errors import shown
 from unisono_spec.contract.plain import expected, read_json, typed
 
+from unisono_tools.commands.elsewhere import known_elsewhere
+
 REQUIRED = dataclasses.MISSING
 _INTEGER, _NUMBER = re.compile(r"[-+]?[0-9](_?[0-9]){0,29}"), re.compile(r"[-+]?[0-9._]{1,40}([eE][-+]?[0-9]{1,6})?|[-+]?inf|nan")
 
@@ -85,7 +87,7 @@ def parse(verb: str, description: str, arguments: list[Argument], argv: list[str
             continue
         name, equals, text = word[2:].partition("=")
         name = name if name in known else name.replace("-", "_")
-        argument = None if name == "config" else _named(name, known, positional)
+        argument = None if name == "config" else _named(name, known, positional, verb)
         flag = argument is not None and argument.hint is bool and (not words or words[0].lower() not in ("true", "false"))
         if flag and not equals:
             text = "true"
@@ -94,7 +96,7 @@ def parse(verb: str, description: str, arguments: list[Argument], argv: list[str
                 raise InputError(f"{name}: no value; give {expected(argument.hint) if argument else 'a YAML file'}")
             text = words.pop(0)
         if argument is None:
-            values |= _flat(read_config(text), arguments)
+            values |= _flat(read_config(text), arguments, verb=verb)
         elif argument.name == name:
             values[name] = _from_text(text, argument)
         else:
@@ -123,16 +125,18 @@ def read_config(name: str) -> dict[str, Any]:
     raise InputError(f"config: {shown(name)} is neither a file nor a preset nor a config that comes with unisono; {remedy}")
 
 
-def _named(name: str, known: Mapping[str, Argument], positional: list[str]) -> Argument:
+def _named(name: str, known: Mapping[str, Argument], positional: list[str], verb: str) -> Argument:
     """The argument that an option sets, or sets one name of."""
     for argument in known.values():
         if argument.name not in positional and (name == argument.name or (argument.open and name.startswith(f"{argument.name}."))):
             return argument
     options = [f"--{other}" for other in known if other not in positional]
+    if (here := known_elsewhere(verb, name)) is not None:
+        raise InputError(f"--{name}: no such argument; here it is {here}")
     raise InputError(f"--{name}: no such argument; {nearest(f'--{name}', [*options, '--config'])}")
 
 
-def _flat(values: Mapping[str, Any], arguments: list[Argument], prefix: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, Any], arguments: list[Argument], prefix: str = "", verb: str = "") -> dict[str, Any]:
     """The values of a YAML file by dotted name, each of its argument's type."""
     known, out = {argument.name: argument for argument in arguments}, {}
     for key, value in values.items():
@@ -142,7 +146,9 @@ def _flat(values: Mapping[str, Any], arguments: list[Argument], prefix: str = ""
         elif any(other.startswith(f"{name}.") for other in known):
             if not isinstance(value, Mapping):
                 raise InputError(f"{name}: {shown(value)} has type {type(value).__name__}; give names with values")
-            out |= _flat(value, arguments, f"{name}.")
+            out |= _flat(value, arguments, f"{name}.", verb)
+        elif (here := known_elsewhere(verb, name)) is not None:
+            raise InputError(f"{name}: no such argument; here it is {here}")
         else:
             level = {other.removeprefix(prefix).split(".")[0] for other in known if other.startswith(prefix)}
             raise InputError(f"{name}: no such argument; {nearest(key, level)}")
