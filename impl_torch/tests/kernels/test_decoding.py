@@ -79,7 +79,7 @@ def test_steps_are_those_of_the_spec(name: str, device: str) -> None:
     tokens = text(FIRST + 3)
     with torch.no_grad():
         _, before = model(torch.as_tensor(tokens[:, :FIRST], device=device), model.init_state(2, 32))
-        made_here = Decoder(model, before, greedy=True)
+        made_here = Decoder(model, before, "greedy")
         for key, own in made_here.state.items():
             own.copy_(before[key])  # making a graph advances it
         logits = [made_here.one(token).clone() for token in torch.as_tensor(tokens[:, FIRST:], device=device).T]
@@ -109,6 +109,25 @@ def test_texts_are_those_of_the_host(name: str, sampling: Sampling, device: str,
     assert ties.shape == ids.shape
     assert np.array_equal(end["position"].cpu(), truth.state["position"]) if "position" in end else True
     assert all(a.dtype == state[key].dtype for key, a in after.items())
+
+
+@pytest.mark.parametrize("name", ["transformer", "fixed"])
+def test_tokens_read_one_a_call(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the buffers of a decoder, once there were some calls; what it returned before stays as it was."""
+    truth = made(CONFIGS[name], "cpu", implementation="plain")[0].generate(text(5), 6, WARM)
+    monkeypatch.setattr(decoder, "FEWEST", 2)
+    monkeypatch.setattr(decoder, "_serves", lambda model: True)
+    model, _ = made(CONFIGS[name], device)
+    found, states = model.generate(text(5), 1, WARM), []
+    tokens = [found.tokens]
+    for _ in range(5):
+        found = model.generate(found.tokens[:, -1:], 1, WARM, found.state, found.n_generated)
+        tokens.append(found.tokens)
+        states.append((found.state, {key: a.clone() for key, a in found.state.items()}))
+    assert np.array_equal(np.concatenate(tokens, 1), truth.tokens)
+    assert all(torch.equal(state[key], a) for state, copy in states for key, a in copy.items())
+    assert decoder._reads[model] == 5
+    assert any(key[0] == "logits" for key in decoder._decoders[model])
 
 
 def test_trained_parameters_are_read(device: str, monkeypatch: pytest.MonkeyPatch) -> None:

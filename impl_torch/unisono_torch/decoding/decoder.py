@@ -29,21 +29,24 @@ KEPT = 4  # decoders of a model; each holds a state, and a graph's memory
 FEWEST = 8  # ids for which a graph is worth making: that takes as long as a hundred steps without one
 
 _decoders: weakref.WeakKeyDictionary[Model, collections.OrderedDict] = weakref.WeakKeyDictionary()
+_reads: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()  # tokens read one a call
 _lock = threading.Lock()
 
 Follow = Callable[[np.ndarray, "State", Sampling, int, int], tuple[np.ndarray, np.ndarray, "State"] | None]
 
 
 class Decoder:
-    """Steps of `model` for states like `state`, greedy or drawn. It depends on the model's parameters where they are in memory now.
+    """Steps of `model` for states like `state`; kind: how ids are chosen, "greedy" or "drawn", or "logits", where they are not.
+
+    It depends on the model's parameters where they are in memory now.
 
     Its buffers belong to no parameter and to no caller, and are no tensors of inference mode: it runs inside that mode and outside,
     in any order.
     """
 
-    def __init__(self, model: Model, state: State, greedy: bool) -> None:
+    def __init__(self, model: Model, state: State, kind: str) -> None:
         batch, device = next(iter(state.values())).shape[0], model.device
-        self.greedy, self.device = greedy, device
+        self.kind, self.device = kind, device
         with torch.inference_mode(False), torch.no_grad(), _on(device):
             new = torch.empty(0, device=device).new_zeros
             self.token, self.number = new(batch, dtype=torch.int64), new((), dtype=torch.int64)
@@ -72,14 +75,20 @@ class Decoder:
 
     def _step(self) -> None:
         logits = self.one(self.token)
-        if self.greedy and logits.dtype != torch.float64 and available(self.device):
+        if self.kind == "logits":
+            self.logits = logits
+            return
+        if self.kind == "greedy" and logits.dtype != torch.float64 and available(self.device):
             from unisono_torch.kernels.decode.choose import choose
 
             choose(logits.contiguous(), self.number, self.ids, self.ties, self.trouble, self.token)
         else:
             at = self.number[None]
             u = self.u.index_select(0, at)[0]
-            ids, ties, bad = law.greedy(logits) if self.greedy else law.drawn(logits, u, self.temperature, self.top_k, self.top_p)
+            if self.kind == "greedy":
+                ids, ties, bad = law.greedy(logits)
+            else:
+                ids, ties, bad = law.drawn(logits, u, self.temperature, self.top_k, self.top_p)
             for rows, row in ((self.ids, ids), (self.ties, ties), (self.trouble, bad.int())):
                 rows.index_copy_(0, at, row[None])
             self.token.copy_(ids)
@@ -104,11 +113,8 @@ class Decoder:
         """
         ids, ties = np.empty((len(first), count), np.int64), np.empty((len(first), count), bool)
         with _on(self.device):
-            self.held.refresh()
-            for name, own in self.state.items():
-                own.copy_(state[name])
-            self.token.copy_(torch.from_numpy(first))
-            if not self.greedy:
+            self._begin(torch.from_numpy(first), state)
+            if self.kind == "drawn":
                 self.temperature.fill_(sampling.temperature)
                 self.top_p.fill_(sampling.top_p)
                 self.top_k.fill_(sampling.top_k)
@@ -116,7 +122,7 @@ class Decoder:
                 some = slice(start, min(start + BLOCK, count))
                 n = some.stop - start
                 self.number.zero_()
-                if not self.greedy:
+                if self.kind == "drawn":
                     self.u[:n].copy_(torch.from_numpy(uniform(sampling.seed, len(first), number + start, n)))
                 for _ in range(n):
                     self.advance()
@@ -125,7 +131,24 @@ class Decoder:
                 if bad.any():
                     at = int(bad.any(1).argmax())
                     raise InputError(trouble(int(bad[at].max() if 1 not in bad[at] else 1), number + start + at))
-            return ids, ties, {name: own.to(state[name].dtype, copy=True) for name, own in self.state.items()}
+            return ids, ties, self._state(state)
+
+    @torch.no_grad()
+    def read(self, token: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token [B]: its logits [B, V], which the next call overwrites, and the state after it."""
+        with _on(self.device):
+            self._begin(token, state)
+            self.advance()
+            return self.logits, self._state(state)
+
+    def _begin(self, token: Tensor, state: State) -> None:
+        self.held.refresh()
+        for name, own in self.state.items():
+            own.copy_(state[name])
+        self.token.copy_(token)
+
+    def _state(self, like: State) -> State:
+        return {name: own.to(like[name].dtype, copy=True) for name, own in self.state.items()}
 
     def advance(self) -> None:
         """One token, without waiting for it."""
@@ -137,35 +160,59 @@ class Decoder:
 
 def follower(model: Model) -> Follow | None:
     """What generates all ids after the first; None where a step at a time is what there is."""
+    return (lambda *given: follow(model, *given)) if _serves(model) else None
+
+
+def _serves(model: Model) -> bool:
+    """Whether steps of it can be a graph here and now."""
     if model.device.type != "cuda" or transformed() or torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
-        return None
-    if getattr(model.config, "compress_every", 0):
-        return None  # a singular value decomposition waits for the host
-    return lambda *given: follow(model, *given)
+        return False
+    return not getattr(model.config, "compress_every", 0)  # a singular value decomposition waits for the host
 
 
 def follow(
     model: Model, first: np.ndarray, state: State, sampling: Sampling, number: int, count: int
 ) -> tuple[np.ndarray, np.ndarray, State] | None:
     """As `Decoder.run`, by a decoder that is kept; None where none is, and so few ids are worth none."""
-    longest, position = model.config.longest, state.get("position")
-    if longest is not None and position is not None and int(position.max()) + count > longest:
+    if _ends_within(model, state, count):
         return None  # a step at a time says where it ends
-    greedy = sampling.temperature == 0
-    key = greedy, model.dtype, model.compute_dtype, tuple((name, a.shape, a.dtype) for name, a in state.items())
-    key = *key, tuple((p.data_ptr(), p.dtype) for p in (*model.parameters(), *model.buffers()))
     with _lock:
-        kept = _decoders.setdefault(model, collections.OrderedDict())
-        if key not in kept:
-            if count < FEWEST:
-                return None
-            for other in [other for other in kept if other[-1] != key[-1]]:
-                del kept[other]  # of parameters that are gone
-            kept[key] = Decoder(model, state, greedy)
-            if len(kept) > KEPT:
-                kept.popitem(last=False)
-        kept.move_to_end(key)
-        return kept[key].run(first, state, sampling, number, count)
+        decoder = _decoder(model, state, "greedy" if sampling.temperature == 0 else "drawn", count)
+        return None if decoder is None else decoder.run(first, state, sampling, number, count)
+
+
+def read_one(model: Model, token: Tensor, state: State) -> tuple[Tensor, State] | None:
+    """`Model.step` of evaluation by a decoder that is kept, once there have been some calls; None before, and where there can be none."""
+    if not _serves(model) or _ends_within(model, state, 1):
+        return None
+    with _lock:
+        _reads[model] = _reads.get(model, 0) + 1
+        decoder = _decoder(model, state, "logits", _reads[model])
+        if decoder is None:
+            return None
+        logits, state = decoder.read(token, state)
+        return logits.clone(), state
+
+
+def _ends_within(model: Model, state: State, count: int) -> bool:
+    longest, position = model.config.longest, state.get("position")
+    return longest is not None and position is not None and int(position.max()) + count > longest
+
+
+def _decoder(model: Model, state: State, kind: str, count: int) -> Decoder | None:
+    key = kind, model.dtype, model.compute_dtype, tuple((name, a.shape, a.dtype) for name, a in state.items())
+    key = *key, tuple((p.data_ptr(), p.dtype) for p in (*model.parameters(), *model.buffers()))
+    kept = _decoders.setdefault(model, collections.OrderedDict())
+    if key not in kept:
+        if count < FEWEST:
+            return None
+        for other in [other for other in kept if other[-1] != key[-1]]:
+            del kept[other]  # of parameters that are gone
+        kept[key] = Decoder(model, state, kind)
+        if len(kept) > KEPT:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager:

@@ -76,7 +76,7 @@ def measure(name: str, batch: int, context: int, before: bool) -> dict[str, Any]
         row["state_bytes"] = size
         if before:
             row["step_us"] = steps_us(model, state, 12)
-        decoder = Decoder(model, state, greedy=True)
+        decoder = Decoder(model, state, "greedy")
         for key, own in decoder.state.items():
             own.copy_(state[key])
         state.clear()
