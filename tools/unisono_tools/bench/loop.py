@@ -1,0 +1,210 @@
+"""What the training loop costs: tokens a second of whole runs, beside those of a bare step.
+
+    python -m unisono_tools.bench.loop --output docs/results/loop
+
+A bare step is what one would write without these tools: forward, loss, backward, clipping and the framework's AdamW on one batch that lies
+on the device, with nothing read, drawn, logged or saved. The loop draws its batches from a corpus, watches for NaN and signals, and writes
+its log; what it takes is read off the log, between the first steps and the last, so that start and final checkpoint are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+from unisono_spec.contract import init_params
+
+from unisono_tools.bench.report import about
+from unisono_tools.config import ModelChoice, TrainConfig, to_dict
+from unisono_tools.reading import dump_yaml
+from unisono_tools.train.logs import NAME, read
+
+WARM_UP = 20  # steps that compile, allocate and fill the queue
+
+
+def plan(options: argparse.Namespace, **changes: Any) -> TrainConfig:
+    fields = {
+        "model": ModelChoice(options.model),
+        "batch_size": options.batch_size,
+        "seq_len": options.seq_len,
+        "steps": WARM_UP + options.steps,
+        "eval_every": 10**6,
+        "checkpoint_every": 10**6,
+        "log_every": 10,
+        "dtype": options.dtype,
+        "backend": options.backend,
+        "device": options.device,
+    }
+    return TrainConfig(**{**fields, **changes})
+
+
+def loop_rate(train: TrainConfig) -> dict[str, float]:
+    """Tokens a second of a whole run, in a process of its own as users start it; its last loss."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = pathlib.Path(folder) / "config.yaml"
+        config.write_text(dump_yaml({**to_dict(train), "out": f"{folder}/run"}), encoding="utf-8")
+        command = [sys.executable, "-m", "unisono_tools.cli", "train", "--config", str(config)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+        rows = {row["step"]: row for row in read(pathlib.Path(folder) / "run" / NAME) if "loss" in row}
+    tokens = train.batch_size * train.seq_len * (train.steps - WARM_UP)
+    return {"loop": tokens / (rows[train.steps]["time"] - rows[WARM_UP]["time"]), "loss": rows[train.steps]["loss"]}
+
+
+def bare_rate(train: TrainConfig) -> dict[str, float]:
+    """Tokens a second of a bare step; on a GPU with PyTorch also its peak memory in GiB."""
+    config = train.validate()
+    params = init_params(config, 0, train.param_dtype)
+    rows = np.random.default_rng(0).integers(0, 256, (train.batch_size, train.seq_len + 1))
+    begin = {"torch": _bare_torch, "jax": _bare_jax}[train.backend or "torch"]
+    step, wait = begin(train, params, rows)
+    for _ in range(WARM_UP):
+        step()
+    wait()
+    start = time.perf_counter()
+    for _ in range(train.steps - WARM_UP):
+        step()
+    wait()
+    return {"bare": train.batch_size * train.seq_len * (train.steps - WARM_UP) / (time.perf_counter() - start)}
+
+
+def _bare_torch(train: TrainConfig, params: Any, rows: np.ndarray) -> Any:
+    import torch
+    import unisono_torch
+    from torch.nn import functional as F
+
+    device = train.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = unisono_torch.create(train.model.config(), params, dtype=train.dtype, device=device)
+    if train.compile:
+        model = torch.compile(model, dynamic=False)
+    opt = train.optimizer
+    adamw = torch.optim.AdamW(model.parameters(), opt.lr, (opt.beta1, opt.beta2), opt.eps, opt.weight_decay, fused=True)
+    inputs, targets = (torch.tensor(a, device=device) for a in (rows[:, :-1], rows[:, 1:]))
+
+    def step() -> None:
+        logits, _ = model(inputs)
+        F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), opt.clip)
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+
+    return step, torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
+def _bare_jax(train: TrainConfig, params: Any, rows: np.ndarray) -> Any:
+    import jax
+    import optax
+    import unisono_jax
+
+    from unisono_tools.backends.jax import functional
+
+    model, named = functional(unisono_jax.create(train.model.config(), params, dtype=train.dtype, device=train.device))
+    opt = train.optimizer
+    adamw = optax.chain(
+        optax.clip_by_global_norm(opt.clip), optax.adamw(opt.lr, opt.beta1, opt.beta2, opt.eps, weight_decay=opt.weight_decay)
+    )
+    inputs, targets = (jax.device_put(a.astype(np.int32)) for a in (rows[:, :-1], rows[:, 1:]))
+
+    def loss(named: Any) -> jax.Array:
+        logits = model(named).forward(inputs)[0].astype("float32")
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+
+    @jax.jit
+    def update(named: Any, state: Any) -> Any:
+        updates, state = adamw.update(jax.grad(loss)(named), state, named)
+        return optax.apply_updates(named, updates), state
+
+    held = [named, adamw.init(named)]
+
+    def step() -> None:
+        held[:] = update(*held)
+
+    return step, lambda: jax.block_until_ready(held)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.loop", description="Time training loops beside bare steps.")
+    parser.add_argument("--backend", choices=("torch", "jax"), default="torch")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--model", default="cram-1m")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--seq_len", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--with", dest="changes", nargs="*", default=[], help="runs with options, as in ema=0.999 devices=2,parallel=fsdp")
+    parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added, rows appended")
+    options = parser.parse_args(argv)
+    if options.steps % 10:
+        parser.error(f"--steps {options.steps}: use a multiple of 10, since every tenth step is logged")
+
+    words = sys.argv[1:] if argv is None else argv
+    kept = [w for i, w in enumerate(words) if w != "--output" and (i == 0 or words[i - 1] != "--output")]
+    rows = []
+    plain = plan(options)
+    device = _device(options)
+    same = {
+        "backend": options.backend,
+        "model": options.model,
+        "batch": f"{options.batch_size} × {options.seq_len}",
+        "dtype": options.dtype,
+    }
+    bare = bare_rate(plain)["bare"]
+    for text in ["", *options.changes]:
+        changes = {name: json.loads(value) if value[0] in "0123456789tf" and value != "fsdp" else value
+                   for name, _, value in (pair.partition("=") for pair in text.split(",") if pair)}  # fmt: skip
+        train = plan(options, **changes)
+        beside = bare_rate(train)["bare"] if changes.keys() & {"compile"} else bare
+        rows.append({**same, "with": text, "bare": beside, **loop_rate(train)})
+        print(_line(rows[-1]), flush=True)
+    if options.output:
+        _write(rows, about(f"python -m unisono_tools.bench.loop {' '.join(kept)}", device, "unisono", "torch", "jax"), options.output)
+    return 0
+
+
+def _device(options: argparse.Namespace) -> str:
+    if options.backend == "jax":
+        import jax
+
+        found = jax.devices(options.device)[0] if options.device else jax.devices()[0]
+        return found.device_kind if found.platform != "cpu" else "CPU"
+    import torch
+
+    if options.device == "cpu" or not torch.cuda.is_available():
+        return f"{torch.get_num_threads()} thread(s)"
+    return torch.cuda.get_device_name()
+
+
+def _line(row: dict[str, Any]) -> str:
+    cells = (row[name] for name in ("backend", "model", "batch", "dtype", "with"))
+    return f"| {' | '.join(cells)} | {row['bare']:,.0f} | {row['loop']:,.0f} | {row['loop'] / row['bare']:.1%} |"
+
+
+def _write(rows: list[dict[str, Any]], run: dict[str, str], stem: pathlib.Path) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    path = stem.with_suffix(".json")
+    runs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    runs.append({"run": run, "rows": rows})
+    path.write_text(json.dumps(runs, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = [
+        "# What the training loop costs",
+        "",
+        "Tokens a second of whole runs beside those of a bare step (`bench/loop.py` says what both do).",
+        "",
+    ]
+    for one in runs:
+        lines += [*(f"- {name}: {value}" for name, value in one["run"].items()), ""]
+        lines += ["| backend | model | batch | dtype | with | bare step | loop | loop ÷ bare |", "|---|---|---|---|---|---|---|---|"]
+        lines += [*map(_line, one["rows"]), ""]
+    stem.with_suffix(".md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
