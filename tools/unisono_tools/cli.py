@@ -20,6 +20,7 @@ VERBS = {
     "match": ("match", "configs of every model with the same number of parameters"),
     "compare": ("compare", "train every model of one size under one budget, and draw their curves"),
     "conform": ("conform", "judge an implementation by the court's properties"),
+    "plot": ("plot", "draw what a run has logged"),
     "inspect": ("inspect", "draw a model's dependency matrix and its effective reach"),
     "bench": ("bench", "time kernels against their peers and the hardware's floor"),
 }

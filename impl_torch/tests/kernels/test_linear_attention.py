@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import InputError
 from unisono_torch.kernels.linear_attention import linear_attention, operator, table
@@ -123,6 +124,18 @@ def test_second_derivatives(device: str):
 
     for found, exact in zip(twice("triton"), twice("plain"), strict=True):
         judge.within(found.cpu(), exact.cpu(), numerics.formula("float32", 3, 1, gradient=True) * exact.abs().max().cpu())
+
+
+def test_what_is_computed_again_for_the_gradient(device: str):
+    given = inputs(SMALL[0], device)
+    q, k, v, S, z = (given[name].detach().requires_grad_() for name in ("q", "k", "v", "S", "z"))
+
+    def op(*arrays: torch.Tensor) -> torch.Tensor:
+        return linear_attention(*arrays[:3], (arrays[3], arrays[4]), given["reset"], given["valid"], "elu1")[0]
+
+    once = torch.autograd.grad(op(q, k, v, S, z), (q, k, v, S, z), given["do"])
+    again = torch.autograd.grad(checkpoint(op, q, k, v, S, z, use_reentrant=False), (q, k, v, S, z), given["do"])
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
 def test_bad_input_is_named(device: str):

@@ -10,6 +10,7 @@ its log; what it takes is read off the log, between the first steps and the last
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import pathlib
 import subprocess
@@ -147,9 +148,14 @@ def main(argv: list[str] | None = None) -> int:
 
     words = sys.argv[1:] if argv is None else argv
     kept = [w for i, w in enumerate(words) if w != "--output" and (i == 0 or words[i - 1] != "--output")]
-    rows = []
+    run = about(f"python -m unisono_tools.bench.loop {' '.join(kept)}", _device(options), "unisono", "torch", "jax")
+    before = (
+        json.loads(options.output.with_suffix(".json").read_text())
+        if options.output and options.output.with_suffix(".json").is_file()
+        else []
+    )
+    rows: list[dict[str, Any]] = []
     plain = plan(options)
-    device = _device(options)
     same = {
         "backend": options.backend,
         "model": options.model,
@@ -158,15 +164,22 @@ def main(argv: list[str] | None = None) -> int:
     }
     bare = bare_rate(plain)["bare"]
     for text in ["", *options.changes]:
-        changes = {name: json.loads(value) if value[0] in "0123456789tf" and value != "fsdp" else value
-                   for name, _, value in (pair.partition("=") for pair in text.split(",") if pair)}  # fmt: skip
+        changes = dict(_option(pair) for pair in text.split(",") if pair)
         train = plan(options, **changes)
         beside = bare_rate(train)["bare"] if changes.keys() & {"compile"} else bare
         rows.append({**same, "with": text, "bare": beside, **loop_rate(train)})
         print(_line(rows[-1]), flush=True)
-    if options.output:
-        _write(rows, about(f"python -m unisono_tools.bench.loop {' '.join(kept)}", device, "unisono", "torch", "jax"), options.output)
+        if options.output:
+            _write([*before, {"run": run, "rows": rows}], options.output)
     return 0
+
+
+def _option(pair: str) -> tuple[str, Any]:
+    """A field of TrainConfig and its value: a number, true, false or a text."""
+    name, _, value = pair.partition("=")
+    with contextlib.suppress(ValueError):
+        return name, json.loads(value)
+    return name, value
 
 
 def _device(options: argparse.Namespace) -> str:
@@ -187,12 +200,9 @@ def _line(row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} | {row['bare']:,.0f} | {row['loop']:,.0f} | {row['loop'] / row['bare']:.1%} |"
 
 
-def _write(rows: list[dict[str, Any]], run: dict[str, str], stem: pathlib.Path) -> None:
+def _write(runs: list[dict[str, Any]], stem: pathlib.Path) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
-    path = stem.with_suffix(".json")
-    runs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    runs.append({"run": run, "rows": rows})
-    path.write_text(json.dumps(runs, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    stem.with_suffix(".json").write_text(json.dumps(runs, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     lines = [
         "# What the training loop costs",
         "",

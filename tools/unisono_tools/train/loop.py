@@ -27,6 +27,7 @@ from unisono_tools.train import checkpoint as checkpoints
 from unisono_tools.train.checkpoint import Best, Checkpoint
 from unisono_tools.train.feed import Feed, TextFeed
 from unisono_tools.train.feed import load as load_data
+from unisono_tools.train.gauges import gauges
 from unisono_tools.train.guard import alone_in
 from unisono_tools.train.judged import TaskFeed
 from unisono_tools.train.logs import NAME as LOG
@@ -278,6 +279,9 @@ class _Run:
         params, moments, carried, average = trainer.params(), trainer.optimizer_state(), trainer.carried(), trainer.average()
         if self.log is None:
             return
+        told = gauges(self.config, params)
+        if told:
+            self._log(step=self.done, **told)
         self.log.sync()
         for name, array in {**params, **moments, **(carried or {})}.items():
             if not np.isfinite(array).all():

@@ -152,11 +152,12 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _gradient(ctx, do, dS, dz, _):
-    S, z, tau = ctx.saved_tensors[5:8]
+    saved = ctx.saved_tensors  # once: what torch.utils.checkpoint computes again is gone after it
+    S, z, tau = saved[5:8]
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        inputs = *ctx.saved_tensors[2:], ctx.feature_map
+        inputs = *saved[2:], ctx.feature_map
         return again(_plain, inputs, ctx.needs_input_grad, (do, dS, dz))
-    dq, dk, dv, dS0, dz0, dtau = _backward(do, dS, dz, *ctx.saved_tensors, ctx.feature_map)
+    dq, dk, dv, dS0, dz0, dtau = _backward(do, dS, dz, *saved, ctx.feature_map)
     return dq, dk, dv, dS0.to(S.dtype), dz0.to(z.dtype), None if tau is None else dtau, None, None, None
 
 

@@ -1,0 +1,86 @@
+"""The command starts the processes that --devices asks for; a run goes on with another number of them; the loop's benchmark."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from unisono_spec.contract import InputError
+from unisono_tools.bench.loop import main
+from unisono_tools.config import TrainConfig, dump
+from unisono_tools.train import checkpoint, train
+from unisono_tools.train.logs import read
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _command(config: TrainConfig, path, *more: str) -> list[str]:
+    path.write_text(dump(config))
+    return [sys.executable, "-m", "unisono_tools.cli", "train", "--config", str(path), *more]
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tiny, tmp_path, close):
+    """Shards of two write what one reads, and the other way round; each part keeps its dropout."""
+    config = tiny("cram-1m", {"dropout": 0.25}, backend="torch", dtype="float64", threads=1, steps=4, ema=0.9, keep=9)
+    whole = train(dataclasses.replace(config, accumulation=2, steps=8, out=str(tmp_path / "whole")))
+    more = dataclasses.replace(config, devices=2, parallel="fsdp", out=str(tmp_path / "run"), steps=8)
+    # the same schedule, stopped half-way by a signal that torchrun hands on
+    process = subprocess.Popen(_command(dataclasses.replace(more, steps=8, max_minutes=1e-9), tmp_path / "a.yaml"), env=ENVIRONMENT)
+    assert process.wait(timeout=300) == 0
+    stopped = checkpoint.newest(tmp_path / "run")
+    assert stopped is not None
+    assert stopped[1].step == 1
+    ended = train(dataclasses.replace(more, devices=1, parallel="ddp", accumulation=2))
+    for name in ("params", "optimizer", "average"):
+        ours, theirs = (getattr(checkpoint.load(result.checkpoint), name) for result in (ended, whole))
+        close(*(np.concatenate([arrays[n].ravel() for n in sorted(arrays)]) for arrays in (ours, theirs)), "float64", name)
+
+
+def test_a_signal_reaches_all_and_exits_as_shells_expect(tiny, tmp_path):
+    config = tiny(backend="torch", devices=2, steps=100_000, eval_every=100_000, checkpoint_every=5, threads=1)
+    process = subprocess.Popen(_command(config, tmp_path / "a.yaml"), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and checkpoint.latest(tmp_path / "run") is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "which is saved; `unisono train --resume" in " ".join(said.split())
+    found = checkpoint.newest(tmp_path / "run")
+    assert found is not None
+    assert max(row["step"] for row in read(tmp_path / "run/log.jsonl")) <= found[1].step
+
+
+def test_more_devices_than_there_are(tiny):
+    with pytest.raises(InputError, match=r"devices: 2 with 1 process\(es\); start as many, as in `torchrun --nproc-per-node 2"):
+        train(tiny(backend="torch", devices=2))
+    with pytest.raises(InputError, match=r"devices: 64, there are \d+ here; .*xla_force_host_platform_device_count=64"):
+        train(tiny(backend="jax", devices=64, batch_size=64))
+
+
+def test_the_benchmark_of_the_loop(tmp_path):
+    words = [
+        "--device",
+        "cpu",
+        "--model",
+        "cram-demo",
+        "--batch_size",
+        "2",
+        "--seq_len",
+        "16",
+        "--steps",
+        "10",
+        "--with",
+        "dtype=float16,ema=0.9",
+    ]
+    assert main([*words, "--output", str(tmp_path / "loop")]) == 0
+    (run,) = json.loads((tmp_path / "loop.json").read_text())
+    assert run["run"]["command"] == f"python -m unisono_tools.bench.loop {' '.join(words)}"
+    assert [row["with"] for row in run["rows"]] == ["", "dtype=float16,ema=0.9"]
+    assert all(row["loop"] > 0 and row["bare"] > 0 for row in run["rows"])

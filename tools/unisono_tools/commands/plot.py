@@ -1,0 +1,24 @@
+"""unisono plot"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unisono_tools.commands.arguments import call
+from unisono_tools.experiments.history import draw
+
+
+def run(run: str, out: str | None = None) -> int:
+    """Draw what a run has logged: loss, rate, gradient, speed; decays and gates of InfinityFormer, loads of MARU's banks.
+
+    Args:
+        run: folder of a run.
+        out: the PNG to write; by default history.png in that folder.
+    """
+    folder = Path(run).expanduser()
+    print(draw(folder, folder / "history.png" if out is None else Path(out).expanduser()))
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    return call("plot", run, argv)
