@@ -224,12 +224,21 @@ def onnx(session: nox.Session) -> None:
         session,
         "impl_onnx/tests",
         "--ignore=impl_onnx/tests/sources/test_jax.py",
+        "--ignore=impl_onnx/tests/large",
         "tools/tests/onnx/test_demo.py",
+        "tools/tests/onnx/test_run.py",
         "conformance/oracles/test_torch.py",
     )
     court(session, "onnx")
     for variant in GRAPHS:
         court(session, "onnx", "--profile", "dev", "-k", "P14-", "--implementation", variant)
+
+
+@nox.session
+def large(session: nox.Session) -> None:
+    """A graph whose weights pass 2 GB, written and read: minutes, 12 GB of memory, 5 GB of disk."""
+    install(session, "-e", ".[onnx,conformance,tools]")
+    pytest(session, "impl_onnx/tests/large", *session.posargs)
 
 
 @nox.session

@@ -125,6 +125,26 @@ def test_threads_export_at_once(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.onnx").read_bytes() == graph(name).read_bytes()
 
 
-def test_the_config_in_the_metadata_is_the_model_s(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="own config"):
-        write("binary", tmp_path / "a.onnx", {"unisono.config": "{}"})
+@pytest.mark.parametrize("key", ["config", "architecture", "contract", "version", "target", "precision"])
+def test_what_a_graph_says_of_itself_is_its_own(tmp_path: Path, key: str) -> None:
+    with pytest.raises(InputError, match="is the graph's own"):
+        write("binary", tmp_path / "a.onnx", {f"unisono.{key}": "{}"})
+    found = {entry.key: entry.value for entry in onnx.load(graph("binary")).metadata_props}
+    assert f"unisono.{key}" in found
+    assert (found["unisono.architecture"], found["unisono.target"], found["unisono.precision"]) == ("cram", "portable", "float32")
+
+
+def test_older_weights_do_not_stay_beside_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "MAX_EMBEDDED_BYTES", 0)
+        write("binary", tmp_path / "a.onnx")
+    (tmp_path / "b.onnx.data").write_bytes(b"another's")
+    write("binary", tmp_path / "a.onnx")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.onnx", "b.onnx.data"]
+
+
+@pytest.mark.parametrize("name", ["a", "a.bin", "a.onnx.data", "a.ONNX"])
+def test_a_graph_s_name_ends_in_onnx(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"let it end in \.onnx"):
+        write("binary", tmp_path / name)
+    assert not any(tmp_path.iterdir())

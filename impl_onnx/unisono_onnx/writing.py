@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
@@ -13,11 +14,14 @@ from unisono_spec.contract import Arrays, Config, InputError, config_to_dict, ne
 from unisono_spec.contract.aside import aside, cannot_be_written
 from unisono_spec.contract.checks import check_config
 from unisono_spec.contract.errors import shown
-from unisono_spec.contract.files import check_params
+from unisono_spec.contract.files import VERSION, check_params
 
 from unisono_onnx.targets import PRECISIONS, TARGETS
 
+DATA = ".data"  # behind the name of a graph: the file of its weights
+SUFFIX = ".onnx"  # by which the tools know a graph
 CONFIG_KEY = "unisono.config"
+OWN_KEYS = (CONFIG_KEY, *(f"unisono.{name}" for name in ("architecture", "contract", "version", "target", "precision")))
 # Protobuf holds at most 2 GiB in one message; larger weights go to a second file beside the graph
 MAX_EMBEDDED_BYTES = 2**31 - 2**24
 
@@ -33,10 +37,11 @@ def export(
     """Write the model of `config` with `params` as one graph with dynamic B ≥ 1 and T ≥ 1 to `path`, whole or not at all.
 
     Inputs are `tokens`, `reset`, `valid` and each state array under its contract name; outputs are `logits` and each state array
-    as `next.<name>`. metadata: further strings to keep in the file, beside the config; a tokenizer, say. Weights lie in the file,
-    unless they pass 2 GB: then in `<path>.data` beside it. target: "portable" is standard operators only; "ort" takes onnxruntime's
-    own LinearAttention for linear attention, InfinityFormer's memory and the selective scan. precision: of matrices and embeddings in the
-    file, "float32", "float16", "int8" or "int4"; int8 and int4 in blocks of 32 that share a scale. "int4" needs onnxruntime.
+    as `next.<name>`. path: a name that ends in .onnx. metadata: further strings to keep in the file; a tokenizer, say. Weights lie in
+    the file, unless they pass 2 GB: then in `<path>.data` beside it. target: "portable" is standard operators only; "ort" takes
+    onnxruntime's own LinearAttention for linear attention, InfinityFormer's memory and the selective scan. precision: of matrices and
+    embeddings in the file, "float32", "float16", "int8" or "int4"; int8 and int4 in blocks of 32 that share a scale. "int4" needs
+    onnxruntime.
 
     The graph computes in float32, whatever its precision and the dtype of `params`.
 
@@ -63,8 +68,10 @@ def export(
         with aside(path, folder=True) as folder:
             draft = folder / path.name
             model = builder.build(config, held, target, precision)
-            model.metadata_props.update({CONFIG_KEY: json.dumps(config_to_dict(config)), **metadata})
+            own = json.dumps(config_to_dict(config)), config.arch, VERSION, _version(), target, precision
+            model.metadata_props.update({**dict(zip(OWN_KEYS, own, strict=True)), **metadata})
             ir.save(model, draft, external_data=_beside(model, draft))
+            del model
             onnx.checker.check_model(draft, full_check=True)
             check.compare(config, held, draft, runtime)
             _put(draft, path)
@@ -79,11 +86,13 @@ def output_names(config: Config) -> list[str]:
 
 
 def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    if path.suffix != SUFFIX:
+        raise InputError(f"path: {shown(path.name)} is no name of a graph; let it end in {SUFFIX}")
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InputError(f"metadata: {shown(key)} is a {type(value).__name__}; ONNX metadata are strings, pass json.dumps(...)")
-        if key == CONFIG_KEY:
-            raise InputError(f"metadata: {shown(key)} is the model's own config; choose another name")
+        if key in OWN_KEYS:
+            raise InputError(f"metadata: {shown(key)} is the graph's own; choose another name")
     for name, text in (("path", str(path)), *(("metadata", f"{key}: {value}") for key, value in metadata.items())):
         try:
             text.encode()
@@ -92,10 +101,12 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
 
 
 def _put(draft: Path, path: Path) -> None:
-    """Move a graph and its weights into place. The graph goes first and comes last: where it is, its weights are."""
+    """Move a graph and its weights into place. The graph goes first and comes last: where it is, its weights are, and no older ones."""
     beside = [file for file in draft.parent.iterdir() if file != draft]
-    if beside:
+    old = path.with_name(f"{path.name}{DATA}")
+    if beside or old.is_file():
         path.unlink(missing_ok=True)
+        old.unlink(missing_ok=True)
     for file in (*beside, draft):
         with file.open("rb") as written:
             os.fsync(written.fileno())
@@ -105,7 +116,15 @@ def _put(draft: Path, path: Path) -> None:
 def _beside(model: Any, draft: Path) -> str | None:
     """The name of a second file for the weights, if they do not fit into the graph's."""
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    return f"{draft.name}.data" if size > MAX_EMBEDDED_BYTES else None
+    return f"{draft.name}{DATA}" if size > MAX_EMBEDDED_BYTES else None
+
+
+def _version() -> str:
+    """Of this distribution; "unknown" where it is not installed as one."""
+    try:
+        return importlib.metadata.version("unisono")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _packages() -> tuple[Any, Any, Any]:

@@ -157,6 +157,43 @@ def test_an_export_of_what_is_not_a_model(refused, tmp_path, tiny):
 
 @pytest.mark.parametrize("graph", ["adaptive"], indirect=True)
 @pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("contract", "2", "contract '2', written by unisono"),
+        ("contract", None, "contract 'unnamed'"),
+        ("architecture", "lat", "unisono.architecture is 'lat', its config's is 'cram'"),
+        ("architecture", None, "unisono.architecture is 'missing'"),
+        ("tokenizer_sha256", "0" * 64, "not the tokenizer that model.onnx was trained with"),
+    ],
+)
+def test_what_a_graph_says_of_itself_is_checked(graph, refused, tmp_path, key, value, words):
+    import onnx
+
+    model = onnx.load(graph[1])
+    for entry in [p for p in model.metadata_props if p.key == f"unisono.{key}"]:
+        model.metadata_props.remove(entry)
+    if value is not None:
+        model.metadata_props.add(key=f"unisono.{key}", value=value)
+    onnx.save(model, tmp_path / "model.onnx")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for verb in ("generate", "eval"):
+        assert words in refused(verb, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("graph", ["adaptive"], indirect=True)
+def test_weights_that_were_left_behind(graph, refused, tmp_path):
+    import onnx
+
+    onnx.save(onnx.load(graph[1]), tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=4096)
+    reader = open_reader(tmp_path / "model.onnx")
+    assert np.isfinite(reader.forward(np.zeros((1, 3), np.int64), reader.init_state(1))[0]).all()
+    (tmp_path / "model.onnx.data").unlink()
+    for verb in ("generate", "eval"):
+        assert "its weights are not beside it, in model.onnx.data; move both files" in refused(verb, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("graph", ["adaptive"], indirect=True)
+@pytest.mark.parametrize(
     ("changes", "word"),
     [
         ({"d_model": 16}, "its config says"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,12 @@ import numpy as np
 import onnxruntime
 from unisono_spec.contract import ANY, Arrays, Config, InputError, generation, zero_state
 from unisono_spec.contract.checks import check_ids, check_inputs
-from unisono_spec.contract.files import cast_state, load_params, read_config
+from unisono_spec.contract.files import VERSION, cast_state, load_params, read_config, write_bytes
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import Sampling
 
 from unisono_tools.config import TrainConfig
+from unisono_tools.data.tokenizers import DEFINITION
 
 REMEDIES = {
     "capacity": "give init_state a larger capacity",
@@ -30,12 +33,21 @@ def _seq_len(found: str | None, path: Path) -> int | None:
 
 
 def export(source: Path, out: Path, tokenizer: str | None, seq_len: int | None = None, **options: str) -> None:
-    """Write the model file `source` as a graph that says with which tokenizer, and on how many tokens at once, it was trained."""
+    """Write the model file `source` as a graph that says with which tokenizer, and on how many tokens at once, it was trained.
+
+    What defines a tokenizer beside the model is written beside the graph.
+    """
     import unisono_onnx
 
     config, params = load_params(source)
     known = {"unisono.tokenizer": tokenizer, "unisono.seq_len": seq_len}
+    beside = source.with_name(DEFINITION)
+    definition = beside.read_bytes() if beside.is_file() else None
+    if definition is not None:
+        known["unisono.tokenizer_sha256"] = hashlib.sha256(definition).hexdigest()
     unisono_onnx.export(config, params, out, {name: str(value) for name, value in known.items() if value is not None}, **options)
+    if definition is not None:
+        write_bytes(out.with_name(DEFINITION), definition)
 
 
 class Trainer:
@@ -54,16 +66,40 @@ class Reader:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no common class for what it raises
+            # a graph that was renamed alone still names the old file
+            lost = re.search(r"External data path does not exist: \"([^\"]+)\"|(\S+\.data)\W.*No such file", str(error))
+            if lost is not None:
+                name = Path(lost[1] or lost[2]).name
+                raise InputError(f"{path}: its weights are not beside it, in {name}; move both files, or export it again") from error
             raise InputError(f"{path}: onnxruntime cannot read it ({error}); it may be truncated, export it again") from error
         self.metadata = self.session.get_modelmeta().custom_metadata_map
         if "unisono.config" not in self.metadata:
             raise InputError(f"{path}: an ONNX graph, but not one of unisono's; write it with `unisono export`")
         self.config: Config = read_config(self.metadata["unisono.config"], str(path))
+        self._check_metadata(path)
         self.tokenizer = self.metadata.get("unisono.tokenizer")
         self.seq_len = _seq_len(self.metadata.get("unisono.seq_len"), path)
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.inputs = {i.name for i in self.session.get_inputs()}
         self._check_graph(path)
+
+    def _check_metadata(self, path: Path) -> None:
+        """Raise InputError where the graph was written by another contract, or says two things about itself."""
+        contract, arch = (self.metadata.get(f"unisono.{name}") for name in ("contract", "architecture"))
+        if contract != VERSION:
+            by = self.metadata.get("unisono.version", "an older one")[:40]
+            raise InputError(
+                f"{path}: contract {(contract or 'unnamed')[:40]!r}, written by unisono {by}; this one reads {VERSION!r}: export it again"
+            )
+        if arch != self.config.arch:
+            raise InputError(
+                f"{path}: unisono.architecture is {(arch or 'missing')[:40]!r}, its config's is {self.config.arch!r}; export it again"
+            )
+        digest, beside = self.metadata.get("unisono.tokenizer_sha256"), path.with_name(DEFINITION)
+        if digest is not None and beside.is_file() and hashlib.sha256(beside.read_bytes()).hexdigest() != digest:
+            raise InputError(
+                f"{beside}: not the tokenizer that {path.name} was trained with; move the right one there, or export the graph again"
+            )
 
     def _check_graph(self, path: Path) -> None:
         """Raise InputError unless the graph's inputs and outputs are those of its config's model."""

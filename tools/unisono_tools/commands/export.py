@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unisono_spec.contract.files import write_bytes
-
 from unisono_tools.backends import backend
 from unisono_tools.commands.arguments import call
-from unisono_tools.train.checkpoint import TOKENIZER, model_file, tokenizer_of, training_of
+from unisono_tools.train.checkpoint import model_file, tokenizer_of, training_of
 
 
 def run(checkpoint: str, out: str = "model.onnx", target: str = "portable", precision: str = "float32") -> int:
@@ -16,16 +14,13 @@ def run(checkpoint: str, out: str = "model.onnx", target: str = "portable", prec
 
     Args:
         checkpoint: folder of a run or of a checkpoint, or a .safetensors file.
-        out: where the graph goes.
+        out: where the graph goes; a name that ends in .onnx.
         precision: of matrices and embeddings in the file: float32, float16, int8, or int4, which needs onnxruntime.
         target: portable holds standard operators only; ort uses the one that onnxruntime adds for linear attention and selective scans.
     """
     path = model_file(Path(checkpoint))
     training = training_of(path)
     backend("onnx").export(path, Path(out), tokenizer_of(path), training.seq_len if training else None, target=target, precision=precision)
-    definition = path.with_name(TOKENIZER)
-    if definition.is_file():
-        write_bytes(Path(out).with_name(TOKENIZER), definition.read_bytes())
     print(f"{out}: written from {path}")
     return 0
 
