@@ -9,7 +9,7 @@ import pytest
 import yaml
 from unisono_conformance import numerics
 from unisono_spec.contract import InputError, presets
-from unisono_tools.commands.arguments import read_config
+from unisono_tools.commands.arguments import of_class, parse, read_config
 from unisono_tools.config import FREE, ModelChoice, Optimizer, Schedule, TrainConfig, check_continues, dump, flatten, from_dict, to_dict
 from unisono_tools.schedule import learning_rate
 
@@ -127,3 +127,19 @@ def test_other_schedules(kind):
 def test_a_batch_that_no_machine_holds_is_refused_before_it_is_drawn(changes):
     with pytest.raises(InputError, match="memory"):
         TrainConfig(**changes).validate()
+
+
+def test_names_of_corpora_are_the_users_own():
+    arguments = of_class(TrainConfig)
+    found = parse(
+        "train",
+        "",
+        arguments,
+        ["--data.mixture.wikitext-103-raw-v1", "3", "--data.mixture.a-b/c.txt=0.5", "--model.overrides.d-model", "8"],
+    )
+    assert found["data"]["mixture"] == {"wikitext-103-raw-v1": 3.0, "a-b/c.txt": 0.5}
+    assert found["model"]["overrides"] == {"d_model": 8}
+    with pytest.raises(InputError, match=r"data\.mixture\.sotu: 'much' has type str; give a number"):
+        parse("train", "", arguments, ["--data.mixture.sotu", "much"])
+    with pytest.raises(InputError, match=r"data\.mixture\.sotu: 0\.0; give the share"):
+        from_dict(parse("train", "", arguments, ["--data.mixture.sotu", "0"])).validate()

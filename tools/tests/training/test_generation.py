@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from unisono_spec.contract.sampling import Sampling
+from unisono_spec.contract.sampling import NEAR_TIE, Sampling
 from unisono_tools.backends import open_reader
 from unisono_tools.train import checkpoint
+from unisono_tools.verify import verify
 
 
 def test_a_repetition_penalty_in_every_room(backend, tiny, made, tmp_path):
@@ -18,3 +19,19 @@ def test_a_repetition_penalty_in_every_room(backend, tiny, made, tmp_path):
         assert found.seen is not None
         assert truth.seen is not None
         assert np.array_equal(found.seen, truth.seen)
+
+
+def test_rounding_is_told_beside_the_margin(backend, tiny, made, tmp_path, command):
+    """What bfloat16 turns is found, and float64 turns nothing of its own."""
+    path = checkpoint.save(tmp_path, made(tiny(overrides={"d_model": 16}), seed=1)) / "model.safetensors"
+    wide, prompt = open_reader(path, backend, "float64"), np.arange(5)
+    exact = verify(wide, wide, prompt, 12, Sampling(1.5, seed=1))
+    assert (exact.error, exact.other, exact.unreported, exact.count) == (0.0, 0, 0, 12)
+    coarse = verify(open_reader(path, backend, "bfloat16"), wide, prompt, 60, Sampling(1.5, seed=1, repetition_penalty=1.1))
+    assert NEAR_TIE < coarse.error < 1
+    assert 0 < coarse.unreported <= coarse.other < 60
+    assert "more than the margin of near-ties, 1e-05" in str(coarse)
+    code, _, err = command("generate", path, "--backend", backend, "--prompt", "We", "--max_new_tokens", 5, "--verify")
+    assert code == 0
+    assert "float32: logits err by up to" in err
+    assert "float64 chooses 0 of 5 ids otherwise" in err

@@ -86,7 +86,9 @@ def parse(verb: str, description: str, arguments: list[Argument], argv: list[str
             values[name] = _from_text(word, known[name])
             continue
         name, equals, text = word[2:].partition("=")
-        name = name if name in known else name.replace("-", "_")
+        # names within a mapping of numbers are the user's own, such as those of corpora
+        own = any(name.startswith(f"{other}.") and get_args(argument.hint)[-1:] == (float,) for other, argument in known.items())
+        name = name if name in known or own else name.replace("-", "_")
         argument = None if name == "config" else _named(name, known, positional, verb)
         flag = argument is not None and argument.hint is bool and (not words or words[0].lower() not in ("true", "false"))
         if flag and not equals:

@@ -65,9 +65,9 @@ def run(
         raise InputError(f"corpus: nothing beside {path} says what it was trained on; give --corpus or --task")
     coder = load_tokenizer(tokenizer) if tokenizer else saved_tokenizer(path, reader.tokenizer)
     if corpus is not None:
-        data = DataChoice(corpus=corpus, field=data.field, documents=data.documents)
+        data = DataChoice(corpus=corpus, field=data.field, documents=data.documents, carry=data.carry)
     texts = load(data, coder)
-    trained = training.seq_len if training else reader.seq_len or SEQUENCE
+    trained = data.carry or (training.seq_len if training else reader.seq_len or SEQUENCE)
     window = default_window(reader.config, trained) if window is None else window
     anew, bits = (data.documents != "joined" if documents is None else documents == "reset"), []
     for text in texts.corpora:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
+
+from unisono_spec.contract import InputError
 
 from unisono_tools.backends import open_reader
 from unisono_tools.batched import write_many
 from unisono_tools.commands.arguments import call
 from unisono_tools.data import load_tokenizer
-from unisono_tools.streaming import Request, write
+from unisono_tools.streaming import PROMPT, SAMPLING, Request, write
 from unisono_tools.train.checkpoint import model_file, saved_tokenizer
+from unisono_tools.verify import verify as check
 
 
 def run(
@@ -26,6 +30,7 @@ def run(
     stop: list[str] | None = None,
     prompts: str | None = None,
     batch_size: int = 16,
+    verify: bool = False,
     state: str | None = None,
     save_state: str | None = None,
     backend: Literal["torch", "jax", "numpy", "onnx"] | None = None,
@@ -48,6 +53,7 @@ def run(
         stop: texts that end the generation, and are not printed, as in '["\\n\\n"]'.
         prompts: file of many, one a line, or JSON lines with a field "prompt"; each gets a line of JSON with its text.
         batch_size: how many of them are continued at once.
+        verify: read the text again in float64, and say by how much the logits err and which choices it turned.
         state: file of a saved state to go on from, as one longer text would have.
         save_state: file to save the state to, when the text ends or is interrupted.
         backend: what computes; by default what is installed, and onnx for a .onnx file.
@@ -61,7 +67,16 @@ def run(
         asked.check()
     reader = open_reader(path, backend, dtype, device)
     coder = load_tokenizer(tokenizer) if tokenizer else saved_tokenizer(path, reader.tokenizer)
-    return write(reader, coder, asked) if prompts is None else write_many(reader, coder, asked, prompts, batch_size)
+    if verify and (prompts or prompt_file or state or path.suffix == ".onnx"):
+        raise InputError("verify: reads a prompt and weights; leave out prompts, prompt_file and state, and give a checkpoint")
+    if prompts is not None:
+        return write_many(reader, coder, asked, prompts, batch_size)
+    code = write(reader, coder, asked)
+    if verify and code == 0:
+        wide = open_reader(path, backend, "float64", device)
+        found = check(reader, wide, coder.encode(PROMPT if prompt is None else prompt), max_new_tokens, asked.sampling(SAMPLING))
+        print(f"{dtype}: {found}", file=sys.stderr)
+    return code
 
 
 def main(argv: list[str]) -> int:
