@@ -69,9 +69,9 @@ class Model:
 
 OPS_OF = "unisono_torch.ops."
 
-# Ops whose kernels walk token by token, which costs their interpreter seconds an example: there the room's own tests judge them, on a GPU
-# the court does.
-BY_TOKEN = ("selective_scan", "diagonal_ssm")
+# Ops whose kernels walk token by token, or are five with many products each, which costs their interpreter seconds an example: there the
+# room's own tests judge them, on a GPU the court does.
+LONG = ("selective_scan", "diagonal_ssm", "multiscale")
 
 
 class Adapter:
@@ -84,9 +84,10 @@ class Adapter:
         torch.set_num_threads(1)  # tiny models; and the same bits twice are promised for one thread count
         devices, served = ("cpu", *(("cuda",) if torch.cuda.is_available() else ())), registry.served("triton")
         if registry.interpreted():
-            served = {op: dtypes for op, dtypes in served.items() if op not in BY_TOKEN}
+            served = {op: dtypes for op, dtypes in served.items() if op not in LONG}
         self.capabilities = Capabilities(
-            ops=OPS,
+            # at several scales attention is judged alone where it has a kernel; elsewhere inside its models
+            ops=(*OPS, "multiscale"),
             dtypes=("float64", "float32", "bfloat16", "float16"),
             devices=devices,
             implementations=("plain", *(("triton",) if any(map(registry.available, devices)) else ())),

@@ -197,8 +197,13 @@ class OpCase(Case):
     module: Any  # the spec's
     narrow: tuple[str, ...] = ("x",)  # arguments in the compute dtype; the others are in the state dtype
     states: tuple[str, ...] = ("initial_state",)
-    # For implementations that round before products: how often a term of o, of a state's gradient or of an argument's meets a rounding.
+    # For implementations that round before products: how often a term of o, of a state's gradient or of an argument's meets a rounding,
+    # or one of a final state, "final " and its name.
     rounds: Mapping[str, int] = {}
+
+    def rounding(self, draw: Draw) -> Mapping[str, int]:
+        """`rounds` of the variant of `draw`."""
+        return self.rounds
 
     def setting(self, draw: Draw) -> dict[str, Any]:
         return dict(self.variants[draw.variant])

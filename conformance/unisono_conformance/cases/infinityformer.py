@@ -17,6 +17,7 @@ from unisono_conformance.cases.base import ModelCase
 from unisono_conformance.cases.draw import Draw, far
 from unisono_conformance.cases.infinityformer_laws import LAWS
 from unisono_conformance.cases.inputs import Arrays, Inputs
+from unisono_conformance.cases.multiscale import MultiScale
 from unisono_conformance.cases.pairwise import pairwise
 from unisono_conformance.judging import numerics
 
@@ -111,4 +112,4 @@ def _accepted(row: dict) -> bool:
     return not (row["feature_map"] == "relu" and row["rope"] == "numerator")
 
 
-CASES = (InfinityFormer(),)
+CASES = (MultiScale(), InfinityFormer())

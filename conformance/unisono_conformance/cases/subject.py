@@ -223,7 +223,7 @@ class OpSubject(Subject):
     @property
     def rounds(self) -> Mapping[str, int]:
         adapter = self.target.adapter  # none where a trial asks the spec alone
-        return self.case.rounds if adapter is not None and self.target.implementation in adapter.capabilities.rounds else {}
+        return self.case.rounding(self.draw) if adapter is not None and self.target.implementation in adapter.capabilities.rounds else {}
 
     def more_rounded(self, argument: str, length: int) -> float:
         if argument not in self.rounds:

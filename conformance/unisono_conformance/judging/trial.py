@@ -60,7 +60,12 @@ class Trial:
 
     def _widened(self, expected: truth.Expected, inputs: Inputs) -> truth.Expected:
         (o, budget), state = expected
-        return (o, budget * numerics.widened(self.dtype, inputs.length, self.subject.rounds.get("o", 0))), state
+        rounds = self.subject.rounds
+        state = {
+            name: (true, limit * numerics.widened(self.dtype, inputs.length, rounds.get(f"final {name}", 0)))
+            for name, (true, limit) in state.items()
+        }
+        return (o, budget * numerics.widened(self.dtype, inputs.length, rounds.get("o", 0))), state
 
     def agrees(self, found: Output, inputs: Inputs, what: str) -> None:
         """Outputs (of a model: where valid) and final state equal the spec's."""

@@ -112,9 +112,17 @@ def parallel(
     """Masked matmuls inside chunks of C tokens; the states between chunks obey the same recurrence over chunks.
 
     All scales share q kᵀ: with a weight per head they are one matmul, masked by Σ_s c^s_t / (q'_t·z^s_t + ε) exp(L^s_t − L^s_j).
+    A kernel takes q, k, q_norm and k_norm in v's dtype and gives o in it.
     """
-    use_triton(implementation, "multiscale", v.device, v.dtype)
-    dtype, length, same = wide(v.dtype), q.shape[1], q is q_norm and k is k_norm
+    same = q is q_norm and k is k_norm
+    widths = {"K": q.shape[-1], "V": v.shape[-1], "scales": initial_state[0].shape[1]}
+    if use_triton(implementation, "multiscale", v.device, v.dtype, widths):
+        from unisono_torch.kernels.multiscale import multiscale as kernel
+
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        norms = (None, None) if same else (q_norm.to(v.dtype), k_norm.to(v.dtype))
+        return kernel(q, k, v, *norms, log_decay, weight, initial_state, reset, valid)
+    dtype, length = wide(v.dtype), q.shape[1]
     S0, z0 = (a.to(dtype) for a in initial_state)
     log_decay = log_decay.expand(log_decay.shape[0] if valid is None else q.shape[0], length, -1)
     q, k, v, q_norm, k_norm, log_decay, weight = masked(valid, q, k, v, q_norm, k_norm, log_decay, weight)

@@ -108,15 +108,16 @@ def parallel(
     valid = np.ones((batch, length), bool) if valid is None else valid
     q, k, v, q_norm, k_norm = (np.where(valid[..., None, None], a, 0) for a in (q, k, v, q_norm, k_norm))
     log_decay, weight = np.where(valid[..., None], log_decay, 0), np.where(valid[..., None, None, None], weight, 0)
-    (S, z), out = initial_state, []
+    (S, z), out, wide = initial_state, [], np.result_type(log_decay.dtype, np.float64)
     for start in range(0, length, chunk_size):
         part = slice(start, start + chunk_size)
         segment = np.cumsum(reset[:, part], 1)  # [B, C]
-        total = np.moveaxis(np.cumsum(log_decay[:, part], 1), -1, 1)  # L [B, M, C]
+        # a float32 sum that passed one hard decay would leave the soft ones after it no digits
+        total = np.moveaxis(np.cumsum(log_decay[:, part].astype(wide), 1), -1, 1)  # L [B, M, C]
         reads = np.tril(segment[:, :, None] == segment[:, None, :])[:, None]  # [B, 1, C, C], query by key
-        decay = np.exp(np.where(reads, total[..., :, None] - total[..., None, :], -np.inf))[:, :, None]
+        decay = np.exp(np.where(reads, total[..., :, None] - total[..., None, :], -np.inf)).astype(log_decay.dtype)[:, :, None]
         first = (segment == 0)[:, None]
-        kept = np.exp(np.where(first, total, -np.inf))  # [B, M, C]
+        kept = np.exp(np.where(first, total, -np.inf)).astype(log_decay.dtype)  # [B, M, C]
 
         Q, K, V, Qz, Kz = (np.swapaxes(a[:, part], 1, 2)[:, None] for a in (q, k, v, q_norm, k_norm))  # [B, 1, H, C, ·]
         carried = kept[:, :, None, :, None]  # [B, M, 1, C, 1]
@@ -126,7 +127,7 @@ def parallel(
         out.append((weight[:, part] * read).sum(2))
 
         last = (segment == segment[:, -1:])[:, None]
-        ahead = np.exp(np.where(last, total[..., -1:] - total, -np.inf))[:, :, None, :, None]  # [B, M, 1, C, 1]
+        ahead = np.exp(np.where(last, total[..., -1:] - total, -np.inf)).astype(log_decay.dtype)[:, :, None, :, None]  # [B, M, 1, C, 1]
         S = np.swapaxes(ahead * K, -1, -2) @ V + kept[..., -1, None, None, None] * S
         z = (ahead * Kz).sum(-2) + kept[..., -1, None, None] * z
     return np.concatenate(out, 1), (S, z)

@@ -1,0 +1,136 @@
+"""The kernels of multi-scale attention against sums over all pairs of tokens in float64: values, every gradient, bits, what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from unisono_conformance import judge, numerics
+from unisono_spec.contract import InputError
+from unisono_torch.kernels.multiscale import multiscale, table
+from unisono_torch.ops import multiscale as plain
+
+from .dense_multiscale import NAMES, Case, budget, inputs, written_out
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+SMALL = (
+    Case(2, 36, 1, 3, 4, 2, F32, data=True, reset=True, valid=True, pieces=True),
+    Case(1, 50, 1, 4, 3, 2, BF16, same=False, data=True, gates="head", reset=True, valid=True, pieces=True),
+    Case(1, 33, 1, 20, 4, 2, F32, packed=True),
+    Case(1, 17, 2, 4, 20, 1, F16, same=False, valid=True),
+    Case(1, 33, 1, 4, 4, 2, F32, data=True, fast=True, gates="channel"),
+    Case(2, 1, 1, 3, 4, 2, F32, reset=True),
+)
+WIDTHS = ((16, 16), (20, 33), (32, 32), (64, 64), (64, 128), (80, 48), (128, 128), (200, 256))
+LARGE = tuple(
+    Case(
+        2, (127, 333, 1000, 64)[i % 4], 3, K, V, 1 + i % 5, dtype, same=i % 2 == 0, data=i % 3 == 0,
+        gates=("token", "head", "channel")[i % 3], reset=i % 4 == 1, valid=i % 5 == 2, pieces=i % 4 < 2, fast=i % 6 == 5, packed=i % 7 == 0,
+    )
+    for i, (dtype, (K, V)) in enumerate((dtype, widths) for dtype in (F32, BF16, F16) for widths in WIDTHS)
+)  # fmt: skip
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        on_gpu = metafunc.config.getoption("device", None) == "cuda"
+        metafunc.parametrize("case", SMALL + LARGE if on_gpu else SMALL, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned():
+    """Fresh memory holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def run(case: Case, given: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    monkeypatch.setattr(table, "FEW", 1 << 20 if case.pieces else 0)
+    monkeypatch.setattr(table, "PROGRAMS", 1 << 20)
+    monkeypatch.setattr(table, "SHORTEST", 1)
+    leaves = {n: given[n].detach().requires_grad_() for n in ("q", "k", "v", "q_norm", "k_norm", "log_decay", "weight", "S", "z")
+              if given[n] is not None}  # fmt: skip
+    *arguments, S, z = (leaves.get(n) for n in ("q", "k", "v", "q_norm", "k_norm", "log_decay", "weight", "S", "z"))
+    o, (S_end, z_end) = multiscale(*arguments, (S, z), given["reset"], given["valid"])  # pyright: ignore[reportArgumentType]
+    found = torch.autograd.grad([o, S_end, z_end], list(leaves.values()), [given["do"], given["dS"], given["dz"]])
+    names = {"S": "dS", "z": "dz"}
+    return {"o": o.detach(), "S": S_end.detach(), "z": z_end.detach()} | {names.get(n, n): g for n, g in zip(leaves, found, strict=True)}
+
+
+def test_values_and_gradients(case: Case, device: str, monkeypatch: pytest.MonkeyPatch):
+    given = inputs(case, device)
+    found, exact, terms = run(case, given, monkeypatch), written_out(case, given), written_out(case, given, terms=True)
+    assert set(found) == {"o", "S", "z"} | {n for n in NAMES if n in ("dS", "dz") or given[n] is not None}
+    for name, a in found.items():
+        assert a.dtype == (F32 if name in ("S", "z", "log_decay", "weight", "dS", "dz") else case.dtype), name
+        judge.within(a.double().cpu(), exact[name].cpu(), budget(case, name, terms[name]).cpu(), name)
+
+
+def test_the_same_bits(device: str, monkeypatch: pytest.MonkeyPatch):
+    case = Case(1, 33, 1, 3, 3, 2, F32, data=True, pieces=True)
+    given = inputs(case, device)
+    first, again = (run(case, given, monkeypatch) for _ in range(2))
+    assert all(torch.equal(a, again[name]) for name, a in first.items())
+
+
+def test_every_width_and_dtype_has_a_cut():
+    assert set(table.TABLE) == {(product, width) for product in ("bfloat16", "float32") for width in (16, 32, 64, 128, 256)}
+    assert {table.width_of(K, V) for K in range(1, 257) for V in (1, 256)} == {16, 32, 64, 128, 256}
+
+
+def test_the_op_reaches_the_kernel(device: str):
+    case = Case(1, 5, 1, 3, 4, 2, BF16)
+    given = inputs(case, device)
+    q, k, state = given["q"], given["k"], (given["S"], given["z"])
+    o, _ = plain.parallel(q, k, given["v"], q, k, given["log_decay"], given["weight"], state, implementation="triton")
+    assert o.dtype == BF16  # plain operations give float32
+    judge.within(o.double().cpu(), written_out(case, given)["o"].cpu(), budget(case, "o", written_out(case, given, True)["o"]).cpu(), "o")
+
+
+def test_operators_that_compilers_know(device: str):
+    given = inputs(Case(1, 3, 1, 3, 4, 2, F32, same=False, data=True, reset=True), device)
+    arguments = (*(given[n] for n in ("q", "k", "v", "q_norm", "k_norm", "log_decay", "weight", "S", "z", "reset", "valid")),)
+    for a in arguments[:9]:
+        a.requires_grad_()
+    torch.use_deterministic_algorithms(False)
+    torch.library.opcheck(torch.ops.unisono.multiscale.default, arguments, test_utils=("test_schema", "test_faketensor"))
+    *_, denominator = torch.ops.unisono.multiscale(*arguments)
+    back = (given["do"], given["dS"], given["dz"], denominator.detach(), *(a if a is None else a.detach() for a in arguments), True)
+    torch.library.opcheck(torch.ops.unisono.multiscale_backward.default, back, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_second_derivatives(device: str):
+    given = inputs(Case(1, 3, 1, 2, 2, 2, F32, data=True), device)
+    leaves = [given[name].requires_grad_() for name in ("q", "k", "v", "log_decay", "weight", "S", "z")]
+
+    def twice(implementation: str) -> tuple[torch.Tensor, ...]:
+        q, k, v, log_decay, weight, S, z = leaves
+        o, _ = plain.parallel(q, k, v, q, k, log_decay, weight, (S, z), implementation=implementation)
+        once = torch.autograd.grad(o, leaves, given["do"].to(o.dtype), create_graph=True)
+        return torch.autograd.grad(torch.stack([g.square().sum() for g in once]).sum(), leaves)
+
+    for found, exact in zip(twice("triton"), twice("plain"), strict=True):
+        judge.within(found.cpu(), exact.cpu(), numerics.formula("float32", 3, 1, gradient=True) * exact.abs().max().cpu())
+
+
+def test_nothing_to_read(device: str):
+    given = inputs(Case(1, 0, 1, 2, 2, 2, F32), device)
+    o, (S, z) = multiscale(*(given[n] for n in ("q", "k", "v")), None, None, given["log_decay"], given["weight"], (given["S"], given["z"]))
+    assert o.shape == (1, 0, 1, 2)
+    assert torch.equal(S, given["S"])
+    assert torch.equal(z, given["z"])
+
+
+def test_bad_input_is_named(device: str):
+    given = inputs(Case(1, 3, 1, 3, 4, 2, F32), device)
+    q, k, v, decay, weight, state = *(given[n] for n in ("q", "k", "v", "log_decay", "weight")), (given["S"], given["z"])
+    with pytest.raises(InputError, match="initial_state's z"):
+        multiscale(q, k, v, None, None, decay, weight, (state[0], state[1][..., :2]))
+    with pytest.raises(InputError, match="one dtype"):
+        multiscale(q, k, v.bfloat16(), None, None, decay, weight, state)
+    with pytest.raises(InputError, match="log_decay: got"):
+        multiscale(q, k, v, None, None, decay[..., :1], weight, state)
+    many = torch.zeros(1, 9, 1, 3, 4, device=device), torch.zeros(1, 9, 1, 3, device=device)
+    nine = torch.zeros(1, 1, 9, device=device), torch.zeros(1, 3, 9, 1, 1, device=device)
+    with pytest.raises(InputError, match="scales from 1 to 8, not 9"):
+        plain.parallel(q, k, v, q, k, *nine, many, implementation="triton")

@@ -1,0 +1,265 @@
+"""`unisono::multiscale`, the PyTorch operator around its kernels: how they are launched, traced and differentiated.
+
+Forward: what fades (parts.py), states before each segment (states.py), what tokens read of them (forward.py). Backward: the same states
+anew, gradients of queries (backward.py), of states from the last to the first, of keys and values. Saved: inputs, and a float32 denominator
+a token, head and scale. Opaque to torch.compile, which takes shapes and dtypes from the fake versions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unisono_torch.kernels.multiscale import table
+from unisono_torch.kernels.registry import interpreted
+from unisono_torch.ops.transforms import again
+
+
+class _Call:
+    """What all launches of one call share."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, log_decay: Tensor, weight: Tensor,
+                 reset: Tensor | None, valid: Tensor | None, do: Tensor | None = None) -> None:  # fmt: skip
+        import triton.language as tl
+
+        self.batch, self.length, self.heads, self.K = q.shape
+        self.V, self.scales = v.shape[-1], weight.shape[2]
+        width = table.width_of(self.K, self.V)
+        self.cut = cut = table.INTERPRETED if interpreted() else table.TABLE["bfloat16" if v.dtype == torch.bfloat16 else "float32", width]
+        self.span = cut.chunk * cut.blocks
+        self.segments = -(-self.length // self.span)
+        self.same = q_norm is None
+        self.log_decay, self.weight = log_decay, weight.expand(self.batch, self.length, self.scales, self.heads, 1)
+        self.reset, self.valid = (None if a is None else a.contiguous() for a in (reset, valid))
+        moved = {"q": q, "k": k, "v": v, "do": do, "q_norm": q_norm, "k_norm": k_norm}
+        self.moved = {n: a if a is None or a.stride(-1) == 1 else a.contiguous() for n, a in moved.items()}
+        steps = [a.stride(i) for a in self.moved.values() if a is not None for i in range(3)]
+        self.unit = 16 if all(step % 16 == 0 for step in steps) else 1  # so that loads are as wide as strides allow
+        # the interpreter cannot compute in 16 bits
+        self.dot = tl.bfloat16 if v.dtype == torch.bfloat16 and not interpreted() else tl.float32
+        self.tf32 = v.dtype == torch.float16
+        self.made = torch.bfloat16 if self.dot == tl.bfloat16 else torch.float32
+        self._prepare(v.device)
+
+    def size(self, n: int) -> int:
+        """Of a block that holds n columns."""
+        return max(self.cut.columns, 1 << (n - 1).bit_length())
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        q = self.moved["q"]
+        assert q is not None
+        return q.new_empty(shape, dtype=dtype)
+
+    def strides(self, name: str, letter: str) -> dict[str, int]:
+        a = self.moved[name]
+        return {f"{letter}{i}": 0 if a is None else a.stride(i) // self.unit for i in range(3)}
+
+    def _prepare(self, device: torch.device) -> None:
+        from unisono_torch.kernels.multiscale import parts
+
+        alike = self.reset is None and self.valid is None and self.log_decay.shape[0] == 1
+        rows, padded = 1 if alike else self.batch, self.segments * self.span
+        decay = self.log_decay.expand(rows, self.length, self.scales)
+        self.hi, self.lo, self.near, self.kept, self.ahead = (self.empty(rows, self.scales, padded) for _ in range(5))
+        self.whole = self.empty(rows, self.scales, self.segments)
+        self.section = None if self.reset is None else self.empty(self.batch, padded, dtype=torch.int32)
+        self.p0 = 0 if alike else self.scales * padded
+        self.w0 = 0 if alike else self.scales * self.segments
+        with torch.cuda.device_of(decay):
+            parts.prepare[(rows * self.scales * self.segments,)](
+                decay, self.reset, self.valid, self.hi, self.lo, self.near, self.kept, self.ahead, self.whole, self.section,
+                self.length, self.segments, *decay.stride(), M=self.scales, C=self.cut.chunk, NB=self.cut.blocks,
+                HAS_RESET=self.reset is not None, HAS_VALID=self.valid is not None, num_warps=1 if self.span < 128 else 4,
+            )  # fmt: skip
+
+    def pieces(self, strips: int) -> tuple[int, int]:
+        """(how many pieces of time, segments each): from the shape alone, so that a result's bits do not depend on the GPU."""
+        count = 1 if strips >= table.FEW else max(1, min(table.PROGRAMS // strips, -(-self.segments // table.SHORTEST)))
+        each = -(-self.segments // count)
+        return -(-self.segments // each), each
+
+    def states(self, S: Tensor, z: Tensor, S_end: Tensor, z_end: Tensor, back: tuple[Tensor, ...] | None = None,
+               before: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+        """States [B, H, M, N, K, V] and normalisers before each segment, or their gradients after it; with `before`, whole's besides."""
+        from unisono_torch.kernels.multiscale import states
+
+        names = ("k", "v", "k_norm") if back is None else ("q", "do", "q_norm")
+        columns = self.cut.columns
+        blocks = -(-self.V // columns)
+        strips = self.batch * self.heads * self.scales * blocks
+        count, each = self.pieces(strips)
+        scratch, BK = (count - 1) * strips, self.size(self.K)
+        shape = self.batch, self.heads, self.scales, self.segments
+        kept, kept_z = self.empty(*shape, self.K, self.V, dtype=self.made), self.empty(*shape, self.K)
+        through = None if before is None else self.empty(blocks, *shape)
+        padded = self.segments * self.span
+        weights = (self.ahead, self.ahead) if back is None else back
+        arguments = {
+            "x": self.moved[names[0]], "y": self.moved[names[1]], "x_norm": self.moved[names[2]], "valid": self.valid,
+            "weight": weights[0], "weight_norm": weights[1], "whole": self.whole, "start": S, "start_z": z, "kept": kept, "kept_z": kept_z,
+            "end": S_end, "end_z": z_end, "before": before and before[0], "before_z": before and before[1], "through": through,
+            "own": self.empty(scratch, BK * columns), "own_z": self.empty(scratch, BK), "own_w": self.empty(scratch),
+            "T": self.length, "H": self.heads, "batches": self.batch, "segments": self.segments, "pieces": count, "each": each,
+            **self.strides(names[0], "x"), **self.strides(names[1], "y"), **self.strides(names[2], "n"), "w0": self.w0,
+            "c0": self.p0 if back is None else self.heads * self.scales * padded, "c1": 0 if back is None else self.scales * padded,
+            "UNIT": self.unit, "BACK": back is not None, "SAME": self.same, "THROUGH": before is not None,
+            "HAS_VALID": self.valid is not None, "M": self.scales, "K": self.K, "V": self.V, "BK": BK, "BN": columns,
+            "C": self.cut.chunk, "NB": self.cut.blocks, "DOT": self.dot, "TF32": self.tf32, "STAGES": self.cut.stages,
+            "num_warps": self.cut.state_warps,
+        }  # fmt: skip
+        with torch.cuda.device_of(kept):
+            if count > 1:
+                states.states[(strips * (count - 1),)](**arguments, WRITES=False)
+            states.states[(strips * count,)](**arguments, WRITES=True)
+        return kept, kept_z, through
+
+    def launch(self, kernel: Any, blocks: int, more: dict[str, Any]) -> None:
+        arguments = {
+            "q": self.moved["q"], "k": self.moved["k"], "v": self.moved["v"],
+            "q_norm": self.moved["q_norm"], "k_norm": self.moved["k_norm"], "gain": self.weight, "valid": self.valid,
+            "section": self.section,
+            "hi": self.hi, "lo": self.lo, "near": self.near, "T": self.length, "H": self.heads, "batches": self.batch,
+            "segments": self.segments, **self.strides("q", "q"), **self.strides("k", "k"), **self.strides("v", "v"),
+            **self.strides("q_norm", "a"), **self.strides("k_norm", "b"),
+            **{f"g{i}": self.weight.stride(i) for i in range(4)}, "p0": self.p0, "UNIT": self.unit, "SAME": self.same,
+            "HAS_RESET": self.reset is not None, "HAS_VALID": self.valid is not None, "M": self.scales,
+            "SCALES": 1 << (self.scales - 1).bit_length(), "K": self.K, "V": self.V, "BK": self.size(self.K), "BN": self.cut.columns,
+            "C": self.cut.chunk, "NB": self.cut.blocks, "DOT": self.dot, "TF32": self.tf32, "num_warps": self.cut.warps,
+            "maxnreg": self.cut.registers,
+        }  # fmt: skip
+        with torch.cuda.device_of(self.hi):
+            kernel[(self.batch * self.heads * blocks * self.segments * self.cut.blocks,)](**arguments, **more)
+
+
+_INPUTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor? q_norm, Tensor? k_norm, Tensor log_decay, Tensor weight, Tensor S, Tensor z, "
+    "Tensor? reset, Tensor? valid"
+)
+
+
+@torch.library.custom_op("unisono::multiscale", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)")
+def _forward(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid):
+    from unisono_torch.kernels.multiscale import forward
+
+    o, S_end, z_end, denominator = _forward_fake(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid)
+    if o.numel() == 0:
+        return o, S_end.copy_(S), z_end.copy_(z), denominator
+    call = _Call(q, k, v, q_norm, k_norm, log_decay, weight, reset, valid)
+    kept, kept_z, _ = call.states(S.contiguous(), z.contiguous(), S_end, z_end)
+    given = {"kept": call.kept, "S": kept, "z": kept_z, "o": o, "denominator": denominator}
+    call.launch(forward.forward, -(-call.V // call.cut.columns), given)
+    return o, S_end, z_end, denominator
+
+
+@_forward.register_fake
+def _forward_fake(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid):
+    return (
+        v.new_empty(v.shape),
+        S.new_empty(S.shape, dtype=torch.float32),
+        z.new_empty(z.shape, dtype=torch.float32),
+        q.new_empty((q.shape[0], q.shape[2], S.shape[1], q.shape[1]), dtype=torch.float32),
+    )
+
+
+_GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+
+
+@torch.library.custom_op(
+    "unisono::multiscale_backward",
+    mutates_args=(),
+    schema=f"(Tensor do, Tensor dS, Tensor dz, Tensor denominator, {_INPUTS}, bool fades) -> {_GRADIENTS}",
+)
+def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades):
+    """Gradients of q, k, v, q_norm, k_norm (empty where they are q and k), log_decay (empty without `fades`), weight, S and z."""
+    from unisono_torch.kernels.multiscale import backward
+
+    given = (do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades)
+    dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out = _backward_fake(*given)
+    if do.numel() == 0:
+        return dq, dk, dv, dq_norm, dk_norm, dlog_decay.zero_(), dweight.zero_(), S_out.copy_(dS), z_out.copy_(dz)
+    call = _Call(q, k, v, q_norm, k_norm, log_decay, weight, reset, valid, do)
+    kept, kept_z, _ = call.states(S.contiguous(), z.contiguous(), torch.empty_like(S_out), torch.empty_like(z_out))
+    padded = call.segments * call.span
+    shape = call.batch, call.heads, call.scales
+    delta, back, back_z = (call.empty(*shape, padded) for _ in range(3))
+    more = {"do": call.moved["do"], "BV": call.size(call.V), "FADES": fades, **call.strides("do", "d")}
+    read = None if not fades else call.empty(*shape, padded)
+    tail = None if not fades else call.empty(*shape, call.segments * call.cut.blocks)
+    given = {
+        "kept": call.kept, "S": kept, "z": kept_z, "denominator": denominator, "dq": dq, "dq_norm": dq_norm, "delta": delta,
+        "back": back, "back_z": back_z, "fades": read, "tail": tail, **more,
+    }  # fmt: skip
+    call.launch(backward.of_queries, -(-call.K // call.cut.columns), given)
+    after, after_z, through = call.states(dS.contiguous(), dz.contiguous(), S_out, z_out, (back, back_z), (kept, kept_z) if fades else None)
+    blocks = -(-max(call.K, call.V) // call.cut.columns)
+    sent = None if not fades else call.empty(blocks, *shape, padded)
+    head = None if not fades else call.empty(blocks, *shape, call.segments * call.cut.blocks)
+    given = {
+        "ahead": call.ahead, "dS": after, "dz": after_z, "denominator": denominator, "dk": dk, "dk_norm": dk_norm, "dv": dv,
+        "delta": delta, "fades": sent, "head_sum": head, **more,
+    }  # fmt: skip
+    call.launch(backward.of_keys, blocks, given)
+    dweight.copy_(delta[..., : call.length].permute(0, 3, 2, 1).sum_to_size(dweight.shape[:-1])[..., None])
+    if fades:
+        assert read is not None
+        assert tail is not None
+        assert sent is not None
+        assert head is not None
+        assert through is not None
+        found = (read.sum(1) + sent.sum((0, 2))).unflatten(-1, (call.segments, call.cut.blocks, call.cut.chunk))  # [B, M, N, 2, C]
+        found = found + through.sum((0, 2))[..., None, None]
+        if call.cut.blocks == 2:
+            # the second block's queries read across the first, whose keys are sent across the second
+            tail, head = (a.unflatten(-1, (-1, 2)) for a in (tail.sum(1), head.sum((0, 2))))
+            found = found + torch.stack([tail[..., 1], head[..., 0]], -1)[..., None]
+        found = found.flatten(2)[..., : call.length].mT
+        if valid is not None:
+            found = torch.where(valid[..., None], found, 0)
+        dlog_decay.copy_(found.sum_to_size(dlog_decay.shape))
+    return dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out
+
+
+@_backward.register_fake
+def _backward_fake(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades):
+    return (
+        q.new_empty(q.shape),
+        k.new_empty(k.shape),
+        v.new_empty(v.shape),
+        q.new_empty((0,) if q_norm is None else q_norm.shape),
+        k.new_empty((0,) if k_norm is None else k_norm.shape),
+        log_decay.new_empty(log_decay.shape if fades else (0,)),
+        weight.new_empty(weight.shape),
+        S.new_empty(S.shape, dtype=torch.float32),
+        z.new_empty(z.shape, dtype=torch.float32),
+    )
+
+
+def _setup(ctx, inputs, output) -> None:
+    *tensors, reset, valid = inputs
+    denominator = output[3]
+    ctx.mark_non_differentiable(denominator)
+    ctx.save_for_backward(denominator, *tensors, reset, valid)
+
+
+def _gradient(ctx, do, dS, dz, _):
+    denominator, *inputs = ctx.saved_tensors
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return again(_plain, inputs, ctx.needs_input_grad, (do, dS, dz))
+    dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, dS0, dz0 = _backward(do, dS, dz, denominator, *inputs, ctx.needs_input_grad[5])
+    same, S, z = inputs[3] is None, inputs[7], inputs[8]
+    norms = (None, None) if same else (dq_norm, dk_norm)
+    return dq, dk, dv, *norms, dlog_decay if ctx.needs_input_grad[5] else None, dweight, dS0.to(S.dtype), dz0.to(z.dtype), None, None
+
+
+def _plain(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid):
+    """The same in plain operations, for second derivatives."""
+    from unisono_torch.ops import multiscale
+
+    q_norm, k_norm = q if q_norm is None else q_norm, k if k_norm is None else k_norm
+    o, (S, z) = multiscale.parallel(q, k, v, q_norm, k_norm, log_decay, weight, (S, z), reset, valid, implementation="plain")
+    return o.to(v.dtype), S, z
+
+
+_forward.register_autograd(_gradient, setup_context=_setup)

@@ -1,0 +1,42 @@
+"""How multi-scale attention is cut: by the kind of product and the wider of K and V.
+
+Nothing here depends on lengths, so that a new length compiles nothing, and nothing is timed where a model runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """chunk: tokens C whose products are masked; blocks: of C, in a segment whose states are kept. columns: of a program. warps: of a
+    program, for reading and for states. stages: of loads of states. registers: at most, of a thread that reads."""
+
+    chunk: int
+    blocks: int
+    columns: int
+    warps: int
+    state_warps: int
+    stages: int
+    registers: int | None = None
+
+
+# by (kind of product, the wider of K and V rounded up to a power of two)
+TABLE: dict[tuple[str, int], Cut] = {
+    # Triton 3.6 miscompiles narrower blocks with 4 warps and 64 tokens for an H100: illegal accesses in the court, at 16 columns; and
+    # with 8 warps and 64 columns. Narrow heads are therefore padded to 64.
+    **{("bfloat16", width): Cut(64, 2, 64, 4, 4, 3) for width in (16, 32, 64)},
+    ("bfloat16", 128): Cut(64, 2, 64, 4, 4, 2),
+    ("bfloat16", 256): Cut(64, 2, 64, 8, 8, 2),
+    # products of float32 numbers: float16 in tf32, float32 itself without matrix units
+    **{("float32", width): Cut(32, 2, min(width, 32), 4, 4, 1) for width in (16, 32, 64, 128)},
+    ("float32", 256): Cut(16, 2, 16, 4, 4, 1),
+}
+INTERPRETED = Cut(16, 2, 16, 1, 1, 1)
+# Time is cut into pieces of segments where heads and scales leave a GPU half idle: a piece costs reading keys and values again.
+FEW, PROGRAMS, SHORTEST = 96, 264, 4
+
+
+def width_of(K: int, V: int) -> int:
+    return max(16, 1 << (max(K, V) - 1).bit_length())
