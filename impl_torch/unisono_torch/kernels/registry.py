@@ -58,14 +58,9 @@ IMPLEMENTATIONS = (
         {"K": (1, 256), "V": (1, 256)},
         {"feature_map": ("none", "elu1", "relu", "learned"), "one_dtype": (True,)},
     ),
-<<<<<<< HEAD
+    Implementation("multiscale", "triton", FLOATS[1:], {"K": (1, 128), "V": (1, 128), "scales": (1, 8)}),
     Implementation("selective_scan", "triton", FLOATS, widths={"N": (1, 64)}),
     Implementation("diagonal_ssm", "triton", FLOATS, widths={"P": (1, 128)}),
-=======
-    Implementation("multiscale", "triton", FLOATS[1:], {"K": (1, 256), "V": (1, 256), "scales": (1, 8)}),
-    # the kernel computes N up to 64, but beyond 32 it takes minutes to compile and has not been seen right on a GPU
-    Implementation("selective_scan", "triton", FLOATS, widths={"N": (1, 32)}),
->>>>>>> 768eacb (Multi-scale attention: kernels, forward and backward, before the court as an op; the spec sums log decays in float64)
 )
 REGISTRY: Mapping[tuple[str, str], Implementation] = {(each.op, each.name): each for each in IMPLEMENTATIONS}
 

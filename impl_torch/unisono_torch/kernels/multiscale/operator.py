@@ -67,8 +67,9 @@ class _Call:
         self.section = None if self.reset is None else self.empty(self.batch, padded, dtype=torch.int32)
         self.p0 = 0 if alike else self.scales * padded
         self.w0 = 0 if alike else self.scales * self.segments
+        launch: Any = parts.prepare
         with torch.cuda.device_of(decay):
-            parts.prepare[(rows * self.scales * self.segments,)](
+            launch[(rows * self.scales * self.segments,)](
                 decay, self.reset, self.valid, self.hi, self.lo, self.near, self.kept, self.ahead, self.whole, self.section,
                 self.length, self.segments, *decay.stride(), M=self.scales, C=self.cut.chunk, NB=self.cut.blocks,
                 HAS_RESET=self.reset is not None, HAS_VALID=self.valid is not None, num_warps=1 if self.span < 128 else 4,
@@ -109,10 +110,11 @@ class _Call:
             "C": self.cut.chunk, "NB": self.cut.blocks, "DOT": self.dot, "TF32": self.tf32, "STAGES": self.cut.stages,
             "num_warps": self.cut.state_warps,
         }  # fmt: skip
+        kernel: Any = states.states
         with torch.cuda.device_of(kept):
             if count > 1:
-                states.states[(strips * (count - 1),)](**arguments, WRITES=False)
-            states.states[(strips * count,)](**arguments, WRITES=True)
+                kernel[(strips * (count - 1),)](**arguments, WRITES=False)
+            kernel[(strips * count,)](**arguments, WRITES=True)
         return kept, kept_z, through
 
     def launch(self, kernel: Any, blocks: int, more: dict[str, Any]) -> None:

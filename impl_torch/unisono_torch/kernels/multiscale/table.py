@@ -28,10 +28,8 @@ TABLE: dict[tuple[str, int], Cut] = {
     # with 8 warps and 64 columns. Narrow heads are therefore padded to 64.
     **{("bfloat16", width): Cut(64, 2, 64, 4, 4, 3) for width in (16, 32, 64)},
     ("bfloat16", 128): Cut(64, 2, 64, 4, 4, 2),
-    ("bfloat16", 256): Cut(64, 2, 64, 8, 8, 2),
     # products of float32 numbers: float16 in tf32, float32 itself without matrix units
     **{("float32", width): Cut(32, 2, min(width, 32), 4, 4, 1) for width in (16, 32, 64, 128)},
-    ("float32", 256): Cut(16, 2, 16, 4, 4, 1),
 }
 INTERPRETED = Cut(16, 2, 16, 1, 1, 1)
 # Time is cut into pieces of segments where heads and scales leave a GPU half idle: a piece costs reading keys and values again.
