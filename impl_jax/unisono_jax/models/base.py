@@ -20,6 +20,7 @@ from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import GREEDY, Sampling
 
 from unisono_jax.arrays import ARRAYS, check_x64, numpy_params
+from unisono_jax.decoding import follow
 from unisono_jax.kernels import resolve
 from unisono_jax.layers.reading import Marks, Reading, Training
 
@@ -245,8 +246,9 @@ class Compiled:
         """See `Model.generate`."""
         prompt = np.asarray(as_array("prompt", prompt))
         valid = None if valid is None else np.asarray(as_array("valid", valid))
+        more = partial(follow, self.graph, self.params, self.model.config)  # all ids after the first
         return generation.generate(
-            self.model.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid, seen
+            self.model.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid, seen, more
         )  # fmt: skip
 
     def _begin(self, state: State | None, batch: int, more: int) -> State:

@@ -1,0 +1,114 @@
+"""All ids after the first in one compiled loop: a step of the model and the choice of the next id, with nothing on the host between them.
+
+One trace serves every count of ids and every prompt; it is of a config, a batch, a capacity and a kind of choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from unisono_spec.contract import Config, InputError
+from unisono_spec.contract.base import MAX_SIZE
+from unisono_spec.contract.sampling import NEAR_TIE, Sampling, trouble, uniform
+
+BLOCK = 128  # ids a call of the compiled loop makes at most
+FEWEST = 8  # ids for which another trace than that of one step is worth making
+TEMPERATURES = 1e-3, 1e3  # beyond them, float32 has no room for logits over the temperature
+
+Chosen = tuple[jax.Array, jax.Array, jax.Array]  # ids [B], near-ties [B], trouble [B]: 1 for a NaN, 2 for a row of −inf alone
+
+
+def follow(
+    graph: Any, params: Any, config: Config, first: np.ndarray, state: Mapping[str, Any], sampling: Sampling, number: int, count: int
+) -> tuple[np.ndarray, np.ndarray, Any] | None:
+    """Read first [B] and all ids chosen after it but the last: `count` ids and near-ties [B, count], and the state.
+
+    number: how many ids were generated before the first of them. None where a step at a time is better, or says where it ends.
+    """
+    drawn, low, high = sampling.temperature > 0, *TEMPERATURES
+    if count < FEWEST or (drawn and not low <= sampling.temperature <= high):
+        return None
+    if "position" in state and int(np.max(state["position"], initial=0)) + count > (config.longest or MAX_SIZE):
+        return None
+    ids, ties = np.empty((len(first), count), np.int64), np.empty((len(first), count), bool)
+    token = jnp.asarray(first, jnp.int32)
+    law = jnp.float32(sampling.temperature), jnp.float32(sampling.top_p), jnp.int32(min(sampling.top_k, MAX_SIZE))
+    for start in range(0, count, BLOCK):
+        n = min(BLOCK, count - start)
+        u = np.zeros((BLOCK, len(first)))
+        if drawn:
+            u[:n] = uniform(sampling.seed, len(first), number + start, n)
+        found, near, bad, token, state = _run(graph, drawn, params, token, state, u.astype(_wide()), law, n)
+        some = slice(start, start + n)
+        ids[:, some], ties[:, some] = np.asarray(found)[:n].T, np.asarray(near)[:n].T
+        wrong = np.asarray(bad)[:n]
+        if wrong.any():
+            at = int(wrong.any(1).argmax())
+            raise InputError(trouble(1 if 1 in wrong[at] else 2, number + start + at))
+    return ids, ties, state
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _run(graph: Any, drawn: bool, params: Any, token: jax.Array, state: Any, u: jax.Array, law: tuple[jax.Array, ...], n: Any) -> Any:
+    """`n` ids at most as many as u [BLOCK, B] has rows: ids, near-ties, trouble [BLOCK, B], the last id, the state before it."""
+    model = nnx.merge(graph, params)
+    empty = (jnp.zeros(u.shape, jnp.int32), jnp.zeros(u.shape, bool), jnp.zeros(u.shape, jnp.int32))
+
+    def step(carry: Any) -> Any:
+        i, token, state, rows = carry
+        logits, state = model._one(token, state, None, None, None)
+        chosen = draw(logits, u[i], *law) if drawn else greedy(logits)
+        rows = tuple(row.at[i].set(a) for row, a in zip(rows, chosen, strict=True))
+        return i + 1, chosen[0], state, rows
+
+    _, token, state, rows = lax.while_loop(lambda carry: carry[0] < n, step, (jnp.int32(0), token, model._state(state), empty))
+    return *rows, token, state
+
+
+def _wide() -> Any:
+    return jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+
+
+def greedy(logits: jax.Array) -> Chosen:
+    """logits [B, V] → the best id of each row, the lowest of several (contract/sampling.py)."""
+    z, wrong = _numbers(logits)
+    half = z / 2  # so that no difference overflows
+    ids = jnp.argmax(half, -1)
+    best = jnp.take_along_axis(half, ids[:, None], 1)[:, 0]
+    second = jnp.where(jnp.arange(z.shape[-1]) == ids[:, None], -jnp.inf, half).max(-1)
+    least = jnp.where(half > -jnp.inf, half, jnp.inf).min(-1)
+    return ids.astype(jnp.int32), best - second <= NEAR_TIE * (best - least), wrong
+
+
+def draw(logits: jax.Array, u: jax.Array, temperature: jax.Array, top_p: jax.Array, top_k: jax.Array) -> Chosen:
+    """logits [B, V], u [B] in [0, 1) → ids by the inverse of the CDF, best first. In float32, a draw within NEAR_TIE of another is told."""
+    z, wrong = _numbers(logits)
+    order = jnp.argsort(-z, axis=-1, stable=True)  # best first, the lowest id on ties
+    z = jnp.take_along_axis(z, order, 1)
+    place = jnp.arange(z.shape[-1])
+    p = jnp.exp((z - z[:, :1]) / temperature)
+    p = p / p.sum(-1, keepdims=True)
+    p = jnp.where((place >= top_k) & (top_k > 0), 0, p)
+    beyond = (jnp.cumsum(p, -1) - p >= top_p * p.sum(-1, keepdims=True)) & (place > 0) & (top_p < 1)
+    p = jnp.where(beyond, 0, p)
+    cdf = jnp.cumsum(p, -1)
+    at = u[:, None] * cdf[:, -1:]
+    last = (p != 0).sum(-1, keepdims=True) - 1
+    rank = jnp.clip(jnp.minimum((cdf <= at).sum(-1, keepdims=True), last), 0)
+    ties = ((jnp.abs(cdf - at) <= NEAR_TIE) & (place < last)).any(-1)
+    return jnp.take_along_axis(order, rank, 1)[:, 0].astype(jnp.int32), ties, wrong
+
+
+def _numbers(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As wide as there is, where +inf, better than any number, is 0 among −inf; and what is wrong with each row."""
+    z = logits.astype(_wide())
+    best = z.max(-1, keepdims=True)
+    wrong = jnp.where(jnp.isnan(z).any(-1), 1, jnp.where(best[:, 0] == -jnp.inf, 2, 0)).astype(jnp.int32)
+    return jnp.where(best == jnp.inf, jnp.where(z == jnp.inf, 0.0, -jnp.inf), z), wrong
