@@ -19,8 +19,6 @@ from unisono_spec.contract.errors import InputError, nearest
 Arrays = dict[str, np.ndarray]
 OpState = np.ndarray | tuple[np.ndarray, ...]
 
-OPS = ("decayed_sum", "weighted_sum", "linear_attention", "selective_scan")  # of the house
-
 # The adapters that live here; anybody else's is named `package.module:factory`.
 HOUSE = ("numpy", "jax", "torch", "onnx")
 

@@ -13,7 +13,8 @@ import unisono_jax
 from flax import nnx
 from unisono_spec.contract import Config
 
-from unisono_conformance.adapter import OPS, Arrays, Capabilities, Gradients, grouped, parts
+from unisono_conformance.adapter import Arrays, Capabilities, Gradients, grouped, parts
+from unisono_conformance.cases import ops
 
 
 class Model:
@@ -68,7 +69,7 @@ class Adapter:
     def __init__(self) -> None:
         gpu = ("cuda",) if any(d.platform == "gpu" for d in jax.devices()) else ()
         self.capabilities = Capabilities(
-            ops=OPS, dtypes=("float64", "float32", "bfloat16", "float16"), devices=("cpu", *gpu), compiled=True, dear=("plain",)
+            ops=ops(), dtypes=("float64", "float32", "bfloat16", "float16"), devices=("cpu", *gpu), compiled=True, dear=("plain",)
         )
 
     def build(self, config: Config, params: Arrays, dtype: str, device: str, implementation: str) -> Model:

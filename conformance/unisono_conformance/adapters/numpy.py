@@ -10,8 +10,8 @@ from unisono_spec import create
 from unisono_spec.contract import Config
 from unisono_spec.models.base import Model as SpecModel
 
-from unisono_conformance.adapter import OPS, Arrays, Capabilities, Gradients, Slopes, grouped, parts
-from unisono_conformance.cases import cases
+from unisono_conformance.adapter import Arrays, Capabilities, Gradients, Slopes, grouped, parts
+from unisono_conformance.cases import cases, ops
 from unisono_conformance.judging import numerics
 
 
@@ -49,7 +49,7 @@ class Model:
 class Adapter:
     name = "numpy"
     # one form is enough: what it differentiates is the truth itself
-    capabilities = Capabilities(ops=OPS, gradient_forms=("parallel",), spec=True)
+    capabilities = Capabilities(ops=ops(), gradient_forms=("parallel",), spec=True)
     known_gaps = None
     warnings: tuple[str, ...] = ()
 

@@ -16,7 +16,8 @@ from unisono_spec.contract import ARCHITECTURES, Config
 from unisono_torch.arrays import from_numpy, to_numpy
 from unisono_torch.kernels import registry
 
-from unisono_conformance.adapter import OPS, Arrays, Capabilities, Gradients, grouped, parts
+from unisono_conformance.adapter import Arrays, Capabilities, Gradients, grouped, parts
+from unisono_conformance.cases import ops
 
 
 class Model:
@@ -86,8 +87,7 @@ class Adapter:
         if registry.interpreted():
             served = {op: dtypes for op, dtypes in served.items() if op not in LONG}
         self.capabilities = Capabilities(
-            # at several scales attention is judged alone where it has a kernel; elsewhere inside its models
-            ops=(*OPS, "multiscale"),
+            ops=ops(kernels=True),
             dtypes=("float64", "float32", "bfloat16", "float16"),
             devices=devices,
             implementations=("plain", *(("triton",) if any(map(registry.available, devices)) else ())),
@@ -134,9 +134,9 @@ def _whole(served: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     for arch in ARCHITECTURES:
         sources = [importlib.import_module(f"unisono_torch.{kind}.{arch}") for kind in ("layers", "models") if _is_there(kind, arch)]
         modules = {v.__name__: v for source in sources for v in vars(source).values() if inspect.ismodule(v)}
-        ops = {n.removeprefix(OPS_OF) for n, v in modules.items() if n.startswith(OPS_OF) and hasattr(v, "parallel")}
-        if ops and ops <= set(served):
-            found[arch] = tuple(dtype for dtype in served[min(ops)] if all(dtype in served[op] for op in ops))
+        used = {n.removeprefix(OPS_OF) for n, v in modules.items() if n.startswith(OPS_OF) and hasattr(v, "parallel")}
+        if used and used <= set(served):
+            found[arch] = tuple(dtype for dtype in served[min(used)] if all(dtype in served[op] for op in used))
     return found
 
 

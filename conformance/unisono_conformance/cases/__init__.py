@@ -8,7 +8,7 @@ import importlib
 from unisono_spec.contract import ARCHITECTURES
 from unisono_spec.contract.errors import InputError, nearest
 
-from unisono_conformance.cases.base import Case
+from unisono_conformance.cases.base import Case, OpCase
 
 
 @functools.cache
@@ -21,3 +21,8 @@ def case(name: str) -> Case:
     if name not in cases():
         raise InputError(f"case: {name!r} is unknown; {nearest(name, cases())}")
     return cases()[name]
+
+
+def ops(kernels: bool = False) -> tuple[str, ...]:
+    """The ops that are judged by themselves, too; of a room with kernels, those `for_kernels` as well."""
+    return tuple(case.op for case in cases().values() if isinstance(case, OpCase) and (kernels or not case.for_kernels))

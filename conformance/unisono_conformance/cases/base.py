@@ -195,6 +195,7 @@ class OpCase(Case):
     level, subject = "op", OpSubject
     op: str
     module: Any  # the spec's
+    for_kernels = False  # judged by itself only where it may have a kernel; elsewhere inside its models
     narrow: tuple[str, ...] = ("x",)  # arguments in the compute dtype; the others are in the state dtype
     states: tuple[str, ...] = ("initial_state",)
     # For implementations that round before products: how often a term of o, of a state's gradient or of an argument's meets a rounding,

@@ -31,6 +31,7 @@ class MultiScale(OpCase):
     """
 
     name, arch, op, module = "infinityformer/multiscale", "infinityformer", "multiscale", multiscale
+    for_kernels = True
     variants: Mapping[str, Any] = {"scalar": {}, "vector": {}}
     defaults = ("scalar",)
     regimes = ("tame", "near_one", "forgetting", "offset", "large", "faint")
