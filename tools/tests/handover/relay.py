@@ -49,13 +49,20 @@ MODELS = {
     "mamba": ModelChoice("mamba-1m", {"d_model": 8, "n_layers": 1}),
     "s4d": ModelChoice("s4d-1m", {"d_model": 8, "n_layers": 1, "d_state": 4}),
 }
-TEXT = "We hold these truths to be self-evident, that all are created equal. " * 60
+# beside accumulation and averages, which all have: marks where documents start, what is scored and valid, a state that is carried
+FEEDS: dict[str, dict[str, Any]] = {
+    "fixed": {"documents": "truncated"},
+    "adaptive": {"documents": "truncated"},
+    "lat": {"order": "streamed", "documents": "reset"},
+    "maru": {"order": "streamed"},
+}
+DOCUMENTS = [f"We hold these truths{' to be self-evident' * (i % 4)}, that all are created equal. " * (1 + i % 2) for i in range(60)]
 
 
 def plan(folder: Path, model: str, backend: Literal["torch", "jax"], steps: int, out: str) -> TrainConfig:
     return TrainConfig(
         model=MODELS[model],
-        data=DataChoice(corpus=str(folder / "text.txt"), eval_tokens=128, eval_window=32),
+        data=DataChoice(corpus=str(folder / "text.jsonl"), eval_tokens=128, eval_window=32, **FEEDS.get(model, {"documents": "reset"})),
         optimizer=Optimizer(lr=1e-3),
         schedule=Schedule(warmup_steps=5),
         dtype="float64",
@@ -66,6 +73,7 @@ def plan(folder: Path, model: str, backend: Literal["torch", "jax"], steps: int,
         checkpoint_every=10,
         log_every=1,
         accumulation=2,
+        ema=0.9,
         backend=backend,
         out=str(folder / out),
     )
@@ -73,7 +81,7 @@ def plan(folder: Path, model: str, backend: Literal["torch", "jax"], steps: int,
 
 def run(backend: Literal["torch", "jax"], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "text.txt").write_text(TEXT)
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
     for model in MODELS:
         alone = plan(folder, model, backend, 20, f"{model}-{backend}")
         shutil.rmtree(alone.out, ignore_errors=True)
@@ -102,7 +110,7 @@ def moved(draw: int) -> Iterator[None]:
     plain = Trainer.grad_step
 
     def grad_step(self: Trainer, batch: Any, step: int, lr: float) -> Any:
-        self.init(numerics.jitter(self.params(), 100 * draw + step), self.optimizer_state())
+        self.init(numerics.jitter(self.params(), 100 * draw + step), self.optimizer_state(), self.carried(), self.average())
         return plain(self, batch, step, lr)
 
     Trainer.grad_step = grad_step
@@ -117,7 +125,7 @@ def losses(run: Path) -> list[float]:
 
 
 def compare(folder: Path) -> bool:
-    report, ids = {}, load_corpus(folder / "text.txt").validation
+    report, ids = {}, load_corpus(folder / "text.jsonl").validation
     for model in MODELS:
         runs = {path.name.removeprefix(f"{model}-"): path for path in sorted(folder.iterdir()) if path.name.startswith(f"{model}-")}
         wanted = {*BACKENDS, *(f"{ERRING}{i}" for i in range(REALISATIONS)), *(["jax-torch"] if model in RELAYED else [])}
@@ -128,14 +136,22 @@ def compare(folder: Path) -> bool:
             "20 losses": {name: {"loss": np.array(losses(path))} for name, path in runs.items()},
             "weights": {name: end.params for name, end in ends.items()},
             "moments": {name: end.optimizer for name, end in ends.items()},
+            "averages": {name: end.average or {} for name, end in ends.items()},
+            "states carried": {name: end.carried or {} for name, end in ends.items()},
             "NumPy's loss of each": {
-                name: {"loss": np.array(evaluate(open_reader(checkpoint.model_file(path), "numpy", "float64"), ids, window=32).loss)}
+                name: {
+                    "loss": np.array(
+                        evaluate(open_reader(checkpoint.steps(path)[20] / checkpoint.MODEL, "numpy", "float64"), ids, window=32).loss
+                    )
+                }
                 for name, path in runs.items()
             },
         }
         assert all(curve["loss"].shape == (20,) for curve in found["20 losses"].values())
         for what, by_run in found.items():
             erring, trained = ([arrays for name, arrays in by_run.items() if name.startswith(ERRING) == errs] for errs in (True, False))
+            if not by_run["torch"]:
+                continue  # nothing is carried
             largest = max(np.abs(a).max(initial=0) for a in by_run["torch"].values())
             budget = numerics.training(_apart([by_run["torch"], *erring]), largest, 4 * 32)
             report[f"{model}: {what}"] = _apart(trained) / budget

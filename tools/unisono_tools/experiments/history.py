@@ -62,10 +62,10 @@ def _points(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _losses(axes: Axes, rows: Sequence[Row]) -> None:
     steps, losses = _points(rows, "loss")
-    mean, means = losses[0], []
-    for loss in losses:
-        mean = RUNNING * mean + (1 - RUNNING) * loss
-        means.append(mean)
+    total, means = 0.0, []
+    for i, loss in enumerate(losses):
+        total = RUNNING * total + (1 - RUNNING) * loss
+        means.append(total / (1 - RUNNING ** (i + 1)))
     axes.plot(steps, losses, color=GREY, alpha=0.4, linewidth=0.8, label="training")
     if len(steps) > 1 / (1 - RUNNING):
         axes.plot(steps, means, color=MANY[0], label="running mean")
