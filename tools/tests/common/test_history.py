@@ -1,14 +1,17 @@
-"""What weights say of themselves, and the picture of a run."""
+"""What weights say of themselves, the picture of a run, and the memory that it is told to need."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
-from unisono_spec.contract import InputError, init_params, preset
+from unisono_spec.contract import InputError, count_params, init_params, preset
+from unisono_tools.config import ModelChoice, TrainConfig
 from unisono_tools.experiments.history import draw
 from unisono_tools.train.gauges import gauges
+from unisono_tools.train.outlook import memory
 
 INFINITY = {"d_model": 8, "n_layers": 2, "n_heads": 2, "d_ffn": 8}
 MARU = {"d_model": 8, "n_layers": 1, "head_hidden": 8, "n_banks": 2, "n_slots": 3, "d_memory": 4, "router": "gumbel"}
@@ -45,3 +48,14 @@ def test_a_picture(command, refused, tmp_path):
     assert draw(tmp_path, tmp_path / "less.png").read_bytes() != whole
     with pytest.raises(InputError):
         draw(tmp_path / "nowhere", tmp_path / "x.png")
+
+
+def test_the_memory_that_is_foretold():
+    plan = TrainConfig(model=ModelChoice("lat-base"), dtype="bfloat16")
+    whole = memory(plan, 1 << 14)
+    held = 4 * 4 * count_params(plan.model.config())
+    assert memory(dataclasses.replace(plan, ema=0.9), 1 << 14) == whole + held // 4
+    assert memory(dataclasses.replace(plan, accumulation=2), 1 << 14) - held == (whole - held) // 2
+    assert memory(dataclasses.replace(plan, devices=2), 1 << 14) - held == (whole - held) // 2
+    assert memory(dataclasses.replace(plan, devices=2, parallel="fsdp"), 1 << 14) == whole // 2
+    assert held < memory(dataclasses.replace(plan, gradient_checkpointing=True), 1 << 14) < whole

@@ -230,7 +230,7 @@ class _Run:
             result = asked.numbers.read()
             if result.diverged or (result.skipped and self.train.dtype != "float16"):
                 name, value = ("gradient's norm", result.norm) if math.isfinite(result.loss) else ("loss", result.loss)
-                kept = f"{self._kept()}; its batch is {self._keep(asked)}"
+                kept = self._kept() + (f"; its batch is {self._keep(asked)}" if self.writes else "")
                 raise Diverged(f"{name}: {value} at step {asked.step}; {kept}; lower optimizer.lr or lengthen schedule.warmup_steps")
             self.skipped += result.skipped
             targets = asked.batch.targets.shape

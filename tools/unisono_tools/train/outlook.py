@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from unisono_spec.contract import count_params
 
-from unisono_tools.config import TrainConfig, default_backend
+from unisono_tools.config import TrainConfig, default_backend, processes
 from unisono_tools.train import checkpoint
 from unisono_tools.train.feed import TextFeed
 from unisono_tools.train.judged import TaskFeed
@@ -40,8 +40,11 @@ def outlook(train: TrainConfig) -> Iterator[tuple[str, str]]:
         yield "steps", f"{train.steps:,} of {rows:,} {unit}: {train.steps * rows:,} in all, {epochs:.3g} epochs"
     evaluations = -(-train.steps // train.eval_every)
     yield "evaluations", f"{evaluations:,}, one every {train.eval_every:,} steps; checkpoints every {train.checkpoint_every:,}"
-    yield "memory", f"about {_gigabytes(memory(train, rows))}: weights, gradient, two moments and what the layers keep (a rough estimate)"
-    each = 3 * count_params(config) * BYTES[train.param_dtype]
+    yield (
+        "memory",
+        f"about {_gigabytes(memory(train, rows))} a device: weights, gradient, two moments and what the layers keep (a rough estimate)",
+    )
+    each = (4 if train.ema else 3) * count_params(config) * BYTES[train.param_dtype]
     yield "disk", f"{_gigabytes(each)} a checkpoint, at most {train.keep + 1} of them"
     yield "backend", f"{train.backend or default_backend(training=True)}, {train.dtype}"
     last = checkpoint.latest(train.folder)
@@ -49,13 +52,17 @@ def outlook(train: TrainConfig) -> Iterator[tuple[str, str]]:
 
 
 def memory(train: TrainConfig, rows: int) -> int:
-    """Bytes, about: four arrays of every parameter; for one part of a batch, what layers keep, logits and their gradient."""
+    """Bytes a device, about: four arrays of every parameter, five with averages; for one part of a batch, what layers keep, logits and
+    their gradient."""
     config = train.model.config()
-    part = rows // train.accumulation
-    width = config.d_model * (config.n_updates + 1) * ARRAYS
+    devices = max(train.devices, processes()[1])
+    part = rows // train.accumulation // devices
+    # computed again, all layers keep their inputs, and one of them the rest
+    layers = config.n_updates + ARRAYS if train.gradient_checkpointing else (config.n_updates + 1) * ARRAYS
     vocabulary = 2 * getattr(config, "frame_size", 0) if config.reads_frames else getattr(config, "vocab_size", 0)
-    kept = part * (width * BYTES[train.dtype] + vocabulary * (BYTES[train.dtype] + 8))
-    return 4 * count_params(config) * BYTES[train.param_dtype] + kept
+    kept = part * (config.d_model * layers * BYTES[train.dtype] + vocabulary * (BYTES[train.dtype] + 8))
+    held = (5 if train.ema else 4) * count_params(config) * BYTES[train.param_dtype]
+    return held // (devices if train.parallel == "fsdp" else 1) + kept
 
 
 def _gigabytes(size: float) -> str:

@@ -5,6 +5,7 @@ Of R processes, `context` neighbours share each sequence; the R / context groups
 
 from __future__ import annotations
 
+import datetime
 import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,9 @@ from unisono_spec.contract import Config, InputError
 from unisono_torch.models import find_device
 
 from unisono_tools.config import TrainConfig, processes
+
+# All wait while the first one evaluates and saves. A process that dies is torchrun's to notice, and ends all.
+LONGEST = datetime.timedelta(days=1)
 
 
 class Ranks:
@@ -45,9 +49,9 @@ class Ranks:
         self.device = find_device(device or ("cuda" if cuda else "cpu"))
         if self.size > 1 and not dist.is_initialized():
             # addresses come from torchrun's environment
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=LONGEST)
         # what the processes agree on must not wait for their devices
-        self.control = dist.new_group(backend="gloo") if self.size > 1 and self.device.type == "cuda" else None
+        self.control = dist.new_group(backend="gloo", timeout=LONGEST) if self.size > 1 and self.device.type == "cuda" else None
         self.wrapped: Any = None
 
     def replicate(self, objective: nn.Module, fixed: bool) -> nn.Module:
