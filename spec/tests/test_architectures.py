@@ -9,7 +9,7 @@ from pathlib import Path
 import checking
 import numpy as np
 import pytest
-from unisono_spec.contract import ARCHITECTURES, config_from_dict, config_to_dict, count_params, init_params, preset, presets
+from unisono_spec.contract import ARCHITECTURES, config_class, config_from_dict, config_to_dict, count_params, init_params, preset, presets
 from unisono_spec.contract.files import load_state, save_params, save_state
 from unisono_spec.models import create, load
 
@@ -59,3 +59,45 @@ def test_nothing_to_read(name: str) -> None:
         _, start = model.forward(np.array([[5, 6]]), model.init_state(1, 3))
         _, state = model.forward(np.array([[1, 2]]), start, None, np.zeros((1, 2), bool), form=form)
         checking.same(state, start, 0)
+
+
+# The sources' values, and where this project departs from them its choice: written out, since each room reads them from the contract.
+DEFAULTS = {
+    "cram": {
+        "scheme": "fixed", "d_model": 96, "n_layers": 12, "ffn_mult": 4, "vocab_size": 256, "tie_head": False, "head_bias": False,
+        "dropout": 0.0, "codes": "binary", "code_bits": 8, "frame_size": 0, "frame_head": "bernoulli", "decay": 0.5, "position_bits": 20,
+        "position_offset": "zero", "k_scale": 0.0, "input_norm": False, "exclusive": False, "residual": "before",
+    },
+    "lat": {
+        "d_model": 512, "n_layers": 6, "vocab_size": 50257, "head_width": 64, "attention": "linear", "feature_map": "elu1",
+        "qk_width": 64, "window": 64, "conv_width": 3, "conv_mult": 4, "positions": "none", "max_positions": 2048, "rope_base": 10000.0,
+        "norm": "layer", "ffn": "gelu", "ffn_mult": 4, "bias": True, "tie_head": False, "head_bias": True, "dropout": 0.0,
+    },
+    "infinityformer": {
+        "d_model": 768, "n_layers": 12, "n_heads": 12, "d_ffn": 3072, "vocab_size": 50257, "n_scales": 3, "feature_map": "elu1",
+        "decay": "learned", "gate": "scalar", "rope": "before", "rope_base": 10000.0, "compress_every": 0, "compress_rank": 0,
+        "tie_head": True, "head_bias": False, "dropout": 0.1,
+    },
+    "maru": {
+        "d_model": 640, "n_layers": 1, "prenorm": False, "vocab_size": 256, "head_hidden": 320, "expand": 2, "d_state": 16,
+        "conv_width": 4, "dt_rank": 0, "n_banks": 4, "n_slots": 128, "d_memory": 64, "router_hidden": 32, "erase": "coupled",
+        "router": "dense", "temperature": 1.0, "balance_rate": 0.01, "dropout": 0.0,
+    },
+    "transformer": {
+        "d_model": 512, "n_layers": 6, "vocab_size": 50257, "head_width": 64, "ffn_mult": 4, "rope_base": 10000.0, "tie_head": False,
+        "head_bias": True, "dropout": 0.0,
+    },
+    "mamba": {
+        "d_model": 768, "n_layers": 24, "vocab_size": 50280, "expand": 2, "d_state": 16, "conv_width": 4, "dt_rank": 0, "bias": False,
+        "conv_bias": True, "tie_head": True, "head_bias": False, "dropout": 0.0,
+    },
+    "s4d": {
+        "d_model": 512, "n_layers": 6, "vocab_size": 50257, "d_state": 64, "ffn_mult": 4, "tie_head": False, "head_bias": True,
+        "dropout": 0.0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_defaults(arch: str) -> None:
+    assert config_class(arch)().to_dict() == DEFAULTS[arch]

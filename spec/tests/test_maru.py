@@ -64,6 +64,15 @@ def test_initial_values() -> None:
     assert not any(q.weight_decay for q in declared.values() if len(q.shape) == 1)
 
 
+def test_the_temperature_divides_logits_bias_and_noise(rng: np.random.Generator) -> None:
+    """ρ = softmax((W₂ ReLU(W₁[x; h] + b₁) + b₂ + b + g) / τ), written out."""
+    p = cell(SMALL.replace(router="gumbel"), rng)
+    x, h, g = rng.normal(size=4), rng.normal(size=4), rng.gumbel(size=2)
+    hidden = np.maximum(p["router.0.weight"] @ np.append(x, h) + p["router.0.bias"], 0)
+    e = np.exp((p["router.1.weight"] @ hidden + p["router.1.bias"] + p["balance_bias"] + g) / 0.5)
+    checking.same(mom_gru.routing(x[None], h[None], p, g[None], 0.5)[0], e / e.sum())
+
+
 @pytest.mark.parametrize("erase", ["coupled", "separate"])
 @pytest.mark.parametrize("noisy", [True, False])
 def test_op_forms(erase: str, noisy: bool, rng: np.random.Generator) -> None:

@@ -19,6 +19,8 @@ from unisono_spec.contract.mamba import MambaConfig
 from unisono_spec.contract.maru import MARUConfig
 from unisono_spec.contract.s4d import S4DConfig
 from unisono_spec.contract.transformer import TransformerConfig
+from unisono_spec.layers import infinityformer as infinityformer_layer
+from unisono_spec.layers import lat as lat_layer
 from unisono_spec.models import create
 from unisono_spec.models.base import Model
 
@@ -259,3 +261,20 @@ def test_a_residual_left_out_is_seen(name: str, update: int, monkeypatch: pytest
     monkeypatch.setattr(Model, "_updated", left_out)
     with pytest.raises(AssertionError):
         judge(name)
+
+
+HALVES = {  # heads of four pairs, which turn at rates of their own: of one pair, no base is seen
+    "lat": LATConfig(d_model=16, n_layers=1, vocab_size=V, head_width=8, qk_width=8, positions="rope", ffn_mult=1),
+    "transformer": TransformerConfig(d_model=16, n_layers=1, vocab_size=V, head_width=8, ffn_mult=1),
+    "infinityformer": InfinityFormerConfig(d_model=16, n_layers=1, n_heads=2, d_ffn=4, vocab_size=V),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_positions_turn_by_the_base_10000(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, params = np.arange(40)[None] % V, init_params(HALVES[name], dtype="float64")
+    params = {n: a + np.random.default_rng(7).normal(size=a.shape) for n, a in params.items()}
+    found = create(HALVES[name], params).forward(tokens)[0]
+    for layer in (lat_layer, infinityformer_layer):
+        monkeypatch.setattr(layer, "rotate", lambda x, position, base: turned(x, position))
+    checking.same(found, create(HALVES[name], params).forward(tokens)[0])

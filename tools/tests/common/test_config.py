@@ -74,7 +74,7 @@ def test_a_continued_run_may_change_only_what_leaves_its_arithmetic_alone(tiny):
     config = tiny()
     other = {"int": 64, "float": 0.5, "str": "jax", "NoneType": "cpu", "bool": True, "dict": {"d_model": 24}}
     named = {"mode": "positions", "dtype": "float64", "data.limit": 9, "data.eval_window": 9, "backend": "jax"}
-    named |= {"data.documents": "reset", "data.order": "shuffled", "schedule.kind": "linear"}
+    named |= {"parallel": "fsdp", "data.documents": "reset", "data.order": "shuffled", "schedule.kind": "linear"}
     for name, value in flatten(to_dict(config)).items():
         values = to_dict(config)
         *parents, leaf = name.split(".")
@@ -88,6 +88,12 @@ def test_a_continued_run_may_change_only_what_leaves_its_arithmetic_alone(tiny):
         else:
             with pytest.raises(InputError, match=name.replace(".", r"\.")):
                 check_continues(changed, config, "here")
+
+
+def test_defaults_of_the_optimizer():
+    """Moments forget sooner than Kingma and Ba's 0.999, and matrices decay by ten times PyTorch's 0.01, as language models are trained."""
+    written = {"lr": 2e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
+    assert dataclasses.asdict(Optimizer()) == written
 
 
 def test_an_override_that_is_new_is_named(tiny):

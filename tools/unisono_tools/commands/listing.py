@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
 from unisono_spec.contract import count_params, presets
 
 from unisono_tools.commands.arguments import call
 
 
 def run() -> int:
-    """Every preset, with its exact parameter count and the fields that differ from its architecture's defaults."""
-    table = Table("preset", "architecture", "parameters", "fields")
-    table.columns[2].justify = "right"
-    for name, config in presets().items():
+    """Every preset in one line: its exact parameter count, and the fields that differ from its architecture's defaults."""
+    known = presets()
+    width = max(map(len, known))
+    for name, config in known.items():
         default = type(config)().to_dict()
-        changed = {field: value for field, value in config.to_dict().items() if value != default[field]}
-        table.add_row(name, config.arch, f"{count_params(config):,}", ", ".join(f"{f}={v}" for f, v in changed.items()))
-    Console().print(table)
+        changed = [f"{field}={value}" for field, value in config.to_dict().items() if value != default[field]]
+        print(f"{name:<{width}}  {count_params(config):>13,}  {config.arch:<14}  {' '.join(map(str.strip, changed))}".rstrip())
     return 0
 
 
