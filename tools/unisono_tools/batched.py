@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from unisono_spec.contract import InputError
 from unisono_spec.contract.errors import shown
-from unisono_spec.contract.plain import MAX_BYTES, read_json
+from unisono_spec.contract.plain import MAX_BYTES, is_file, read_json
 from unisono_spec.contract.sampling import Sampling
 
 from unisono_tools.backends.base import Reader
@@ -65,11 +65,15 @@ def continued(
 def _prompts(file: str) -> Iterator[str]:
     """Each line of a text, or the field `prompt` of each line of a .jsonl file; empty lines are none."""
     path, fields = Path(file).expanduser(), file.endswith((".jsonl", ".ndjson"))
+    if not is_file(path):
+        raise InputError(f"prompts: {shown(file)} is no file; give a text with one prompt a line, or JSON lines")
     try:
         with path.open("rb") as lines:
             number = 0
             while line := lines.readline(MAX_BYTES):
                 number += 1
+                if len(line) == MAX_BYTES:
+                    raise InputError(f"prompts: {file}, line {number} is longer than {MAX_BYTES - 1} bytes; give it by --prompt_file")
                 if not line.strip():
                     continue
                 try:

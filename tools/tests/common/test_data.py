@@ -225,3 +225,9 @@ def test_packed_files_and_records_are_read_in_pieces(tmp_path: Path, monkeypatch
         assert b"".join(found) == b"".join(wanted)
         assert found[:30] == wanted[:30]
         assert (packed.unit, genome.unit) == ("byte", "base")
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_no_name_is_no_folder(name):
+    with pytest.raises(InputError, match="names nothing"):
+        load_corpus(name)

@@ -155,5 +155,7 @@ def test_options_that_do_not_fit():
     ):
         with pytest.raises(InputError, match=said):
             open_task("mqar", options)
+    with pytest.raises(InputError, match=r"64 examples of copying 1000000000000.*choose shorter ones"):
+        open_task("copying", {"longest": 10**12}).examples("train", "1000000000000", np.arange(1))
     with pytest.raises(InputError, match=r"data\.task: 'mqra' is unknown; did you mean 'mqar'"):
         open_task("mqra")

@@ -65,6 +65,8 @@ def open_source(name: str, limit: int | None = None, cache: Path | None = None, 
 
 
 def _local(name: str, field: str, cache: Path | None) -> Source:
+    if not name.strip():
+        raise InputError(f"data: {name!r} names nothing; give a corpus, or . for this folder")
     path = Path(name).expanduser()
     if path.is_dir():
         files, base = _below(path), path

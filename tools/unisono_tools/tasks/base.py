@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 from unisono_spec.contract import InputError
 from unisono_spec.contract.initial import generator
+from unisono_spec.contract.memory import check_fits
 
 BLOCK = 64  # examples drawn at once
 SPLITS = ("train", "validation", "test")
@@ -98,6 +99,8 @@ class Task(abc.ABC):
 
 @functools.lru_cache(maxsize=8)
 def _blocks(task: Task, split: str, setting: str, block: int, seed: int) -> Examples:
+    numbers = BLOCK * (task.length(setting) + task.vocab_size)
+    check_fits(32 * numbers, f"data.task: {BLOCK} examples of {task.name} {setting}", "choose shorter ones, or a smaller vocabulary")
     return task.block(setting, generator(seed, f"{task.name}.{split}.{setting}.{block}"), split)
 
 
