@@ -227,6 +227,7 @@ def onnx(session: nox.Session) -> None:
         "--ignore=impl_onnx/tests/large",
         "tools/tests/onnx/test_demo.py",
         "tools/tests/onnx/test_run.py",
+        "tools/tests/documents",
         "conformance/oracles/test_torch.py",
     )
     court(session, "onnx")
@@ -246,7 +247,7 @@ def alone(session: nox.Session) -> None:
     """Export where JAX is the only framework: the command, the room's own files, and graphs of JAX's models before the court."""
     install(session, "-e", ".[jax,onnx,conformance,tools]")
     only(session, "jax", "flax", "onnx", "onnxruntime")
-    pytest(session, "impl_onnx/tests/sources/test_jax.py", "tools/tests/onnx/test_graphs.py")
+    pytest(session, "impl_onnx/tests/sources/test_jax.py", "tools/tests/onnx/test_graphs.py", "tools/tests/documents")
     court(session, "onnx", "--profile", "dev", "-k", "P14-", environment={"XLA_FLAGS": cheap_xla(session)})
 
 
@@ -303,6 +304,13 @@ def browser(session: nox.Session) -> None:
     node(session, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
     node(session, "node", "--test")
     pytest(session, "tools/tests/browser", *session.posargs)
+
+
+@nox.session
+def documents(session: nox.Session) -> None:
+    """Commands of README and docs that train or judge, with less to do; what takes seconds there is run by `tests`."""
+    install(session, "-e", ".[torch,conformance,tools]")
+    pytest(session, "tools/tests/dear", *session.posargs)
 
 
 @nox.session
