@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[3]
 PAGES = ("README.md", "docs/comparison.md", "docs/conformance.md")
 # first words → what is appended; later options override those before them
 LESS = {
-    "unisono train": "--model.overrides.d_model 8 --model.overrides.n_layers 1 --steps 4 --batch_size 2 --seq_len 16 --data.corpus TEXT --data.eval_tokens 64",
-    "unisono compare": "--params 20k --steps 2 --seeds 1 --models [cram,mamba] --corpus TEXT --out compare",
+    "unisono train": "--model.overrides.d_model 8 --model.overrides.n_layers 1 --steps 4 --batch_size 2 --seq_len 16 "
+    "--data.corpus TEXT --data.eval_tokens 64",
+    "unisono compare": "--steps 2 --batch_size 2 --seq_len 16 --seeds 1 --models '[cram (fixed)]' --corpus TEXT --out compare",
     "unisono conform": "--profile dev --arch cram -k P8-",
-    "python -m pytest": "--profile dev --arch cram -k P8-",
+    "python -m pytest ": "--profile dev --arch cram -k P8-",
 }
 ALONE = "own_implementation"  # a whole one for a single op: judged by all that it claims
 
@@ -26,8 +27,9 @@ def commands() -> list[tuple[str, str]]:
     """(page, line) of each such command, in blocks with or without a language."""
     out = []
     for page in PAGES:
-        for _, text in re.findall(r"^```(sh|)\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL):
-            out += [(page, line) for line in text.splitlines() if line.startswith(tuple(LESS)) and "…" not in line]
+        for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL):
+            lines = text.splitlines() if kind in ("sh", "") else []
+            out += [(page, line) for line in lines if line.startswith(tuple(LESS)) and "…" not in line]
     return out
 
 

@@ -121,7 +121,7 @@ def test_every_command_is_one():
     assert len(SPANS) > 25
     wrong = []
     for page, line in (*EVERY, *SPANS):
-        for part in re.split(r"re.split(r"&&|\|", linere.split(r"&&|\|", line| \| ", line.replace("…", "")):
+        for part in re.split(r"&&| \| ", line.replace("…", "")):
             words = shlex.split(part, comments=True)
             wrong += [f"{page}: {line}: {problem}" for problem in _problems(words)]
     assert not wrong, "\n".join(wrong)
