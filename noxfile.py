@@ -221,15 +221,9 @@ def onnx(session: nox.Session) -> None:
         hand_over(session, "torch")
         return
     pytest(
-        session,
-        "impl_onnx/tests",
-        "--ignore=impl_onnx/tests/sources/test_jax.py",
-        "--ignore=impl_onnx/tests/large",
-        "tools/tests/onnx/test_demo.py",
-        "tools/tests/onnx/test_run.py",
-        "tools/tests/documents",
-        "conformance/oracles/test_torch.py",
-    )
+        session, "impl_onnx/tests", "--ignore=impl_onnx/tests/sources/test_jax.py", "--ignore=impl_onnx/tests/large",
+        "tools/tests/onnx/test_demo.py", "tools/tests/onnx/test_run.py", "tools/tests/documents", "conformance/oracles/test_torch.py",
+    )  # fmt: skip
     court(session, "onnx")
     for variant in GRAPHS:
         court(session, "onnx", "--profile", "dev", "-k", "P14-", "--implementation", variant)
