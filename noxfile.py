@@ -203,6 +203,7 @@ def torch(session: nox.Session) -> None:
         "tools/tests/training",
         "tools/tests/bench",
         "--ignore=impl_torch/tests/kernels",
+        "--ignore=impl_torch/tests/hf",
     )
     court(session, "torch")
     if TRITON:
@@ -305,6 +306,17 @@ def documents(session: nox.Session) -> None:
     """Commands of README and docs that train or judge, with less to do; what takes seconds there is run by `tests`."""
     install(session, "-e", ".[torch,conformance,tools]")
     pytest(session, "tools/tests/dear", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("version", ["5.23.0", "5.24.0"])
+def hf(session: nox.Session, version: str) -> None:
+    """The models behind transformers, with two versions of it; its Trainer, and lm-evaluation-harness."""
+    kept = [line for line in Path(CONSTRAINTS).read_text().splitlines() if not line.startswith("transformers==")]
+    constraints = Path(session.create_tmp()) / "constraints.txt"
+    constraints.write_text("\n".join([*kept, f"transformers=={version}"]))
+    session.install("-c", str(constraints), "-e", ".[hf,conformance,tools]", "lm-eval")
+    pytest(session, "impl_torch/tests/hf", *session.posargs)
 
 
 @nox.session
