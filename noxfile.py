@@ -30,6 +30,7 @@ EXTRAS = {
     "torch": ("unisono_torch", {"torch"}),
     "onnx": ("unisono_onnx", {"onnx", "onnxruntime"}),
     "onnx-export": ("unisono_torch.onnx", {"torch", "onnx", "onnxruntime"}),
+    "hf": ("unisono_torch.hf", {"torch"}),
     "conformance": ("unisono_conformance.plugin", set()),
     "run": ("unisono_tools.commands.run", {"onnxruntime"}),
     "tools": ("unisono_tools.cli", set()),
