@@ -23,18 +23,6 @@ FRAMEWORKS = {"jax", "flax", "torch", "onnx", "onnxruntime"}
 # the longest first, so that two at a time end together; handover after those whose environments it uses, the short ones last
 SUITES = ["jax", "torch", "onnx", "spec", "handover", "meta", "alone", "types", "lint"]
 HANDOVER = "--handover"
-# extra → (what must import then, the frameworks that it brings); the -cuda extras only add CUDA's own packages
-EXTRAS = {
-    "": ("unisono_spec", set()),
-    "jax": ("unisono_jax", {"jax", "flax"}),
-    "torch": ("unisono_torch", {"torch"}),
-    "onnx": ("unisono_onnx", {"onnx", "onnxruntime"}),
-    "onnx-export": ("unisono_torch.onnx", {"torch", "onnx", "onnxruntime"}),
-    "hf": ("unisono_torch.hf", {"torch"}),
-    "conformance": ("unisono_conformance.plugin", set()),
-    "run": ("unisono_tools.commands.run", {"onnxruntime"}),
-    "tools": ("unisono_tools.cli", set()),
-}
 # of each room's own tests what is cheap and catches much; of the court's properties likewise, by implementation
 QUICK = [
     "spec/tests/test_contract.py",
@@ -340,19 +328,8 @@ def dist(session: nox.Session) -> None:
     install(session, "build", "hatchling")
     folder = Path(session.create_tmp()).resolve()
     session.run("python", "-m", "build", "--no-isolation", "--outdir", str(folder), silent=True)
-    wheel = max(folder.glob("*.whl"), key=lambda path: path.stat().st_mtime)
-    constraints = str(Path(CONSTRAINTS).resolve())
-    for extra, (module, brings) in EXTRAS.items():
-        place = folder / f"venv-{extra or 'bare'}"
-        session.run(sys.executable, "-m", "venv", "--clear", str(place), external=True)
-        python = str(place / ("Scripts" if os.name == "nt" else "bin") / "python")
-        target = f"{wheel}[{extra}]" if extra else str(wheel)
-        session.run(python, "-m", "pip", "install", "-q", "-c", constraints, target, external=True)
-        unwanted = sorted(FRAMEWORKS - brings)
-        session.cd(str(folder))
-        check = f"import {module}, importlib.util as u; found = [n for n in {unwanted} if u.find_spec(n)]; assert not found, found"
-        session.run(python, "-c", check, external=True)
-        session.chdir(str(Path(__file__).parent))
+    # by the Python that runs nox: extras are installed into environments of their own
+    session.run(sys.executable, ".ci/dist.py", str(folder), CONSTRAINTS, external=True)
 
 
 @nox.session
