@@ -73,7 +73,7 @@ def _run(graph: Any, drawn: bool, params: Any, token: jax.Array, state: Any, u: 
 
 
 def _wide() -> Any:
-    return jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+    return jax.dtypes.canonicalize_dtype(np.float64)
 
 
 def greedy(logits: jax.Array) -> Chosen:

@@ -60,6 +60,7 @@ IMPLEMENTATIONS = (
     ),
     Implementation("multiscale", "triton", FLOATS[1:], {"K": (1, 128), "V": (1, 128), "scales": (1, 8)}),
     Implementation("selective_scan", "triton", FLOATS, widths={"N": (1, 64)}),
+    Implementation("short_conv", "triton", FLOATS, widths={"w": (1, 16)}),
     Implementation("diagonal_ssm", "triton", FLOATS, widths={"P": (1, 128)}),
 )
 REGISTRY: Mapping[tuple[str, str], Implementation] = {(each.op, each.name): each for each in IMPLEMENTATIONS}

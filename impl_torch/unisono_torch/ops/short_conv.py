@@ -54,21 +54,32 @@ def parallel(
     chunk_size: int = 64,
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """One shifted product a tap, over the valid tokens; there are no chunks, since nothing is carried but the last inputs."""
-    use_triton(implementation, "short_conv", x.device, x.dtype)
+    """One shifted product a tap, over the valid tokens; there are no chunks, since nothing is carried but the last inputs.
+
+    The kernel is taken by name alone: it has been seen in Triton's interpreter, and compiled, but not yet on a GPU.
+    """
+    kernel = implementation != "auto" and use_triton(implementation, "short_conv", x.device, x.dtype, {"w": weight.shape[-1]})
     dtype, length, taps = wide(x.dtype), x.shape[1], weight.shape[-1]
     compact, segment = Compact(valid, x), segments(reset, x)
-    now = compact.pack(segment)
-    seen = torch.cat([initial_state.to(dtype), compact.pack(x).to(dtype)], 1)  # [B, w−1+T, D]
-    owner = torch.cat([torch.zeros_like(now[:, :1]).expand(-1, taps - 1), now], 1)  # the segment of each of them
-    y = seen.new_zeros(()) if bias is None else bias.to(dtype)
-    for tap in range(taps):
-        part = seen[:, tap : tap + length]
-        if reset is not None:
-            part = torch.where((owner[:, tap : tap + length] == now)[..., None], part, 0)
-        y = y + part * weight[:, 0, tap].to(dtype)
+    now, x = compact.pack(segment), compact.pack(x)
+    owner = torch.cat([torch.zeros_like(now[:, :1]).expand(-1, taps - 1), now], 1)  # the segment of each input [B, w−1+T]
+    if kernel:
+        from unisono_torch.kernels.short_conv import short_conv as convolved
+
+        y = convolved(x, weight, bias, initial_state, None if reset is None else owner)
+    else:
+        seen = torch.cat([initial_state.to(dtype), x.to(dtype)], 1)  # [B, w−1+T, D]
+        y = seen.new_zeros(()) if bias is None else bias.to(dtype)
+        for tap in range(taps):
+            part = seen[:, tap : tap + length]
+            if reset is not None:
+                part = torch.where((owner[:, tap : tap + length] == now)[..., None], part, 0)
+            y = y + part * weight[:, 0, tap].to(dtype)
     newest = compact.read[:, None] + torch.arange(taps - 1, device=x.device)  # [B, w−1]
-    final = seen[:, length:] if valid is None else take(seen, newest)
+    if valid is None:
+        final = torch.cat([initial_state.to(dtype), x[:, 1 - taps :].to(dtype)], 1)[:, 1 - taps :] if taps > 1 else initial_state.to(dtype)
+    else:
+        final = take(torch.cat([initial_state.to(dtype), x.to(dtype)], 1), newest)
     if reset is not None:
         (final,) = masked(take(owner, newest) == segment[:, -1:], final)
     return compact.unpack(y), final

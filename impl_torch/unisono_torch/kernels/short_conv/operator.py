@@ -1,0 +1,136 @@
+"""`unisono::short_conv`, the PyTorch operator around the kernels: how they are launched, traced and differentiated.
+
+Opaque to torch.compile, which takes shapes and dtypes from the fake versions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unisono_torch.kernels.registry import interpreted
+from unisono_torch.ops.transforms import again
+
+COLUMNS = 128  # channels a program
+ROWS = 32  # tokens a program
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums and states."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _cut(length: int) -> tuple[int, int]:
+    """Rows a program, and programs a sequence of `length`."""
+    rows = 16 if interpreted() else ROWS
+    return rows, -(-length // rows)
+
+
+def _launch(kernel: str, x: Tensor, taps: int, length: int, tensors: dict[str, Tensor | None]) -> None:
+    import triton.language as tl
+
+    from unisono_torch.kernels.short_conv import sweep
+
+    batch, time, width = x.shape
+    function, (rows, programs) = getattr(sweep, kernel), _cut(length)
+    arguments = {
+        **tensors,
+        "x": x,
+        "T": time,
+        "X_ROW": x.stride(1),
+        "D": width,
+        "TAPS": taps,
+        "HAS_BIAS": tensors.get("bias") is not None,
+        "HAS_OWNER": tensors["owner"] is not None,
+        "ACC": tl.float64 if x.dtype == torch.float64 else tl.float32,
+        "ROWS": rows,
+        "COLUMNS": COLUMNS,
+    }
+    grid = -(-width // COLUMNS), programs, batch
+    function[grid](**{name: arguments[name] for name in function.arg_names}, num_warps=4)
+
+
+def _rows(a: Tensor) -> Tensor:
+    """[B, T, D] of which each row of D lies in one piece, rows of a sequence evenly and sequences end to end; else a copy."""
+    return a if a.stride(2) == 1 and a.stride(0) == a.shape[1] * a.stride(1) else a.contiguous()
+
+
+@torch.library.custom_op(
+    "unisono::short_conv",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor state, Tensor? owner) -> Tensor",
+)
+def _conv(x, weight, bias, state, owner):
+    """weight [TAPS, D], bias [D] and state [B, TAPS − 1, D] in the accumulator's dtype, owner [B, TAPS − 1 + T] int64."""
+    y = _conv_fake(x, weight, bias, state, owner)
+    if x.numel():
+        tensors = {"weight": weight.contiguous(), "bias": bias, "state": state.contiguous(), "y": y}
+        with torch.cuda.device_of(x):
+            _launch("forward", _rows(x), len(weight), x.shape[1], {**tensors, "owner": None if owner is None else owner.contiguous()})
+    return y
+
+
+@_conv.register_fake
+def _conv_fake(x, weight, bias, state, owner):
+    return x.new_empty(x.shape, dtype=accumulator(x.dtype))
+
+
+@torch.library.custom_op(
+    "unisono::short_conv_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor x, Tensor weight, Tensor state, Tensor? owner) -> (Tensor, Tensor, Tensor)",
+)
+def _conv_backward(dy, x, weight, state, owner):
+    """Gradients of x, weight and the state."""
+    dx, dweight, dstate = _conv_backward_fake(dy, x, weight, state, owner)
+    if not x.numel():
+        return dx, dweight.zero_(), dstate.zero_()
+    length = x.shape[1] + len(weight) - 1
+    parts = dweight.new_empty((len(x), _cut(length)[1], *weight.shape))
+    tensors = {"weight": weight.contiguous(), "state": state.contiguous(), "dy": dy.contiguous(), "dx": dx, "dstate": dstate}
+    tensors |= {"dweight": parts, "owner": None if owner is None else owner.contiguous()}
+    with torch.cuda.device_of(x):
+        _launch("backward", _rows(x), len(weight), length, tensors)
+    return dx, dweight.copy_(parts.sum((0, 1))), dstate
+
+
+@_conv_backward.register_fake
+def _conv_backward_fake(dy, x, weight, state, owner):
+    return tuple(torch.empty(a.shape, dtype=a.dtype, device=a.device) for a in (x, weight, state))
+
+
+def _setup(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradient(ctx, dy):
+    x, weight, bias, state, owner = ctx.saved_tensors
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return again(_plain, (x, weight, bias, state, owner), ctx.needs_input_grad, (dy,))
+    dx, dweight, dstate = _conv_backward(dy, x, weight, state, owner)
+    return dx, dweight, None if bias is None else dy.sum((0, 1)), dstate, None
+
+
+def _plain(x, weight, bias, state, owner):
+    """The same in plain operations, for second derivatives."""
+    seen, (taps, _), length = torch.cat([state, x.to(state.dtype)], 1), weight.shape, x.shape[1]
+    y = 0 if bias is None else bias
+    for i in range(taps):
+        part = seen[:, i : i + length]
+        if owner is not None:
+            part = torch.where((owner[:, i : i + length] == owner[:, taps - 1 :])[..., None], part, 0)
+        y = y + part * weight[i]
+    return y
+
+
+_conv.register_autograd(_gradient, setup_context=_setup)
+
+
+def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, owner: Tensor | None = None) -> Tensor:
+    """y [B, T, D] of ops/short_conv.py, float32 or wider: x [B, T, D], weight [D, 1, w], bias [D] or None, state [B, w − 1, D].
+
+    owner [B, w − 1 + T]: the sequence that each input of state and x belongs to; None where all are of one.
+    """
+    acc = accumulator(x.dtype)
+    given = weight[:, 0].mT.to(acc), None if bias is None else bias.to(acc), state.to(acc)
+    return torch.ops.unisono.short_conv(x, *given, owner)
