@@ -1,4 +1,4 @@
-"""P5w against two models in 16 bits, one of which rounds ξ before it is read out. The NumPy room has no such formats."""
+"""P5w against models in 16 bits that round their sums. The NumPy room has no such formats."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from unisono_conformance.judging.patches import Patch, patched
 from unisono_conformance.properties import find
 from unisono_spec import create
 from unisono_spec.contract import DTYPES
-from unisono_spec.ops import decayed_sum
+from unisono_spec.ops import decayed_sum, weighted_sum
 
-PARALLEL = decayed_sum.parallel
+PARALLEL, WEIGHTED = decayed_sum.parallel, weighted_sum.parallel
 
 
 class Narrow:
@@ -37,14 +37,32 @@ class Narrow:
         return o.astype(self.dtype), last
 
 
+def judged(variant: str, dtype: str, *patches: Patch) -> None:
+    find("P5w").judge(Target(cast(Any, Narrow(*patches)), dtype, "parallel"), Draw("cram", variant, "tame", 24, 16, 16))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_sum_rounded_before_it_is_read_is_seen(dtype: str) -> None:
     def hidden(*args: Any, **kwargs: Any) -> Any:
         xi, last = PARALLEL(*args, **kwargs)
         return xi.astype(DTYPES[dtype]).astype(np.float32), last
 
-    draw = Draw("cram", "wide", "tame", 24, 16, 16)
-    honest, wrong = (cast(Any, Narrow(*patches)) for patches in ((), ((decayed_sum, "parallel", hidden),)))
-    find("P5w").judge(Target(honest, dtype, "parallel"), draw)
+    judged("wide", dtype)
     with pytest.raises(Disagreement, match="tokens back changes the last logits of"):
-        find("P5w").judge(Target(wrong, dtype, "parallel"), draw)
+        judged("wide", dtype, (decayed_sum, "parallel", hidden))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_sum_held_in_16_bits_is_seen(dtype: str) -> None:
+    """Its terms add up to more than they are: after 16 tokens roundings of the sum are many times those of what is summed."""
+
+    def held(x: np.ndarray, s: np.ndarray, state: np.ndarray, *marks: Any, **settings: Any) -> Any:
+        out = []
+        for t in range(x.shape[1]):
+            xi, state = WEIGHTED(x[:, t : t + 1], s[:, t : t + 1], state.astype(DTYPES[dtype]).astype(np.float32), *marks)
+            out.append(xi)
+        return np.concatenate(out, 1), state
+
+    judged("wide.adaptive", dtype)
+    with pytest.raises(Disagreement, match="two rows: logits"):
+        judged("wide.adaptive", dtype, (weighted_sum, "parallel", held))

@@ -111,7 +111,8 @@ class ModelCase(Case):
     chunk_size = 64  # of the spec's parallel form, which is asked about long sequences
     # what realisations put in place of functions inside the spec's ops, whose errors are those of no layer
     inexact: tuple[Patch, ...] = ()
-    wide: Any = None  # a config so wide that what its narrow formats hide, they hide in all channels only by mistake: the variant "wide"
+    # configs so wide that what narrow formats hide, they hide in all channels only by mistake; of P5w alone
+    wide: Mapping[str, Any]
 
     def together(self, name: str) -> str:
         """The same map in every layer, weight and bias; all norms; the maps of a FFN."""
@@ -148,7 +149,7 @@ class ModelCase(Case):
         raise NotImplementedError
 
     def setting(self, draw: Draw) -> Any:
-        return self.wide if draw.variant == "wide" else self.variants[draw.variant]
+        return {**self.variants, **self.wide}[draw.variant]
 
     def tokens(self, draw: Draw, config: Any, random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
         return random.integers(0, config.vocab_size, shape)

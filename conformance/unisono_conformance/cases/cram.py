@@ -107,7 +107,8 @@ class CRAM(ModelCase):
 
     def __init__(self) -> None:
         small: dict[str, Any] = {"d_model": 8, "n_layers": 2, "ffn_mult": 1, "vocab_size": 7}
-        self.wide = CRAMConfig(**{**small, "d_model": 96}, code_bits=5)
+        wide = {**small, "d_model": 96}
+        self.wide = {"wide": CRAMConfig(**wide, code_bits=5), "wide.adaptive": CRAMConfig(**wide, scheme="adaptive", position_bits=3)}
         # a dropout rate in the config must not act in evaluation
         self.variants = {
             "fixed": CRAMConfig(**small, code_bits=5, dropout=0.25),

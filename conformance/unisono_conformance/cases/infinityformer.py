@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
+from unisono_spec.layers import infinityformer as layer
 from unisono_spec.ops import multiscale
 from unisono_spec.ops.features import feature_map
 from unisono_spec.ops.multiscale import compressed
@@ -17,6 +18,7 @@ from unisono_conformance.cases.base import ModelCase
 from unisono_conformance.cases.draw import Draw, far
 from unisono_conformance.cases.infinityformer_laws import LAWS
 from unisono_conformance.cases.inputs import Arrays, Inputs
+from unisono_conformance.cases.lat import nearly_rotated
 from unisono_conformance.cases.multiscale import MultiScale
 from unisono_conformance.cases.pairwise import pairwise
 from unisono_conformance.judging import numerics
@@ -39,11 +41,12 @@ class InfinityFormer(ModelCase):
     defaults = ("learned", "data")
     regimes = ("tame", "near_one", "forgetting", "saturated", "offset", "large", "dropout")
     laws = LAWS
-    inexact = ((multiscale, "compressed", nearly_compressed),)
+    inexact = ((multiscale, "compressed", nearly_compressed), (layer, "rotate", nearly_rotated))
     too_narrow: Mapping[str, tuple[str, ...]] = {"saturated": ("bfloat16",)}
 
     def __init__(self) -> None:
         small: dict[str, Any] = {"d_model": 8, "n_layers": 1, "n_heads": 2, "d_ffn": 4, "vocab_size": 7}
+        self.wide = {"wide": InfinityFormerConfig(**{**small, "d_model": 96, "n_heads": 3, "d_ffn": 32})}
         # a dropout rate in the config must not act in evaluation
         self.variants = {
             "learned": InfinityFormerConfig(**small, dropout=0.25),

@@ -21,6 +21,7 @@ class Mamba(ModelCase):
 
     def __init__(self) -> None:
         small: dict[str, Any] = {"d_model": 4, "n_layers": 1, "vocab_size": 7, "d_state": 3, "conv_width": 4}
+        self.wide = {"wide": MambaConfig(**{**small, "d_model": 96})}
         # a dropout rate in the config must not act in evaluation
         self.variants = {
             "plain": MambaConfig(**{**small, "n_layers": 2}, dropout=0.25),

@@ -64,6 +64,7 @@ class MARU(ModelCase):
             "d_model": 4, "vocab_size": 5, "head_hidden": 4, "d_state": 2, "conv_width": 3, "n_banks": 2, "n_slots": 3, "d_memory": 2,
             "router_hidden": 3, "dropout": 0.25,
         }  # fmt: skip
+        self.wide = {"wide": MARUConfig(**{**small, "d_model": 96, "d_memory": 8, "head_hidden": 32})}
         stacked = {"n_layers": 2, "prenorm": True, "erase": "separate", "router": "gumbel", "temperature": 0.7}
         self.variants: Mapping[str, MARUConfig] = {
             "plain": MARUConfig(**small),

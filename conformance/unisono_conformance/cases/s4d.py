@@ -20,6 +20,7 @@ class S4D(ModelCase):
 
     def __init__(self) -> None:
         small: dict[str, Any] = {"d_model": 4, "n_layers": 1, "vocab_size": 7, "d_state": 6, "ffn_mult": 1}
+        self.wide = {"wide": S4DConfig(**{**small, "d_model": 96})}
         # a dropout rate in the config must not act in evaluation
         self.variants = {
             "plain": S4DConfig(**small, dropout=0.25),

@@ -18,9 +18,10 @@ class Transformer(LAT):
 
     def __init__(self) -> None:
         small: dict[str, Any] = {"d_model": 4, "n_layers": 2, "head_width": 2, "vocab_size": 7, "ffn_mult": 1}
+        self.wide = {"wide": TransformerConfig(**{**small, "d_model": 96, "n_layers": 1, "head_width": 32})}
         # a dropout rate in the config must not act in evaluation
         self.variants = {
-            "plain": TransformerConfig(**small, dropout=0.25),
+            "plain": TransformerConfig(**{**small, "d_model": 8, "head_width": 4}, dropout=0.25),  # RoPE's second pair tells its base
             **{str(i): TransformerConfig(**{**small, **row}) for i, row in enumerate(pairwise(FLAGS, lambda row: True))},
         }
 

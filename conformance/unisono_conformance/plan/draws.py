@@ -42,7 +42,7 @@ def _defaults(item: Item) -> tuple[str, ...]:
         return names[-1:]
     if which == BY_DTYPE and item.target.dtype != "float32":
         return (names[(can.dtypes.index(item.target.dtype) // len(can.forms) + 1) % len(names)],)
-    return names if which in (EACH, BY_DTYPE) else (which,)
+    return names
 
 
 def _others(item: Item) -> list[tuple[int, str]]:
@@ -69,7 +69,7 @@ def regimes(item: Item) -> tuple[str, ...]:
     left_out = {r for r, dtypes in case.too_narrow.items() if item.target.dtype in dtypes}
     left_out |= set() if prop.dropout and can.dropout else {"dropout"}
     left_out |= set() if item.share.config_regimes else set(case.config_regimes)
-    return tuple(r for r in case.regimes if r not in left_out and (prop.regimes is None or r in prop.regimes))
+    return tuple(r for r in case.regimes if r not in left_out and (prop.regimes is None or r in prop.regimes)) or case.regimes[:1]
 
 
 def lattice(item: Item, profile: Profile) -> tuple[tuple[int, int, int], ...]:
@@ -81,7 +81,7 @@ def lattice(item: Item, profile: Profile) -> tuple[tuple[int, int, int], ...]:
 
 
 def under_every_regime(items: list[Item], profile: Profile) -> list[Item]:
-    """However few items a property and a case have, each regime is met by those that all configs take in all forms."""
+    """However few items a property and a case have, each default config meets each regime by the properties that take every pair."""
     groups: dict[tuple[str, str], list[Item]] = {}
     for item in items:
         groups.setdefault((item.prop.label, item.case.name), []).append(item)
@@ -92,11 +92,12 @@ def _complete(group: list[Item], profile: Profile) -> list[Item]:
     prop, case = group[0].prop, group[0].case
     if not prop.every_pair:
         return group
-    met = {draw.regime for item in group for draw in draws(item, profile)}
-    missing = [r for r in case.regimes if r not in met and any(r in regimes(item) for item in group)]
-    for k, regime in enumerate(missing):
+    met = {(draw.variant, draw.regime) for item in group for draw in draws(item, profile)}
+    missing = [(v, r) for v in defaults(prop, case) for r in case.regimes if (v, r) not in met]
+    for k, (variant, regime) in enumerate(missing):
         able = [i for i, item in enumerate(group) if regime in regimes(item)]
-        at, names = able[k % len(able)], defaults(prop, case)
-        draw = Draw(case.name, names[k % len(names)], regime, *lattice(group[at], profile)[0])
-        group[at] = dataclasses.replace(group[at], more=(*group[at].more, draw))
+        if able:
+            at = able[k % len(able)]
+            draw = Draw(case.name, variant, regime, *lattice(group[at], profile)[0])
+            group[at] = dataclasses.replace(group[at], more=(*group[at].more, draw))
     return group

@@ -110,4 +110,8 @@ def _forms(met: Share, prop: Property, able: list[str], dtype: int) -> list[str]
 
 
 def defaults(prop: Property, case: Case) -> tuple[str, ...]:
-    return tuple(v for v in case.defaults if not prop.endless or case.endless(case.setting(Draw(case.name, v))))
+    return tuple(
+        v
+        for v in (getattr(case, "wide", ()) if prop.wide else case.defaults)
+        if not prop.endless or case.endless(case.setting(Draw(case.name, v)))
+    )

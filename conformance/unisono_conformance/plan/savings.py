@@ -24,7 +24,7 @@ class Share:
 
     dtypes: str = EACH  # or IN_TURN, FIRST, FLOAT32
     forms: str = EACH  # in each dtype; or IN_TURN, SAME_FORM
-    defaults: str = EACH  # of the case's default configs; or FIRST, LAST, BY_DTYPE, or the name of one of the property's own
+    defaults: str = EACH  # of the case's default configs (P5w: wide ones); or FIRST, LAST, BY_DTYPE
     regimes: int = 1  # of each default config
     config_regimes: bool = True  # whether those count that change the config
     others: str = "none"  # the configs beside the defaults: "once", "all"
@@ -121,7 +121,6 @@ def share(prop: Property, place: Place, profile: Profile) -> Share:
     pairs = profile.pairs or prop.both_forms or case.level == "op" or (prop.every_pair and case.in_full)
     full = Share(
         forms=EACH if pairs else IN_TURN,
-        defaults=prop.config or EACH,
         regimes=profile.regimes,
         others=profile.others if prop.rows else NONE,
         random=profile.random if prop.random else 0,

@@ -22,7 +22,7 @@ class Property:
     """shapes: the lattice that draws take (B, T, C) from, the first for what is tried once only.
 
     rows: whether every config is tried, or the defaults only. each_form: for each declared form, or for the first.
-    dtypes: None for every declared one. regimes: None for the case's own.
+    dtypes: None for every declared one. regimes: None for the case's own; a case that has none of them takes its first.
     """
 
     label: str
@@ -42,7 +42,7 @@ class Property:
     applies: Callable[[Case, Capabilities], bool] = _always
     claims: tuple[str, ...] = ()  # capabilities that one example of it meets
     given: Callable[[Case, Capabilities], tuple[str, ...]] | None = None  # rows of arguments; each is an example
-    config: str = ""  # one of the case's own for it, instead of the defaults
+    wide: bool = False  # tried on the case's wide configs instead of the others
     random: bool = True  # whether hypothesis draws more examples
 
     def judge(self, target: Target, draw) -> Trial:

@@ -102,6 +102,10 @@ def restarting(x, position, base):
     return rotate(x, position - position[:, :1] if position.ndim > 1 else position, base)
 
 
+def halved(x, position, base):
+    return rotate(x, position, base / 2)
+
+
 def two_digits(x, position, base):
     """Of a position's digits in base 256 the third and the fourth are lost."""
     return rotate(x, position % 65536, base)
@@ -192,6 +196,7 @@ SABOTAGES = (
     Sabotage("convolution window dropped between calls", "P3", ((short_conv, "parallel", _conv_from_nothing),)),
     Sabotage("gate and input of the convolution swapped", "P1", ((model, "conv_inputs", _gate_and_input_swapped),)),
     Sabotage("positions restart at zero after hand-over", "P3", ((layer, "rotate", restarting),)),
+    Sabotage("half of RoPE's base", "P1", ((layer, "rotate", halved),)),
     Sabotage("far positions turn by their last two digits", "P1", ((layer, "rotate", two_digits),)),
     Sabotage("linear attention: resets need padding", "P18", attention(_positional(_reset_needs_padding))),
     Sabotage("linear attention: padding needs resets", "P18", attention(_positional(_padding_needs_resets))),

@@ -7,7 +7,7 @@ from unisono_spec.layers import lat as layer
 from unisono_spec.ops import softmax_attention
 
 from unisono_conformance.sabotage import Sabotage
-from unisono_conformance.sabotage.lat import restarting, unscaled
+from unisono_conformance.sabotage.lat import halved, restarting, unscaled
 
 SOFTMAX = softmax_attention.parallel
 
@@ -54,5 +54,6 @@ SABOTAGES = (
     Sabotage("gradient of empty slots", "P7", softmax(_empty_slots_differentiated)),
     Sabotage("mask that shows the future to the cache", "P5", softmax(_future_shown)),
     Sabotage("scores without 1/√K", "P1", softmax(unscaled(SOFTMAX))),
+    Sabotage("half of RoPE's base", "P1", ((layer, "rotate", halved),)),
     Sabotage("rotation restarts at zero after hand-over", "P3", ((layer, "rotate", restarting),)),
 )
