@@ -134,7 +134,7 @@ def _seconds_a_step(plan: TrainConfig, config: Config, xi: PrecomputedCorpus, le
     while done < 2 or time.perf_counter() - start < least:
         if done == 0:
             start = time.perf_counter()
-        trainer.grad_step(Batch(*xi.batch(plan.seed, done + 2, plan.batch_size), precomputed=True), done + 2, 1e-6)
+        trainer.grad_step(Batch(*xi.batch(plan.seed, done + 2, plan.batch_size), precomputed=True), done + 2, 1e-6).read()
         done += 1
     return (time.perf_counter() - start) / done
 
