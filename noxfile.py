@@ -304,8 +304,8 @@ def hf(session: nox.Session, version: str) -> None:
     kept = [line for line in Path(CONSTRAINTS).read_text().splitlines() if not line.startswith("transformers==")]
     constraints = Path(session.create_tmp()) / "constraints.txt"
     constraints.write_text("\n".join([*kept, f"transformers=={version}"]))
-    session.install("-c", str(constraints), "-e", ".[hf,conformance,tools]", "lm-eval")
-    pytest(session, "impl_torch/tests/hf", *session.posargs)
+    session.install("-c", str(constraints), "-e", ".[hf,onnx,conformance,tools]", "lm-eval")
+    pytest(session, "impl_torch/tests/hf", "tools/tests/documents", *session.posargs)
 
 
 @nox.session

@@ -28,9 +28,18 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAMED = re.compile(r"`((?:unisono|python -m) [^`]+)`|^- command: (.+)$", re.MULTILINE)
 # sessions that run this file, with the frameworks that are installed there
-SESSIONS = {"onnx": {"torch", "onnx", "onnxruntime"}, "alone": {"jax", "flax", "onnx", "onnxruntime"}}
+SESSIONS = {
+    "onnx": {"torch", "onnx", "onnxruntime"},
+    "alone": {"jax", "flax", "onnx", "onnxruntime"},
+    "hf": {"torch", "onnx", "onnxruntime", "transformers"},
+}
 FRAMEWORKS = {"torch", "triton", "jax", "flax", "optax", "onnx", "onnxruntime", "transformers"}
-ROOMS = {"unisono_torch": {"torch"}, "unisono_jax": {"jax", "flax"}, "unisono_onnx": {"onnx", "onnxruntime"}}
+ROOMS = {
+    "unisono_torch": {"torch"},
+    "unisono_torch.hf": {"torch", "transformers"},
+    "unisono_jax": {"jax", "flax"},
+    "unisono_onnx": {"onnx", "onnxruntime"},
+}
 RUN = ("list", "eval", "generate", "run", "export", "match", "inspect")  # verbs that take seconds
 PLACES = ("README.md", "docs/onnx.md", "docs/playground.md")  # pages whose commands are run, each in a folder of its own
 
@@ -47,9 +56,9 @@ def needs(code: str) -> set[str]:
     imported: set[str] = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
-            imported |= {alias.name.split(".")[0] for alias in node.names}
+            imported |= {part for alias in node.names for part in (alias.name, alias.name.split(".")[0])}
         elif isinstance(node, ast.ImportFrom):
-            imported.add((node.module or "").split(".")[0])
+            imported |= {node.module or "", (node.module or "").split(".")[0]}
     return (imported & FRAMEWORKS).union(*(ROOMS.get(name, set()) for name in imported))
 
 
@@ -137,7 +146,7 @@ def _problems(words: list[str]) -> list[str]:
     if words[:2] != ["python", "-m"]:
         return []  # the system's: cat, cd, srun
     if words[2] == "nox":
-        sessions = re.findall(r"@nox\.session.*\ndef (\w+)", (ROOT / "noxfile.py").read_text("utf-8"))
+        sessions = re.findall(r"@nox\.session.*\n(?:@.*\n)?def (\w+)", (ROOT / "noxfile.py").read_text("utf-8"))
         return [f"no session {name}" for name in words[4:5] if name not in sessions]
     known = words[2] in ("pytest", "http.server") or importlib.util.find_spec(words[2]) is not None
     return [] if known else [f"no module {words[2]}"]
