@@ -89,8 +89,11 @@ def test_steps_are_those_of_the_spec(name: str, device: str) -> None:
     assert fused_here == (name not in PLAIN)
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, WARM, Sampling(0.7, top_k=9, top_p=0.8, seed=2**64 - 1)], ids=["greedy", "warm", "cut"])
-@pytest.mark.parametrize("name", ["lat", "fixed"])
+CUT = Sampling(0.7, top_k=9, top_p=0.8, seed=2**64 - 1)
+TEXTS = {"lat-greedy": ("lat", GREEDY), "lat-cut": ("lat", CUT), "fixed-warm": ("fixed", WARM)}
+
+
+@pytest.mark.parametrize(("name", "sampling"), TEXTS.values(), ids=TEXTS)
 def test_texts_are_those_of_the_host(name: str, sampling: Sampling, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks of any length, in inference mode and outside it, and with the state that goes on."""
     model, _ = made(CONFIGS[name], device)
