@@ -41,7 +41,7 @@ QUICKLY_JUDGED = {
     "onnx": ("P1", "P14"),
 }
 # targets and precisions of graphs beside the default
-GRAPHS = ("float16", "int8", "int4")
+GRAPHS = ("ort", "opset27", "float16", "int8", "int4")
 TRITON = ["triton"] if sys.platform == "linux" else []
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
 from unisono_onnx import export, output_names
@@ -102,15 +103,49 @@ def test_graph_has_the_contract_s_inputs_and_outputs_and_standard_operators(name
     assert not file.functions
 
 
-@pytest.mark.parametrize("name", ["hybrid", "infinity", "mamba"])
-def test_onnxruntime_s_own_operator(name: str, tmp_path: Path) -> None:
-    export(CONFIGS[name], params(name), tmp_path / "a.onnx", target="ort")
-    own = [node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node if node.domain]
-    assert own == ["LinearAttention"]
+@pytest.mark.parametrize("target", ["ort", "opset27"])
+@pytest.mark.parametrize("name", ["hybrid", "infinity", "numerator", "mamba"])
+def test_fused_operators(name: str, target: str, tmp_path: Path) -> None:
+    export(CONFIGS[name], params(name), tmp_path / "a.onnx", target=target)
+    file = onnx.load(tmp_path / "a.onnx")
+    bodies = [attribute.g for node in file.graph.node for attribute in node.attribute if attribute.name == "then_branch"]
+    found = {(node.op_type, node.domain) for part in (file.graph, *bodies) for node in part.node}
+    domain = {"ort": "com.microsoft", "opset27": ""}[target]
+    expected = {"hybrid": (1, 1), "infinity": (1, 0), "numerator": (1, 0), "mamba": (1, 1)}[name]
+    for op, there in zip(("LinearAttention", "CausalConvWithState"), expected, strict=True):
+        assert ((op, domain) in found) == bool(there)
+    assert {entry.domain: entry.version for entry in file.opset_import} == {"": 27} if target == "opset27" else {"": 23, "com.microsoft": 1}
     run = session(tmp_path / "a.onnx", CONFIGS[name])
     for batch, length in ((1, 1), (3, 65), (2, 200)):
         inputs = example(CONFIGS[name], batch, length, seed=length)
         check(name, inputs, run(inputs))
+        if length == 65:  # nothing parts the tokens: the convolution takes its short way
+            inputs["reset"][:, 1:], inputs["valid"][:] = False, True
+            if "tokens" in inputs and inputs["tokens"].dtype.kind == "f":
+                inputs["tokens"] = np.nan_to_num(inputs["tokens"])
+            check(name, inputs, run(inputs))
+
+
+def test_a_target_that_onnxruntime_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.31.1")
+    with pytest.raises(InputError, match=r"'opset27' needs onnxruntime 1\.32 or later, not 1\.31\.1"):
+        export(CONFIGS["mamba"], params("mamba"), tmp_path / "a.onnx", target="opset27")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["hybrid", "learned", "transformer"])
+def test_queries_that_are_fewer_than_the_keys(name: str) -> None:
+    """No optimiser may make an attention of them whose causal mask starts at the first key instead of the last."""
+    levels, config = onnxruntime.GraphOptimizationLevel, CONFIGS[name]
+    for level in (levels.ORT_DISABLE_ALL, levels.ORT_ENABLE_BASIC, levels.ORT_ENABLE_EXTENDED, levels.ORT_ENABLE_ALL):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = level
+        opened = onnxruntime.InferenceSession(graph(name), options, providers=["CPUExecutionProvider"])
+        for length in (1, 2, 7):
+            inputs = example(config, 2, length, seed=length)
+            inputs["reset"][:] = False
+            found = opened.run(output_names(config), inputs)
+            check(name, inputs, dict(zip(output_names(config), found, strict=True)))  # pyright: ignore[reportArgumentType]
 
 
 def test_no_operator_of_onnxruntime_s_own(tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ def build(config: Config, params: Mapping[str, np.ndarray], target: str = "porta
         outputs.append(typed(g("Identity", after[name]), given.dtype.numpy(), *given.shape))
     for value, name in zip(outputs, ("logits", *(f"next.{name}" for name in state)), strict=True):
         value.name = name
-    opsets = {"": OPSETS[target], DOMAIN: 1, **({MICROSOFT: 1} if target == "ort" else {})}
+    opsets = {"": OPSETS[target], DOMAIN: 1, **({MICROSOFT: 1} if g.fused else {})}
     graph = ir.Graph(
         [g.tokens, g.reset, g.valid, *state.values()],
         outputs,
@@ -291,6 +291,10 @@ def build(config: Config, params: Mapping[str, np.ndarray], target: str = "porta
     )
     model = ir.Model(graph, ir_version=11 if OPSETS[target] < 27 else 13, producer_name="unisono")
     inlined(model)
+    if OPSETS[target] >= 27:  # which has them, too
+        for node in model.graph.all_nodes():
+            node.domain = ""
+        model.opset_imports.pop(MICROSOFT)
     if target != "portable" and not any(node.op_type in ("LinearAttention", "CausalConvWithState") for node in model.graph.all_nodes()):
         raise InputError(f"target: {target!r}; nothing in this {config.arch} maps onto the operators that it adds: use 'portable'")
     shrink(model, g.matrices, precision)

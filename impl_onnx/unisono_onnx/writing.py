@@ -16,7 +16,7 @@ from unisono_spec.contract.checks import check_config
 from unisono_spec.contract.errors import shown
 from unisono_spec.contract.files import VERSION, check_params
 
-from unisono_onnx.targets import PRECISIONS, TARGETS
+from unisono_onnx.targets import NEEDED, PRECISIONS, TARGETS
 
 DATA = ".data"  # behind the name of a graph: the file of its weights
 SUFFIX = ".onnx"  # by which the tools know a graph
@@ -39,7 +39,8 @@ def export(
     Inputs are `tokens`, `reset`, `valid` and each state array under its contract name; outputs are `logits` and each state array
     as `next.<name>`. path: a name that ends in .onnx. metadata: further strings to keep in the file; a tokenizer, say. Weights lie in
     the file, unless they pass 2 GB: then in `<path>.data` beside it. target: "portable" is standard operators only; "ort" takes
-    onnxruntime's own LinearAttention for linear attention, InfinityFormer's memory and the selective scan. precision: of matrices and
+    onnxruntime's own LinearAttention for linear attention, InfinityFormer's memory and the selective scan, and its CausalConvWithState;
+    "opset27" the standard's operators of these names, which onnxruntime loads from 1.32 on. precision: of matrices and
     embeddings in the file, "float32", "float16", "int8" or "int4"; int8 and int4 in blocks of 32 that share a scale. "int4" needs
     onnxruntime.
 
@@ -58,6 +59,11 @@ def export(
         raise InputError(f"{config.arch}.{config.no_graph}")
     if target not in TARGETS:
         raise InputError(f"target: {shown(target)} is unknown; {nearest(target, TARGETS)}")
+    needed = NEEDED.get(target, (0, 0))
+    if tuple(map(int, runtime.__version__.split(".")[:2])) < needed:
+        raise InputError(
+            f"target: {target!r} needs onnxruntime {needed[0]}.{needed[1]} or later, not {runtime.__version__}; use 'ort', or install that"
+        )
     if precision not in PRECISIONS:
         raise InputError(f"precision: {shown(precision)} is unknown; {nearest(precision, PRECISIONS)}")
     path, metadata = Path(path), dict(metadata or {})

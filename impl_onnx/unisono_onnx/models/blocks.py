@@ -21,7 +21,7 @@ def short_conv(g: Builder, x: Value, name: str, state: Value) -> tuple[Value, Va
     if len(weight) == 1:
         y, last = g("Mul", x, taps), g("Identity", state)
     else:
-        y, last = g.marked("ShortConv", x, taps, state)
+        y, last = g.marked("FusedShortConv" if g.fused else "ShortConv", x, taps, state)
     if g.has(f"{name}.bias"):
         y = g("Add", y, g.param(f"{name}.bias"))
     return g("Where", g("Unsqueeze", g.valid, [2]), y, 0.0), last

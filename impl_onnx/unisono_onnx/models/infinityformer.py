@@ -23,11 +23,10 @@ def read(g: Builder, state: States) -> tuple[Value, States]:
         h = g.norm(x, f"{layer}.mixer_norm")
         q, k, v, q_norm, k_norm = _heads(g, config, h, where, f"{layer}.mixer")
         decay, weight = _log_decay(g, config, h, f"{layer}.mixer.decay"), _weight(g, config, h, f"{layer}.mixer")
-        if g.fused and config.rope != "numerator":  # whose normaliser has other keys
-            more = {"heads": (config.n_scales + 1) * config.n_heads}
-            o, out[S], out[z] = g.marked("FusedMultiscale", q, k, v, decay, weight, state[S], state[z], outputs=3, **more)
-        else:
-            o, out[S], out[z] = g.marked("Multiscale", q, k, v, q_norm, k_norm, decay, weight, state[S], state[z], outputs=3)
+        same, more = config.rope != "numerator", {"heads": (config.n_scales + 1) * config.n_heads} if g.fused else {}
+        keys = () if g.fused and same else (q_norm, k_norm)
+        op = ("FusedMultiscale" if same else "FusedMultiscaleApart") if g.fused else "Multiscale"
+        o, out[S], out[z] = g.marked(op, q, k, v, *keys, decay, weight, state[S], state[z], outputs=3, **more)
         x = g("Add", x, g.linear(g.flat(o), f"{layer}.mixer.out"))
         a, b = g.split(g.linear(g.norm(x, f"{layer}.ffn_norm"), f"{layer}.ffn.up"), config.d_ffn, config.d_ffn)
         x = g("Add", x, g.linear(g.gelu(g("Mul", a, g.sigmoid(b))), f"{layer}.ffn.down"))

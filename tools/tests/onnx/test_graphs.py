@@ -75,7 +75,7 @@ def test_the_commands_agree(graph, command, text):
 def test_generates_in_one_call_or_many_ragged_or_not(graph):
     model, path = graph
     made = checkpoint.load(model)
-    reader, truth = open_reader(path, "onnx"), Reader(made.config, made.params)
+    reader, truth = open_reader(path, "onnx"), Reader(made.config, made.params, "float64")
     prompt = np.random.default_rng(0).integers(0, 256, (2, 9))
     valid = np.arange(9) >= np.array([[3], [0]])
     hows: tuple[dict[str, Any], ...] = ({}, {"valid": valid})
@@ -178,6 +178,19 @@ def test_what_a_graph_says_of_itself_is_checked(graph, refused, tmp_path, key, v
     (tmp_path / "tokenizer.json").write_text("{}")
     for verb in ("generate", "eval"):
         assert words in refused(verb, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("graph", ["adaptive"], indirect=True)
+def test_a_newer_opset_than_onnxruntime_s(graph, refused, tmp_path):
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(graph[1])
+    model.opset_import[0].version = onnx.defs.onnx_opset_version() + 1
+    onnx.save(model, tmp_path / "model.onnx")
+    said = refused("generate", tmp_path / "model.onnx")
+    assert f"a newer opset than onnxruntime {onnxruntime.__version__} reads" in said
+    assert "opset 27 needs onnxruntime 1.32" in said
 
 
 @pytest.mark.parametrize("graph", ["adaptive"], indirect=True)

@@ -66,6 +66,12 @@ class Reader:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no common class for what it raises
+            if (opset := re.search(r"Opset (\d+) is under development|support for domain \S+ is till opset (\d+)", str(error))) is not None:
+                newest = opset[2] or int(opset[1]) - 1
+                raise InputError(
+                    f"{path}: a newer opset than onnxruntime {onnxruntime.__version__} reads, {newest}; opset 27 needs onnxruntime 1.32, "
+                    "install that, or export again with --target ort or portable"
+                ) from error
             # a graph that was renamed alone still names the old file
             lost = re.search(r"External data path does not exist: \"([^\"]+)\"|(\S+\.data)\W.*No such file", str(error))
             if lost is not None:
