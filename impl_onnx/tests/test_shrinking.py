@@ -50,7 +50,8 @@ def test_matrices_are_initializers_and_names_are_unique(name: str) -> None:
 
 
 @ALL
-def test_onnxruntime_s_tools_read_a_fresh_export(name: str, tmp_path: Path) -> None:
+def test_onnxruntime_s_tools_read_a_fresh_export(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # they leave files where they run
     true = read(graph(name), name)
     prepared, dynamic, half = (tmp_path / f"{how}.onnx" for how in ("prepared", "dynamic", "half"))
     quant_pre_process(graph(name), prepared)

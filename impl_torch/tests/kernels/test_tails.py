@@ -1,6 +1,6 @@
 """The kernels' own functions without memory, where they fall to 0: each value and slope is held to itself."""
 
-# pyright: basic, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 import triton
 import triton.language as tl
 from unisono_conformance import tails
+from unisono_torch.kernels import gelu
 from unisono_torch.kernels.decode import project
 from unisono_torch.kernels.linear_attention.sweep import _phi, _slope
 from unisono_torch.kernels.scan.sweep import _sigmoid, _sigmoid_and_slope
 from unisono_torch.kernels.selective_scan import parts
+from unisono_torch.ops import elementwise
 
 CASES = (
     "sigmoid", "fast sigmoid", "sigmoid of the scan", "fast sigmoid of the scan", "sigmoid of a step", "softplus", "elu1", "gelu",
@@ -59,3 +61,22 @@ def test_tails(case: str, device: str) -> None:
     tails.hold(name, y[: len(x)].cpu().numpy(), x.numpy(), "float32")
     if case in SLOPES:
         tails.hold(name, slope[: len(x)].cpu().numpy(), x.numpy(), "float32", 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
+def test_gelu_and_its_slope(name: str, dtype: str, device: str) -> None:
+    points = tails.points(name, dtype)
+    x = torch.tensor(points.astype("float64")).to(device, getattr(torch, dtype))
+    y, dx = gelu.forward(x, name == "gelu_tanh"), gelu.backward(torch.ones_like(x), x, name == "gelu_tanh")
+    tails.hold(name, y.double().cpu().numpy(), points, dtype)
+    tails.hold(name, dx.double().cpu().numpy(), points, dtype, 1)
+    assert gelu.forward(x[:0], False).shape == (0,)
+    if device == "cuda":  # as models call it
+        x.requires_grad_()
+        y = getattr(elementwise, name)(x)
+        tails.hold(name, y.detach().double().cpu().numpy(), points, dtype)
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=dtype == "float32")
+        tails.hold(name, slope.detach().double().cpu().numpy(), points, dtype, 1)
+        if dtype == "float32":
+            tails.hold(name, torch.autograd.grad(slope.sum(), x)[0].double().cpu().numpy(), points, dtype, 2)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unisono_torch.kernels.registry import available
 from unisono_torch.ops.transforms import transformed
 
 LAYER_NORM_EPS = 1e-5
@@ -42,6 +43,36 @@ class _Smooth(torch.autograd.Function):
         y, dy = x.to(wide(x.dtype)), dy.to(wide(x.dtype))
         dx = dy * ctx.slope(y) if torch.is_grad_enabled() else ctx.back(dy, y)
         return dx.to(x.dtype), None, None, None
+
+
+class _Fused(torch.autograd.Function):
+    """GELU on a GPU, by a kernel each way."""
+
+    @staticmethod
+    def forward(x: Tensor, tanh: bool, slope: Function) -> Tensor:
+        from unisono_torch.kernels.gelu import forward
+
+        return forward(x, tanh)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, ctx.tanh, ctx.slope = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        from unisono_torch.kernels.gelu import backward
+
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated in its turn
+            return (dy.to(wide(x.dtype)) * ctx.slope(x.to(wide(x.dtype)))).to(x.dtype), None, None
+        return backward(dy, x, ctx.tanh), None, None
+
+
+def _fuses(x: Tensor) -> bool:
+    """Whether a kernel may take x: on a GPU, in float32 or narrower, where operations are neither compiled nor transformed."""
+    plain = x.device.type != "cuda" or x.dtype == torch.float64 or torch.compiler.is_compiling() or transformed()
+    return not plain and available(x.device)
 
 
 def _smooth(x: Tensor, value: Function, plain: Function, slope: Function, back: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -108,7 +139,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
         y = x.to(wide(x.dtype))
         return (y * sigmoid(y * (c + d * (y * y)))).to(x.dtype)
 
-    return _smooth(x, value, plain, slope, back)
+    return _Fused.apply(x, True, slope) if _fuses(x) else _smooth(x, value, plain, slope, back)  # pyright: ignore[reportReturnType]
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -133,7 +164,7 @@ def gelu(x: Tensor) -> Tensor:
         y = x.to(wide(x.dtype))
         return (0.5 * y * torch.special.erfc(-root * y)).to(x.dtype)
 
-    return _smooth(x, value, plain, slope, back)
+    return _Fused.apply(x, False, slope) if _fuses(x) else _smooth(x, value, plain, slope, back)  # pyright: ignore[reportReturnType]
 
 
 def silu(x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from unisono_torch.kernels.gelu import share, sigmoid
 from unisono_torch.kernels.registry import interpreted
 from unisono_torch.ops.elementwise import LAYER_NORM_EPS, RMS_NORM_EPS, gelu, gelu_tanh, layer_norm, rms_norm, silu
 
@@ -46,30 +47,8 @@ def ready(EARLY: tl.constexpr):
 
 
 @triton.jit
-def sigmoid(x):
-    e = tl.exp2(-tl.abs(x) * LOG2E)
-    return tl.where(x < 0, e, 1.0) / (1 + e)
-
-
-@triton.jit
 def exact_gelu(x):
-    """x Φ(x), Φ(x) = ½ erfc(−x/√2), since ½(1 + erf) has no digits where it is small; Triton has no erfc.
-
-    erfc(z) = t p(t) e^{−z²}, t = 2 / (2 + z), for z ≥ 0: p of degree 8, with the least greatest relative error up to z = 10, where erfc
-    leaves float32 (Lawson's algorithm; off by 0.7 roundings). erfc(−z) = 2 − erfc(z).
-    """
-    z = tl.abs(x) * 0.7071067811865476
-    t = 2 / (2 + z)
-    p = t * -0.0590977468 + 0.284715757
-    p = p * t - 0.487492211
-    p = p * t + 0.27840257
-    p = p * t - 0.0268574829
-    p = p * t + 0.20278531
-    p = p * t + 0.243078783
-    p = p * t + 0.282378758
-    p = p * t + 0.28208622
-    tail = p * t * tl.exp2(z * z * -LOG2E)
-    return x * 0.5 * tl.where(x > 0, 2 - tail, tail)
+    return x * share(x)
 
 
 @triton.jit
