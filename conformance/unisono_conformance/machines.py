@@ -33,7 +33,7 @@ from unisono_conformance.judging import numerics, truth
 from unisono_conformance.judging.patches import Patch, patched
 
 DTYPE = "float32"
-DRAWS = 16  # random orders of each config
+ORDERS = 16  # random orders of each config
 CHUNKS = (1, 2, 3, 5, 8, 64)
 
 
@@ -62,7 +62,7 @@ SETTINGS = (
 
 
 def orders(arch: str | None = None) -> Iterator[tuple[str, float]]:
-    """Of each default config: the worst share over DRAWS random orders of summation."""
+    """Of each default config: the worst share over ORDERS random orders of summation."""
     for case in cases().values():
         if not isinstance(case, ModelCase) or arch not in (None, case.arch):
             continue
@@ -71,7 +71,7 @@ def orders(arch: str | None = None) -> Iterator[tuple[str, float]]:
             setting, inputs = case.setting(draw), case.inputs(draw, DTYPE)
             (logits, budget), state = truth.expected(case, setting, inputs, DTYPE)
             random, worst = np.random.default_rng(0), 0.0
-            for i in range(DRAWS):
+            for i in range(ORDERS):
                 with patched(_reordered(random)):
                     model = create(setting, inputs.params, dtype=DTYPE)
                     form, chunk = ("recurrent", 64) if i == 0 else ("parallel", CHUNKS[i % len(CHUNKS)])
@@ -88,8 +88,8 @@ def _reordered(random: np.random.Generator) -> tuple[Patch, ...]:
     def shuffled_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
         width = weight.shape[1]
         at = random.permutation(width)
-        parts = [part for part in np.split(at, sorted(random.integers(0, width + 1, 2))) if part.size]
-        y = sum(linear(x[..., part], weight[:, part]) for part in parts) if parts else linear(x, weight)
+        groups = [group for group in np.split(at, sorted(random.integers(0, width + 1, 2))) if group.size]
+        y = sum(linear(x[..., group], weight[:, group]) for group in groups) if groups else linear(x, weight)
         return np.asarray(y if bias is None else y + bias)
 
     def shuffled(function: Any) -> Any:
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, NumPy {np.__version__}\n")
     print("| what | setting | worst share | where | failed |\n|---|---|---|---|---|")
 
-    def add(what: str, setting: str, share: float, where: str = "", failed: int = 0, of: int = DRAWS) -> None:
+    def add(what: str, setting: str, share: float, where: str = "", failed: int = 0, of: int = ORDERS) -> None:
         rows.append({"what": what, "setting": setting, "share": share, "where": where, "failed": failed, "of": of})
         print(f"| {what} | {setting} | {share:.0%} | {where} | {failed} of {of} |", flush=True)
 

@@ -99,14 +99,14 @@ def perturbation(dtype: str, seed: int = 0, roundings: float = 1.0):
 
     def perturbed(x: np.ndarray) -> np.ndarray:
         if x.dtype.kind == "c":
-            real, imag = (part * (1 + u * _drawn(part, seed)) for part in (np.real(x), np.imag(x)))
+            real, imag = (part * (1 + u * _uniform(part, seed)) for part in (np.real(x), np.imag(x)))
             return (real + 1j * imag).astype(x.dtype)
-        return (x * (1 + u * _drawn(x, seed))).astype(x.dtype)
+        return (x * (1 + u * _uniform(x, seed))).astype(x.dtype)
 
     return perturbed
 
 
-def _drawn(x: np.ndarray, seed: int) -> np.ndarray:
+def _uniform(x: np.ndarray, seed: int) -> np.ndarray:
     """r in [−1, 1), a hash (splitmix64) of each value's bits, its row and the seed: as any rounding, the same for the same value."""
     x = np.ascontiguousarray(x)
     z = x.view(f"u{x.itemsize}").astype(np.uint64)
@@ -120,12 +120,12 @@ def _drawn(x: np.ndarray, seed: int) -> np.ndarray:
 def moved(params: dict[str, np.ndarray], length: int) -> list[dict[str, np.ndarray]]:
     """Parameters that err as elementary functions of them do in frameworks' float32."""
     random = np.random.Generator(np.random.Philox(length))
-    draws = MOVES if length < 1000 else MOVES // 2
+    number = MOVES if length < 1000 else MOVES // 2
 
     def errs(p: np.ndarray) -> np.ndarray:
         return p.astype(np.float64) * (1 + ELEMENTARY * U["float32"] * random.uniform(-1, 1, p.shape))
 
-    return [{name: errs(p) for name, p in params.items()} for _ in range(draws)]
+    return [{name: errs(p) for name, p in params.items()} for _ in range(number)]
 
 
 def scale_to(dtype: str) -> float:

@@ -62,16 +62,16 @@ def keep_in(folder: Path | None) -> None:
     _store = None if folder is None else Store(folder)
 
 
-def expected_each(case: Case, setting: Any, parts: list[Inputs], dtype: str) -> list[Expected]:
+def expected_each(case: Case, setting: Any, several: list[Inputs], dtype: str) -> list[Expected]:
     """`expected` of several inputs of one row each, with the same parameters: those of one length in one batch."""
     out: dict[int, Expected] = {}
-    for length in sorted({part.length for part in parts}):
-        same = [i for i, part in enumerate(parts) if part.length == length]
-        (o, budget), state = expected(case, setting, stack([parts[i] for i in same]), dtype)
+    for length in sorted({inputs.length for inputs in several}):
+        same = [i for i, inputs in enumerate(several) if inputs.length == length]
+        (o, budget), state = expected(case, setting, stack([several[i] for i in same]), dtype)
         for row, i in enumerate(same):
             at = slice(row, row + 1)
             out[i] = (o[at], budget[at]), {name: (a[at], limit[at]) for name, (a, limit) in state.items()}
-    return [out[i] for i in range(len(parts))]
+    return [out[i] for i in range(len(several))]
 
 
 def slopes(case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Arrays, dtype: str, by: str) -> Slopes:

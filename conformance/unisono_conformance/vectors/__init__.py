@@ -107,7 +107,9 @@ def _check_values(name: str, arrays: dict[str, np.ndarray], draw: Draw) -> None:
     for key, a in now.items():
         agree(key, a, arrays[key], float(np.abs(a).max(initial=0)), a.size)
     for (group, _), (directions, slope, _) in found.items():
-        parts = {array: v.reshape(len(v), -1) * arrays[f"gradient.{PREFIX[group]}.{array}"].reshape(-1) for array, v in directions.items()}
-        along, terms = (sum(f(part).sum(1) for part in parts.values()) for f in (np.asarray, np.abs))
-        size = sum(part.shape[1] for part in parts.values())
+        along_each = {
+            array: v.reshape(len(v), -1) * arrays[f"gradient.{PREFIX[group]}.{array}"].reshape(-1) for array, v in directions.items()
+        }
+        along, terms = (sum(f(products).sum(1) for products in along_each.values()) for f in (np.asarray, np.abs))
+        size = sum(products.shape[1] for products in along_each.values())
         agree(f"gradient.{PREFIX[group]}.{', '.join(directions)}", np.asarray(slope), np.asarray(along), float(np.max(terms)), size)
