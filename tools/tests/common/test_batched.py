@@ -82,6 +82,14 @@ def test_a_saved_state_knows_what_the_text_holds(command, model, tmp_path):
     assert run("--prompt", "We the ", "--temperature", 0, "--max-new-tokens", 12) != whole
 
 
+def test_a_text_is_verified(command, refused, model, tmp_path):
+    code, _, err = command("generate", model, "--backend", "numpy", "--prompt", "We", "--max_new_tokens", 5, "--verify")
+    assert code == 0
+    assert "float32: logits err by up to" in err
+    assert "float64 chooses 0 of 5 ids otherwise, 0 of which were no near-ties" in err
+    assert "verify: reads a prompt and weights" in refused("generate", model, "--verify", "--prompt_file", tmp_path / "x")
+
+
 def test_the_command(command, refused, model, tmp_path):
     lines, rows = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
     lines.write_text("We the\n\nOne\r\nñ\n", encoding="utf-8")

@@ -19,6 +19,7 @@ from unisono_tools.train.judged import TaskFeed
 from unisono_tools.train.logs import read
 
 OPTIONS = {"vocabulary": 16, "train": ["16x2", "8x1"], "shares": [1, 1], "test": ["24x2"]}
+ONE = {**OPTIONS, "train": ["16x2"], "shares": [1]}
 
 
 @pytest.fixture
@@ -49,11 +50,10 @@ def test_the_loss_is_that_of_the_asked_places(backend, task):
 
 def test_a_run_is_judged_by_accuracy(backend, task, command, tmp_path):
     config = task(backend=backend, threads=1, steps=12, eval_every=3, checkpoint_every=3, optimizer=Optimizer(lr=1e-2))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, task_options=ONE))
     whole = train(config)
     rows = [row for row in read(whole.run / "log.jsonl") if "validation_accuracy" in row]
     assert [row["step"] for row in rows] == [3, 6, 9, 12]
-    for row in rows:
-        assert row["validation_accuracy"] == (row["validation_accuracy.16x2"] + row["validation_accuracy.8x1"]) / 2
     assert whole.best is not None
     top = max(row["validation_accuracy"] for row in rows)
     assert whole.best.score == top
@@ -66,15 +66,26 @@ def test_a_run_is_judged_by_accuracy(backend, task, command, tmp_path):
     again = train(dataclasses.replace(config, out=str(half)))
     for name in (checkpoint.MODEL, checkpoint.OPTIMIZER):
         assert (again.checkpoint / name).read_bytes() == (whole.checkpoint / name).read_bytes()
+    # validation is the same in NumPy, and test has settings of its own
     shown = {}
-    for name in (backend, "numpy"):
-        code, out, _ = command("eval", whole.run, "--backend", name, "--split", "test", "--limit", 50)
+    for split in ("validation", "test"):
+        code, out, _ = command("eval", whole.run, "--backend", "numpy", "--split", split, "--limit", 32)
         assert code == 0
-        assert "24x2" in out
-        shown[name] = float(out.split("accuracy")[1].split(",")[0])
-    assert shown[backend] == shown["numpy"]
+        shown[split] = out.splitlines()[1].split()[0], float(out.split("accuracy")[1].split(",")[0])
+    assert shown["validation"] == ("16x2", round(rows[-1]["validation_accuracy"], 6))
+    assert shown["test"][0] == "24x2"
     with pytest.raises(InputError, match="task_options"):
-        train(dataclasses.replace(config, data=dataclasses.replace(config.data, task_options={**OPTIONS, "power": 0.5})))
+        train(dataclasses.replace(config, data=dataclasses.replace(config.data, task_options={**ONE, "power": 0.5})))
+
+
+def test_several_settings_weigh_alike(task):
+    from unisono_tools.backends.numpy import Reader
+
+    config = task()
+    model = config.validate()
+    found = TaskFeed(config, model).validate(Reader(model, init_params(model, 1)))
+    rows = found.rows
+    assert rows["validation_accuracy"] == (rows["validation_accuracy.16x2"] + rows["validation_accuracy.8x1"]) / 2 == found.score
 
 
 def test_a_higher_score_is_better_and_of_equal_ones_a_lower_loss():
@@ -90,7 +101,7 @@ def test_patience_goes_by_the_score(task, monkeypatch):
     scores = iter([0.5, 0.6, 0.6, 0.6, 0.9])
     monkeypatch.setattr("unisono_tools.train.judged.judge", lambda *_: _Fixed(next(scores)))
     config = task(steps=20, eval_every=2, patience=2)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, task_options={**OPTIONS, "train": ["8x1"], "shares": [1]}))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, task_options=ONE))
     result = train(config)
     assert (result.steps, result.best) == (8, Best(4, 1.0, 0.6))
 
