@@ -13,20 +13,20 @@ from unisono_tools.backends.base import Reader
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-    """error: the largest difference of a logit from float64's, as a share of the spread of its row. count: ids that were chosen.
+    """off: the largest difference of a logit from float64's, as a share of the spread of its row. count: ids that were chosen.
 
     other: how many float64 chooses otherwise, after the same text; unreported: those of them that were not counted as near-ties.
     """
 
-    error: float
+    off: float
     count: int
     other: int
     unreported: int
 
     def __str__(self) -> str:
-        holds = "within" if self.error <= NEAR_TIE else "more than"
+        holds = "within" if self.off <= NEAR_TIE else "more than"
         return (
-            f"logits err by up to {self.error:.1e} of their spread, {holds} the margin of near-ties, {NEAR_TIE:.0e}; "
+            f"logits err by up to {self.off:.1e} of their spread, {holds} the margin of near-ties, {NEAR_TIE:.0e}; "
             f"float64 chooses {self.other} of {self.count} ids otherwise, {self.unreported} of which were no near-ties"
         )
 
@@ -37,7 +37,7 @@ def verify(reader: Reader, wide: Reader, prompt: np.ndarray, max_new_tokens: int
     text = np.concatenate([prompt, found.tokens[0]])
     states = [one.init_state(1, len(text)) for one in (reader, wide)]
     seen = np.zeros((1, reader.config.vocab_size), bool)
-    error, other, unreported = 0.0, 0, 0
+    off, other, unreported = 0.0, 0, 0
     for start in range(0, len(text) - 1, PIECE):
         piece = text[None, start : min(start + PIECE, len(text) - 1)]
         logits = []
@@ -51,8 +51,8 @@ def verify(reader: Reader, wide: Reader, prompt: np.ndarray, max_new_tokens: int
             if number < 0:
                 continue
             spread = truth[row].max() - truth[row].min()
-            error = max(error, float(np.abs(ours[row] - truth[row]).max() / spread) if spread else 0.0)
+            off = max(off, float(np.abs(ours[row] - truth[row]).max() / spread) if spread else 0.0)
             differs = int(choose(truth[None, row], sampling, number, seen)[0][0]) != text[start + row + 1]
             other += differs
             unreported += differs and not found.near_ties[0, number]
-    return Verified(error, len(found.tokens[0]), other, unreported)
+    return Verified(off, len(found.tokens[0]), other, unreported)

@@ -26,8 +26,8 @@ def test_rounding_is_told_beside_the_margin(backend, tiny, made, tmp_path):
     path = checkpoint.save(tmp_path, made(tiny(overrides={"d_model": 16}), seed=1)) / "model.safetensors"
     wide, prompt = open_reader(path, backend, "float64"), np.arange(5)
     exact = verify(wide, wide, prompt, 12, Sampling(1.5, seed=1))
-    assert (exact.error, exact.other, exact.unreported, exact.count) == (0.0, 0, 0, 12)
+    assert (exact.off, exact.other, exact.unreported, exact.count) == (0.0, 0, 0, 12)
     coarse = verify(open_reader(path, backend, "bfloat16"), wide, prompt, 60, Sampling(1.5, seed=1, repetition_penalty=1.1))
-    assert NEAR_TIE < coarse.error < 1
+    assert NEAR_TIE < coarse.off < 1
     assert 0 < coarse.unreported <= coarse.other < 60
     assert "more than the margin of near-ties, 1e-05" in str(coarse)
