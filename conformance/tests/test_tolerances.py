@@ -18,7 +18,8 @@ OTHERS = ("conformance/unisono_conformance", "impl_jax/unisono_jax", "impl_torch
 HOMES = {"numerics.py", "test_numerics.py", Path(__file__).name}  # where tolerances are derived, and what judges them
 # An implementation cannot call the court: what an export costs in roundings is derived where it is checked.
 BY_THEMSELVES = {"impl_onnx/unisono_onnx/check.py"}
-COURT = {"numerics", "judge", "truth"}  # modules whose numbers are derived
+COURT = {"numerics", "judge", "truth", "tails"}  # modules whose numbers are derived
+CONTRACT = {"NEAR_TIE"}  # what each room promises to its users by
 
 KEYWORDS = {"rtol", "atol", "rel_tol", "abs_tol", "rel", "abs", "decimal", "significant", "places", "tolerance"}
 # what compares by default, too, with a tolerance of its own
@@ -91,7 +92,7 @@ def is_derived(expression: ast.AST, scope: Scope) -> bool:
     nodes = list(scope.reach(expression))
     names = {n.id for n in nodes if isinstance(n, ast.Name)}
     exact = "Fraction" in names or all(isinstance(n, (ast.Constant, ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop)) for n in nodes)
-    return (bool(names & COURT) or exact) and not has_own_number(expression, scope)
+    return (bool(names & (COURT | CONTRACT)) or exact) and not has_own_number(expression, scope)
 
 
 def own_numbers(expression: ast.AST, scope: Scope) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 from pathlib import Path
 
@@ -147,3 +148,9 @@ def test_generation_is_forward_and_step() -> None:
     for _ in range(6):
         tokens = np.concatenate([tokens, model.forward(tokens)[0][:, -1].argmax(-1)[:, None]], 1)
     assert np.array_equal(tokens[:, 2:], found)
+
+
+def test_the_distribution_says_its_version() -> None:
+    import unisono
+
+    assert unisono.__version__ == importlib.metadata.version("unisono")

@@ -121,4 +121,4 @@ def test_lm_evaluation_harness_scores_a_model(folder: Path, tmp_path: Path) -> N
         doc = sample["doc"]
         ours = [log_likelihood(f"{doc['question']}?", choice) for choice in doc["choices"]]
         right += ours.index(max(ours)) == doc["answer"]
-    assert scored["results"]["offline"]["acc,none"] == pytest.approx(right / len(questions))
+    assert round(scored["results"]["offline"]["acc,none"] * len(questions), 6) == right
