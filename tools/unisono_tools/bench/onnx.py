@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -167,7 +168,7 @@ def precisions(name: str, config: Config, params: Arrays, folder: Path, seconds:
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, 64))
     paths = {precision: written(config, params, folder, "ort", precision) for precision in PRECISIONS}
     paths["dynamic int8 (onnxruntime's)"] = folder / "dynamic.onnx"
-    quantize_dynamic(paths["float32"], paths["dynamic int8 (onnxruntime's)"])
+    quantize_dynamic(written(config, params, folder, "portable", "float32"), paths["dynamic int8 (onnxruntime's)"])
     true = graph(paths["float32"], config)(tokens)
     for precision, path in paths.items():
         error = float(np.abs(graph(path, config)(tokens) - true).max() / np.abs(true).max())
@@ -228,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = {"models": options.models, "sizes": options.sizes, "tables": options.tables}
     command = "python -m unisono_tools.bench.onnx " + " ".join(f"--{name} {' '.join(values)}" for name, values in asked.items())
     run = about(f"{command} --seconds {options.seconds:g}", "1 thread", "unisono", "onnxruntime", "torch", "jax")
-    rows: list[Row] = []
+    begun, rows = os.getloadavg()[0], []
     for arch in options.models:
         for size in options.sizes:
             config = SIZES[arch][size]
@@ -240,6 +241,8 @@ def main(argv: list[str] | None = None) -> int:
                     for row in TABLES[table](name, config, params, Path(folder), options.seconds):
                         print(f"{row.model:12} {row.what:30} T={row.length:<5} {row.rate:10,.0f}/s  p50 {row.p50:.3g} ms", flush=True)
                         rows.append(row)
+                # of more than one, others had the processor, too: compare rows of one table at best
+                run["load"] = f"{begun:.1f} when it began, {os.getloadavg()[0]:.1f} when it ended"
                 if options.output:
                     options.output.parent.mkdir(parents=True, exist_ok=True)
                     content = {"run": run, "rows": [dataclasses.asdict(row) for row in rows]}
