@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from unisono_spec.contract.generation import Generated
+from unisono_spec.contract.plain import MAX_BYTES
 from unisono_spec.contract.sampling import Sampling, choose
 from unisono_tools import batched
 from unisono_tools.backends import open_reader
@@ -109,7 +110,7 @@ def test_the_command(command, refused, model, tmp_path):
     assert "line 1 has no text under 'prompt'" in refused(*how, tmp_path / "bad.jsonl")
     assert "is no file" in refused(*how, tmp_path / "none.txt")
     assert "is no file" in refused(*how, "/dev/zero")
-    (tmp_path / "long.txt").write_bytes(b"x" * batched.MAX_BYTES)
+    (tmp_path / "long.txt").write_bytes(b"x" * MAX_BYTES)
     assert "line 1 is longer than" in refused(*how, tmp_path / "long.txt")
     assert "batch_size: 0" in refused(*how, lines, "--batch_size", 0)
     assert "goes with no other prompt" in refused(*how, lines, "--prompt", "x")
