@@ -17,7 +17,7 @@ from unisono_spec.contract.sampling import GREEDY, Sampling, choose, uniform
 
 WARM = Sampling(temperature=1.5, seed=7)
 CUT = Sampling(0.7, top_k=9, top_p=0.8, seed=2**64 - 1)
-MIXED = LATConfig(d_model=8, n_layers=2, vocab_size=30, head_width=4, qk_width=4, attention=["softmax", "linear"], ffn_mult=2)
+MIXED = LATConfig(d_model=8, n_layers=2, vocab_size=30, head_width=4, qk_width=4, attention=("softmax", "linear"), ffn_mult=2)
 
 
 def made(config: Any) -> tuple[Any, Any]:

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisono_torch.kernels.decode.project import launch, ready, sigmoid
+from unisono_torch.kernels.decode.project import launch, ready
+from unisono_torch.kernels.gelu import sigmoid
 
 LOG2E = tl.constexpr(1.4426950408889634)
 EPS = tl.constexpr(1e-6)

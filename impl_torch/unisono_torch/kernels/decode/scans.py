@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisono_torch.kernels.decode.project import exact_gelu, launch, ready, sigmoid
+from unisono_torch.kernels.decode.project import exact_gelu, launch, ready
+from unisono_torch.kernels.gelu import sigmoid
 from unisono_torch.kernels.selective_scan.parts import softplus
 
 LOG2E = tl.constexpr(1.4426950408889634)

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisono_torch.kernels.decode.project import launch, ready, sigmoid
+from unisono_torch.kernels.decode.project import launch, ready
+from unisono_torch.kernels.gelu import sigmoid
 
 Layer = tuple[Tensor, Tensor]  # weight [out, in] and bias
 
