@@ -113,9 +113,7 @@ def written_out(case: Case, given: dict[str, Any], terms: bool = False) -> dict[
     cotangents = [given[n].double().abs() if terms else given[n].double() for n in ("do", "dS", "dz")]
     found = torch.autograd.grad([o, S_end, z_end], list(leaves.values()), cotangents)
     names = [{"S": "dS", "z": "dz"}.get(str(n), str(n)) for n in leaves]
-    return {"o": o.detach(), "S": S_end.detach(), "z": z_end.detach()} | {
-        str(names.get(n, n)): g for n, g in zip(leaves, found, strict=True)
-    }
+    return {"o": o.detach(), "S": S_end.detach(), "z": z_end.detach(), **dict(zip(names, found, strict=True))}
 
 
 def budget(case: Case, name: str, terms: Tensor) -> Tensor:
