@@ -122,7 +122,7 @@ class Seen:
         self.until(f"window.pauses > {pauses}")
         return self.ids[before:]
 
-    def until(self, expression: str, seconds: float = 240) -> None:
+    def until(self, expression: str, seconds: float = 120) -> None:
         """Playwright's own waiting evaluates texts in the page, which its content security policy forbids."""
         end = time.monotonic() + seconds
         while not self.page.evaluate(expression):

@@ -54,9 +54,11 @@ function position(n, name) {
 function said(text, vocabulary) {
   if (text === undefined) return { unread: [], generated: 0, held: [], sampling: null };
   const found = parse(text, "generation");
-  const { unread, n_generated: generated, seed, held = [], temperature = 0, top_k: topK = 0, top_p: topP = 1, ...more } = found;
+  const { unread, n_generated: generated, seed, held = [], temperature = 0, top_k: topK = 0, top_p: topP = 1, ...others } = found;
+  const { repetition_penalty: penalty = 1, seen = null, ...more } = others; // seen: what a penalty is for
   if (Object.keys(more).length) throw new Error(`generation: ${shown(Object.keys(more)[0])} is no field of it`);
-  for (const ids of [unread, held]) {
+  if (penalty !== 1) throw new Error(`repetition_penalty: ${shown(penalty)}; this page draws without one: go on in Python, or save with 1`);
+  for (const ids of [unread, held, seen ?? []]) {
     if (!Array.isArray(ids) || !ids.every((id) => Number.isInteger(id) && id >= 0 && id < vocabulary)) {
       throw new Error(`generation: ${shown(ids)} are not ids of this model's ${vocabulary}`);
     }

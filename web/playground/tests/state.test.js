@@ -23,6 +23,11 @@ test("a state comes back as it was", () => {
   assert.equal(new DataView(bytes.buffer).getBigUint64(0, true) % 8n, 0n);
 });
 
+test("a penalty of 1 is none", () => {
+  const found = load(changed((m) => (m.generation = JSON.stringify({ ...JSON.parse(m.generation), repetition_penalty: 1.0, seen: null }))));
+  assert.deepEqual(found.sampling, saved.sampling);
+});
+
 test("a state alone says nothing of its text", () => {
   const metadata = { format: "unisono", version: "1", kind: "state", config: '{"d_model":3,"arch":"mamba","dropout":0}' };
   const wide = new Map([["layers.0.ssm", { shape: [1, 2, 3], data: Float64Array.of(1, 2, 3, 4, 5, 6) }], ["position", { shape: [1], data: BigInt64Array.of(9n) }]]);
@@ -60,6 +65,8 @@ test("what does not fit is refused, and said", () => {
     [said({ seed: "-1" }), /seed: /],
     [said({ temperature: "hot" }), /temperature: hot/],
     [said({ code: "x" }), /"code" is no field/],
+    [said({ repetition_penalty: 1.2, seen: [1] }), /repetition_penalty: 1.2; this page draws without one/],
+    [said({ seen: [-1] }), /not ids/],
   ]) {
     assert.throws(() => load(changed(change)), message);
   }
