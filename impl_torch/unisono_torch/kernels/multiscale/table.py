@@ -26,7 +26,7 @@ class Cut:
 TABLE: dict[tuple[str, int], Cut] = {
     # Triton 3.6 miscompiles narrower blocks with 4 warps and 64 tokens for an H100: illegal accesses in the court, at 16 columns; and
     # with 8 warps and 64 columns. Narrow heads are therefore padded to 64.
-    **{("bfloat16", width): Cut(64, 2, 64, 4, 4, 3) for width in (16, 32, 64)},
+    **{("bfloat16", width): Cut(64, 2, 64, 4, 4, 2) for width in (16, 32, 64)},
     ("bfloat16", 128): Cut(64, 2, 64, 4, 4, 2),
     # products of float32 numbers: float16 in tf32, float32 itself without matrix units
     **{("float32", width): Cut(32, 2, min(width, 32), 4, 4, 1) for width in (16, 32, 64, 128)},
