@@ -14,6 +14,12 @@ SMALL = un.preset("cram-1m", d_model=8, n_layers=1)
 TOKENS = np.arange(8).reshape(2, 4)
 
 
+@pytest.fixture(autouse=True)
+def wide():
+    with jax.enable_x64(True):
+        yield
+
+
 def test_a_preset_by_its_name_is_the_preset():
     with pytest.raises(InputError, match="'cram1m' is unknown; did you mean 'cram-1m'"):
         un.create("cram1m")

@@ -32,6 +32,12 @@ MADE: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def wide():
+    with jax.enable_x64(True):
+        yield
+
+
 def make(name: str) -> Any:
     """A layer whose every parameter is random: zeros and ones would hide what they multiply."""
     kind, fields = MADE[name]
