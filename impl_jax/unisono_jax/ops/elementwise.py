@@ -86,8 +86,8 @@ def silu(x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def softplus(x: jax.Array) -> jax.Array:
-    """[...] → [...]: log(1 + e^x) at every x, with no threshold."""
-    return jax.nn.softplus(x)
+    """[...] → [...]: log(1 + e^x) at every x, with no threshold, rounded once to the dtype of x."""
+    return jax.nn.softplus(x.astype(wide(x))).astype(x.dtype)
 
 
 @softplus.defjvp
