@@ -148,8 +148,14 @@ def _problems(words: list[str]) -> list[str]:
     if words[2] == "nox":
         sessions = re.findall(r"@nox\.session.*\n(?:@.*\n)?def (\w+)", (ROOT / "noxfile.py").read_text("utf-8"))
         return [f"no session {name}" for name in words[4:5] if name not in sessions]
-    known = words[2] in ("pytest", "http.server") or importlib.util.find_spec(words[2]) is not None
-    return [] if known else [f"no module {words[2]}"]
+    return [] if words[2] in ("pytest", "http.server") or _is_module(words[2]) else [f"no module {words[2]}"]
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError as error:  # of a room whose framework is not here: a session that has it looks
+        return error.name in FRAMEWORKS
 
 
 def _problems_of_verb(verb: str = "VERB", *rest: str) -> list[str]:

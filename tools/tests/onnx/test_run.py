@@ -91,3 +91,4 @@ def test_memory_does_not_grow_with_the_text(graph, command):
 def test_checkpoints_are_not_graphs(refused, made, tiny, tmp_path):
     model = checkpoint.save(tmp_path, made(tiny()))
     assert "is not a .onnx file" in refused("run", model / "model.safetensors")
+    assert "no such file" in refused("run", tmp_path / "none.onnx")
