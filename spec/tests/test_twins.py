@@ -25,7 +25,7 @@ LISTS = (  # which name its config or one of its presets
     "impl_torch/tests/kernels/test_decoding.py",
     "spec/tests/bad_arguments.py",
     "tools/tests/training/",
-    "tools/tests/training/test_feeds.py",
+    "tools/tests/training/test_datamodules.py",
     "tools/unisono_tools/bench/decode.py",
     "tools/unisono_tools/experiments/match.py",
     "tools/tests/handover/relay.py",

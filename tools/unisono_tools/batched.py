@@ -55,7 +55,7 @@ def continued(
         for i, text in enumerate(texts):
             for token, tie in zip(found.tokens[i].tolist(), found.near_ties[i].tolist(), strict=True):
                 if not text.ended:
-                    out[i] += text.feed(token)
+                    out[i] += text.put(token)
                     ties[i], tokens[i] = ties[i] + tie, tokens[i] + 1
         given, valid, state, number, seen = found.tokens[:, -1:], None, found.state, found.n_generated, found.seen
     rows = zip(prompts, out, texts, tokens, ties, strict=True)

@@ -75,16 +75,16 @@ def evaluate(
         if progress is not None:
             progress()
         stop = min(start + chunk, number)
-        part = np.asarray(ids[start : stop + 1])
+        piece = np.asarray(ids[start : stop + 1])
         reset = None if not window else (np.arange(start, stop) % window == 0)[None]
         if documents is not None:
             starts = reset_mask(documents, np.array([start]), stop - start)
             reset = starts if reset is None else reset | starts
         if not config.reads_frames:
-            check_ids(part, config.vocab_size)
-        logits, state = reader.forward(part[None, :-1], state, reset)
-        nats += float(nll(config, logits[0], part[1:]).sum())
-        targets += part[1:].size
+            check_ids(piece, config.vocab_size)
+        logits, state = reader.forward(piece[None, :-1], state, reset)
+        nats += float(nll(config, logits[0], piece[1:]).sum())
+        targets += piece[1:].size
         if not math.isfinite(nats):
             raise InputError(f"evaluation: the loss is {nats} within the first {stop} tokens; the weights are damaged or have diverged")
     return Score(nats, targets)

@@ -228,12 +228,12 @@ def _stream(config: CRAMConfig, ids: np.ndarray, starts: np.ndarray, chunk: int)
         raise InputError(f"frames: shape {ids.shape}, the config's frame_size is {config.frame_size}; give [T, {config.frame_size}]")
     state = np.zeros(config.code_size)
     for begin in range(0, len(ids), chunk):
-        part = np.asarray(ids[begin : begin + chunk])
+        piece = np.asarray(ids[begin : begin + chunk])
         if table is not None:
-            check_ids(part, config.vocab_size)
-        u = (1 - config.decay) * (sigmoid(part.astype(np.float64)) if table is None else table[part])
-        inner = starts[np.searchsorted(starts, begin) : np.searchsorted(starts, begin + len(part))] - begin
-        bounds = np.unique([0, *inner, len(part)])
+            check_ids(piece, config.vocab_size)
+        u = (1 - config.decay) * (sigmoid(piece.astype(np.float64)) if table is None else table[piece])
+        inner = starts[np.searchsorted(starts, begin) : np.searchsorted(starts, begin + len(piece))] - begin
+        bounds = np.unique([0, *inner, len(piece)])
         for a, b in itertools.pairwise(bounds):
             u[a:b] = _decayed_sums(u[a:b], config.decay, np.zeros_like(state) if a in inner else state)
             state = u[b - 1].copy()

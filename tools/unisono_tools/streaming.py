@@ -78,7 +78,7 @@ def write(reader: Reader, coder: Tokenizer, asked: Request) -> int:
             for found in stream(reader, _until(pieces, signals), asked.max_new_tokens, sampling, state, number, seen):
                 count += 1
                 ties += int(found.near_ties[0, 0])
-                print(text.feed(int(found.tokens[0, 0])), end="", flush=True)
+                print(text.put(int(found.tokens[0, 0])), end="", flush=True)
                 if text.ended or signals.received is not None:
                     break
             # what the state goes on from may be half a character: it is not printed as a broken one
@@ -139,10 +139,10 @@ def _until(pieces: Iterable[np.ndarray], signals: Signals) -> Iterator[np.ndarra
 
 def _pieces(coder: Tokenizer, prompt: np.ndarray, file: str | None, unread: tuple[int, ...]) -> Iterator[np.ndarray]:
     """Ids of all that is to be read first, at most PIECE at once."""
-    parts: Iterator[np.ndarray] = iter((prompt,))
+    pieces: Iterator[np.ndarray] = iter((prompt,))
     if file is not None:
-        parts = (encoded.ids for encoded in coder.encode_stream(_blocks(file), "prompt_file" if file == "-" else file))
-    for ids in itertools.chain((np.array(unread, np.int64),), parts):
+        pieces = (encoded.ids for encoded in coder.encode_stream(_blocks(file), "prompt_file" if file == "-" else file))
+    for ids in itertools.chain((np.array(unread, np.int64),), pieces):
         for start in range(0, len(ids), PIECE):
             yield ids[start : start + PIECE]
 
@@ -165,10 +165,10 @@ class Text:
     def __init__(self, coder: Tokenizer, stop: list[str], before: tuple[int, ...] = ()) -> None:
         self.decoder, self.stops = coder.decoder(), Stops(stop)
         for token in before:
-            self.decoder.feed(token)  # what of them could be printed was
+            self.decoder.put(token)  # what of them could be printed was
 
-    def feed(self, token: int) -> str:
-        return self.stops.feed(self.decoder.feed(token))
+    def put(self, token: int) -> str:
+        return self.stops.put(self.decoder.put(token))
 
     @property
     def ended(self) -> bool:
@@ -180,7 +180,7 @@ class Text:
 
     def rest(self, whole: bool = True) -> str:
         """What was held back. whole: half a character too, as U+FFFD."""
-        return (self.stops.feed(self.decoder.end()) if whole and not self.ended else "") + self.stops.rest()
+        return (self.stops.put(self.decoder.end()) if whole and not self.ended else "") + self.stops.rest()
 
 
 class Stops:
@@ -191,7 +191,7 @@ class Stops:
             raise InputError("stop: '' is in every text; give at least one character")
         self.texts, self.held, self.reached = texts, "", False
 
-    def feed(self, text: str) -> str:
+    def put(self, text: str) -> str:
         if self.reached:
             return ""
         self.held += text

@@ -78,7 +78,7 @@ def quietly(words: list[str]) -> tuple[int, str]:
     return code, err.getvalue()
 
 
-def arguments(place: Place, draw: random.Random) -> Iterator[Input]:
+def arguments(place: Place, rng: random.Random) -> Iterator[Input]:
     """Texts that do not belong where they stand."""
     import importlib
 
@@ -97,14 +97,14 @@ def arguments(place: Place, draw: random.Random) -> Iterator[Input]:
     tables = {verb: of_function(importlib.import_module(f"unisono_tools.commands.{verb}").run) for verb in VERBS}
     tables["train"] = of_class(TrainConfig)
     while True:
-        verb = draw.choice(list(base))
-        argument, value = draw.choice(tables[verb]), draw.choice(TEXTS)
+        verb = rng.choice(list(base))
+        argument, value = rng.choice(tables[verb]), rng.choice(TEXTS)
         words = list(base[verb])
-        if argument.open and draw.random() < 0.7:
-            field = draw.choice([*preset(draw.choice(("cram-demo", "lat-1m", "maru-1m"))).to_dict(), "", "a.b", "class_path"])
+        if argument.open and rng.random() < 0.7:
+            field = rng.choice([*preset(rng.choice(("cram-demo", "lat-1m", "maru-1m"))).to_dict(), "", "a.b", "class_path"])
             words += [f"--{argument.name}.{field}", value]
         elif f"--{argument.name}" in words or argument.name not in ("model", "out", "checkpoint"):
-            words += [f"--{argument.name}", value] if draw.random() < 0.5 else [f"--{argument.name}={value}"]
+            words += [f"--{argument.name}", value] if rng.random() < 0.5 else [f"--{argument.name}={value}"]
         else:
             words[0:1] = [value]
         yield f"{verb} {argument.name}={value[:40]!r}", lambda verb=verb, words=words: [NAMES.get(verb, verb), *words]
@@ -126,7 +126,7 @@ FILES = {
 }
 
 
-def damages(draw: random.Random) -> dict[str, Callable[[Path], None]]:
+def damages(rng: random.Random) -> dict[str, Callable[[Path], None]]:
     """What can happen to a file."""
 
     def bytewise(change: Callable[[bytearray], bytes | bytearray]) -> Callable[[Path], None]:
@@ -136,20 +136,20 @@ def damages(draw: random.Random) -> dict[str, Callable[[Path], None]]:
         return damage
 
     def flipped(data: bytearray) -> bytearray:
-        for _ in range(draw.choice((1, 3, 50))):
-            data[draw.randrange(min(len(data), draw.choice((64, 4096, 10**9))))] ^= 1 << draw.randrange(8)
+        for _ in range(rng.choice((1, 3, 50))):
+            data[rng.randrange(min(len(data), rng.choice((64, 4096, 10**9))))] ^= 1 << rng.randrange(8)
         return data
 
     def inserted(data: bytearray) -> bytearray:
-        at = draw.randrange(min(len(data), 2000))
-        piece = draw.choice(
+        at = rng.randrange(min(len(data), 2000))
+        piece = rng.choice(
             (b"\0", b"\xff\xfe", b"{", b"[" * 3000, b'"a": 1, "a": 2,', b"NaN", b"1e999", b"9" * 5000, b"\n\n", b"&a *a", b"!!x ")
         )
         return data[:at] + piece + data[at:]
 
     def block(data: bytearray) -> bytearray:
-        a, b = sorted(draw.randrange(len(data)) for _ in range(2))
-        return data[:a] + draw.choice((bytes(b - a), data[a:b] * 2, b"", os.urandom(b - a))) + data[b:]
+        a, b = sorted(rng.randrange(len(data)) for _ in range(2))
+        return data[:a] + rng.choice((bytes(b - a), data[a:b] * 2, b"", os.urandom(b - a))) + data[b:]
 
     def number(data: bytearray) -> bytearray:
         import re
@@ -157,10 +157,10 @@ def damages(draw: random.Random) -> dict[str, Callable[[Path], None]]:
         found = list(re.finditer(rb"[0-9]+", bytes(data[:4000])))
         if not found:
             return data
-        m = draw.choice(found)
+        m = rng.choice(found)
         return (
             data[: m.start()]
-            + draw.choice((b"-1", b"1000000000", b"9" * 30, b"null", b'"x"', b"[]", b"{}", b"true", b"1.5"))
+            + rng.choice((b"-1", b"1000000000", b"9" * 30, b"null", b'"x"', b"[]", b"{}", b"true", b"1.5"))
             + data[m.end() :]
         )
 
@@ -172,13 +172,13 @@ def damages(draw: random.Random) -> dict[str, Callable[[Path], None]]:
         return change
 
     return {
-        "truncated": bytewise(lambda data: data[: draw.randrange(len(data))]),
+        "truncated": bytewise(lambda data: data[: rng.randrange(len(data))]),
         "flipped": bytewise(flipped),
         "inserted": bytewise(inserted),
         "block": bytewise(block),
         "number": bytewise(number),
         "empty": bytewise(lambda data: b""),
-        "longer": bytewise(lambda data: data + os.urandom(draw.randrange(1, 100))),
+        "longer": bytewise(lambda data: data + os.urandom(rng.randrange(1, 100))),
         "missing": replaced(lambda path: None),
         "folder": replaced(Path.mkdir),
         "pipe": replaced(os.mkfifo),
@@ -187,11 +187,11 @@ def damages(draw: random.Random) -> dict[str, Callable[[Path], None]]:
     }
 
 
-def files(place: Place, draw: random.Random, folder: Path) -> Iterator[Input]:
+def files(place: Place, rng: random.Random, folder: Path) -> Iterator[Input]:
     """Damage to what the command reads."""
     while True:
-        name, how = draw.choice(list(FILES)), draw.choice(list(damages(draw)))
-        seed = draw.random()
+        name, how = rng.choice(list(FILES)), rng.choice(list(damages(rng)))
+        seed = rng.random()
 
         def make(name: str = name, how: str = how, seed: float = seed) -> list[str]:
             mine = place.copy(folder / f"{seed}")
@@ -242,12 +242,12 @@ def main() -> int:
 
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     init_params(preset("cram-demo"))
-    draw, counts, wrong = random.Random(chosen.seed), Counter(), 0
+    rng, counts, wrong = random.Random(chosen.seed), Counter(), 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "place").mkdir()
         place = Place(folder / "place")
-        streams = (arguments(place, draw), files(place, draw, folder))
+        streams = (arguments(place, rng), files(place, rng, folder))
         for i in range(chosen.number):
             what, make = next(streams[i % 2])
             words = make()

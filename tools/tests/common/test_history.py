@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from unisono_spec.contract import InputError, count_params, init_params, preset
 from unisono_tools.config import ModelChoice, TrainConfig
-from unisono_tools.experiments.history import draw
+from unisono_tools.experiments.history import plot
 from unisono_tools.train.gauges import gauges
 from unisono_tools.train.outlook import memory
 
@@ -45,9 +45,9 @@ def test_a_picture(command, refused, tmp_path):
     whole = (tmp_path / "history.png").read_bytes()
     assert whole.startswith(b"\x89PNG")
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:79]))
-    assert draw(tmp_path, tmp_path / "less.png").read_bytes() != whole
+    assert plot(tmp_path, tmp_path / "less.png").read_bytes() != whole
     with pytest.raises(InputError):
-        draw(tmp_path / "nowhere", tmp_path / "x.png")
+        plot(tmp_path / "nowhere", tmp_path / "x.png")
 
 
 def test_the_memory_that_is_foretold():

@@ -169,7 +169,7 @@ def test_bad_requests(refused, model, tmp_path):
 
 def test_what_a_decoder_holds():
     decoder = Bytes().decoder()
-    texts = [decoder.feed(i) + "|" + str(decoder.held) for i in b"a\xe2\xc3\xa9\xf0\x9f"]
+    texts = [decoder.put(i) + "|" + str(decoder.held) for i in b"a\xe2\xc3\xa9\xf0\x9f"]
     assert texts == ["a|[]", "|[226]", "\ufffd|[226, 195]", "é|[]", "|[240]", "|[240, 159]"]
     with pytest.raises(InputError, match="stop: ''"):
         streaming.Text(Bytes(), [""])

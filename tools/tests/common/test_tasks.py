@@ -10,7 +10,7 @@ from unisono_conformance import numerics
 from unisono_spec.contract import InputError, init_params, preset
 from unisono_tools.backends.numpy import Reader
 from unisono_tools.tasks import base, names, open_task
-from unisono_tools.train.judged import judge
+from unisono_tools.train.task_datamodule import evaluate_task
 
 
 def _some(task, split="train", number=640):
@@ -132,7 +132,7 @@ def test_judging_reads_the_asked_places_alone():
     task = open_task("copying", {"letters": 5, "longest": 6})
     config = preset("cram-1m", d_model=8, n_layers=1, vocab_size=8)
     reader = Reader(config, init_params(config, 1), "float64")
-    found = judge(reader, task, "validation", "6", 100)
+    found = evaluate_task(reader, task, "validation", "6", 100)
     examples = task.examples("validation", "6", np.arange(100))
     logits, _ = reader.forward(examples.inputs, reader.init_state(100))
     shifted = logits - logits.max(-1, keepdims=True)

@@ -114,7 +114,7 @@ def test_the_byte_that_is_not_text_is_counted_in_the_file(subwords, tmp_path, na
 
 def _streamed(coder: Tokenizer, ids) -> str:
     decoder = coder.decoder()
-    return "".join([*(decoder.feed(int(i)) for i in ids), decoder.end()])
+    return "".join([*(decoder.put(int(i)) for i in ids), decoder.end()])
 
 
 @pytest.mark.parametrize("name", ["bytes", "chars", "byte level", "marked"])

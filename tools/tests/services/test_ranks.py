@@ -67,4 +67,4 @@ def test_a_batch_that_does_not_divide(tiny, tmp_path):
     process = _start(tiny(backend="torch", batch_size=3), tmp_path / "config.yaml", 2)
     _, said = process.communicate()
     assert process.returncode != 0
-    assert "batch_size: 3 does not divide into 2 processes times 1 parts; use a multiple of 2" in said
+    assert "batch_size: 3 does not divide into 2 processes times accumulation 1; use a multiple of 2" in said

@@ -34,16 +34,16 @@ def signalled(monkeypatch) -> Iterator[Callable[[signal.Signals, int], None]]:
         left = [sent]
 
         def loader(*args):
-            draw = loading.loader(*args)
+            batches = loading.loader(*args)
 
             def drawn(now: int):
                 if now == step and left:
                     os.kill(os.getpid(), left.pop())
-                return draw(now)
+                return batches(now)
 
             return drawn
 
-        monkeypatch.setattr("unisono_tools.train.feed.loader", loader)
+        monkeypatch.setattr("unisono_tools.train.datamodule.loader", loader)
 
     yield at
     for sent, handler in before.items():
@@ -75,7 +75,7 @@ def test_a_signal_while_evaluating_leaves_the_evaluation_out(tiny, tmp_path, mon
         progress()
         raise AssertionError("not reached")
 
-    monkeypatch.setattr("unisono_tools.train.feed.evaluate", evaluate)
+    monkeypatch.setattr("unisono_tools.train.datamodule.evaluate", evaluate)
     result = train(tiny(eval_every=3))
     assert (result.steps, result.signal, result.best) == (3, signal.SIGTERM, None)
     assert list(checkpoint.steps(tmp_path / "run")) == [2, 3]
@@ -94,7 +94,7 @@ def test_an_evaluation_that_a_signal_left_out_is_made_up(tiny, tmp_path, monkeyp
             kwargs["progress"]()
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr("unisono_tools.train.feed.evaluate", evaluate)
+    monkeypatch.setattr("unisono_tools.train.datamodule.evaluate", evaluate)
     run = tmp_path / "run"
     first = train(tiny())
     assert (first.steps, first.signal, first.best) == (4, signal.SIGTERM, None)

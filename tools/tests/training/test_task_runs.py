@@ -15,8 +15,8 @@ from unisono_tools.config import DataChoice, ModelChoice, Optimizer, dump
 from unisono_tools.evaluation import nll
 from unisono_tools.train import checkpoint, train
 from unisono_tools.train.checkpoint import Best
-from unisono_tools.train.judged import TaskFeed
 from unisono_tools.train.logs import read
+from unisono_tools.train.task_datamodule import TaskDataModule
 
 OPTIONS = {"vocabulary": 16, "train": ["16x2", "8x1"], "shares": [1, 1], "test": ["24x2"]}
 ONE = {**OPTIONS, "train": ["16x2"], "shares": [1]}
@@ -36,9 +36,9 @@ def task(tiny):
 def test_the_loss_is_that_of_the_asked_places(backend, task):
     config = task(backend=backend, dtype="float64")
     model = config.validate()
-    feed, trainer, params = TaskFeed(config, model), open_trainer(config, model), init_params(model, 1, "float64")
+    datamodule, trainer, params = TaskDataModule(config, model), open_trainer(config, model), init_params(model, 1, "float64")
     trainer.init(params)
-    batch = feed.batch(0)
+    batch = datamodule.batch(0)
     assert batch.scored is not None
     logits, _ = create(model, params).forward(batch.inputs)
     nats = nll(model, logits[batch.scored], batch.targets[batch.scored])
@@ -83,7 +83,7 @@ def test_several_settings_weigh_alike(task):
 
     config = task()
     model = config.validate()
-    found = TaskFeed(config, model).validate(Reader(model, init_params(model, 1)))
+    found = TaskDataModule(config, model).validate(Reader(model, init_params(model, 1)))
     rows = found.rows
     assert rows["validation_accuracy"] == (rows["validation_accuracy.16x2"] + rows["validation_accuracy.8x1"]) / 2 == found.score
 
@@ -99,7 +99,7 @@ def test_a_higher_score_is_better_and_of_equal_ones_a_lower_loss():
 
 def test_patience_goes_by_the_score(task, monkeypatch):
     scores = iter([0.5, 0.6, 0.6, 0.6, 0.9])
-    monkeypatch.setattr("unisono_tools.train.judged.judge", lambda *_: _Fixed(next(scores)))
+    monkeypatch.setattr("unisono_tools.train.task_datamodule.evaluate_task", lambda *_: _Fixed(next(scores)))
     config = task(steps=20, eval_every=2, patience=2)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, task_options=ONE))
     result = train(config)

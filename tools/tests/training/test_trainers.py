@@ -185,12 +185,12 @@ def test_minibatches_of_positions(backend, tiny, text, tmp_path):
     train = tiny(backend=backend, mode="positions", data=DataChoice(corpus=str(text), precomputed=str(tmp_path / "xi")), batch_size=32)
     config, corpus = train.validate(), load_corpus(text)
     precompute(config, corpus.train, tmp_path / "xi")
-    draw = loader(train, config, corpus)
-    batch = draw(3)
+    batches = loader(train, config, corpus)
+    batch = batches(3)
     assert batch.inputs.shape == (32, 8)
     assert batch.targets.shape == (32,)
-    assert np.array_equal(draw(3).inputs, batch.inputs)
-    assert not np.array_equal(draw(4).inputs, batch.inputs)
+    assert np.array_equal(batches(3).inputs, batch.inputs)
+    assert not np.array_equal(batches(4).inputs, batch.inputs)
     assert batch.count == 32
     trainer = _trainer(train)
     assert trainer.grad_step(batch, 3, 1e-3).read().loss > 0

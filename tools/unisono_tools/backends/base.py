@@ -204,9 +204,9 @@ def trained(config: Config) -> list[str]:
     return [name for name, p in config.params().items() if p.trainable]
 
 
-def router_noise(config: Config, seed: int, step: int, part: int, shape: tuple[int, ...]) -> list[np.ndarray] | None:
-    """Gumbel noise [*shape, banks] a layer, float32, from (seed, step, part of the batch, layer): the same for every backend."""
-    drawn = [generator(seed, f"noise.{step}.{part}.{i}").gumbel(size=(*shape, n)) for i, n in enumerate(config.noise_widths)]
+def router_noise(config: Config, seed: int, step: int, microbatch: int, shape: tuple[int, ...]) -> list[np.ndarray] | None:
+    """Gumbel noise [*shape, banks] a layer, float32, from (seed, step, microbatch, layer): the same for every backend."""
+    drawn = [generator(seed, f"noise.{step}.{microbatch}.{i}").gumbel(size=(*shape, n)) for i, n in enumerate(config.noise_widths)]
     return [a.astype(np.float32) for a in drawn] or None
 
 
@@ -215,11 +215,11 @@ def decays(config: Config, weight_decay: float) -> dict[str, float]:
     return {name: weight_decay if p.weight_decay else 0.0 for name, p in config.params().items() if p.trainable}
 
 
-def dropout_seeds(config: Config, seed: int, step: int, part: int) -> np.ndarray:
-    """One seed a layer [L] uint32, from (seed, step, part of the batch, layer)."""
+def dropout_seeds(config: Config, seed: int, step: int, microbatch: int) -> np.ndarray:
+    """One seed a layer [L] uint32, from (seed, step, microbatch, layer)."""
     layers = range(config.n_updates)
-    draws = [generator(seed, f"dropout.{step}.{part}.{layer}").integers(2**32, dtype=np.uint32) for layer in layers]
-    return np.array(draws, np.uint32)
+    seeds = [generator(seed, f"dropout.{step}.{microbatch}.{layer}").integers(2**32, dtype=np.uint32) for layer in layers]
+    return np.array(seeds, np.uint32)
 
 
 def ema_share(decay: float, step: int) -> float:

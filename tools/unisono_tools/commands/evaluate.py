@@ -16,9 +16,9 @@ from unisono_tools.data import load_tokenizer
 from unisono_tools.evaluation import default_window, evaluate
 from unisono_tools.tasks import Task, open_task
 from unisono_tools.train.checkpoint import model_file, saved_tokenizer, training_of
-from unisono_tools.train.feed import load
-from unisono_tools.train.judged import check_task, judge
+from unisono_tools.train.datamodule import load
 from unisono_tools.train.loader import check_corpus
+from unisono_tools.train.task_datamodule import check_task, evaluate_task
 
 EXAMPLES = 1000  # of each setting of a task that has no end
 SEQUENCE = 1024  # tokens that softmax attention reads at once, where nothing says what it was trained on
@@ -51,7 +51,7 @@ def run(
         limit: predict only so many tokens; 0 predicts all. Of a task, so many examples of each setting, by default 1,000 or all there are.
         window: start anew after so many tokens; 0 reads one unbroken stream, the default but for softmax attention.
         documents: whether the state is carried over the starts of documents, or starts anew there; as it was trained by default.
-        task: judge by a task instead of a corpus; the one that it was trained on by default, with its options.
+        task: evaluate_task by a task instead of a corpus; the one that it was trained on by default, with its options.
         task_options: what differs from the task's published parameters.
     """
     path = model_file(Path(model))
@@ -60,7 +60,7 @@ def run(
     data = training.data if training else DataChoice()
     if task or (corpus is None and data.task):
         chosen = open_task(task or str(data.task), task_options if task or task_options else data.task_options)
-        return _judged(reader, path, chosen, split, limit)
+        return _task_score(reader, path, chosen, split, limit)
     if corpus is None and training is None:
         raise InputError(f"corpus: nothing beside {path} says what it was trained on; give --corpus or --task")
     coder = load_tokenizer(tokenizer) if tokenizer else saved_tokenizer(path, reader.tokenizer)
@@ -91,7 +91,7 @@ def run(
     return 0
 
 
-def _judged(reader: Reader, path: Path, task: Task, split: str, limit: int) -> int:
+def _task_score(reader: Reader, path: Path, task: Task, split: str, limit: int) -> int:
     """Print the task's metric on each setting of a split."""
     check_task(reader.config, task, (split,))
     if limit < 0:
@@ -99,7 +99,7 @@ def _judged(reader: Reader, path: Path, task: Task, split: str, limit: int) -> i
     print(f"{path} on {task.name}, {split}, backend {type(reader).__module__.rsplit('.', 1)[-1]}")
     for setting in task.settings(split):
         number = limit or (EXAMPLES if task.size(split, setting) is None else 0)
-        found = judge(reader, task, split, setting, number)
+        found = evaluate_task(reader, task, split, setting, number)
         said = f"{task.metric} {found.score:.6f}, {found.loss / math.log(2):.6f} bits a target, {found.examples:,} examples"
         print(f"{setting:<16} {said}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unisono_tools.commands.arguments import call
-from unisono_tools.experiments.history import draw
+from unisono_tools.experiments.history import plot as plot_history
 
 
 def run(run: str, out: str | None = None) -> int:
@@ -16,7 +16,7 @@ def run(run: str, out: str | None = None) -> int:
         out: the PNG to write; by default history.png in that folder.
     """
     folder = Path(run).expanduser()
-    print(draw(folder, folder / "history.png" if out is None else Path(out).expanduser()))
+    print(plot_history(folder, folder / "history.png" if out is None else Path(out).expanduser()))
     return 0
 
 

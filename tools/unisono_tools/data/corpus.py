@@ -91,7 +91,7 @@ def load_corpus(
         other = open_source(validation, None, cache, field)
         segments = {"train": _all(source, 0, len(source.sizes)), "validation": _all(other, 0, len(other.sizes)), "test": []}
     if isinstance(tokenizer, str):
-        coder = load_tokenizer(tokenizer, cache) if tokenizer != "chars" else _characters([s for parts in segments.values() for s in parts])
+        coder = load_tokenizer(tokenizer, cache) if tokenizer != "chars" else _characters([s for split in segments.values() for s in split])
     else:
         coder = tokenizer
     made = store.tokenised(segments, coder, cache)
@@ -147,12 +147,12 @@ def _own_splits(source: Source, splits: tuple[int, int, int]) -> list[list[Segme
     """The set's own; what it lacks is cut from the end of its training documents, 5 % each."""
     train, validation, test = splits
     bounds = np.cumsum([0, train, validation, test])
-    parts = [_all(source, int(a), int(b)) for a, b in itertools.pairwise(bounds)]
+    splits = [_all(source, int(a), int(b)) for a, b in itertools.pairwise(bounds)]
     for i in (1, 2):
-        if not parts[i]:
+        if not splits[i]:
             number = max(1, round(0.05 * train))
-            parts[0], parts[i] = parts[0][:-number], parts[0][-number:]
-    return parts
+            splits[0], splits[i] = splits[0][:-number], splits[0][-number:]
+    return splits
 
 
 def _cut(sizes: Sequence[int] | np.ndarray) -> tuple[int, int, int]:
@@ -177,16 +177,16 @@ def _frames(path: Path) -> Corpus:
     if array.ndim != 2 or array.dtype.kind not in "fiub" or array.shape[1] == 0:
         raise InputError(f"{path}: shape {array.shape} of {array.dtype}; frames are numbers [T, F], so reshape them and save again")
     cuts = np.cumsum(_cut([len(array)]))
-    parts = [array[a:b].astype(np.float32, copy=False) for a, b in zip([0, *cuts[:-1]], cuts, strict=True)]
-    if not all(len(p) for p in parts):
+    splits = [array[a:b].astype(np.float32, copy=False) for a, b in zip([0, *cuts[:-1]], cuts, strict=True)]
+    if not all(len(p) for p in splits):
         raise InputError(f"{path}: {len(array)} frames are too few to split into train, validation and test; give more")
     digest = hashlib.sha256(str(array.shape).encode())
-    for part in parts:
-        for start in range(0, len(part), FRAMES):
-            piece = np.ascontiguousarray(part[start : start + FRAMES])
+    for split in splits:
+        for start in range(0, len(split), FRAMES):
+            piece = np.ascontiguousarray(split[start : start + FRAMES])
             if not np.isfinite(piece).all():
                 raise InputError(f"{path}: holds NaN or infinite values; replace them before training")
             digest.update(piece.tobytes())
     start = np.zeros(1, np.int64)
     documents, sizes = dict.fromkeys(SPLITS, start), dict.fromkeys(SPLITS, 0)
-    return Corpus(str(path), *parts, documents=documents, sizes=sizes, tokenizer=None, digest=digest.hexdigest())
+    return Corpus(str(path), *splits, documents=documents, sizes=sizes, tokenizer=None, digest=digest.hexdigest())

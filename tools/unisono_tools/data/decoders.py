@@ -10,9 +10,9 @@ REPLACEMENT = "\ufffd"
 
 
 class Decoder(Protocol):
-    """Text as its ids come: what `feed` and `end` return, joined, is what `decode` makes of all ids at once."""
+    """Text as its ids come: what `put` and `end` return, joined, is what `decode` makes of all ids at once."""
 
-    def feed(self, token: int) -> str: ...
+    def put(self, token: int) -> str: ...
 
     def end(self) -> str: ...
 
@@ -26,7 +26,7 @@ class ByteDecoder:
     def __init__(self, spell: Callable[[int], bytes]) -> None:
         self.spell, self.utf8, self.held = spell, codecs.getincrementaldecoder("utf-8")("replace"), []
 
-    def feed(self, token: int) -> str:
+    def put(self, token: int) -> str:
         text = self.utf8.decode(self.spell(token))
         self.held = [*self.held, token] if self.utf8.getstate()[0] else []
         return text
@@ -39,7 +39,7 @@ class Immediate:
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self.decode, self.held = decode, []
 
-    def feed(self, token: int) -> str:
+    def put(self, token: int) -> str:
         return self.decode([token])
 
     def end(self) -> str:
@@ -52,7 +52,7 @@ class Window:
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self.decode, self.ids, self.said = decode, [], ""
 
-    def feed(self, token: int) -> str:
+    def put(self, token: int) -> str:
         self.ids.append(token)
         text = self.decode(self.ids)
         new = self._say(text.rstrip(REPLACEMENT))

@@ -93,8 +93,8 @@ def _block(weights: bytes, seed: int, block: int) -> np.ndarray:
 def _counts(weights: bytes, seed: int, blocks: int) -> np.ndarray:
     """What the first `blocks` blocks hold of each corpus."""
     count = len(weights) // 8
-    draw = _block.__wrapped__  # what is counted once is not kept
-    return sum((np.bincount(draw(weights, seed, b), minlength=count) for b in range(blocks)), np.zeros(count, np.int64))
+    block = _block.__wrapped__  # what is counted once is not kept
+    return sum((np.bincount(block(weights, seed, b), minlength=count) for b in range(blocks)), np.zeros(count, np.int64))
 
 
 def streams(lengths: Sequence[int], lanes: np.ndarray, names: Sequence[str], seq_len: int) -> list[int]:

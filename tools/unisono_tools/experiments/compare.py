@@ -147,10 +147,10 @@ def report(curves: list[Curve], text: Corpus, out: Path, budget: str, console: C
     console.print(table)
     content = {"budget": budget, "baselines": baselines, "curves": [dataclasses.asdict(curve) for curve in order]}
     write_bytes(out / "compare.json", json.dumps(content, indent=1).encode())
-    return draw(content, out / "compare.png")
+    return plot(content, out / "compare.png")
 
 
-def draw(content: dict[str, Any], path: Path) -> Path:
+def plot(content: dict[str, Any], path: Path) -> Path:
     """The figure of a compare.json."""
     curves = [Curve(**values) for values in content["curves"]]
     lines = {f"{c.model}  {c.bits[-1]:.2f}": (c.tokens, c.bits, c.low, c.high) for c in curves}

@@ -28,7 +28,7 @@ RUNNING = 0.98  # decay of the mean that is drawn over the losses
 Row = dict[str, Any]
 
 
-def draw(run: Path, path: Path) -> Path:
+def plot(run: Path, path: Path) -> Path:
     """Write the picture of the run in folder `run` to `path`; InputError where it has logged nothing."""
     rows = read(run / NAME)
     if not any("loss" in row for row in rows):
@@ -69,9 +69,9 @@ def _losses(axes: Axes, rows: Sequence[Row]) -> None:
     axes.plot(steps, losses, color=GREY, alpha=0.4, linewidth=0.8, label="training")
     if len(steps) > 1 / (1 - RUNNING):
         axes.plot(steps, means, color=MANY[0], label="running mean")
-    judged = _points(rows, "validation_loss")
-    if len(judged[0]):
-        axes.plot(*judged, color=MANY[1], marker="o", markersize=3, label="validation")
+    validation = _points(rows, "validation_loss")
+    if len(validation[0]):
+        axes.plot(*validation, color=MANY[1], marker="o", markersize=3, label="validation")
     _named(axes, "Loss, nats a target")
     axes.legend()
 
@@ -90,8 +90,8 @@ def _family(axes: Axes, rows: Sequence[Row], kind: str, names: Sequence[str]) ->
     """One colour a layer, one dash a scale or bank."""
     dashes = ("-", "--", ":", "-.")
     for name in names:
-        _, layer, *part = name.split(".")
-        i = int(part[0]) if part else 0
+        _, layer, *rest = name.split(".")
+        i = int(rest[0]) if rest else 0
         axes.plot(
             *_points(rows, name), color=MANY[int(layer) % len(MANY)], linestyle=dashes[i % 4], linewidth=1.2, label=name.partition(".")[2]
         )

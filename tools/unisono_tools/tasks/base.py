@@ -35,10 +35,10 @@ class Examples:
         return Examples(self.inputs[index], self.targets[index], self.scored[index], valid)
 
     @staticmethod
-    def joined(parts: list[Examples]) -> Examples:
-        arrays = zip(*[(p.inputs, p.targets, p.scored) for p in parts], strict=True)
-        marks = [np.ones(p.inputs.shape, bool) if p.valid is None else p.valid for p in parts]
-        valid = None if all(p.valid is None for p in parts) else np.concatenate(marks)
+    def joined(blocks: list[Examples]) -> Examples:
+        arrays = zip(*[(p.inputs, p.targets, p.scored) for p in blocks], strict=True)
+        marks = [np.ones(p.inputs.shape, bool) if p.valid is None else p.valid for p in blocks]
+        valid = None if all(p.valid is None for p in blocks) else np.concatenate(marks)
         inputs, targets, scored = (np.concatenate(a) for a in arrays)
         return Examples(inputs, targets, scored, valid)
 

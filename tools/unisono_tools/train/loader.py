@@ -28,8 +28,8 @@ def loader(train: TrainConfig, config: Config, corpus: Corpus | Mixture) -> Load
         check_corpus(config, one)
     if train.mode == "positions":
         return _positions(train, config, mixture.corpora[0])
-    draw = _streamed if train.data.order == "streamed" else _drawn
-    found = draw(train, config, mixture)
+    batches = _streamed if train.data.order == "streamed" else _drawn
+    found = batches(train, config, mixture)
     found(0)  # a corpus that is too short is noticed before anything is written
     return found
 
@@ -43,7 +43,7 @@ def _drawn(train: TrainConfig, config: Config, mixture: Mixture) -> Loader:
     def sequences(step: int) -> Batch:
         which = mixture.drawn(seed, step * size, size)
         before = mixture.before(seed, step * size) if shuffled else np.zeros(len(mixture.corpora), np.int64)
-        parts, order = [], []
+        pieces, order = [], []
         for k in np.unique(which):
             ids, of = mixture.corpora[k].train, np.flatnonzero(which == k)
             numbers = before[k] + np.arange(len(of))
@@ -53,7 +53,7 @@ def _drawn(train: TrainConfig, config: Config, mixture: Mixture) -> Loader:
                 first, sizes = found
                 at_random = drawn(seed, step, int(k)).integers(0, len(first), size)[of]
                 chosen = in_epochs(len(first), seed, numbers)[1] if shuffled else at_random
-                parts.append(beginnings(ids, first[chosen], sizes[chosen], length))
+                pieces.append(beginnings(ids, first[chosen], sizes[chosen], length))
             else:
                 if shuffled:
                     windows = (len(ids) - 1) // length
@@ -62,10 +62,10 @@ def _drawn(train: TrainConfig, config: Config, mixture: Mixture) -> Loader:
                 assert places is not None
                 resets = train.data.documents == "reset"
                 marks = reset_mask(mixture.corpora[k].documents["train"], places, length) if resets else np.zeros((0, length), bool)
-                parts.append((rows_at(ids, places, length), marks))
+                pieces.append((rows_at(ids, places, length), marks))
             order.append(of)
         back = np.argsort(np.concatenate(order))
-        rows, marks = np.concatenate([p[0] for p in parts])[back], np.concatenate([p[1] for p in parts])
+        rows, marks = np.concatenate([p[0] for p in pieces])[back], np.concatenate([p[1] for p in pieces])
         marks = marks[back] if len(marks) else None
         _check(config, rows)
         reset, valid = (None, marks) if truncated else (marks, None)

@@ -25,14 +25,14 @@ from unisono_tools.schedule import learning_rate
 from unisono_tools.signals import Signals, Stopped
 from unisono_tools.train import checkpoint as checkpoints
 from unisono_tools.train.checkpoint import Best, Checkpoint
-from unisono_tools.train.feed import Feed, TextFeed
-from unisono_tools.train.feed import load as load_data
+from unisono_tools.train.datamodule import DataModule, TextDataModule
+from unisono_tools.train.datamodule import load as load_data
 from unisono_tools.train.gauges import gauges
 from unisono_tools.train.guard import alone_in
-from unisono_tools.train.judged import TaskFeed
 from unisono_tools.train.logs import NAME as LOG
 from unisono_tools.train.logs import Log
 from unisono_tools.train.progress import ProgressBar
+from unisono_tools.train.task_datamodule import TaskDataModule
 
 AHEAD = 2  # steps
 
@@ -64,8 +64,8 @@ def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: C
     """
     console = console or Console(stderr=True, quiet=processes()[0] > 0)
     config, run = train.validate(), train.folder
-    feed = open_feed(train, config, corpus)
-    train = dataclasses.replace(train, steps=feed.steps)
+    datamodule = open_datamodule(train, config, corpus)
+    train = dataclasses.replace(train, steps=datamodule.steps)
     for doubt in train.doubts():
         console.print(f"warning: {doubt}", highlight=False, markup=False, soft_wrap=True)
     seconds = min(seconds, 60 * train.max_minutes or math.inf)
@@ -76,7 +76,7 @@ def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: C
         last, before, damaged = found or (None, None, [])
         if before is not None:
             check_continues(train, before.train, str(last))
-            check_same_corpus(train, feed, before, str(last))
+            check_same_corpus(train, datamodule, before, str(last))
         trainer = open_trainer(train, config)
         if before is None:
             trainer.init(_initial(train, config))
@@ -92,20 +92,22 @@ def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: C
         if first:
             write_bytes(run / "config.yaml", dump(train).encode())
         with Signals() as signals:
-            return _Run(train, config, feed, trainer, before, last, console, time.monotonic() + seconds, signals).finish()
+            return _Run(train, config, datamodule, trainer, before, last, console, time.monotonic() + seconds, signals).finish()
 
 
-def open_feed(train: TrainConfig, config: Config, corpus: Corpus | Mixture | None = None) -> Feed:
+def open_datamodule(train: TrainConfig, config: Config, corpus: Corpus | Mixture | None = None) -> DataModule:
     """What a run learns from. corpus: what `train.data` names, where the caller has loaded it."""
-    return TaskFeed(train, config) if train.data.task else TextFeed(train, config, load_data(train.data) if corpus is None else corpus)
+    if train.data.task:
+        return TaskDataModule(train, config)
+    return TextDataModule(train, config, load_data(train.data) if corpus is None else corpus)
 
 
-def check_same_corpus(train: TrainConfig, feed: Feed, before: Checkpoint, source: str) -> None:
+def check_same_corpus(train: TrainConfig, datamodule: DataModule, before: Checkpoint, source: str) -> None:
     """Raise InputError where the corpus is not the one that the run began with."""
-    if before.corpus and feed.digest and before.corpus != feed.digest:
+    if before.corpus and datamodule.digest and before.corpus != datamodule.digest:
         raise InputError(
-            f"data.corpus: {Path(train.data.corpus).absolute() if Path(feed.name).exists() else feed.name} now holds "
-            f"{feed.digest[:12]}, {source} learned from {before.corpus[:12]}: the text, its splits or the tokenizer changed; "
+            f"data.corpus: {Path(train.data.corpus).absolute() if Path(datamodule.name).exists() else datamodule.name} now holds "
+            f"{datamodule.digest[:12]}, {source} learned from {before.corpus[:12]}: the text, its splits or the tokenizer changed; "
             "restore it, or choose another --out (with --init_from to start from its weights)"
         )
 
@@ -130,7 +132,7 @@ class _Run:
         self,
         train: TrainConfig,
         config: Config,
-        feed: Feed,
+        datamodule: DataModule,
         trainer: Trainer,
         before: Checkpoint | None,
         last: Path | None,
@@ -142,7 +144,7 @@ class _Run:
         self.asked: deque[_Asked] = deque()
         self.row: dict[str, float] = {}
         self.skipped = 0 if before is None else int(before.optimizer.get("skipped", [0])[0])
-        self.train, self.config, self.feed, self.trainer = train, config, feed, trainer
+        self.train, self.config, self.datamodule, self.trainer = train, config, datamodule, trainer
         self.folder, self.last = train.folder, last
         self.done, self.best = (0, None) if before is None else (before.step, before.best)
         self.unjudged = before is not None and before.unjudged
@@ -173,7 +175,7 @@ class _Run:
                 if self.unjudged:
                     self._make_up()
                 while not self.ended:
-                    self._step(self.feed.batch(self.done))
+                    self._step(self.datamodule.batch(self.done))
         finally:
             if self.log is not None:
                 self.log.close()
@@ -236,7 +238,7 @@ class _Run:
             targets = asked.batch.targets.shape
             self.progress.step(asked.step, result.loss, targets[0] * (1 if asked.batch.precomputed else targets[1]))
             self.row = {"step": asked.step, "loss": result.loss, "lr": asked.lr, "rate": self.progress.rate}
-            self.row |= self.feed.read(asked.step)
+            self.row |= self.datamodule.read(asked.step)
             if not result.skipped:
                 self.row["gradient_norm"] = result.norm
             if self.train.dtype == "float16":
@@ -262,7 +264,7 @@ class _Run:
         if not self.writes:
             return False
         try:
-            score = self.feed.validate(reader, self.signals.check)
+            score = self.datamodule.validate(reader, self.signals.check)
         except Stopped:
             return False
         self.unjudged = False
@@ -294,9 +296,9 @@ class _Run:
             params,
             moments,
             self.best,
-            self.feed.tokenizer,
+            self.datamodule.tokenizer,
             threads,
-            self.feed.digest,
+            self.datamodule.digest,
             carried,
             average,
             self.unjudged,

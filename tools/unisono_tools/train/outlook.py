@@ -9,9 +9,9 @@ from unisono_spec.contract import count_params
 
 from unisono_tools.config import TrainConfig, default_backend, processes
 from unisono_tools.train import checkpoint
-from unisono_tools.train.feed import TextFeed
-from unisono_tools.train.judged import TaskFeed
-from unisono_tools.train.loop import open_feed
+from unisono_tools.train.datamodule import TextDataModule
+from unisono_tools.train.loop import open_datamodule
+from unisono_tools.train.task_datamodule import TaskDataModule
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ARRAYS = 24  # of [B, T, D] that a layer keeps for its gradient, about
@@ -20,9 +20,9 @@ ARRAYS = 24  # of [B, T, D] that a layer keeps for its gradient, about
 def outlook(train: TrainConfig) -> Iterator[tuple[str, str]]:
     """(what, how much). Raises InputError where the run would be refused before its first step."""
     config = train.validate()
-    feed = open_feed(train, config)
-    train = dataclasses.replace(train, steps=feed.steps)
-    task = feed.task if isinstance(feed, TaskFeed) else None
+    datamodule = open_datamodule(train, config)
+    train = dataclasses.replace(train, steps=datamodule.steps)
+    task = datamodule.task if isinstance(datamodule, TaskDataModule) else None
     lengths = [train.seq_len] if task is None else [task.length(setting) for setting in task.settings("train")]
     rows = train.batch_size * (1 if train.mode == "positions" else max(lengths))
     unit = "frames" if config.reads_frames else "tokens"
@@ -30,7 +30,7 @@ def outlook(train: TrainConfig) -> Iterator[tuple[str, str]]:
     if task is not None:
         yield "task", f"{task.name} ({task.source}), judged by {task.metric}: {', '.join(task.settings('train'))}"
         yield "steps", f"{train.steps:,} of {train.batch_size:,} examples, at most {max(lengths):,} tokens each"
-    texts = feed.mixture if isinstance(feed, TextFeed) else None
+    texts = datamodule.mixture if isinstance(datamodule, TextDataModule) else None
     for one, weight in zip(texts.corpora, texts.weights, strict=True) if texts else ():
         documents = f" in {len(one.documents['train']):,} documents" if len(one.documents["train"]) > 1 else ""
         share = f", {weight:.1%} of the sequences" if weight < 1 else ""
@@ -52,15 +52,15 @@ def outlook(train: TrainConfig) -> Iterator[tuple[str, str]]:
 
 
 def memory(train: TrainConfig, rows: int) -> int:
-    """Bytes a device, about: four arrays of every parameter, five with averages; for one part of a batch, what layers keep, logits and
+    """Bytes a device, about: four arrays of every parameter, five with averages; for one microbatch, what layers keep, logits and
     their gradient."""
     config = train.model.config()
     devices = max(train.devices, processes()[1])
-    part = rows // train.accumulation // devices
+    microbatch = rows // train.accumulation // devices
     # computed again, all layers keep their inputs, and one of them the rest
     layers = config.n_updates + ARRAYS if train.gradient_checkpointing else (config.n_updates + 1) * ARRAYS
     vocabulary = 2 * getattr(config, "frame_size", 0) if config.reads_frames else getattr(config, "vocab_size", 0)
-    kept = part * (config.d_model * layers * BYTES[train.dtype] + vocabulary * (BYTES[train.dtype] + 8))
+    kept = microbatch * (config.d_model * layers * BYTES[train.dtype] + vocabulary * (BYTES[train.dtype] + 8))
     held = (5 if train.ema else 4) * count_params(config) * BYTES[train.param_dtype]
     return held // (devices if train.parallel == "fsdp" else 1) + kept
 

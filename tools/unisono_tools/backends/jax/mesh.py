@@ -38,10 +38,10 @@ class Devices:
         self.mesh = Mesh(np.array(found), ("data",)) if self.size > 1 else None
         rows = train.batch_size // train.accumulation
         if rows % self.size:
-            parts = train.accumulation * self.size
+            shares = train.accumulation * self.size
             raise InputError(
-                f"batch_size: {train.batch_size} does not divide into {self.size} devices times {train.accumulation} parts; "
-                f"use a multiple of {parts}"
+                f"batch_size: {train.batch_size} does not divide into {self.size} devices times accumulation {train.accumulation}; "
+                f"use a multiple of {shares}"
             )
 
     def rows(self, tree: Any) -> Any:

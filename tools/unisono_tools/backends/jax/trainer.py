@@ -56,7 +56,7 @@ class Trainer:
             if train.ema:
                 averaged = self._make(params if average is None else average)[1]
                 self.averaged = held({name: averaged[name] for name in self.named})
-            # by part of a batch
+            # by microbatch
             self.states: dict[int, Named] = {
                 i: unisono_jax.state_from_numpy({n: a[i * rows : (i + 1) * rows] for n, a in (carried or {}).items()}, train.device)
                 for i in range(train.accumulation if carried else 0)
@@ -103,8 +103,8 @@ class Trainer:
         return {**moments, "count": fetch(adam.count).astype(np.int64)[None], **scaling}
 
     def carried(self) -> Arrays | None:
-        parts = [self.states[i] for i in sorted(self.states)]
-        return {name: np.concatenate([self.devices.fetch(part[name]) for part in parts]) for name in parts[0]} if parts else None
+        states = [self.states[i] for i in sorted(self.states)]
+        return {name: np.concatenate([self.devices.fetch(state[name]) for state in states]) for name in states[0]} if states else None
 
     def _fetched(self, named: Named) -> Arrays:
         return {name: self.devices.fetch(named[name]) for name in self.config.params()}
@@ -125,21 +125,21 @@ class Trainer:
         return jax.enable_x64(self.train.dtype == "float64")
 
     def _backward(self, batch: Batch, step: int) -> tuple[list[jax.Array], Named, list[list[jax.Array]], dict[int, Named]]:
-        """By part: the loss, the load of each noisy router, and the state to carry on; and the gradient of all, times the scale."""
+        """By microbatch: the loss, the load of each noisy router, and the state to carry on; and the gradient of all, times the scale."""
         losses, total, every, states = [], None, [], {}
-        for i, part in enumerate(batch.microbatches(self.train.accumulation)):
+        for i, rows in enumerate(batch.microbatches(self.train.accumulation)):
             seeds = dropout_seeds(self.config, self.train.seed, step, i)
-            noise = router_noise(self.config, self.train.seed, step, i, part.targets.shape[:2])
-            state: Any = part.state
+            noise = router_noise(self.config, self.train.seed, step, i, rows.targets.shape[:2])
+            state: Any = rows.state
             if batch.carried:
                 state = self.states.get(i)
                 if state is None and caches(self.config):
-                    state = self.plain({**self.named, **self.buffers}).init_state(len(part.inputs), self.train.data.carry)
+                    state = self.plain({**self.named, **self.buffers}).init_state(len(rows.inputs), self.train.data.carry)
             state = self.devices.rows(state)
-            given = self.devices.rows((ids(part.inputs), ids(part.targets), part.scored, part.reset, part.valid, noise))
+            given = self.devices.rows((ids(rows.inputs), ids(rows.targets), rows.scored, rows.reset, rows.valid, noise))
             inputs, targets, scored, reset, valid, noise = given
             arrays = (inputs, targets, scored, state, reset, valid, seeds, noise)
-            read = (self.named, self.buffers, self.model, part.precomputed)
+            read = (self.named, self.buffers, self.model, rows.precomputed)
             scale = None if self.scaler is None else self.scaler["scale"]
             grads, (loss, loads, after) = gradient(*read, *arrays, float(batch.count), scale)
             if batch.carried:

@@ -1,7 +1,7 @@
 """Context parallelism: neighbours share each sequence, and hand the state on in time and its gradient back.
 
-Exact for every model whose state has a fixed size. A process computes its stretch of one part of the batch while its neighbour computes
-the next stretch of the part before, so that with A parts and C neighbours a share of A / (A + C − 1) of the time is used.
+Exact for every model whose state has a fixed size. A process computes its stretch of one microbatch while its neighbour computes the
+next stretch of the one before, so that with A of them and C neighbours a share of A / (A + C − 1) of the time is used.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ def cut(batch: Batch, ranks: Ranks) -> Batch:
     """This process's stretch of each sequence; the first one starts where the batch says."""
     where = stretch(batch, ranks)
 
-    def part(array: np.ndarray | None) -> np.ndarray | None:
+    def piece(array: np.ndarray | None) -> np.ndarray | None:
         return None if array is None else array[:, where]
 
     return dataclasses.replace(
         batch,
         inputs=batch.inputs[:, where],
         targets=batch.targets[:, where],
-        scored=part(batch.scored),
-        reset=part(batch.reset),
-        valid=part(batch.valid),
+        scored=piece(batch.scored),
+        reset=piece(batch.reset),
+        valid=piece(batch.valid),
         state=batch.state if ranks.stretch == 0 else None,
     )
 
 
 def weight_of(batch: Batch, ranks: Ranks) -> float:
-    """Which share of a part's tokens lies in this process's stretch."""
+    """Which share of a microbatch's tokens lies in this process's stretch."""
     if batch.valid is None:
         return 1 / ranks.context
     return float(batch.valid[:, stretch(batch, ranks)].sum()) / max(1, int(batch.valid.sum()))
 
 
 def backward(ranks: Ranks, number: int, compute: Callable[[int, State | None], Any], empty: Callable[[], State], weight: Any) -> list[Any]:
-    """Gradients of `number` parts into `.grad` → what `compute` gave for each.
+    """Gradients of `number` microbatches into `.grad` → what `compute` gave for each.
 
-    compute: part, state before this stretch (None: where its sequences start) → nats, loads, state after it. empty: a state's shapes.
-    weight: what nats are multiplied by.
+    compute: a microbatch's number, the state before this stretch (None: where its sequences start) → nats, loads, the state after it.
+    empty: a state's shapes. weight: what nats are multiplied by.
     """
     before, after = ranks.rank - 1, ranks.rank + 1
     found, given = [], []

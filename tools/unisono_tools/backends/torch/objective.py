@@ -71,8 +71,8 @@ def dropout_masks(
     size = (*shape, config.d_model)
     masks = []
     for seed in seeds:
-        draw = torch.Generator(device).manual_seed(int(seed))
-        kept = torch.empty(size, device=device).bernoulli_(1 - rate, generator=draw)
+        generator = torch.Generator(device).manual_seed(int(seed))
+        kept = torch.empty(size, device=device).bernoulli_(1 - rate, generator=generator)
         masks.append((kept / (1 - rate)).to(getattr(torch, dtype)))
     return masks
 

@@ -75,21 +75,21 @@ class Ranks:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         mesh = init_device_mesh(self.device.type, (self.size,))
-        parts: list[Any] = []
+        units: list[Any] = []
         # initial states that are learned lie in the blocks, and are needed before these
         if all(state.initial is None for state in config.states().values()):
             for layer in objective.model.layers:  # pyright: ignore[reportGeneralTypeIssues, reportAttributeAccessIssue]
-                parts.append(fully_shard(layer, mesh=mesh))
+                units.append(fully_shard(layer, mesh=mesh))
                 if hasattr(layer, "scored_input"):
                     register_fsdp_forward_method(layer, "scored_input")
-        parts.append(fully_shard(objective, mesh=mesh))
-        for part in parts:
-            part.set_gradient_divide_factor(1.0)
-            part.set_force_sum_reduction_for_comms(True)
+        units.append(fully_shard(objective, mesh=mesh))
+        for unit in units:
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)
         self.wrapped = objective
 
     def accumulating(self, last: bool) -> AbstractContextManager:
-        """Where gradients of several parts are added, the processes exchange them once, after the last."""
+        """Where gradients of several microbatches are added, the processes exchange them once, after the last."""
         if self.sharded:
             self.wrapped.set_requires_gradient_sync(last)
             return nullcontext()
@@ -104,8 +104,8 @@ class Ranks:
             places = [i for i, t in enumerate(tensors) if t.dtype == dtype]
             flat = torch.cat([tensors[i].reshape(-1) for i in places])
             dist.all_reduce(flat)
-            for i, part in zip(places, flat.split([tensors[i].numel() for i in places]), strict=True):
-                out[i] = part.view_as(tensors[i])
+            for i, summed in zip(places, flat.split([tensors[i].numel() for i in places]), strict=True):
+                out[i] = summed.view_as(tensors[i])
         return out
 
     def any(self, flag: bool) -> bool:

@@ -32,10 +32,10 @@ class Trainer:
         self.threads = torch.get_num_threads()
         self.ranks = Ranks(train)
         self.device, self.rank = self.ranks.device, self.ranks.rank
-        self.parts = train.accumulation * self.ranks.shares
-        if train.batch_size % self.parts:
-            what = f"{self.ranks.shares} processes times {train.accumulation} parts"
-            raise InputError(f"batch_size: {train.batch_size} does not divide into {what}; use a multiple of {self.parts}")
+        self.n_microbatches = train.accumulation * self.ranks.shares
+        if train.batch_size % self.n_microbatches:
+            what = f"{self.ranks.shares} processes times accumulation {train.accumulation}"
+            raise InputError(f"batch_size: {train.batch_size} does not divide into {what}; use a multiple of {self.n_microbatches}")
         self.sums = torch.float32 if self.device.type == "mps" else torch.float64  # of what is reported
         if self.device.type == "cuda":
             # a resumed run has the same bits only if sums keep their order
@@ -77,11 +77,11 @@ class Trainer:
         self.scaler = Scaler(self.device, optimizer) if train.dtype == "float16" else None
         initial = params if average is None else average
         self.averaged = {name: self._share(initial[name], name) for name in self.named} if train.ema else None
-        rows = train.batch_size // self.parts
-        # by part of a batch; of those that this process computes
+        rows = train.batch_size // self.n_microbatches
+        # by microbatch; of those that this process computes
         self.states: dict[int, State] = {
             i: unisono_torch.state_from_numpy({n: a[i * rows : (i + 1) * rows] for n, a in (carried or {}).items()}, device=self.device)
-            for i in range(self.ranks.share, self.parts if carried else 0, self.ranks.shares)
+            for i in range(self.ranks.share, self.n_microbatches if carried else 0, self.ranks.shares)
         }
 
     def any(self, flag: bool) -> bool:
@@ -159,7 +159,7 @@ class Trainer:
             return None
         shapes = next(iter(self.states.values()))
         empty = {name: torch.zeros_like(a) for name, a in shapes.items()}
-        joined = {name: torch.cat([self.states.get(i, empty)[name] for i in range(self.parts)]) for name in shapes}
+        joined = {name: torch.cat([self.states.get(i, empty)[name] for i in range(self.n_microbatches)]) for name in shapes}
         return unisono_torch.numpy_state(dict(zip(joined, self.ranks.sum(list(joined.values())), strict=True)))
 
     def _make(self, params: Arrays) -> Any:
@@ -179,29 +179,29 @@ class Trainer:
         return one if self.scaler is None else self.scaler.scale, torch.zeros_like(one)
 
     def _backward(self, batch: Batch, step: int) -> tuple[Tensor, list[Tensor], dict[int, State]]:
-        """The loss; the mean load of each noisy router; the states to carry on, by part. Gradients, times the scale, are in `.grad`."""
+        """The loss; mean loads of noisy routers; the states to carry on, by microbatch. Gradients, times the scale, are in `.grad`."""
         for p in self.named.values():
             p.grad = None
-        parts, ranks = batch.microbatches(self.parts), self.ranks
+        microbatches, ranks = batch.microbatches(self.n_microbatches), self.ranks
         # numbered as one process would that computes all of them: noise and dropout are the same
-        mine = range(ranks.share, self.parts, ranks.shares)
+        mine = range(ranks.share, self.n_microbatches, ranks.shares)
         weight = 1 / batch.count if self.scaler is None else self.scaler.scale / batch.count
         if ranks.context > 1:
             found = context.backward(
                 ranks,
                 len(mine),
-                lambda i, state: self._compute(self._arguments(parts[mine[i]], step, mine[i], state)),
-                lambda: self.model.init_state(self.train.batch_size // self.parts),
+                lambda i, state: self._compute(self._arguments(microbatches[mine[i]], step, mine[i], state)),
+                lambda: self.model.init_state(self.train.batch_size // self.n_microbatches),
                 weight,
             )
             # a load is a mean over tokens
-            shares = [context.weight_of(parts[i], ranks) for i in mine]
+            shares = [context.weight_of(microbatches[i], ranks) for i in mine]
             found = [(nll, [load * w for load in loads], state) for w, (nll, loads, state) in zip(shares, found, strict=True)]
         else:
             found = []
             for i in mine:
                 with ranks.accumulating(last=i == mine[-1]):
-                    found.append(self._compute(self._arguments(parts[i], step, i)))
+                    found.append(self._compute(self._arguments(microbatches[i], step, i)))
                     (found[-1][0] * weight).backward()
         states = {i: {name: a.detach() for name, a in state.items()} for i, (_, _, state) in zip(mine, found, strict=True)}
         loss = sum((nll.detach().to(self.sums) / batch.count for nll, _, _ in found), torch.zeros((), dtype=self.sums, device=self.device))
@@ -226,12 +226,12 @@ class Trainer:
         except torch._dynamo.exc.TorchDynamoException as error:
             raise InputError(f"compile: {str(error).strip().splitlines()[0]}; leave it out, or see that a C++ compiler is here") from error
 
-    def _arguments(self, batch: Batch, step: int, part: int, state: State | None = None) -> dict[str, Any]:
+    def _arguments(self, batch: Batch, step: int, microbatch: int, state: State | None = None) -> dict[str, Any]:
         """What the objective takes, on the device. state: where this process's stretch of the sequences starts."""
-        seeds = dropout_seeds(self.config, self.train.seed, step, part)
+        seeds = dropout_seeds(self.config, self.train.seed, step, microbatch)
         shape = batch.inputs.shape[: 1 if batch.precomputed else 2]
         dropout = dropout_masks(self.config, seeds, shape, self.train.dtype, self.device)
-        noise = None if batch.precomputed else router_noise(self.config, self.train.seed, step, part, shape)
+        noise = None if batch.precomputed else router_noise(self.config, self.train.seed, step, microbatch, shape)
         if self.ranks.context > 1:
             # drawn for all of the sequence, as one process would
             where = context.stretch(batch, self.ranks)
@@ -249,7 +249,7 @@ class Trainer:
         if batch.precomputed:
             return given | {"inputs": given["inputs"].to(getattr(torch, self.train.param_dtype))}
         if batch.carried:
-            state = self.states.get(part)
+            state = self.states.get(microbatch)
             if state is None and caches(self.config):
                 state = self.model.init_state(len(batch.inputs), self.train.data.carry)
         elif state is None and batch.state is not None:

@@ -29,7 +29,7 @@ class Validation:
     score: float | None = None
 
 
-class Feed(Protocol):
+class DataModule(Protocol):
     """What the loop asks of either kind. metric: the name of what `score` is; None where the loss decides."""
 
     name: str
@@ -57,7 +57,7 @@ class Feed(Protocol):
         ...
 
 
-class TextFeed:
+class TextDataModule:
     """Corpora, each with its share of the sequences."""
 
     metric = None
@@ -69,8 +69,8 @@ class TextFeed:
             check_validation(one)
         self.name, self.digest, self.tokenizer = self.mixture.name, self.mixture.digest, self.mixture.tokenizer
         data = train.data
-        # one that all share is judged once
-        self.judged = self.mixture.corpora[: 1 if data.validation else None]
+        # one that all share is evaluated once
+        self.validated = self.mixture.corpora[: 1 if data.validation else None]
         self.window = data.eval_window if data.eval_window is not None else data.carry or default_window(config, train.seq_len)
 
     @property
@@ -93,18 +93,18 @@ class TextFeed:
         """The loss on the validation split; of several, the mean weighted as the training sequences are, and each."""
         data = self.train.data
         losses = []
-        for corpus in self.judged:
+        for corpus in self.validated:
             documents = None if data.documents == "joined" else corpus.documents["validation"]
             losses.append(evaluate(reader, corpus.validation, data.eval_tokens, self.window, progress=progress, documents=documents).loss)
         weights = self.mixture.weights if len(losses) > 1 else np.ones(1)
         loss = float(weights @ losses)
         rows = {"validation_loss": loss, "validation_bits": loss / math.log(2)}
-        each = {f"validation_loss.{corpus.name}": value for corpus, value in zip(self.judged, losses, strict=True)}
+        each = {f"validation_loss.{corpus.name}": value for corpus, value in zip(self.validated, losses, strict=True)}
         said = f"validation {loss / math.log(2):.4f} bits a {'pixel' if self.config.reads_frames else 'token'}"
         if len(losses) == 1:
             return Validation(loss, rows, said)
-        parts = ", ".join(f"{corpus.name} {value / math.log(2):.4f}" for corpus, value in zip(self.judged, losses, strict=True))
-        return Validation(loss, rows | each, f"{said} ({parts})")
+        named = ", ".join(f"{corpus.name} {value / math.log(2):.4f}" for corpus, value in zip(self.validated, losses, strict=True))
+        return Validation(loss, rows | each, f"{said} ({named})")
 
 
 def load(data: DataChoice, tokenizer: Tokenizer | None = None) -> Mixture:

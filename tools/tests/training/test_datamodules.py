@@ -15,7 +15,7 @@ from unisono_tools.backends import open_trainer
 from unisono_tools.config import DataChoice, ModelChoice
 from unisono_tools.evaluation import evaluate, nll
 from unisono_tools.train import checkpoint, train
-from unisono_tools.train.feed import TextFeed, load
+from unisono_tools.train.datamodule import TextDataModule, load
 from unisono_tools.train.logs import read
 
 SMALL = {
@@ -70,11 +70,11 @@ def test_a_state_is_carried_from_batch_to_batch(backend, tiny, corpora, tmp_path
             model=ModelChoice(preset, SMALL[preset]),
         )
         model = config.validate()
-        feed = TextFeed(config, model, load(data))
+        datamodule = TextDataModule(config, model, load(data))
         trainer = open_trainer(config, model)
         params = init_params(model, 1, "float64")
         trainer.init(params)
-        batches = [feed.batch(step) for step in range(4)]
+        batches = [datamodule.batch(step) for step in range(4)]
         assert all(batch.carried for batch in batches)
         assert all(np.array_equal(a.targets[:, -1], b.inputs[:, 0]) for a, b in itertools.pairwise(batches))
         marks = [batch.reset for batch in batches if batch.reset is not None]
@@ -93,15 +93,15 @@ def test_streams_cover_a_corpus_in_order(tiny, corpora):
     """As many streams as rows; each epoch reads every window once, shifted by a place of its own, and begins anew."""
     config = tiny(seq_len=8, batch_size=3, data=DataChoice(corpus=str(corpora / "letters"), order="streamed"))
     corpus = load(config.data).corpora[0]
-    feed = TextFeed(config, config.validate(), corpus)
+    datamodule = TextDataModule(config, config.validate(), corpus)
     windows = (len(corpus.train) - 1) // 3 // 8
     for epoch in range(2):
-        read_ = np.concatenate([feed.batch(epoch * windows + w).inputs for w in range(windows)], 1)
+        read_ = np.concatenate([datamodule.batch(epoch * windows + w).inputs for w in range(windows)], 1)
         joined = read_.reshape(-1)
         found = np.asarray(corpus.train)
         shift = next(s for s in range(len(found) - len(joined)) if np.array_equal(found[s : s + len(joined)], joined))
         assert 0 <= shift <= len(found) - 1 - 3 * windows * 8
-        starts = [bool(np.any(feed.batch(epoch * windows + w).reset)) for w in range(windows)]
+        starts = [bool(np.any(datamodule.batch(epoch * windows + w).reset)) for w in range(windows)]
         assert starts == [True] + [False] * (windows - 1)
 
 
@@ -135,16 +135,16 @@ def test_several_corpora_by_their_shares(tiny, corpora):
     for order in ("random", "shuffled"):
         config = tiny(seq_len=8, batch_size=16, data=DataChoice(mixture=names, order=order))
         mixture = load(config.data)
-        feed = TextFeed(config, config.validate(), mixture)
-        rows = np.concatenate([feed.batch(step).inputs for step in range(200)])
+        datamodule = TextDataModule(config, config.validate(), mixture)
+        rows = np.concatenate([datamodule.batch(step).inputs for step in range(200)])
         digits = (rows < 60).all(1)
         assert ((rows < 60).any(1) == digits).all()
         expected = np.concatenate([mixture.drawn(config.seed, 16 * step, 16) for step in range(200)])
         assert np.array_equal(digits, expected == 0)  # by name, digits come first
         assert 700 < digits.sum() < 900  # 800 ± 4 standard errors of 24.5
-        assert feed.read(200)[f"tokens.{corpora / 'digits'}"] == 8 * digits.sum()
-        again = TextFeed(config, config.validate(), load(config.data))
-        assert np.array_equal(again.batch(199).inputs, feed.batch(199).inputs)
+        assert datamodule.read(200)[f"tokens.{corpora / 'digits'}"] == 8 * digits.sum()
+        again = TextDataModule(config, config.validate(), load(config.data))
+        assert np.array_equal(again.batch(199).inputs, datamodule.batch(199).inputs)
         if order == "shuffled":
             # within a corpus, an epoch reads each window once
             windows = (len(mixture.corpora[0].train) - 1) // 8
@@ -176,11 +176,11 @@ def test_a_run_on_a_mixture(backend, tiny, corpora, tmp_path):
 def test_a_streamed_mixture_has_streams_by_share(tiny, corpora):
     names = {str(corpora / "letters"): 3.0, str(corpora / "digits"): 1.0}
     config = tiny(seq_len=8, batch_size=4, data=DataChoice(mixture=names, order="streamed"))
-    feed = TextFeed(config, config.validate(), load(config.data))
-    assert [(row < 60).all() for row in feed.batch(5).inputs] == [True, False, False, False]
-    assert feed.read(2) == {f"tokens.{corpora / 'digits'}": 16, f"tokens.{corpora / 'letters'}": 48}
+    datamodule = TextDataModule(config, config.validate(), load(config.data))
+    assert [(row < 60).all() for row in datamodule.batch(5).inputs] == [True, False, False, False]
+    assert datamodule.read(2) == {f"tokens.{corpora / 'digits'}": 16, f"tokens.{corpora / 'letters'}": 48}
     with pytest.raises(InputError, match="has less than one of 2 streams"):
-        TextFeed(dataclasses.replace(config, batch_size=2), config.validate(), load(DataChoice(mixture={**names, "sotu": 0.01})))
+        TextDataModule(dataclasses.replace(config, batch_size=2), config.validate(), load(DataChoice(mixture={**names, "sotu": 0.01})))
 
 
 def test_documents_are_cut_off(backend, tiny, corpora):
@@ -188,7 +188,7 @@ def test_documents_are_cut_off(backend, tiny, corpora):
     config = tiny(backend=backend, seq_len=64, batch_size=12, dtype="float64")
     config = dataclasses.replace(config, data=DataChoice(corpus=str(corpora / "letters"), documents="truncated", order="shuffled"))
     corpus, model = load(config.data).corpora[0], config.validate()
-    batch = TextFeed(config, model, corpus).batch(0)
+    batch = TextDataModule(config, model, corpus).batch(0)
     starts = corpus.documents["train"]
     ends = [*starts[1:], len(corpus.train)]
     expected = {bytes(corpus.train[a : min(b, a + 65)]) for a, b in zip(starts, ends, strict=True)}
@@ -209,7 +209,7 @@ def test_documents_are_cut_off(backend, tiny, corpora):
     assert trainer.gradient(batch, 0)[0].loss == pytest.approx(np.concatenate(nats).mean(), rel=numerics.mistake())
     single = dataclasses.replace(config, data=dataclasses.replace(config.data, corpus=str(corpora / "letters" / "09.txt")))
     with pytest.raises(InputError, match=r"truncated, and .* is 1 document"):
-        TextFeed(single, model, load(single.data))
+        TextDataModule(single, model, load(single.data))
 
 
 def test_evaluation_starts_anew_at_documents(tiny, corpora):

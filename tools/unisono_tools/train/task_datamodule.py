@@ -1,4 +1,4 @@
-"""Tasks as feeds: batches of examples, and a judgement by the task's own metric."""
+"""A task as what a run learns from: batches of examples, and an evaluation by the task's own metric."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from unisono_tools.config import TrainConfig
 from unisono_tools.data.batches import in_epochs
 from unisono_tools.evaluation import nll
 from unisono_tools.tasks import Task, open_task
-from unisono_tools.train.feed import Rows, Validation
+from unisono_tools.train.datamodule import Rows, Validation
 from unisono_tools.train.loader import starting_state
 
 LOGITS = 1 << 24  # numbers a chunk of logits may hold
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class TaskScore:
     """Of `examples` examples of one setting: right of `of`, as the task counts; nats, summed over the `asked` places."""
 
     examples: int
@@ -42,7 +42,9 @@ class Judged:
         return self.nats / self.asked
 
 
-def judge(reader: Reader, task: Task, split: str, setting: str, number: int, progress: Callable[[], None] | None = None) -> Judged:
+def evaluate_task(
+    reader: Reader, task: Task, split: str, setting: str, number: int, progress: Callable[[], None] | None = None
+) -> TaskScore:
     """The first `number` examples of a setting, or all that there are. InputError where the loss is not finite."""
     length, size = task.length(setting), task.size(split, setting)
     number = number if size is None else min(number or size, size)
@@ -53,14 +55,14 @@ def judge(reader: Reader, task: Task, split: str, setting: str, number: int, pro
     for start in range(0, number, chunk):
         if progress is not None:
             progress()
-        part = task.examples(split, setting, np.arange(start, min(start + chunk, number)))
-        logits, _ = reader.forward(part.inputs, reader.init_state(len(part.inputs), length))
-        right, of = task.right(logits.argmax(-1), part)
-        nats = float(nll(reader.config, logits[part.scored], part.targets[part.scored]).sum())
+        examples = task.examples(split, setting, np.arange(start, min(start + chunk, number)))
+        logits, _ = reader.forward(examples.inputs, reader.init_state(len(examples.inputs), length))
+        right, of = task.right(logits.argmax(-1), examples)
+        nats = float(nll(reader.config, logits[examples.scored], examples.targets[examples.scored]).sum())
         if not math.isfinite(nats):
             raise InputError(f"evaluation: the loss is {nats} in {task.name} {setting}; the weights are damaged or have diverged")
-        found = [a + b for a, b in zip(found, (right, of, nats, part.scored.sum()), strict=True)]
-    return Judged(number, found[0], found[1], found[2], int(found[3]))
+        found = [a + b for a, b in zip(found, (right, of, nats, examples.scored.sum()), strict=True)]
+    return TaskScore(number, found[0], found[1], found[2], int(found[3]))
 
 
 def check_task(config: Config, task: Task, splits: tuple[str, ...] = ("train", "validation")) -> None:
@@ -75,7 +77,7 @@ def check_task(config: Config, task: Task, splits: tuple[str, ...] = ("train", "
         raise InputError(f"data.task: {task.name} has {longest} tokens, the model reads {config.longest}; choose another or raise that")
 
 
-class TaskFeed:
+class TaskDataModule:
     """Each batch is of one setting, drawn by its share; examples are numbered through, so that none comes twice before all came."""
 
     tokenizer = None
@@ -115,7 +117,7 @@ class TaskFeed:
     def validate(self, reader: Reader, progress: Callable[[], None] | None = None) -> Validation:
         """The mean over settings, each weighted alike, of the metric and of the loss."""
         found = {
-            setting: judge(reader, self.task, "validation", setting, self.train.data.eval_examples, progress)
+            setting: evaluate_task(reader, self.task, "validation", setting, self.train.data.eval_examples, progress)
             for setting in self.task.settings("validation")
         }
         loss, score = (float(np.mean([getattr(one, name) for one in found.values()])) for name in ("loss", "score"))
