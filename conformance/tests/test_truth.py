@@ -63,8 +63,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_rows_of_one_length_are_asked_for_together():
     lat, setting, inputs, dtype = asked("float64")
-    parts = [inputs.rows([row]).part(start, stop) for row, start, stop in ((0, 0, 3), (1, 2, 5), (1, 0, 8))]
-    for part, (o, state) in zip(parts, truth.expected_each(lat, setting, parts, dtype), strict=True):
-        alone, last = truth.expected(lat, setting, part, dtype)
+    pieces = [inputs.rows([row]).part(start, stop) for row, start, stop in ((0, 0, 3), (1, 2, 5), (1, 0, 8))]
+    for piece, (o, state) in zip(pieces, truth.expected_each(lat, setting, pieces, dtype), strict=True):
+        alone, last = truth.expected(lat, setting, piece, dtype)
         for found, pair in ((o, alone), *((state[name], last[name]) for name in last)):
             assert numerics.share(found[0], *pair).max() <= 1

@@ -221,7 +221,7 @@ def grouped(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def parts(state: Any) -> tuple:
+def flatten(state: Any) -> tuple:
     """The arrays of an op's state, which is one or a tuple."""
     return state if isinstance(state, tuple) else (state,)
 

@@ -75,7 +75,7 @@ def test_choices_are_those_of_the_contract(kind: str) -> None:
     logits = z.astype(np.float32)
     for law in (GREEDY, WARM, Sampling(0.5, top_k=40, seed=3), Sampling(2.0, top_p=0.6), Sampling(1.0, 5, 0.5, 11), Sampling(1e-3)):
         if law.temperature:
-            found = decoding.draw(jnp.asarray(logits), jnp.asarray(uniform(law.seed, 7, 12, 1)[0]), *_scalars(law))
+            found = decoding.sample(jnp.asarray(logits), jnp.asarray(uniform(law.seed, 7, 12, 1)[0]), *_scalars(law))
         else:
             found = decoding.greedy(jnp.asarray(logits))
         for a, b in zip(found, (*choose(logits, law, 12), np.zeros(7)), strict=True):

@@ -64,7 +64,7 @@ def _run(graph: Any, drawn: bool, params: Any, token: jax.Array, state: Any, u: 
     def step(carry: Any) -> Any:
         i, token, state, rows = carry
         logits, state = model._one(token, state, None, None, None)
-        chosen = draw(logits, u[i], *law) if drawn else greedy(logits)
+        chosen = sample(logits, u[i], *law) if drawn else greedy(logits)
         rows = tuple(row.at[i].set(a) for row, a in zip(rows, chosen, strict=True))
         return i + 1, chosen[0], state, rows
 
@@ -87,7 +87,7 @@ def greedy(logits: jax.Array) -> Chosen:
     return ids.astype(jnp.int32), best - second <= NEAR_TIE * (best - least), wrong
 
 
-def draw(logits: jax.Array, u: jax.Array, temperature: jax.Array, top_p: jax.Array, top_k: jax.Array) -> Chosen:
+def sample(logits: jax.Array, u: jax.Array, temperature: jax.Array, top_p: jax.Array, top_k: jax.Array) -> Chosen:
     """logits [B, V], u [B] in [0, 1) → ids by the inverse of the CDF, best first. In float32, a draw within NEAR_TIE of another is told."""
     z, wrong = _numbers(logits)
     order = jnp.argsort(-z, axis=-1, stable=True)  # best first, the lowest id on ties

@@ -162,9 +162,9 @@ class Builder:
         """The position of each token [B, T] int32, and how many tokens the sequences then hold."""
         return self.marked("Position", state)
 
-    def turned(self, x: Value, where: Value, width: int, base: float) -> Value:
+    def rotate(self, x: Value, where: Value, width: int, base: float) -> Value:
         """Rotary position embedding of x [B, T, H, K]."""
-        key = "turn", where, width, base
+        key = "rotate", where, width, base
         if key not in self._known:
             table = self.derived(f"rotary.{width}", rotary_table(width, base))
             self._known[key] = self.own("CosSin", where, table, outputs=2)  # pyright: ignore[reportArgumentType]
@@ -193,10 +193,10 @@ def _single(a: np.ndarray) -> np.ndarray:
 def rotary_table(width: int, base: float) -> np.ndarray:
     """cos and sin of the angle of every digit in base 256 at each of four places [2, 4, 256, K/2]: four turns make any int32's, exact to
     a few roundings, where a float32 angle p·f is wrong by 1e-2 at 200,000."""
-    turn = np.longdouble("6.283185307179586476925286766559005768")
+    two_pi = np.longdouble("6.283185307179586476925286766559005768")
     frequency = base ** (-2.0 * np.arange(width // 2) / width)
     digits = np.arange(256, dtype=np.longdouble) * np.longdouble(256) ** np.arange(4)[:, None]
-    angle = np.mod(digits[..., None] * frequency, turn)
+    angle = np.mod(digits[..., None] * frequency, two_pi)
     return np.stack([np.cos(angle), np.sin(angle)]).astype(np.float64)
 
 

@@ -38,8 +38,8 @@ def held(config: Config, params: Mapping[str, np.ndarray], precision: str) -> Ar
     if precision == "float32":
         return out
     for name in (name for name in out if shrinks(config, name)):
-        parts = np.split(out[name], [config.d_model], 1) if _HALVES.search(name) else [out[name]]
-        out[name] = np.concatenate([_rounded(part, precision) for part in parts], 1)
+        halves = np.split(out[name], [config.d_model], 1) if _HALVES.search(name) else [out[name]]
+        out[name] = np.concatenate([_rounded(half, precision) for half in halves], 1)
     return out
 
 
@@ -139,9 +139,9 @@ def _multiply_narrow(model: ir.Model, value: ir.Value) -> None:
         if table:
             _replace(node, new)
             continue
-        (turned,) = [use.node for use in node.outputs[0].uses()]  # it gathered columns, which are then transposed
-        assert turned.op_type == "Transpose"
-        _replace(turned, new)
+        (transposed,) = [use.node for use in node.outputs[0].uses()]  # it gathered columns, which are then transposed
+        assert transposed.op_type == "Transpose"
+        _replace(transposed, new)
         _remove(node)
     del model.graph.initializers[name]
 

@@ -16,10 +16,10 @@ VOCABULARY = 11
 
 def create(config: Config, dtype: str = "float64") -> Model:
     model = unisono_torch.create(config, seed=3, dtype=dtype)
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
-            p += 0.3 * torch.randn(p.shape, generator=draw, dtype=torch.float64).to(p.dtype)
+            p += 0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
     return model
 
 
@@ -28,8 +28,8 @@ def tokens(length: int) -> Tensor:
 
 
 def marks(length: int) -> tuple[Tensor, Tensor]:
-    draw = torch.Generator().manual_seed(length + 1)
-    return torch.rand(2, length, generator=draw) < 0.15, torch.rand(2, length, generator=draw) < 0.7
+    generator = torch.Generator().manual_seed(length + 1)
+    return torch.rand(2, length, generator=generator) < 0.15, torch.rand(2, length, generator=generator) < 0.7
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:

@@ -38,15 +38,15 @@ ALL = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 
 
 def tokens(config: CRAMConfig, length: int, batch: int = 2) -> Tensor:
-    draw = torch.Generator().manual_seed(length)
+    generator = torch.Generator().manual_seed(length)
     if config.reads_frames:
-        return torch.randn(batch, length, config.frame_size, generator=draw, dtype=torch.float64)
-    return torch.randint(0, config.vocab_size, (batch, length), generator=draw)
+        return torch.randn(batch, length, config.frame_size, generator=generator, dtype=torch.float64)
+    return torch.randint(0, config.vocab_size, (batch, length), generator=generator)
 
 
 def marks(length: int, batch: int = 2) -> tuple[Tensor, Tensor]:
-    draw = torch.Generator().manual_seed(length + 1)
-    return torch.rand(batch, length, generator=draw) < 0.1, torch.rand(batch, length, generator=draw) < 0.7
+    generator = torch.Generator().manual_seed(length + 1)
+    return torch.rand(batch, length, generator=generator) < 0.1, torch.rand(batch, length, generator=generator) < 0.7
 
 
 def create(config: CRAMConfig, dtype: str = "float64", **options: Any) -> CRAM:
@@ -83,8 +83,8 @@ def test_forms_and_steps_agree_across_a_handed_over_state(config: CRAMConfig) ->
 @BOTH
 def test_dropout_masks_multiply_each_update_in_both_forms(config: CRAMConfig) -> None:
     model, given = create(config), tokens(config, 12)
-    draw = torch.Generator().manual_seed(0)
-    masks = [(torch.rand(2, 12, config.d_model, generator=draw) < 0.5) * 2.0 for _ in range(config.n_layers)]
+    generator = torch.Generator().manual_seed(0)
+    masks = [(torch.rand(2, 12, config.d_model, generator=generator) < 0.5) * 2.0 for _ in range(config.n_layers)]
     parallel, _ = model.forward(given, dropout=masks)
     judge.same(parallel, model.forward(given, form="recurrent", dropout=masks)[0])
     assert judge.differ(parallel, model.forward(given)[0])

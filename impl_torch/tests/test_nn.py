@@ -47,9 +47,9 @@ def make(name: str, **options: Any) -> Any:
 
 
 def given(length: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    draw = torch.Generator().manual_seed(length)
-    x = torch.randn(batch, length, D, generator=draw, dtype=torch.float64)
-    return x, torch.rand(batch, length, generator=draw) < 0.2, torch.rand(batch, length, generator=draw) < 0.7
+    generator = torch.Generator().manual_seed(length)
+    x = torch.randn(batch, length, D, generator=generator, dtype=torch.float64)
+    return x, torch.rand(batch, length, generator=generator) < 0.2, torch.rand(batch, length, generator=generator) < 0.7
 
 
 @pytest.mark.parametrize("name", [name for name in MADE if name not in ("retention", "fixed", "conv")])

@@ -20,16 +20,16 @@ MARKS = ((False, False), (True, False), (False, True), (True, True))  # with res
 
 def inputs(length: int, width: int = 3, dtype: torch.dtype = torch.float64, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     """x, s and an initial state that no form may forget."""
-    draw = torch.Generator().manual_seed(length)
+    generator = torch.Generator().manual_seed(length)
     x, s, state = (
-        torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((batch, length, width), (batch, length), (batch, width))
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((batch, length, width), (batch, length), (batch, width))
     )
     return x.to(dtype), s.to(dtype), state.to(torch.promote_types(dtype, torch.float32))
 
 
 def marks(length: int, with_reset: bool = True, with_valid: bool = True, batch: int = 2) -> tuple[Tensor | None, Tensor | None]:
-    draw = torch.Generator().manual_seed(length + 1)
-    reset, valid = torch.rand(batch, length, generator=draw) < 0.1, torch.rand(batch, length, generator=draw) < 0.7
+    generator = torch.Generator().manual_seed(length + 1)
+    reset, valid = torch.rand(batch, length, generator=generator) < 0.1, torch.rand(batch, length, generator=generator) < 0.7
     return reset if with_reset else None, valid if with_valid else None
 
 

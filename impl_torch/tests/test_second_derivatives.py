@@ -11,7 +11,7 @@ import unisono_torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from unisono_conformance import judge, numerics
-from unisono_conformance.adapter import parts
+from unisono_conformance.adapter import flatten
 from unisono_conformance.adapters.torch import _call
 from unisono_conformance.cases import cases
 from unisono_conformance.cases.base import ModelCase
@@ -39,7 +39,7 @@ def function_of(case: Any, variant: str, form: str = "parallel") -> tuple[Callab
 
         def op(at: Tensors) -> tuple[Tensor, ...]:
             o, state = _call(case.op, form, {**given, **at, **masks}, {**setting, **how}, "plain")
-            return o, *parts(state)
+            return o, *flatten(state)
 
         return op, leaves
     model = unisono_torch.create(setting, inputs.params, dtype="float64")
@@ -67,8 +67,8 @@ def loss_of(function: Callable[[Tensors], tuple[Tensor, ...]], linear: bool) -> 
 
 
 def direction(at: Tensors) -> Tensors:
-    draw = torch.Generator().manual_seed(5)
-    return {name: torch.randn(a.shape, generator=draw, dtype=a.dtype) for name, a in at.items()}
+    generator = torch.Generator().manual_seed(5)
+    return {name: torch.randn(a.shape, generator=generator, dtype=a.dtype) for name, a in at.items()}
 
 
 def by_grad(loss: Callable[[Tensors], Tensor], at: Tensors, along: Tensors) -> Tensors:

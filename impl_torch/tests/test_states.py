@@ -10,7 +10,7 @@ import pytest
 import torch
 import unisono_torch
 from torch import Tensor
-from unisono_conformance.adapter import parts
+from unisono_conformance.adapter import flatten
 from unisono_conformance.adapters.torch import _call
 from unisono_conformance.cases import cases
 from unisono_conformance.cases.base import ModelCase
@@ -73,7 +73,7 @@ def test_states_of_ops_are_their_own(case: Any, variant: str) -> None:
         for form in ("parallel", "recurrent"):
             chunks = {"chunk_size": 4} if form == "parallel" else {}
             o, end = _call(case.op, form, {**given, **masks}, {**settings, **chunks}, "plain")
-            check(dict(enumerate(parts(end))), o, *given.values())  # pyright: ignore[reportArgumentType]
+            check(dict(enumerate(flatten(end))), o, *given.values())  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("name", [name for name in presets() if name.endswith("-1m")])

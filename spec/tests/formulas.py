@@ -39,7 +39,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
 
 
-def turned(x: np.ndarray, position: np.ndarray | int) -> np.ndarray:
+def rotated(x: np.ndarray, position: np.ndarray | int) -> np.ndarray:
     """RoPE of [..., H, K] at `position` [...], as complex numbers."""
     half = x.shape[-1] // 2
     spin = np.exp(1j * np.asarray(position)[..., None] * 10000.0 ** (-np.arange(half) / half))[..., None, :]

@@ -10,7 +10,7 @@ from typing import Any
 import checking
 import numpy as np
 import pytest
-from formulas import P, elu1, gelu, gelu_tanh, linear, norm, sigma, softmax, turned
+from formulas import P, elu1, gelu, gelu_tanh, linear, norm, rotated, sigma, softmax
 from unisono_spec.contract import Config, init_params
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
@@ -75,7 +75,7 @@ def lat(p: P, c: Any, token: int, t: int, past: Past, drop: Drop) -> np.ndarray:
             o = a * sigma(a) * (sum(taps[:, 2 - j] * read[-1 - j] for j in range(min(3, len(read)))) + p[f"{layer}.mixer.conv.bias"])
         else:
             q, k, v = np.split(linear(p, f"{layer}.mixer.qkv", h), 3)
-            q, k = (turned(a.reshape(2, 2), t) for a in (q, k))
+            q, k = (rotated(a.reshape(2, 2), t) for a in (q, k))
             if kind == "linear":
                 q, k = elu1(q), elu1(k)
             read.append((k, v.reshape(2, 2)))
@@ -94,7 +94,7 @@ def infinityformer(p: P, c: Any, token: int, t: int, past: Past, drop: Drop) -> 
     for i in range(2):
         layer, h = f"layers.{i}", norm(p, f"layers.{i}.mixer_norm", x)
         q, k, v = (a.reshape(2, 2) for a in np.split(linear(p, f"{layer}.mixer.qkv", h), 3))
-        q, k = elu1(turned(q, t)), elu1(turned(k, t))
+        q, k = elu1(rotated(q, t)), elu1(rotated(k, t))
         rate = np.append(1.0, sigma(p[f"{layer}.mixer.decay.bias"]))
         S, z = past.get(layer, (np.zeros((3, 2, 2, 2)), np.zeros((3, 2, 2))))
         S, z = (rate * S.T).T + k[:, :, None] * v[:, None], (rate * z.T).T + k
@@ -155,8 +155,8 @@ def s4d(p: P, c: Any, token: int, t: int, past: Past, drop: Drop) -> np.ndarray:
     for i in range(2):
         layer, u = f"layers.{i}", norm(p, f"layers.{i}.mixer_norm", x)
         A = -np.exp(p[f"{layer}.mixer.log_A_real"]) + 1j * p[f"{layer}.mixer.A_imag"]
-        turn = np.exp(np.exp(p[f"{layer}.mixer.log_dt"])[:, None] * A)
-        past[layer] = turn * past.get(layer, 0.0) + (turn - 1) / A * u[:, None]
+        power = np.exp(np.exp(p[f"{layer}.mixer.log_dt"])[:, None] * A)
+        past[layer] = power * past.get(layer, 0.0) + (power - 1) / A * u[:, None]
         y = 2 * (p[f"{layer}.mixer.C"] @ np.array([1, 1j]) * past[layer]).sum(-1).real + p[f"{layer}.mixer.D"] * u
         value, gate = np.split(linear(p, f"{layer}.mixer.out", gelu(y)), 2)
         x = x + drop(2 * i) * value * sigma(gate)
@@ -263,7 +263,7 @@ def test_a_residual_left_out_is_seen(name: str, update: int, monkeypatch: pytest
         judge(name)
 
 
-HALVES = {  # heads of four pairs, which turn at rates of their own: of one pair, no base is seen
+HALVES = {  # heads of four pairs, which power at rates of their own: of one pair, no base is seen
     "lat": LATConfig(d_model=16, n_layers=1, vocab_size=V, head_width=8, qk_width=8, positions="rope", ffn_mult=1),
     "transformer": TransformerConfig(d_model=16, n_layers=1, vocab_size=V, head_width=8, ffn_mult=1),
     "infinityformer": InfinityFormerConfig(d_model=16, n_layers=1, n_heads=2, d_ffn=4, vocab_size=V),
@@ -276,5 +276,5 @@ def test_positions_turn_by_the_base_10000(name: str, monkeypatch: pytest.MonkeyP
     params = {n: a + np.random.default_rng(7).normal(size=a.shape) for n, a in params.items()}
     found = create(HALVES[name], params).forward(tokens)[0]
     for layer in (lat_layer, infinityformer_layer):
-        monkeypatch.setattr(layer, "rotate", lambda x, position, base: turned(x, position))
+        monkeypatch.setattr(layer, "rotate", lambda x, position, base: rotated(x, position))
     checking.same(found, create(HALVES[name], params).forward(tokens)[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import checking
 import numpy as np
 import pytest
-from formulas import P, elu1, gelu, linear, norm, sigma, turned
+from formulas import P, elu1, gelu, linear, norm, rotated, sigma
 from unisono_conformance import numerics
 from unisono_spec.contract import Config, init_params
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
@@ -25,9 +25,9 @@ def setup(config: Config) -> tuple[P, np.ndarray, np.ndarray]:
     return p, tokens[0], create(config, p).forward(tokens)[0][0]
 
 
-def turn(x: np.ndarray) -> np.ndarray:
+def rotate(x: np.ndarray) -> np.ndarray:
     """RoPE of [T, H, K]."""
-    return turned(x, np.arange(T))
+    return rotated(x, np.arange(T))
 
 
 def test_lat() -> None:
@@ -36,7 +36,7 @@ def test_lat() -> None:
     x = p["embedding.weight"][tokens]
     y = linear(p, "layers.0.mixer.qkv", norm(p, "layers.0.mixer_norm", x))
     q, k, v = (a.reshape(T, 2, -1) for a in (y[:, :4], y[:, 4:8], y[:, 8:]))
-    q, k = (elu1(p["layers.0.mixer.tau"] * turn(a)) for a in (q, k))
+    q, k = (elu1(p["layers.0.mixer.tau"] * rotate(a)) for a in (q, k))
     o = np.zeros((T, 2, 4))
     for t in range(T):
         for h in range(2):
@@ -75,9 +75,9 @@ def test_infinityformer(rope: str, gate: str, decay: str) -> None:
     h = norm(p, "layers.0.mixer_norm", x)
     q, k, v = (a.reshape(T, 2, 4) for a in np.split(linear(p, "layers.0.mixer.qkv", h), 3, -1))
     if rope == "before":
-        q, k = turn(q), turn(k)
+        q, k = rotate(q), rotate(k)
     q, k = elu1(q), elu1(k)
-    top_q, top_k = (turn(q), turn(k)) if rope == "numerator" else (q, k)
+    top_q, top_k = (rotate(q), rotate(k)) if rope == "numerator" else (q, k)
     own = linear(p, "layers.0.mixer.decay", h) if decay == "data" else np.tile(p["layers.0.mixer.decay.bias"], (T, 1))
     rate = np.concatenate([np.ones((T, 1)), sigma(own)], -1)  # λ [T, 3]
     share = np.exp(p["layers.0.mixer.mix"])
@@ -138,10 +138,10 @@ def test_s4d() -> None:
     u = norm(p, "layers.0.mixer_norm", x)
     A = -np.exp(p["layers.0.mixer.log_A_real"]) + 1j * p["layers.0.mixer.A_imag"]
     C = p["layers.0.mixer.C"] @ np.array([1, 1j])
-    turned = np.exp(np.exp(p["layers.0.mixer.log_dt"])[:, None] * A)
+    power = np.exp(np.exp(p["layers.0.mixer.log_dt"])[:, None] * A)
     y = np.zeros((T, 3))
     for t in range(T):
-        past = sum(turned ** (t - j) * (turned - 1) / A * u[j][:, None] for j in range(t + 1))
+        past = sum(power ** (t - j) * (power - 1) / A * u[j][:, None] for j in range(t + 1))
         y[t] = 2 * (C * past).sum(-1).real + p["layers.0.mixer.D"] * u[t]
     value, gate = np.split(linear(p, "layers.0.mixer.out", gelu(y)), 2, -1)
     checking.same(logits, linear(p, "head", norm(p, "norm", x + value * sigma(gate))))

@@ -13,7 +13,7 @@ import unisono_jax
 from flax import nnx
 from unisono_spec.contract import Config
 
-from unisono_conformance.adapter import Arrays, Capabilities, Gradients, grouped, parts
+from unisono_conformance.adapter import Arrays, Capabilities, Gradients, flatten, grouped
 from unisono_conformance.cases import ops
 
 
@@ -79,14 +79,14 @@ class Adapter:
     def op(self, name: str, form: str, arrays: Arrays, settings: Mapping[str, Any], device: str, implementation: str):
         with jax.enable_x64(_wide(arrays)), jax.default_device(jax.devices(device)[0]):
             o, last = _op(name, form, tuple(settings.items()), implementation, arrays)
-            return np.asarray(o), tuple(map(np.asarray, parts(last)))
+            return np.asarray(o), tuple(map(np.asarray, flatten(last)))
 
     def op_vjp(self, name, form, arrays, settings, do, dstate, device, implementation):
         with jax.enable_x64(_wide(arrays)), jax.default_device(jax.devices(device)[0]):
             marks = {n: a for n, a in arrays.items() if a.dtype.kind == "b"}
             floats = {n: a for n, a in arrays.items() if n not in marks}
             (o, last), found = _op_vjp(name, form, tuple(settings.items()), implementation, floats, marks, do, dstate)
-            return np.asarray(o), tuple(map(np.asarray, parts(last))), {n: np.asarray(g) for n, g in found.items()}
+            return np.asarray(o), tuple(map(np.asarray, flatten(last))), {n: np.asarray(g) for n, g in found.items()}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

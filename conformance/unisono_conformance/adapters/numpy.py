@@ -10,7 +10,7 @@ from unisono_spec import create
 from unisono_spec.contract import Config
 from unisono_spec.models.base import Model as SpecModel
 
-from unisono_conformance.adapter import Arrays, Capabilities, Gradients, Slopes, grouped, parts
+from unisono_conformance.adapter import Arrays, Capabilities, Gradients, Slopes, flatten, grouped
 from unisono_conformance.cases import cases, ops
 from unisono_conformance.judging import numerics
 
@@ -63,7 +63,7 @@ class Adapter:
     def op_vjp(self, name, form, arrays, settings, do, dstate, device, implementation):
         def loss(arrays: Arrays) -> float:
             o, last = self.op(name, form, arrays, settings, device, implementation)
-            return np.sum(do * o.imag) + sum(np.sum(d * a.imag) for d, a in zip(parts(dstate), parts(last), strict=True))
+            return np.sum(do * o.imag) + sum(np.sum(d * a.imag) for d, a in zip(flatten(dstate), flatten(last), strict=True))
 
         kinds = ("params", "inputs", "state")  # all are arguments
         slopes = _slopes(lambda moved: loss(*moved.values()), dict.fromkeys(kinds, arrays))

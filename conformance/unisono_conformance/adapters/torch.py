@@ -16,7 +16,7 @@ from unisono_spec.contract import ARCHITECTURES, Config
 from unisono_torch.arrays import from_numpy, to_numpy
 from unisono_torch.kernels import registry
 
-from unisono_conformance.adapter import Arrays, Capabilities, Gradients, grouped, parts
+from unisono_conformance.adapter import Arrays, Capabilities, Gradients, flatten, grouped
 from unisono_conformance.cases import ops
 
 
@@ -105,14 +105,14 @@ class Adapter:
             o, last = _call(
                 name, form, {n: from_numpy(np.ascontiguousarray(a), device) for n, a in arrays.items()}, settings, implementation
             )
-        return to_numpy(o), tuple(map(to_numpy, parts(last)))
+        return to_numpy(o), tuple(map(to_numpy, flatten(last)))
 
     def op_vjp(self, name, form, arrays, settings, do, dstate, device, implementation):
         tensors = {n: from_numpy(np.ascontiguousarray(a), device) for n, a in arrays.items()}
         leaves = {n: t.requires_grad_() for n, t in tensors.items() if t.is_floating_point()}
         o, last = _call(name, form, tensors, settings, implementation)
-        found = _gradients([o, *parts(last)], [from_numpy(d, device) for d in (do, *parts(dstate))], leaves)
-        return to_numpy(o.detach()), tuple(to_numpy(a.detach()) for a in parts(last)), found
+        found = _gradients([o, *flatten(last)], [from_numpy(d, device) for d in (do, *flatten(dstate))], leaves)
+        return to_numpy(o.detach()), tuple(to_numpy(a.detach()) for a in flatten(last)), found
 
 
 def _call(name: str, form: str, tensors: dict[str, torch.Tensor], settings: Mapping[str, Any], implementation: str) -> Any:

@@ -21,8 +21,8 @@ def _head_order(trial) -> None:
         if name.endswith("out.weight"):  # columns, head after head
             return p.reshape(len(p), config.n_heads, -1)[:, order].reshape(p.shape)
         width = config.n_heads * (config.qk_width if kind == "linear" else config.head_width)
-        parts = np.split(p, [width, 2 * width])
-        return np.concatenate([a.reshape(config.n_heads, -1, *a.shape[1:])[order].reshape(a.shape) for a in parts])
+        blocks = np.split(p, [width, 2 * width])
+        return np.concatenate([a.reshape(config.n_heads, -1, *a.shape[1:])[order].reshape(a.shape) for a in blocks])
 
     def states(state: Arrays) -> Arrays:
         axis = {"S": 1, "z": 1, "k": 2, "v": 2}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from unisono_spec.contract import DTYPES, state_dtype
 
-from unisono_conformance.adapter import Gradients, Model, OpState, Target, parts
+from unisono_conformance.adapter import Gradients, Model, OpState, Target, flatten
 from unisono_conformance.cases.inputs import Arrays, Inputs
 from unisono_conformance.judging import numerics
 
@@ -202,7 +202,7 @@ class OpSubject(Subject):
         return {**inputs.arrays, **inputs.params, **inputs.state, **_present({"reset": inputs.reset, "valid": inputs.valid})}
 
     def _named(self, last: OpState) -> Arrays:
-        return dict(zip(self.case.states, parts(last), strict=True))
+        return dict(zip(self.case.states, flatten(last), strict=True))
 
     def fresh(self, inputs: Inputs) -> Inputs:
         return inputs

@@ -42,9 +42,9 @@ class Attention(nnx.Module):
     def to_heads(self, x: jax.Array, rotations: Rotations) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [..., D] → q, k, v [..., H, ·], turned by their position, and through φ for linear attention."""
         n = self.config.n_heads * self.width
-        parts = jnp.split(self.qkv(x, x.dtype), [n, 2 * n], -1)
+        qkv = jnp.split(self.qkv(x, x.dtype), [n, 2 * n], -1)
         heads = self.config.n_heads
-        q, k, v = (a.reshape(*x.shape[:-1], heads, a.shape[-1] // heads) for a in parts)
+        q, k, v = (a.reshape(*x.shape[:-1], heads, a.shape[-1] // heads) for a in qkv)
         if rotations:
             q, k = rotary.rotate_by(q, rotations[self.width]), rotary.rotate_by(k, rotations[self.width])
         if self.kind == "linear":

@@ -47,7 +47,7 @@ def drawn(
             raise InputError("rngs: initial values are drawn by NumPy, not in traced code; make the layer outside of jit and eval_shape")
         seed = int(bits)
     held = check_x64(jnp.dtype(param_dtype).name)
-    return {name: place(a.astype(held), device) for name, a in layer.draw(seed).items()}  # pyright: ignore[reportArgumentType]
+    return {name: place(a.astype(held), device) for name, a in layer.init_params(seed).items()}  # pyright: ignore[reportArgumentType]
 
 
 class Layer(nnx.Module):

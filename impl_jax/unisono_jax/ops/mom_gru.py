@@ -144,8 +144,8 @@ def hoisted(
 
     tokens = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), _Token(router, query, gates, reset, valid, noise))  # [T, B, …]
     whole = length // size * size
-    parts = jax.tree.map(lambda a: a[:whole].reshape(whole // size, size, *a.shape[1:]), tokens)
-    state, h = lax.scan(segment, state, parts)
+    segments = jax.tree.map(lambda a: a[:whole].reshape(whole // size, size, *a.shape[1:]), tokens)
+    state, h = lax.scan(segment, state, segments)
     h = h.reshape(whole, *h.shape[2:])
     if whole < length:
         state, last = segment(state, jax.tree.map(lambda a: a[whole:], tokens))

@@ -38,13 +38,13 @@ def _heads(g: Builder, config: InfinityFormerConfig, h: Value, where: Value, nam
     d = config.d_model
     q, k, v = (g.heads(part, config.n_heads) for part in g.split(g.linear(h, f"{name}.qkv"), d, d, d))
 
-    def turned(a: Value) -> Value:
-        return g.turned(a, where, config.head_width, config.rope_base)
+    def rotated(a: Value) -> Value:
+        return g.rotate(a, where, config.head_width, config.rope_base)
 
     if config.rope == "before":
-        q, k = turned(q), turned(k)
+        q, k = rotated(q), rotated(k)
     q_norm, k_norm = (g.features(a, config.feature_map, f"{name}.tau") for a in (q, k))
-    q, k = (turned(q_norm), turned(k_norm)) if config.rope == "numerator" else (q_norm, k_norm)
+    q, k = (rotated(q_norm), rotated(k_norm)) if config.rope == "numerator" else (q_norm, k_norm)
     return q, k, v, q_norm, k_norm
 
 

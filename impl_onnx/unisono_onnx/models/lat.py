@@ -51,10 +51,10 @@ def read(g: Builder, state: States, blocks: LATConfig | None = None) -> tuple[Va
 def _heads(g: Builder, config: LATConfig, kind: str, h: Value, where: Value, layer: str) -> tuple[Value, Value, Value]:
     """q, k, v [B, T, H, ·], turned by their position, and through φ for linear attention."""
     width = config.qk_width if kind == "linear" else config.head_width
-    parts = g.split(g.linear(h, f"{layer}.mixer.qkv"), config.n_heads * width, config.n_heads * width, config.d_model)
-    q, k, v = (g.heads(part, config.n_heads) for part in parts)
+    qkv = g.split(g.linear(h, f"{layer}.mixer.qkv"), config.n_heads * width, config.n_heads * width, config.d_model)
+    q, k, v = (g.heads(a, config.n_heads) for a in qkv)
     if config.positions == "rope":
-        q, k = (g.turned(a, where, width, config.rope_base) for a in (q, k))
+        q, k = (g.rotate(a, where, width, config.rope_base) for a in (q, k))
     if kind == "linear":
         q, k = (g.features(a, config.feature_map, f"{layer}.mixer.tau") for a in (q, k))
     return q, k, v

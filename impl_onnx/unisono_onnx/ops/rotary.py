@@ -43,8 +43,8 @@ def CosSin(position, table):
 
 @script(OWN)
 def Rotate(x, cos, sin):
-    """x [B, T, H, K], cos and sin [B, T, K/2] → x, turned."""
+    """x [B, T, H, K], cos and sin [B, T, K/2] → x, rotated."""
     heads = op.Constant(value_ints=[2])
     first, second = op.Split(x, num_outputs=2, axis=-1)
-    turned, across = Times(first, second, op.Unsqueeze(cos, heads), op.Unsqueeze(sin, heads))
-    return op.Concat(turned, across, axis=-1)
+    rotated, across = Times(first, second, op.Unsqueeze(cos, heads), op.Unsqueeze(sin, heads))
+    return op.Concat(rotated, across, axis=-1)

@@ -41,10 +41,10 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
     made = torch.Generator().manual_seed(seed)
     tokens, heads = (case.batch, case.length), case.heads
 
-    def draw(*shape: int) -> Tensor:
+    def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=made, dtype=torch.float64)
 
-    q, k, v, do = (draw(*tokens, heads, width) for width in (case.K, case.K, case.V, case.V))
+    q, k, v, do = (normal(*tokens, heads, width) for width in (case.K, case.K, case.V, case.V))
     size = 1.0
     if case.feature_map == "none":
         # denominators about as small as ε; the slopes that come of that are beyond float16
@@ -59,10 +59,10 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
         q, k, v = q.unflatten(-1, (heads, -1)), k.unflatten(-1, (heads, -1)), v.unflatten(-1, (heads, -1))
     state = case.batch, heads, case.K
     tensors = {
-        "q": q, "k": k, "v": v, "S": draw(*state, case.V).float(), "z": (2 * size * draw(*state).abs()).float(),
+        "q": q, "k": k, "v": v, "S": normal(*state, case.V).float(), "z": (2 * size * normal(*state).abs()).float(),
         "tau": torch.tensor([1.3]) if case.feature_map == "learned" else None,
         "reset": torch.rand(tokens, generator=made) < 0.1 if case.reset else None, "valid": valid,
-        "do": do, "dS": draw(*state, case.V).float(), "dz": draw(*state).float(),
+        "do": do, "dS": normal(*state, case.V).float(), "dz": normal(*state).float(),
     }  # fmt: skip
     return {name: None if a is None else a.to(device) for name, a in tensors.items()}
 

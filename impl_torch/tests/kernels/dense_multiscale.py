@@ -45,16 +45,16 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
     made = torch.Generator().manual_seed(seed)
     tokens, heads, M = (case.batch, case.length), case.heads, case.scales
 
-    def draw(*shape: int) -> Tensor:
+    def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=made, dtype=torch.float64)
 
     def feature() -> Tensor:
-        x = draw(*tokens, heads, case.K)
+        x = normal(*tokens, heads, case.K)
         return torch.where(x > 0, x + 1, x.exp())
 
-    q_norm, k_norm, v, do = feature(), feature(), draw(*tokens, heads, case.V), draw(*tokens, heads, case.V)
-    q, k = (q_norm, k_norm) if case.same else (draw(*tokens, heads, case.K), draw(*tokens, heads, case.K))
-    log_decay = -torch.exp(draw(*(tokens if case.data else (1, 1)), M) - 2) * (200 if case.fast else 1)
+    q_norm, k_norm, v, do = feature(), feature(), normal(*tokens, heads, case.V), normal(*tokens, heads, case.V)
+    q, k = (q_norm, k_norm) if case.same else (normal(*tokens, heads, case.K), normal(*tokens, heads, case.K))
+    log_decay = -torch.exp(normal(*(tokens if case.data else (1, 1)), M) - 2) * (200 if case.fast else 1)
     log_decay[..., 0] = 0
     gates = {"token": (1, 1), "head": (heads, 1), "channel": (heads, case.V)}[case.gates]
     weight = torch.rand(*tokens, M, *gates, generator=made, dtype=torch.float64) + 0.1
@@ -71,9 +71,10 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
     state = case.batch, M, heads, case.K
     tensors = {
         "q": q, "k": k, "v": v, "q_norm": None if case.same else q_norm, "k_norm": None if case.same else k_norm,
-        "log_decay": log_decay.float(), "weight": weight.float(), "S": draw(*state, case.V).float(), "z": (2 * draw(*state).abs()).float(),
+        "log_decay": log_decay.float(), "weight": weight.float(),
+        "S": normal(*state, case.V).float(), "z": (2 * normal(*state).abs()).float(),
         "reset": torch.rand(tokens, generator=made) < 0.1 if case.reset else None, "valid": valid,
-        "do": do, "dS": draw(*state, case.V).float(), "dz": draw(*state).float(),
+        "do": do, "dS": normal(*state, case.V).float(), "dz": normal(*state).float(),
     }  # fmt: skip
     return {name: None if a is None else a.to(device) for name, a in tensors.items()}
 

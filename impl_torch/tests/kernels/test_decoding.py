@@ -216,9 +216,9 @@ def test_long_caches_in_pieces(batch: int, length: int, device: str) -> None:
     from unisono_torch.kernels.decode import attention
     from unisono_torch.ops import softmax_attention
 
-    draw = torch.Generator().manual_seed(1)
-    q, k, v = (torch.randn(batch, 2, 8, generator=draw).to(device) for _ in range(3))
-    keys, values = (torch.randn(batch, 700, 2, 8, generator=draw).to(device) for _ in range(2))
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(batch, 2, 8, generator=generator).to(device) for _ in range(3))
+    keys, values = (torch.randn(batch, 700, 2, 8, generator=generator).to(device) for _ in range(2))
     count = torch.tensor([length + 150 * row for row in range(batch)], dtype=torch.int32, device=device)
     held = torch.arange(700, device=device) < count[:, None]
     keys, values = (torch.where(held[..., None, None], a, 0) for a in (keys, values))

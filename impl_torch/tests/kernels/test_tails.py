@@ -13,7 +13,7 @@ from unisono_torch.kernels import gelu
 from unisono_torch.kernels.decode import project
 from unisono_torch.kernels.linear_attention.sweep import _phi, _slope
 from unisono_torch.kernels.scan.sweep import _sigmoid, _sigmoid_and_slope
-from unisono_torch.kernels.selective_scan import parts
+from unisono_torch.kernels.selective_scan import functions
 from unisono_torch.ops import elementwise
 
 CASES = (
@@ -35,14 +35,14 @@ def apply(x, y, slope, N: tl.constexpr, CASE: tl.constexpr):
     elif CASE == "sigmoid of a step":
         b = project.sigmoid(a)
     elif CASE == "softplus":
-        b = parts.softplus(a, tl.float32)
+        b = functions.softplus(a, tl.float32)
     elif CASE == "elu1":
         b = _phi(a, 1.0, "elu1")
         d = _slope(tl.full((N,), 1.0, tl.float32), a, 1.0, "elu1")
     elif CASE == "gelu":
         b = project.exact_gelu(a)
     else:
-        b = a * parts.sigmoid(1.5957691216057308 * (a + 0.044715 * a * a * a))
+        b = a * functions.sigmoid(1.5957691216057308 * (a + 0.044715 * a * a * a))
     tl.store(y + i, b)
     tl.store(slope + i, d)
 

@@ -65,9 +65,9 @@ def _lat(model: Any, state: State, parts: Parts) -> Step | None:
         x = embedding(token)
         if learned is not None:
             x = x + nn.functional.embedding(position, learned).to(x.dtype)
-        turns = {width: attention.turns(position, table) for width, table in tables.items()}
+        rotaries = {width: attention.cos_sin(position, table) for width, table in tables.items()}
         for mixer, ffn in layers:
-            x = mixer(x, turns)
+            x = mixer(x, rotaries)
             x = ffn(x, x)
         position.add_(1)
         return head(x)
@@ -84,14 +84,14 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) 
     if block.states == ("conv",):
         into, weight = parts.linear(mixer.input, block.mixer_norm), mixer.conv.weight.detach()
         bias = None if mixer.conv.bias is None else mixer.conv.bias.detach()
-        return lambda x, turns: out(scans.conv_step(into(x), state[0], weight, bias), x)
+        return lambda x, rotaries: out(scans.conv_step(into(x), state[0], weight, bias), x)
     qkv, width = parts.linear(mixer.qkv, block.mixer_norm), mixer.width
     if mixer.kind == "linear":
         tau = None if mixer.tau is None else mixer.tau.detach()
         S, z = state
-        return lambda x, turns: out(attention.linear_step(qkv(x), S, z, width, mixer.feature_map, tau, turns.get(width)), x)
+        return lambda x, rotaries: out(attention.linear_step(qkv(x), S, z, width, mixer.feature_map, tau, rotaries.get(width)), x)
     op, (keys, values) = attention.window_step if mixer.kind == "window" else attention.softmax_step, state
-    return lambda x, turns: out(op(qkv(x), keys, values, position, turns.get(width)), x)
+    return lambda x, rotaries: out(op(qkv(x), keys, values, position, rotaries.get(width)), x)
 
 
 def _mamba(model: Any, state: State, parts: Parts) -> Step:
@@ -131,10 +131,10 @@ def _s4d(model: Any, state: State, parts: Parts) -> Step:
     def layer(block: Any, h: Tensor) -> Callable[[Tensor], Tensor]:
         mixer = block.mixer
         names = "log_dt", "log_A_real", "A_imag"
-        log_dt, log_A, turn = (getattr(mixer, name).detach() for name in names)
+        log_dt, log_A, A_imag = (getattr(mixer, name).detach() for name in names)
 
         def rates() -> tuple[Tensor, Tensor]:
-            return log_dt.double().exp(), torch.stack([-log_A.double().exp(), turn.double()], -1)
+            return log_dt.double().exp(), torch.stack([-log_A.double().exp(), A_imag.double()], -1)
 
         power = parts.held(lambda: diagonal_ssm.powers(*rates(), 1)[1].float())
         grown = parts.held(lambda: diagonal_ssm.gain(*rates()).float())
@@ -214,9 +214,9 @@ def _infinityformer(model: Any, state: State, parts: Parts) -> Step:
         tau, ffn = None if mixer.tau is None else mixer.tau.detach(), parts.ffn(block.ffn, block.ffn_norm)
         how = vector, config.feature_map, tau
 
-        def step(x: Tensor, turn: Any) -> Tensor:
+        def step(x: Tensor, rotary: Any) -> Tensor:
             gates = projected(x, weight, bias, norm=norm, normed=parts.dtype)
-            x = out(attention.multiscale_step(qkv(x), gates, mixed, S, z, *how, turn, config.rope == "numerator"), x)
+            x = out(attention.multiscale_step(qkv(x), gates, mixed, S, z, *how, rotary, config.rope == "numerator"), x)
             return ffn(x, x)
 
         return step
@@ -226,9 +226,9 @@ def _infinityformer(model: Any, state: State, parts: Parts) -> Step:
 
     def step(token: Tensor) -> Tensor:
         x = embedding(token)
-        turn = None if table is None else attention.turns(position, table)
+        rotary = None if table is None else attention.cos_sin(position, table)
         for one in layers:
-            x = one(x, turn)
+            x = one(x, rotary)
         position.add_(1)
         return head(x)
 

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from unisono_spec.contract import InputError
 from unisono_spec.contract.errors import shown
 from unisono_spec.contract.files import load_params, save_params
-from unisono_spec.contract.initial import draw
+from unisono_spec.contract.initial import initialize
 
 from unisono_torch.arrays import from_numpy, numpy_params, owned
 from unisono_torch.hf.cache import StateCache
@@ -88,7 +88,7 @@ class UnisonoForCausalLM(PreTrainedModel, GenerationMixin):
         for name, p in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             full = f"{prefix}.{name}" if prefix else name
             if full in declared and not getattr(p, "_is_hf_initialized", False) and not p.is_meta:
-                p.copy_(from_numpy(draw(declared[full].initial, declared[full].shape, self._seed, full)))
+                p.copy_(from_numpy(initialize(declared[full].initial, declared[full].shape, self._seed, full)))
 
     def forward(
         self,
@@ -185,7 +185,7 @@ class UnisonoForCausalLM(PreTrainedModel, GenerationMixin):
             if p.shape == old[name].shape:
                 continue
             held = self.get_parameter(name)
-            drawn = from_numpy(draw(p.initial, p.shape, self._seed, name)).to(held)
+            drawn = from_numpy(initialize(p.initial, p.shape, self._seed, name)).to(held)
             if mean_resizing:
                 drawn[:] = held.float().mean(0).to(held)
             kept = min(len(held), size)

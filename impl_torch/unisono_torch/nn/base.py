@@ -42,7 +42,7 @@ class Layer(nn.Module):
         implementation: str = "auto",
     ) -> None:
         self.layer, self.implementation = layer, check_implementation(implementation)
-        drawn = layer.draw(int(torch.randint(2**62, ()).item()) if seed is None else seed)
+        drawn = layer.init_params(int(torch.randint(2**62, ()).item()) if seed is None else seed)
         held = torch.get_default_dtype() if dtype is None else dtype
         self.load_state_dict({name: from_numpy(a).to(device, held) for name, a in drawn.items()}, assign=True)
 

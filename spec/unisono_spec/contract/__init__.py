@@ -9,7 +9,7 @@ from typing import Any
 
 from unisono_spec.contract.base import ANY, DTYPES, Arrays, Config, Param, State, check_dtype, initial_state, state_dtype, zero_state
 from unisono_spec.contract.errors import InputError, nearest, shown
-from unisono_spec.contract.initial import draw
+from unisono_spec.contract.initial import initialize
 from unisono_spec.contract.memory import check_fits
 from unisono_spec.contract.plain import check_integer
 
@@ -82,4 +82,4 @@ def init_params(config: Config, seed: int = 0, dtype: str = "float32") -> Arrays
     check_integer("seed", seed, 0, 2**64 - 1)
     size = DTYPES[check_dtype(dtype)].itemsize * sum(math.prod(p.shape) for p in config.params().values())
     check_fits(size, f"{config.arch}'s parameters", "use a smaller model, or a narrower dtype")
-    return {name: draw(p.initial, p.shape, seed, name).astype(DTYPES[check_dtype(dtype)]) for name, p in config.params().items()}
+    return {name: initialize(p.initial, p.shape, seed, name).astype(DTYPES[check_dtype(dtype)]) for name, p in config.params().items()}

@@ -56,7 +56,7 @@ def generator(seed: int, name: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, int.from_bytes(digest[:8], "little")], dtype=np.uint64)))
 
 
-def draw(initial: Initial, shape: tuple[int, ...], seed: int, name: str) -> np.ndarray:
+def initialize(initial: Initial, shape: tuple[int, ...], seed: int, name: str) -> np.ndarray:
     """The float64 initial value of parameter `name`."""
     if initial.kind == "constant":
         return np.full(shape, initial.scale)

@@ -15,7 +15,7 @@ from unisono_spec.contract.base import ANY, MAX_SIZE, Arrays, Config, Param, Sta
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.errors import InputError, shown
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
-from unisono_spec.contract.initial import draw
+from unisono_spec.contract.initial import initialize
 from unisono_spec.contract.lat import LATConfig
 from unisono_spec.contract.mamba import MambaConfig
 from unisono_spec.contract.maru import MARUConfig
@@ -43,10 +43,10 @@ class Layer:
         start = f"{self.prefix}."
         return {name.removeprefix(start): p for name, p in self.config.params().items() if name.startswith(start)}
 
-    def draw(self, seed: int) -> Arrays:
+    def init_params(self, seed: int) -> Arrays:
         """Initial parameters in float64, as in a model of one layer. 0 ≤ seed < 2⁶⁴."""
         check_integer("seed", seed, 0, 2**64 - 1)
-        return {name: draw(p.initial, p.shape, seed, f"{self.prefix}.{name}") for name, p in self.params().items()}
+        return {name: initialize(p.initial, p.shape, seed, f"{self.prefix}.{name}") for name, p in self.params().items()}
 
     def states(self, capacity: int | None = None) -> dict[str, State]:
         """Every state array; a learned start is named as `params` names it. capacity: the most tokens that softmax attention caches."""

@@ -22,13 +22,13 @@ def mixer_inputs(
     heads = (*x.shape[:-1], config.n_heads, config.head_width)
     q, k, v = (part.reshape(heads) for part in np.split(rounded(linear(h, p["mixer.qkv.weight"], p["mixer.qkv.bias"])), 3, -1))
 
-    def turned(a: np.ndarray) -> np.ndarray:
+    def rotated(a: np.ndarray) -> np.ndarray:
         return rotate(a, position, config.rope_base)
 
     if config.rope == "before":
-        q, k = turned(q), turned(k)
+        q, k = rotated(q), rotated(k)
     q_norm, k_norm = (feature_map(config.feature_map, a, p.get("mixer.tau")) for a in (q, k))
-    q, k = (turned(q_norm), turned(k_norm)) if config.rope == "numerator" else (q_norm, k_norm)
+    q, k = (rotated(q_norm), rotated(k_norm)) if config.rope == "numerator" else (q_norm, k_norm)
 
     a = p["mixer.decay.bias"] if config.decay == "learned" else linear(h, p["mixer.decay.weight"], p["mixer.decay.bias"])
     memories = np.broadcast_to(-softplus(-a), (*x.shape[:-1], config.n_scales))  # log λ = log σ(a), always finite

@@ -49,8 +49,8 @@ CASES = {"torch": TORCH, "jax": {name: dataclasses.replace(plan, backend="jax") 
 
 
 def alone(plan: TrainConfig) -> TrainConfig:
-    """The same in one process: as many parts, numbered alike."""
-    # each process of PyTorch's computes parts of its own; JAX spreads each part over its devices
+    """The same in one process: as many microbatches, numbered alike."""
+    # each process of PyTorch's computes microbatches of its own; JAX spreads each one over its devices
     shares = 1 if plan.backend == "jax" else 2 // plan.context
     return dataclasses.replace(plan, parallel="ddp", context=1, accumulation=plan.accumulation * shares)
 

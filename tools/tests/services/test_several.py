@@ -1,4 +1,4 @@
-"""Several processes and devices have the losses, weights, moments, averages and states of one that computes the same parts."""
+"""Several processes and devices have the losses, weights, moments, averages and states of one that computes the same microbatches."""
 
 from __future__ import annotations
 

@@ -63,11 +63,12 @@ def test_accumulated_parts_are_the_whole_batch(backend, tiny, close):
     train = tiny(backend=backend, dtype="float64")
     random = np.random.default_rng(0)
     size = (train.batch_size, train.seq_len)
-    marks = {"scored": random.random(size) < 0.7, "reset": random.random(size) < 0.2, "valid": random.random(size) < 0.8}  # unequal parts
+    # microbatches of unequal counts
+    marks = {"scored": random.random(size) < 0.7, "reset": random.random(size) < 0.2, "valid": random.random(size) < 0.8}
     batch = dataclasses.replace(_batch(train), **marks)
     whole, g = _trainer(train).gradient(batch, 0)
-    parts, h = _trainer(dataclasses.replace(train, accumulation=4)).gradient(batch, 0)
-    close(parts.loss, whole.loss, "float64")
+    accumulated, h = _trainer(dataclasses.replace(train, accumulation=4)).gradient(batch, 0)
+    close(accumulated.loss, whole.loss, "float64")
     for name in g:
         close(h[name], g[name], "float64", name)
 
@@ -83,7 +84,7 @@ def test_dropout_is_a_function_of_seed_and_step(backend, tiny):
 
 
 def test_each_accumulated_part_has_masks_of_its_own(backend, tiny):
-    """Of two parts that are alike: with one mask for both, their loss would be that of the first."""
+    """Of two microbatches that are alike: with one mask for both, their loss would be that of the first."""
     train = tiny(overrides={"dropout": 0.5}, backend=backend, dtype="float64", batch_size=2)
     half = _batch(train)
     both = Batch(np.concatenate([half.inputs] * 2), np.concatenate([half.targets] * 2))

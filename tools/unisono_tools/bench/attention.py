@@ -121,7 +121,7 @@ def contestants(case: Case, device: str) -> dict[str, tuple[Function, bool]]:
     return found
 
 
-def draw(case: Case, device: str, seed: int) -> tuple[Tensor, ...]:
+def random_inputs(case: Case, device: str, seed: int) -> tuple[Tensor, ...]:
     """q, k, v, do."""
     made = torch.Generator(device).manual_seed(seed)
     shape = (case.batch, case.length, case.heads, case.width)
@@ -140,7 +140,7 @@ def _error(found: Tensor, exact: Tensor) -> float:
 
 
 def measure(case: Case, device: str, repeats: int) -> list[Row]:
-    sets, rows = [draw(case, device, seed) for seed in range(SETS)], []
+    sets, rows = [random_inputs(case, device, seed) for seed in range(SETS)], []
     head = [a[:1, :, :1].double() for a in sets[0]]  # heads do not mix
     exact = both(_ours("plain"), *head)
     features = [(elu1(q), elu1(k), v, do) for q, k, v, do in sets]

@@ -55,10 +55,10 @@ def make_inputs(case: Case, device: str) -> list[tuple[Tensor, Tensor, Tensor]]:
     generator = torch.Generator(device).manual_seed(0)
     shape = (case.batch, case.length, case.width)
 
-    def draw(shape: tuple[int, ...], dtype: str) -> Tensor:
+    def normal(shape: tuple[int, ...], dtype: str) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).to(getattr(torch, dtype))
 
-    return [(draw(shape, case.dtype), draw(shape[:2], "float32").sigmoid(), draw(shape, case.out_dtype)) for _ in range(SETS)]
+    return [(normal(shape, case.dtype), normal(shape[:2], "float32").sigmoid(), normal(shape, case.out_dtype)) for _ in range(SETS)]
 
 
 def _relative(value: np.ndarray, truth: np.ndarray) -> float:

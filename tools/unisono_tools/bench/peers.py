@@ -70,8 +70,8 @@ def _jax(function: Callable[..., Any], *arguments: Any) -> Contestant:
 
 def attention(batch: int, length: int, dtype: torch.dtype) -> Contestants:
     """Causal linear attention with elu1 beside a quadratic layer of equal width."""
-    draw = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(batch, length, HEADS, WIDTH, generator=draw).to(dtype).requires_grad_() for _ in range(3))
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(batch, length, HEADS, WIDTH, generator=generator).to(dtype).requires_grad_() for _ in range(3))
     zero = torch.zeros(batch, HEADS, WIDTH, WIDTH, dtype=dtype), torch.zeros(batch, HEADS, WIDTH, dtype=dtype)
     found = {OURS: _torch(lambda: linear_attention.parallel(elu1(q), elu1(k), v, zero)[0])}
     if dtype == torch.float64:
@@ -161,11 +161,11 @@ CASES: dict[str, tuple[Callable[[int, int, torch.dtype], Contestants], int, int]
 def measure(contestants: Contestants, exact: np.ndarray, repeats: int) -> list[Row]:
     """In turns, so that what disturbs the machine disturbs them all."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(repeats + 1):
+    for repeat in range(repeats + 1):
         for name, contestant in contestants.items():
             start = time.perf_counter()
             contestant.train()
-            if turn:  # the first warms up
+            if repeat:  # the first warms up
                 times[name].append(1e3 * (time.perf_counter() - start))
     size = np.linalg.norm(exact)
     errors = {name: float(np.linalg.norm(c.output() - exact) / size) if c.same else None for name, c in contestants.items()}

@@ -281,7 +281,7 @@ def merge(part, count, out, SLOTS, PIECES: tl.constexpr, HEADS: tl.constexpr, K:
     tl.store(out + tl.program_id(0) * K + i, o.to(out.dtype.element_ty), mask=i < K)
 
 
-def turns(position: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+def cos_sin(position: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """position [B] int32, table [2, 4, 256, K/2] float32 → cos and sin [B, K/2]."""
     half = table.shape[-1]
     cos, sin = (table.new_empty((len(position), half)) for _ in range(2))
@@ -292,15 +292,15 @@ def turns(position: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linear_step(
-    qkv: Tensor, S: Tensor, z: Tensor, width: int, feature_map: str, tau: Tensor | None, turn: tuple[Tensor, Tensor] | None
+    qkv: Tensor, S: Tensor, z: Tensor, width: int, feature_map: str, tau: Tensor | None, rotary: tuple[Tensor, Tensor] | None
 ) -> Tensor:
     """qkv [B, H·(2K + V)], S [B, H, F, V] and z, which are advanced → o [B, H·V] in qkv's dtype. width: K."""
     batch, heads, features, v = S.shape
     out = qkv.new_empty((batch, heads * v))
-    cos, sin = (z, z) if turn is None else turn
+    cos, sin = (z, z) if rotary is None else rotary
     block = min(64, max(16, triton.next_power_of_2(features)))
     linear[(batch * heads,)](
-        qkv, S, z, tau, cos, sin, out, HEADS=heads, K=width, V=v, F=features, MAP=MAPS[feature_map], ROPE=turn is not None,
+        qkv, S, z, tau, cos, sin, out, HEADS=heads, K=width, V=v, F=features, MAP=MAPS[feature_map], ROPE=rotary is not None,
         BF=block, BV=triton.next_power_of_2(v), num_warps=4, **launch(qkv.device),
     )  # fmt: skip
     return out
@@ -308,43 +308,43 @@ def linear_step(
 
 def multiscale_step(
     qkv: Tensor, gates: Tensor, mix: Tensor, S: Tensor, z: Tensor, vector: bool, feature_map: str, tau: Tensor | None,
-    turn: tuple[Tensor, Tensor] | None, later: bool,
+    rotary: tuple[Tensor, Tensor] | None, later: bool,
 ) -> Tensor:  # fmt: skip
     """qkv [B, 3·H·K], S [B, M, H, K, K] and z, which are advanced → o [B, H·K]. gates, mix: as the kernel takes them, float32."""
     batch, memories, heads, k, _ = S.shape
     out, scales = qkv.new_empty((batch, heads * k)), memories - 1
-    cos, sin = (z, z) if turn is None else turn
+    cos, sin = (z, z) if rotary is None else rotary
     multiscale[(batch * heads,)](
         qkv, gates, mix, S, z, tau, cos, sin, out, HEADS=heads, K=k, SCALES=scales, DATA=gates.shape[1] > (heads * k if vector else 1),
-        VECTOR=vector, MAP=MAPS[feature_map], ROPE=turn is not None and not later, LATER=turn is not None and later,
+        VECTOR=vector, MAP=MAPS[feature_map], ROPE=rotary is not None and not later, LATER=rotary is not None and later,
         BK=triton.next_power_of_2(k), BS=triton.next_power_of_2(scales), num_warps=4, **launch(qkv.device),
     )  # fmt: skip
     return out
 
 
-def window_step(qkv: Tensor, keys: Tensor, values: Tensor, count: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+def window_step(qkv: Tensor, keys: Tensor, values: Tensor, count: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
     """qkv [B, 3·H·K], keys and values [B, w, H, K], which move on, count [B] → o [B, H·K]."""
     batch, w, heads, k = keys.shape
     out = qkv.new_empty((batch, heads * k))
-    cos, sin = (keys, keys) if turn is None else turn
+    cos, sin = (keys, keys) if rotary is None else rotary
     window[(batch * heads,)](
-        qkv, keys, values, count, cos, sin, out, k**-0.5, HEADS=heads, K=k, W=w, ROPE=turn is not None,
+        qkv, keys, values, count, cos, sin, out, k**-0.5, HEADS=heads, K=k, W=w, ROPE=rotary is not None,
         BK=triton.next_power_of_2(k), BW=triton.next_power_of_2(w), num_warps=4, **launch(qkv.device),
     )  # fmt: skip
     return out
 
 
-def softmax_step(qkv: Tensor, keys: Tensor, values: Tensor, count: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+def softmax_step(qkv: Tensor, keys: Tensor, values: Tensor, count: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
     """qkv [B, 3·H·K], caches [B, capacity, H, K], which receive this token, count [B] → o [B, H·K]."""
     batch, capacity, heads, k = keys.shape
     pieces = min(PIECES, triton.next_power_of_2(triton.cdiv(capacity, PIECE)), max(1, triton.next_power_of_2(1056 // (batch * heads))))
     slots = triton.cdiv(capacity, pieces)
     part = count.new_empty((batch * heads, pieces, k + 2), dtype=keys.new_empty(0).float().dtype)
     out = qkv.new_empty((batch, heads * k))
-    cos, sin = (part, part) if turn is None else turn
+    cos, sin = (part, part) if rotary is None else rotary
     shape = {"PIECES": pieces, "HEADS": heads, "K": k, "BK": triton.next_power_of_2(k), **launch(qkv.device)}
     softmax[(batch * heads, pieces)](
-        qkv, keys, values, count, cos, sin, part, k**-0.5, capacity, slots, ROPE=turn is not None, BLOCK=64, **shape, num_warps=4
+        qkv, keys, values, count, cos, sin, part, k**-0.5, capacity, slots, ROPE=rotary is not None, BLOCK=64, **shape, num_warps=4
     )
     merge[(batch * heads,)](part, count, out, slots, **shape, num_warps=4)
     return out

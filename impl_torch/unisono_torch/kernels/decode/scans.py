@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unisono_torch.kernels.decode.project import exact_gelu, launch, ready
 from unisono_torch.kernels.gelu import sigmoid
-from unisono_torch.kernels.selective_scan.parts import softplus
+from unisono_torch.kernels.selective_scan.functions import softplus
 
 LOG2E = tl.constexpr(1.4426950408889634)
 

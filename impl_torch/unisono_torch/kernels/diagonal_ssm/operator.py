@@ -114,15 +114,15 @@ def _ssm_backward(dy, dfinal, u, power, grown, C, D, reset, valid, saved):
         return du, dpower.zero_(), dgrown.zero_(), dC.zero_(), dD.zero_(), dinitial.copy_(dfinal)
     acc, (batch, _, width) = accumulator(u.dtype), u.shape
     tensors = {name: _apart(a, acc) for name, a in {"power": power, "grown": grown, "C": C, "dfinal": dfinal}.items()}
-    parts = {name: saved.new_empty((batch, 2, width, C.shape[1])) for name in ("dpower", "dgrown", "dC", "dinitial")}
-    parts["dD"] = saved.new_empty((batch, width))
-    tensors |= {"D": D.to(acc).contiguous(), "dy": dy.contiguous(), "saved": saved, "du": du, **parts}
+    partial = {name: saved.new_empty((batch, 2, width, C.shape[1])) for name in ("dpower", "dgrown", "dC", "dinitial")}
+    partial["dD"] = saved.new_empty((batch, width))
+    tensors |= {"D": D.to(acc).contiguous(), "dy": dy.contiguous(), "saved": saved, "du": du, **partial}
     tensors |= {"reset": _whole(reset), "valid": _whole(valid)}
     with torch.cuda.device_of(u):
         _launch("backward", _rows(u), C.shape[1], tensors)
     for whole, name in ((dpower, "dpower"), (dgrown, "dgrown"), (dC, "dC")):
-        whole.copy_(_beside(parts[name].sum(0)))
-    return du, dpower, dgrown, dC, dD.copy_(parts["dD"].sum(0)), dinitial.copy_(_beside(parts["dinitial"]))
+        whole.copy_(_beside(partial[name].sum(0)))
+    return du, dpower, dgrown, dC, dD.copy_(partial["dD"].sum(0)), dinitial.copy_(_beside(partial["dinitial"]))
 
 
 @_ssm_backward.register_fake

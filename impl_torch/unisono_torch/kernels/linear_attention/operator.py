@@ -33,7 +33,7 @@ def segments(strips: int, length: int, chunk: int) -> tuple[int, int]:
 def _launch(
     way: str, q: Tensor, k: Tensor, v: Tensor, feature_map: str, tensors: dict[str, Any], do: Tensor | None = None
 ) -> Tensor | None:
-    """Both launches of a way; its parts of τ's gradient."""
+    """Both launches of a way; its partial sums of τ's gradient."""
     import triton.language as tl
 
     from unisono_torch.kernels.linear_attention import sweep
@@ -128,8 +128,8 @@ def _backward(do, dS, dz, o, denominator, q, k, v, S, z, tau, reset, valid, feat
         "tau": tau, "reset": reset, "valid": valid, "S": S.contiguous(), "z": z.contiguous(), "dS": dS.contiguous(), "dz": dz.contiguous(),
         "o": o.contiguous(), "denominator": denominator, "dq": dq, "dk": dk, "dv": dv, "S_out": S_out, "z_out": z_out,
     }  # fmt: skip
-    parts = _launch("backward", q, k, v, feature_map, tensors, do)
-    return dq, dk, dv, S_out, z_out, dtau if parts is None else parts.sum().reshape(dtau.shape).to(dtau.dtype)
+    partial = _launch("backward", q, k, v, feature_map, tensors, do)
+    return dq, dk, dv, S_out, z_out, dtau if partial is None else partial.sum().reshape(dtau.shape).to(dtau.dtype)
 
 
 @_backward.register_fake

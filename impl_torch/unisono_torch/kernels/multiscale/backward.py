@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from unisono_torch.kernels.multiscale.parts import column_of, fading, narrow, put, reads, state, tokens
+from unisono_torch.kernels.multiscale.functions import column_of, fading, narrow, put, reads, state, tokens
 
 _UNSPECIALISED = [
     "T", "H", "batches", "segments", "q0", "q1", "q2", "k0", "k1", "k2", "v0", "v1", "v2", "d0", "d1", "d2", "a0", "a1", "a2",

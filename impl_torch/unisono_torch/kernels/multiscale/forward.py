@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from unisono_torch.kernels.multiscale.parts import column_of, fading, narrow, put, reads, state, tokens
+from unisono_torch.kernels.multiscale.functions import column_of, fading, narrow, put, reads, state, tokens
 
 
 @triton.jit(
@@ -28,7 +28,7 @@ def forward(
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, C: tl.constexpr, NB: tl.constexpr,
     DOT: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
-    """gain: c, with strides g0 … g3 of batch, time, scale and head. p0: the stride over batches of what parts.prepare left."""
+    """gain: c, with strides g0 … g3 of batch, time, scale and head. p0: the stride over batches of what functions.prepare left."""
     L: tl.constexpr = C * NB
     PRECISION: tl.constexpr = "tf32" if TF32 else "ieee"
     EPS: tl.constexpr = 1e-6

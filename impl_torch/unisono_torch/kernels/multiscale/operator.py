@@ -1,6 +1,6 @@
 """`unisono::multiscale`, the PyTorch operator around its kernels: how they are launched, traced and differentiated.
 
-Forward: what fades (parts.py), states before each segment (states.py), what tokens read of them (forward.py). Backward: the same states
+Forward: what fades (functions.py), states before each segment (states.py), what tokens read of them (forward.py). Backward: the same states
 anew, gradients of queries (backward.py), of states from the last to the first, of keys and values. Saved: inputs, and a float32 denominator
 a token, head and scale. Opaque to torch.compile, which takes shapes and dtypes from the fake versions.
 """
@@ -57,7 +57,7 @@ class _Call:
         return {f"{letter}{i}": 0 if a is None else a.stride(i) // self.unit for i in range(3)}
 
     def _prepare(self, device: torch.device) -> None:
-        from unisono_torch.kernels.multiscale import parts
+        from unisono_torch.kernels.multiscale import functions
 
         alike = self.reset is None and self.valid is None and self.log_decay.shape[0] == 1
         rows, padded = 1 if alike else self.batch, self.segments * self.span
@@ -67,7 +67,7 @@ class _Call:
         self.section = None if self.reset is None else self.empty(self.batch, padded, dtype=torch.int32)
         self.p0 = 0 if alike else self.scales * padded
         self.w0 = 0 if alike else self.scales * self.segments
-        launch: Any = parts.prepare
+        launch: Any = functions.prepare
         with torch.cuda.device_of(decay):
             launch[(rows * self.scales * self.segments,)](
                 decay, self.reset, self.valid, self.hi, self.lo, self.near, self.kept, self.ahead, self.whole, self.section,

@@ -13,8 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from unisono_torch.kernels.multiscale.parts import narrow, reads, tokens
-from unisono_torch.kernels.multiscale.parts import state as state_of
+from unisono_torch.kernels.multiscale.functions import narrow, reads, tokens
+from unisono_torch.kernels.multiscale.functions import state as state_of
 
 
 @triton.jit(

@@ -224,7 +224,7 @@ def backward(
         product *= decays[r]
     s, state = _enter(product, s, count, dfinal, states, tile, batches, batch, channel, D, DRIFT, LAG, True, ONE, HAS_RESET, ACC)
     column = tl.arange(0, ROWS)[None, :]
-    parts = tl.zeros((CHUNKS, ROWS), ACC)
+    partial = tl.zeros((CHUNKS, ROWS), ACC)
     for r in tl.static_range(ROWS):
         t = top - r
         s = _continue(decays[r], s, grads[r].to(ACC), ONE, HAS_RESET)
@@ -233,7 +233,7 @@ def backward(
             part = tl.sum(u * s, 1)
             if HAS_VALID:
                 part = tl.where(lives[r], part, 0)
-            parts = tl.where(column == r, part[:, None], parts)
+            partial = tl.where(column == r, part[:, None], partial)
         d = slope * gains[r] * s
         if HAS_VALID:
             d = tl.where(lives[r][:, None], d, 0)
@@ -241,7 +241,7 @@ def backward(
         tl.store(dx + at, d.to(dx.dtype.element_ty), mask=(t >= 0)[:, None] & inside[None, :])
     if HAS_WEIGHT:
         t = top[:, None] - column
-        tl.store(dweight + (block * batches + batch) * T + t, parts, mask=t >= 0)
+        tl.store(dweight + (block * batches + batch) * T + t, partial, mask=t >= 0)
     if tile == tiles - 1:
         leaves = (tl.arange(0, CHUNKS) == CHUNKS - 1)[:, None] & inside[None, :]
         if EXCLUSIVE:

@@ -184,13 +184,13 @@ def _scan_backward(dxi, dfinal, x, weight, reset, valid, decay, exclusive):
     dxi, dfinal, x = dxi.contiguous(), dfinal.contiguous(), x.contiguous()
     weight, reset, valid = (None if a is None else a.contiguous() for a in (weight, reset, valid))
     plan = _plan("backward", x, weight, valid, decay)
-    parts = None if weight is None else x.new_empty((-(-x.shape[2] // plan.block), *weight.shape), dtype=accumulator(x.dtype))
+    partial = None if weight is None else x.new_empty((-(-x.shape[2] // plan.block), *weight.shape), dtype=accumulator(x.dtype))
     tensors = {"reset": reset, "dxi": dxi, "dfinal": dfinal, "dx": dx, "dinitial": dinitial}
     if isinstance(plan, Chain):
-        tensors |= {"weight": weight, "valid": valid, "dweight": parts}
+        tensors |= {"weight": weight, "valid": valid, "dweight": partial}
     with torch.cuda.device_of(x):
         _launch("backward", x, decay, exclusive, plan, tensors)
-    return dx, dweight if parts is None else parts.sum(0).to(dweight.dtype), dinitial
+    return dx, dweight if partial is None else partial.sum(0).to(dweight.dtype), dinitial
 
 
 @_scan_backward.register_fake

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from unisono_torch.kernels.selective_scan.parts import (
+from unisono_torch.kernels.selective_scan.functions import (
     COUNTS,
     LOG2E,
     alive,

@@ -169,23 +169,23 @@ def _scan_backward(dy, dfinal, u, dt, A, B, C, D, z, reset, valid, saved, softpl
     n, cut = padded(states), _cut("backward", u, A)
     blocks = -(-width // cut.block)
     new = saved.new_empty
-    parts = {"dA": new((batch, cut.segments, width, n)), "dD": new((batch, cut.segments, width))}
-    parts |= {name: new((blocks, batch, length, n)) for name in ("dB", "dC")}
+    partial = {"dA": new((batch, cut.segments, width, n)), "dD": new((batch, cut.segments, width))}
+    partial |= {name: new((blocks, batch, length, n)) for name in ("dB", "dC")}
     ends = new((batch, cut.segments, width, n) if cut.segments > 1 else (0,))
     scratch = new((blocks * batch * cut.segments, cut.constants["TILE"] // cut.constants["LANES"], cut.block, n))
     first = new((batch, width, n))
     tensors = {"u": _rows(u), "dt": _rows(dt), "z": _rows(z), "D": D.contiguous(), "dy": dy.contiguous(), "saved": saved, "ends": ends}
     tensors |= {"A": _wide(A, acc, states), "B": _wide(B, acc, states), "C": _wide(C, acc, states), "dfinal": _wide(dfinal, acc, states)}
     tensors |= {"reset": _whole(reset), "valid": _whole(valid), "spans": ends.new_empty(ends.shape[:3]), "scratch": scratch}
-    tensors |= {"du": du, "ddt": ddt, "dz": dz, "dinitial": first, **parts}
+    tensors |= {"du": du, "ddt": ddt, "dz": dz, "dinitial": first, **partial}
     with torch.cuda.device_of(u):
         if cut.segments > 1:
             _launch("ends", u, cut, tensors, N=n, SOFTPLUS=softplus)
         _launch("backward", u, cut, tensors, N=n, SOFTPLUS=softplus)
-    dA.copy_(parts["dA"].sum((0, 1))[..., :states])
-    dD.copy_(parts["dD"].sum((0, 1)))
-    dB.copy_(parts["dB"].sum(0)[..., :states])
-    dC.copy_(parts["dC"].sum(0)[..., :states])
+    dA.copy_(partial["dA"].sum((0, 1))[..., :states])
+    dD.copy_(partial["dD"].sum((0, 1)))
+    dB.copy_(partial["dB"].sum(0)[..., :states])
+    dC.copy_(partial["dC"].sum(0)[..., :states])
     dinitial.copy_(first[..., :states])
     return gradients
 

@@ -86,12 +86,12 @@ def _conv_backward(dy, x, weight, state, owner):
     if not x.numel():
         return dx, dweight.zero_(), dstate.zero_()
     length = x.shape[1] + len(weight) - 1
-    parts = dweight.new_empty((len(x), _cut(length)[1], *weight.shape))
+    partial = dweight.new_empty((len(x), _cut(length)[1], *weight.shape))
     tensors = {"weight": weight.contiguous(), "state": state.contiguous(), "dy": dy.contiguous(), "dx": dx, "dstate": dstate}
-    tensors |= {"dweight": parts, "owner": None if owner is None else owner.contiguous()}
+    tensors |= {"dweight": partial, "owner": None if owner is None else owner.contiguous()}
     with torch.cuda.device_of(x):
         _launch("backward", _rows(x), len(weight), length, tensors)
-    return dx, dweight.copy_(parts.sum((0, 1))), dstate
+    return dx, dweight.copy_(partial.sum((0, 1))), dstate
 
 
 @_conv_backward.register_fake
