@@ -112,7 +112,9 @@ def layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
 
 def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """x [..., in], weight [out, in], bias [out] → [..., out], in the dtype of x; products are summed in float32 or wider."""
-    y = jnp.matmul(x, weight.astype(x.dtype).T, precision=dot_precision(x.dtype), preferred_element_type=wide(x))
+    # contracted as it lies: XLA transposes a CPU's weights anew for every single row
+    axes = (((x.ndim - 1,), (1,)), ((), ()))
+    y = lax.dot_general(x, weight.astype(x.dtype), axes, precision=dot_precision(x.dtype), preferred_element_type=wide(x))
     if bias is not None:
         y = y + bias.astype(y.dtype)
     return y.astype(x.dtype)

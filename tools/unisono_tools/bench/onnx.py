@@ -226,6 +226,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="how long each is called")
     parser.add_argument("--output", type=Path, help="where to write, without extension: .json and .md are added")
     options = parser.parse_args(argv)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # XLA has no option for one thread
     asked = {"models": options.models, "sizes": options.sizes, "tables": options.tables}
     command = "python -m unisono_tools.bench.onnx " + " ".join(f"--{name} {' '.join(values)}" for name, values in asked.items())
     run = about(f"{command} --seconds {options.seconds:g}", "1 thread", "unisono", "onnxruntime", "torch", "jax")
