@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from jax.test_util import check_grads
 from unisono_conformance import judge, numerics
 from unisono_jax import InputError
 from unisono_jax.ops import decayed_sum, position, weighted_sum
+from unisono_jax.registry import IMPLEMENTATIONS
+from unisono_spec.contract.implementations import table
 
 B, T, D = 2, 13, 3
 DECAY = 0.75
@@ -225,3 +228,8 @@ def test_an_unknown_implementation_is_named(rng):
         decayed_sum.parallel(x, DECAY, state, implementation="triton")
     with pytest.raises(InputError, match="implementation: 'plane'"):
         weighted_sum.parallel(x, s, state, implementation="plane")
+
+
+def test_the_page_of_kernels_has_the_registry():
+    page = Path(__file__).parents[2] / "docs" / "kernels.md"
+    assert table(IMPLEMENTATIONS) in page.read_text("utf-8")

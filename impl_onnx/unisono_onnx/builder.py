@@ -272,8 +272,7 @@ def build(config: Config, params: Mapping[str, np.ndarray], target: str = "porta
         for name, s in config.states().items()
     }
     logits, after = importlib.import_module(f"unisono_onnx.models.{config.arch}").read(g, state)
-    width = getattr(config, "output_size", config.vocab_size)
-    outputs = [typed(g("Identity", logits), np.float32, "B", "T", width)]
+    outputs = [typed(g("Identity", logits), np.float32, "B", "T", config.output_size)]
     for name, given in state.items():
         assert given.dtype is not None
         assert given.shape is not None

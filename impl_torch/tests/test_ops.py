@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from unisono_conformance import judge, numerics
+from unisono_spec.contract.implementations import Implementation, table
 from unisono_torch import InputError
 from unisono_torch.kernels import registry
 from unisono_torch.ops import decayed_sum, dispatch, position, weighted_sum
@@ -164,17 +165,17 @@ def test_auto_says_once_why_it_is_plain(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_the_registry_says_what_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    here, kernel = torch.device("cuda"), registry.Implementation("op", "triton", (torch.float32,), {"K": (16, 256)}, {"map": ("relu",)})
+    here, kernel = torch.device("cuda"), Implementation("op", "triton", (torch.float32,), {"K": (16, 256)}, {"map": ("relu",)})
     monkeypatch.setattr(registry, "available", lambda device: True)
-    assert kernel.why_not(here, torch.float32, {"K": 16}, {"map": "relu"}) is None
+    assert registry.why_not(kernel, here, torch.float32, {"K": 16}, {"map": "relu"}) is None
     for why, given in {
         "in float32, not in int8": (torch.int8, {"K": 16}, {"map": "relu"}),
         "K from 16 to 256, not 8": (torch.float32, {"K": 8}, {"map": "relu"}),
         "map of .*, not 'elu1'": (torch.float32, {"K": 256}, {"map": "elu1"}),
     }.items():
-        assert re.search(why, kernel.why_not(here, *given) or "")
+        assert re.search(why, registry.why_not(kernel, here, *given) or "")
 
 
 def test_the_page_of_kernels_is_the_registry() -> None:
     page = Path(__file__).parents[2] / "docs" / "kernels.md"
-    assert registry.table() in page.read_text("utf-8")
+    assert table(registry.IMPLEMENTATIONS) in page.read_text("utf-8")

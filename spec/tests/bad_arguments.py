@@ -82,10 +82,10 @@ def calls(room: Room, config: Config) -> Iterator[Call]:
     package, array = room.package, room.array
     model = package.create(config)
     frames = config.reads_frames
-    shape = (B, T, config.code_size) if frames else (B, T)  # pyright: ignore[reportAttributeAccessIssue]
+    shape = (B, T, config.code_size) if frames else (B, T)
     tokens = rng.random(shape, np.float32) if frames else rng.integers(0, 256, shape)
     state, marks = model.init_state(B, 8), np.zeros((B, T), bool)
-    width = config.d_model  # pyright: ignore[reportAttributeAccessIssue]
+    width = config.d_model
     dropout = [array(np.ones((B, T, width), np.float32)) for _ in range(config.n_updates)]
     noise = [array(np.zeros((B, T, n), np.float32)) for n in config.noise_widths] or None
     given = {"tokens": array(tokens), "state": state, "reset": array(marks), "valid": array(~marks)}
@@ -123,7 +123,7 @@ def _fits_forward(config: Config) -> Callable[[str, Any], bool]:
 
     def fits(name: str, value: Any) -> bool:
         if name == "tokens":
-            shape = (B, T, config.code_size) if config.reads_frames else (B, T)  # pyright: ignore[reportAttributeAccessIssue]
+            shape = (B, T, config.code_size) if config.reads_frames else (B, T)
             return _is(value, REALS if config.reads_frames else INTEGERS, shape) and int(value.min()) >= 0 and int(value.max()) < 256
         if name in ("reset", "valid"):
             return value is None or _is(value, ("bool",), (B, T))
@@ -139,7 +139,7 @@ def _fits_forward(config: Config) -> Callable[[str, Any], bool]:
 def _fits_step(config: Config) -> Callable[[str, Any], bool]:
     def fits(name: str, value: Any) -> bool:
         if name == "token":
-            shape = (B, config.code_size) if config.reads_frames else (B,)  # pyright: ignore[reportAttributeAccessIssue]
+            shape = (B, config.code_size) if config.reads_frames else (B,)
             return _is(value, REALS if config.reads_frames else INTEGERS, shape)
         return name in ("reset", "valid") and (value is None or _is(value, ("bool",), (B,)))
 

@@ -30,6 +30,7 @@ LISTS = (  # which name its config or one of its presets
     "tools/unisono_tools/experiments/match.py",
     "tools/tests/handover/relay.py",
 )
+KEYED = ("spec/tests/test_architectures.py", "impl_torch/unisono_torch/hf/configuration.py")  # by its own name
 OPS = [path.stem for path in sorted((ROOT / "spec/unisono_spec/ops").glob("*.py")) if "\ndef step(" in path.read_text("utf-8")]
 
 
@@ -46,6 +47,7 @@ def test_architecture(arch: str) -> None:
     missing += [f"spec/tests/test_{arch}.py"] if not (ROOT / f"spec/tests/test_{arch}.py").is_file() else []
     known = (contract.CONFIG.__name__, *(f'"{name}"' for name in contract.PRESETS))
     missing += [f"{name}: {arch}" for name in LISTS if not any(word in read(name) for word in known)]
+    missing += [f"{name}: {arch}" for name in KEYED if f'"{arch}"' not in read(name)]
     pages = {path.name: path.read_text("utf-8") for path in (ROOT / "docs/architectures").glob("*.md")}
     mine = [name for name, text in pages.items() if f"unisono_spec/models/{arch}.py)" in text]
     missing += [] if mine else [f"docs/architectures: a page that links the sources of {arch}"]
@@ -58,6 +60,9 @@ def test_architecture(arch: str) -> None:
 def test_op(op: str) -> None:
     names = [f"{folder}/ops/{op}.py" for folder in ("impl_jax/unisono_jax", "impl_torch/unisono_torch")]
     missing = [name for name in names if not (ROOT / name).is_file()]
+    for name, registry in zip(names, ("impl_jax/unisono_jax/registry.py", "impl_torch/unisono_torch/kernels/registry.py"), strict=True):
+        chosen = name not in missing and "implementation: str" in read(name)
+        missing += [f"{registry}: {op}"] if chosen and f'"{op}": "' not in read(registry) else []
     functions = "impl_onnx/unisono_onnx/ops/"
     missing += [] if f"\ndef {op.replace('_', '')}(" in read(functions).lower() else [f"{functions}: {op}"]
     assert not missing, "\n".join(missing)

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import unisono_jax
 from flax import nnx
+from unisono_jax.registry import IMPLEMENTATIONS
 from unisono_spec.contract import Config
+from unisono_spec.contract.implementations import PLAIN, dtypes
 
 from unisono_conformance.adapter import Arrays, Capabilities, Gradients, flatten, grouped
 from unisono_conformance.cases import ops
@@ -69,7 +71,7 @@ class Adapter:
     def __init__(self) -> None:
         gpu = ("cuda",) if any(d.platform == "gpu" for d in jax.devices()) else ()
         self.capabilities = Capabilities(
-            ops=ops(), dtypes=("float64", "float32", "bfloat16", "float16"), devices=("cpu", *gpu), compiled=True, dear=("plain",)
+            ops=ops(IMPLEMENTATIONS), dtypes=dtypes(IMPLEMENTATIONS), devices=("cpu", *gpu), compiled=True, dear=(PLAIN,)
         )
 
     def build(self, config: Config, params: Arrays, dtype: str, device: str, implementation: str) -> Model:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import unisono_torch
 from unisono_spec.contract import ARCHITECTURES, Config
+from unisono_spec.contract.implementations import PLAIN, dtypes, served
 from unisono_torch.arrays import from_numpy, to_numpy
 from unisono_torch.kernels import registry
 
@@ -83,15 +84,14 @@ class Adapter:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)  # tiny models; and the same bits twice are promised for one thread count
-        devices, served = ("cpu", *(("cuda",) if torch.cuda.is_available() else ())), registry.served("triton")
-        if registry.interpreted():
-            served = {op: dtypes for op, dtypes in served.items() if op not in LONG}
+        devices, rows = ("cpu", *(("cuda",) if torch.cuda.is_available() else ())), registry.IMPLEMENTATIONS
+        kernels = {op: names for op, names in served(rows, "triton").items() if op not in LONG or not registry.interpreted()}
         self.capabilities = Capabilities(
-            ops=ops(kernels=True),
-            dtypes=("float64", "float32", "bfloat16", "float16"),
+            ops=ops(rows),
+            dtypes=dtypes(rows),
             devices=devices,
-            implementations=("plain", *(("triton",) if any(map(registry.available, devices)) else ())),
-            narrower={"triton": served | _whole(served)},
+            implementations=(PLAIN, *(("triton",) if any(map(registry.available, devices)) else ())),
+            narrower={"triton": kernels | _whole(kernels)},
             rounds=("triton",),
             compiled=True,
             dear=("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else (),
@@ -128,15 +128,15 @@ def _gradients(outputs: list[torch.Tensor], cotangents: list[torch.Tensor], leav
     return {n: to_numpy(torch.zeros_like(leaf) if g is None else g) for (n, leaf), g in zip(leaves.items(), found, strict=True)}
 
 
-def _whole(served: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """The architectures all of whose sequence ops are `served`, and the dtypes in which all of them are."""
+def _whole(kernels: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """The architectures all of whose sequence ops are in `kernels`, and the dtypes in which all of them are."""
     found = {}
     for arch in ARCHITECTURES:
         sources = [importlib.import_module(f"unisono_torch.{kind}.{arch}") for kind in ("layers", "models") if _is_there(kind, arch)]
         modules = {v.__name__: v for source in sources for v in vars(source).values() if inspect.ismodule(v)}
         used = {n.removeprefix(OPS_OF) for n, v in modules.items() if n.startswith(OPS_OF) and hasattr(v, "parallel")}
-        if used and used <= set(served):
-            found[arch] = tuple(dtype for dtype in served[min(used)] if all(dtype in served[op] for op in used))
+        if used and used <= set(kernels):
+            found[arch] = tuple(dtype for dtype in kernels[min(used)] if all(dtype in kernels[op] for op in used))
     return found
 
 

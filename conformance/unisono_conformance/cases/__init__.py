@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Iterable
 
 from unisono_spec.contract import ARCHITECTURES
 from unisono_spec.contract.errors import InputError, nearest
+from unisono_spec.contract.implementations import PLAIN, Implementation
 
 from unisono_conformance.cases.base import Case, OpCase
 
@@ -23,6 +25,7 @@ def case(name: str) -> Case:
     return cases()[name]
 
 
-def ops(kernels: bool = False) -> tuple[str, ...]:
-    """The ops that are judged by themselves, too; of a room with kernels, those `for_kernels` as well."""
-    return tuple(case.op for case in cases().values() if isinstance(case, OpCase) and (kernels or not case.for_kernels))
+def ops(registry: Iterable[Implementation] = ()) -> tuple[str, ...]:
+    """The ops that are judged by themselves, too; of those `for_kernels`, where a room's registry has one."""
+    kernels = {each.op for each in registry if each.name != PLAIN}
+    return tuple(case.op for case in cases().values() if isinstance(case, OpCase) and (case.op in kernels or not case.for_kernels))

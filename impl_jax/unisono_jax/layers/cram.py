@@ -13,7 +13,7 @@ from unisono_jax.ops.elementwise import binary_digits, gelu_tanh, linear, wide
 
 
 class Mixer(nnx.Module):
-    """s = s_φ([bits(p), xᵀQx / k_scale])."""
+    """x [..., D] → s [...]: s_φ([bits(p), xᵀQx / k_scale])."""
 
     def __init__(self, params: Arrays) -> None:
         self.Q = nnx.Param(params["Q"])

@@ -13,7 +13,7 @@ from unisono_jax.ops.elementwise import gelu, gelu_tanh, sigmoid, silu, wide
 
 
 class FFN(nnx.Module):
-    """Linear(D→hidden), GELU-tanh, Linear(hidden→D)."""
+    """x [..., D] → [..., D]: Linear(D→hidden), GELU-tanh, Linear(hidden→D)."""
 
     def __init__(self, params: Arrays) -> None:
         self.up, self.down = Linear(sub(params, "up")), Linear(sub(params, "down"))
@@ -27,14 +27,14 @@ class FFN(nnx.Module):
 
 
 class GELUFFN(FFN):
-    """Linear(D→hidden), exact GELU, Linear(hidden→D)."""
+    """x [..., D] → [..., D]: Linear(D→hidden), exact GELU, Linear(hidden→D)."""
 
     def hidden(self, up: jax.Array, x: jax.Array) -> jax.Array:
         return gelu(up)
 
 
 class SwiGLU(FFN):
-    """down(SiLU(gate x) ∘ up x) (Shazeer 2020, eq 6)."""
+    """x [..., D] → [..., D]: down(SiLU(gate x) ∘ up x) (Shazeer 2020, eq 6)."""
 
     def __init__(self, params: Arrays) -> None:
         super().__init__(params)
@@ -46,7 +46,7 @@ class SwiGLU(FFN):
 
 
 class GatedGELU(FFN):
-    """InfinityFormer's: [a, b] = up x, down(GELU(a ∘ σ(b))), exact GELU."""
+    """x [..., D] → [..., D], InfinityFormer's: [a, b] = up x, down(GELU(a ∘ σ(b))), exact GELU."""
 
     def hidden(self, up: jax.Array, x: jax.Array) -> jax.Array:
         a, b = jnp.split(up.astype(wide(up)), 2, -1)

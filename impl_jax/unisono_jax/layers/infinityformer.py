@@ -65,7 +65,7 @@ class Mixer(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x ← x + mixer(LN(x)), x ← x + FFN(LN(x))."""
+    """x [B, (T,) D] → the same shape: x ← x + mixer(LN(x)), x ← x + FFN(LN(x))."""
 
     def __init__(self, params: Arrays, config: InfinityFormerConfig) -> None:
         self.mixer_norm, self.ffn_norm = LayerNorm(sub(params, "mixer_norm")), LayerNorm(sub(params, "ffn_norm"))

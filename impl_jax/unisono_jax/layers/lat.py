@@ -30,7 +30,7 @@ def rotated_widths(config: LATConfig) -> set[int]:
 
 
 class Attention(nnx.Module):
-    """Heads, and one of the ops linear_attention, window and softmax_attention."""
+    """x [B, (T,) D] → the same shape: heads, and one of the ops linear_attention, window and softmax_attention."""
 
     def __init__(self, params: Arrays, config: LATConfig, kind: str) -> None:
         self.config, self.kind = config, kind
@@ -60,7 +60,7 @@ class Attention(nnx.Module):
 
 
 class GatedConv(nnx.Module):
-    """W_o (SiLU(a) ∘ conv(b)), [a, b] = W_in x."""
+    """x [B, (T,) D] → the same shape: W_o (SiLU(a) ∘ conv(b)), [a, b] = W_in x."""
 
     def __init__(self, params: Arrays) -> None:
         self.input, self.conv, self.out = Linear(sub(params, "input")), Conv(sub(params, "conv")), Linear(sub(params, "out"))
@@ -73,7 +73,7 @@ class GatedConv(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x ← x + mixer(norm(x)), x ← x + ffn(norm(x))."""
+    """x [B, (T,) D] → the same shape: x ← x + mixer(norm(x)), x ← x + ffn(norm(x))."""
 
     def __init__(self, params: Arrays, config: LATConfig, kind: str) -> None:
         mixer = sub(params, "mixer")

@@ -28,7 +28,9 @@ def _param(params: Arrays, name: str) -> nnx.Param | None:
 
 
 class Linear(nnx.Module):
-    """y = x Wᵀ + b. Without a bias in `params` there is none; a tied head has no weight of its own and passes it in."""
+    """x [..., in] → [..., out]: y = x Wᵀ + b. Without a bias in `params` there is none; a tied head has no weight of its own and passes
+    it in.
+    """
 
     def __init__(self, params: Arrays) -> None:
         self.weight, self.bias = nnx.data(_param(params, "weight")), nnx.data(_param(params, "bias"))
@@ -42,7 +44,7 @@ class Linear(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Over the last axis; float32 or wider out."""
+    """[..., D] → [..., D], over the last axis; float32 or wider out."""
 
     def __init__(self, params: Arrays) -> None:
         self.weight, self.bias = nnx.Param(params["weight"]), nnx.Param(params["bias"])
@@ -52,7 +54,7 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Over the last axis; float32 or wider out."""
+    """[..., D] → [..., D], over the last axis; float32 or wider out."""
 
     def __init__(self, params: Arrays) -> None:
         self.weight = nnx.Param(params["weight"])
@@ -74,7 +76,7 @@ class Conv(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Rows by id."""
+    """ids [...] → their rows [..., D]."""
 
     def __init__(self, params: Arrays) -> None:
         self.weight = nnx.Param(params["weight"])

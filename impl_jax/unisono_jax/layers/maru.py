@@ -50,7 +50,7 @@ class Cell(nnx.Module):
 
 
 class Block(nnx.Module):
-    """project(mamba(x)), then the cell; prenorm: x ← x + mamba(norm(x)), x ← x + cell(project(norm(x)))."""
+    """x [B, (T,) D] → the same shape: project(mamba(x)), then the cell; prenorm: x ← x + mamba(norm(x)), x ← x + cell(project(norm(x)))."""
 
     def __init__(self, params: Arrays, config: MARUConfig) -> None:
         self.config = config

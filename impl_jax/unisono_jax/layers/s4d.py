@@ -15,7 +15,7 @@ from unisono_jax.ops.elementwise import gelu, sigmoid, wide
 
 
 class Mixer(nnx.Module):
-    """GLU(Linear(GELU(S4D(x))))."""
+    """x [B, (T,) D] → the same shape: GLU(Linear(GELU(S4D(x))))."""
 
     def __init__(self, params: Arrays) -> None:
         self.log_dt, self.log_A_real, self.A_imag = (nnx.Param(params[name]) for name in ("log_dt", "log_A_real", "A_imag"))
@@ -34,7 +34,7 @@ class Mixer(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x ← x + mixer(LN(x)), x ← x + FFN(LN(x)); without an FFN where the config has none."""
+    """x [B, (T,) D] → the same shape: x ← x + mixer(LN(x)), x ← x + FFN(LN(x)); without an FFN where the config has none."""
 
     def __init__(self, params: Arrays, config: S4DConfig) -> None:
         self.mixer_norm, self.mixer = LayerNorm(sub(params, "mixer_norm")), Mixer(sub(params, "mixer"))

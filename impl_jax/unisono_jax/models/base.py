@@ -21,8 +21,8 @@ from unisono_spec.contract.sampling import GREEDY, Sampling
 
 from unisono_jax.arrays import ARRAYS, check_x64, numpy_params
 from unisono_jax.decoding import follow
-from unisono_jax.kernels import resolve
 from unisono_jax.layers.reading import Marks, Reading, Training
+from unisono_jax.registry import check_implementation
 
 Form = Literal["recurrent", "parallel"]
 State = dict[str, jax.Array]
@@ -38,12 +38,13 @@ class Model(nnx.Module):
     """
 
     def __init__(self, config: Config, dtype: str = "float32", implementation: str = "auto") -> None:
-        resolve(implementation)
+        check_implementation(implementation)
         check_x64(check_dtype(dtype))
         self.config, self.dtype, self.implementation, self.deterministic = config, dtype, implementation, True
 
     def init_state(self, batch: int, capacity: int | None = None) -> State:
-        """The state before the first token of `batch` sequences. capacity: the most tokens that softmax attention shall read.
+        """The state before the first token of `batch` sequences: arrays [batch, …] by name. capacity: the most tokens that softmax
+        attention shall read.
 
         Gradients flow to the initial states that are parameters.
         """
@@ -220,7 +221,7 @@ class Compiled:
         noise: Noise = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[jax.Array, State]:
-        """See `Model.forward`."""
+        """tokens [B, T] → logits [B, T, V], the state after them: see `Model.forward`."""
         tokens, reset, valid = _arrays(tokens, reset, valid)
         self.model._check(tokens, state, reset, valid)
         self.model._check_call(tokens, form, chunk_size, dropout, noise)
@@ -228,7 +229,7 @@ class Compiled:
         return _forward(self.graph, form, chunk_size, self.params, tokens, state, reset, valid, dropout, noise)
 
     def step(self, token: Any, state: State, reset: Any = None, valid: Any = None, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, State]:
-        """See `Model.step`."""
+        """token [B] → logits [B, V], the state after it: see `Model.step`."""
         token, reset, valid = _arrays(token, reset, valid)
         self.model._check(token, state, reset, valid, one=True)
         return _step(self.graph, self.params, token, state, reset, valid, self.model._dropout(token.shape[:1], None, rngs))
@@ -243,7 +244,7 @@ class Compiled:
         valid: Any = None,
         seen: np.ndarray | None = None,
     ) -> Generated:
-        """See `Model.generate`."""
+        """prompt [B, T] → ids [B, max_new_tokens]: see `Model.generate`."""
         prompt = np.asarray(as_array("prompt", prompt))
         valid = None if valid is None else np.asarray(as_array("valid", valid))
         more = partial(follow, self.graph, self.params, self.model.config)  # all ids after the first

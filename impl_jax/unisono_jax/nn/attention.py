@@ -28,7 +28,9 @@ class _Attention(Layer, lat.Attention):
 
 
 class LinearAttention(_Attention):
-    """Normalised linear attention, oₜ = φ(qₜ)ᵀ Sₜ / (φ(qₜ)ᵀ zₜ + ε) (Katharopoulos et al. 2020, eqs 18–20; docs/architectures/lat.md)."""
+    """x [B, T, D] → [B, T, D]: normalised linear attention, oₜ = φ(qₜ)ᵀ Sₜ / (φ(qₜ)ᵀ zₜ + ε) (Katharopoulos et al. 2020, eqs 18–20;
+    docs/architectures/lat.md).
+    """
 
     def __init__(
         self,
@@ -47,7 +49,7 @@ class LinearAttention(_Attention):
 
 
 class SlidingWindowAttention(_Attention):
-    """Softmax attention over the last `window` tokens, each token's own included (Based: Arora et al. 2024)."""
+    """x [B, T, D] → [B, T, D]: softmax attention over the last `window` tokens, each token's own included (Based: Arora et al. 2024)."""
 
     def __init__(
         self,
@@ -64,7 +66,9 @@ class SlidingWindowAttention(_Attention):
 
 
 class SoftmaxAttention(_Attention):
-    """Causal softmax attention (Vaswani et al. 2017, eq 1), the quadratic baseline; `init_state` needs a capacity for its cache."""
+    """x [B, T, D] → [B, T, D]: causal softmax attention (Vaswani et al. 2017, eq 1), the quadratic baseline; `init_state` needs a
+    capacity for its cache.
+    """
 
     def __init__(
         self,
@@ -80,7 +84,9 @@ class SoftmaxAttention(_Attention):
 
 
 class MultiScaleAttention(Layer, infinityformer.Mixer):
-    """Linear attention read from decayed memories beside an undecayed path, mixed by a gate (docs/architectures/infinityformer.md)."""
+    """x [B, T, D] → [B, T, D]: linear attention read from decayed memories beside an undecayed path, mixed by a gate
+    (docs/architectures/infinityformer.md).
+    """
 
     def __init__(
         self,

@@ -13,9 +13,9 @@ from unisono_spec.contract import layer as described
 from unisono_spec.contract.checks import as_array, check_reading
 
 from unisono_jax.arrays import check_x64, place
-from unisono_jax.kernels import resolve
 from unisono_jax.layers.reading import Marks, Reading
 from unisono_jax.ops.elementwise import wide
+from unisono_jax.registry import check_implementation
 
 State = dict[str, jax.Array]
 
@@ -58,10 +58,11 @@ class Layer(nnx.Module):
 
     def _begin(self, layer: described.Layer, **options: Unpack[Options]) -> None:
         self.layer, self.implementation = layer, options.get("implementation", "auto")
-        resolve(self.implementation)
+        check_implementation(self.implementation)
 
     def init_state(self, batch: int, capacity: int | None = None, dtype: Any = None) -> State:
-        """The state before the first token of `batch` sequences. capacity: the most tokens that softmax attention shall read.
+        """The state before the first token of `batch` sequences: arrays [batch, …] by name. capacity: the most tokens that softmax
+        attention shall read.
 
         dtype: of the x to come, the parameters' unless told; under float64 states are float64, else float32.
         """

@@ -16,7 +16,9 @@ from unisono_jax.ops.elementwise import silu
 
 
 class SelectiveSSM(Layer, mamba.Mamba):
-    """Mamba's block: convolution, selective scan, gate (Gu & Dao 2024, figure 3), with the names of the published checkpoints."""
+    """x [B, T, D] → [B, T, D]: Mamba's block, convolution, selective scan, gate (Gu & Dao 2024, figure 3), with the names of the
+    published checkpoints.
+    """
 
     def __init__(
         self,
@@ -41,7 +43,9 @@ class SelectiveSSM(Layer, mamba.Mamba):
 
 
 class S4D(Layer, s4d.Mixer):
-    """A diagonal state space model with GELU and GLU after it (Gu, Gupta et al. 2022, S4D-Lin; docs/architectures/baselines.md)."""
+    """x [B, T, D] → [B, T, D]: a diagonal state space model with GELU and GLU after it (Gu, Gupta et al. 2022, S4D-Lin;
+    docs/architectures/baselines.md).
+    """
 
     def __init__(self, d_model: int, d_state: int = 64, **options: Unpack[Options]) -> None:
         """d_state: N states a channel, as N/2 conjugate pairs. State: ssm [B, D, N/2, 2]."""
@@ -55,7 +59,7 @@ class S4D(Layer, s4d.Mixer):
 
 
 class MoMGRU(Layer, maru.Cell):
-    """A GRU that reads and writes banks of memory (docs/architectures/maru.md)."""
+    """x [B, T, D] → [B, T, D]: a GRU that reads and writes banks of memory (docs/architectures/maru.md)."""
 
     def __init__(
         self,
@@ -85,8 +89,8 @@ class MoMGRU(Layer, maru.Cell):
 
 
 class CumulativeRetention(Layer, cram.Mixer):
-    """CRAM's sum over the sequence, ξₜ = ξₜ₋₁ + sₜ σ(xₜ), s scored from position and x (eqs 8–10); or, given `decay` λ, the fixed
-    scheme's ξₜ = λ ξₜ₋₁ + (1−λ) σ(xₜ) (eq 5), which has no parameters. Muraleedharan; docs/architectures/cram.md.
+    """x [B, T, D] → ξ [B, T, D]: CRAM's sum over the sequence, ξₜ = ξₜ₋₁ + sₜ σ(xₜ), s scored from position and x (eqs 8–10); or, given
+    `decay` λ, the fixed scheme's ξₜ = λ ξₜ₋₁ + (1−λ) σ(xₜ) (eq 5), which has no parameters. Muraleedharan; docs/architectures/cram.md.
 
     ξ comes out in float32 or wider: rounded to 16 bits, a sum would lose its latest terms.
     """
@@ -120,7 +124,9 @@ class CumulativeRetention(Layer, cram.Mixer):
 
 
 class ShortConvolution(Layer, Conv):
-    """A causal depthwise convolution, its last tap on the token itself, and SiLU where asked for: as Mamba has one."""
+    """x [B, T, D] → [B, T, D]: a causal depthwise convolution, its last tap on the token itself, and SiLU where asked for: as Mamba has
+    one.
+    """
 
     def __init__(
         self, d_model: int, width: int = 4, bias: bool = True, activation: Literal["silu"] | None = None, **options: Unpack[Options]
@@ -138,7 +144,9 @@ class ShortConvolution(Layer, Conv):
 
 
 class GatedShortConvolution(Layer, lat.GatedConv):
-    """W_o (SiLU(a) ∘ conv(b)), [a, b] = W_in x: Based's convolution layer (Arora et al. 2024; docs/architectures/lat.md)."""
+    """x [B, T, D] → [B, T, D]: W_o (SiLU(a) ∘ conv(b)), [a, b] = W_in x, Based's convolution layer (Arora et al. 2024;
+    docs/architectures/lat.md).
+    """
 
     def __init__(self, d_model: int, width: int = 3, mult: int = 4, bias: bool = True, **options: Unpack[Options]) -> None:
         """W_in: D → mult·D, split in two halves. State: conv [B, width − 1, mult·D / 2]."""

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unisono_jax.kernels import resolve
 from unisono_jax.ops import chunked
 from unisono_jax.ops.elementwise import sigmoid, wide
+from unisono_jax.registry import check_implementation
 
 
 def step(
@@ -63,7 +63,7 @@ def parallel(
     ξ_t = Σ_{j≤t} (1−λ) λ^{n_t−n_j} σ(x_j) + λ^{n_t} ξ_{−1}, where n counts the valid tokens read; a reset cuts both terms.
     `decay` is a Python number, not a traced one.
     """
-    resolve(implementation)
+    check_implementation(implementation)
     dtype = wide(x, initial_state)
     x = x.astype(dtype)
     if valid is not None:

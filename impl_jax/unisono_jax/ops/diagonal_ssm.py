@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unisono_jax.kernels import resolve
 from unisono_jax.ops.carry import chunks, joined
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.ops.packing import packing, segments, take
+from unisono_jax.registry import check_implementation
 
 
 def discretised(dt: jax.Array, A: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -105,7 +105,7 @@ def parallel(
 
     Valid tokens are moved together first: the kernel is then one Toeplitz matrix [C, C] a channel, and all work is matmuls.
     """
-    resolve(implementation)
+    check_implementation(implementation)
     batch, length, _ = u.shape
     size = min(chunk_size, length)
     u, dt, A, C, D, h0 = widened(*masked(valid, u), dt, A, C, D, initial_state)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from unisono_jax.kernels import resolve
 from unisono_jax.ops.carry import carried, chunks, joined, shared
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
+from unisono_jax.registry import check_implementation
 
 EPS = 1e-6
 State = tuple[jax.Array, jax.Array]
@@ -53,7 +53,7 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[jax.Array, State]:
     """Masked matmuls inside chunks of C tokens, and a sum over chunks for the states between them."""
-    resolve(implementation)
+    check_implementation(implementation)
     length = q.shape[1]
     size = min(chunk_size, length)
     q, k, v, S0, z0 = widened(*masked(valid, q, k, v), *initial_state)

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unisono_jax.kernels import resolve
 from unisono_jax.ops.elementwise import dot, linear, masked, sigmoid, tanh, wide
+from unisono_jax.registry import check_implementation
 
 Arrays = Mapping[str, jax.Array]
 State = tuple[jax.Array, jax.Array]
@@ -113,7 +113,7 @@ def hoisted(
 ) -> tuple[jax.Array, State]:
     """The recurrence has no parallel form. This one takes every product with x out of the loop, as one matmul for all tokens; all
     that is left in it depends on h. For the gradient, the states are kept once in C tokens and computed again between."""
-    resolve(implementation)
+    check_implementation(implementation)
     length = x.shape[1]
     size = min(chunk_size, length)
     p, x, state = _widened(p, x, initial_state)

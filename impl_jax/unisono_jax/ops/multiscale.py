@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unisono_jax.kernels import resolve
 from unisono_jax.ops.carry import carried, chunks, joined, shared
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
+from unisono_jax.registry import check_implementation
 
 EPS = 1e-6
 State = tuple[jax.Array, jax.Array]
@@ -110,7 +110,7 @@ def parallel(
     All scales share q kᵀ. With weights that are alike along V, they share one masked matmul with v too, whose mask is
     Σ_s c^s_t λ^s(t, j) / (q'_t·z^s_t + ε).
     """
-    resolve(implementation)
+    check_implementation(implementation)
     length = q.shape[1]
     size = min(chunk_size, length)
     *inputs, S0, z0 = widened(*masked(valid, q, k, v, q_norm, k_norm, log_decay, weight), *initial_state)

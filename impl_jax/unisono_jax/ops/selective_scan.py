@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unisono_jax.kernels import resolve
 from unisono_jax.ops.carry import chunks, joined
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
+from unisono_jax.registry import check_implementation
 
 
 def step(
@@ -75,7 +75,7 @@ def parallel(
     A reset is a map with a = 0, a token that is not valid one with a = 1 and b = 0. Chunks are computed again for the gradient: states
     [D, N] of one chunk's tokens are all that is ever held. C is rounded up to whole rows.
     """
-    resolve(implementation)
+    check_implementation(implementation)
     length = u.shape[1]
     rows = math.isqrt(min(chunk_size, length) - 1) + 1
     width = -(-min(chunk_size, length) // rows)  # tokens a row

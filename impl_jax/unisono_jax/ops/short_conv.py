@@ -10,10 +10,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from unisono_jax.kernels import resolve
 from unisono_jax.ops.elementwise import masked, wide, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.ops.packing import packing, segments, take
+from unisono_jax.registry import check_implementation
 
 
 def step(
@@ -60,7 +60,7 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
     """A sum of w shifted copies of the valid tokens. `chunk_size` changes nothing."""
-    resolve(implementation)
+    check_implementation(implementation)
     batch, length, _ = x.shape
     x, state = widened(*masked(valid, x), initial_state)
     taps, carried = weight[:, 0].T.astype(x.dtype), state.shape[1]  # [w, D]

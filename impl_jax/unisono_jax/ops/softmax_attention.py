@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unisono_jax.kernels import resolve
 from unisono_jax.ops import position
 from unisono_jax.ops.carry import chunks, joined
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.ops.packing import segments
+from unisono_jax.registry import check_implementation
 
 State = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -62,7 +62,7 @@ def parallel(
 ) -> tuple[jax.Array, State]:
     """Masked attention for C queries at a time, recomputed for the gradient. The keys are the cache with the T tokens written
     into it; where a reset may write one slot twice, the cache with the tokens behind it."""
-    resolve(implementation)
+    check_implementation(implementation)
     batch, length = q.shape[:2]
     q, k, v, old_keys, old_values = widened(*masked(valid, q, k, v), *initial_state[:2])
     count, capacity = initial_state[2], old_keys.shape[1]

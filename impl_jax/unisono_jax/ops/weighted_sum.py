@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unisono_jax.kernels import resolve
 from unisono_jax.ops import chunked
 from unisono_jax.ops.elementwise import sigmoid, wide
+from unisono_jax.registry import check_implementation
 
 
 def step(
@@ -67,7 +67,7 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
     """A segmented sum inside chunks of C tokens, as one matmul, with a carry between them."""
-    resolve(implementation)
+    check_implementation(implementation)
     dtype = wide(x, s, initial_state)
     x, s, initial_state = x.astype(dtype), s.astype(dtype), initial_state.astype(dtype)
     if valid is not None:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from unisono_jax.kernels import resolve
 from unisono_jax.ops.carry import chunks, joined
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.ops.packing import packing, segments, take
+from unisono_jax.registry import check_implementation
 
 State = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -64,7 +64,7 @@ def parallel(
 ) -> tuple[jax.Array, State]:
     """A banded mask over the C valid tokens of a chunk and the w before them. Chunks are w tokens long at least: shorter ones
     would copy each key more often than twice."""
-    resolve(implementation)
+    check_implementation(implementation)
     batch, length = q.shape[:2]
     q, k, v, old_keys, old_values = widened(*masked(valid, q, k, v), *initial_state[:2])
     count, w = initial_state[2], old_keys.shape[1]

@@ -59,14 +59,6 @@ __all__ = [
     "UnisonoForCausalLM",
 ]
 
-for _model in (
-    CRAMForCausalLM,
-    InfinityFormerForCausalLM,
-    LATForCausalLM,
-    MARUForCausalLM,
-    S4DForCausalLM,
-    SelectiveSSMForCausalLM,
-    TransformerForCausalLM,
-):
+for _model in UnisonoForCausalLM.__subclasses__():
     AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
     AutoModelForCausalLM.register(_model.config_class, _model, exist_ok=True)

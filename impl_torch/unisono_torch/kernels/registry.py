@@ -1,69 +1,68 @@
-"""Which implementations an op has beside the plain one, and what they serve. Data: reading it needs neither Triton nor a GPU.
+"""Which implementations the ops have here, as contract/implementations.py describes them; and whether those with kernels can run.
 
-Everything that asks about kernels asks here: the ops (`implementation=`), the court's adapter, the benchmarks, docs/kernels.md
-(`python -m unisono_torch.kernels.registry` writes its table).
+`python -m unisono_torch.kernels.registry` writes the table of docs/kernels.md.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import os
 from collections.abc import Mapping
 
 import torch
+from unisono_spec.contract.implementations import PLAIN, Implementation, plain, table
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+GPU = "cuda, or a CPU in Triton's interpreter"
 
 
-@dataclasses.dataclass(frozen=True)
-class Implementation:
-    """One implementation of an op.
-
-    dtypes: of its inputs. widths: by axis (K, V), the least and the most. settings: what else it takes, by argument; an argument that
-    is not named here may be anything.
-    """
-
-    op: str
-    name: str
-    dtypes: tuple[torch.dtype, ...]
-    widths: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    settings: Mapping[str, tuple[object, ...]] = dataclasses.field(default_factory=dict)
-
-    def why_not(self, device: torch.device, dtype: torch.dtype, widths: Mapping[str, int], settings: Mapping[str, object]) -> str | None:
-        """Why it cannot serve such a call and what would help; None where it can."""
-        if not available(device):
-            return (
-                f"{self.name!r} cannot run on {device.type}; use 'auto' or 'plain', or a CUDA device with triton installed "
-                "(pip install unisono[torch-cuda]), or Triton's interpreter (TRITON_INTERPRET=1 in the environment)"
-            )
-        if dtype not in self.dtypes:
-            return f"{self.name!r} serves {self.op} in {_names(self.dtypes)}, not in {_names((dtype,))}; use 'auto' or 'plain'"
-        for axis, (least, most) in self.widths.items():
-            if not least <= widths[axis] <= most:
-                return f"{self.name!r} serves {self.op} with {axis} from {least} to {most}, not {widths[axis]}; use 'auto' or 'plain'"
-        for name, values in self.settings.items():
-            if settings[name] not in values:
-                return f"{self.name!r} serves {self.op} with {name} of {values}, not {settings[name]!r}; use 'auto' or 'plain'"
-        return None
+def _triton(op: str, dtypes: tuple[torch.dtype, ...] = FLOATS, how: str = "", **served: Mapping) -> Implementation:
+    return Implementation(op, "triton", dtypes, how=how, devices=GPU, **served)
 
 
 IMPLEMENTATIONS = (
-    Implementation("decayed_sum", "triton", FLOATS),
-    Implementation("weighted_sum", "triton", FLOATS),
-    Implementation(
-        "linear_attention",
-        "triton",
-        FLOATS[1:],
-        {"K": (1, 256), "V": (1, 256)},
-        {"feature_map": ("none", "elu1", "relu", "learned"), "one_dtype": (True,)},
+    *plain(
+        {
+            "decayed_sum": "a masked matmul in each chunk, by levels",
+            "weighted_sum": "a masked matmul in each chunk, by levels",
+            "linear_attention": "masked matmuls in chunks, states by a segmented sum",
+            "multiscale": "masked matmuls in chunks, states by the same recurrence",
+            "selective_scan": "chunk after chunk, states made again for the gradient",
+            "short_conv": "one shifted product a tap",
+            "diagonal_ssm": "Toeplitz matmuls in chunks; with resets lag by lag",
+            "window": "a banded mask in chunks",
+            "softmax_attention": "PyTorch's fused attention",
+            "mom_gru": "a loop, products with x before it; its gradient written out",
+        },
+        FLOATS,
     ),
-    Implementation("multiscale", "triton", FLOATS[1:], {"K": (1, 128), "V": (1, 128), "scales": (1, 8)}),
-    Implementation("selective_scan", "triton", FLOATS, widths={"N": (1, 64)}),
-    Implementation("short_conv", "triton", FLOATS, widths={"w": (1, 16)}),
-    Implementation("diagonal_ssm", "triton", FLOATS, widths={"P": (1, 128)}),
+    _triton("decayed_sum", how="one sweep each way"),
+    _triton("weighted_sum", how="one sweep each way"),
+    _triton(
+        "linear_attention",
+        FLOATS[1:],
+        "one sweep each way, φ in it",
+        widths={"K": (1, 256), "V": (1, 256)},
+        settings={"feature_map": ("none", "elu1", "relu", "learned"), "one_dtype": (True,)},
+    ),
+    _triton("multiscale", FLOATS[1:], "all scales at once, one q kᵀ", widths={"K": (1, 128), "V": (1, 128), "scales": (1, 8)}),
+    _triton("selective_scan", how="one sweep each way, softplus and gate in it", widths={"N": (1, 64)}),
+    _triton("short_conv", how="one pass each way", widths={"w": (1, 16)}),
+    _triton("diagonal_ssm", how="one sweep each way", widths={"P": (1, 128)}),
 )
 REGISTRY: Mapping[tuple[str, str], Implementation] = {(each.op, each.name): each for each in IMPLEMENTATIONS}
+
+
+def why_not(
+    kernel: Implementation, device: torch.device, dtype: torch.dtype, widths: Mapping[str, int], settings: Mapping[str, object]
+) -> str | None:
+    """Why `kernel` cannot serve such a call on `device`, and what would help; None where it can."""
+    if kernel.name != PLAIN and not available(device):
+        return (
+            f"{kernel.name!r} cannot run on {device.type}; use 'auto' or 'plain', or a CUDA device with triton installed "
+            "(pip install unisono[torch-cuda]), or Triton's interpreter (TRITON_INTERPRET=1 in the environment)"
+        )
+    return kernel.why_not(dtype, widths, settings)
 
 
 @torch.compiler.assume_constant_result  # a compiler cannot look for modules
@@ -80,24 +79,5 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-def served(name: str) -> dict[str, tuple[str, ...]]:
-    """The ops that have the implementation `name`, with the names of their dtypes."""
-    return {each.op: tuple(str(d).removeprefix("torch.") for d in each.dtypes) for each in IMPLEMENTATIONS if each.name == name}
-
-
-def table() -> str:
-    """The registry in Markdown."""
-    lines = ["| op | implementation | dtypes | widths | settings |", "|---|---|---|---|---|"]
-    for each in IMPLEMENTATIONS:
-        widths = ", ".join(f"{axis} {least}–{most}" for axis, (least, most) in each.widths.items()) or "any"
-        settings = "; ".join(f"{name}: {', '.join(map(str, values))}" for name, values in each.settings.items()) or "any"
-        lines.append(f"| `{each.op}` | {each.name} | {_names(each.dtypes)} | {widths} | {settings} |")
-    return "\n".join(lines)
-
-
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-
-
 if __name__ == "__main__":
-    print(table())
+    print(table(IMPLEMENTATIONS))

@@ -25,7 +25,7 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm over the last axis; comes out float32 or wider."""
+    """[..., D] → [..., D]: LayerNorm over the last axis; comes out float32 or wider."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm over the last axis; comes out float32 or wider."""
+    """[..., D] → [..., D]: RMSNorm over the last axis; comes out float32 or wider."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits. A tied head has no weight of its own and is given the embedding's."""
+    """x [..., D] → logits [..., V]. A tied head has no weight of its own and is given the embedding's."""
 
     def __init__(self, into: int, out: int, bias: bool, tied: bool) -> None:
         super().__init__()

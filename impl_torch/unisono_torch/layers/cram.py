@@ -12,7 +12,7 @@ from unisono_torch.ops.elementwise import binary_digits, gelu_tanh, linear, wide
 
 
 class Readout(nn.Module):
-    """x ← x + FFN(LN(x)), the fixed scheme's residual block."""
+    """x [..., D] → [..., D]: x ← x + FFN(LN(x)), the fixed scheme's residual block."""
 
     def __init__(self, config: CRAMConfig) -> None:
         super().__init__()

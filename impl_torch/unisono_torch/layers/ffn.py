@@ -9,7 +9,7 @@ from unisono_torch.ops.elementwise import gelu, gelu_tanh, sigmoid, silu
 
 
 class FFN(nn.Module):
-    """Linear(D→hidden), GELU-tanh, Linear(hidden→D)."""
+    """x [..., D] → [..., D]: Linear(D→hidden), GELU-tanh, Linear(hidden→D)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class FFN(nn.Module):
 
 
 class GELUFFN(nn.Module):
-    """Linear(D→hidden), exact GELU, Linear(hidden→D)."""
+    """x [..., D] → [..., D]: Linear(D→hidden), exact GELU, Linear(hidden→D)."""
 
     def __init__(self, width: int, hidden: int, bias: bool = True) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class GELUFFN(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(SiLU(gate x) ∘ up x) (Shazeer 2020, eq 6)."""
+    """x [..., D] → [..., D]: down(SiLU(gate x) ∘ up x) (Shazeer 2020, eq 6)."""
 
     def __init__(self, width: int, hidden: int, bias: bool = True) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class SwiGLU(nn.Module):
 
 
 class GatedGELU(nn.Module):
-    """InfinityFormer's: [a, b] = up x, down(GELU(a ∘ σ(b))), exact GELU."""
+    """x [..., D] → [..., D], InfinityFormer's: [a, b] = up x, down(GELU(a ∘ σ(b))), exact GELU."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ State = tuple[Tensor, Tensor]
 
 
 class Decay(nn.Module):
-    """log λ of the S memories: log σ(a), or log σ(w·h + a) of each token. Always finite."""
+    """h [B, (T,) D] → log λ of the S memories [B, (T,) S]: log σ(a), or log σ(w·h + a) of each token. Always finite."""
 
     def __init__(self, width: int, scales: int, data: bool) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Decay(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Linear attention at S + 1 time scales."""
+    """h [B, (T,) D] → the same shape: linear attention at S + 1 time scales."""
 
     def __init__(self, config: InfinityFormerConfig) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Mixer(nn.Module):
 
 
 class Block(nn.Module):
-    """x ← x + mixer(LN(x)), x ← x + FFN(LN(x))."""
+    """x [B, (T,) D] → the same shape: x ← x + mixer(LN(x)), x ← x + FFN(LN(x))."""
 
     def __init__(self, config: InfinityFormerConfig) -> None:
         super().__init__()

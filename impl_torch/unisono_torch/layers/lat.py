@@ -21,7 +21,7 @@ States = tuple[Tensor, ...]
 
 
 class Attention(nn.Module):
-    """Heads, and one of the ops mapped_attention, window and softmax_attention."""
+    """x [B, (T,) D] → the same shape: heads, and one of the ops mapped_attention, window and softmax_attention."""
 
     def __init__(self, config: LATConfig, kind: str) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Attention(nn.Module):
 
 
 class GatedConv(nn.Module):
-    """W_o (SiLU(a) ∘ conv(b)), [a, b] = W_in x."""
+    """x [B, (T,) D] → the same shape: W_o (SiLU(a) ∘ conv(b)), [a, b] = W_in x."""
 
     def __init__(self, config: LATConfig) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class GatedConv(nn.Module):
 
 
 class Block(nn.Module):
-    """x ← x + mixer(norm(x)), x ← x + ffn(norm(x))."""
+    """x [B, (T,) D] → the same shape: x ← x + mixer(norm(x)), x ← x + ffn(norm(x))."""
 
     def __init__(self, config: LATConfig, kind: str) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ State = tuple[Tensor, ...]  # conv, ssm, h, memory
 
 
 class Cell(nn.Module):
-    """The parameters of ops/mom_gru.py, and the call of it."""
+    """x [B, (T,) D] → h, the same shape: the parameters of ops/mom_gru.py, and the call of it."""
 
     def __init__(self, config: MARUConfig) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ class Mixer(nn.Module):
 
 
 class Block(nn.Module):
-    """x ← x + mixer(LN(x)), x ← x + FFN(LN(x)); the latter unless ffn_mult is 0."""
+    """x [B, (T,) D] → the same shape: x ← x + mixer(LN(x)), x ← x + FFN(LN(x)); the latter unless ffn_mult is 0."""
 
     def __init__(self, config: S4DConfig) -> None:
         super().__init__()

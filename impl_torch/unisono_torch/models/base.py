@@ -83,7 +83,8 @@ class Model(nn.Module):
         return (kept.to(torch.promote_types(self.compute_dtype, torch.float32)) / (1 - rate)).unbind(0)
 
     def init_state(self, batch: int, capacity: int | None = None) -> State:
-        """The state before the first token of `batch` sequences. capacity: the most tokens that softmax attention shall read.
+        """The state before the first token of `batch` sequences: arrays [batch, …] by name. capacity: the most tokens that softmax
+        attention shall read.
 
         Gradients flow to the initial states that are parameters.
         """

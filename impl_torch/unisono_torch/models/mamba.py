@@ -15,7 +15,7 @@ from unisono_torch.models.base import Model, State
 
 
 class Layer(nn.Module):
-    """x ← x + mamba(RMSNorm(x))."""
+    """x [B, (T,) D] → the same shape: x ← x + mamba(RMSNorm(x))."""
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()

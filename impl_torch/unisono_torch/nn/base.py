@@ -47,7 +47,8 @@ class Layer(nn.Module):
         self.load_state_dict({name: from_numpy(a).to(device, held) for name, a in drawn.items()}, assign=True)
 
     def init_state(self, batch: int, capacity: int | None = None, dtype: torch.dtype | None = None) -> State:
-        """The state before the first token of `batch` sequences. capacity: the most tokens that softmax attention shall read.
+        """The state before the first token of `batch` sequences: arrays [batch, …] by name. capacity: the most tokens that softmax
+        attention shall read.
 
         dtype: of the x to come, the parameters' unless told; under float64 states are float64, else float32.
         """

@@ -8,21 +8,22 @@ import logging
 import torch
 from unisono_spec.contract import InputError, nearest
 from unisono_spec.contract.errors import shown
+from unisono_spec.contract.implementations import PLAIN, choices
 
-from unisono_torch.kernels.registry import REGISTRY, available
+from unisono_torch.kernels.registry import IMPLEMENTATIONS, REGISTRY, available, why_not
 from unisono_torch.ops.transforms import transformed
 
-IMPLEMENTATIONS = ("auto", "plain", "triton")
+CHOICES = choices(IMPLEMENTATIONS)
 _log = logging.getLogger("unisono_torch")
 
 
 def check_implementation(implementation: str, device: torch.device | None = None) -> str:
     """Raises InputError where `implementation` is unknown, or no kernel of it runs on `device`."""
-    if implementation not in IMPLEMENTATIONS:
-        raise InputError(f"implementation: {shown(implementation)} is unknown in PyTorch; {nearest(implementation, IMPLEMENTATIONS)}")
-    if device is not None and implementation not in ("auto", "plain") and not available(device):
-        some = next(each for (_, name), each in REGISTRY.items() if name == implementation)
-        raise InputError(f"implementation: {some.why_not(device, some.dtypes[0], {}, {})}")
+    if implementation not in CHOICES:
+        raise InputError(f"implementation: {shown(implementation)} is unknown in PyTorch; {nearest(implementation, CHOICES)}")
+    if device is not None and implementation not in ("auto", PLAIN) and not available(device):
+        some = next(each for each in IMPLEMENTATIONS if each.name == implementation)
+        raise InputError(f"implementation: {why_not(some, device, some.dtypes[0], {}, {})}")
     return implementation
 
 
@@ -34,7 +35,7 @@ def use_triton(
     Always for "triton", else InputError with the reason; on a GPU, where it can, for "auto", which logs a reason once where it cannot.
     """
     check_implementation(implementation)
-    if implementation == "plain":
+    if implementation == PLAIN:
         return False
     kernel = REGISTRY.get((op, "triton"))
     if kernel is None:
@@ -44,7 +45,7 @@ def use_triton(
     elif transformed():
         why = "torch.func and forward-mode differentiation know plain operations only; use 'auto' or 'plain'"
     else:
-        why = kernel.why_not(device, dtype, widths or {}, settings)
+        why = why_not(kernel, device, dtype, widths or {}, settings)
     if why is None:
         return True
     if implementation == "triton":

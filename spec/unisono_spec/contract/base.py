@@ -94,6 +94,8 @@ class Config:
     """Base of all model configs: frozen, typed, validated when made, plain JSON values only."""
 
     arch: ClassVar[str]
+    # what of the weights a training's log follows: the end of a parameter's name → "decay", "gate" (both logits) or "load"
+    gauges: ClassVar[Mapping[str, str]] = {}
 
     if TYPE_CHECKING:  # fields of every config, each with a default of its own
         d_model: int = 1  # D
@@ -104,6 +106,7 @@ class Config:
     # what holds unless a config has a field of that name
     frame_size = 0  # F, where inputs are frames
     balance_rate = 0.0  # how fast a noisy router's balance bias follows the banks' load
+    tie_head = False  # whether the head's weight is the embedding's
 
     def __post_init__(self) -> None:
         hints = _hints(type(self))
@@ -158,6 +161,16 @@ class Config:
         return "categorical"
 
     @property
+    def output_size(self) -> int:
+        """Width of the outputs: V logits, F Bernoulli logits, or F means and F log variances."""
+        return {"categorical": self.vocab_size, "bernoulli": self.frame_size, "gaussian": 2 * self.frame_size}[self.predicts]
+
+    @property
+    def code_size(self) -> int:
+        """Width of the code that the verbs `code` and `readout` know; 0 where a model has none."""
+        return 0
+
+    @property
     def longest(self) -> int | None:
         """The most tokens that a sequence can have, where positions are learned."""
         return None
@@ -201,13 +214,6 @@ class Config:
 
     def replace(self, **changes: Any) -> Self:
         return type(self).from_dict({**self.to_dict(), **changes})
-
-
-def dtype_kind(array: Any) -> str:
-    """'b', 'i' or 'f' for arrays of NumPy, JAX and torch alike (complex counts as float: the complex step passes it), else '?'."""
-    name = str(array.dtype).removeprefix("torch.")
-    kinds = {"b": ("bool",), "i": ("int", "uint"), "f": ("float", "bfloat", "complex")}
-    return next((kind for kind, names in kinds.items() if name.startswith(names) and "_" not in name), "?")
 
 
 def declared_states(config: Config, batch: int, capacity: int | None = None, dtype: str = "float32") -> dict[str, State]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unisono_spec.contract import preset
-from unisono_spec.contract.base import MAX_SIZE, Config, dtype_kind
+from unisono_spec.contract.base import MAX_SIZE, Config
 from unisono_spec.contract.errors import InputError, nearest, shown
 from unisono_spec.contract.files import check_state
 from unisono_spec.contract.plain import check_integer
@@ -118,9 +118,9 @@ def check_code(
     config: Config, tokens: Any = None, xi: Any = None, dropout: Any = None, array: Array = None, complex_step: bool = False
 ) -> None:
     """Raise InputError unless the model has a code that `code(tokens)` and `readout(xi)` know, and these fit it."""
-    if getattr(config, "scheme", None) != "fixed":
+    if not config.code_size:
         raise InputError("code, readout: ξ of the adaptive scheme lies inside each layer; call forward")
-    width = config.code_size  # pyright: ignore[reportAttributeAccessIssue]
+    width = config.code_size
     if tokens is not None:
         _check_array("tokens", tokens, array)
         kind, shape = "f" if config.reads_frames else "i", tuple(tokens.shape)
@@ -132,6 +132,13 @@ def check_code(
         if tuple(xi.shape)[-1:] != (width,) or _kind(xi, complex_step) != "f":
             raise InputError(f"xi: shape {tuple(xi.shape)} of {xi.dtype}, expected [..., {width}] floats; give what `code` leads to")
         check_training(config, tuple(xi.shape)[:-1], dropout, array=array)
+
+
+def dtype_kind(array: Any) -> str:
+    """'b', 'i' or 'f' for arrays of NumPy, JAX and torch alike (complex counts as float: the complex step passes it), else '?'."""
+    name = str(array.dtype).removeprefix("torch.")
+    kinds = {"b": ("bool",), "i": ("int", "uint"), "f": ("float", "bfloat", "complex")}
+    return next((kind for kind, names in kinds.items() if name.startswith(names) and "_" not in name), "?")
 
 
 def _kind(array: Any, complex_step: bool = False) -> str:

@@ -99,18 +99,13 @@ class CRAMConfig(Config):
     @property
     def code_size(self) -> int:
         """Width of ξ in the fixed scheme."""
+        if self.scheme != "fixed":
+            return 0
         return {"binary": self.code_bits, "frame": self.frame_size, "embedding": self.d_model}[self.codes]
 
     @property
     def key_scale(self) -> float:
         return self.k_scale or math.sqrt(self.d_model)
-
-    @property
-    def output_size(self) -> int:
-        """Width of the head: V logits, F Bernoulli logits, or F means and F log variances."""
-        if not self.reads_frames:
-            return self.vocab_size
-        return self.frame_size * (2 if self.frame_head == "gaussian" else 1)
 
     def params(self) -> dict[str, Param]:
         """Every trainable parameter, in order."""

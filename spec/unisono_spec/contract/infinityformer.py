@@ -19,6 +19,7 @@ class InfinityFormerConfig(Config):
     """Linear attention read from S decayed memories beside an undecayed context path, mixed by a gate."""
 
     arch: ClassVar[str] = "infinityformer"
+    gauges: ClassVar[dict[str, str]] = {".mixer.decay.bias": "decay", ".mixer.gate.bias": "gate"}
 
     d_model: int = 768  # D
     n_layers: int = 12

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from unisono_spec.contract.base import ANY, MAX_SIZE, Arrays, Config, Param, State, dtype_kind
+from unisono_spec.contract.base import ANY, MAX_SIZE, Arrays, Config, Param, State
+from unisono_spec.contract.checks import dtype_kind
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.errors import InputError, shown
 from unisono_spec.contract.infinityformer import InfinityFormerConfig

@@ -16,6 +16,7 @@ class MARUConfig(Config):
     """A Mamba block, then a GRU that reads and writes banks of memory (MoM-GRU)."""
 
     arch: ClassVar[str] = "maru"
+    gauges: ClassVar[dict[str, str]] = {".balance_load": "load"}
 
     d_model: int = 640  # D, of the Mamba block and of the cell
     n_layers: int = 1

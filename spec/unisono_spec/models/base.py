@@ -39,7 +39,9 @@ class Model:
         self.params = {name: p if p.dtype.kind == "c" else p.astype(DTYPES[dtype]) for name, p in params.items()}
 
     def init_state(self, batch: int, capacity: int | None = None) -> Arrays:
-        """The state before the first token of `batch` sequences. capacity: the most tokens that softmax attention shall read."""
+        """The state before the first token of `batch` sequences: arrays [batch, …] by name. capacity: the most tokens that softmax
+        attention shall read.
+        """
         return initial_state(self.config, self.params, batch, capacity, self.dtype)
 
     def forward(

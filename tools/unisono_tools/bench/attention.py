@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from unisono_torch.ops import mapped_attention
 from unisono_torch.ops.features import elu1
 
+from unisono_tools.bench.contestants import serving
 from unisono_tools.bench.measure import ceilings, median_ms, peak_bytes, throughput_ms
 from unisono_tools.bench.report import about
 
@@ -109,7 +110,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def contestants(case: Case, device: str) -> dict[str, tuple[Function, bool]]:
     """By name; whether it computes what ours does of q, k and v, or is given φ(q) and φ(k)."""
-    found: dict[str, tuple[Function, bool]] = {OURS: (_ours("auto"), False)}
+    widths, settings = {"K": case.width, "V": case.width}, {"feature_map": "elu1", "one_dtype": True}
+    best, *_ = serving("torch", "linear_attention", device, case.dtype, widths, settings)
+    found: dict[str, tuple[Function, bool]] = {OURS: (_ours(best), False)}
     if case.tabled:
         found[PLAIN] = _ours("plain"), False
     if device == "cuda":

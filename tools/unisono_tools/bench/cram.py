@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import functools
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._functorch import config as functorch
-from unisono_torch.kernels.registry import available
 from unisono_torch.ops import decayed_sum, weighted_sum
 
 from unisono_tools.bench.cases import Case
+from unisono_tools.bench.contestants import serving
 from unisono_tools.bench.measure import median_ms, peak_bytes, throughput_ms
 
 SETS = 3
@@ -152,7 +153,7 @@ def time_accelerated(case: Case, device: str, repeats: int, copy_rate: float) ->
     return Row(ACCELERATED, forward_ms, backward_ms, errors[0], errors[1], note=note)
 
 
-def _time_jax(case: Case, sets: list, repeats: int) -> list[Row]:
+def _time_jax(case: Case, sets: list, device: str, repeats: int) -> list[Row]:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
     import jax.numpy as jnp
@@ -171,6 +172,12 @@ def _time_jax(case: Case, sets: list, repeats: int) -> list[Row]:
     def cumsum(x: Any, s: Any) -> Any:
         return jnp.cumsum(terms(x, s), 1).astype(case.out_dtype)
 
+    ops = importlib.import_module(f"unisono_jax.ops.{case.op}")
+
+    def ours(x: Any, s: Any, implementation: str) -> Any:
+        state, given = jnp.zeros((case.batch, case.width)), case.decay if case.op == "decayed_sum" else s
+        return ops.parallel(x, given, state, implementation=implementation)[0].astype(case.out_dtype)
+
     arrays = [tuple(jax.dlpack.from_dlpack(a) for a in each) for each in sets]
     x, s, dxi = (np.asarray(a[0].astype("float32"), np.float64) for a in arrays[0])
     truths = exact(case, x[:, :CHECKED], s, dxi[:, :CHECKED])
@@ -178,6 +185,7 @@ def _time_jax(case: Case, sets: list, repeats: int) -> list[Row]:
     for name, function in {
         "jax associative_scan": associative_scan,
         **({"jax cumsum": cumsum} if case.op == "weighted_sum" else {}),
+        **{f"unisono, JAX {how}": functools.partial(ours, implementation=how) for how in serving("jax", case.op, device, case.dtype)},
     }.items():
         forward = jax.jit(function)
 
@@ -204,7 +212,7 @@ def run_case(case: Case, device: str, repeats: int, peers: set[str]) -> list[Row
     def add(name: str, run: Callable) -> None:
         timers[name] = lambda: [_time_torch(name, case, run, sets, device, repeats)]
 
-    if available(device):
+    if "triton" in serving("torch", case.op, device, case.dtype):
         add("unisono", _kernel(case))
     if "eager" in peers:
         add("torch eager", _plain(case))
@@ -214,8 +222,8 @@ def run_case(case: Case, device: str, repeats: int, peers: set[str]) -> list[Row
         torch.compiler.reset()
         functorch.donated_buffer = False  # the backward is timed on a graph that is kept
         add("torch.compile", torch.compile(_plain(case)))
-    if "jax" in peers and importlib.util.find_spec("jax"):
-        timers["jax"] = lambda: _time_jax(case, sets, repeats)
+    if "jax" in peers and serving("jax", case.op, device, case.dtype):
+        timers["jax"] = lambda: _time_jax(case, sets, device, repeats)
     rows = []
     for name, timer in timers.items():
         try:

@@ -28,6 +28,7 @@ from unisono_spec.contract import Config, init_params, preset
 from unisono_torch.ops import linear_attention, mom_gru
 from unisono_torch.ops.features import elu1
 
+from unisono_tools.bench.contestants import serving
 from unisono_tools.bench.report import about
 
 HEADS, WIDTH = 4, 64
@@ -85,7 +86,7 @@ def attention(batch: int, length: int, dtype: torch.dtype) -> Contestants:
             warnings.simplefilter("ignore")  # of what fla's kernels would like to find
             naive = importlib.import_module("fla.ops.linear_attn.naive")
         found["fla naive chunk"] = _torch(lambda: naive.naive_chunk_linear_attn(elu1(q), elu1(k), v, scale=1.0, normalize=True))
-    if importlib.util.find_spec("jax"):
+    if serving("jax", "linear_attention", "cpu", "float32"):
         ops = importlib.import_module("unisono_jax.ops.linear_attention")
         phi = importlib.import_module("unisono_jax.ops.features").elu1
         start = tuple(a.numpy() for a in zero)
@@ -112,7 +113,7 @@ def mamba(batch: int, length: int, dtype: torch.dtype) -> Contestants:
         }
         theirs.load_state_dict({names[name]: torch.tensor(p) for name, p in params.items()}, strict=False)  # the head is tied
         found["transformers, slow path"] = _torch(lambda: theirs(tokens, use_cache=False).logits)
-    if importlib.util.find_spec("jax"):
+    if serving("jax", "selective_scan", "cpu", "float32"):
         make, weights = importlib.import_module("unisono_tools.backends.jax").functional(
             importlib.import_module("unisono_jax").create(config, params, dtype="float32")
         )
@@ -132,7 +133,7 @@ def cell(batch: int, length: int, dtype: torch.dtype) -> Contestants:
     if dtype == torch.float64:
         return found
     found["eager loop"] = _torch(lambda: mom_gru.recurrent(x, p, start)[0])
-    if importlib.util.find_spec("jax"):
+    if serving("jax", "mom_gru", "cpu", "float32"):
         ops, jnp = importlib.import_module("unisono_jax.ops.mom_gru"), importlib.import_module("jax.numpy")
         inside = "layers.0.cell."
         given = {name.removeprefix(inside): a for name, a in params.items() if name.startswith(inside)}

@@ -6,6 +6,7 @@ python -m unisono_tools.bench.scan --output docs/results/kernels-scan-h100      
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import pathlib
@@ -21,6 +22,7 @@ from unisono_spec.contract import preset
 from unisono_torch.ops import gated_scan
 
 from unisono_tools.bench import report
+from unisono_tools.bench.contestants import serving
 from unisono_tools.bench.measure import ceilings, median_ms, peak_bytes
 
 # B, T, D, N; bfloat16, with softplus, D and a gate
@@ -159,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("torch sees no GPU here")
     properties = torch.cuda.get_device_properties(0)
     clock = 1e3 * getattr(properties, "clock_rate", 1_980_000)  # Hz
-    peers: dict[str, Callable[[list[Tensor]], Any]] = {"kernel": lambda given: scan(given, "triton")}
+    peers: dict[str, Callable[[list[Tensor]], Any]] = {}
     if importlib.util.find_spec("mamba_ssm") is not None:
         peers["mamba_ssm"] = mamba_ssm
     command = "python -m unisono_tools.bench.scan" + (" --compiled" if options.compiled else "")
@@ -176,7 +178,9 @@ def main(argv: list[str] | None = None) -> int:
             "copy_ms": 1e3 * 4 * 2 * b * t * d / result["ceilings"]["copy_bytes_per_s"],
             "exp2_ms": 1e3 * b * t * d * n / (EXP2 * properties.multi_processor_count * clock),
         }
-        for name, call in (peers | ({"plain": lambda given: scan(given, "plain")} if shape in PLAIN else {})).items():
+        ours = serving("torch", "selective_scan", "cuda", "bfloat16", {"N": n})
+        timed_here = {how: functools.partial(scan, implementation=how) for how in ours if how != "plain" or shape in PLAIN} | peers
+        for name, call in timed_here.items():
             repeats = 1 if name == "plain" else options.repeats
             result["scans"].append({"shape": shape, "by": name, **floors, **timed(call, shape, repeats)})
             print(result["scans"][-1], flush=True)

@@ -17,6 +17,7 @@ from unisono_spec.contract import preset
 from unisono_torch.ops import diagonal_ssm
 
 from unisono_tools.bench import report
+from unisono_tools.bench.contestants import serving
 from unisono_tools.bench.measure import ceilings, median_ms, peak_bytes
 from unisono_tools.bench.scan import training
 
@@ -71,7 +72,7 @@ def errors(implementation: str) -> dict[str, float]:
 def trained(name: str, steps: int, compiled: bool, flops: float) -> dict[str, Any]:
     """Tokens a second; MFU: 6 operations a parameter and token, but embeddings that are only looked up, of a matmul's measured rate."""
     config, (batch, length) = preset(name), MODELS[name]
-    looked_up = {"embedding.weight"} if not getattr(config, "tie_head", False) else set()
+    looked_up = {"embedding.weight"} if not config.tie_head else set()
     numbers = sum(math.prod(p.shape) for key, p in config.params().items() if key not in looked_up)
     row = training("auto", steps, compiled, name, batch, length)
     return {"model": name, "compiled": compiled, "batch": batch, "length": length, **row, "mfu": 6 * numbers * row["tokens_per_s"] / flops}
@@ -107,7 +108,11 @@ def main(argv: list[str] | None = None) -> int:
     result: dict[str, Any] = {
         "run": report.about(command, torch.cuda.get_device_name(), "unisono", "torch", "triton"),
         "ceilings": ceilings("cuda"),
-        "ops": [timed(how, shape, 3 if how == "plain" else 7) for shape in SHAPES for how in ("triton", "plain")],
+        "ops": [
+            timed(how, shape, 3 if how == "plain" else 7)
+            for shape in SHAPES
+            for how in serving("torch", "diagonal_ssm", "cuda", "bfloat16", {"P": shape[-1]})
+        ],
         "errors": errors("triton"),
         "training": [],
     }

@@ -5,19 +5,16 @@ from __future__ import annotations
 import numpy as np
 from unisono_spec.contract import Arrays, Config
 
-# the end of a parameter's name → what its numbers are called, one curve each
-GAUGES = {".mixer.decay.bias": "decay", ".mixer.gate.bias": "gate", ".balance_load": "load"}
-
 
 def gauges(config: Config, params: Arrays) -> dict[str, float]:
-    """InfinityFormer's decays λ and the mean of its gates, both for an input of zero; how much each bank of MARU is used, averaged.
+    """Decays λ and the mean of gates, both for an input of zero; how much each bank of a memory is used, averaged.
 
     Names: decay.LAYER.SCALE, gate.LAYER, load.LAYER.BANK.
     """
     found: dict[str, float] = {}
     for name in config.params():
-        for end, kind in GAUGES.items():
-            if not name.endswith(end) or config.arch not in ("infinityformer", "maru"):
+        for end, kind in config.gauges.items():
+            if not name.endswith(end):
                 continue
             layer, values = name.split(".")[1], params[name].astype(np.float64)
             if kind != "load":

@@ -59,8 +59,7 @@ def memory(train: TrainConfig, rows: int) -> int:
     microbatch = rows // train.accumulation // devices
     # computed again, all layers keep their inputs, and one of them the rest
     layers = config.n_updates + ARRAYS if train.gradient_checkpointing else (config.n_updates + 1) * ARRAYS
-    vocabulary = 2 * getattr(config, "frame_size", 0) if config.reads_frames else getattr(config, "vocab_size", 0)
-    kept = microbatch * (config.d_model * layers * BYTES[train.dtype] + vocabulary * (BYTES[train.dtype] + 8))
+    kept = microbatch * (config.d_model * layers * BYTES[train.dtype] + config.output_size * (BYTES[train.dtype] + 8))
     held = (5 if train.ema else 4) * count_params(config) * BYTES[train.param_dtype]
     return held // (devices if train.parallel == "fsdp" else 1) + kept
 
