@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,8 +59,14 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
         q, k, v = torch.cat([a.flatten(2) for a in (q, k, v)], -1).split((heads * case.K, heads * case.K, heads * case.V), -1)
         q, k, v = q.unflatten(-1, (heads, -1)), k.unflatten(-1, (heads, -1)), v.unflatten(-1, (heads, -1))
     state = case.batch, heads, case.K
+    z = 2 * size * normal(*state).abs()
+    if case.feature_map == "taylor2":  # what three keys leave, and what nobody reads: a square's other half with a minus
+        state = case.batch, heads, 1 + case.K + case.K**2
+        z = _phi("taylor2", normal(case.batch, 3, heads, case.K), 1.0)[0].sum(1)
+        noise = normal(case.batch, heads, case.K, case.K)
+        z[..., case.K + 1 :] += (noise - noise.mT).flatten(-2)
     tensors = {
-        "q": q, "k": k, "v": v, "S": normal(*state, case.V).float(), "z": (2 * size * normal(*state).abs()).float(),
+        "q": q, "k": k, "v": v, "S": normal(*state, case.V).float(), "z": z.float(),
         "tau": torch.tensor([1.3]) if case.feature_map == "learned" else None,
         "reset": torch.rand(tokens, generator=made) < 0.1 if case.reset else None, "valid": valid,
         "do": do, "dS": normal(*state, case.V).float(), "dz": normal(*state).float(),
@@ -67,13 +74,22 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
     return {name: None if a is None else a.to(device) for name, a in tensors.items()}
 
 
-def _phi(name: str, x: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """φ(x), and its derivative by τx."""
+def _phi(name: str, x: Tensor, tau: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """φ(x), and what makes a gradient by τx of one by φ."""
+    if name == "taylor2":
+        K = x.shape[-1]
+        square = (x[..., :, None] * x[..., None, :]).flatten(-2) / (2 * K) ** 0.5
+
+        def back(g: Tensor) -> Tensor:
+            g_x, g_square = g[..., 1 : K + 1], g[..., K + 1 :].unflatten(-1, (K, K))
+            return g_x / K**0.25 + ((g_square + g_square.mT) @ x[..., None])[..., 0] / (2 * K) ** 0.5
+
+        return torch.cat([torch.ones_like(x[..., :1]), x / K**0.25, square], -1), back
     if name == "relu":
-        return x.clamp(min=0), (x > 0).double()
+        return x.clamp(min=0), lambda g: g * (x > 0)
     if name == "none":
-        return x, torch.ones_like(x)
-    return torch.where(x > 0, tau * x + 1, (tau * x).exp()), (tau * x).clamp(max=0).exp()
+        return x, lambda g: g
+    return torch.where(x > 0, tau * x + 1, (tau * x).exp()), lambda g: g * (tau * x).clamp(max=0).exp()
 
 
 def written_out(case: Case, given: dict[str, Any], sign: float = 1.0) -> dict[str, Tensor]:
@@ -88,7 +104,7 @@ def written_out(case: Case, given: dict[str, Any], sign: float = 1.0) -> dict[st
     if sign < 0:
         x["v"], x["do"], S, dS, dz = (a.abs() for a in (x["v"], x["do"], S, dS, dz))
     tau = 1.0 if given["tau"] is None else float(given["tau"])
-    (q, slope_q), (k, slope_k) = (_phi(case.feature_map, x[name], tau) for name in "qk")
+    (q, back_q), (k, back_k) = (_phi(case.feature_map, x[name], tau) for name in "qk")
     q, k, v, do = q * live, k * live, x["v"], x["do"]
     reads = (segment[:, :, None] == segment[:, None, :]).tril().double()
     first, last = ((segment == edge).double()[..., None, None] for edge in (torch.zeros_like(segment), segment[:, -1:]))
@@ -96,6 +112,12 @@ def written_out(case: Case, given: dict[str, Any], sign: float = 1.0) -> dict[st
 
     P = torch.einsum("bthk,bjhk,btj->bhtj", q, k, reads)
     D = (P.sum(-1).transpose(1, 2) + (first * q * z[:, None]).sum(-1))[..., None] + EPS  # [B, T, H, 1]
+    if sign < 0 and case.feature_map == "taylor2":
+        # D, too, is a sum of terms of both signs: a quotient errs by as much more as they are more than it
+        q, k, z = q.abs(), k.abs(), z.abs()
+        P = torch.einsum("bthk,bjhk,btj->bhtj", q, k, reads)
+        D = D.square() / ((P.sum(-1).transpose(1, 2) + (first * q * z[:, None]).sum(-1))[..., None] + EPS)
+        back_q, back_k = (_phi("taylor2", x[name].abs(), tau)[1] for name in "qk")
     o = (torch.einsum("bhtj,bjhv->bthv", P, v) + torch.einsum("bthk,bhkv->bthv", first * q, S)) / D
     delta = sign * (do * o).sum(-1, keepdim=True)  # [B, T, H, 1]
     R = torch.einsum("bthv,bjhv,btj->bhtj", do, v, reads) - delta.transpose(1, 2) * reads[:, None]
@@ -103,7 +125,7 @@ def written_out(case: Case, given: dict[str, Any], sign: float = 1.0) -> dict[st
     dq = (torch.einsum("bhtj,bjhk->bthk", R, k) + first * (torch.einsum("bthv,bhkv->bthk", do, S) - delta * z[:, None])) / D
     dk = torch.einsum("bhtj,bthk->bjhk", R, share) + last * (torch.einsum("bjhv,bhkv->bjhk", v, dS) + dz[:, None])
     dv = torch.einsum("bhtj,bthv->bjhv", P, do / D) + torch.einsum("bjhk,bhkv->bjhv", last * k, dS)
-    dq, dk, dv = dq * slope_q * live, dk * slope_k * live, dv * live
+    dq, dk, dv = back_q(dq) * live, back_k(dk) * live, dv * live
     weight = x if sign > 0 else {name: a.abs() for name, a in x.items()}
     return {
         "o": o,
@@ -120,5 +142,7 @@ def budget(case: Case, name: str, terms: Tensor) -> Tensor:
     """How far `name` may lie from the exact one, given the sum of its terms' absolute values."""
     dtype = str(case.dtype).removeprefix("torch.")
     length = case.batch * case.heads * case.length * case.K if name == "dtau" else case.length
-    factor = numerics.formula(dtype, length, ROUNDINGS[name], gradient=name.startswith("d"))
+    # a gradient by taylor2's features is rounded once more on its way to x
+    roundings = ROUNDINGS[name] + (case.feature_map == "taylor2" and name in ("dq", "dk"))
+    factor = numerics.formula(dtype, length, roundings, gradient=name.startswith("d"))
     return factor * terms.abs() + numerics.TINY[dtype]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import InputError
-from unisono_torch.kernels.linear_attention import linear_attention, operator, table
+from unisono_torch.kernels.linear_attention import linear_attention, operator, pairs, table
 from unisono_torch.ops import linear_attention as plain
 from unisono_torch.ops import mapped_attention
 
@@ -22,12 +24,20 @@ SMALL = (
     Case(1, 40, 1, 16, 16, BF16, "elu1", reset=True, valid=True, segments=True),
     Case(1, 20, 1, 16, 20, F16, "learned", packed=True),
     Case(2, 1, 1, 3, 4, F32, "elu1", reset=True),
+    Case(2, 40, 1, 4, 5, F32, "taylor2", reset=True, valid=True, segments=True),
+    Case(1, 34, 1, 3, 20, BF16, "taylor2", segments=True),
+    Case(1, 18, 2, 5, 3, F16, "taylor2", valid=True),
 )
 WIDTHS = ((16, 16), (20, 33), (64, 64), (64, 128), (80, 48), (128, 128), (200, 256), (256, 16))
 LARGE = tuple(
     Case(2, length, 3, K, V, dtype, feature_map, reset=i % 2 == 0, valid=i % 3 == 0, segments=i % 4 < 2, packed=i % 5 == 0)
     for i, (dtype, (K, V)) in enumerate((dtype, widths) for dtype in (F32, BF16, F16) for widths in WIDTHS)
     for length, feature_map in (((127, 333, 1000, 64)[i % 4], ("elu1", "learned", "none", "relu")[i % 4]),)
+) + tuple(
+    Case(2, length, 3, K, V, dtype, "taylor2", reset=i % 2 == 0, valid=i % 3 == 0, segments=i % 4 < 2, packed=i % 5 == 0)
+    for i, (dtype, (K, V, length)) in enumerate(
+        (dtype, shape) for dtype in (F32, BF16, F16) for shape in ((16, 64, 333), (8, 20, 127), (16, 100, 1000), (11, 64, 64))
+    )
 )
 
 
@@ -49,6 +59,9 @@ def run(case: Case, given: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, t
     monkeypatch.setattr(table, "PROGRAMS", 1 << 20 if case.segments else 1)
     monkeypatch.setattr(table, "SHORTEST", 16 if case.length < 64 else 128)
     monkeypatch.setattr(table, "FEW", 1 << 20)
+    # the halves that an H100 takes of 128 features and more
+    halved = table.width_of(pairs.count(case.K) if case.feature_map == "taylor2" else case.K, 1) > 16
+    monkeypatch.setattr(table, "INTERPRETED", dataclasses.replace(table.INTERPRETED, split=halved))
     leaves = [given[name].detach().requires_grad_() for name in ("q", "k", "v", "S", "z", "tau") if given[name] is not None]
     q, k, v, S, z, *tau = leaves
     o, (S_end, z_end) = linear_attention(q, k, v, (S, z), given["reset"], given["valid"], case.feature_map, *tau)
@@ -150,5 +163,6 @@ def test_bad_input_is_named(device: str):
         plain.parallel(
             wide, wide, v, (torch.zeros(1, 1, 257, 4, device=device), torch.zeros(1, 1, 257, device=device)), implementation="triton"
         )
-    with pytest.raises(InputError, match="not 'taylor2'"):
-        mapped_attention.parallel(q, k, v, state, None, None, "taylor2", None, 4, "triton")
+    wide = wide[..., :22]
+    with pytest.raises(InputError, match="K from 1 to 256, not 287"):  # pairs of 22
+        mapped_attention.parallel(wide, wide, v, state, None, None, "taylor2", None, 4, "triton")

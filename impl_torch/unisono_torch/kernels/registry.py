@@ -43,7 +43,7 @@ IMPLEMENTATIONS = (
         FLOATS[1:],
         "one sweep each way, φ in it",
         widths={"K": (1, 256), "V": (1, 256)},
-        settings={"feature_map": ("none", "elu1", "relu", "learned"), "one_dtype": (True,)},
+        settings={"feature_map": ("none", "elu1", "relu", "learned", "taylor2"), "one_dtype": (True,)},
     ),
     _triton("multiscale", FLOATS[1:], "all scales at once, one q kᵀ", widths={"K": (1, 128), "V": (1, 128), "scales": (1, 8)}),
     _triton("selective_scan", how="one sweep each way, softplus and gate in it", widths={"N": (1, 64)}),

@@ -13,7 +13,9 @@ from torch import Tensor
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """What torch.autocast casts to on `device`; None where it is off."""
-    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+    # a compiler cannot ask which devices there are (torch 2.11), but does not compile for others than these
+    known = device.type in ("cpu", "cuda") if torch.compiler.is_compiling() else torch.amp.is_autocast_available(device.type)
+    if not known or not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)
 

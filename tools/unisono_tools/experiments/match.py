@@ -12,6 +12,7 @@ from unisono_spec.contract import Config, InputError, count_params, preset
 
 PART = 200  # each within one in 200 of the target, so that any two agree within 1 %
 LAYERS = range(1, 65)
+WIDE = 32_000_000  # parameters from which heads are 64 wide, as matrix units like them
 SHAPES = 1.8  # how many times wider or narrower for its depth than the presets a config may be
 WIDEST = 1 << 15
 Fields = dict[str, Any]
@@ -52,6 +53,14 @@ def _number_of_heads(d_model: int) -> Fields:
     return {"n_heads": d_model // math.gcd(d_model, 32)}
 
 
+def _wide_heads(d_model: int) -> Fields:
+    return {"head_width": 64}
+
+
+def _number_of_wide_heads(d_model: int) -> Fields:
+    return {"n_heads": d_model // 64}
+
+
 def _based(n_layers: int) -> Fields:
     """Of every five layers, the second is linear and the third a window."""
     return {"attention": tuple({1: "linear", 2: "window"}.get(i % 5, "conv") for i in range(n_layers))}
@@ -70,6 +79,18 @@ FAMILIES = {
 }
 
 
+def _larger(name: str, widen: Callable[[int], Fields], **options: tuple[Any, ...]) -> Family:
+    return dataclasses.replace(FAMILIES[name], options={**FAMILIES[name].options, **options}, multiple=64, widen=widen)
+
+
+LARGE = {
+    "lat": _larger("lat", _wide_heads, qk_width=(64, 48)),
+    "based": _larger("based", _wide_heads, qk_width=(16,)),
+    "infinityformer": _larger("infinityformer", _number_of_wide_heads),
+    "transformer": _larger("transformer", _wide_heads),
+}
+
+
 def match(target: int, vocab: int) -> dict[str, Config]:
     """By name, the config of each model whose count is within 0.5 % of `target`, shaped most like the presets of that size.
 
@@ -79,7 +100,12 @@ def match(target: int, vocab: int) -> dict[str, Config]:
         raise InputError(f"vocab: {vocab}; use a positive integer, 256 for bytes")
     if target < 1:
         raise InputError(f"params: {target}; use a positive number, such as 1M or 125M")
-    return {name: _nearest(name, family, target, vocab) for name, family in FAMILIES.items()}
+    return {name: nearest(name, target, vocab) for name in FAMILIES}
+
+
+def nearest(name: str, target: int, vocab: int) -> Config:
+    """That of one model."""
+    return _nearest(name, LARGE.get(name, FAMILIES[name]) if target >= WIDE else FAMILIES[name], target, vocab)
 
 
 def _nearest(name: str, family: Family, target: int, vocab: int) -> Config:
@@ -134,6 +160,7 @@ def _around(family: Family, target: int, vocab: int, n_layers: int, chosen: Fiel
             # the count is linear in it
             start = getattr(made, free)
             slope = count_params(config(step, **{free: start + 1})) - count_params(made)
-            fitted = start + round((target - count_params(made)) / slope)
+            unit = 16 if family.multiple == 64 else 1  # rows of large matrices, as matrix units like them
+            fitted = (start + round((target - count_params(made)) / slope)) // unit * unit
             made = config(step, **{free: fitted}) if start / 2 <= fitted <= 2 * start else made
         yield made

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unisono_torch.kernels.linear_attention import table
+from unisono_torch.kernels.linear_attention import pairs, table
 from unisono_torch.kernels.registry import interpreted
 from unisono_torch.ops.transforms import again
 
 
-def _cut(way: str, dtype: torch.dtype, K: int, V: int) -> table.Cut:
+def _cut(way: str, dtype: torch.dtype, K: int, V: int, feature_map: str) -> table.Cut:
     if interpreted():
         return table.INTERPRETED
-    return table.TABLE[way, "bfloat16" if dtype == torch.bfloat16 else "float32", table.width_of(K, V)]
+    product = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    return table.TAYLOR2[way, product] if feature_map == "taylor2" else table.TABLE[way, product, table.width_of(K, V)]
 
 
 def segments(strips: int, length: int, chunk: int) -> tuple[int, int]:
@@ -39,25 +40,27 @@ def _launch(
     from unisono_torch.kernels.linear_attention import sweep
 
     batch, length, heads, K = q.shape
-    V, cut = v.shape[-1], _cut(way, v.dtype, K, v.shape[-1])
-    BK, BV = (max(16, 1 << (n - 1).bit_length()) for n in (K, V))
+    V, F, cut = v.shape[-1], pairs.count(K) if feature_map == "taylor2" else K, _cut(way, v.dtype, K, v.shape[-1], feature_map)
+    BX, BK, BV = (max(16, 1 << (n - 1).bit_length()) for n in (K, F, V))
     block = cut.block  # also where it is wider than V: the table's cuts are right as they stand, others may not be
-    blocks = -(-V // block) + (0 if way == "forward" else 2 * -(-K // block))
+    of_features = BK if feature_map == "taylor2" else block
+    blocks = -(-V // block) + (0 if way == "forward" else 2 * -(-F // of_features))
     strips = batch * heads * blocks
     count, each = segments(strips, length, cut.chunk)
     moved = {"q": q, "k": k, "v": v, **({} if do is None else {"d": do})}
     strides = {f"{name}{axis}": a.stride(axis) for name, a in moved.items() for axis in range(3)}
     unit = 16 if all(step % 16 == 0 for step in strides.values()) else 1  # so that loads are as wide as strides allow
-    room, line = (BK, BK) if way == "forward" else (max(BK, BV), block)
+    room, line = (BK * block, BK) if way == "forward" else (max(BK * block, BV * of_features), max(block, of_features))
     scratch = (count - 1) * strips
     arguments = {
         "q": q, "k": k, "v": v, "T": length, "H": heads, "batches": batch, "segments": count, "length": each, "UNIT": unit,
         **{name: step // unit for name, step in strides.items()},
         **tensors,
-        "own": q.new_empty((scratch, room * block), dtype=torch.float32),
+        "own": q.new_empty((scratch, room), dtype=torch.float32),
         "own_z": q.new_empty((scratch, line), dtype=torch.float32),
         "cuts": q.new_empty((scratch,), dtype=torch.int32),
-        "K": K, "V": V, "BK": BK, "BV": BV, "BN": block, "C": cut.chunk, "STAGES": cut.stages, "MAP": feature_map,
+        "K": K, "F": F, "V": V, "BX": BX, "BK": BK, "BV": BV, "BN": block, "ROOM": room, "LINE": line,
+        "C": cut.chunk, "SPLIT": cut.split, "STAGES": cut.stages, "MAP": feature_map,
         "HAS_RESET": tensors["reset"] is not None, "HAS_VALID": tensors["valid"] is not None,
         # the interpreter cannot compute in 16 bits
         "DOT": tl.bfloat16 if v.dtype == torch.bfloat16 and not interpreted() else tl.float32,
@@ -67,7 +70,16 @@ def _launch(
     tau = None
     if do is not None:
         tau = q.new_zeros((count * strips,), dtype=torch.float32) if feature_map == "learned" else None
-        arguments |= {"do": do, "tau_out": tau}
+        delta = q.new_empty(q.shape[:3], dtype=torch.float32)
+        rows = min(64, 8192 // BV)
+        with torch.cuda.device_of(q):
+            products: Any = sweep.products
+            products[(-(-delta.numel() // rows),)](
+                tensors["o"], do, delta, length, heads, delta.numel(), *(strides[f"d{i}"] // unit for i in range(3)),
+                UNIT=unit, V=V, BV=BV, ROWS=rows,
+            )  # fmt: skip
+        arguments |= {"do": do, "tau_out": tau, "delta": delta}
+        del arguments["o"]
     kernel = getattr(sweep, way)
     with torch.cuda.device_of(q):
         if count > 1:
@@ -166,6 +178,9 @@ def _plain(q, k, v, S, z, tau, reset, valid, feature_map):
     from unisono_torch.ops import linear_attention, mapped_attention
 
     if feature_map == "none":
+        o, (S, z) = linear_attention.parallel(q, k, v, (S, z), reset, valid, implementation="plain")
+    elif feature_map == "taylor2":
+        q, k = (pairs.of(x.to(S.dtype)) for x in (q, k))
         o, (S, z) = linear_attention.parallel(q, k, v, (S, z), reset, valid, implementation="plain")
     else:
         o, (S, z) = mapped_attention.parallel(q, k, v, (S, z), reset, valid, feature_map, tau, implementation="plain")

@@ -15,6 +15,9 @@ What comes out has the same bits whoever runs first.
 
 Rounded to the dtype before a product: φ, φ/D, masked scores, and the carried state. Sums, states and D are float32. float16 takes
 products in tf32, which has its digits and float32's range: sums of products leave float16.
+
+φ of taylor2 is 1, x / K^¼ and the products of pairs, each pair once: x_a x_(a+d) for d ≤ K/2, indices modulo K. Of F features a
+gradient by x is a product with the matrix that says which feature holds which x, and one more rounding.
 """
 
 # Triton's own language, which a checker of Python reads wrongly
@@ -37,6 +40,52 @@ def _phi(x, tau, MAP: tl.constexpr):
     if MAP == "elu1" or MAP == "learned":
         return tl.maximum(x + 1, tl.exp2(tl.minimum(x, 0.0) * 1.4426950408889634))  # e^x ≥ x + 1
     return x
+
+
+@triton.jit
+def _pair(feature, K: tl.constexpr, F: tl.constexpr):
+    """Of taylor2's features: which two entries of x each multiplies, K for a 1, and by what factor."""
+    PAIRS: tl.constexpr = (K // 2 + 1) * K
+    ROOT: tl.constexpr = K**-0.25
+    d = feature // K
+    left = tl.where(feature < F - 1, feature % K, K)
+    right = tl.where(feature < PAIRS, (left + d) % K, K)
+    # unless a pair is of an entry with itself, or comes again as (a + K/2, a), it stands for both its orders
+    once = (d == 0) | (2 * d == K)
+    factor = tl.where(feature < PAIRS, tl.where(once, 0.7071067811865476, 1.0) * (ROOT * ROOT), tl.where(feature < F - 1, ROOT, 1.0))
+    return left, right, factor
+
+
+@triton.jit
+def _entries(base, t0, rows, step, which, live, K: tl.constexpr):
+    """x's entries `which` [N] of each token: [C, N] in float32, 1 where `which` is K."""
+    x = _load_wide(base, t0, rows, step, which, live[:, None] & (which < K)[None, :])
+    return tl.where((which < K)[None, :], x, 1.0)
+
+
+@triton.jit
+def _features(base, t0, rows, step, feature, live, scale, MAP: tl.constexpr, K: tl.constexpr, F: tl.constexpr):
+    """φ of tokens' heads [C, features] in float32, 0 where nothing is read."""
+    read = live[:, None] & (feature < F)[None, :]
+    if MAP == "taylor2":
+        left, right, factor = _pair(feature, K, F)
+        both = _entries(base, t0, rows, step, left, live, K) * _entries(base, t0, rows, step, right, live, K)
+        return tl.where(read, both * factor[None, :], 0.0)
+    return tl.where(read, _phi(_load_wide(base, t0, rows, step, feature, read), scale, MAP), 0.0)
+
+
+@triton.jit
+def _of_entries(g, base, t0, rows, step, feature, live, K: tl.constexpr, F: tl.constexpr, BX: tl.constexpr, DOT: tl.constexpr,
+                TF32: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """The gradient by x [C, BX] that comes of taylor2's, g [C, features]."""
+    left, right, factor = _pair(feature, K, F)
+    g = tl.where((feature < F)[None, :], g * factor[None, :], 0.0)
+    entry = tl.arange(0, BX)[None, :]
+    first, second = (left[:, None] == entry).to(DOT), (right[:, None] == entry).to(DOT)
+    x = _narrow(g * _entries(base, t0, rows, step, right, live, K), DOT, TF32)
+    dx = tl.dot(x, first, input_precision=PRECISION)
+    x = _narrow(g * _entries(base, t0, rows, step, left, live, K), DOT, TF32)
+    return tl.dot(x, second, dx, input_precision=PRECISION)
 
 
 @triton.jit
@@ -72,20 +121,50 @@ def _load_wide(base, t0, rows, step, channel, mask):
 
 
 @triton.jit
+def _rows(MODE: tl.constexpr, q, k, t0, rows, qt, kt, feature, live, share, scale, MAP: tl.constexpr, K: tl.constexpr, F: tl.constexpr,
+          DOT: tl.constexpr, TF32: tl.constexpr):  # fmt: skip
+    """a and b, where they are features."""
+    phi_q = _features(q, t0, rows, qt, feature, live, scale, MAP, K, F)
+    phi_k = _features(k, t0, rows, kt, feature, live, scale, MAP, K, F)
+    if MODE == "o":
+        return _narrow(phi_q, DOT, TF32), _narrow(phi_k, DOT, TF32)
+    return _narrow(phi_k, DOT, TF32), _narrow(phi_q * share, DOT, TF32)
+
+
+@triton.jit(do_not_specialize=["T", "H", "count", "d0", "d1", "d2"])
+def products(o, do, delta, T, H, count, d0, d1, d2, UNIT: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr):
+    """δ = do·o of each token and head, [B, T, H]; count: how many there are."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    head, token = row % H, row // H
+    channel = tl.arange(0, BV)
+    mask = (row < count)[:, None] & (channel < V)[None, :]
+    a = tl.load(o + row[:, None] * V + channel[None, :], mask=mask, other=0).to(tl.float32)
+    at = ((token // T) * d0 + (token % T) * d1 + head * d2) * UNIT
+    b = tl.load(do + at[:, None] + channel[None, :], mask=mask, other=0).to(tl.float32)
+    tl.store(delta + row, tl.sum(a * b, 1), mask=row < count)
+
+
+@triton.jit
 def _sweep(
-    MODE: tl.constexpr, WRITES: tl.constexpr, q, k, v, o, do, denominator, tau, reset, valid, S, z, out, S_out, z_out, tau_out,
+    MODE: tl.constexpr, WRITES: tl.constexpr, q, k, v, o_dot, do, denominator, tau, reset, valid, S, z, out, S_out, z_out, tau_out,
     own, own_z, cuts, qt, kt, vt, dt, batch, head, first, order, segments, length, strip, strips, T, H,
-    K: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
-    DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ROOM: tl.constexpr, STAGES: tl.constexpr,
+    K: tl.constexpr, F: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
+    DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BX: tl.constexpr, ROOM: tl.constexpr,
+    LINE: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The sweep MODE: "o", or the gradient of "q", "k" or "v". WRITES: the outputs, or without it what a segment adds to the state."""
+    """The sweep MODE: "o", or the gradient of "q", "k" or "v". WRITES: the outputs, or without it what a segment adds to the state.
+
+    SPLIT: of wide features, the second half of a, b and the state by itself, since a whole does not fit the registers. o_dot: δ.
+    """
     BACK: tl.constexpr = MODE == "k" or MODE == "v"
     PHI_ROWS: tl.constexpr = MODE == "o" or MODE == "v"  # a and b are features, w values; or the other way round
-    M: tl.constexpr = K if PHI_ROWS else V
-    N: tl.constexpr = V if PHI_ROWS else K
+    M: tl.constexpr = F if PHI_ROWS else V
+    N: tl.constexpr = V if PHI_ROWS else F
     PRECISION: tl.constexpr = "tf32" if TF32 else "ieee"
     EPS: tl.constexpr = 1e-6
-    rows, feature, column = tl.arange(0, C), tl.arange(0, BM), first + tl.arange(0, BN)
+    HALVED: tl.constexpr = SPLIT and PHI_ROWS
+    BH: tl.constexpr = BM // 2 if HALVED else BM
+    rows, feature, column = tl.arange(0, C), tl.arange(0, BH), first + tl.arange(0, BN)
     inside, within = (feature < M)[None, :], (column < N)[None, :]
     ahead = rows[:, None] <= rows[None, :] if BACK else rows[:, None] >= rows[None, :]
     which = batch * H + head  # of the heads
@@ -93,25 +172,39 @@ def _sweep(
 
     # The state lies so that what is as it was loaded, w of features or b of values, is what its update transposes: that is free.
     if PHI_ROWS:
-        state, line = tl.zeros((BN, BM), tl.float32), tl.zeros((BM if MODE == "o" else BN,), tl.float32)
+        state, line = tl.zeros((BN, BH), tl.float32), tl.zeros((BH if MODE == "o" else BN,), tl.float32)
         at, held = feature[None, :] * V + column[:, None], inside & (column < N)[:, None]
-        tile = tl.arange(0, BN)[:, None] * BM + tl.arange(0, BM)[None, :]
+        tile = tl.arange(0, BN)[:, None] * BM + tl.arange(0, BH)[None, :]
     else:
         state, line = tl.zeros((BM, BN), tl.float32), tl.zeros((BN,), tl.float32)
         at, held = feature[:, None] + column[None, :] * V, (feature < M)[:, None] & within
         tile = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
-    spot, live_spot = (feature, feature < K) if MODE == "o" else (column, column < K)
+    spot, live_spot = (feature, feature < F) if MODE == "o" else (column, column < F)
+    if HALVED:
+        more = BH + tl.arange(0, BH)
+        at2, held2 = more[None, :] * V + column[:, None], (more < M)[None, :] & (column < N)[:, None]
+        state2, line2 = tl.zeros((BN, BH), tl.float32), tl.zeros((BH,), tl.float32)
     if WRITES:
-        state = tl.load(S + which * (K * V) + at, mask=held, other=0).to(tl.float32)
+        state = tl.load(S + which * (F * V) + at, mask=held, other=0).to(tl.float32)
         if MODE != "v":
-            line = tl.load(z + which * K + spot, mask=live_spot, other=0).to(tl.float32)
+            line = tl.load(z + which * F + spot, mask=live_spot, other=0).to(tl.float32)
+        if HALVED:
+            state2 = tl.load(S + which * (F * V) + at2, mask=held2, other=0).to(tl.float32)
+            if MODE == "o":
+                line2 = tl.load(z + which * F + more, mask=more < F, other=0).to(tl.float32)
         for j in range(order):
             before = strip + j * strips
             if HAS_RESET:
                 cut = tl.load(cuts + before) != 0
                 state, line = tl.where(cut, 0.0, state), tl.where(cut, 0.0, line)
-            state += tl.load(own + before * (ROOM * BN) + tile)
-            line += tl.load(own_z + before * line.shape[0] + tl.arange(0, line.shape[0]))
+                if HALVED:
+                    state2, line2 = tl.where(cut, 0.0, state2), tl.where(cut, 0.0, line2)
+            if HALVED:
+                state2 += tl.load(own + before * ROOM + tile + BH)
+                if MODE == "o":
+                    line2 += tl.load(own_z + before * LINE + more)
+            state += tl.load(own + before * ROOM + tile)
+            line += tl.load(own_z + before * LINE + tl.arange(0, line.shape[0]))
     cut_any = tl.full((), 0, tl.int32)
     part = tl.zeros((BN,), tl.float32)
     low = (segments - 1 - order if BACK else order) * length
@@ -123,26 +216,26 @@ def _sweep(
         if HAS_VALID:
             live = here & (tl.load(valid + token + rows, mask=here, other=0) != 0)
         read, owned = live[:, None] & inside, live[:, None] & within
-        if PHI_ROWS:
-            phi_q = tl.where(read, _phi(_load_wide(q, t0, rows, qt, feature, read), scale, MAP), 0.0)
-            phi_k = tl.where(read, _phi(_load_wide(k, t0, rows, kt, feature, read), scale, MAP), 0.0)
-        else:
-            b_do = _load(do, t0, rows, dt, feature, read)
-            b_v = _load(v, t0, rows, vt, feature, read).to(DOT)
-            delta = tl.sum(b_do.to(tl.float32) * _load_wide(o, t0, rows, H * V, feature, read), 1)
-            b_do = b_do.to(DOT)
+        share = rows[:, None]
         if MODE != "o":
             share = 1 / tl.load(denominator + (token + rows) * H + head, mask=live, other=1.0)[:, None]
-        if MODE == "o":
-            a, b, w = _narrow(phi_q, DOT, TF32), _narrow(phi_k, DOT, TF32), _load(v, t0, rows, vt, column, owned).to(DOT)
-        elif MODE == "q":
-            xw = _load_wide(k, t0, rows, kt, column, owned)
-            a, b, w = b_do, b_v, _narrow(tl.where(owned, _phi(xw, scale, MAP), 0.0), DOT, TF32)
-        elif MODE == "k":
-            xw = _load_wide(q, t0, rows, qt, column, owned)
-            a, b, w = b_v, b_do, _narrow(tl.where(owned, _phi(xw, scale, MAP) * share, 0.0), DOT, TF32)
+        if PHI_ROWS:
+            a, b = _rows(MODE, q, k, t0, rows, qt, kt, feature, live, share, scale, MAP, K, F, DOT, TF32)
+            if HALVED:
+                if WRITES:
+                    scores = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+                a2, b2 = _rows(MODE, q, k, t0, rows, qt, kt, more, live, share, scale, MAP, K, F, DOT, TF32)
         else:
-            a, b, w = _narrow(phi_k, DOT, TF32), _narrow(phi_q * share, DOT, TF32), _load(do, t0, rows, dt, column, owned).to(DOT)
+            b_do, b_v = _load(do, t0, rows, dt, feature, read).to(DOT), _load(v, t0, rows, vt, feature, read).to(DOT)
+            delta = tl.load(o_dot + (token + rows) * H + head, mask=live, other=0.0)
+        if MODE == "o":
+            w = _load(v, t0, rows, vt, column, owned).to(DOT)
+        elif MODE == "q":
+            a, b, w = b_do, b_v, _narrow(_features(k, t0, rows, kt, column, live, scale, MAP, K, F), DOT, TF32)
+        elif MODE == "k":
+            a, b, w = b_v, b_do, _narrow(_features(q, t0, rows, qt, column, live, scale, MAP, K, F) * share, DOT, TF32)
+        else:
+            w = _load(do, t0, rows, dt, column, owned).to(DOT)
         if HAS_RESET:
             segment = tl.cumsum(tl.load(reset + token + rows, mask=here, other=0).to(tl.int32), 0)
             last = tl.max(segment, 0)
@@ -150,7 +243,10 @@ def _sweep(
             keeps = last == 0
             cut_any = tl.maximum(cut_any, last)
         if WRITES:
-            scores = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+            if HALVED:
+                scores = tl.dot(a2, tl.trans(b2), scores, input_precision=PRECISION)
+            else:
+                scores = tl.dot(a, tl.trans(b), input_precision=PRECISION)
             if MODE == "q":
                 scores -= delta[:, None]
             elif MODE == "k":
@@ -161,6 +257,8 @@ def _sweep(
             scores = tl.where(mask, scores, 0.0)
             carried = _narrow(state, DOT, TF32)
             acc = tl.dot(a, tl.trans(carried) if PHI_ROWS else carried, input_precision=PRECISION)
+            if HALVED:
+                acc = tl.dot(a2, tl.trans(_narrow(state2, DOT, TF32)), acc, input_precision=PRECISION)
             if MODE == "q":
                 acc -= delta[:, None] * line[None, :]
             elif MODE == "k":
@@ -170,6 +268,8 @@ def _sweep(
             acc = tl.dot(_narrow(scores, DOT, TF32), w, acc, input_precision=PRECISION)
             if MODE == "o":
                 past = tl.sum(a.to(tl.float32) * line[None, :], 1)
+                if HALVED:
+                    past += tl.sum(a2.to(tl.float32) * line2[None, :], 1)
                 if HAS_RESET:
                     past = tl.where(reads, past, 0.0)
                 D = tl.sum(scores, 1) + past + EPS
@@ -177,44 +277,69 @@ def _sweep(
                 if first == 0:
                     tl.store(denominator + (token + rows) * H + head, D, mask=here)
             elif MODE == "q":
-                x = _load_wide(q, t0, rows, qt, column, owned)
-                acc = _slope(acc * share, x, scale, MAP)
+                acc = acc * share
             elif MODE == "k":
-                x = _load_wide(k, t0, rows, kt, column, owned)
-                acc = _slope(tl.where(owned, acc, 0.0), x, scale, MAP)
-            if MAP == "learned" and not PHI_ROWS:
-                part += tl.sum(acc * x, 0)
-                acc = acc * scale
-            N_out = out + token.to(tl.int64) * (H * N) + head * N + rows[:, None] * (H * N) + column[None, :]
-            tl.store(N_out, acc.to(out.dtype.element_ty), mask=here[:, None] & within)
+                acc = tl.where(owned, acc, 0.0)
+            if MAP == "taylor2" and not PHI_ROWS:
+                if MODE == "q":
+                    acc = _of_entries(acc, q, t0, rows, qt, column, live, K, F, BX, DOT, TF32, PRECISION)
+                else:
+                    acc = _of_entries(acc, k, t0, rows, kt, column, live, K, F, BX, DOT, TF32, PRECISION)
+                entry = tl.arange(0, BX)
+                N_out = out + token.to(tl.int64) * (H * K) + head * K + rows[:, None] * (H * K) + entry[None, :]
+                tl.store(N_out, acc.to(out.dtype.element_ty), mask=here[:, None] & (entry < K)[None, :])
+            else:
+                if not PHI_ROWS:
+                    x = _load_wide(q, t0, rows, qt, column, owned) if MODE == "q" else _load_wide(k, t0, rows, kt, column, owned)
+                    acc = _slope(acc, x, scale, MAP)
+                    if MAP == "learned":
+                        part += tl.sum(acc * x, 0)
+                        acc = acc * scale
+                N_out = out + token.to(tl.int64) * (H * N) + head * N + rows[:, None] * (H * N) + column[None, :]
+                tl.store(N_out, acc.to(out.dtype.element_ty), mask=here[:, None] & within)
         into = w
         if HAS_RESET:
             state, line = tl.where(keeps, state, 0.0), tl.where(keeps, line, 0.0)
             if PHI_ROWS:
                 b = tl.where(leaves[:, None], b, 0.0).to(DOT)
+                if HALVED:
+                    state2, line2 = tl.where(keeps, state2, 0.0), tl.where(keeps, line2, 0.0)
+                    b2 = tl.where(leaves[:, None], b2, 0.0).to(DOT)
             else:
                 into = tl.where(leaves[:, None], w, 0.0).to(DOT)
         if PHI_ROWS:
             state = tl.dot(tl.trans(w), b, state, input_precision=PRECISION)
+            if HALVED:
+                state2 = tl.dot(tl.trans(w), b2, state2, input_precision=PRECISION)
         else:
             state = tl.dot(tl.trans(b), into, state, input_precision=PRECISION)
         if MODE == "o":
             line += tl.sum(b.to(tl.float32), 0)
+            if HALVED:
+                line2 += tl.sum(b2.to(tl.float32), 0)
         elif MODE == "q":
             line += tl.sum(into.to(tl.float32), 0)
         elif MODE == "k":
             line -= tl.sum(into.to(tl.float32) * delta[:, None], 0)
     if not WRITES:
         mine = strip + order * strips
-        tl.store(own + mine * (ROOM * BN) + tile, state)
-        tl.store(own_z + mine * line.shape[0] + tl.arange(0, line.shape[0]), line)
+        tl.store(own + mine * ROOM + tile, state)
+        tl.store(own_z + mine * LINE + tl.arange(0, line.shape[0]), line)
+        if HALVED:
+            tl.store(own + mine * ROOM + tile + BH, state2)
+            if MODE == "o":
+                tl.store(own_z + mine * LINE + more, line2)
         tl.store(cuts + mine, cut_any)
     else:
         if order == segments - 1:
             if PHI_ROWS:
-                tl.store(S_out + which * (K * V) + at, state, mask=held)
+                tl.store(S_out + which * (F * V) + at, state, mask=held)
+                if HALVED:
+                    tl.store(S_out + which * (F * V) + at2, state2, mask=held2)
             if MODE == "k" or (MODE == "o" and first == 0):
-                tl.store(z_out + which * K + spot, line, mask=live_spot)
+                tl.store(z_out + which * F + spot, line, mask=live_spot)
+                if HALVED:
+                    tl.store(z_out + which * F + more, line2, mask=more < F)
         if MAP == "learned" and not PHI_ROWS:
             tl.store(tau_out + strip + order * strips, tl.sum(part, 0))
 
@@ -223,8 +348,9 @@ def _sweep(
 def forward(
     q, k, v, tau, reset, valid, S, z, o, S_out, z_out, denominator, own, own_z, cuts, T, H, batches, segments, length,
     q0, q1, q2, k0, k1, k2, v0, v1, v2, UNIT: tl.constexpr, WRITES: tl.constexpr,
-    K: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
-    DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+    K: tl.constexpr, F: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
+    DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BX: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
+    ROOM: tl.constexpr, LINE: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """o [B, T, H, V], the final state, and the denominators [B, T, H]. Strides q0 (batch), q1 (time), q2 (head) count UNITs."""
     blocks: tl.constexpr = (V + BN - 1) // BN
@@ -236,8 +362,8 @@ def forward(
     _sweep(
         "o", WRITES, q + (batch * q0 + head * q2) * UNIT, k + (batch * k0 + head * k2) * UNIT, v + (batch * v0 + head * v2) * UNIT,
         None, None, denominator, tau, reset, valid, S, z, o, S_out, z_out, None, own, own_z, cuts, q1 * UNIT, k1 * UNIT, v1 * UNIT, 0,
-        batch, head, (strip % blocks) * BN, order, segments, length, strip, strips, T, H, K, V, MAP, HAS_RESET, HAS_VALID,
-        DOT, TF32, C, BK, BN, BK, STAGES,
+        batch, head, (strip % blocks) * BN, order, segments, length, strip, strips, T, H, K, F, V, MAP, HAS_RESET,
+        HAS_VALID, DOT, TF32, C, BK, BN, BX, ROOM, LINE, SPLIT, STAGES,
     )  # fmt: skip
 
 
@@ -247,14 +373,15 @@ def forward(
     ]
 )  # fmt: skip
 def backward(
-    q, k, v, o, do, denominator, tau, reset, valid, S, z, dS, dz, dq, dk, dv, S_out, z_out, tau_out, own, own_z, cuts,
+    q, k, v, delta, do, denominator, tau, reset, valid, S, z, dS, dz, dq, dk, dv, S_out, z_out, tau_out, own, own_z, cuts,
     T, H, batches, segments, length, q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, UNIT: tl.constexpr, WRITES: tl.constexpr,
-    K: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
-    DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+    K: tl.constexpr, F: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
+    DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BX: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
+    ROOM: tl.constexpr, LINE: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk and dv, each by programs of its own, and the initial state's gradient. o, dq, dk and dv are contiguous."""
-    ROOM: tl.constexpr = BK if BK > BV else BV
-    of_k: tl.constexpr = (K + BN - 1) // BN
+    """dq, dk and dv, each by programs of its own, and the initial state's gradient. dq, dk and dv are contiguous."""
+    BF: tl.constexpr = BK if MAP == "taylor2" else BN  # a gradient by x needs all its features
+    of_k: tl.constexpr = (F + BF - 1) // BF
     blocks: tl.constexpr = 2 * of_k + (V + BN - 1) // BN
     strips = batches * H * blocks
     strip, order = tl.program_id(0) % strips, tl.program_id(0) // strips
@@ -265,22 +392,21 @@ def backward(
     k += (batch * k0 + head * k2) * UNIT
     v += (batch * v0 + head * v2) * UNIT
     do += (batch * d0 + head * d2) * UNIT
-    o += batch * T * H * V + head * V
     if kind < of_k:
         _sweep(
-            "q", WRITES, q, k, v, o, do, denominator, tau, reset, valid, S, z, dq, S_out, z_out, tau_out, own, own_z, cuts,
-            q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, kind * BN, order, segments, length, strip, strips, T, H,
-            K, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BV, BN, ROOM, STAGES,
+            "q", WRITES, q, k, v, delta, do, denominator, tau, reset, valid, S, z, dq, S_out, z_out, tau_out, own, own_z, cuts,
+            q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, kind * BF, order, segments, length, strip, strips, T, H,
+            K, F, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BV, BF, BX, ROOM, LINE, SPLIT, STAGES,
         )  # fmt: skip
     elif kind < 2 * of_k:
         _sweep(
-            "k", WRITES, q, k, v, o, do, denominator, tau, reset, valid, dS, dz, dk, S_out, z_out, tau_out, own, own_z, cuts,
-            q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, (kind - of_k) * BN, order, segments, length, strip, strips, T, H,
-            K, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BV, BN, ROOM, STAGES,
+            "k", WRITES, q, k, v, delta, do, denominator, tau, reset, valid, dS, dz, dk, S_out, z_out, tau_out, own, own_z, cuts,
+            q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, (kind - of_k) * BF, order, segments, length, strip, strips, T, H,
+            K, F, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BV, BF, BX, ROOM, LINE, SPLIT, STAGES,
         )  # fmt: skip
     else:
         _sweep(
-            "v", WRITES, q, k, v, o, do, denominator, tau, reset, valid, dS, dz, dv, S_out, z_out, tau_out, own, own_z, cuts,
+            "v", WRITES, q, k, v, delta, do, denominator, tau, reset, valid, dS, dz, dv, S_out, z_out, tau_out, own, own_z, cuts,
             q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, (kind - 2 * of_k) * BN, order, segments, length, strip, strips, T, H,
-            K, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BK, BN, ROOM, STAGES,
+            K, F, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BK, BN, BX, ROOM, LINE, SPLIT, STAGES,
         )  # fmt: skip

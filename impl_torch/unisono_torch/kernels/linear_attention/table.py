@@ -10,12 +10,14 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """chunk: tokens C whose products are masked. block: columns a program. warps, stages: of a program, and of its loads."""
+    """chunk: tokens C whose products are masked. block: columns a program. warps, stages: of a program, and of its loads. split: wide
+    features in two halves."""
 
     chunk: int
     block: int
     warps: int
     stages: int
+    split: bool = False
 
 
 # by (way, kind of product, the wider of K and V rounded up to a power of two)
@@ -25,13 +27,20 @@ TABLE: dict[tuple[str, str, int], Cut] = {
     **{(way, "bfloat16", width): Cut(64, width, 2, 2) for way in ("forward", "backward") for width in (16, 32)},
     ("forward", "bfloat16", 64): Cut(64, 64, 4, 3),
     ("backward", "bfloat16", 64): Cut(64, 64, 4, 3),
-    ("forward", "bfloat16", 128): Cut(32, 128, 8, 3),
+    ("forward", "bfloat16", 128): Cut(64, 64, 4, 2, split=True),
     ("backward", "bfloat16", 128): Cut(64, 64, 4, 2),
     ("forward", "bfloat16", 256): Cut(64, 64, 8, 2),
     ("backward", "bfloat16", 256): Cut(32, 32, 8, 2),
     # products of float32 numbers: float16 in tf32, float32 itself without matrix units
     **{(way, "float32", width): Cut(32, min(width, 32), 4, 1) for way in ("forward", "backward") for width in (16, 32, 64, 128)},
     **{(way, "float32", 256): Cut(16, 16, 4, 1) for way in ("forward", "backward")},
+}
+# taylor2, by (way, kind of product): K up to 16, V up to 64 a block
+TAYLOR2: dict[tuple[str, str], Cut] = {
+    ("forward", "bfloat16"): Cut(64, 64, 8, 2),
+    ("backward", "bfloat16"): Cut(32, 64, 8, 2),
+    ("forward", "float32"): Cut(16, 16, 4, 1),
+    ("backward", "float32"): Cut(16, 16, 4, 1),
 }
 INTERPRETED = Cut(16, 16, 1, 1)
 # Time is cut into segments where heads alone are fewer programs than a GPU runs at once (two a multiprocessor of an H100), each of

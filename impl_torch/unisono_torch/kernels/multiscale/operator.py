@@ -27,7 +27,8 @@ class _Call:
         self.batch, self.length, self.heads, self.K = q.shape
         self.V, self.scales = v.shape[-1], weight.shape[2]
         width = table.width_of(self.K, self.V)
-        self.cut = cut = table.INTERPRETED if interpreted() else table.TABLE["bfloat16" if v.dtype == torch.bfloat16 else "float32", width]
+        product = "bfloat16" if v.dtype == torch.bfloat16 else "float32"
+        self.cut = cut = table.INTERPRETED if interpreted() else (table.ONE if self.scales == 1 else table.TABLE)[product, width]
         self.span = cut.chunk * cut.blocks
         self.segments = -(-self.length // self.span)
         self.same = q_norm is None

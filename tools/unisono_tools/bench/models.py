@@ -1,0 +1,222 @@
+"""Whole models in training beside the Transformer: `python -m unisono_tools.bench.models --output docs/results/models-h100`, on a GPU.
+
+Models of one number of parameters (`unisono match`) on 64K tokens a step, in sequences of more and more tokens: forward, cross-entropy,
+backward, AdamW; bfloat16 with parameters in float32, without dropout, the loss compiled whole. And what it takes to read a long prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import math
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import unisono_torch
+from torch import Tensor
+from torch.nn import functional as F
+from unisono_spec.contract import Config, count_params
+
+from unisono_tools.bench.measure import ceilings
+from unisono_tools.bench.report import about
+from unisono_tools.experiments.match import nearest
+
+BASE, MODELS = "transformer", ("transformer", "lat", "infinityformer")
+VOCABULARY, TOKENS = 50257, 1 << 16
+SIZES, LENGTHS = (70_400_000, 152_000_000), (2048, 8192, 16384, 65536)
+PROMPTS = (1 << 14, 1 << 17, 1_000_000)
+Row = dict[str, Any]
+
+
+def operations(config: Config) -> int:
+    """Of a training step and token: 6 a parameter, but for embeddings that are only looked up. What mixers do beside is not counted."""
+    looked_up = {"embedding.weight"} if not getattr(config, "tie_head", False) else set()
+    return 6 * sum(math.prod(p.shape) for name, p in config.params().items() if name not in looked_up)
+
+
+def trainer(config: Config, device: str, compiled: bool) -> Callable[[Tensor], Tensor]:
+    """tokens [B, T+1] → the loss, and a step of AdamW."""
+    torch.manual_seed(0)
+    model = unisono_torch.create(config, seed=0, dtype="bfloat16", device=device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def loss(tokens: Tensor) -> Tensor:
+        logits, _ = model(tokens[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+    function: Any = torch.compile(loss, fullgraph=True) if compiled else loss  # one graph, or an error
+
+    def step(tokens: Tensor) -> Tensor:
+        found = function(tokens)
+        found.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return found.detach()
+
+    return step
+
+
+def trained(name: str, size: int, lengths: list[int], tokens: int, compiled: bool, steps: int, lock: str) -> None:
+    """Prints a row of JSON for each length."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = nearest(name, size, VOCABULARY)
+    step = trainer(config, device, compiled)
+    for length in lengths:
+        batch = max(1, tokens // length)
+        given = torch.randint(0, VOCABULARY, (batch, length + 1), generator=torch.Generator().manual_seed(1)).to(device)
+        if compiled:  # one graph for all lengths
+            for axis in (0, 1):
+                torch._dynamo.maybe_mark_dynamic(given, axis)
+        begin = time.perf_counter()
+        losses = [float(step(given)), float(step(given))]
+        first, times = time.perf_counter() - begin, []
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with pathlib.Path(lock).open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)  # others compile meanwhile
+            for _ in range(steps):
+                begin = time.perf_counter()
+                losses.append(float(step(given)))  # the host waits for the number
+                times.append(time.perf_counter() - begin)
+        row = {
+            "model": name, "size": size, "parameters": count_params(config), "length": length, "batch": batch, "compiled": compiled,
+            "tokens_per_s": batch * length / statistics.median(times), "first_s": first, "losses": losses,
+            "operations": operations(config), "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+        }  # fmt: skip
+        print(json.dumps(row), flush=True)
+
+
+def prompted(name: str, size: int, prompts: list[int]) -> None:
+    """Prints a row of JSON for each prompt: what reading it takes, as `generate` does."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: Any = unisono_torch.create(nearest(name, size, VOCABULARY), seed=0, dtype="bfloat16", device=device)
+    for length in prompts:
+        prompt = np.random.default_rng(0).integers(0, VOCABULARY, (1, length))
+        model.generate(prompt[:, :1024], 1)
+        if device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        begin = time.perf_counter()
+        model.generate(prompt, 1)
+        seconds = time.perf_counter() - begin
+        peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
+        print(json.dumps({"model": name, "size": size, "prompt": length, "seconds": seconds, "peak_bytes": peak}), flush=True)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    lines = ["# Models in training, beside the Transformer", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
+    rate = result["ceilings"]["matmul_flop_per_s"]
+    lines += [
+        f"- bf16 matmul at {rate / 1e12:.0f} TFLOP/s; MFU, of it: 6 operations a parameter and token, but embeddings only looked up",
+        "",
+        f"{TOKENS:,} tokens a step, bfloat16, parameters in float32, AdamW, {VOCABULARY:,} ids; medians of steps; heads of 64.",
+    ]
+    rows: list[Row] = result["training"]
+    for size in dict.fromkeys(row["size"] for row in rows):
+        for compiled in (True, False):
+            some = [row for row in rows if row["size"] == size and row["compiled"] == compiled]
+            if not some:
+                continue
+            lines += ["", f"## {size / 1e6:g}M parameters, {'compiled' if compiled else 'eager'}", ""]
+            lines += ["| T | model | tokens/s | × Transformer | MFU | peak GiB |", "|---|---|---|---|---|---|"]
+            for row in sorted(some, key=lambda row: (row["length"], MODELS.index(row["model"]))):
+                base = [r["tokens_per_s"] for r in some if r["model"] == BASE and r["length"] == row["length"]]
+                ratio = f"{row['tokens_per_s'] / base[0]:.2f}" if base else "–"
+                used = row["operations"] * row["tokens_per_s"] / rate
+                peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.1f}"
+                lines.append(f"| {row['length']:,} | {row['model']} | {row['tokens_per_s']:,.0f} | {ratio} | {used:.1%} | {peak} |")
+    if result["prompts"]:
+        lines += ["", "## Prompts", "", "One sequence, read as `generate` reads it, in pieces.", ""]
+        lines += ["| model | parameters | prompt | seconds | peak MiB |", "|---|---|---|---|---|"]
+        for row in result["prompts"]:
+            peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
+            lines.append(f"| {row['model']} | {row['size'] / 1e6:g}M | {row['prompt']:,} | {row['seconds']:.1f} | {peak} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(path: pathlib.Path, rows: list[Row]) -> None:
+    """Tokens a second against the length of a sequence, by size."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from unisono_tools.experiments.figures import CYCLE, STYLE
+
+    rows = [row for row in rows if row["compiled"]]
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+        drawing = Figure(figsize=(5 * len(sizes), 4.5), layout="constrained")
+        for axes, size in zip(drawing.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
+            for i, name in enumerate(MODELS):
+                points = sorted((r["length"], r["tokens_per_s"] / 1e3) for r in rows if r["size"] == size and r["model"] == name)
+                if points:
+                    axes.plot(*np.array(points).T, marker="o", markersize=3, color=CYCLE[i], label=name)
+            axes.set(xscale="log", title=f"{size / 1e6:g}M parameters", xlabel="tokens a sequence", ylabel="thousand tokens a second")
+            axes.set_ylim(bottom=0)
+        drawing.legend(*drawing.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(MODELS), fontsize=9)
+        drawing.savefig(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.models", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES), help="parameters")
+    parser.add_argument("--lengths", type=int, nargs="*", default=list(LENGTHS), help="tokens a sequence")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="a step")
+    parser.add_argument("--prompts", type=int, nargs="*", default=list(PROMPTS))
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--jobs", type=int, default=1, help="models that are compiled at once, where memory holds them")
+    parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json, .md and .png are added")
+    parser.add_argument("--one", choices=("trained", "prompted"), help=argparse.SUPPRESS)
+    parser.add_argument("--lock", default=f"{tempfile.gettempdir()}/unisono-models.lock", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.one == "trained":
+        trained(options.models[0], options.sizes[0], options.lengths, options.tokens, not options.eager, options.steps, options.lock)
+        return 0
+    if options.one:
+        prompted(options.models[0], options.sizes[0], options.prompts)
+        return 0
+    words = sys.argv[1:] if argv is None else argv
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} thread(s)"
+    result: dict[str, Any] = {
+        "run": about(f"python -m unisono_tools.bench.models {' '.join(words)}".rstrip(), device, "unisono", "torch", "triton"),
+        "ceilings": ceilings("cuda" if torch.cuda.is_available() else "cpu"),
+        "training": [],
+        "prompts": [],
+    }
+    torch.cuda.empty_cache()
+    # each in a process of its own, which leaves no memory behind
+    kinds = [("trained", name, size) for name in options.models for size in options.sizes]
+    kinds += [("prompted", name, size) for size in options.sizes[:1] for name in options.models if name != BASE and options.prompts]
+    running: list[tuple[str, Any]] = []
+    while kinds or running:
+        while kinds and len(running) < options.jobs:
+            kind, name, size = kinds.pop(0)
+            command = [sys.executable, "-m", "unisono_tools.bench.models", *words, "--one", kind, "--models", name, "--sizes", str(size)]
+            running.append((kind, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
+        kind, process = running.pop(0)
+        for line in process.stdout:
+            row = json.loads(line)
+            result["training" if kind == "trained" else "prompts"].append(row)
+            print(*(f"{key}={value}" for key, value in row.items() if key not in ("losses", "operations")), flush=True)
+            if options.output:
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                options.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+        process.wait()
+    if options.output and any(row["compiled"] for row in result["training"]):
+        plot(options.output.with_suffix(".png"), result["training"])
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
