@@ -298,6 +298,13 @@ def documents(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site in build/site: warnings are errors, notebooks are executed, what was built is checked."""
+    install(session, "-e", ".[docs,jax,hf,onnx,conformance,tools]")
+    session.run("python", "docs/_site/build.py", "build/site")
+
+
+@nox.session
 @nox.parametrize("version", ["5.23.0", "5.24.0"])
 def hf(session: nox.Session, version: str) -> None:
     """The models behind transformers, with two versions of it; its Trainer, and lm-evaluation-harness."""
@@ -324,10 +331,12 @@ def badinput(session: nox.Session) -> None:
 
 @nox.session
 def dist(session: nox.Session) -> None:
-    """Build the wheel; install it away from the checkout, bare and with each extra."""
-    install(session, "build", "hatchling")
+    """Build the wheel, check what an index would show of it; install it away from the checkout, bare and with each extra."""
+    install(session, "build", "hatchling", "hatch-fancy-pypi-readme", "readme-renderer[md]", "twine")
     folder = Path(session.create_tmp()).resolve()
     session.run("python", "-m", "build", "--no-isolation", "--outdir", str(folder), silent=True)
+    session.run("python", "-m", "twine", "check", "--strict", *map(str, folder.glob("unisono-*")))
+    session.run("python", ".ci/shown.py", str(folder))
     # by the Python that runs nox: extras are installed into environments of their own
     session.run(sys.executable, ".ci/dist.py", str(folder), CONSTRAINTS, external=True)
 

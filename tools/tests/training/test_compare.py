@@ -72,6 +72,10 @@ def test_every_model_has_a_plan(name, tmp_path):
     check_continues(plan, from_dict(json.loads(json.dumps(to_dict(plan)))), "the run's checkpoint")
 
 
-@pytest.mark.parametrize("number", [1, 9, 14, 40])
-def test_no_colour_comes_twice(number):
-    assert len(set(figures._colours(number))) == number
+def test_no_look_comes_twice():
+    for group in (FAMILIES, figures.CONTESTANTS, figures.ATTENTIONS):
+        looks = [tuple(figures.look(f"{name}  1.23" if name in FAMILIES else name).values()) for name in group]
+        assert len(set(looks)) == len(looks)
+    colours = {figures.look(name)["color"] for name in FAMILIES}
+    assert len(colours) == len(FAMILIES)
+    assert len(set(figures.DTYPES.values())) == len(figures.DTYPES)

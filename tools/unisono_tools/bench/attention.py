@@ -227,31 +227,24 @@ def markdown(result: dict[str, Any]) -> str:
 
 def plot(path: Path, result: dict[str, Any]) -> None:
     """Time against length at one number of tokens, with the floor."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    from unisono_tools.experiments.figures import CYCLE, STYLE
+    from unisono_tools.experiments import figures
 
     cases = [case for case in result["cases"] if not case["tabled"]]
     names = list(dict.fromkeys(row["contestant"] for case in cases for row in case["rows"]))
-    with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
-        drawing = Figure(figsize=(10, 4.5), layout="constrained")
-        for axes, (way, title) in zip(
-            drawing.subplots(1, 2), (("forward_ms", "forward"), ("both_ms", "forward and backward")), strict=True
-        ):
+    with figures.panels(path, 2, 10, 4.5) as panels:
+        for axes, (way, title) in zip(panels, (("forward_ms", "forward"), ("both_ms", "forward and backward")), strict=True):
             for i, name in enumerate(names):
                 points = [(case["length"], row[way]) for case in cases for row in case["rows"] if row["contestant"] == name]
-                axes.plot(*np.array(points).T, marker="o", markersize=3, color=CYCLE[i % len(CYCLE)], label=name)
+                axes.plot(*np.array(points).T, **figures.look(name, i), markersize=4.5, label=name)
             floors = [case["floor_ms"][0] if way == "forward_ms" else sum(case["floor_ms"]) for case in cases]
-            axes.plot([case["length"] for case in cases], floors, "--", color="0.5", label="floor")
+            axes.plot([case["length"] for case in cases], floors, "--", color=figures.GREY, label="floor")
             axes.set(
                 xscale="log",
                 yscale="log",
                 title=f"{title}, ms",
                 xlabel=f"tokens a sequence ({cases[0]['batch'] * cases[0]['length']} in all)",
             )
-        drawing.legend(*drawing.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names) + 1, fontsize=9)
-        drawing.savefig(path)
+        figures.legend_below(panels[0], len(names) + 1)
 
 
 def main(argv: list[str] | None = None) -> int:

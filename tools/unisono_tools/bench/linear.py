@@ -97,28 +97,37 @@ def markdown(run: dict[str, str], points: list[Point]) -> str:
         last = max((p for p in points if p.model == name), key=lambda p: p.length)
         powers = " | ".join(f"{found[kind]:.2f}" for kind in KINDS)
         lines.append(f"| {name} | {powers} | {1e3 * last.forward:.0f} | {1e3 * last.backward:.0f} | {last.peak:.0f} |")
+    lengths = sorted({point.length for point in points})
+    lines += ["", "Milliseconds of both ways, by tokens:", "", f"| model | {' | '.join(f'{n:,}' for n in lengths)} |"]
+    lines += ["|---" * (len(lengths) + 1) + "|"]
+    for name in fitted:
+        both = {p.length: f"{1e3 * (p.forward + p.backward):,.0f}" for p in points if p.model == name}
+        lines.append(f"| {name} | {' | '.join(both.get(n, '–') for n in lengths)} |")
     return "\n".join(lines) + "\n"
 
 
 def plot(path: Path, points: list[Point]) -> None:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+    """Time and memory against length, with the slopes of what is linear and what is quadratic."""
+    from unisono_tools.experiments import figures
 
-    from unisono_tools.experiments.figures import CYCLE, STYLE
-
-    with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
-        drawing = Figure(figsize=(12, 5.0), layout="constrained")
-        for axes, (kind, unit) in zip(drawing.subplots(1, 3), KINDS.items(), strict=True):
+    with figures.panels(path, len(KINDS), 12, 5.0) as panels:
+        for axes, (kind, unit) in zip(panels, KINDS.items(), strict=True):
+            highest = 0.0
             for i, name in enumerate(dict.fromkeys(point.model for point in points)):
                 mine = [p for p in points if p.model == name]
                 y = [getattr(p, kind) for p in mine]
-                style = "-" if i < len(CYCLE) else "--"
-                axes.plot([p.length for p in mine], y, style, marker="o", markersize=3, color=CYCLE[i % len(CYCLE)], label=name)
+                highest = max(highest, y[0])
+                axes.plot([p.length for p in mine], y, **figures.look(name, i), markersize=4.5, label=name)
+            limits = axes.get_ylim()
+            for power, dash in ((1, "--"), (2, ":")):
+                # through one point above all curves' beginnings, so that they are seen
+                guide = [2 * highest * (n / LENGTHS[0]) ** power for n in LENGTHS]
+                axes.plot(LENGTHS, guide, dash, color=figures.GREY, linewidth=1.2, label=f"slope {power}")
             axes.set(xscale="log", yscale="log", title=f"{kind}, {unit}", xlabel="tokens")
+            axes.set_ylim(top=4 * limits[1])
             axes.set_xticks(LENGTHS, [f"{n // 1024}K" for n in LENGTHS])
             axes.minorticks_off()
-        drawing.legend(*drawing.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(MODELS), fontsize=9)
-        drawing.savefig(path)
+        figures.legend_below(panels[0], 6)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,8 @@
 """Layers on a CPU beside their peers, in one process: `python -m unisono_tools.bench.peers --output docs/results/peers-cpu`
 
-Medians of forward plus backward, the contestants in turns; ratios are a peer's time over PyTorch's unisono. Peers that are not installed
-are left out: flash-linear-attention's naive references and transformers come with the extra `oracles`, JAX with `jax`.
+The fastest of several forwards alone, and of forwards plus backwards, the contestants in turns: what else runs on a machine only slows.
+Ratios are a peer's time over PyTorch's unisono. Peers that are not installed are left out: flash-linear-attention's naive references and
+transformers come with the extra `oracles`, JAX with `jax`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import importlib
 import importlib.util
 import json
 import os
-import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -37,18 +37,21 @@ OURS, JAX = "unisono, PyTorch", "unisono, JAX"
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """train: forward and backward, of the mean square of the output. output: the forward's result. same: computes what ours does."""
+    """train: forward and backward, of the mean square of the output. forward: yields its result, without a gradient. same: computes what
+    ours does."""
 
     train: Callable[[], object]
-    output: Callable[[], np.ndarray]
+    forward: Callable[[], Any]
     same: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """ms: the median. error: ‖o − exact‖ / ‖exact‖ against float64; None for what computes something else."""
+    """forward_ms, ms: the fastest forward alone, and the fastest of both ways. error: ‖o − exact‖ / ‖exact‖ against float64; None for
+    what computes something else."""
 
     contestant: str
+    forward_ms: float
     ms: float
     error: float | None
 
@@ -57,7 +60,7 @@ Contestants = dict[str, Contestant]
 
 
 def _torch(call: Callable[[], Tensor], same: bool = True) -> Contestant:
-    return Contestant(lambda: call().square().mean().backward(), lambda: call().detach().double().numpy(), same)
+    return Contestant(lambda: call().square().mean().backward(), torch.no_grad()(call), same)
 
 
 def _jax(function: Callable[..., Any], *arguments: Any) -> Contestant:
@@ -66,7 +69,7 @@ def _jax(function: Callable[..., Any], *arguments: Any) -> Contestant:
     forward = jax.jit(function)
     gradient = jax.jit(jax.value_and_grad(lambda given: (function(*given) ** 2).mean()))
     given = jax.tree.map(jax.numpy.asarray, arguments)
-    return Contestant(lambda: jax.block_until_ready(gradient(given)), lambda: np.asarray(forward(*given), np.float64))
+    return Contestant(lambda: jax.block_until_ready(gradient(given)), lambda: jax.block_until_ready(forward(*given)))
 
 
 def attention(batch: int, length: int, dtype: torch.dtype) -> Contestants:
@@ -154,6 +157,7 @@ def _model(config: Config, params: dict[str, np.ndarray], dtype: torch.dtype) ->
 CASES: dict[str, tuple[Callable[[int, int, torch.dtype], Contestants], int, int]] = {
     "linear attention, B 1, T 512, 4 heads of 64": (attention, 1, 512),
     "linear attention, B 1, T 4096, 4 heads of 64": (attention, 1, 4096),
+    "Mamba block, B 4, T 128, D 128": (mamba, 4, 128),
     "Mamba block, B 4, T 512, D 128": (mamba, 4, 512),
     "MoM-GRU, B 8, T 128, D 144, 4 banks of 64 × 16": (cell, 8, 128),
 }
@@ -161,29 +165,37 @@ CASES: dict[str, tuple[Callable[[int, int, torch.dtype], Contestants], int, int]
 
 def measure(contestants: Contestants, exact: np.ndarray, repeats: int) -> list[Row]:
     """In turns, so that what disturbs the machine disturbs them all."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in contestants}
+    outputs = {}
     for repeat in range(repeats + 1):
         for name, contestant in contestants.items():
             start = time.perf_counter()
+            outputs[name] = contestant.forward()
+            middle = time.perf_counter()
             contestant.train()
             if repeat:  # the first warms up
-                times[name].append(1e3 * (time.perf_counter() - start))
-    size = np.linalg.norm(exact)
-    errors = {name: float(np.linalg.norm(c.output() - exact) / size) if c.same else None for name, c in contestants.items()}
-    return [Row(name, statistics.median(ms), errors[name]) for name, ms in times.items()]
+                for kept, seconds in zip(times[name], (middle - start, time.perf_counter() - middle), strict=True):
+                    kept.append(1e3 * seconds)
+    errors = {name: np.linalg.norm(np.asarray(o, np.float64) - exact) / np.linalg.norm(exact) for name, o in outputs.items()}
+    rows = []
+    for name, (forward, both) in times.items():
+        rows.append(Row(name, min(forward), min(both), float(errors[name]) if contestants[name].same else None))
+    return rows
 
 
 def markdown(run: dict[str, str], found: dict[str, list[Row]]) -> str:
     lines = ["# Layers beside their peers on a CPU", "", *(f"- {name}: {value}" for name, value in run.items()), ""]
     lines += [
-        "Medians of forward and backward; × ours: a peer's time over the first row's; error: ‖o − exact‖ / ‖exact‖, exact in float64.",
+        "The fastest forward without gradients, and the fastest forward and backward; × ours: a peer's time over the first row's; error:",
+        "‖o − exact‖ / ‖exact‖, exact in float64.",
         "",
     ]
-    lines += ["| layer | contestant | ms | × ours | error |", "|---|---|---|---|---|"]
+    lines += ["| layer | contestant | forward ms | × ours | both ms | × ours | error |", "|---" * 7 + "|"]
     for name, rows in found.items():
         for row in rows:
             error = "–" if row.error is None else f"{row.error:.1e}"
-            lines.append(f"| {name} | {row.contestant} | {row.ms:.1f} | {row.ms / rows[0].ms:.2f} | {error} |")
+            cells = [f"{v:.1f} | {v / ours:.2f}" for v, ours in ((row.forward_ms, rows[0].forward_ms), (row.ms, rows[0].ms))]
+            lines.append(f"| {name} | {row.contestant} | {' | '.join(cells)} | {error} |")
     return "\n".join(lines) + "\n"
 
 
@@ -196,13 +208,14 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as it finds processors
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
-    found = {}
+    found, begun = {}, os.getloadavg()[0]
     for name, (make, batch, length) in CASES.items():
-        exact = make(batch, length, torch.float64)[OURS].output()
+        exact = make(batch, length, torch.float64)[OURS].forward().numpy()
         found[name] = measure(make(batch, length, torch.float32), exact, options.repeats)
-        print(name, {row.contestant: round(row.ms, 1) for row in found[name]}, flush=True)
+        print(name, {row.contestant: (round(row.forward_ms, 1), round(row.ms, 1)) for row in found[name]}, flush=True)
     command = f"python -m unisono_tools.bench.peers --repeats {options.repeats} --threads {options.threads}"
     run = about(command, f"{options.threads} thread(s)", "torch", "jax", "fla-core", "transformers")
+    run["load"] = f"{begun:.1f} when it began, {os.getloadavg()[0]:.1f} when it ended"
     print(markdown(run, found))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -68,38 +68,31 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: pathlib.Path) -> None:
-    """Share of the floor of every contestant, a panel a direction."""
-    import matplotlib
+    """Share of the floor of every contestant: a row a case, a panel a direction."""
+    from unisono_tools.experiments import figures
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = list(dict.fromkeys(row["contestant"] for case in result["cases"] for row in case["rows"]))
     cases = result["cases"]
-    figure, panels = plt.subplots(1, 2, figsize=(13, 1.2 + 0.17 * len(cases) * (len(names) + 1)), sharey=True, layout="constrained")
-    height = 0.85 / len(names)
-    for way, panel in enumerate(panels):
-        title = ("forward", "backward")[way]
-        for index, name in enumerate(names):
-            shares, places = [], []
-            for position, case in enumerate(cases):
-                for row in case["rows"]:
-                    if row["contestant"] == name and math.isfinite(row[f"{title}_ms"]):
-                        shares.append(100 * case["floor_ms"][way] / row[f"{title}_ms"])
-                        places.append(position + (index - (len(names) - 1) / 2) * height)
-            panel.barh(places, shares, height, label=name, color=f"C{index}")
-        panel.set_title(title)
-        panel.set_xlabel("share of the measured floor, %")
-        panel.set_xlim(0, 105)
-        panel.axvline(100, color="0.6", linewidth=0.8)
-        panel.grid(axis="x", color="0.9")
-        panel.set_axisbelow(True)
-    panels[0].set_yticks(range(len(cases)), [case["name"].replace(", ", "\n", 1) for case in cases], fontsize=8)
-    panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False)
-    figure.suptitle(f"{result['run']['device']}, {result['run']['date']}")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    names = list(dict.fromkeys(row["contestant"] for case in cases for row in case["rows"]))
+    with figures.panels(path, 2, 11, 1.6 + 0.3 * len(cases), sharey=True) as panels:
+        for way, (axes, title) in enumerate(zip(panels, ("forward", "backward"), strict=True)):
+            for number, name in enumerate(names):
+                points = [
+                    (100 * case["floor_ms"][way] / row[f"{title}_ms"], at)
+                    for at, case in enumerate(cases)
+                    for row in case["rows"]
+                    if row["contestant"] == name and math.isfinite(row[f"{title}_ms"])
+                ]
+                size = 8 if name == names[0] else 5.5
+                axes.plot(*zip(*points, strict=True), **figures.look(name, number), linestyle="", markersize=size, label=name)
+            axes.axvline(100, color=figures.GREY, linewidth=1.2, linestyle="--")
+            axes.annotate(
+                "floor", (100, 1), (-3, 3), xycoords=("data", "axes fraction"), textcoords="offset points", ha="right", fontsize=8
+            )
+            axes.set(title=title, xlabel="the floor's time, of the contestant's, %", xlim=(0, 103))
+        panels[0].set_yticks(range(len(cases)), [case["name"] for case in cases], fontsize=8)
+        panels[0].invert_yaxis()
+        panels[0].figure.suptitle(f"{result['run']['device']}, {result['run']['date']}", fontsize=10, color=figures.GREY)
+        figures.legend_below(panels[0], len(names))
 
 
 def write(result: dict[str, Any], stem: pathlib.Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, hsv_to_rgb, to_hex
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
@@ -20,6 +21,38 @@ CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 # with Tol's muted ones, enough for any comparison; no two alike
 MANY = (*CYCLE, "#000000", "#332288", "#882255", "#999933", "#44AA99", "#661100", "#DDAA33", "#AA4499")
 GREY = "#6B6B6B"
+# One thing has one colour in every figure. Models also have markers of their own, since nine hues are more than an eye tells apart.
+MODELS = {
+    "mamba": (BLUE, "o"),
+    "maru": (PURPLE, "s"),
+    "based": (GREEN, "^"),
+    "transformer": ("#000000", "D"),
+    "s4d": ("#8C510A", "v"),
+    "infinityformer": (ORANGE, "P"),
+    "cram (fixed)": (VERMILION, "X"),
+    "cram (adaptive)": ("#882255", "<"),
+    "lat": ("#44AA99", ">"),
+    "linear transformer": ("#999933", "*"),
+}
+DTYPES = {"float64": "#000000", "float32": BLUE, "bfloat16": VERMILION, "float16": GREEN}
+CONTESTANTS = {
+    "unisono": (BLUE, "o"),
+    "torch eager": (VERMILION, "s"),
+    "torch eager cumsum": (VERMILION, "x"),
+    "torch.compile": (GREEN, "^"),
+    "jax associative_scan": (ORANGE, "D"),
+    "jax cumsum": (ORANGE, "+"),
+    "accelerated-scan warp": (PURPLE, "v"),
+}
+ATTENTIONS = {
+    "unisono": (BLUE, "o"),
+    "plain": (VERMILION, "s"),
+    "torch.compile of plain": (GREEN, "^"),
+    "fla chunk": (ORANGE, "D"),
+    "fla fused_chunk": (PURPLE, "v"),
+    "causal SDPA (softmax, quadratic)": ("#000000", "P"),
+    "jax-linear-attention, no normaliser": ("#8C510A", "X"),
+}
 
 STYLE = {
     "axes.grid": True,
@@ -36,6 +69,29 @@ STYLE = {
     "legend.frameon": False,
     "savefig.dpi": 160,
 }
+
+
+def look(name: str, number: int = 0) -> dict[str, Any]:
+    """Colour and marker of a model or a contestant, by the beginning of its name; by its number where it has none of its own."""
+    known = {**MODELS, **CONTESTANTS, **ATTENTIONS}
+    found = known.get(name) or next((known[k] for k in sorted(known, key=len, reverse=True) if name.startswith((f"{k},", f"{k}  "))), None)
+    colour, marker = found or (MANY[number % len(MANY)], "o")
+    return {"color": colour, "marker": marker}
+
+
+@contextlib.contextmanager
+def panels(path: str | Path, number: int, width: float, height: float, **options: Any) -> Iterator[list[Axes]]:
+    """`number` axes side by side, in the house style; written to `path` at the end."""
+    with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+        drawing = Figure(figsize=(width, height), layout="constrained")
+        yield list(drawing.subplots(1, number, squeeze=False, **options).flat)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        drawing.savefig(path)
+
+
+def legend_below(axes: Axes, columns: int) -> None:
+    """One legend for all panels, under them, from what the first of them shows."""
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9)
 
 
 @contextlib.contextmanager
@@ -142,7 +198,12 @@ def reach(
         middle = [float(np.median(reaches[name])) for name in names]
         spread = np.array([(m - reaches[n].min(), reaches[n].max() - m) for m, n in zip(middle, names, strict=True)], float).T
         bars = axes.barh(
-            names, middle, xerr=spread, color=CYCLE[: len(names)], height=0.6, error_kw={"ecolor": GREY, "capsize": 3, "lw": 1}
+            names,
+            middle,
+            xerr=spread,
+            color=[DTYPES.get(name, GREY) for name in names],
+            height=0.6,
+            error_kw={"ecolor": GREY, "capsize": 3, "lw": 1},
         )
         right = max(float(r.max()) for r in reaches.values())
         for bar, name, value in zip(bars, names, middle, strict=True):
@@ -161,7 +222,7 @@ def decoding(path: str | Path, accuracy: Mapping[str, np.ndarray], title: str = 
     """accuracy: by dtype, share of bits decoded right [age]; ½ is chance."""
     with figure(path, title, 7.5, 3.8) as axes:
         for (name, share), style in zip(accuracy.items(), ("-", "--", "-.", ":"), strict=False):
-            axes.plot(np.arange(len(share)), share, style, linewidth=2, label=name)
+            axes.plot(np.arange(len(share)), share, style, color=DTYPES.get(name, GREY), linewidth=2, label=name)
         axes.axhline(0.5, color=GREY, linewidth=0.9, linestyle="--")
         axes.text(0, 0.51, "chance", fontsize=8, color=GREY)
         axes.set_ylim(0.4, 1.03)
@@ -181,13 +242,23 @@ def curves(
 ) -> Path:
     """lines: by name, x, y, and the least and the most that y was (or nothing), a shade; baselines: dashed levels."""
     with figure(path, title, 10, 5.5) as axes:
-        for (name, (xs, ys, low, high)), colour in zip(lines.items(), _colours(len(lines)), strict=True):
-            axes.plot(xs, ys, color=colour, linewidth=1.7, marker="o", markersize=3, label=name)
+        for number, (name, (xs, ys, low, high)) in enumerate(lines.items()):
+            axes.plot(xs, ys, **look(name, number), linewidth=1.5, markersize=4.5, label=name)
             if len(low):
-                axes.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)
+                axes.fill_between(xs, low, high, color=look(name, number)["color"], alpha=0.18, linewidth=0)
         for name, value in baselines.items():
             axes.axhline(value, color=GREY, linewidth=0.9, linestyle=":")
-            axes.annotate(name, (0, value), (3, 2), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8, color=GREY)
+            # at the right, where curves have fallen below
+            axes.annotate(
+                name,
+                (1, value),
+                (-3, 2),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color=GREY,
+            )
         ends = [float(line[1][-1]) for line in lines.values()]
         highest = max(float(max(line[1])) for line in lines.values())
         axes.set_ylim(0.95 * min([*ends, *baselines.values()]), min(1.1 * highest, 2.2 * min(ends)))
@@ -196,10 +267,3 @@ def curves(
         axes.set_ylabel(y)
         axes.figure.legend(loc="outside right upper", fontsize=9)
     return Path(path)
-
-
-def _colours(number: int) -> Sequence[str]:
-    """As many colours, each once."""
-    if number <= len(MANY):
-        return MANY[:number]
-    return [to_hex(tuple(hsv_to_rgb((i / number, 0.9, 0.75 - 0.25 * (i % 2))).tolist())) for i in range(number)]

@@ -1,0 +1,96 @@
+"""What README and the architectures' pages say in figures is what the results' files, or a measurement, say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "docs/results"
+README = re.sub(r"\s+", " ", (ROOT / "README.md").read_text("utf-8"))
+
+
+def numbers(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+
+
+def of(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
+    return next(row for row in rows if all(row[key] == value for key, value in wanted.items()))
+
+
+def test_cram_kernels():
+    cases = numbers("kernels-h100")["cases"]
+    shares = []
+    for op in ("decayed_sum", "weighted_sum"):
+        case = next(case for case in cases if case["op"] == op)
+        ours, peer = of(case["rows"], contestant="unisono"), of(case["rows"], contestant="accelerated-scan warp")
+        for floor, way in zip(case["floor_ms"], ("forward_ms", "backward_ms"), strict=True):
+            shares.append(f"{100 * floor / ours[way]:.0f}")
+            assert 3 < peer[way] / ours[way] < 3.5
+            assert peer[way] == min(row[way] for row in case["rows"] if row["contestant"] != "unisono")
+    a, b, c, d = shares
+    assert f"at {a} % (forward) and {b} % (backward)" in README
+    assert f"the adaptive one's at {c} % and {d} %" in README
+
+
+def test_the_selective_scan():
+    found = numbers("kernels-scan-h100")
+    ours, plain = found["scans"][0], found["scans"][1]
+    assert (ours["by"], plain["by"]) == ("kernel", "plain")
+    assert round(plain["forward_ms"] / ours["forward_ms"]) == 40
+    assert "a fortieth of the time of plain operations" in README
+    page = (RESULTS / "kernels-scan-h100.md").read_text("utf-8")
+    for by, said in (("kernel", "90,800"), ("plain operations", "5,400")):
+        rate = re.search(rf"^\| {by} \| ([\d,]+) \|", page, re.MULTILINE)
+        assert rate
+        assert f"{round(int(rate[1].replace(',', '')), -2):,}" == said
+        assert said in README
+
+
+def test_decoding():
+    rows = numbers("decode-h100")["rows"]
+    flat = [round(row["graph_us"]) for row in rows if row["model"] == "lat-base" and row["batch"] == 1]
+    near, far = (of(rows, model="transformer-base", batch=1, context=n)["graph_us"] for n in (1024, 131072))
+    assert f"costs lat-base {min(flat)} to {max(flat)} µs at any context" in README
+    assert f"{near:.0f} µs at 1K tokens and {far:,.0f} at 128K" in README
+
+
+def test_linear_attention():
+    (case,) = numbers("kernels-attention-h100")["cases"]
+    ours = of(case["rows"], contestant="unisono")
+    fla = [row for row in case["rows"] if row["contestant"].startswith("fla")]
+    sdpa = of(case["rows"], contestant="causal SDPA (softmax, quadratic)")
+    forward, both = (min(row[way] for row in fla) / ours[way] for way in ("forward_ms", "both_ms"))
+    assert f"{ours['forward_ms']:.2f} ms forward and {ours['both_ms']:.2f} ms both ways: {forward:.1f} and {both:.1f} times" in README
+    assert {f"{sdpa[way] / ours[way]:.1f}" for way in ("forward_ms", "both_ms")} == {"3.3"}
+    assert "3.3 times as fast as causal SDPA" in README
+
+
+def test_cost_against_length():
+    fitted = numbers("linear-cpu")["exponents"]
+    powers = [p for name, kinds in fitted.items() for kind, p in kinds.items() if name != "transformer" or kind == "peak"]
+    assert (f"{min(powers):.1f}", f"{max(powers):.1f}") == ("0.8", "1.2")
+    assert "with powers of the length from 0.8 to 1.2" in README
+    assert {f"{fitted['transformer'][kind]:.1f}" for kind in ("forward", "backward")} == {"1.7"}
+    assert "the Transformer's time with 1.7" in README
+
+
+def check_where_elu_plus_one_is_zero():
+    """Below −24 ln 2 in float32, or −25 ln 2 where expm1 rounds once, and below −9 ln 2 in bfloat16."""
+    import torch
+    from torch.nn.functional import elu
+
+    for dtype, digits in ((torch.float32, (24, 25)), (torch.bfloat16, (9,))):
+        x = -torch.arange(4, 20, 2**-10).to(dtype)
+        # the largest numbers of the grid, or of bfloat16, that are below
+        assert x[elu(x) + 1 == 0].max().item() in [max(v for v in x.tolist() if v < -n * math.log(2)) for n in digits]
+    page = (ROOT / "docs/architectures/lat.md").read_text("utf-8")
+    assert f"elu(x) + 1 is 0 below −{24 * math.log(2):.1f} in float32 and −{9 * math.log(2):.2f} in bfloat16" in page
+
+
+if importlib.util.find_spec("torch"):  # in the sessions that have it
+    test_where_elu_plus_one_is_zero = check_where_elu_plus_one_is_zero
