@@ -6,8 +6,11 @@ import importlib.util
 import json
 import math
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
+
+from unisono_spec.contract import count_params, preset, presets
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "docs/results"
@@ -77,6 +80,37 @@ def test_cost_against_length():
     assert "with powers of the length from 0.8 to 1.2" in README
     assert {f"{fitted['transformer'][kind]:.1f}" for kind in ("forward", "backward")} == {"1.7"}
     assert "the Transformer's time with 1.7" in README
+
+
+def test_the_comparison():
+    curves = numbers("compare-1m")["curves"]
+    page = (ROOT / "docs/comparison.md").read_text("utf-8")
+    rows = re.findall(r"^\| .+? \| ([\d,]+) \| ([\d.]+) \| ([\d,]+) \|$", page, re.MULTILINE)
+    assert rows == [(f"{c['parameters']:,}", f"{c['bits'][-1]:.3f}", f"{c['speed']:,.0f}") for c in curves]
+    counts = [f"{bits:.3f}" for bits in reversed(numbers("compare-1m")["baselines"].values())]
+    assert "; ".join(counts) in page
+
+
+def test_counts_of_parameters():
+    """Every large number on the architectures' pages is a preset's count, but for one share of a model."""
+    known = {f"{count_params(config):,}" for config in presets().values()} | {"63,983,028"}
+    for page in sorted((ROOT / "docs/architectures").glob("*.md")):
+        said = set(re.findall(r"\b\d{1,3}(?:,\d{3}){2,}\b", page.read_text("utf-8")))
+        assert said, page.name
+        assert said <= known, page.name
+    blocks = [math.prod(p.shape) for name, p in preset("cram-paper").params().items() if name.startswith("layers.")]
+    assert f"{sum(blocks):,}" == "63,983,028"
+
+
+def test_one_address():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    urls = project["project"]["urls"]
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f'repository-code: "{urls["Repository"]}"' in citation
+    assert f'url: "{urls["Documentation"]}"' in citation
+    (substitution,) = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]
+    assert substitution["replacement"].startswith(f"]({urls['Repository']}/blob/main/")
+    assert all(url.startswith(urls["Repository"]) for name, url in urls.items() if name != "Documentation")
 
 
 def check_where_elu_plus_one_is_zero():

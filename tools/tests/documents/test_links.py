@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,16 +17,20 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 LINK = re.compile(r"(!?)\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```\s*$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`[^`\n]*`")
-_spec = importlib.util.spec_from_file_location("symbols", ROOT / "docs/_site/symbols.py")
-assert _spec is not None
-assert _spec.loader is not None
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
+
+
+def _load(name: str, path: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @functools.cache
 def symbols(path: Path) -> dict[str, tuple[int, int]]:
-    return _module.symbols(path.read_text("utf-8"))
+    return _load("symbols", "docs/_site/symbols.py").symbols(path.read_text("utf-8"))
 
 
 @functools.cache
@@ -83,3 +89,22 @@ def test_each_equation_names_its_lines(page):
         named = [target for _, target in LINK.findall(lines) if "#" in target]
         missing = [room for room in ROOMS if not any(room in target for target in named)]
         assert not missing, f"{equation}: no lines in {missing}"
+
+
+def test_notebooks_are_committed_without_outputs():
+    """They are executed when the site is built: what is shown there is what the code of that day does."""
+    notebooks = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
+    assert len(notebooks) >= 2
+    for path in notebooks:
+        for cell in json.loads(path.read_text("utf-8"))["cells"]:
+            assert not cell.get("outputs"), path.name
+            assert cell.get("execution_count") is None, path.name
+
+
+def test_every_page_has_a_place_in_the_navigation():
+    pages = {str(page.relative_to(ROOT).with_suffix("")) for page in (*PAGES, *(ROOT / "docs").rglob("*.ipynb"))}
+    named = set()
+    for root, groups in _load("nav", "docs/_site/nav.py").TREES.items():
+        folder = Path(root).parent
+        named |= {str(folder / name) for names in groups.values() for name in names}
+    assert pages <= named
