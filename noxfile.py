@@ -319,7 +319,7 @@ def hf(session: nox.Session, version: str) -> None:
 def services(session: nox.Session) -> None:
     """What the tools do with libraries and processes that the suites leave out: hub sets, Weights & Biases, several processes."""
     install(session, "-e", ".[torch,jax,data,wandb,conformance,tools]")
-    pytest(session, "tools/tests/services", *session.posargs)
+    pytest(session, "tools/tests/services", *session.posargs, environment={"XLA_FLAGS": cheap_xla(session)})
 
 
 @nox.session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 
@@ -28,6 +29,9 @@ OK, WRONG, INTERRUPTED = 0, 2, 130
 SMALLER = "use a smaller batch_size, seq_len or model, or a machine with more memory"
 # what the allocators of torch, XLA and onnxruntime say
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "RESOURCE_EXHAUSTED", "Failed to allocate memory", "bad allocation", "bad_alloc")
+# what gloo and NCCL say where another of several processes is gone
+DISCONNECTED = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
+AGAIN = "the same command continues from the last checkpoint"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,10 +70,13 @@ def guarded(name: str, work: Callable[[], int]) -> int:
     except UnicodeError as error:
         return _fail(name, f"a text is not UTF-8, or the terminal cannot show it ({error}); use UTF-8 (PYTHONUTF8=1)")
     except RuntimeError as error:
-        # frameworks have no common class for what their allocators raise; any other is a fault of ours and keeps its traceback
-        if not any(words in str(error) for words in OUT_OF_MEMORY):
-            raise
-        return _fail(name, f"out of memory ({str(error).strip().splitlines()[0]}); {SMALLER}")
+        # frameworks have no common class for what their allocators and connections raise; any other is a fault of ours
+        said = str(error).strip().partition("\n")[0]
+        if any(words in str(error) for words in OUT_OF_MEMORY):
+            return _fail(name, f"out of memory ({said}); {SMALLER}")
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1 and any(words in str(error) for words in DISCONNECTED):
+            return _fail(name, f"process {os.environ.get('RANK')}: another process has ended ({said}); {AGAIN}")
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(

@@ -155,7 +155,7 @@ class TrainConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """What several devices hold: all parameters each, or a share of each parameter and of its moments."""
     context: int = 1
-    """Of several processes, so many share each sequence, and hand the state from one to the next (torch; models of a fixed state)."""
+    """Of several devices, so many share each sequence, and hand the state from one to the next (models of a fixed state)."""
     threads: int = 0
     """CPU threads; 0 leaves the number to the backend. Only equal numbers give equal bits."""
     out: str = "runs/unisono"
@@ -250,7 +250,6 @@ class TrainConfig:
             yield "compile: true with parallel=fsdp, whose blocks are gathered between graphs; use parallel=ddp, or leave it out"
         if self.context > 1:
             for name, clashes, remedy in (
-                ("backend", self.backend == "jax", "use torch"),
                 ("parallel", self.parallel == "fsdp", "use ddp"),
                 ("mode", self.mode == "positions", "use sequences"),
                 ("data.order", self.data.order == "streamed", "use random or shuffled"),
@@ -258,7 +257,7 @@ class TrainConfig:
             ):
                 if clashes:
                     value = self.data.order if name == "data.order" else getattr(self, name)
-                    yield f"{name}: {value} with context={self.context}, whose processes share each sequence; {remedy}"
+                    yield f"{name}: {value} with context={self.context}, whose devices share each sequence; {remedy}"
 
     def _data_problems(self) -> Iterator[str]:
         data = self.data

@@ -46,7 +46,10 @@ class Cell(nn.Module):
         h = h if reset is None else torch.where(reset[..., None], 0, h)
         p = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         rho = mom_gru.routing(x.to(h.dtype), h, p, noise, self.temperature)
-        return rho.flatten(0, 1).mean(0) if valid is None else rho[valid].mean(0)
+        if valid is None:
+            return rho.flatten(0, 1).mean(0)
+        # a selection by `valid` would wait for the device
+        return torch.where(valid[..., None], rho, 0).sum((0, 1)) / valid.sum().clamp(min=1)
 
 
 class Layer(nn.Module):

@@ -46,6 +46,10 @@ def test_a_picture(command, refused, tmp_path):
     assert whole.startswith(b"\x89PNG")
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:79]))
     assert plot(tmp_path, tmp_path / "less.png").read_bytes() != whole
+    each = [row | {"loss.a": 5.0, "loss.b/*.txt": 3.0} for row in rows[:79:2]] + [{"step": 9, "time": 9, "validation_loss.a": 4.0}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each))
+    drawn = plot(tmp_path, tmp_path / "each.svg").read_text()
+    assert all(f"<!-- {words} -->" in drawn for words in ("Loss of each corpus, nats a target; dots: validation", "b/*.txt"))
     with pytest.raises(InputError):
         plot(tmp_path / "nowhere", tmp_path / "x.png")
 

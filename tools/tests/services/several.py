@@ -44,6 +44,10 @@ JAX = {
     "copies": _case("cram-1m", CRAM, ema=0.9),
     "copies, noise, carried": _case("maru-1m", {**MARU, "n_layers": 1}, data=DataChoice(order="streamed")),
     "shards": _case("lat-1m", {**LAT, "dropout": 0.25}, parallel="fsdp", accumulation=1),
+    "neighbours": _case("infinityformer-1m", INFINITY, context=2),
+    "neighbours, noise, learned states": _case("maru-1m", {**MARU, "n_layers": 1}, context=2, gradient_checkpointing=True),
+    "neighbours, windows": _case("based-1m", {**LAT, "n_layers": 3, "attention": ["conv", "linear", "window"]}, context=2, accumulation=1),
+    "neighbours, positions": _case("cram-1m", {**CRAM, "position_offset": "random"}, context=2),
 }
 CASES = {"torch": TORCH, "jax": {name: dataclasses.replace(plan, backend="jax") for name, plan in JAX.items()}}
 
@@ -63,7 +67,8 @@ def batch(plan: TrainConfig, step: int) -> Batch:
     scored, reset, valid = random.random((3, plan.batch_size, plan.seq_len)) < np.array([0.7, 0.1, 0.9])[:, None, None]
     config, carried = plan.model.config(), plan.data.order == "streamed"
     state = None if carried else starting_state(plan, config, step)
-    return Batch(rows[:, :-1], rows[:, 1:], scored, state, reset=reset, valid=valid, carried=carried)
+    groups = random.integers(0, 3, (plan.batch_size, 1)) == np.arange(3)
+    return Batch(rows[:, :-1], rows[:, 1:], scored, state, reset=reset, valid=valid, carried=carried, groups=groups)
 
 
 def run(plan: TrainConfig) -> dict[str, np.ndarray]:
@@ -75,6 +80,7 @@ def run(plan: TrainConfig) -> dict[str, np.ndarray]:
     found = {
         "loss": np.array([s.loss for s in steps]),
         "norm": np.array([s.norm for s in steps]),
+        "groups": np.array([s.groups for s in steps]),
         **trainer.params(),
         **trainer.optimizer_state(),
         **{f"carried.{name}": a for name, a in (carried or {}).items()},

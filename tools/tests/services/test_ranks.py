@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from unisono_tools.config import TrainConfig, dump
+from unisono_tools.config import Schedule, TrainConfig, dump
 from unisono_tools.train import checkpoint, train
 from unisono_tools.train.logs import read
 
@@ -46,21 +47,40 @@ def test_two_processes_are_one_with_two_parts(model, tiny, tmp_path):
         assert (checkpoint.steps(tmp_path / "two")[8] / name).read_bytes() == (one.checkpoint / name).read_bytes()
 
 
-def test_a_killed_process_ends_all_and_one_continues(tiny, tmp_path):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_killed_process_ends_all_and_others_continue(parallel, tiny, tmp_path, close):
+    """The one that is left says so at once; one process, or two again, go on to the weights of a run that nothing befell."""
     run = tmp_path / "run"
-    config = tiny(backend="torch", dtype="float64", threads=1, steps=100_000, eval_every=100_000, checkpoint_every=1, out=str(run))
+    config = tiny(
+        backend="torch", dtype="float64", threads=1, steps=100_000, eval_every=100_000, checkpoint_every=1, keep=1000, out=str(run),
+        parallel=parallel, schedule=Schedule(kind="constant", warmup_steps=3),
+    )  # fmt: skip
     process = _start(config, tmp_path / "config.yaml", 2)
     while process.poll() is None and checkpoint.latest(run) is None:
         time.sleep(0.05)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    assert process.wait(timeout=120) != 0
-    process.communicate()
+    start = time.monotonic()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert time.monotonic() - start < 60
+    assert "unisono train: error: process 0: another process has ended" in said, said
+    assert "the same command continues from the last checkpoint" in said
     found = checkpoint.newest(run)
     assert found is not None
-    step = found[1].step
-    again = train(dataclasses.replace(config, steps=step + 2))
-    assert again.steps == step + 2
+    steps = found[1].step + 2
+    again = dataclasses.replace(config, steps=steps, out=str(tmp_path / "again"))
+    shutil.copytree(run, again.out)
+    two = _start(again, tmp_path / "again.yaml", 2)
+    _, said = two.communicate(timeout=120)
+    assert two.returncode == 0, said
+    alone = dataclasses.replace(config, steps=steps, parallel="ddp", accumulation=2)
+    ends = [checkpoint.load(train(one).checkpoint) for one in (alone, dataclasses.replace(alone, out=str(tmp_path / "whole")))]
+    ends.append(checkpoint.load(checkpoint.steps(tmp_path / "again")[steps]))
+    for name in ("params", "optimizer"):
+        one, whole, pair = (np.concatenate([getattr(end, name)[n].ravel() for n in sorted(getattr(end, name))]) for end in ends)
+        close(one, whole, "float64", name)
+        close(pair, whole, "float64", name)
 
 
 def test_a_batch_that_does_not_divide(tiny, tmp_path):

@@ -19,15 +19,15 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
 
 
 @pytest.mark.parametrize(
-    ("backend", "launch", "devices"), [("torch", TORCHRUN, 1), ("jax", (), 2), ("jax", TORCHRUN, 1)], ids=["torch", "jax", "jax-processes"]
+    ("by", "launch", "devices"), [("torch", TORCHRUN, 1), ("jax", (), 2), ("jax", TORCHRUN, 1)], ids=["torch", "jax", "jax-processes"]
 )
-def test_two_are_one(backend, launch, devices, tmp_path, close):
+def test_two_are_one(by, launch, devices, tmp_path, close):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XLA_FLAGS": flags}
-    command = [sys.executable, *launch, str(SCRIPT), backend, str(tmp_path)]
+    command = [sys.executable, *launch, str(SCRIPT), by, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for name, plan in CASES[backend].items():
+    for name, plan in CASES[by].items():
         found, truth = load_file(tmp_path / f"{name}.safetensors"), run(alone(plan))
         assert found.keys() == truth.keys()
         # the smallest of them are differences of large ones: what rounding may do to a kind is told by its largest number

@@ -155,9 +155,16 @@ def test_several_corpora_by_their_shares(tiny, corpora):
 def test_a_run_on_a_mixture(backend, tiny, corpora, tmp_path):
     names = {str(corpora / "letters"): 3.0, str(corpora / "digits"): 1.0}
     data = DataChoice(mixture=names, order="shuffled", tokenizer="chars", eval_tokens=32)
-    config = tiny(backend=backend, threads=1, seq_len=8, data=data)
+    config = tiny(backend=backend, threads=1, seq_len=8, data=data, dtype="float64", accumulation=2)
     whole = _halves(config, tmp_path)
     rows = read(whole.run / "log.jsonl")
+    # the first step's loss on each corpus is the spec's at the initial weights
+    batch, model = TextDataModule(config, config.validate(), load(data)).batch(0), config.validate()
+    logits, _ = create(model, init_params(model, config.seed, "float64")).forward(batch.inputs)
+    assert batch.groups is not None
+    for name, of in zip(("digits", "letters"), batch.groups.T, strict=True):
+        expected = nll(model, logits[of].reshape(-1, logits.shape[-1]), batch.targets[of].reshape(-1)).mean()
+        assert rows[0][f"loss.{corpora / name}"] == pytest.approx(expected, rel=numerics.mistake())
     last = next(row for row in reversed(rows) if "validation_loss" in row)
     each = [last[f"validation_loss.{corpora / name}"] for name in ("letters", "digits")]
     assert last["validation_loss"] == pytest.approx(0.75 * each[0] + 0.25 * each[1], rel=numerics.rounding("float64", 8))

@@ -25,7 +25,8 @@ class Batch:
     inputs: ids [B, T], frames [B, T, F], or with `precomputed` ξ [N, code]; targets: ids [B, T] or [N], frames [B, T, F] or [N, F].
     scored: targets that count, as `targets` without F; None counts all. state: where the sequences start; None is the initial state.
     reset, valid: [B, T] as a model takes them: where a document starts, which tokens are read at all. carried: the sequences go on
-    where those of the batch before ended, but where `reset` says otherwise; no gradient goes back there.
+    where those of the batch before ended, but where `reset` says otherwise; no gradient goes back there. groups: [B, G], which rows are
+    of which corpus, whose losses are told apart.
     """
 
     inputs: np.ndarray
@@ -36,6 +37,7 @@ class Batch:
     reset: np.ndarray | None = None
     valid: np.ndarray | None = None
     carried: bool = False
+    groups: np.ndarray | None = None
 
     def microbatches(self, number: int) -> list[Batch]:
         """Equal parts along the first axis."""
@@ -54,6 +56,7 @@ class Batch:
                 cut(self.reset, i),
                 cut(self.valid, i),
                 self.carried,
+                cut(self.groups, i),
             )
             for i in range(number)
         ]
@@ -61,9 +64,19 @@ class Batch:
     @property
     def count(self) -> int:
         """How many numbers are predicted: tokens, or pixels."""
+        return max(1, int(self._counts().sum()))
+
+    @property
+    def group_counts(self) -> np.ndarray:
+        """`count` of each group [G]."""
+        return np.zeros(0, np.int64) if self.groups is None else self._counts() @ self.groups
+
+    def _counts(self) -> np.ndarray:
+        """How many numbers each row predicts [B]."""
         rows = self.targets.shape[: 1 if self.precomputed else 2]
         width = self.targets.size // max(1, int(np.prod(rows)))
-        return max(1, width * (int(np.prod(rows)) if self.scored is None else int(self.scored.sum())))
+        scored = np.ones(rows, bool) if self.scored is None else self.scored
+        return width * scored.reshape(len(scored), -1).sum(1)
 
 
 # Loss scaling for float16: the factor begins at SCALE, doubles after GROWTH steps in a row whose gradient is finite, and halves after one
@@ -77,12 +90,14 @@ class Step:
     """loss: mean nats over the batch's targets, before the update; norm: global norm of the gradient, before clipping.
 
     scale: what the loss was multiplied by before its gradient was taken. skipped: a number was not finite, and nothing was updated.
+    groups: nats of each of the batch's groups, summed over their targets.
     """
 
     loss: float
     norm: float
     scale: float = 1.0
     skipped: bool = False
+    groups: tuple[float, ...] = ()
 
     @property
     def diverged(self) -> bool:

@@ -4,7 +4,8 @@
 
 A bare step is what one would write without these tools: forward, loss, backward, clipping and the framework's AdamW on one batch that lies
 on the device, with nothing read, drawn, logged or saved. The loop draws its batches from a corpus, watches for NaN and signals, and writes
-its log; what it takes is read off the log, between the first steps and the last, so that start and final checkpoint are left out.
+its log; what it takes is read off the log, between the first steps and the last, so that start and final checkpoint are left out. Each is
+measured in a process of its own, which has the devices to itself.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -60,8 +64,14 @@ def loop_rate(train: TrainConfig) -> dict[str, float]:
     return {"loop": tokens / (rows[train.steps]["time"] - rows[WARM_UP]["time"]), "loss": rows[train.steps]["loss"]}
 
 
-def bare_rate(train: TrainConfig) -> dict[str, float]:
-    """Tokens a second of a bare step; on a GPU with PyTorch also its peak memory in GiB."""
+def apart(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)` in a process of its own, whose end gives back what it held of a GPU."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def bare_rate(train: TrainConfig) -> float:
+    """Tokens a second of a bare step."""
     config = train.validate()
     params = init_params(config, 0, train.param_dtype)
     rows = np.random.default_rng(0).integers(0, 256, (train.batch_size, train.seq_len + 1))
@@ -74,7 +84,7 @@ def bare_rate(train: TrainConfig) -> dict[str, float]:
     for _ in range(train.steps - WARM_UP):
         step()
     wait()
-    return {"bare": train.batch_size * train.seq_len * (train.steps - WARM_UP) / (time.perf_counter() - start)}
+    return train.batch_size * train.seq_len * (train.steps - WARM_UP) / (time.perf_counter() - start)
 
 
 def _bare_torch(train: TrainConfig, params: Any, rows: np.ndarray) -> Any:
@@ -148,7 +158,8 @@ def main(argv: list[str] | None = None) -> int:
 
     words = sys.argv[1:] if argv is None else argv
     kept = [w for i, w in enumerate(words) if w != "--output" and (i == 0 or words[i - 1] != "--output")]
-    run = about(f"python -m unisono_tools.bench.loop {' '.join(kept)}", _device(options), "unisono", "torch", "jax")
+    device = apart(_device, options.backend, options.device)
+    run = about(f"python -m unisono_tools.bench.loop {' '.join(kept)}", device, "unisono", "torch", "jax")
     before = (
         json.loads(options.output.with_suffix(".json").read_text())
         if options.output and options.output.with_suffix(".json").is_file()
@@ -162,11 +173,11 @@ def main(argv: list[str] | None = None) -> int:
         "batch": f"{options.batch_size} × {options.seq_len}",
         "dtype": options.dtype,
     }
-    bare = bare_rate(plain)["bare"]
+    bare = apart(bare_rate, plain)
     for text in ["", *options.changes]:
         changes = dict(_option(pair) for pair in text.split(",") if pair)
         train = plan(options, **changes)
-        beside = bare_rate(train)["bare"] if changes.keys() & {"compile"} else bare
+        beside = apart(bare_rate, train) if changes.keys() & {"compile", "dtype"} else bare
         rows.append({**same, "with": text, "bare": beside, **loop_rate(train)})
         print(_line(rows[-1]), flush=True)
         if options.output:
@@ -182,15 +193,15 @@ def _option(pair: str) -> tuple[str, Any]:
     return name, value
 
 
-def _device(options: argparse.Namespace) -> str:
-    if options.backend == "jax":
+def _device(backend: str, device: str | None) -> str:
+    if backend == "jax":
         import jax
 
-        found = jax.devices(options.device)[0] if options.device else jax.devices()[0]
+        found = jax.devices(device)[0] if device else jax.devices()[0]
         return found.device_kind if found.platform != "cpu" else "CPU"
     import torch
 
-    if options.device == "cpu" or not torch.cuda.is_available():
+    if device == "cpu" or not torch.cuda.is_available():
         return f"{torch.get_num_threads()} thread(s)"
     return torch.cuda.get_device_name()
 

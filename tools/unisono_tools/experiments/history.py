@@ -38,12 +38,15 @@ def plot(run: Path, path: Path) -> Path:
         kind: names for kind in FAMILIES if (names := sorted({name for row in rows for name in row if name.startswith(f"{kind}.")}))
     }
     with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
-        number = 1 + len(singles) + len(families)
+        corpora = sorted({name.removeprefix("loss.") for row in rows for name in row if name.startswith("loss.")})
+        number = 1 + bool(corpora) + len(singles) + len(families)
         columns = 2 if number <= 4 else 3
         lines = -(-number // columns)
         drawing = Figure(figsize=(5.2 * columns, 3.3 * lines), layout="constrained")
         panels: Iterable[Axes] = iter(drawing.subplots(lines, columns, squeeze=False).flat)
         _losses(next(panels), rows)  # pyright: ignore[reportArgumentType]
+        if corpora:
+            _corpora(next(panels), rows, corpora)  # pyright: ignore[reportArgumentType]
         for name in singles:
             _curve(next(panels), rows, name, *SINGLE[name])  # pyright: ignore[reportArgumentType]
         for kind, names in families.items():
@@ -62,18 +65,33 @@ def _points(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _losses(axes: Axes, rows: Sequence[Row]) -> None:
     steps, losses = _points(rows, "loss")
-    total, means = 0.0, []
-    for i, loss in enumerate(losses):
-        total = RUNNING * total + (1 - RUNNING) * loss
-        means.append(total / (1 - RUNNING ** (i + 1)))
     axes.plot(steps, losses, color=GREY, alpha=0.4, linewidth=0.8, label="training")
     if len(steps) > 1 / (1 - RUNNING):
-        axes.plot(steps, means, color=MANY[0], label="running mean")
+        axes.plot(steps, _running(losses), color=MANY[0], label="running mean")
     validation = _points(rows, "validation_loss")
     if len(validation[0]):
         axes.plot(*validation, color=MANY[1], marker="o", markersize=3, label="validation")
     _named(axes, "Loss, nats a target")
     axes.legend()
+
+
+def _running(losses: np.ndarray) -> list[float]:
+    total, means = 0.0, []
+    for i, loss in enumerate(losses):
+        total = RUNNING * total + (1 - RUNNING) * loss
+        means.append(total / (1 - RUNNING ** (i + 1)))
+    return means
+
+
+def _corpora(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
+    """One colour a corpus: the running mean of its training loss, and its validation."""
+    for i, name in enumerate(names):
+        colour = MANY[i % len(MANY)]
+        steps, losses = _points(rows, f"loss.{name}")
+        axes.plot(steps, _running(losses), color=colour, label=name)
+        axes.plot(*_points(rows, f"validation_loss.{name}"), color=colour, marker="o", markersize=3, linestyle=":")
+    _named(axes, "Loss of each corpus, nats a target; dots: validation")
+    axes.legend(fontsize=7)
 
 
 def _curve(axes: Axes, rows: Sequence[Row], name: str, title: str, logarithmic: bool) -> None:

@@ -52,6 +52,10 @@ class DataModule(Protocol):
         """For the log: what the steps 0 … step − 1 have read."""
         ...
 
+    def losses(self, batch: Batch, groups: tuple[float, ...]) -> Rows:
+        """For the log: what a step's nats of the batch's groups say."""
+        ...
+
     def validate(self, reader: Reader, progress: Callable[[], None] | None = None) -> Validation:
         """progress: called now and then."""
         ...
@@ -88,6 +92,11 @@ class TextDataModule:
         streamed = train.data.order == "streamed"
         rows = self.mixture.lanes(train.batch_size) * step if streamed else self.mixture.before(train.seed, step * train.batch_size)
         return {f"tokens.{corpus.name}": float(n) for corpus, n in zip(corpora, rows * train.seq_len, strict=True)}
+
+    def losses(self, batch: Batch, groups: tuple[float, ...]) -> Rows:
+        """Mean nats a target of each of several corpora, of those that gave the step a sequence."""
+        told = zip(self.mixture.corpora, groups, batch.group_counts.tolist(), strict=True) if groups else ()
+        return {f"loss.{corpus.name}": nats / count for corpus, nats, count in told if count}
 
     def validate(self, reader: Reader, progress: Callable[[], None] | None = None) -> Validation:
         """The loss on the validation split; of several, the mean weighted as the training sequences are, and each."""

@@ -69,7 +69,8 @@ def _drawn(train: TrainConfig, config: Config, mixture: Mixture) -> Loader:
         marks = marks[back] if len(marks) else None
         _check(config, rows)
         reset, valid = (None, marks) if truncated else (marks, None)
-        return Batch(rows[:, :-1], rows[:, 1:], scored=valid, state=starting_state(train, config, step), reset=reset, valid=valid)
+        state = starting_state(train, config, step)
+        return Batch(rows[:, :-1], rows[:, 1:], valid, state, reset=reset, valid=valid, groups=_groups(which, mixture))
 
     return sequences
 
@@ -93,9 +94,15 @@ def _streamed(train: TrainConfig, config: Config, mixture: Mixture) -> Loader:
             marks.append(reset)
         ids = np.concatenate(rows)
         _check(config, ids)
-        return Batch(ids[:, :-1], ids[:, 1:], reset=np.concatenate(marks), carried=True)
+        which = np.repeat(np.arange(len(lanes)), lanes)
+        return Batch(ids[:, :-1], ids[:, 1:], reset=np.concatenate(marks), carried=True, groups=_groups(which, mixture))
 
     return sequences
+
+
+def _groups(which: np.ndarray, mixture: Mixture) -> np.ndarray | None:
+    """Which rows are of which of several corpora, [B, corpora]."""
+    return which[:, None] == np.arange(len(mixture.corpora)) if len(mixture.corpora) > 1 else None
 
 
 def _documents(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:

@@ -238,7 +238,7 @@ class _Run:
             targets = asked.batch.targets.shape
             self.progress.step(asked.step, result.loss, targets[0] * (1 if asked.batch.precomputed else targets[1]))
             self.row = {"step": asked.step, "loss": result.loss, "lr": asked.lr, "rate": self.progress.rate}
-            self.row |= self.datamodule.read(asked.step)
+            self.row |= self.datamodule.read(asked.step) | self.datamodule.losses(asked.batch, result.groups)
             if not result.skipped:
                 self.row["gradient_norm"] = result.norm
             if self.train.dtype == "float16":

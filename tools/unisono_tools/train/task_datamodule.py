@@ -114,6 +114,9 @@ class TaskDataModule:
     def read(self, step: int) -> Rows:
         return {}
 
+    def losses(self, batch: Batch, groups: tuple[float, ...]) -> Rows:
+        return {}
+
     def validate(self, reader: Reader, progress: Callable[[], None] | None = None) -> Validation:
         """The mean over settings, each weighted alike, of the metric and of the loss."""
         found = {

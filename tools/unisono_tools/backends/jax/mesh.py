@@ -34,19 +34,26 @@ class Devices:
             found = found[: train.devices]
         elif train.devices not in (1, len(found)):
             raise InputError(f"devices: {train.devices}, and the {self.processes} processes have {len(found)}; leave it out")
-        self.size, self.sharded = len(found), train.parallel == "fsdp"
-        self.mesh = Mesh(np.array(found), ("data",)) if self.size > 1 else None
-        rows = train.batch_size // train.accumulation
-        if rows % self.size:
-            shares = train.accumulation * self.size
+        self.size, self.sharded, self.context = len(found), train.parallel == "fsdp", train.context
+        if self.size % self.context:
+            raise InputError(f"context: {self.context} does not divide {self.size} device(s); give a multiple of {self.context} in devices")
+        # neighbours in time beside each other
+        self.mesh = Mesh(np.array(found).reshape(-1, self.context), ("data", "time")) if self.size > 1 else None
+        rows, shares = train.batch_size // train.accumulation, self.size // self.context
+        if rows % shares:
             raise InputError(
-                f"batch_size: {train.batch_size} does not divide into {self.size} devices times accumulation {train.accumulation}; "
-                f"use a multiple of {shares}"
+                f"batch_size: {train.batch_size} does not divide into {shares} devices times accumulation {train.accumulation}; "
+                f"use a multiple of {train.accumulation * shares}"
             )
 
     def rows(self, tree: Any) -> Any:
         """Arrays whose first axis is the batch's, each device with its share."""
         return tree if self.mesh is None else jax.tree.map(lambda a: self._put(a, PartitionSpec("data")), tree)
+
+    def microbatches(self, tree: Any, stretches: bool) -> Any:
+        """Arrays [A, B, …], whose second axis is the batch's; with `stretches` the third is cut too, among neighbours in time."""
+        spec = PartitionSpec(None, "data", *(["time"] if stretches else []))
+        return jax.tree.map(lambda a: self._put(a, spec), tree)
 
     def hold(self, tree: Any) -> Any:
         """Parameters and moments: copies, or shares of the longest axis that divides."""

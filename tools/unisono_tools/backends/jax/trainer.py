@@ -15,6 +15,7 @@ import unisono_jax
 from unisono_spec.contract import Arrays, Config, InputError
 
 from unisono_tools.backends.base import SCALER, Batch, Step, caches, check_moments, dropout_seeds, ema_share, router_noise, trained
+from unisono_tools.backends.jax import context
 from unisono_tools.backends.jax.functional import Functional, Named, functional, ids
 from unisono_tools.backends.jax.mesh import Devices
 from unisono_tools.backends.jax.objective import gradient
@@ -67,19 +68,19 @@ class Trainer:
 
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
         with self._precision():
-            losses, grads, _, _ = self._backward(batch, step)
+            losses, groups, grads, _, _ = self._backward(batch, step)
             scale = 1.0 if self.scaler is None else float(self.scaler["scale"])
-            result = Pending(losses, global_norm(grads) / scale, np.float32(scale), np.bool_(False)).read()
+            result = Pending(losses, groups, global_norm(grads) / scale, np.float32(scale), np.bool_(False)).read()
             return result, {name: self.devices.fetch(grads[name]) / np.asarray(scale, grads[name].dtype) for name in trained(self.config)}
 
     def grad_step(self, batch: Batch, step: int, lr: float) -> Pending:
         with self._precision():
-            losses, grads, loads, self.states = self._backward(batch, step)
+            losses, groups, grads, loads, self.states = self._backward(batch, step)
             held = (self.named, self.opt_state, self.buffers, self.scaler, self.averaged)
             share = ema_share(self.train.ema, step)
             held, *numbers = update(self.config, self.train.optimizer, held, grads, losses, loads, lr, share)
             self.named, self.opt_state, self.buffers, self.scaler, self.averaged = held
-            return Pending(losses, *numbers)
+            return Pending(losses, groups, *numbers)
 
     def reader(self) -> Reader:
         found = {**(self.averaged or self.named), **self.buffers}
@@ -124,9 +125,17 @@ class Trainer:
     def _precision(self) -> AbstractContextManager:
         return jax.enable_x64(self.train.dtype == "float64")
 
-    def _backward(self, batch: Batch, step: int) -> tuple[list[jax.Array], Named, list[list[jax.Array]], dict[int, Named]]:
-        """By microbatch: the loss, the load of each noisy router, and the state to carry on; and the gradient of all, times the scale."""
-        losses, total, every, states = [], None, [], {}
+    def _backward(self, batch: Batch, step: int) -> tuple[list[jax.Array], list[jax.Array], Named, list[list[jax.Array]], dict[int, Named]]:
+        """By microbatch: the loss and nats of the groups; the gradient of all, times the scale; by microbatch: the load of each noisy
+        router, and the state to carry on."""
+        scale = None if self.scaler is None else self.scaler["scale"]
+        if self.devices.context > 1:
+            shared, whole, seeds = context.arguments(self.config, batch, self.train.accumulation, self.train.seed, step)
+            given = self.devices.microbatches(shared, stretches=True), self.devices.microbatches(whole, stretches=False)
+            read = (self.named, self.buffers, self.model, self.devices.mesh)
+            grads, (loss, groups, loads) = context.gradient(*read, *given, seeds, float(batch.count), scale)
+            return [loss], [groups], grads, loads, {}
+        losses, groups, total, every, states = [], [], None, [], {}
         for i, rows in enumerate(batch.microbatches(self.train.accumulation)):
             seeds = dropout_seeds(self.config, self.train.seed, step, i)
             noise = router_noise(self.config, self.train.seed, step, i, rows.targets.shape[:2])
@@ -136,16 +145,16 @@ class Trainer:
                 if state is None and caches(self.config):
                     state = self.plain({**self.named, **self.buffers}).init_state(len(rows.inputs), self.train.data.carry)
             state = self.devices.rows(state)
-            given = self.devices.rows((ids(rows.inputs), ids(rows.targets), rows.scored, rows.reset, rows.valid, noise))
-            inputs, targets, scored, reset, valid, noise = given
+            given = self.devices.rows((ids(rows.inputs), ids(rows.targets), rows.scored, rows.reset, rows.valid, noise, rows.groups))
+            inputs, targets, scored, reset, valid, noise, of = given
             arrays = (inputs, targets, scored, state, reset, valid, seeds, noise)
             read = (self.named, self.buffers, self.model, rows.precomputed)
-            scale = None if self.scaler is None else self.scaler["scale"]
-            grads, (loss, loads, after) = gradient(*read, *arrays, float(batch.count), scale)
+            grads, (loss, loads, after, group) = gradient(*read, *arrays, float(batch.count), scale, of)
             if batch.carried:
                 states[i] = after
             losses.append(loss)
+            groups.append(group)
             total = grads if total is None else added(total, grads)
             every.append(loads)
         assert total is not None
-        return losses, total, every, states
+        return losses, groups, total, every, states

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from unisono_jax.ops.mom_gru import balanced
 from unisono_spec.contract import Arrays, Config
@@ -19,16 +20,18 @@ from unisono_tools.config import Optimizer
 class Pending:
     """A step's numbers on their way to the host."""
 
-    def __init__(self, losses: list[jax.Array], *values: Any) -> None:
-        self.losses, self.values = losses, values
-        for value in (*losses, *values):
+    def __init__(self, losses: list[jax.Array], groups: list[jax.Array], *values: Any) -> None:
+        """losses, groups: by microbatch, the loss and nats of the groups."""
+        self.losses, self.groups, self.values = losses, groups, values
+        for value in (*losses, *groups, *values):
             if isinstance(value, jax.Array):
                 value.copy_to_host_async()
 
     def read(self) -> Step:
         """Wait for this step, and for no later one."""
         norm, scale, skipped = (value.item() for value in self.values)
-        return Step(sum(loss.item() for loss in self.losses), norm, scale, bool(skipped))
+        groups = tuple(map(sum, zip(*(np.asarray(group).tolist() for group in self.groups), strict=True)))
+        return Step(sum(loss.item() for loss in self.losses), norm, scale, bool(skipped), groups)
 
 
 def scaler(saved: Arrays | None) -> Named:

@@ -71,7 +71,7 @@ def backward(ranks: Ranks, number: int, compute: Callable[[int, State | None], A
         if ranks.stretch + 1 < ranks.context:
             _send([a.detach() for a in found[-1][2].values()], after)
     for i in reversed(range(number)):
-        nats, _, end = found[i]
+        nats, _, end, *_ = found[i]
         roots, slopes = [nats * weight], [None]
         if ranks.stretch + 1 < ranks.context:
             ends = [a for a in end.values() if a.is_floating_point()]

@@ -37,8 +37,10 @@ class Objective(nn.Module):
         noise: Sequence[Tensor] | None = None,
         precomputed: bool = False,
         keep_state: bool = False,
-    ) -> tuple[Tensor, tuple[Tensor, ...], State]:
-        """Nats, summed over the targets that count; the load of each noisy router; with keep_state the state at the end."""
+        groups: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...], State, Tensor]:
+        """Nats, summed over the targets that count; the load of each noisy router; with keep_state the state at the end; nats of the
+        rows of each group [G], without a gradient."""
         loads: list[Tensor] = []
         if precomputed:
             logits, after = self.model.readout(inputs, dropout=dropout), {}
@@ -47,7 +49,9 @@ class Objective(nn.Module):
         nll = _loss(self.config.predicts, logits, targets)
         counts = nll if scored is None else torch.where(scored, nll, 0)
         # a copy: a block that is computed again measures its load again
-        return counts.sum(), tuple(loads), after if keep_state else {}
+        rows = counts.detach().flatten(1).sum(1) if groups is not None else counts.new_zeros(0)
+        each = rows if groups is None else torch.where(groups, rows[:, None], 0).sum(0)
+        return counts.sum(), tuple(loads), after if keep_state else {}, each
 
 
 def recompute_blocks(model: Any) -> None:

@@ -75,14 +75,15 @@ class Ranks:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         mesh = init_device_mesh(self.device.type, (self.size,))
+        # initial states that are learned lie in the blocks, and are needed before these: each process holds them whole
+        named = dict(objective.model.named_parameters())  # pyright: ignore[reportAttributeAccessIssue]
+        kept = {named[state.initial] for state in config.states().values() if state.initial is not None}
         units: list[Any] = []
-        # initial states that are learned lie in the blocks, and are needed before these
-        if all(state.initial is None for state in config.states().values()):
-            for layer in objective.model.layers:  # pyright: ignore[reportGeneralTypeIssues, reportAttributeAccessIssue]
-                units.append(fully_shard(layer, mesh=mesh))
-                if hasattr(layer, "scored_input"):
-                    register_fsdp_forward_method(layer, "scored_input")
-        units.append(fully_shard(objective, mesh=mesh))
+        for layer in objective.model.layers:  # pyright: ignore[reportGeneralTypeIssues, reportAttributeAccessIssue]
+            units.append(fully_shard(layer, mesh=mesh, ignored_params=kept))
+            if hasattr(layer, "scored_input"):
+                register_fsdp_forward_method(layer, "scored_input")
+        units.append(fully_shard(objective, mesh=mesh, ignored_params=kept))
         for unit in units:
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
@@ -94,6 +95,10 @@ class Ranks:
             self.wrapped.set_requires_gradient_sync(last)
             return nullcontext()
         return nullcontext() if last or self.wrapped is None else self.wrapped.no_sync()
+
+    def sums(self, p: Tensor) -> bool:
+        """Whether DDP or FSDP2 sums the gradient of this parameter over the processes."""
+        return self.context == 1 and (is_cut(p) or not self.sharded)
 
     def sum(self, tensors: list[Tensor]) -> list[Tensor]:
         """The sums over all processes, of equal tensors in equal order: one message a dtype."""
@@ -120,14 +125,18 @@ class Ranks:
 # A parameter that FSDP2 has cut is a DTensor, and a tensor otherwise.
 
 
+def is_cut(p: Any) -> bool:
+    return hasattr(p, "to_local")
+
+
 def local(p: Any) -> Tensor:
     """What this process holds of a parameter or its gradient."""
-    return p.to_local() if hasattr(p, "to_local") else p
+    return p.to_local() if is_cut(p) else p
 
 
 def share_of(full: Tensor, like: Any) -> Tensor:
     """What this process holds of `full`, cut as `like` is."""
-    if not hasattr(like, "to_local"):
+    if not is_cut(like):
         return full
     from torch.distributed.tensor import distribute_tensor
 
@@ -136,7 +145,7 @@ def share_of(full: Tensor, like: Any) -> Tensor:
 
 def whole(held: Tensor, like: Any) -> Tensor:
     """The inverse; all processes ask at once."""
-    if not hasattr(like, "to_local"):
+    if not is_cut(like):
         return held
     from torch.distributed.tensor import DTensor
 

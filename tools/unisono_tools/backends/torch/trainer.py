@@ -18,7 +18,7 @@ from unisono_torch.ops.mom_gru import balanced
 from unisono_tools.backends.base import Batch, Step, caches, check_moments, decays, dropout_seeds, ema_share, router_noise, trained
 from unisono_tools.backends.torch import context
 from unisono_tools.backends.torch.objective import Objective, State, dropout_masks, recompute_blocks
-from unisono_tools.backends.torch.ranks import Ranks, local, share_of, whole
+from unisono_tools.backends.torch.ranks import Ranks, is_cut, local, share_of, whole
 from unisono_tools.backends.torch.reader import Reader, to_numpy
 from unisono_tools.backends.torch.update import Pending, Scaler, adamw, average_if, multiply, step_if
 from unisono_tools.config import TrainConfig
@@ -88,19 +88,19 @@ class Trainer:
         return self.ranks.any(flag)
 
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
-        loss, _, _ = self._backward(batch, step)
-        result = Pending(loss, self._norm(), *self._one_and_no()).read()
+        nats, _, _ = self._backward(batch, step)
+        result = Pending(nats, self._norm(), *self._one_and_no()).read()
         scale = 1.0 if self.scaler is None else self.scaler.scale.item()
         return result, {name: to_numpy(whole(grad, self.named[name])) / scale for name, grad in self._gradients().items()}
 
     @torch.no_grad()
     def grad_step(self, batch: Batch, step: int, lr: float) -> Pending:
         with torch.enable_grad():
-            loss, loads, states = self._backward(batch, step)
+            nats, loads, states = self._backward(batch, step)
         norm = self._norm()
-        fine = torch.isfinite(loss) & torch.isfinite(norm)
+        fine = torch.isfinite(nats[0]) & torch.isfinite(norm)
         scale, _ = self._one_and_no()
-        pending = Pending(loss, norm, scale, ~fine)
+        pending = Pending(nats, norm, scale, ~fine)
         factor = 1 / scale if self.scaler is not None else None
         clip = self.train.optimizer.clip
         if clip:
@@ -179,7 +179,8 @@ class Trainer:
         return one if self.scaler is None else self.scaler.scale, torch.zeros_like(one)
 
     def _backward(self, batch: Batch, step: int) -> tuple[Tensor, list[Tensor], dict[int, State]]:
-        """The loss; mean loads of noisy routers; the states to carry on, by microbatch. Gradients, times the scale, are in `.grad`."""
+        """The loss, and nats of the groups, [1 + G]; mean loads of noisy routers; the states to carry on, by microbatch. Gradients, times
+        the scale, are in `.grad`."""
         for p in self.named.values():
             p.grad = None
         microbatches, ranks = batch.microbatches(self.n_microbatches), self.ranks
@@ -196,27 +197,28 @@ class Trainer:
             )
             # a load is a mean over tokens
             shares = [context.weight_of(microbatches[i], ranks) for i in mine]
-            found = [(nll, [load * w for load in loads], state) for w, (nll, loads, state) in zip(shares, found, strict=True)]
+            found = [(nll, [load * w for load in loads], *more) for w, (nll, loads, *more) in zip(shares, found, strict=True)]
         else:
             found = []
             for i in mine:
                 with ranks.accumulating(last=i == mine[-1]):
                     found.append(self._compute(self._arguments(microbatches[i], step, i)))
                     (found[-1][0] * weight).backward()
-        states = {i: {name: a.detach() for name, a in state.items()} for i, (_, _, state) in zip(mine, found, strict=True)}
-        loss = sum((nll.detach().to(self.sums) / batch.count for nll, _, _ in found), torch.zeros((), dtype=self.sums, device=self.device))
+        states = {i: {name: a.detach() for name, a in one[2].items()} for i, one in zip(mine, found, strict=True)}
+        nats = [torch.cat([one[0].detach()[None].to(self.sums) / batch.count, one[3].to(self.sums)]) for one in found]
+        nats = sum(nats[1:], nats[0])
         for p in self.named.values():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        means = [torch.stack(load).mean(0).detach() for load in zip(*(loads for _, loads, _ in found), strict=True)]
+        means = [torch.stack(load).mean(0).detach() for load in zip(*(one[1] for one in found), strict=True)]
         if ranks.size > 1:
             # replicas and shards have exchanged their gradients as they came
-            own: list[Any] = [p.grad for p in self.named.values()] if ranks.context > 1 else []
-            loss, *summed = ranks.sum([loss, *own, *means])
-            for p, grad in zip(self.named.values(), summed[: len(own)], strict=False):
+            own: list[Any] = [p for p in self.named.values() if not ranks.sums(p)]
+            nats, *summed = ranks.sum([nats, *(p.grad for p in own), *means])
+            for p, grad in zip(own, summed, strict=False):
                 p.grad = grad
             means = [load / ranks.shares for load in summed[len(own) :]]
-        return loss, means, states if batch.carried else {}
+        return nats, means, states if batch.carried else {}
 
     def _compute(self, arguments: dict[str, Any]) -> Any:
         if not self.train.compile:
@@ -243,6 +245,7 @@ class Trainer:
             "targets": self._put(batch.targets),
             "scored": self._put(batch.scored),
             "dropout": dropout,
+            "groups": self._put(batch.groups),
             "precomputed": batch.precomputed,
             "keep_state": batch.carried or self.ranks.context > 1,
         }
@@ -259,9 +262,12 @@ class Trainer:
 
     def _norm(self) -> Tensor:
         """The gradient's global norm, of the loss without its scale."""
-        norm = get_total_norm(list(self._gradients().values()))
+        grads = self._gradients()
         if self.ranks.sharded:
-            norm = self.ranks.sum([norm**2])[0].sqrt()
+            cut, kept = ([g for n, g in grads.items() if is_cut(self.named[n]) == of] for of in (True, False))
+            norm = (self.ranks.sum([get_total_norm(cut) ** 2])[0] + get_total_norm(kept).to(self.device) ** 2).sqrt()
+        else:
+            norm = get_total_norm(list(grads.values()))
         return norm if self.scaler is None else norm / self.scaler.scale
 
     def _put(self, array: np.ndarray | None) -> Any:

@@ -15,8 +15,10 @@ from unisono_tools.backends.base import GROWTH, SCALE, SCALE_FLOOR, SCALE_LIMIT,
 class Pending:
     """A step's numbers on their way to the host."""
 
-    def __init__(self, *values: Tensor) -> None:
-        self.values, self.arrived = torch.stack([v.detach().to(values[0].dtype) for v in values]), None
+    def __init__(self, nats: Tensor, *values: Tensor) -> None:
+        """nats: the loss, and those of the groups [1 + G]."""
+        numbers = [nats[:1], *(v[None] for v in values), nats[1:]]
+        self.values, self.arrived = torch.cat([v.detach().to(nats.dtype) for v in numbers]), None
         if self.values.is_cuda:
             # to memory that the device can write by itself; .item() would wait for all that has been asked for since
             host = torch.empty_like(self.values, device="cpu", pin_memory=True)
@@ -28,8 +30,8 @@ class Pending:
         """Wait for this step, and for no later one."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        loss, norm, scale, skipped = self.values.tolist()
-        return Step(loss, norm, scale, bool(skipped))
+        loss, norm, scale, skipped, *groups = self.values.tolist()
+        return Step(loss, norm, scale, bool(skipped), tuple(groups))
 
 
 class Scaler:
