@@ -49,6 +49,12 @@ IMPLEMENTATIONS = (
     _triton("selective_scan", how="one sweep each way, softplus and gate in it", widths={"N": (1, 64)}),
     _triton("short_conv", how="one pass each way", widths={"w": (1, 16)}),
     _triton("diagonal_ssm", how="one sweep each way", widths={"P": (1, 128)}),
+    _triton(
+        "mom_gru",
+        FLOATS[1:],
+        "one launch each way for all tokens",
+        widths={"n": (1, 16), "L": (1, 256), "d_m": (1, 128), "hidden": (1, 128)},
+    ),
 )
 REGISTRY: Mapping[tuple[str, str], Implementation] = {(each.op, each.name): each for each in IMPLEMENTATIONS}
 

@@ -120,14 +120,18 @@ def hoisted(
     implementation: str = "auto",
 ) -> tuple[Tensor, State]:
     """The recurrence has no parallel form. This one takes every product with x out of the loop, as one matmul over all T; what is
-    left in it depends on h. Its gradient is written out, and keeps one memory in 32 (mom_gru_loop.py), whatever the chunk size."""
-    use_triton(implementation, "mom_gru", x.device, x.dtype)
-    dtype, (banks, slots) = wide(x.dtype), p["memory"].shape[:2]
+    left in it depends on h. Its gradient is written out, and keeps one memory in 32 (mom_gru_loop.py), whatever the chunk size.
+
+    The kernel is taken by name alone: not all of its tests have run on a GPU yet.
+    """
+    (banks, slots, width), hidden, dtype = p["memory"].shape, len(p["router.0.bias"]), wide(x.dtype)
+    axes = {"n": banks, "L": slots, "d_m": width, "hidden": hidden}
+    kernel = implementation != "auto" and use_triton(implementation, "mom_gru", x.device, x.dtype, axes) and min(x.shape[:2]) > 0
     x, weights = prepared(x, p, valid)
     if noise is not None:
         noise = masked(valid, noise)[0].to(dtype) + p["balance_bias"].to(dtype)
     h, M = (a.to(dtype) for a in initial_state)
-    out, M = loop(weights, Sizes(banks, slots, temperature), h, M.flatten(1, 2), x, reset, valid, noise)
+    out, M = loop(weights, Sizes(banks, slots, temperature), h, M.flatten(1, 2), x, reset, valid, noise, kernel)
     return out, (out[:, -1].clone(), M.unflatten(1, (banks, slots)))
 
 

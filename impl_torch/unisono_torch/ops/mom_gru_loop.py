@@ -82,17 +82,23 @@ def token(w: Weights, sizes: Sizes, h: Tensor, M: Tensor, x: Tensor, drawn: Tens
 
 
 def loop(
-    w: Weights, sizes: Sizes, h: Tensor, M: Tensor, x: Tensor, reset: Tensor | None, valid: Tensor | None, noise: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """x [B, T, D], noise with the balance bias [B, T, n] → h of each token [B, T, D], the last M."""
+    w: Weights, sizes: Sizes, h: Tensor, M: Tensor, x: Tensor, reset: Tensor | None, valid: Tensor | None, noise: Tensor | None,
+    kernel: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """x [B, T, D], noise with the balance bias [B, T, n] → h of each token [B, T, D], the last M; with the kernels, where told."""
     x = x.transpose(0, 1)
     reset, valid, noise = (None if a is None else a.transpose(0, 1) for a in (reset, valid, noise))
+    if kernel:
+        from unisono_torch.kernels.mom_gru import loop as launched
+
+        out, M = launched(h, M, x, reset, valid, noise, sizes, w)
+        return out.transpose(0, 1), M
     written = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed()
-    out, M = (_Loop.apply if written else _plain)(h, M, x, reset, valid, noise, sizes, *w)  # pyright: ignore[reportGeneralTypeIssues, reportAssignmentType]
+    out, M = (_Loop.apply if written else plain)(h, M, x, reset, valid, noise, sizes, *w)  # pyright: ignore[reportGeneralTypeIssues, reportAssignmentType]
     return out.transpose(0, 1), M
 
 
-def _plain(
+def plain(
     h: Tensor, M: Tensor, x: Tensor, reset: Tensor | None, valid: Tensor | None, noise: Tensor | None, sizes: Sizes, *weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Time comes first: x [T, B, D] → h of each token [T, B, D], the last M."""
@@ -110,7 +116,7 @@ def _given(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
 
 class _Loop(torch.autograd.Function):
-    """`_plain`, with its way back."""
+    """`plain`, with its way back."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, M: Tensor, x: Tensor, reset: Any, valid: Any, noise: Any, sizes: Sizes, *weights: Tensor):
@@ -131,7 +137,7 @@ class _Loop(torch.autograd.Function):
         h_first, M_first, x, noise, out, *saved = ctx.saved_tensors
         first, last = len(Kept._fields), len(Kept._fields) + len(Weights._fields)
         if torch.is_grad_enabled():
-            return again(_plain, (h_first, M_first, x, *ctx.marks, noise, ctx.sizes, *saved[first:last]), ctx.needs_input_grad, (dout, dM))
+            return again(plain, (h_first, M_first, x, *ctx.marks, noise, ctx.sizes, *saved[first:last]), ctx.needs_input_grad, (dout, dM))
         kept, w, memories = Kept(*saved[:first]), Weights(*saved[first:last]), saved[last:]
         reset, valid = ctx.marks
         noisy, d = noise is not None, out.shape[-1]
@@ -146,9 +152,9 @@ class _Loop(torch.autograd.Function):
         dx, dafter, dlogits = (torch.cat(of[::-1]) for of in zip(*found, strict=True))
         of_h, gates = dx[..., :-d], dx[..., -3 * d :]
         weights = (
-            _product(dx, x), dx.sum((0, 1)),
-            _product(of_h, h), _product(gates, kept.c), _product(dx[..., -d:], sigmoid(kept.gates[..., :d]) * h), _product(dafter, out),
-            dafter.sum((0, 1)), _product(dlogits, kept.hidden), dlogits.sum((0, 1)), dfresh,
+            product(dx, x), dx.sum((0, 1)),
+            product(of_h, h), product(gates, kept.c), product(dx[..., -d:], sigmoid(kept.gates[..., :d]) * h), product(dafter, out),
+            dafter.sum((0, 1)), product(dlogits, kept.hidden), dlogits.sum((0, 1)), dfresh,
         )  # fmt: skip
         return dh, dM, dx @ w.x, None, None, dlogits if noisy else None, None, *weights
 
@@ -302,7 +308,7 @@ def _written(M: Tensor, weight: Tensor, add: Tensor, erase: Tensor) -> Tensor:
     return torch.addcmul(M, weight[..., None], torch.addcmul(add[:, None], erase[:, None], M, value=-1))
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """Σ over tokens of a bᵀ."""
     return a.flatten(0, 1).mT @ b.flatten(0, 1)
 

@@ -54,11 +54,8 @@ def parallel(
     chunk_size: int = 64,
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """One shifted product a tap, over the valid tokens; there are no chunks, since nothing is carried but the last inputs.
-
-    The kernel is taken by name alone: it has been seen in Triton's interpreter, and compiled, but not yet on a GPU.
-    """
-    kernel = implementation != "auto" and use_triton(implementation, "short_conv", x.device, x.dtype, {"w": weight.shape[-1]})
+    """One shifted product a tap, over the valid tokens; there are no chunks, since nothing is carried but the last inputs."""
+    kernel = use_triton(implementation, "short_conv", x.device, x.dtype, {"w": weight.shape[-1]})
     dtype, length, taps = wide(x.dtype), x.shape[1], weight.shape[-1]
     compact, segment = Compact(valid, x), segments(reset, x)
     now, x = compact.pack(segment), compact.pack(x)

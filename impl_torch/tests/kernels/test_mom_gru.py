@@ -1,0 +1,164 @@
+"""The kernels of MoM-GRU's loop against plain operations in float64: values, all gradients, every variant, marks, bits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import unisono_torch
+from torch import Tensor
+from unisono_conformance import judge, numerics
+from unisono_spec.contract.maru import MARUConfig
+from unisono_torch.kernels.mom_gru import loop, operator
+from unisono_torch.kernels.registry import interpreted
+from unisono_torch.ops import mom_gru
+from unisono_torch.ops.mom_gru_loop import Sizes, Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    batch: int
+    length: int
+    width: int
+    banks: int
+    slots: int
+    memory: int
+    hidden: int
+    erase: str = "coupled"
+    drawn: bool = False
+    marked: bool = False
+
+    def __str__(self) -> str:
+        kinds = "".join(f"-{name}" for name in ("drawn", "marked") if getattr(self, name))
+        return f"{self.batch}x{self.length}x{self.width}-{self.banks}x{self.slots}x{self.memory}-{self.hidden}-{self.erase}{kinds}"
+
+
+CASES = [
+    Case(2, 6, 11, 2, 5, 6, 7, "separate", drawn=True, marked=True),
+    Case(17, 2, 20, 1, 3, 17, 2, marked=True),
+    Case(1, 2, 3, 3, 1, 1, 5),
+]
+ON_GPU = [
+    Case(16, 70, 640, 4, 128, 64, 32),
+    Case(3, 67, 640, 4, 128, 64, 32, "separate", drawn=True, marked=True),
+    Case(64, 20, 144, 4, 64, 32, 32, marked=True),
+    Case(40, 34, 100, 6, 256, 128, 32, marked=True),
+]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", CASES if interpreted() else CASES + ON_GPU, ids=str)
+
+
+def inputs(case: Case, device: str) -> tuple[list[Tensor], list[Tensor | None], Sizes]:
+    """h, M, x, noise and the weights in float64; marks [T, B]; the router may be off."""
+    made = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=made, dtype=torch.float64).to(device)
+
+    b, t, d, n = case.batch, case.length, case.width, case.banks
+    sizes = {"d_model": d, "n_banks": n, "n_slots": case.slots, "d_memory": case.memory, "router_hidden": case.hidden}
+    model = unisono_torch.create(MARUConfig(vocab_size=3, head_hidden=2, d_state=1, expand=1, erase=case.erase, **sizes), dtype="float64")
+    named = {name: p.detach().to(device) for name, p in model.layers[0].cell.named_parameters()}  # pyright: ignore[reportIndexIssue, reportCallIssue]
+    named = {name: p + 0.3 * normal(*p.shape) if p.ndim == 1 else p for name, p in named.items()}
+    x, weights = mom_gru.prepared(normal(b, t, d), named, None)
+    memory = normal(b, n * case.slots, case.memory)
+    marks = [torch.rand(t, b, generator=made).to(device) < share if case.marked else None for share in (0.2, 0.8)]
+    return [normal(b, d), memory, x.transpose(0, 1), normal(t, b, n), *weights], marks, Sizes(n, case.slots, 0.7 if case.drawn else 1.0)
+
+
+def differentiate(function, given: list[Tensor], marks, sizes: Sizes, drawn: bool) -> list[Tensor]:
+    leaves = [a.detach().requires_grad_() for a in given]
+    h, M, x, noise, *weights = leaves
+    outputs = function(h, M, x, *marks, noise if drawn else None, sizes, Weights(*weights))
+    made = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(o.shape, generator=made, dtype=torch.float64).to(o) for o in outputs]
+    wanted = [a for a in leaves if drawn or a is not noise]
+    gradients = torch.autograd.grad(outputs, wanted, upstream, materialize_grads=True, allow_unused=True)
+    return [a.detach() for a in (*outputs, *gradients)]
+
+
+def folded(h, M, x, reset, valid, noise, sizes, weights) -> tuple[Tensor, Tensor]:
+    from unisono_torch.ops.mom_gru_loop import plain
+
+    return plain(h, M, x, reset, valid, noise, sizes, *weights)
+
+
+def test_values_and_gradients(case: Case, device: str) -> None:
+    given, marks, sizes = inputs(case, device)
+    want = differentiate(folded, given, marks, sizes, case.drawn)
+    if interpreted():  # which knows float64
+        judge.same(differentiate(loop, given, marks, sizes, case.drawn), want)
+        return
+    got = differentiate(loop, [a.float() for a in given], marks, sizes, case.drawn)
+    plain = differentiate(folded, [a.float() for a in given], marks, sizes, case.drawn)
+    for a, b, c in zip(got, want, plain, strict=True):
+        size = b.norm() + 1
+        # as far from float64 as float32 is: its 24 bits and tf32's three products' 21, over as many tokens
+        limit = 8 * ((c - b).norm() / size) + numerics.rounding("float32", 2**8)
+        assert (a - b).norm() / size <= limit
+
+
+def test_without_gradients_in_pieces_and_launches(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, marks, sizes = inputs(CASES[0], device)
+    h, M, x, noise, *weights = (a.float() for a in given)
+    whole, last = loop(h, M, x, *marks, noise, sizes, Weights(*weights))
+    outs = []
+    monkeypatch.setattr(operator, "LONGEST", 3)
+    for part in (slice(0, 1), slice(1, 6)):
+        out, M = loop(h, M, x[part], *(m[part] for m in marks), noise[part], sizes, Weights(*weights))
+        h = out[-1]
+        outs.append(out)
+    # the products with x are of other numbers of rows
+    limit = numerics.rounding("float32", 2**8)
+    judge.same([a.cpu() for a in (torch.cat(outs), M)], [a.cpu() for a in (whole, last)], limit=limit)
+
+
+def test_the_same_bits_twice(device: str) -> None:
+    case = CASES[2] if interpreted() else ON_GPU[1]
+    given, marks, sizes = inputs(case, device)
+    given = [a.float() for a in given]
+    first, second = (differentiate(loop, given, marks, sizes, case.drawn) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_reset_cuts_nan(device: str) -> None:
+    case = Case(1, 5, 4, 1, 3, 2, 3)
+    given, _, sizes = inputs(case, device)
+    h, M, x, _, *weights = (a.float() for a in given)
+    x = x.contiguous()
+    x[1] = torch.nan
+    reset = torch.arange(5, device=device)[:, None] == 3
+    out, last = loop(h, M, x, reset, None, None, sizes, Weights(*weights))
+    assert torch.isfinite(out[:1]).all()
+    assert torch.isnan(out[1:3]).all()
+    assert torch.isfinite(out[3:]).all()
+    assert torch.isfinite(last).all()
+
+
+def test_second_derivatives_are_those_of_plain_operations(device: str) -> None:
+    given, _, sizes = inputs(Case(1, 2, 2, 1, 2, 1, 2), device)
+    found = []
+    for function in (loop, folded):
+        h, M, x, _, *weights = (a.float().requires_grad_() for a in given)
+        out = function(h, M, x, None, None, None, sizes, Weights(*weights))[0]
+        (slope,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        wanted = h, x, *weights
+        again = torch.autograd.grad(slope.square().sum(), wanted, materialize_grads=True, allow_unused=True)
+        found.append([a.detach().cpu() for a in again])
+    judge.same(*found, limit=numerics.rounding("float32", 2**8))
+
+
+def test_the_op_takes_the_kernel(device: str) -> None:
+    config = MARUConfig(d_model=8, vocab_size=11, head_hidden=5, d_state=3, n_banks=2, n_slots=3, d_memory=4, router_hidden=5)
+    tokens = torch.arange(4, device=device).reshape(2, 2)
+    found = []
+    for how in ("triton", "plain"):
+        model = unisono_torch.create(config, seed=2, device=device, implementation=how)
+        logits, state = model(tokens)
+        logits.sum().backward()
+        found.append([a.detach().cpu() for a in (logits, *state.values(), *(p.grad for p in model.parameters() if p.grad is not None))])
+    judge.same(*found, limit=numerics.rounding("float32", 2**10))
