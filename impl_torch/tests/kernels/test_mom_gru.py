@@ -60,9 +60,10 @@ def inputs(case: Case, device: str) -> tuple[list[Tensor], list[Tensor | None], 
         return torch.randn(*shape, generator=made, dtype=torch.float64).to(device)
 
     b, t, d, n = case.batch, case.length, case.width, case.banks
-    sizes = {"d_model": d, "n_banks": n, "n_slots": case.slots, "d_memory": case.memory, "router_hidden": case.hidden}
-    model = unisono_torch.create(MARUConfig(vocab_size=3, head_hidden=2, d_state=1, expand=1, erase=case.erase, **sizes), dtype="float64")
-    named = {name: p.detach().to(device) for name, p in model.layers[0].cell.named_parameters()}  # pyright: ignore[reportIndexIssue, reportCallIssue]
+    config = MARUConfig(vocab_size=3, head_hidden=2, d_state=1, expand=1, d_model=d, n_banks=n, router_hidden=case.hidden)
+    config = config.replace(n_slots=case.slots, d_memory=case.memory, erase=case.erase)
+    of_cell = unisono_torch.create(config, dtype="float64").get_submodule("layers.0.cell").named_parameters()
+    named = {name: p.detach().to(device) for name, p in of_cell}
     named = {name: p + 0.3 * normal(*p.shape) if p.ndim == 1 else p for name, p in named.items()}
     x, weights = mom_gru.prepared(normal(b, t, d), named, None)
     memory = normal(b, n * case.slots, case.memory)
@@ -73,7 +74,7 @@ def inputs(case: Case, device: str) -> tuple[list[Tensor], list[Tensor | None], 
 def differentiate(function, given: list[Tensor], marks, sizes: Sizes, drawn: bool) -> list[Tensor]:
     leaves = [a.detach().requires_grad_() for a in given]
     h, M, x, noise, *weights = leaves
-    outputs = function(h, M, x, *marks, noise if drawn else None, sizes, Weights(*weights))
+    outputs = function(h, M, x, *marks, noise if drawn else None, sizes, Weights._make(weights))
     made = torch.Generator().manual_seed(1)
     upstream = [torch.randn(o.shape, generator=made, dtype=torch.float64).to(o) for o in outputs]
     wanted = [a for a in leaves if drawn or a is not noise]
@@ -104,12 +105,14 @@ def test_values_and_gradients(case: Case, device: str) -> None:
 
 def test_without_gradients_in_pieces_and_launches(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given, marks, sizes = inputs(CASES[0], device)
-    h, M, x, noise, *weights = (a.float() for a in given)
-    whole, last = loop(h, M, x, *marks, noise, sizes, Weights(*weights))
+    h, M, x, noise, *weights = [a.float() for a in given]
+    reset, valid = marks
+    whole, last = loop(h, M, x, reset, valid, noise, sizes, Weights._make(weights))
     outs = []
     monkeypatch.setattr(operator, "LONGEST", 3)
     for part in (slice(0, 1), slice(1, 6)):
-        out, M = loop(h, M, x[part], *(m[part] for m in marks), noise[part], sizes, Weights(*weights))
+        some = (None if m is None else m[part] for m in (reset, valid))
+        out, M = loop(h, M, x[part], next(some), next(some), noise[part], sizes, Weights._make(weights))
         h = out[-1]
         outs.append(out)
     # the products with x are of other numbers of rows
@@ -132,7 +135,7 @@ def test_a_reset_cuts_nan(device: str) -> None:
     x = x.contiguous()
     x[1] = torch.nan
     reset = torch.arange(5, device=device)[:, None] == 3
-    out, last = loop(h, M, x, reset, None, None, sizes, Weights(*weights))
+    out, last = loop(h, M, x, reset, None, None, sizes, Weights._make(weights))
     assert torch.isfinite(out[:1]).all()
     assert torch.isnan(out[1:3]).all()
     assert torch.isfinite(out[3:]).all()
@@ -144,7 +147,7 @@ def test_second_derivatives_are_those_of_plain_operations(device: str) -> None:
     found = []
     for function in (loop, folded):
         h, M, x, _, *weights = (a.float().requires_grad_() for a in given)
-        out = function(h, M, x, None, None, None, sizes, Weights(*weights))[0]
+        out = function(h, M, x, None, None, None, sizes, Weights._make(weights))[0]
         (slope,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
         wanted = h, x, *weights
         again = torch.autograd.grad(slope.square().sum(), wanted, materialize_grads=True, allow_unused=True)

@@ -5,7 +5,7 @@ With the names of ops/mom_gru.py, and G the gradient of M:
    gradients of its key, value(, erase) and γ. The memories of a segment are made again from the one saved before it, in a scratch.
 2. h' of token t−1, complete now: gradients of its candidate and of ζ.
 3. r.
-4. c, and what h before that token gets from the gates.
+4. c; and, while others wait for it, what h before that token gets from the gates.
 
 Gradients of weights are products over all tokens of what this leaves: they need no loop.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from unisono_torch.kernels.mom_gru.parts import product, sigmoid, slope, softmax, tanh, wait
+from unisono_torch.kernels.mom_gru.parts import arrive, fetch, product, sigmoid, slope, softmax, tanh, wait
 
 
 @triton.jit
@@ -74,7 +74,7 @@ def backward(
         now = tl.cast(t, tl.int64) * B
         last = now - B
 
-        for number in range(program, B * BANKS, PROGRAMS):
+        for number in range(PROGRAMS - 1 - program, B * BANKS, PROGRAMS):
             b = number // BANKS
             bank = number % BANKS
             own = dM + tl.cast(number, tl.int64) * BANK
@@ -134,6 +134,7 @@ def backward(
                 tl.store(shares + number, total)
                 G += scores[:, None] * key[None, :] - (weight[:, None] * erase[None, :]) * into
             tl.store(own + tile, G, mask=held)
+        arrive(counter, PROGRAMS)
         rounds = wait(counter, rounds, PROGRAMS)
 
         for block in range(program, COLUMNS, PROGRAMS):
@@ -149,25 +150,24 @@ def backward(
                 if t < T:
                     # the router's logits: dlogits_i = ρ_i (dρ_i − Σ ρ dρ)
                     mean = tl.zeros((BB,), h.dtype.element_ty)
+                    to_query = tl.zeros((BB, BW), h.dtype.element_ty)
                     for i in tl.static_range(BANKS):
                         share = tl.load(rho + (now + batch) * BANKS + i, mask=here, other=0.0)
                         mean += share * tl.load(routes + batch * BANKS + i, mask=here, other=0.0)
+                        to_query += tl.load(queries + (batch[:, None] * BANKS + i) * WIDTH + m[None, :], mask=wide, other=0.0)
+                    known = (now + batch)[:, None] * KNOWN + unit[None, :]
+                    units = here[:, None] & (unit < HIDDEN)[None, :]
+                    active = tl.load(before + known, mask=units, other=0.0) > 0
                     to_hidden = tl.zeros((BB, BH), h.dtype.element_ty)
-                    to_query = tl.zeros((BB, BW), h.dtype.element_ty)
                     for i in tl.static_range(BANKS):
                         share = tl.load(rho + (now + batch) * BANKS + i, mask=here, other=0.0)
                         logit = share * (tl.load(routes + batch * BANKS + i, mask=here, other=0.0) - mean)
                         w = tl.load(router + i * HIDDEN + unit, mask=unit < HIDDEN, other=0.0)
                         to_hidden += logit[:, None] * w[None, :]
-                        to_query += tl.load(queries + (batch[:, None] * BANKS + i) * WIDTH + m[None, :], mask=wide, other=0.0)
-                        if block == 0:
-                            tl.store(dlogits + (now + batch) * BANKS + i, logit, mask=here)
-                    known = (now + batch)[:, None] * KNOWN + unit[None, :]
-                    units = here[:, None] & (unit < HIDDEN)[None, :]
-                    to_hidden = tl.where(tl.load(before + known, mask=units, other=0.0) > 0, to_hidden, 0.0)
-                    if block == 0:
-                        tl.store(dx + (now + batch)[:, None] * GIVEN + unit[None, :], to_hidden, mask=units)
-                        tl.store(dx + (now + batch)[:, None] * GIVEN + HIDDEN + m[None, :], to_query, mask=wide)
+                        tl.store(dlogits + (now + batch) * BANKS + i, logit, mask=here & (block == 0))
+                    to_hidden = tl.where(active, to_hidden, 0.0)
+                    tl.store(dx + (now + batch)[:, None] * GIVEN + unit[None, :], to_hidden, mask=units & (block == 0))
+                    tl.store(dx + (now + batch)[:, None] * GIVEN + HIDDEN + m[None, :], to_query, mask=wide & (block == 0))
                     G = tl.load(base + at, mask=mask, other=0.0)
                     G += _narrow(to_hidden, w_h, column, ok, unit, HIDDEN, KNOWN + 2 * D)
                     G += _narrow(to_query, w_h + HIDDEN, column, ok, m, WIDTH, KNOWN + 2 * D)
@@ -205,12 +205,11 @@ def backward(
                     if SEPARATE:
                         G += _narrow(to_erase, w_after + 2 * WIDTH, column, ok, m, WIDTH, AFTER)
                     G += to_gamma[:, None] * tl.load(w_after + column * AFTER + AFTER - 1, mask=ok, other=0.0)[None, :]
-                    if block == 0:
-                        tl.store(dafter + of, to_key, mask=wide)
-                        tl.store(dafter + of + WIDTH, to_value, mask=wide)
-                        if SEPARATE:
-                            tl.store(dafter + of + 2 * WIDTH, to_erase, mask=wide)
-                        tl.store(dafter + of_gamma, to_gamma, mask=here)
+                    tl.store(dafter + of, to_key, mask=wide & (block == 0))
+                    tl.store(dafter + of + WIDTH, to_value, mask=wide & (block == 0))
+                    if SEPARATE:
+                        tl.store(dafter + of + 2 * WIDTH, to_erase, mask=wide & (block == 0))
+                    tl.store(dafter + of_gamma, to_gamma, mask=here & (block == 0))
                     # h' = h̃ + ζ ∘ (h − h̃)
                     z = tl.load(gates + (last + batch)[:, None] * (2 * D) + D + column[None, :], mask=mask, other=0.0)
                     x = tl.load(candidate + last * D + at, mask=mask, other=0.0)
@@ -223,8 +222,17 @@ def backward(
                     tl.store(base + at, G * sigmoid(z), mask=mask)
 
         if t > 0:
+            arrive(counter, PROGRAMS)
             rounds = wait(counter, rounds, PROGRAMS)
             gradients = dx + last * GIVEN + KNOWN
+            for block in range(PROGRAMS - 1 - program, MEMORIES, PROGRAMS):
+                column = block * RB + lane
+                ok = column < WIDTH
+                for first in range(0, B, BB):
+                    batch = first + tl.arange(0, BB)
+                    here = batch < B
+                    y = product(gradients + D, batch, here, w_c + D, column, ok, GIVEN, 2 * D, 3 * D, 1, 0, BB, RB, S, AHEAD)
+                    tl.store(dc + batch[:, None] * WIDTH + column[None, :], y, mask=here[:, None] & ok[None, :])
             for block in range(program, COLUMNS, PROGRAMS):
                 column = block * RB + lane
                 ok = column < D
@@ -233,28 +241,47 @@ def backward(
                     here = batch < B
                     mask = here[:, None] & ok[None, :]
                     at = batch[:, None] * D + column[None, :]
-                    y = product(gradients + 2 * D, batch, here, w_candidate, column, ok, GIVEN, D, D, 1, 0, BB, RB, S, AHEAD)
                     r = tl.load(gates + (last + batch)[:, None] * (2 * D) + column[None, :], mask=mask, other=0.0)
                     old = tl.load(h + last * D + at, mask=mask, other=0.0)
                     if HAS_RESET:
                         old = tl.where(tl.load(reset + last + batch, mask=here, other=0)[:, None] != 0, 0.0, old)
+                    y = product(gradients + 2 * D, batch, here, w_candidate, column, ok, GIVEN, D, D, 1, 0, BB, RB, S, AHEAD)
                     tl.store(gradients + batch[:, None] * GIVEN + column[None, :], y * old * slope(r), mask=mask)
                     tl.store(base + at, tl.load(base + at, mask=mask, other=0.0) + y * sigmoid(r), mask=mask)
+            arrive(counter, PROGRAMS)
             rounds = wait(counter, rounds, PROGRAMS)
-            for block in range(program, COLUMNS + MEMORIES, PROGRAMS):
+            for block in range(PROGRAMS - 1 - program, MEMORIES, PROGRAMS):
+                column = block * RB + lane
+                ok = column < WIDTH
                 for first in range(0, B, BB):
                     batch = first + tl.arange(0, BB)
                     here = batch < B
-                    if block < COLUMNS:
-                        column = block * RB + lane
-                        ok = column < D
-                        mask = here[:, None] & ok[None, :]
-                        at = batch[:, None] * D + column[None, :]
-                        y = product(gradients, batch, here, w_h + KNOWN, column, ok, GIVEN, 2 * D, KNOWN + 2 * D, 1, 0, BB, RB, S, AHEAD)
-                        tl.store(base + at, tl.load(base + at, mask=mask, other=0.0) + y, mask=mask)
-                    else:
-                        column = (block - COLUMNS) * RB + lane
-                        ok = column < WIDTH
-                        y = product(gradients, batch, here, w_c, column, ok, GIVEN, 3 * D, 3 * D, 1, 0, BB, RB, S, AHEAD)
-                        tl.store(dc + batch[:, None] * WIDTH + column[None, :], y, mask=here[:, None] & ok[None, :])
+                    at = batch[:, None] * WIDTH + column[None, :]
+                    mask = here[:, None] & ok[None, :]
+                    rest = tl.load(dc + at, mask=mask, other=0.0)
+                    y = product(gradients, batch, here, w_c, column, ok, GIVEN, D, 3 * D, 1, 0, BB, RB, S, AHEAD)
+                    tl.store(dc + at, rest + y, mask=mask)
+            arrive(counter, PROGRAMS)
+            for block in range(program, COLUMNS, PROGRAMS):
+                column = block * RB + lane
+                ok = column < D
+                for first in range(0, B, BB):
+                    batch = first + tl.arange(0, BB)
+                    here = batch < B
+                    mask = here[:, None] & ok[None, :]
+                    at = batch[:, None] * D + column[None, :]
+                    rest = tl.load(base + at, mask=mask, other=0.0)
+                    y = product(gradients, batch, here, w_h + KNOWN, column, ok, GIVEN, 2 * D, KNOWN + 2 * D, 1, 0, BB, RB, S, AHEAD)
+                    tl.store(base + at, rest + y, mask=mask)
+            for number in range(PROGRAMS - 1 - program, B * BANKS, PROGRAMS):  # what this program reads next but once
+                if t > 1:
+                    slots = tl.minimum(tl.arange(0, 256) * (BANK // 256 + 1), BANK - 1)
+                    fetch(past + (tl.cast((t - 2) % SEGMENT, tl.int64) * B * BANKS + number) * BANK + slots, PROGRAMS)
+            if (t > 1) & (program * 256 < B * 2 * D // 32):
+                line = tl.minimum((program * 256 + tl.arange(0, 256)) * 32, B * 2 * D - 1)
+                fetch(gates + (last - B) * (2 * D) + line, PROGRAMS)
+                line = tl.minimum(line, B * D - 1)
+                fetch(candidate + (last - B) * D + line, PROGRAMS)
+                fetch(h + (last - B) * D + line, PROGRAMS)
+                fetch(dout + (last - B) * D + line, PROGRAMS)
             rounds = wait(counter, rounds, PROGRAMS)

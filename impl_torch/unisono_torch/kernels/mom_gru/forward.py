@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from unisono_torch.kernels.mom_gru.parts import product, sigmoid, softmax, tanh, wait
+from unisono_torch.kernels.mom_gru.parts import arrive, fetch, product, sigmoid, softmax, tanh, wait
 
 
 @triton.jit(do_not_specialize=("T", "B"))
@@ -56,42 +56,52 @@ def forward(
         kept = now if KEEP else now * 0
         last = now - B if KEEP else now * 0
 
-        for block in range(program, COLUMNS + KNOWNS + AFTERS, PROGRAMS):
+        for block in range((program + PROGRAMS - COLUMNS % PROGRAMS) % PROGRAMS, KNOWNS + AFTERS, PROGRAMS):
             for first in range(0, B, BB):
                 batch = first + tl.arange(0, BB)
                 here = batch < B
-                live = here
-                if HAS_RESET:
-                    live = here & (tl.load(reset + now + batch, mask=here & (t < T), other=0) == 0)
-                if block < COLUMNS:
+                if block < KNOWNS:
                     if t < T:
-                        column = block * RB + pair % RB
-                        ok = column < D
-                        row = column + (pair // RB) * D
-                        y = product(h + now * D, batch, live, w_h + KNOWN * D, row, ok, D, D, D, 1, 0, BB, 2 * RB, S, AHEAD)
-                        mask = here[:, None] & ok[None, :]
-                        y += tl.load(given + (now + batch)[:, None] * GIVEN + KNOWN + row[None, :], mask=mask, other=0.0)
-                        tl.store(gates + (kept + batch)[:, None] * (2 * D) + row[None, :], y, mask=mask)
-                elif block < COLUMNS + KNOWNS:
-                    if t < T:
-                        row = (block - COLUMNS) * RB + lane
+                        row = block * RB + lane
                         ok = row < KNOWN
-                        y = product(h + now * D, batch, live, w_h, row, ok, D, D, D, 1, 0, BB, RB, S, AHEAD)
                         mask = here[:, None] & ok[None, :]
-                        y += tl.load(given + (now + batch)[:, None] * GIVEN + row[None, :], mask=mask, other=0.0)
+                        x = tl.load(given + (now + batch)[:, None] * GIVEN + row[None, :], mask=mask, other=0.0)
+                        live = here
+                        if HAS_RESET:
+                            live = here & (tl.load(reset + now + batch, mask=here, other=0) == 0)
+                        y = x + product(h + now * D, batch, live, w_h, row, ok, D, D, D, 1, 0, BB, RB, S, AHEAD)
                         y = tl.where((row < HIDDEN)[None, :], tl.where(y <= 0, 0.0, y), y * scale)
                         tl.store(before + (kept + batch)[:, None] * KNOWN + row[None, :], y, mask=mask)
                 elif t > 0:
-                    row = (block - COLUMNS - KNOWNS) * RB + lane
+                    row = (block - KNOWNS) * RB + lane
                     ok = row < AFTER
                     y = product(h + now * D, batch, here, w_after, row, ok, D, D, D, 1, 0, BB, RB, S, AHEAD)
-                    mask = here[:, None] & ok[None, :]
                     y += tl.load(after_bias + row, mask=ok, other=0.0)[None, :]
                     y = tl.where((row < WIDTH)[None, :], y * scale, y)
-                    tl.store(later + (last + batch)[:, None] * AFTER + row[None, :], y, mask=mask)
+                    tl.store(later + (last + batch)[:, None] * AFTER + row[None, :], y, mask=here[:, None] & ok[None, :])
+        arrive(counter, PROGRAMS)
+        if t < T:
+            for block in range(program, COLUMNS, PROGRAMS):
+                for first in range(0, B, BB):
+                    batch = first + tl.arange(0, BB)
+                    here = batch < B
+                    live = here
+                    if HAS_RESET:
+                        live = here & (tl.load(reset + now + batch, mask=here, other=0) == 0)
+                    column = block * RB + pair % RB
+                    ok = column < D
+                    row = column + (pair // RB) * D
+                    mask = here[:, None] & ok[None, :]
+                    x = tl.load(given + (now + batch)[:, None] * GIVEN + KNOWN + row[None, :], mask=mask, other=0.0)
+                    y = x + product(h + now * D, batch, live, w_h + KNOWN * D, row, ok, D, D, D, 1, 0, BB, 2 * RB, S, AHEAD)
+                    tl.store(gates + (kept + batch)[:, None] * (2 * D) + row[None, :], y, mask=mask)
+            if PROGRAMS > 1:
+                if program * 256 < B * GIVEN // 32:
+                    line = tl.minimum((program * 256 + tl.arange(0, 256)) * 32, B * GIVEN - 1)
+                    fetch(given + tl.minimum(now + B, (T - 1) * B) * GIVEN + line, PROGRAMS)
         rounds = wait(counter, rounds, PROGRAMS)
 
-        for number in range(program, B * BANKS, PROGRAMS):
+        for number in range(PROGRAMS - 1 - program, B * BANKS, PROGRAMS):
             b = number // BANKS
             bank = number % BANKS
             own = M + tl.cast(number, tl.int64) * (SLOTS * WIDTH)
@@ -129,6 +139,7 @@ def forward(
             tl.store(own + tile, memory, mask=held)
 
         if t < T:
+            arrive(counter, PROGRAMS)
             rounds = wait(counter, rounds, PROGRAMS)
             for block in range(program, COLUMNS, PROGRAMS):
                 column = block * RB + lane
@@ -143,16 +154,26 @@ def forward(
                     at = batch[:, None] * D + column[None, :]
                     of_gates = gates + (kept + batch)[:, None] * (2 * D) + column[None, :]
                     r = tl.load(of_gates, mask=mask, other=0.0)
-                    z = tl.load(of_gates + D, mask=mask, other=0.0)
-                    x = tl.load(given + (now + batch)[:, None] * GIVEN + KNOWN + 2 * D + column[None, :], mask=mask, other=0.0)
                     old = tl.load(h + now * D + at, mask=mask & live[:, None], other=0.0)
                     r += product(parts, batch, here, w_c, column, ok, BANKS * WIDTH, WIDTH, WIDTH, BANKS, WIDTH, BB, RB, SW, AHEAD)
+                    tl.store(of_gates, r, mask=mask)
+                    tl.store(reads + at, sigmoid(r) * old, mask=mask)
+            arrive(counter, PROGRAMS)
+            for block in range(program, COLUMNS, PROGRAMS):
+                column = block * RB + lane
+                ok = column < D
+                for first in range(0, B, BB):
+                    batch = first + tl.arange(0, BB)
+                    here = batch < B
+                    mask = here[:, None] & ok[None, :]
+                    at = batch[:, None] * D + column[None, :]
+                    of_gates = gates + (kept + batch)[:, None] * (2 * D) + D + column[None, :]
+                    z = tl.load(of_gates, mask=mask, other=0.0)
+                    x = tl.load(given + (now + batch)[:, None] * GIVEN + KNOWN + 2 * D + column[None, :], mask=mask, other=0.0)
                     z += product(parts, batch, here, w_c, column + D, ok, BANKS * WIDTH, WIDTH, WIDTH, BANKS, WIDTH, BB, RB, SW, AHEAD)
                     x += product(parts, batch, here, w_c, column + 2 * D, ok, BANKS * WIDTH, WIDTH, WIDTH, BANKS, WIDTH, BB, RB, SW, AHEAD)
-                    tl.store(of_gates, r, mask=mask)
-                    tl.store(of_gates + D, z, mask=mask)
+                    tl.store(of_gates, z, mask=mask)
                     tl.store(candidate + kept * D + at, x, mask=mask)
-                    tl.store(reads + at, sigmoid(r) * old, mask=mask)
                     if KEEP:
                         if block == 0:
                             where = batch[:, None] * (BANKS * WIDTH) + m[None, :]
@@ -183,4 +204,5 @@ def forward(
                     tl.store(h + (now + B) * D + at, new, mask=mask)
                     if KEEP:
                         tl.store(candidate + kept * D + at, x, mask=mask)
+            arrive(counter, PROGRAMS)
             rounds = wait(counter, rounds, PROGRAMS)

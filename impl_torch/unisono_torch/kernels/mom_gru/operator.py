@@ -35,8 +35,6 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def _launch(kernel: str, tensors: dict[str, Tensor | None], sizes: tuple[int, int], length: int, **flags: object) -> None:
-    import triton
-
     from unisono_torch.kernels.mom_gru import backward as back
     from unisono_torch.kernels.mom_gru import forward as there
 
@@ -50,7 +48,7 @@ def _launch(kernel: str, tensors: dict[str, Tensor | None], sizes: tuple[int, in
     after = w_after.shape[1 if kernel == "backward" else 0]
 
     def size(n: int, least: int = 16) -> int:
-        return max(least, triton.next_power_of_2(n))
+        return max(least, 1 << (n - 1).bit_length())
 
     programs = 1 if interpreted() else _multiprocessors(h.device)
     rows = ROWS

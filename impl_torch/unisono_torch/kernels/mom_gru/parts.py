@@ -1,12 +1,14 @@
 """What both kernels of MoM-GRU share: how programs wait for each other, products with a few rows of a matrix, σ and tanh.
 
-PROGRAMS programs, all of them on the GPU at once, go through the tokens together. A phase ends with a barrier of them all: what one
-stored before it, the others load after it. A phase's work is in blocks (RB rows of a matrix for all sequences, or the memory bank of a
-sequence), which program p takes from number p in steps of PROGRAMS: one program alone takes them all, and waits for no one.
+PROGRAMS programs, all of them on the GPU at once, go through the tokens together. Between two phases each arrives at a barrier and waits
+for all to arrive: what one stored before, the others load after. Work that no other program needs at once stands between the two. A phase's
+work is in blocks (RB rows of a matrix for all sequences, or the memory bank of a sequence), dealt out in steps of PROGRAMS, columns of h to
+the first programs and banks to the last: one program alone takes them all, and waits for no one.
 """
 
 # Triton's own language, which checkers of Python read wrongly
 # pyright: basic, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+# pyright: reportArgumentType=false
 # ruff: noqa: RUF005 (its tuples grow by +, )
 
 from __future__ import annotations
@@ -17,16 +19,39 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
+_ARRIVE = tl.constexpr(
+    "{ .reg .pred first; .reg .b32 thread; mov.u32 thread, %tid.x; setp.eq.u32 first, thread, 0; "
+    "@first red.release.gpu.global.add.u32 [$1], 1; mov.u32 $0, 0; }"
+)
+_WAIT = tl.constexpr(
+    "{ .reg .pred first, early; .reg .b32 thread, here; mov.u32 thread, %tid.x; setp.eq.u32 first, thread, 0; mov.u32 here, 0; "
+    "again: @first ld.acquire.gpu.global.u32 here, [$1]; setp.lt.and.s32 early, here, $2, first; @early bra again; mov.u32 $0, 0; }"
+)
+_FETCH = tl.constexpr("prefetch.global.L2 [$1]; mov.u32 $0, 0;")
+
+
+@triton.jit
+def arrive(counter, PROGRAMS: tl.constexpr):
+    """What this program has stored is there for all who `wait`."""
+    if PROGRAMS > 1:
+        tl.debug_barrier()  # its other threads' stores come before its one release
+        tl.inline_asm_elementwise(_ARRIVE, "=r,l", [counter], dtype=tl.int32, is_pure=False, pack=1)
+
+
 @triton.jit
 def wait(counter, rounds, PROGRAMS: tl.constexpr):
-    """Until all programs have come here `rounds` times. → rounds + 1, for the next time."""
+    """Until all programs have arrived `rounds` times. → rounds + 1, for the next time."""
     if PROGRAMS > 1:
-        tl.debug_barrier()  # what this program's other threads stored comes before its one release
-        here = tl.atomic_add(counter, 1, sem="release") + 1
-        while here < rounds * PROGRAMS:
-            here = tl.atomic_add(counter, 0, sem="acquire")
+        tl.inline_asm_elementwise(_WAIT, "=r,l,r", [counter, rounds * PROGRAMS], dtype=tl.int32, is_pure=False, pack=1)
         tl.debug_barrier()
     return rounds + 1
+
+
+@triton.jit
+def fetch(p, PROGRAMS: tl.constexpr):
+    """Brings what p [N] points to into L2: what comes from memory would keep all programs waiting."""
+    if PROGRAMS > 1:
+        tl.inline_asm_elementwise(_FETCH, "=r,l", [p], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
