@@ -93,9 +93,9 @@ def _reordered(random: np.random.Generator) -> tuple[Patch, ...]:
         return np.asarray(y if bias is None else y + bias)
 
     def shuffled(function: Any) -> Any:
-        def over_features(x: np.ndarray, *weights: np.ndarray) -> np.ndarray:
+        def over_features(x: np.ndarray, *weights: Any) -> np.ndarray:
             at = random.permutation(x.shape[-1])
-            return function(x[..., at], *(w[at] for w in weights))[..., np.argsort(at)]
+            return function(x[..., at], *(w[at] if isinstance(w, np.ndarray) else w for w in weights))[..., np.argsort(at)]
 
         return over_features
 

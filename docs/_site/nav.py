@@ -13,6 +13,7 @@ TREES = {
             "docs/notebooks/train_and_look",
             "docs/notebooks/judge_your_own_layer",
             "docs/training",
+            "docs/published-weights",
             "docs/from-the-papers",
             "docs/several-devices",
             "docs/onnx",

@@ -3,7 +3,19 @@
 from unisono_spec.contract import InputError, preset, presets
 
 from unisono_jax.arrays import numpy_params, numpy_state, state_from_numpy
-from unisono_jax.models import create, load
+from unisono_jax.models import create, from_hf, load
 from unisono_jax.models.base import Compiled, Model
 
-__all__ = ["Compiled", "InputError", "Model", "create", "load", "numpy_params", "numpy_state", "preset", "presets", "state_from_numpy"]
+__all__ = [
+    "Compiled",
+    "InputError",
+    "Model",
+    "create",
+    "from_hf",
+    "load",
+    "numpy_params",
+    "numpy_state",
+    "preset",
+    "presets",
+    "state_from_numpy",
+]

@@ -22,7 +22,7 @@ Value = ir.Value
 
 # Matrices that are read transposed lie transposed in the file, under the parameter's name with this behind it.
 TRANSPOSED = ".T"
-EPSILON = {"layer": 1e-5, "rms": 1e-6}
+LAYER_NORM_EPS = 1e-5
 
 
 class Builder:
@@ -106,10 +106,10 @@ class Builder:
         """LayerNorm, which has a bias, or RMSNorm."""
         weight = self.param(f"{name}.weight")
         if not self.has(f"{name}.bias"):
-            return self("RMSNormalization", x, weight, axis=-1, epsilon=EPSILON["rms"])
+            return self("RMSNormalization", x, weight, axis=-1, epsilon=self.config.norm_eps)
         # onnxruntime computes x² − mean²: where all of x shares a large part, as the entries of ξ do, little would be left of it
         centred = self("Sub", x, self("ReduceMean", x, [-1], keepdims=1))
-        return self("LayerNormalization", centred, weight, self.param(f"{name}.bias"), axis=-1, epsilon=EPSILON["layer"])
+        return self("LayerNormalization", centred, weight, self.param(f"{name}.bias"), axis=-1, epsilon=LAYER_NORM_EPS)
 
     def embedding(self, ids: Value, name: str) -> Value:
         """ids [...] → [..., D]. A table that the head reads, too, lies as the head reads it."""

@@ -3,6 +3,6 @@
 from unisono_spec.contract import InputError, preset, presets
 
 from unisono_torch.arrays import numpy_params, numpy_state, state_from_numpy
-from unisono_torch.models import create, load
+from unisono_torch.models import create, from_hf, load
 
-__all__ = ["InputError", "create", "load", "numpy_params", "numpy_state", "preset", "presets", "state_from_numpy"]
+__all__ = ["InputError", "create", "from_hf", "load", "numpy_params", "numpy_state", "preset", "presets", "state_from_numpy"]

@@ -13,9 +13,9 @@ def linear(p: P, name: str, x: np.ndarray) -> np.ndarray:
     return x @ p[f"{name}.weight"].T + p.get(f"{name}.bias", 0.0)
 
 
-def norm(p: P, name: str, x: np.ndarray) -> np.ndarray:
+def norm(p: P, name: str, x: np.ndarray, eps: float = 1e-6) -> np.ndarray:
     if f"{name}.bias" not in p:
-        return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6) * p[f"{name}.weight"]
+        return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + eps) * p[f"{name}.weight"]
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * p[f"{name}.weight"] + p[f"{name}.bias"]
 
 

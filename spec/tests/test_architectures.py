@@ -70,8 +70,9 @@ DEFAULTS = {
     },
     "lat": {
         "d_model": 512, "n_layers": 6, "vocab_size": 50257, "head_width": 64, "attention": "linear", "feature_map": "elu1",
-        "qk_width": 64, "window": 64, "conv_width": 3, "conv_mult": 4, "positions": "none", "max_positions": 2048, "rope_base": 10000.0,
-        "norm": "layer", "ffn": "gelu", "ffn_mult": 4, "bias": True, "tie_head": False, "head_bias": True, "dropout": 0.0,
+        "qk_width": 64, "head_norm": False, "window": 64, "conv_width": 3, "conv_mult": 4, "positions": "none", "max_positions": 2048,
+        "rope_base": 10000.0, "norm": "layer", "ffn": "gelu", "ffn_mult": 4, "bias": True, "tie_head": False, "head_bias": True,
+        "dropout": 0.0,
     },
     "infinityformer": {
         "d_model": 768, "n_layers": 12, "n_heads": 12, "d_ffn": 3072, "vocab_size": 50257, "n_scales": 3, "feature_map": "elu1",
@@ -89,7 +90,7 @@ DEFAULTS = {
     },
     "mamba": {
         "d_model": 768, "n_layers": 24, "vocab_size": 50280, "expand": 2, "d_state": 16, "conv_width": 4, "dt_rank": 0, "bias": False,
-        "conv_bias": True, "tie_head": True, "head_bias": False, "dropout": 0.0,
+        "conv_bias": True, "tie_head": True, "head_bias": False, "norm_eps": 1e-6, "dropout": 0.0,
     },
     "s4d": {
         "d_model": 512, "n_layers": 6, "vocab_size": 50257, "d_state": 64, "ffn_mult": 4, "tie_head": False, "head_bias": True,

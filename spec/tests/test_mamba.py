@@ -72,7 +72,9 @@ def test_model(name: str, rng: np.random.Generator) -> None:
     assert {narrow[0].dtype.name, *(a.dtype.name for a in narrow[1].values())} == {"float32"}
 
 
-@pytest.mark.parametrize("changes", [{"d_state": 0}, {"dt_rank": -1}, {"dropout": 1.0}, {"conv_width": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"d_state": 0}, {"dt_rank": -1}, {"dropout": 1.0}, {"conv_width": 0}, {"norm_eps": 0.0}, {"norm_eps": 2.0}]
+)
 def test_bad_config(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=rf"mamba\.({'|'.join(changes)})"):
         SMALL.replace(**changes)

@@ -84,6 +84,8 @@ def lat(p: P, c: Any, token: int, t: int, past: Past, drop: Drop) -> np.ndarray:
                 keys, values = (np.array([one[part][head] for one in (read[-3:] if kind == "window" else read)]) for part in (0, 1))
                 w = keys @ q[head]
                 o[head] = (w / (w.sum() + 1e-6) if kind == "linear" else softmax(w / 2**0.5)) @ values
+        if f"{layer}.mixer.head_norm.weight" in p:
+            o = norm(p, f"{layer}.mixer.head_norm", o)
         x = x + drop(2 * i) * linear(p, f"{layer}.mixer.out", o.reshape(-1))
         x = x + drop(2 * i + 1) * ffn(p, f"{layer}.ffn", norm(p, f"{layer}.ffn_norm", x))
     return logits(p, x)
@@ -125,8 +127,8 @@ def mamba_block(p: P, name: str, h: np.ndarray, past: Past) -> np.ndarray:
 def mamba(p: P, c: Any, token: int, t: int, past: Past, drop: Drop) -> np.ndarray:
     x = p["embedding.weight"][token]
     for i in range(2):
-        x = x + drop(i) * mamba_block(p, f"layers.{i}.mixer", norm(p, f"layers.{i}.norm", x), past)
-    return logits(p, x)
+        x = x + drop(i) * mamba_block(p, f"layers.{i}.mixer", norm(p, f"layers.{i}.norm", x, c.norm_eps), past)
+    return linear(p, "head", norm(p, "norm", x, c.norm_eps))
 
 
 def maru(p: P, c: Any, token: int, t: int, past: Past, drop: Drop) -> np.ndarray:
@@ -171,12 +173,13 @@ WIRED: dict[str, tuple[Config, Callable[..., np.ndarray]]] = {
     "cram.fixed": (CRAMConfig(**SMALL, code_bits=3), cram_fixed),
     "cram.adaptive": (CRAMConfig(**SMALL, scheme="adaptive", position_bits=4, input_norm=True), cram_adaptive),
     "lat.linear": (LATConfig(**LAT), lat),
+    "lat.head_norm": (LATConfig(**LAT, head_norm=True), lat),
     "lat.window": (LATConfig(**LAT, attention="window"), lat),
     "lat.conv": (LATConfig(**LAT, attention="conv"), lat),
     "lat.hybrid": (LATConfig(**LAT, attention=("softmax", "linear")), lat),
     "transformer": (TransformerConfig(**HEADS), lat),
     "infinityformer": (InfinityFormerConfig(**SMALL, n_heads=2, d_ffn=3, n_scales=2, rope="before", tie_head=False), infinityformer),
-    "mamba": (MambaConfig(**SMALL, expand=2, d_state=2, tie_head=False), mamba),
+    "mamba": (MambaConfig(**SMALL, expand=2, d_state=2, tie_head=False, norm_eps=1e-3), mamba),
     "maru": (MARUConfig(**SMALL, prenorm=True, head_hidden=3, d_state=2, n_banks=2, n_slots=2, d_memory=2, router_hidden=3), maru),
     "s4d": (S4DConfig(**SMALL, d_state=4, ffn_mult=1), s4d),
 }

@@ -15,6 +15,7 @@ VERBS = {
     "eval": ("evaluate", "held-out bits per byte and perplexity of a trained model"),
     "generate": ("generate", "continue a text"),
     "run": ("run", "continue a text with a .onnx file and onnxruntime, nothing else"),
+    "import": ("importing", "read a checkpoint that others published: a folder, or owner/name on the hub"),
     "precompute": ("precompute", "ξ of a whole corpus, for training on positions (Algorithm 1)"),
     "export": ("export", "write a checkpoint as one ONNX graph"),
     "list": ("listing", "presets and their exact parameter counts"),

@@ -55,7 +55,7 @@ class LAT(ModelCase):
             "linear": LATConfig(**{**small, "qk_width": 3}, n_layers=2, dropout=0.25),
             "based": LATConfig(
                 **{**small, **based}, n_layers=3, attention=("conv", "linear", "window"),
-                tie_head=True, head_bias=False, dropout=0.25,
+                tie_head=True, head_bias=False, head_norm=True, dropout=0.25,
             ),
             **{str(i): LATConfig(**wider, **row, n_layers=len(row["attention"])) for i, row in enumerate(rows)},
         }  # fmt: skip

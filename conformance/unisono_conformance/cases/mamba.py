@@ -25,7 +25,7 @@ class Mamba(ModelCase):
         # a dropout rate in the config must not act in evaluation
         self.variants = {
             "plain": MambaConfig(**{**small, "n_layers": 2}, dropout=0.25),
-            "biased": MambaConfig(**small, bias=True, tie_head=False, head_bias=True, dt_rank=2, dropout=0.25),
+            "biased": MambaConfig(**small, bias=True, tie_head=False, head_bias=True, dt_rank=2, norm_eps=1e-2, dropout=0.25),
             **{str(i): MambaConfig(**{**small, **row}) for i, row in enumerate(pairwise(FIELDS, lambda row: True))},
         }
 

@@ -77,6 +77,10 @@ def _folded(keys_of=None, cut=None, forgets=True):
     return lambda q, k, v, initial_state, reset=None, valid=None, chunk_size=64: fold(step, (q, k, v), initial_state, reset, valid)
 
 
+def _heads_not_normed(p, o, rounded):
+    return layer.from_heads({name: a for name, a in p.items() if name != "mixer.head_norm.weight"}, o, rounded)
+
+
 def _wider_window(q, k, v, initial_state, reset, valid, chunk_size):
     keys, values, count = initial_state
     room = ((0, 0), (1, 0), (0, 0), (0, 0))
@@ -203,5 +207,6 @@ SABOTAGES = (
     Sabotage("linear attention: nothing valid is everything valid", "P18", attention(_positional(_empty_marks))),
     Sabotage("convolution: resets need padding", "P18", ((short_conv, "parallel", _reset_needs_padding(CONV)),)),
     Sabotage("window: resets need padding", "P18", ((window, "parallel", _reset_needs_padding(WINDOW)),)),
+    Sabotage("heads not normed", "P1", ((model, "from_heads", _heads_not_normed),)),
     Sabotage("heads scrambled by a reshape", "P1", ((model, "from_heads", _scrambled),)),
 )

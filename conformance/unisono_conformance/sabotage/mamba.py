@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from unisono_spec.layers import mamba as layer
+from unisono_spec.layers.norm import norm
+from unisono_spec.models import mamba as model
 from unisono_spec.ops import selective_scan, short_conv
 from unisono_spec.ops.fold import fold
 
@@ -68,6 +70,7 @@ def _cut_selection(p, u, rounded):
 
 
 SABOTAGES = (
+    Sabotage("the norms' ε not the config's", "P1", ((model, "norm", lambda p, name, x, rounded, eps: norm(p, name, x, rounded)),)),
     Sabotage("Δ without softplus", "P1", ((layer, "softplus", lambda x: x),)),
     Sabotage("A = exp(A_log) without its sign", "P1", scan(lambda a: {"A": -a["A"]})),
     Sabotage("B discretised by zero-order hold", "P1", ((selective_scan, "parallel", _held),)),

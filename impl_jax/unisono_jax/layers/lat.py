@@ -38,6 +38,7 @@ class Attention(nnx.Module):
         self.qkv, self.out = Linear(sub(params, "qkv")), Linear(sub(params, "out"))
         if "tau" in params:
             self.tau = nnx.Param(params["tau"])
+        self.head_norm = nnx.data(norm(head) if (head := sub(params, "head_norm")) else None)
 
     def to_heads(self, x: jax.Array, rotations: Rotations) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [..., D] → q, k, v [..., H, ·], turned by their position, and through φ for linear attention."""
@@ -56,6 +57,7 @@ class Attention(nnx.Module):
         """x [B, D] or [B, T, D] → what it adds, the state after it. before [B]: how many tokens the sequences held."""
         given = state if self.kind == "linear" else (*state, before)
         o, after = read(OPS[self.kind], *self.to_heads(x, rotations), given)
+        o = o if self.head_norm is None else self.head_norm(o)
         return self.out(o.reshape(x.shape).astype(x.dtype), x.dtype), after[:2]
 
 

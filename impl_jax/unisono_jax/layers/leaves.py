@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from unisono_jax.ops.elementwise import layer_norm, linear, rms_norm, wide
+from unisono_jax.ops.elementwise import RMS_NORM_EPS, layer_norm, linear, rms_norm, wide
 
 Arrays = Mapping[str, jax.Array]
 
@@ -56,11 +56,11 @@ class LayerNorm(nnx.Module):
 class RMSNorm(nnx.Module):
     """[..., D] → [..., D], over the last axis; float32 or wider out."""
 
-    def __init__(self, params: Arrays) -> None:
-        self.weight = nnx.Param(params["weight"])
+    def __init__(self, params: Arrays, eps: float = RMS_NORM_EPS) -> None:
+        self.weight, self.eps = nnx.Param(params["weight"]), eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return rms_norm(x, self.weight[...])
+        return rms_norm(x, self.weight[...], self.eps)
 
 
 def norm(params: Arrays) -> LayerNorm | RMSNorm:

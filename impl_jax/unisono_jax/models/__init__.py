@@ -10,6 +10,7 @@ from unisono_spec.contract import DTYPES, Config, check_dtype, init_params
 from unisono_spec.contract.base import Arrays
 from unisono_spec.contract.checks import check_config
 from unisono_spec.contract.files import check_params, load_params
+from unisono_spec.contract.published import read as read_published
 
 from unisono_jax.arrays import ARRAYS, check_x64, place
 from unisono_jax.models.base import Model
@@ -49,3 +50,13 @@ def load(
     """A model from a safetensors file that any room wrote."""
     config, params = load_params(path)
     return create(config, params, dtype=dtype, param_dtype=param_dtype, device=device, implementation=implementation)
+
+
+def from_hf(source: str | Path, revision: str | None = None, **options: Any) -> Model:
+    """A model from a checkpoint that others published: Mamba's, or flash-linear-attention's where its definition is LAT's.
+
+    source: a folder with config.json and safetensors, or owner/name on the hub, which needs huggingface_hub; revision: a branch, tag or
+    commit there. `options` as for `create`. Raises InputError, which names the field, where the model is none of ours.
+    """
+    published = read_published(source, revision)
+    return create(published.config, published.params, **options)

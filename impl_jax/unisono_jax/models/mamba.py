@@ -13,8 +13,8 @@ from unisono_jax.models.base import Model, State
 
 
 class Block(nnx.Module):
-    def __init__(self, params: Arrays) -> None:
-        self.norm, self.mixer = RMSNorm(sub(params, "norm")), mamba.Mamba(sub(params, "mixer"))
+    def __init__(self, params: Arrays, norm_eps: float) -> None:
+        self.norm, self.mixer = RMSNorm(sub(params, "norm"), norm_eps), mamba.Mamba(sub(params, "mixer"))
 
     def __call__(self, x: jax.Array, state: mamba.State, read: Reading, mask: Mask) -> tuple[jax.Array, mamba.State]:
         update, after = self.mixer(self.norm(x).astype(x.dtype), state, read)
@@ -27,8 +27,8 @@ class Mamba(Model):
     def __init__(self, config: MambaConfig, params: Arrays, dtype: str, implementation: str) -> None:
         super().__init__(config, dtype, implementation)
         self.embedding = Embedding(sub(params, "embedding"))
-        self.layers = nnx.List([Block(sub(params, f"layers.{i}")) for i in range(config.n_layers)])
-        self.norm, self.head = RMSNorm(sub(params, "norm")), Linear(sub(params, "head"))
+        self.layers = nnx.List([Block(sub(params, f"layers.{i}"), config.norm_eps) for i in range(config.n_layers)])
+        self.norm, self.head = RMSNorm(sub(params, "norm"), config.norm_eps), Linear(sub(params, "head"))
 
     def _read(self, tokens: jax.Array, state: State, read: Reading, training: Training) -> tuple[jax.Array, State]:
         x = self.embedding(tokens, self.dtype)

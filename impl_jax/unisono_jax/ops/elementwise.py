@@ -96,10 +96,10 @@ def _softplus_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tupl
     return softplus(x), dx * sigmoid(x)
 
 
-def rms_norm(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x [..., D] → [..., D]: RMSNorm, ε = 1e-6 (Zhang & Sennrich 2019, eq 4), float32 or wider whatever the dtype of x."""
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float = RMS_NORM_EPS) -> jax.Array:
+    """x [..., D] → [..., D]: RMSNorm, ε = 1e-6 unless told (Zhang & Sennrich 2019, eq 4), float32 or wider whatever the dtype of x."""
     x = x.astype(wide(x))
-    return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + RMS_NORM_EPS) * weight.astype(x.dtype)
+    return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps) * weight.astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:

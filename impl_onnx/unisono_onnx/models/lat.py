@@ -37,7 +37,7 @@ def read(g: Builder, state: States, blocks: LATConfig | None = None) -> tuple[Va
                 op, names, given, more = "Window" if kind == "window" else "SoftmaxAttention", [f"{layer}.k", f"{layer}.v"], (before,), {}
             o, *after = g.marked(op, q, k, v, *(state[name] for name in names), *given, outputs=3 + len(given), **more)
             out |= dict(zip(names, after, strict=False))
-            o = g.flat(o)
+            o = g.flat(g.norm(o, f"{layer}.mixer.head_norm") if kind == "linear" and config.head_norm else o)
         x = g("Add", x, g.linear(o, f"{layer}.mixer.out"))
         h, ffn = g.norm(x, f"{layer}.ffn_norm"), f"{layer}.ffn"
         if config.ffn == "swiglu":

@@ -28,11 +28,13 @@ from unisono_torch.models.base import Model
 LAT = LATConfig(d_model=12, n_layers=2, vocab_size=30, head_width=6, qk_width=4, ffn_mult=2, window=5, conv_mult=2)
 CONFIGS: dict[str, Config] = {
     "lat": LAT,
-    "rope": LAT.replace(attention=["linear", "window"], feature_map="relu", positions="rope", norm="rms", ffn="swiglu", bias=False),
+    "rope": LAT.replace(
+        attention=["linear", "window"], feature_map="relu", positions="rope", norm="rms", ffn="swiglu", bias=False, head_norm=True
+    ),
     "taylor2": LAT.replace(attention=["conv", "linear"], feature_map="taylor2", positions="rope", tie_head=True, head_bias=False),
     "learned": LAT.replace(attention=["softmax", "linear"], feature_map="learned", positions="learned", max_positions=40),
     "transformer": TransformerConfig(d_model=12, n_layers=1, vocab_size=30, head_width=6, ffn_mult=2),
-    "mamba": MambaConfig(d_model=6, n_layers=2, vocab_size=30, d_state=3),
+    "mamba": MambaConfig(d_model=6, n_layers=2, vocab_size=30, d_state=3, norm_eps=1e-3),
     "s4d": S4DConfig(d_model=6, n_layers=2, vocab_size=30, d_state=6, ffn_mult=2),
     "adaptive": CRAMConfig(scheme="adaptive", d_model=8, n_layers=2, vocab_size=30, position_bits=6),
     "fixed": CRAMConfig(d_model=8, n_layers=1, vocab_size=30),

@@ -89,7 +89,14 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) 
     if mixer.kind == "linear":
         tau = None if mixer.tau is None else mixer.tau.detach()
         S, z = state
-        return lambda x, rotaries: out(attention.linear_step(qkv(x), S, z, width, mixer.feature_map, tau, rotaries.get(width)), x)
+
+        def linear(x: Tensor, rotaries: dict) -> Tensor:
+            o = attention.linear_step(qkv(x), S, z, width, mixer.feature_map, tau, rotaries.get(width))
+            if mixer.head_norm is not None:
+                o = mixer.head_norm(o.unflatten(-1, (mixer.heads, -1))).flatten(-2).to(o.dtype)
+            return out(o, x)
+
+        return linear
     op, (keys, values) = attention.window_step if mixer.kind == "window" else attention.softmax_step, state
     return lambda x, rotaries: out(op(qkv(x), keys, values, position, rotaries.get(width)), x)
 
@@ -138,7 +145,7 @@ def _s4d(model: Any, state: State, parts: Parts) -> Step:
 
         power = parts.held(lambda: diagonal_ssm.powers(*rates(), 1)[1].float())
         grown = parts.held(lambda: diagonal_ssm.gain(*rates()).float())
-        _, gain, shift = parts.norm(block.mixer_norm)
+        _, gain, shift, _ = parts.norm(block.mixer_norm)
         assert gain is not None
         assert shift is not None
         rest, out = (mixer.C.detach(), mixer.D.detach()), parts.linear(mixer.out, act="glu")

@@ -42,12 +42,13 @@ class Parts:
     def __init__(self, model: Model, held: Held) -> None:
         self.dtype, self.held = model.compute_dtype, held
 
-    def norm(self, norm: nn.Module | None) -> tuple[str, Tensor | None, Tensor | None]:
+    def norm(self, norm: nn.Module | None) -> tuple[str, Tensor | None, Tensor | None, float]:
+        """As kernels/decode/project.py takes it."""
         if norm is None:
-            return "none", None, None
+            return "none", None, None, 0.0
         assert isinstance(norm, RMSNorm | LayerNorm)
         weight = norm.weight.detach()
-        return ("rms", weight, None) if isinstance(norm, RMSNorm) else ("layer", weight, norm.bias.detach())
+        return ("rms", weight, None, norm.eps) if isinstance(norm, RMSNorm) else ("layer", weight, norm.bias.detach(), 0.0)
 
     def linear(
         self, layer: Linear | Any, norm: nn.Module | None = None, act: str = "none", weight: Tensor | None = None, conv: Any = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unisono_torch.ops.elementwise import layer_norm, linear, rms_norm
+from unisono_torch.ops.elementwise import RMS_NORM_EPS, layer_norm, linear, rms_norm
 
 
 class Linear(nn.Module):
@@ -42,15 +42,16 @@ class LayerNorm(nn.Module):
 class RMSNorm(nn.Module):
     """[..., D] → [..., D]: RMSNorm over the last axis; comes out float32 or wider."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, eps: float = RMS_NORM_EPS) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight)
+        return rms_norm(x, self.weight, self.eps)
 
     def extra_repr(self) -> str:
-        return str(len(self.weight))
+        return f"{len(self.weight)}, eps={self.eps:g}"
 
 
 class Conv(nn.Module):

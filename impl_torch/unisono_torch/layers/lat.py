@@ -31,6 +31,7 @@ class Attention(nn.Module):
         d = config.d_model
         self.qkv = Linear(d, 2 * self.heads * self.width + d, config.bias)
         self.tau = nn.Parameter(torch.empty(1)) if kind == "linear" and config.feature_map == "learned" else None
+        self.head_norm = RMSNorm(config.head_width) if kind == "linear" and config.head_norm else None
         self.out = Linear(d, d, config.bias)
 
     def to_heads(self, x: Tensor, rotations: Rotations) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,6 +49,7 @@ class Attention(nn.Module):
         if self.kind == "softmax" and read.fresh:
             more["fresh"] = True
         o, after = read(OPS[self.kind], *self.to_heads(x, rotations), given, **more)
+        o = o if self.head_norm is None else self.head_norm(o)
         return self.out(o.flatten(-2).to(x.dtype)), after[:2]
 
 

@@ -12,6 +12,7 @@ from unisono_spec.contract import Arrays, Config, InputError, check_dtype, init_
 from unisono_spec.contract.checks import check_config
 from unisono_spec.contract.errors import shown
 from unisono_spec.contract.files import check_params, load_params
+from unisono_spec.contract.published import read as read_published
 
 from unisono_torch.arrays import DTYPES, from_numpy
 from unisono_torch.models.base import Model
@@ -55,6 +56,16 @@ def load(path: str | Path, **options: Any) -> Model:
     """A model from a safetensors file that any room wrote. `options` as for `create`."""
     config, params = load_params(path)
     return create(config, params, **options)
+
+
+def from_hf(source: str | Path, revision: str | None = None, **options: Any) -> Model:
+    """A model from a checkpoint that others published: Mamba's, or flash-linear-attention's where its definition is LAT's.
+
+    source: a folder with config.json and safetensors, or owner/name on the hub, which needs huggingface_hub; revision: a branch, tag or
+    commit there. `options` as for `create`. Raises InputError, which names the field, where the model is none of ours.
+    """
+    published = read_published(source, revision)
+    return create(published.config, published.params, **options)
 
 
 def find_device(device: torch.device | str | None) -> torch.device:

@@ -19,7 +19,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
-        self.norm = RMSNorm(config.d_model)
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
         sizes = config.expand, config.d_state, config.conv_width, config.rank
         self.mixer = MambaBlock(config.d_model, *sizes, config.bias, config.conv_bias)
 
@@ -36,7 +36,7 @@ class Mamba(Model):
         super().__init__(config, dtype, implementation)
         self.embedding = Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.n_layers)])
-        self.norm = RMSNorm(config.d_model)
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = Head(config.d_model, config.vocab_size, config.head_bias, config.tie_head)
 
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:

@@ -187,10 +187,10 @@ def log_sigmoid(x: Tensor) -> Tensor:
     return -softplus(-x)
 
 
-def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., D] → [..., D]: RMSNorm, ε = 1e-6 (Zhang & Sennrich 2019, eq 4), computed and returned in float32 or wider."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float = RMS_NORM_EPS) -> Tensor:
+    """x [..., D] → [..., D]: RMSNorm, ε = 1e-6 unless told (Zhang & Sennrich 2019, eq 4), computed and returned in float32 or wider."""
     dtype = wide(x.dtype)
-    return F.rms_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), RMS_NORM_EPS)
+    return F.rms_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -105,6 +105,7 @@ class Config:
 
     # what holds unless a config has a field of that name
     frame_size = 0  # F, where inputs are frames
+    norm_eps = 1e-6  # ε of every RMSNorm
     balance_rate = 0.0  # how fast a noisy router's balance bias follows the banks' load
     tie_head = False  # whether the head's weight is the embedding's
 

@@ -173,7 +173,7 @@ def load_arrays(path: str | Path, kind: str, check: Check | None = None) -> tupl
         raise InputError(f"{shown(path)}: no such file; give the path of a .safetensors file that unisono wrote")
     remedy = "it may be truncated, restore it or save it again"
     try:
-        metadata, declared = _header(Path(path))
+        metadata, declared = read_header(Path(path))
         if metadata.get("format") != "unisono":
             raise InputError(f"{path}: a safetensors file, but not one of unisono's; save it with unisono_spec.contract.files.save_params")
         if metadata.get("version") != VERSION:
@@ -204,10 +204,10 @@ def read_config(text: str, source: str) -> Config:
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """What a file that `load_arrays` has read says beside its arrays."""
-    return _header(Path(path))[0]
+    return read_header(Path(path))[0]
 
 
-def _header(path: Path) -> tuple[dict[str, str], dict[str, Declared]]:
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, Declared]]:
     """Metadata, and what is declared of each array. ValueError, or InputError, where it is not such a header."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")

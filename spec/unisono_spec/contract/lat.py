@@ -33,6 +33,7 @@ class LATConfig(Config):
     attention: str | tuple[str, ...] = "linear"  # linear, window, softmax or conv for all layers, or one for each: a hybrid
     feature_map: Literal["elu1", "relu", "taylor2", "learned"] = "elu1"  # φ of the linear layers
     qk_width: int = 64  # K, of q and k in the linear layers; at most 16 for taylor2
+    head_norm: bool = False  # RMSNorm of what each head of a linear layer reads
     window: int = 64  # w: how many tokens a window layer attends to, its own included
     conv_width: int = 3  # taps of a conv layer
     conv_mult: int = 4  # a conv layer is D → conv_mult·D, split in two halves, → D
@@ -127,6 +128,8 @@ class LATConfig(Config):
         out = parts.linear(f"{name}.qkv", 2 * self.n_heads * width + d, d, self.bias)  # rows: q, k, v, each head after head
         if kind == "linear" and self.feature_map == "learned":
             out[f"{name}.tau"] = Param((1,), ONES)
+        if kind == "linear" and self.head_norm:
+            out |= parts.norm(f"{name}.head_norm", self.head_width, "rms")
         return out | parts.linear(f"{name}.out", d, d, self.bias, std)
 
     def states(self, capacity: int | None = None) -> dict[str, State]:

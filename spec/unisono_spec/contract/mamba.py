@@ -31,11 +31,14 @@ class MambaConfig(Config):
     conv_bias: bool = True
     tie_head: bool = True
     head_bias: bool = False
+    norm_eps: float = 1e-6  # ε of every RMSNorm; 1e-5 in the published checkpoints
     dropout: float = 0.0  # after each mixer, in training only
 
     def validate(self) -> None:
         self.at_least(1, "expand", "d_state", "conv_width")
         self.at_least(0, "dt_rank")
+        if not 0 < self.norm_eps <= 1:
+            self.fail("norm_eps", "use a number in (0, 1], such as 1e-6")
 
     @property
     def rank(self) -> int:

@@ -32,8 +32,11 @@ def to_heads(p: Arrays, config: LATConfig, kind: str, x: np.ndarray, position: n
 
 
 def from_heads(p: Arrays, o: np.ndarray, rounded: Rounding) -> np.ndarray:
-    """o [..., H, V] → [..., D]."""
-    return rounded(linear(rounded(o.reshape(*o.shape[:-2], o.shape[-2] * o.shape[-1])), p["mixer.out.weight"], p.get("mixer.out.bias")))
+    """o [..., H, V] → [..., D], each head through a norm where there is one."""
+    o = rounded(o)
+    if "mixer.head_norm.weight" in p:
+        o = norm(p, "mixer.head_norm", o, rounded)
+    return rounded(linear(o.reshape(*o.shape[:-2], o.shape[-2] * o.shape[-1]), p["mixer.out.weight"], p.get("mixer.out.bias")))
 
 
 def conv_inputs(p: Arrays, x: np.ndarray, rounded: Rounding) -> tuple[np.ndarray, np.ndarray]:

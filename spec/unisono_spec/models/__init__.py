@@ -8,6 +8,7 @@ from pathlib import Path
 from unisono_spec.contract import Arrays, Config, check_dtype, init_params
 from unisono_spec.contract.checks import check_config
 from unisono_spec.contract.files import load_params
+from unisono_spec.contract.published import read as read_published
 from unisono_spec.models.base import Model
 
 
@@ -25,3 +26,9 @@ def load(path: str | Path, dtype: str = "float64") -> Model:
     """A model from a safetensors file that any room wrote."""
     config, params = load_params(path)
     return create(config, params, dtype=dtype)
+
+
+def from_hf(source: str | Path, revision: str | None = None, dtype: str = "float64") -> Model:
+    """A model from a checkpoint that others published, by contract/published: a folder, or owner/name on the hub."""
+    published = read_published(source, revision)
+    return create(published.config, published.params, dtype=dtype)

@@ -140,7 +140,7 @@ class Model:
         """x [..., D] → logits [..., V]."""
         p = self.params
         weight = p["head.weight"] if "head.weight" in p else p["embedding.weight"]
-        return self.rounded(linear(norm(p, "norm", x, self.rounded), weight, p.get("head.bias")))
+        return self.rounded(linear(norm(p, "norm", x, self.rounded, self.config.norm_eps), weight, p.get("head.bias")))
 
 
 def _owned(state: Arrays) -> Arrays:

@@ -22,7 +22,8 @@ class Mamba(Model):
         out: Arrays = {}
         for i in range(self.config.n_layers):
             p, conv, ssm = sub(self.params, f"layers.{i}"), f"layers.{i}.conv", f"layers.{i}.ssm"
-            update, (out[conv], out[ssm]) = mamba.block(sub(p, "mixer"), norm(p, "norm", x, r), (state[conv], state[ssm]), read, r)
+            h = norm(p, "norm", x, r, self.config.norm_eps)
+            update, (out[conv], out[ssm]) = mamba.block(sub(p, "mixer"), h, (state[conv], state[ssm]), read, r)
             x = self._updated(x, update, training.mask(i))
         return x, out
 

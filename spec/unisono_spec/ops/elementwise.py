@@ -52,9 +52,9 @@ def softplus(x: np.ndarray) -> np.ndarray:
     return np.where(positive, x, 0) + np.log1p(np.exp(np.where(positive, -x, x)))
 
 
-def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """x [..., D] → [..., D]: RMSNorm, ε = 1e-6 (Zhang & Sennrich 2019, eq 4)."""
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + RMS_NORM_EPS) * weight
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float = RMS_NORM_EPS) -> np.ndarray:
+    """x [..., D] → [..., D]: RMSNorm, ε = 1e-6 unless told (Zhang & Sennrich 2019, eq 4)."""
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

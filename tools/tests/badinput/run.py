@@ -25,14 +25,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 from unisono_spec.contract import init_params, preset
 from unisono_tools import cli
 from unisono_tools.commands.arguments import of_class, of_function
 from unisono_tools.config import TrainConfig
 
 SECONDS, MEMORY = 60, 12 << 30  # of one input; frameworks reserve address space that they never touch
-VERBS = ("evaluate", "generate", "run", "precompute", "export", "match", "compare", "inspect")
-NAMES = {"evaluate": "eval"}
+VERBS = ("evaluate", "generate", "run", "precompute", "export", "match", "compare", "inspect", "importing")
+NAMES = {"evaluate": "eval", "importing": "import"}
 TEXTS = (
     *("", " ", "-1", "0", "1", "-0", "1e400", "-1e400", "nan", "inf", "-inf", "1.5", "0x10", "1_0", "1__0", "١٢", "²", "true", "null", "~"),
     *("None", "[]", "{}", "[1", "{a: 1}", "{a: {b: 1}}", "[a, b]", "a: b: c", "&a [*a]", "*a", "!!python/name:os.system", "!!int 3"),
@@ -55,6 +56,7 @@ class Place:
         text = folder / "text.txt"
         text.write_text("Four score and seven years ago our fathers brought forth a new nation. " * 60)
         np.save(folder / "frames.npy", np.random.default_rng(0).random((60, 3), np.float32))
+        publish(folder / "published")
         self.model = ["--model.preset", "cram-demo", "--model.overrides.d_model", "8", "--model.overrides.n_layers", "1"]
         self.small = ["--steps", "2", "--seq_len", "8", "--batch_size", "2", "--threads", "1", "--device", "cpu", "--backend", "torch"]
         self.made("train", *self.model, *self.small, "--data.corpus", text, "--out", folder / "run", "--log_every", "1")
@@ -69,6 +71,16 @@ class Place:
 
     def copy(self, to: Path) -> Path:
         return Path(shutil.copytree(self.folder, to))
+
+
+def publish(folder: Path) -> None:
+    """A small Mamba as transformers saves one."""
+    folder.mkdir()
+    names = {"embedding.weight": "backbone.embeddings.weight", "norm.weight": "backbone.norm_f.weight"}
+    params = init_params(preset("mamba-1m", d_model=4, n_layers=1))
+    save_file({names.get(name, f"backbone.{name}"): a for name, a in params.items()}, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text('{"model_type": "mamba", "vocab_size": 256, "hidden_size": 4, "num_hidden_layers": 1, "expand": 2}')
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}}')
 
 
 def quietly(words: list[str]) -> tuple[int, str]:
@@ -90,6 +102,7 @@ def arguments(place: Place, rng: random.Random) -> Iterator[Input]:
         "precompute": ["OUT", "--corpus", text],
         "export": [run, "--out", "OUT"],
         "match": [],
+        "importing": [str(place.folder / "published"), "--out", "OUT"],
         "compare": ["--corpus", text, "--params", "20k", "--steps", "1", "--out", "OUT", "--models", "[]"],
         "inspect": [run, "--out", "OUT", "--length", "4"],
         "train": [*place.model, *place.small, "--data.corpus", text, "--out", "OUT"],
@@ -103,7 +116,7 @@ def arguments(place: Place, rng: random.Random) -> Iterator[Input]:
         if argument.open and rng.random() < 0.7:
             field = rng.choice([*preset(rng.choice(("cram-demo", "lat-1m", "maru-1m"))).to_dict(), "", "a.b", "class_path"])
             words += [f"--{argument.name}.{field}", value]
-        elif f"--{argument.name}" in words or argument.name not in ("model", "out", "checkpoint"):
+        elif f"--{argument.name}" in words or argument.name not in ("model", "out", "checkpoint", "source"):
             words += [f"--{argument.name}", value] if rng.random() < 0.5 else [f"--{argument.name}={value}"]
         else:
             words[0:1] = [value]
@@ -121,6 +134,9 @@ FILES = {
     "xi/manifest.json": ["precompute", "PLACE/xi", "--corpus", "PLACE/text.txt"],
     "xi/xi.npy": ["train", "--mode", "positions", "--data.precomputed", "PLACE/xi", "--data.corpus", "PLACE/text.txt", "--steps", "1"],
     "xi/ids.npy": ["precompute", "PLACE/xi", "--corpus", "PLACE/text.txt"],
+    "published/config.json": ["import", "PLACE/published", "--out", "PLACE/imported"],
+    "published/model.safetensors": ["import", "PLACE/published", "--out", "PLACE/imported"],
+    "published/tokenizer.json": ["import", "PLACE/published", "--out", "PLACE/imported"],
     "model.onnx": ["generate", "PLACE/model.onnx", "--backend", "onnx", "--max_new_tokens", "2"],
     "state": ["run", "PLACE/model.onnx", "--state", "PLACE/state", "--max_new_tokens", "2"],
 }

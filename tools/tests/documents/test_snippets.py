@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -18,6 +19,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from unisono_spec.contract import init_params, preset
 from unisono_tools import cli
 from unisono_tools.commands.arguments import Argument, of_class, of_function
 from unisono_tools.config import TrainConfig
@@ -40,8 +46,13 @@ ROOMS = {
     "unisono_jax": {"jax", "flax"},
     "unisono_onnx": {"onnx", "onnxruntime"},
 }
-RUN = ("list", "eval", "generate", "run", "export", "match", "inspect")  # verbs that take seconds
-PLACES = ("README.md", "docs/onnx.md", "docs/playground.md")  # pages whose commands are run, each in a folder of its own
+RUN = ("list", "eval", "generate", "run", "export", "match", "inspect", "import")  # verbs that take seconds
+PLACES = (
+    "README.md",
+    "docs/onnx.md",
+    "docs/playground.md",
+    "docs/published-weights.md",
+)  # pages whose commands are run, each in a folder of its own
 
 
 def fenced(page: Path, *kinds: str) -> list[str]:
@@ -81,9 +92,24 @@ def place(made, tiny, tmp_path, monkeypatch, command):
     shutil.copy(model, tmp_path / "model.safetensors")
     for graph in ("model.onnx", "web/playground/model/model.onnx"):
         assert command("export", model, "--out", tmp_path / graph)[0] == 0
+    _publish(tmp_path / "state-spaces/mamba-130m-hf")
     (tmp_path / "speech.txt").write_text("Fellow citizens, " * 100)
     assert command("run", "model.onnx", "--max_new_tokens", 3, "--save_state", "unisono-400.safetensors")[0] == 0
     return tmp_path
+
+
+def _publish(folder):
+    """A small checkpoint under the name of a published one: a folder goes before the hub."""
+    folder.mkdir(parents=True)
+    params = init_params(preset("mamba-1m", d_model=8, n_layers=1), seed=2)
+    names = {"embedding.weight": "backbone.embeddings.weight", "norm.weight": "backbone.norm_f.weight"}
+    save_file({names.get(name, f"backbone.{name}"): a for name, a in params.items()}, folder / "model.safetensors", {"format": "pt"})
+    config = {"model_type": "mamba", "vocab_size": 256, "hidden_size": 8, "num_hidden_layers": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    letters = {letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    model = Tokenizer(BPE(letters, []))
+    model.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    model.save(str(folder / "tokenizer.json"))
 
 
 @pytest.mark.parametrize("name", HERE)

@@ -273,9 +273,9 @@ def training_of(model: Path) -> TrainConfig | None:
 
 
 def tokenizer_of(model: Path) -> str | None:
-    """The name of the tokenizer recorded beside a model file; None where nothing is recorded."""
+    """The name of the tokenizer recorded beside a model file, or of the definition that lies there alone; None where neither does."""
     beside = model.with_name(TRAINER)
-    return _about(beside).tokenizer if beside.is_file() else None
+    return _about(beside).tokenizer if beside.is_file() else TOKENIZER if model.with_name(TOKENIZER).is_file() else None
 
 
 def saved_tokenizer(model: Path, named: str | None = None) -> Tokenizer:

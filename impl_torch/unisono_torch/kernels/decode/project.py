@@ -26,7 +26,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from unisono_torch.kernels.gelu import share, sigmoid
 from unisono_torch.kernels.registry import interpreted
-from unisono_torch.ops.elementwise import LAYER_NORM_EPS, RMS_NORM_EPS, gelu, gelu_tanh, layer_norm, rms_norm, silu
+from unisono_torch.ops.elementwise import LAYER_NORM_EPS, gelu, gelu_tanh, layer_norm, rms_norm, silu
 
 MOST = 8  # sequences; more are a matter of matrix products
 LONGEST = 8192  # of a row of W
@@ -35,7 +35,7 @@ NORMS = {"none": 0, "rms": 1, "layer": 2}
 ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "swiglu": 4, "gated_gelu": 5, "glu": 6}
 PAIRED = ("swiglu", "gated_gelu", "glu")
 LOG2E = tl.constexpr(1.4426950408889634)
-RMS_EPS, LAYER_EPS = tl.constexpr(RMS_NORM_EPS), tl.constexpr(LAYER_NORM_EPS)
+LAYER_EPS = tl.constexpr(LAYER_NORM_EPS)
 
 
 @triton.jit
@@ -52,10 +52,10 @@ def exact_gelu(x):
 
 
 @triton.jit
-def normed(x, k, K: tl.constexpr, gain, shift, NORM: tl.constexpr, TYPE: tl.constexpr):
+def normed(x, k, K: tl.constexpr, gain, shift, NORM: tl.constexpr, EPS: tl.constexpr, TYPE: tl.constexpr):
     """The norm of a row x, float32 and zero from K on, rounded to TYPE."""
     if NORM == 1:
-        x = x / tl.sqrt(tl.sum(x * x, 0) / K + RMS_EPS)
+        x = x / tl.sqrt(tl.sum(x * x, 0) / K + EPS)
         x = (x * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)).to(TYPE).to(tl.float32)
     if NORM == 2:
         x = tl.where(k < K, x - tl.sum(x, 0) / K, 0.0)
@@ -95,9 +95,9 @@ def convolve(x, weight, bias, state, row_size, D: tl.constexpr, TAPS: tl.constex
 @triton.jit
 def project(
     x, W, W2, bias, bias2, gain, shift, residual, out, conv, conv_weight, conv_bias, N, x_row, out_row,
-    K: tl.constexpr, BATCH: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    CHANNELS: tl.constexpr, TAPS: tl.constexpr, CONV_BIAS: tl.constexpr, NORMED: tl.constexpr, TYPE: tl.constexpr, EARLY: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    K: tl.constexpr, BATCH: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, ACT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr, CONV_BIAS: tl.constexpr, NORMED: tl.constexpr,
+    TYPE: tl.constexpr, EARLY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """x [BATCH, K], W and W2 [N, K] → out [BATCH, N]; residual as out. The first CHANNELS rows go through a convolution."""
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -110,7 +110,7 @@ def project(
     ready(EARLY)
     for row in tl.static_range(BATCH):
         given = tl.load(x + row * x_row + k, mask=k < K, other=0.0).to(tl.float32)
-        given = normed(given, k, K, gain, shift, NORM, NORMED)[None, :]
+        given = normed(given, k, K, gain, shift, NORM, EPS, NORMED)[None, :]
         y = tl.sum(w.to(tl.float32) * given, 1)
         if HAS_BIAS:
             y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
@@ -164,7 +164,8 @@ def launch(device: torch.device) -> dict[str, Any]:
     return {"EARLY": early(device), **({"launch_pdl": True} if early(device) else {})}
 
 
-Norm = tuple[str, Tensor | None, Tensor | None]  # its kind with gain and shift [K]
+Norm = tuple[str, Tensor | None, Tensor | None, float]  # its kind with gain and shift [K], and ε of "rms"
+NO_NORM: Norm = ("none", None, None, 0.0)
 Convolution = tuple[Tensor, Tensor | None, Tensor]  # weight [C, 1, w], bias [C], state [B, w − 1, C]
 
 
@@ -175,7 +176,7 @@ def projected(
     *,
     second: Tensor | None = None,
     second_bias: Tensor | None = None,
-    norm: Norm = ("none", None, None),
+    norm: Norm = NO_NORM,
     normed: torch.dtype | None = None,
     act: str = "none",
     residual: Tensor | None = None,
@@ -190,12 +191,12 @@ def projected(
     if batch > MOST or k > LONGEST:
         return _by_matmul(x, weight, bias, second, second_bias, norm, normed or weight.dtype, act, residual, conv)
     out = weight.new_empty((batch, n))
-    kind, gain, shift = norm
+    kind, gain, shift, eps = norm
     conv_weight, conv_bias, state = (None, None, None) if conv is None else conv
     rows = rows_of(n, k, second is not None)
     project[(triton.cdiv(n, rows),)](
         x, weight, second, bias, second_bias, gain, shift, residual, out, state, conv_weight, conv_bias, n, x.stride(0), n,
-        K=k, BATCH=batch, NORM=NORMS[kind], ACT=ACTIVATIONS[act], HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
+        K=k, BATCH=batch, NORM=NORMS[kind], EPS=eps, ACT=ACTIVATIONS[act], HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
         CHANNELS=0 if conv_weight is None else conv_weight.shape[0], TAPS=1 if conv_weight is None else conv_weight.shape[-1],
         CONV_BIAS=conv_bias is not None, NORMED=_type(normed or weight.dtype), TYPE=_type(weight.dtype), ROWS=rows,
         COLUMNS=triton.next_power_of_2(k), num_warps=4, **launch(x.device),
@@ -219,10 +220,10 @@ def _by_matmul(
     residual: Tensor | None,
     conv: Convolution | None,
 ) -> Tensor:
-    kind, gain, shift = norm
+    kind, gain, shift, eps = norm
     if kind != "none":
         assert gain is not None
-        x = (rms_norm(x, gain) if shift is None else layer_norm(x, gain, shift)).to(normed)
+        x = (rms_norm(x, gain, eps) if shift is None else layer_norm(x, gain, shift)).to(normed)
     x = x.to(weight.dtype)
     y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
     if second is not None:
