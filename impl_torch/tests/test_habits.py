@@ -6,6 +6,7 @@ import pytest
 import torch
 import unisono_torch as un
 from unisono_torch import InputError
+from unisono_torch.nn import LinearAttention, MoMGRU
 
 
 def test_a_preset_by_its_name_is_the_preset() -> None:
@@ -30,6 +31,14 @@ def test_meta_tensors_have_the_shapes_and_take_weights() -> None:
     model.load_state_dict(real.state_dict(), assign=True)
     logits, _ = model(torch.zeros(1, 2, dtype=torch.int64))
     assert logits.dtype == torch.bfloat16
+
+
+def test_a_device_context_places_models_and_layers() -> None:
+    with torch.device("meta"):
+        made: list[torch.nn.Module] = [un.create("lat-1m"), LinearAttention(8, 2), MoMGRU(8)]
+    assert all(p.is_meta for module in made for p in module.parameters())
+    with torch.device("cpu"):
+        assert un.create("lat-1m").device.type == "cpu"
 
 
 def test_the_repr_says_sizes_count_and_config() -> None:

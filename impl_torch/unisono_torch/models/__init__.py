@@ -32,11 +32,12 @@ def create(
 
     It comes under `.eval()`: `.train()` turns dropout on. dtype: what it computes in, float32, float64, bfloat16 or float16.
     param_dtype: what parameters are held in, float32 unless told (float64 under dtype float64). Both as names or as torch's own.
-    device: as torch takes it, the CPU unless told; "meta" holds shapes and no numbers. implementation: "auto", "plain" or "triton".
-    Raises InputError on names or shapes that are not the config's, and on a device or implementation that is not here.
+    device: as torch takes it, torch's default device unless told; "meta" holds shapes and no numbers. implementation: "auto", "plain" or
+    "triton". Raises InputError on names or shapes that are not the config's, and on a device or implementation that is not here.
     """
     config, dtype = check_config(config, seed), check_dtype(dtype)
     param_dtype = check_dtype(param_dtype if param_dtype is not None else "float64" if dtype == "float64" else "float32")
+    device = torch.get_default_device() if device is None else device  # that of `with torch.device(…)`, too
     where = torch.device("meta") if isinstance(device, (str, torch.device)) and str(device) == "meta" else find_device(device)
     check_implementation(implementation, where)  # a kernel that cannot run is an error here, not at the first call
     if where.type == "meta":
@@ -44,7 +45,7 @@ def create(
     else:
         params = init_params(config, seed, param_dtype) if params is None else params
         check_params(config, params, array=np.ndarray)
-        tensors = {name: from_numpy(params[name]).to(where, DTYPES[param_dtype]) for name in config.params()}
+        tensors = {name: from_numpy(params[name], "cpu").to(where, DTYPES[param_dtype]) for name in config.params()}
     module = importlib.import_module(f"unisono_torch.models.{config.arch}")
     with torch.device("meta"):
         model = module.MODEL(config, dtype, implementation)
@@ -68,10 +69,10 @@ def from_hf(source: str | Path, revision: str | None = None, **options: Any) -> 
     return create(published.config, published.params, **options)
 
 
-def find_device(device: torch.device | str | None) -> torch.device:
-    """The device that `device` names, the CPU where it is None; InputError where it cannot be used here."""
+def find_device(device: torch.device | str) -> torch.device:
+    """The device that `device` names; InputError where it cannot be used here."""
     try:
-        found = torch.empty(0, device="cpu" if device is None else device).device
+        found = torch.empty(0, device=device).device
         if found.type == "meta":
             raise InputError("device: 'meta' holds no numbers; use 'cpu'")
         return found

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -98,7 +99,8 @@ class Model(nn.Module):
             if s.initial is None:
                 state[name] = torch.zeros((batch, *s.shape), dtype=torch.int32 if s.integer else floats, device=device)
             else:
-                state[name] = self.get_parameter(s.initial).to(floats).repeat(batch, *(1 for _ in s.shape))  # a copy, also for one row
+                learned: Any = reduce(getattr, s.initial.split("."), self)  # torch.func may have put there what is no parameter
+                state[name] = learned.to(floats).repeat(batch, *(1 for _ in s.shape))  # a copy, also for one row
         return state
 
     def forward(

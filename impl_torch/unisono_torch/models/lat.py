@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unisono_spec.contract import Config, InputError
 from unisono_spec.contract.lat import LATConfig
 
+from unisono_torch.arrays import readable
 from unisono_torch.layers.basic import Embedding, Head, LayerNorm, RMSNorm
 from unisono_torch.layers.lat import Block
 from unisono_torch.layers.reading import Reading, Training
@@ -58,7 +59,7 @@ class LAT(Model):
         if self.position_embedding is None:
             return x
         most = self.blocks.max_positions
-        if where.numel() and not torch.compiler.is_compiling() and not capturing(where):
+        if where.numel() and readable(where) and not capturing(where):
             last = (where if valid is None else torch.where(valid, where, 0)).max().item()
             if last >= most:
                 raise InputError(f"max_positions: token {last + 1} of a sequence, {most} positions were learned; use positions='rope'")

@@ -42,9 +42,14 @@ class Layer(nn.Module):
         implementation: str = "auto",
     ) -> None:
         self.layer, self.implementation = layer, check_implementation(implementation)
-        drawn = layer.init_params(int(torch.randint(2**62, ()).item()) if seed is None else seed)
         held = torch.get_default_dtype() if dtype is None else dtype
-        self.load_state_dict({name: from_numpy(a).to(device, held) for name, a in drawn.items()}, assign=True)
+        where = torch.get_default_device() if device is None else torch.device(device)
+        if where.type == "meta":
+            made = {name: torch.empty(p.shape, dtype=held, device=where) for name, p in layer.params().items()}
+        else:
+            drawn = layer.init_params(int(torch.randint(2**62, (), device="cpu").item()) if seed is None else seed)
+            made = {name: from_numpy(a, "cpu").to(where, held) for name, a in drawn.items()}
+        self.load_state_dict(made, assign=True)
 
     def init_state(self, batch: int, capacity: int | None = None, dtype: torch.dtype | None = None) -> State:
         """The state before the first token of `batch` sequences: arrays [batch, …] by name. capacity: the most tokens that softmax
@@ -52,14 +57,17 @@ class Layer(nn.Module):
 
         dtype: of the x to come, the parameters' unless told; under float64 states are float64, else float32.
         """
-        like = next(self.parameters(), torch.empty(0))
+        return self._start(next(self.parameters(), torch.empty(0)), batch, capacity, dtype)
+
+    def _start(self, like: Tensor, batch: int, capacity: int | None, dtype: torch.dtype | None) -> State:
+        """like: what shares the state's device."""
         floats = torch.promote_types(dtype or like.dtype, torch.float32)
         state: State = {}
         for name, s in self.layer.starting(batch, capacity).items():
             if s.initial is None:
                 state[name] = torch.zeros((batch, *s.shape), dtype=torch.int32 if s.integer else floats, device=like.device)
             else:  # gradients flow to it
-                state[name] = self.get_parameter(s.initial).to(floats).repeat(batch, *(1 for _ in s.shape))
+                state[name] = getattr(self, s.initial).to(floats).repeat(batch, *(1 for _ in s.shape))
         return state
 
     def forward(
@@ -83,7 +91,7 @@ class Layer(nn.Module):
             given = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else cu_seqlens
             reset = torch.as_tensor(described.starts(given, x.shape[1]), device=x.device)
         fresh = state is None
-        state = self.init_state(x.shape[0], x.shape[1], x.dtype) if state is None else state
+        state = self._start(x, x.shape[0], x.shape[1], x.dtype) if state is None else state
         return self._run(x, state, Marks(reset, valid), chunk_size, fresh, training)
 
     def step(self, x: Tensor, state: State, reset: Mask = None, valid: Mask = None, **training: Any) -> tuple[Tensor, State]:

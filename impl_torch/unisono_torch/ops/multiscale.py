@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unisono_torch.arrays import readable
 from unisono_torch.ops.carry import carried, faded
 from unisono_torch.ops.dispatch import shorter, use_triton
 from unisono_torch.ops.elementwise import wide
@@ -63,7 +64,7 @@ def step(
     read = (q[:, None, :, None] @ S)[..., 0, :] / ((q_norm[:, None] * z).sum(-1, keepdim=True) + EPS)  # [B, M, H, V]
     if compress is not None:
         due = compress if valid is None else compress & valid
-        if due.any():  # a decomposition is dear
+        if not readable(due) or due.any():  # a decomposition is dear
             S = torch.where(due[:, None, None, None, None], compressed(S, rank), S)
     return (weight * read).sum(1), (S, z)
 

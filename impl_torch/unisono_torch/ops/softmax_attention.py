@@ -3,7 +3,7 @@
 Shapes: q, k [B, T, H, K], v [B, T, H, V], reset and valid [B, T] bool or None. State: (keys [B, capacity, H, K],
 values [B, capacity, H, V], count [B] int32): the tokens of the sequence by position, zeros from `count` on, float32 or wider.
 Each form returns (o [B, T, H, V] in v's dtype, final state). o is 0 where a token is not valid. A sequence longer than the
-capacity is an InputError, but in a compiled graph, which reads no values: there its last tokens are not cached.
+capacity is an InputError, but where values cannot be read (compiled graphs, torch.func, meta): there its last tokens are not cached.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from unisono_spec.contract import InputError
 
+from unisono_torch.arrays import readable
 from unisono_torch.ops.compact import segments, take
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
 from unisono_torch.ops.graphs import capturing
 from unisono_torch.ops.precision import exact
+from unisono_torch.ops.transforms import attention
 
 State = tuple[Tensor, Tensor, Tensor]
 
@@ -41,7 +43,7 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: State, reset: Tensor | None = N
     count = count + (1 if valid is None else valid.int())
     # the first slot is read even where the sequence is still empty, to have something to divide by
     seen = slot < count.clamp(min=1)[:, None]
-    o = F.scaled_dot_product_attention(q[:, :, None], keys.transpose(1, 2), values.transpose(1, 2), seen[:, None, None])
+    o = attention(q[:, :, None], keys.transpose(1, 2), values.transpose(1, 2), seen[:, None, None])
     (o,) = masked(valid, o[:, :, 0].to(out))
     return o, (keys, values, count)
 
@@ -73,9 +75,9 @@ def parallel(
     use_triton(implementation, "softmax_attention", v.device, v.dtype)
     keys, values, count = initial_state
     length, capacity, dtype = q.shape[1], keys.shape[1], wide(v.dtype)
-    fresh = fresh or (not torch.compiler.is_compiling() and not count.any())
+    fresh = fresh or (readable(count) and not count.any())
     if reset is None and valid is None and length <= capacity and fresh:
-        o = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True).transpose(1, 2)
+        o = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True).transpose(1, 2)
         keys, values = (F.pad(a.to(dtype), (0, 0, 0, 0, 0, capacity - length)) for a in (k, v))
         return o, (keys, values, count + length)
 
@@ -100,7 +102,7 @@ def parallel(
         new = new | (~valid[..., None] & (row == row[:, None]))  # something to divide by; its output is masked
     reads = torch.cat([old, new], -1)[:, None]
     all_k, all_v = (torch.cat([a.to(b.dtype), b], 1).transpose(1, 2) for a, b in ((keys, k), (values, v)))
-    (o,) = masked(valid, F.scaled_dot_product_attention(q.transpose(1, 2), all_k, all_v, reads).transpose(1, 2))
+    (o,) = masked(valid, attention(q.transpose(1, 2), all_k, all_v, reads).transpose(1, 2))
 
     last = segment[:, -1:]
     # each slot takes the token of that position in the last sequence, or keeps what it has
@@ -117,7 +119,7 @@ def parallel(
 
 
 def _check_capacity(index: Tensor, valid: Tensor | None, capacity: int) -> None:
-    if torch.compiler.is_compiling() or not index.numel() or capturing(index):
+    if not readable(index) or not index.numel() or capturing(index):
         return
     most = (index if valid is None else torch.where(valid, index, -1)).max().item()
     if most >= capacity:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def transformed() -> bool:
@@ -31,3 +34,16 @@ def again(function: Callable[..., Any], inputs: Sequence[Any], needed: Sequence[
     reached = [(o, g) for o, g in pairs if g is not None and o.requires_grad]
     found = iter(torch.autograd.grad([o for o, _ in reached], wanted, [g for _, g in reached], create_graph=True, allow_unused=True))
     return tuple(next(found) if need else None for need in needed)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, reads: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """PyTorch's fused attention, q, k [B, H, T, K], v [B, H, T, V] → [B, H, T, V]; by matmuls under vmap and in forward mode, which it
+    does not know."""
+    with sdpa_kernel(SDPBackend.MATH) if transformed() and _batched_or_forward() else contextlib.nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, reads, is_causal=is_causal)
+
+
+def _batched_or_forward() -> bool:
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    stack = functorch.get_interpreter_stack() or ()
+    return forward_ad._current_level >= 0 or any(level.key() == functorch.TransformType.Vmap for level in stack)

@@ -18,6 +18,7 @@ from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
 from unisono_torch.ops.precision import exact
 from unisono_torch.ops.recurrence import chunks
+from unisono_torch.ops.transforms import attention
 
 State = tuple[Tensor, Tensor, Tensor]
 
@@ -37,7 +38,7 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: State, reset: Tensor | None = N
     keys, values = torch.cat([keys[:, 1:], k[:, None]], 1), torch.cat([values[:, 1:], v[:, None]], 1)
     count = count + 1
     filled = slots >= w - count[:, None]  # [B, w]
-    o = F.scaled_dot_product_attention(q[:, :, None], keys.transpose(1, 2), values.transpose(1, 2), filled[:, None, None])
+    o = attention(q[:, :, None], keys.transpose(1, 2), values.transpose(1, 2), filled[:, None, None])
     o = o[:, :, 0].to(out)
     if valid is None:
         return o, (keys, values, count)
@@ -87,7 +88,7 @@ def parallel(
     row, column = torch.arange(size, device=q.device)[:, None], torch.arange(w + size, device=q.device)
     band = (column > row) & (column <= row + w)  # [C, w+C]
     reads = F.pad(owner, (0, behind)).unfold(1, w + size, size)[:, :, None] == chunks(now, size)[..., None]
-    o = F.scaled_dot_product_attention(  # a token always reads itself, so that no row is empty
+    o = attention(  # a token always reads itself, so that no row is empty
         queries.flatten(0, 1), band_k.flatten(0, 1), band_v.flatten(0, 1), (band & reads).flatten(0, 1)[:, None]
     )
     o = o.unflatten(0, (q.shape[0], number)).transpose(2, 3).flatten(1, 2)[:, :length]
