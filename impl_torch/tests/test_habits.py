@@ -43,5 +43,5 @@ def test_a_device_context_places_models_and_layers() -> None:
 
 def test_the_repr_says_sizes_count_and_config() -> None:
     shown = repr(un.create("maru-1m"))
-    for part in ("1,", "parameters", "d_model=144", "Linear(144, 144, bias=True)", "RMSNorm(144)", "Embedding(256, 144)", "width=4"):
+    for part in ("1,", "parameters", "d_model=144", "Linear(144, 144, bias=True)", "RMSNorm(144", "Embedding(256, 144)", "width=4"):
         assert part in shown, part
