@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+RESULTS = Path(__file__).parents[1] / "results"
 TREES = {
     "README": {
         "Start": [
@@ -32,22 +33,7 @@ TREES = {
         "Reference": [f"docs/api/{name}" for name in ("unisono", "spec", "torch", "jax", "onnx", "conformance", "commands")],
         "Project": ["docs/architecture", "CONTRIBUTING", "CHANGELOG", "conformance/unisono_conformance/vectors/README"],
     },
-    "docs/results/README": {
-        "": [
-            "kernels-h100",
-            "kernels-attention-h100",
-            "kernels-scan-h100",
-            "kernels-ssm-h100",
-            "kernel-notes",
-            "decode-h100",
-            "court-h100",
-            "linear-cpu",
-            "peers-cpu",
-            "onnx-cpu",
-            "machines",
-            "training",
-        ]
-    },
+    "docs/results/README": {"": sorted(path.stem for path in RESULTS.glob("*.md") if path.stem != "README")},
 }
 
 

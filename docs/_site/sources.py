@@ -69,7 +69,8 @@ def resolve(app: Any, doctree: nodes.document, docname: str) -> None:
 def pages(app: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
     for name, ranges in sorted(vars(app).get("unisono_sources", {}).items()):
         code = (Path(app.srcdir) / name).read_text("utf-8")
-        body = f"<h1>{html.escape(name)}</h1>\n<div class='highlight source'><pre>{marked(name, code, set(ranges.values()))}</pre></div>"
+        shown = f"<div class='highlight source'><pre>{marked(name, code, set(ranges.values()))}</pre></div>"
+        body = f"<h1 class='file'>{html.escape(name)}</h1>\n{shown}"
         yield f"source/{name}", {"title": name, "body": body, "parents": []}, "page.html"
 
 

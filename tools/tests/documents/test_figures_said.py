@@ -73,6 +73,26 @@ def test_linear_attention():
     assert "3.3 times as fast as causal SDPA" in README
 
 
+def test_layers_on_a_cpu():
+    cases = numbers("peers-cpu")["cases"]
+    ours, slow = "unisono, PyTorch", "transformers, slow path"
+    ratios = {}
+    for length in (128, 512):
+        rows = cases[f"Mamba block, B 4, T {length}, D 128"]
+        ratios[length] = [of(rows, contestant=slow)[way] / of(rows, contestant=ours)[way] for way in ("forward_ms", "ms")]
+    assert f"{ratios[512][1]:.0e}" == "1e+02"
+    assert "trains about a hundred times as fast as transformers' slow path at 512 tokens" in README
+    assert f"{ratios[128][1]:.1f} times at 128" in README
+    assert f"the forward alone is {ratios[512][0]:.1f} and {ratios[128][0]:.1f} times as fast" in README
+    shares = []
+    for length in (512, 4096):
+        rows = cases[f"linear attention, B 1, T {length}, 4 heads of 64"]
+        shares.append(of(rows, contestant="torch SDPA (softmax, quadratic)")["ms"] / of(rows, contestant=ours)["ms"])
+    assert shares[0] > 1
+    assert f"{shares[1]:.0f}" == "6"
+    assert "costs less than through quadratic attention at 512 tokens and a sixth of it at 4,096" in README
+
+
 def test_cost_against_length():
     fitted = numbers("linear-cpu")["exponents"]
     powers = [p for name, kinds in fitted.items() for kind, p in kinds.items() if name != "transformer" or kind == "peak"]

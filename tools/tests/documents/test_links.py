@@ -108,3 +108,29 @@ def test_every_page_has_a_place_in_the_navigation():
         folder = Path(root).parent
         named |= {str(folder / name) for names in groups.values() for name in names}
     assert pages <= named
+
+
+def test_what_is_built_is_checked(tmp_path):
+    """The site's own check: a page that leads nowhere, one that fetches, and one that is in order."""
+    problems = _load("check", "docs/_site/check.py").problems
+    assert problems(tmp_path)
+    good = '<a href="b.html#here">b</a> <a href="https://example.com">out</a> <img src="p.png"> <link rel="canonical" href="https://x.org">'
+    (tmp_path / "a.html").write_text(good)
+    (tmp_path / "b.html").write_text('<p id="here">')
+    (tmp_path / "p.png").write_bytes(b"")
+    assert problems(tmp_path) == []
+    for bad in ('<a href="b.html#there">', '<a href="c.html">', '<script src="https://cdn.example/x.js">', '<a href="repo:x.py">'):
+        (tmp_path / "a.html").write_text(bad)
+        assert problems(tmp_path), bad
+    (tmp_path / "a.html").write_text(good)
+    (tmp_path / "a.css").write_text("@font-face { src: url(https://fonts.example/f.woff2) }")
+    assert problems(tmp_path)
+
+
+def test_names_have_lines():
+    lines = symbols(ROOT / "spec/unisono_spec/ops/decayed_sum.py")
+    text = (ROOT / "spec/unisono_spec/ops/decayed_sum.py").read_text("utf-8").splitlines()
+    first, last = lines["step"]
+    assert text[first - 1].startswith("def step(")
+    assert text[last - 1].startswith("    return ")
+    assert "CRAM.readout" in symbols(ROOT / "impl_torch/unisono_torch/models/cram.py")
