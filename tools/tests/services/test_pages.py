@@ -20,7 +20,7 @@ from unisono_tools.train.logs import read
 DOCS = Path(__file__).parents[3] / "docs"
 PAGES = ("training.md", "several-devices.md")
 LESS = (
-    "--model.overrides.d_model 16 --steps 2 --batch_size 4 --seq_len 16 --accumulation 2 --data.eval_tokens 64 --data.eval_examples 4 "
+    "--model.overrides.d_model 64 --steps 2 --batch_size 4 --seq_len 16 --accumulation 2 --data.eval_tokens 64 --data.eval_examples 4 "
     "--threads 1"
 )
 

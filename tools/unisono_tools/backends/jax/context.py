@@ -84,7 +84,8 @@ def _share(
                 None, now["noise"], count, scale, at["groups"], now["kept"],
             )  # fmt: skip
             after = {name: lax.ppermute(after[name].astype(a.dtype), "time", _onwards(neighbours)) for name, a in first.items()}
-            return after, (*(jnp.where(mine, a, 0) for a in (scaled, nll, groups)), loads)
+            scaled, nll, groups = (jnp.where(mine, a, 0) for a in (scaled, nll, groups))
+            return after, (scaled, nll, groups, loads)
 
         _, (scaled, nll, groups, loads) = lax.scan(turn, jax.tree.map(jnp.zeros_like, first), jnp.arange(number + neighbours - 1))
         # of turns, those in which this device had a microbatch

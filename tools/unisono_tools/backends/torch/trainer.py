@@ -197,7 +197,7 @@ class Trainer:
             )
             # a load is a mean over tokens
             shares = [context.weight_of(microbatches[i], ranks) for i in mine]
-            found = [(nll, [load * w for load in loads], *more) for w, (nll, loads, *more) in zip(shares, found, strict=True)]
+            found = [(one[0], [load * w for load in one[1]], one[2], one[3]) for w, one in zip(shares, found, strict=True)]
         else:
             found = []
             for i in mine:
