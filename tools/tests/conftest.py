@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import Config, init_params
+from unisono_spec.contract.mamba import MambaConfig
 from unisono_tools import cli
 from unisono_tools.config import DataChoice, ModelChoice, Schedule, TrainConfig
 from unisono_tools.data import load_tokenizer
@@ -74,6 +77,23 @@ def made() -> Callable[..., Checkpoint]:
         config = train.model.config()
         params = init_params(config, seed)
         return Checkpoint(step, train, config, params, moments(config, step, seed), best, load_tokenizer("bytes"), 1)
+
+    return make
+
+
+@pytest.fixture
+def publish() -> Callable[..., Path]:
+    """A small Mamba as transformers saves one, in a new folder; its config, by `unisono_spec`'s names, where it is not the default."""
+
+    def make(folder: Path, seed: int = 3, **sizes: Any) -> Path:
+        config = MambaConfig(**{"d_model": 4, "n_layers": 1, "vocab_size": 260, "norm_eps": 1e-5, **sizes})
+        names = {"embedding.weight": "backbone.embeddings.weight", "norm.weight": "backbone.norm_f.weight"}
+        tensors = {names.get(name, f"backbone.{name}"): a for name, a in init_params(config, seed).items()}
+        folder.mkdir(parents=True)
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        values = {"vocab_size": config.vocab_size, "hidden_size": config.d_model, "num_hidden_layers": config.n_layers}
+        (folder / "config.json").write_text(json.dumps({"model_type": "mamba", **values}))
+        return folder
 
     return make
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import unisono_torch
 import unisono_torch.hf as hf
-from transformers import AutoTokenizer, GPT2TokenizerFast, Trainer, TrainingArguments
+from transformers import AutoTokenizer, GPT2TokenizerFast, MambaConfig, MambaForCausalLM, Trainer, TrainingArguments
+from unisono_conformance import judge
 from unisono_tools.data import registry
 from unisono_torch.hf import InfinityFormerForCausalLM
 
@@ -51,6 +53,24 @@ def test_the_infinityformer_readme(folder: Path, capsys: pytest.CaptureFixture[s
     print(generated_text)
     assert capsys.readouterr().out.startswith(prompt)
     assert len(generated_text) > 200
+
+
+def test_a_mamba_of_transformers(tmp_path: Path) -> None:
+    """Saved by transformers, read by `from_hf`, saved as ours, and behind transformers again: its logits, and 64 tokens of greedy text."""
+    torch.manual_seed(0)
+    theirs = MambaForCausalLM(MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, state_size=4)).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = unisono_torch.from_hf(tmp_path / "theirs")
+    ours.save(tmp_path / "ours.safetensors")
+    ids = torch.arange(20).reshape(2, 10)
+    given = {"tokens": ids.numpy(), **unisono_torch.numpy_state(ours.init_state(2))}
+    with torch.no_grad():
+        _, state = ours(ids)
+        judge.model(ours.config, unisono_torch.numpy_params(ours), given, (theirs(ids).logits.numpy(), unisono_torch.numpy_state(state)))
+    assert not ours.generate(ids, 64).near_ties.any()
+    model = hf.SelectiveSSMForCausalLM.from_unisono(tmp_path / "ours.safetensors", pad_token_id=0, eos_token_id=40)
+    how = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": 0, "eos_token_id": 40}
+    assert torch.equal(model.generate(ids, **how), theirs.generate(ids, **how))
 
 
 def test_the_trainer_trains_saves_and_resumes(folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-import json
 import re
 import shlex
 import shutil
@@ -19,11 +18,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from unisono_spec.contract import init_params, preset
 from unisono_tools import cli
 from unisono_tools.commands.arguments import Argument, of_class, of_function
 from unisono_tools.config import TrainConfig
@@ -84,7 +81,7 @@ def commands(page: Path) -> list[str]:
 
 
 @pytest.fixture
-def place(made, tiny, tmp_path, monkeypatch, command):
+def place(made, tiny, publish, tmp_path, monkeypatch, command):
     """A folder with the files that the documents name: runs, graphs, states, texts."""
     monkeypatch.chdir(tmp_path)
     model = checkpoint.save(tmp_path / "demo/run", made(tiny(), seed=1)) / "model.safetensors"
@@ -92,24 +89,19 @@ def place(made, tiny, tmp_path, monkeypatch, command):
     shutil.copy(model, tmp_path / "model.safetensors")
     for graph in ("model.onnx", "web/playground/model/model.onnx"):
         assert command("export", model, "--out", tmp_path / graph)[0] == 0
-    _publish(tmp_path / "state-spaces/mamba-130m-hf")
+    # under the name of a published one: a folder goes before the hub
+    _tokenizer(publish(tmp_path / "state-spaces/mamba-130m-hf") / "tokenizer.json")
     (tmp_path / "speech.txt").write_text("Fellow citizens, " * 100)
     assert command("run", "model.onnx", "--max_new_tokens", 3, "--save_state", "unisono-400.safetensors")[0] == 0
     return tmp_path
 
 
-def _publish(folder):
-    """A small checkpoint under the name of a published one: a folder goes before the hub."""
-    folder.mkdir(parents=True)
-    params = init_params(preset("mamba-1m", d_model=8, n_layers=1), seed=2)
-    names = {"embedding.weight": "backbone.embeddings.weight", "norm.weight": "backbone.norm_f.weight"}
-    save_file({names.get(name, f"backbone.{name}"): a for name, a in params.items()}, folder / "model.safetensors", {"format": "pt"})
-    config = {"model_type": "mamba", "vocab_size": 256, "hidden_size": 8, "num_hidden_layers": 1}
-    (folder / "config.json").write_text(json.dumps(config))
+def _tokenizer(path):
+    """Of bytes, as GPT-NeoX's begins."""
     letters = {letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}
     model = Tokenizer(BPE(letters, []))
     model.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    model.save(str(folder / "tokenizer.json"))
+    model.save(str(path))
 
 
 @pytest.mark.parametrize("name", HERE)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
+from unisono_spec import from_hf, numpy_state
 from unisono_spec.contract.sampling import NEAR_TIE, Sampling
 from unisono_tools.backends import open_reader
 from unisono_tools.train import checkpoint
@@ -31,3 +34,14 @@ def test_rounding_is_told_beside_the_margin(backend, tiny, made, tmp_path):
     assert NEAR_TIE < coarse.off < 1
     assert 0 < coarse.unreported <= coarse.other < 60
     assert "more than the margin of near-ties, 1e-05" in str(coarse)
+
+
+def test_published_weights_in_every_room(backend, publish, tmp_path):
+    """NumPy writes half of a text, the backend goes on from its state: what NumPy writes alone."""
+    folder, prompt = publish(tmp_path / "published", d_model=8, n_layers=2), np.arange(10).reshape(2, 5)
+    ours, room = from_hf(folder), importlib.import_module(f"unisono_{backend}")
+    whole, half = ours.generate(prompt, 64), ours.generate(prompt, 32)
+    assert not whole.near_ties.any()
+    state = room.state_from_numpy(numpy_state(half.state))
+    rest = room.from_hf(folder).generate(half.tokens[:, -1:], 32, state=state, n_generated=32)
+    assert np.array_equal(rest.tokens, whole.tokens[:, 32:])
