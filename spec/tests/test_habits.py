@@ -13,6 +13,8 @@ from unisono_spec import InputError
 def test_the_other_rooms_names(tmp_path: Path) -> None:
     model, tokens = un.create("lat-1m", dtype=np.float32), np.arange(8).reshape(2, 4)  # pyright: ignore[reportArgumentType]
     assert model.dtype == "float32"
+    assert model.device == "cpu"
+    assert "1,057,408 parameters, dtype='float32', LATConfig(d_model=128" in repr(model)
     logits, state = model(tokens)
     model.save(tmp_path / "m.safetensors")
     again, end = un.load(tmp_path / "m.safetensors", dtype="float32")(tokens)

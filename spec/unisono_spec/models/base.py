@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from unisono_spec.contract import generation
+from unisono_spec.contract import count_params, generation
 from unisono_spec.contract.base import DTYPES, Arrays, Config, initial_state
 from unisono_spec.contract.checks import as_array, check_config, check_ids, check_inputs, check_reading, check_training
 from unisono_spec.contract.errors import InputError, shown
@@ -37,6 +37,14 @@ class Model:
         self.config, self.dtype, self.rounded = config, dtype, rounded
         # complex parameters are the complex step's and stay as they are
         self.params = {name: p if p.dtype.kind == "c" else p.astype(DTYPES[dtype]) for name, p in params.items()}
+
+    @property
+    def device(self) -> str:
+        """Where the parameters are: "cpu"."""
+        return "cpu"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({count_params(self.config):,} parameters, dtype={self.dtype!r}, {self.config})"
 
     def init_state(self, batch: int, capacity: int | None = None) -> Arrays:
         """The state before the first token of `batch` sequences: arrays [batch, …] by name. capacity: the most tokens that softmax
