@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
+from importlib.metadata import requires, version
 
 from unisono_spec.contract import InputError, nearest
 
@@ -42,8 +44,6 @@ def main(argv: list[str] | None = None) -> int:
         _help()
         return OK if argv else WRONG
     if argv[0] in ("-V", "--version"):
-        from importlib.metadata import version
-
         print(f"unisono {version('unisono')}")
         return OK
     verb, rest = argv[0], argv[1:]
@@ -58,6 +58,12 @@ def guarded(name: str, work: Callable[[], int]) -> int:
         return _fail(name, "interrupted", INTERRUPTED)
     except InputError as error:
         return _fail(name, str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        extra = _extra_with({"yaml": "pyyaml"}.get(package, package))
+        if extra is None:
+            raise
+        return _fail(name, f"the package {package} is not installed here; pip install 'unisono[{extra}]'")
     except BrokenPipeError:
         # the reader of our output has gone, as `head` does: nothing is wrong
         sys.stdout = None
@@ -83,6 +89,13 @@ def guarded(name: str, work: Callable[[], int]) -> int:
         return _fail(
             name, f"{where}{error.strerror or str(error) or type(error).__name__}; check the path, its permissions and the free space"
         )
+
+
+def _extra_with(package: str) -> str | None:
+    """The extra of this distribution that brings a package, `tools` before others; None where none does."""
+    found = [re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"]", line) for line in requires("unisono") or ()]
+    extras = [match[2] for match in found if match and match[1].lower() == package.lower()]
+    return min(extras, key=lambda extra: extra != "tools", default=None)
 
 
 def _run(verb: str, argv: list[str]) -> int:

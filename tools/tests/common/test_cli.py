@@ -34,6 +34,26 @@ def test_help_of_each_verb(verb, capsys):
     assert f"usage: unisono {verb}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [("rich", "tools"), ("yaml", "tools"), ("matplotlib.figure", "tools"), ("pytest", "conformance"), ("optax", "jax")],
+)
+def test_a_missing_package_is_named_with_its_extra(package, extra, monkeypatch, capsys):
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    monkeypatch.setattr(cli.importlib, "import_module", missing)
+    assert cli.main(["train"]) == 2
+    short = package.partition(".")[0]
+    assert f"unisono train: error: the package {short} is not installed here; pip install 'unisono[{extra}]'" in capsys.readouterr().err
+
+
+def test_a_missing_module_of_ours_is_a_fault(monkeypatch):
+    monkeypatch.setitem(cli.VERBS, "list", ("nowhere", ""))
+    with pytest.raises(ModuleNotFoundError, match="nowhere"):
+        cli.main(["list"])
+
+
 def test_list_counts_parameters(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = command("list")
