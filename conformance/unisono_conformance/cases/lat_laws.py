@@ -16,7 +16,7 @@ def _head_order(trial) -> None:
 
     def params(name: str, p: np.ndarray) -> np.ndarray:
         kind = config.kinds[int(name.split(".")[1])] if name.startswith("layers.") else ""
-        if kind == "conv" or ".mixer." not in name or name.endswith(("out.bias", "tau")):
+        if kind == "conv" or ".mixer." not in name or name.endswith(("out.bias", "tau", "head_norm.weight")):
             return p
         if name.endswith("out.weight"):  # columns, head after head
             return p.reshape(len(p), config.n_heads, -1)[:, order].reshape(p.shape)
