@@ -61,6 +61,14 @@ def test_list_counts_parameters(command, monkeypatch):
     for name, made in presets().items():
         assert any(name in line and f"{count_params(made):,}" in line for line in out.splitlines())
     assert "1,060,212" in out
+    assert len(out.splitlines()) == len(presets())
+    assert "attention=17×conv+5×linear+5×window " in out
+    # on a terminal a preset has one line of it
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    lines = command("list")[1].splitlines()
+    assert len(lines) == len(presets())
+    assert max(map(len, lines)) == 60
 
 
 @pytest.fixture
