@@ -19,7 +19,7 @@ from unisono_conformance.report.ledger import Ledger, Result, judge
 FORMS = ("parallel", "recurrent")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Verdict:
     """lines: what was asked, each a property in one dtype: how many examples, the worst share of the error budget that one of them took,
     the message of the first that failed."""
@@ -41,7 +41,7 @@ class Verdict:
                 found.setdefault(line.item.prop.label, line.message.partition("\n  reproduce:")[0])
         return found
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         cells = [(f"{prop:<5} {title}", *row) for prop, title, row in self._rows()]
         head = [f"{self.name} as {self.op}", *self._dtypes()]
         width = max(len(cell[0]) for cell in [head, *cells])

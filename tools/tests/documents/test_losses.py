@@ -8,7 +8,7 @@ from pathlib import Path
 PAGE = Path(__file__).parents[3] / "docs/where-we-lose.md"
 NUMBER = re.compile(r"(?<![\w.,])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w])")
 ROW = re.compile(r"^\| (.+?) \| (.+?) \| (.+?) \| ([\d.]+) \| \[.+?\]\((.+?)\) \|$", re.MULTILINE)
-MORE_IS_BETTER = "tokens a call"
+MORE_IS_BETTER = ("tokens a call", "tokens a second")
 
 
 def figures(text: str) -> set[str]:
@@ -28,6 +28,6 @@ def test_each_figure_is_where_it_comes_from():
         for figure in (*mine[-1:], *others):
             assert figure in figures(source), f"{what}: {link} has no {figure}"
         a, b = (float(x.replace(",", "")) for x in (mine[-1], others[0]))
-        worse = b / a if MORE_IS_BETTER in what else a / b
+        worse = b / a if any(words in what for words in MORE_IS_BETTER) else a / b
         assert worse > 1, f"{what}: we do not lose"
         assert f"{worse:.2f}" == ratio, f"{what}: × is {worse:.2f}"
