@@ -32,6 +32,7 @@ CONFIGS: dict[str, Any] = {
     "embedding": FIXED.replace(codes="embedding", tie_head=True, head_bias=True, decay=0.9),
     "gaussian": FIXED.replace(codes="frame", frame_size=3, frame_head="gaussian"),
     "adaptive": ADAPTIVE.replace(k_scale=1.0, input_norm=True, tie_head=True),
+    "plus": ADAPTIVE.replace(input_norm=True, channel_weights=True, learned_decay=True, normalised=True, skip=True),
     "exclusive": ADAPTIVE.replace(n_layers=1, exclusive=True, residual="after"),
     "hybrid": LAT.replace(
         attention=["linear", "window", "conv"],

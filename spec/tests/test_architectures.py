@@ -67,6 +67,7 @@ DEFAULTS = {
         "scheme": "fixed", "d_model": 96, "n_layers": 12, "ffn_mult": 4, "vocab_size": 256, "tie_head": False, "head_bias": False,
         "dropout": 0.0, "codes": "binary", "code_bits": 8, "frame_size": 0, "frame_head": "bernoulli", "decay": 0.5, "position_bits": 20,
         "position_offset": "zero", "k_scale": 0.0, "input_norm": False, "exclusive": False, "residual": "before",
+        "channel_weights": False, "learned_decay": False, "normalised": False, "skip": False,
     },
     "lat": {
         "d_model": 512, "n_layers": 6, "vocab_size": 50257, "head_width": 64, "attention": "linear", "feature_map": "elu1",

@@ -22,6 +22,13 @@ CONFIGS = {
     "adaptive": CRAMConfig(**SMALL, scheme="adaptive", position_bits=2, tie_head=True),
     "after": CRAMConfig(**SMALL, scheme="adaptive", position_bits=4, residual="after", input_norm=True, k_scale=1.0),
     "exclusive": CRAMConfig(**{**SMALL, "n_layers": 1}, scheme="adaptive", position_bits=3, exclusive=True),
+    "channels": CRAMConfig(**SMALL, scheme="adaptive", position_bits=2, channel_weights=True),
+    "decayed": CRAMConfig(**SMALL, scheme="adaptive", position_bits=2, learned_decay=True),
+    "normalised": CRAMConfig(**SMALL, scheme="adaptive", position_bits=2, normalised=True, residual="after"),
+    "skip": CRAMConfig(**SMALL, scheme="adaptive", position_bits=2, skip=True),
+    "plus": CRAMConfig(
+        **SMALL, scheme="adaptive", position_bits=2, input_norm=True, channel_weights=True, learned_decay=True, normalised=True, skip=True
+    ),
 }
 
 
@@ -70,14 +77,15 @@ def test_fixed_scheme_written_out() -> None:
     checking.same(create(config, p).forward(np.array([tokens]))[0], np.array([logits]))
 
 
-@pytest.mark.parametrize("name", ["adaptive", "after", "exclusive"])
+@pytest.mark.parametrize("name", ["adaptive", "after", "exclusive", "channels", "decayed", "normalised", "skip", "plus"])
 def test_adaptive_scheme_written_out(name: str) -> None:
-    """Eqs 7–10 for one sequence, by scalars, with the weights of the source's index."""
+    """Eqs 7–10 for one sequence, by scalars, with the weights of the source's index, and the departures as sums over all tokens so far."""
     config, tokens = CONFIGS[name], [3, 7, 1, 8, 0, 2]
     p, d = params_of(config), 4
     xs = [list(p["embedding.weight"][t]) for t in tokens]
     for i in range(config.n_layers):
-        layer, terms, out = f"layers.{i}", [], []
+        layer, terms, out, inputs, scores = f"layers.{i}", [], [], [], []
+        rates = [1 / (1 + math.exp(-a)) for a in p[f"{layer}.mixer.decay"]] if config.learned_decay else [1.0] * d
         for t, x in enumerate(xs):
             u = norm(x, p[f"{layer}.input_norm.weight"], p[f"{layer}.input_norm.bias"]) if config.input_norm else x
             k = sum(u[a] * p[f"{layer}.mixer.Q"][a, b] * u[b] for a in range(d) for b in range(d)) / (config.k_scale or math.sqrt(d))
@@ -86,15 +94,21 @@ def test_adaptive_scheme_written_out(name: str) -> None:
                 score = f"{layer}.mixer.score.{part}"
                 h = linear(h, p[f"{score}.weight"], p[f"{score}.bias"])
                 h = h if part == 2 else [gelu(v) for v in h]
-            terms.append([h[0] * sigmoid(v) for v in u])
+            w = [math.log1p(math.exp(v)) if config.normalised else v for v in (h if config.channel_weights else h * d)]
+            gained = config.learned_decay and not config.normalised
+            scores.append([v * (1 - rate if gained else 1) for v, rate in zip(w, rates, strict=True)])
+            terms.append([s * sigmoid(v) for s, v in zip(scores[-1], u, strict=True)])
+            inputs.append(u)
         for t, x in enumerate(xs):
-            read = terms[:t] if config.exclusive else terms[: t + 1]
-            xi = [math.fsum(term[j] for term in read) for j in range(d)]
+            until = t if config.exclusive else t + 1
+            xi, z = ([math.fsum(rates[j] ** (t - m) * a[m][j] for m in range(until)) for j in range(d)] for a in (terms, scores))
+            xi = [a / (b + 1e-6) for a, b in zip(xi, z, strict=True)] if config.normalised else xi
             weights = p[f"{layer}.norm.weight"], p[f"{layer}.norm.bias"]
             if config.residual == "after":
                 out.append(norm([a + b for a, b in zip(xi, ffn(p, f"{layer}.ffn", xi), strict=True)], *weights))
             else:
-                out.append([a + b for a, b in zip(x, ffn(p, f"{layer}.ffn", norm(xi, *weights)), strict=True)])
+                read = [a + b * config.skip for a, b in zip(norm(xi, *weights), inputs[t], strict=True)]
+                out.append([a + b for a, b in zip(x, ffn(p, f"{layer}.ffn", read), strict=True)])
         xs = out
     head = p["embedding.weight" if config.tie_head else "head.weight"]
     logits = [linear(norm(x, p["norm.weight"], p["norm.bias"]), head) for x in xs]

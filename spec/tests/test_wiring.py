@@ -26,6 +26,7 @@ from unisono_spec.models.base import Model
 
 T, RESET, UNREAD, CUT = 8, 4, 5, 6  # tokens; the reset's; the one that is not valid; where one call ends and the next begins
 V, D = 7, 4
+DEPARTURES = ("channel_weights", "learned_decay", "normalised", "skip")  # of CRAM's adaptive scheme
 Past = dict[str, Any]  # what a sequence has left behind, by layer
 Drop = Callable[[int], np.ndarray]  # the multiplier of each update
 
@@ -58,8 +59,16 @@ def cram_adaptive(p: P, c: Any, token: int, t: int, past: Past, drop: Drop) -> n
         h = np.append(bits(t, c.position_bits), u @ p[f"{layer}.mixer.Q"] @ u / D**0.5)
         for part in range(2):
             h = gelu_tanh(linear(p, f"{layer}.mixer.score.{part}", h))
-        past[layer] = past.get(layer, 0.0) + linear(p, f"{layer}.mixer.score.2", h) * sigma(u)
-        x = x + drop(i) * ffn(p, f"{layer}.ffn", norm(p, f"{layer}.norm", past[layer]), gelu_tanh)
+        s = linear(p, f"{layer}.mixer.score.2", h)
+        if not c.normalised:
+            past[layer] = past.get(layer, 0.0) + s * sigma(u)
+            read = norm(p, f"{layer}.norm", past[layer])
+        else:  # with all departures
+            keep, w = sigma(p[f"{layer}.mixer.decay"]), np.log1p(np.exp(s))
+            top, bottom = past.get(layer, (0.0, 0.0))
+            past[layer] = top, bottom = keep * top + w * sigma(u), keep * bottom + w
+            read = norm(p, f"{layer}.norm", top / (bottom + 1e-6)) + u
+        x = x + drop(i) * ffn(p, f"{layer}.ffn", read, gelu_tanh)
     return logits(p, x)
 
 
@@ -172,6 +181,10 @@ LAT: dict[str, Any] = {**HEADS, "qk_width": 2, "conv_mult": 2, "window": 3, "pos
 WIRED: dict[str, tuple[Config, Callable[..., np.ndarray]]] = {
     "cram.fixed": (CRAMConfig(**SMALL, code_bits=3), cram_fixed),
     "cram.adaptive": (CRAMConfig(**SMALL, scheme="adaptive", position_bits=4, input_norm=True), cram_adaptive),
+    "cram.plus": (
+        CRAMConfig(**SMALL, scheme="adaptive", position_bits=4, **dict.fromkeys(("input_norm", *DEPARTURES), True)),
+        cram_adaptive,
+    ),
     "lat.linear": (LATConfig(**LAT), lat),
     "lat.head_norm": (LATConfig(**LAT, head_norm=True), lat),
     "lat.window": (LATConfig(**LAT, attention="window"), lat),

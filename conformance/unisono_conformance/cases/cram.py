@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.errors import InputError
+from unisono_spec.layers import cram as layer
 from unisono_spec.ops import decayed_sum, weighted_sum
 from unisono_spec.ops.elementwise import sigmoid
 
@@ -97,8 +98,8 @@ def nearly_sigmoid(x: np.ndarray) -> np.ndarray:
 
 class CRAM(ModelCase):
     name = arch = "cram"
-    inexact = tuple((module, "sigmoid", nearly_sigmoid) for module in (decayed_sum, weighted_sum))
-    defaults = handed_over = ("fixed", "adaptive")
+    inexact = tuple((module, "sigmoid", nearly_sigmoid) for module in (decayed_sum, weighted_sum, layer))
+    defaults = handed_over = ("fixed", "adaptive", "plus")
     in_full = True
     regimes = (*REGIMES, "dropout")
     laws = MODEL_LAWS
@@ -108,11 +109,14 @@ class CRAM(ModelCase):
     def __init__(self) -> None:
         small: dict[str, Any] = {"d_model": 8, "n_layers": 2, "ffn_mult": 1, "vocab_size": 7}
         wide = {**small, "d_model": 96}
-        self.wide = {"wide": CRAMConfig(**wide, code_bits=5), "wide.adaptive": CRAMConfig(**wide, scheme="adaptive", position_bits=3)}
+        adaptive: dict[str, Any] = {"scheme": "adaptive", "position_bits": 3}
+        plus = adaptive | dict.fromkeys(("input_norm", *DEPARTURES), True)
+        self.wide = {"wide": CRAMConfig(**wide, code_bits=5), "wide.adaptive": CRAMConfig(**wide, **adaptive)}
         # a dropout rate in the config must not act in evaluation
         self.variants = {
             "fixed": CRAMConfig(**small, code_bits=5, dropout=0.25),
-            "adaptive": CRAMConfig(**small, scheme="adaptive", position_bits=3, tie_head=True, dropout=0.25),
+            "adaptive": CRAMConfig(**small, **adaptive, tie_head=True, dropout=0.25),
+            "plus": CRAMConfig(**small, **plus, dropout=0.25),
             **{f"fixed.{i}": CRAMConfig(**{**small, **row}) for i, row in enumerate(pairwise(FIXED, _accepted))},
             **{f"adaptive.{i}": CRAMConfig(**{**small, **row}) for i, row in enumerate(pairwise(ADAPTIVE, _accepted))},
         }
@@ -130,6 +134,8 @@ class CRAM(ModelCase):
                 out[name] = params[name] + 2.0  # everything is kept, with a large weight
             if name.endswith(("score.2.weight", "score.2.bias")) and draw.regime == "forgetting":
                 out[name] = params[name] * 0.05  # hardly anything is
+            if name.endswith("mixer.decay"):  # λ near 1, and near 0
+                out[name] = params[name] + {"near_one": 6.0, "forgetting": -8.0}.get(draw.regime, 0.0)
             if name == "embedding.weight" and draw.regime in ("offset", "saturated", "large"):
                 out[name] = _bend(draw, params[name])
             if name.endswith("norm.weight") and draw.regime == "large":
@@ -177,6 +183,7 @@ FIXED = {
     "frame_size": (0, 3),
     "frame_head": ("bernoulli", "gaussian"),
 }
+DEPARTURES = ("channel_weights", "learned_decay", "normalised", "skip")
 ADAPTIVE = {
     "scheme": ("adaptive",),
     "n_layers": (1, 2),
@@ -187,6 +194,7 @@ ADAPTIVE = {
     "input_norm": (False, True),
     "exclusive": (False, True),
     "residual": ("before", "after"),
+    **dict.fromkeys(DEPARTURES, (False, True)),
 }
 
 

@@ -14,7 +14,7 @@ from unisono_jax.layers.cram import Block
 from unisono_jax.layers.leaves import Arrays, Embedding, LayerNorm, Linear, sub
 from unisono_jax.layers.reading import Reading, Training
 from unisono_jax.models.base import Dropout, Model, State
-from unisono_jax.ops import decayed_sum, weighted_sum
+from unisono_jax.ops import decayed_sum
 from unisono_jax.ops.elementwise import binary_digits
 
 
@@ -62,9 +62,10 @@ class CRAM(Model):
         out: State = {"position": count}
         for i, layer in enumerate(self.layers):
             u, s = layer.scored_input(x, where)
-            name = f"layers.{i}.xi"
-            xi, out[name] = read(weighted_sum, u, s, state[name], exclusive=self.config.exclusive)
-            x = layer(x, xi, training.mask(i))
+            names = [f"layers.{i}.{name}" for name in self.config.sums]
+            xi, sums = layer.mixer.summed(self.config, u, s, [state[name] for name in names], read)
+            out |= zip(names, sums, strict=True)
+            x = layer(x, xi, training.mask(i), u)
         return x, out
 
 

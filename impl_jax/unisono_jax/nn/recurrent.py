@@ -6,12 +6,13 @@ from typing import Literal, Unpack
 
 import jax
 from unisono_spec.contract import layer as described
+from unisono_spec.contract.cram import CRAMConfig
 
 from unisono_jax.layers import cram, lat, mamba, maru, s4d
 from unisono_jax.layers.leaves import Conv
 from unisono_jax.layers.reading import Reading
 from unisono_jax.nn.base import Layer, Options, State, drawn
-from unisono_jax.ops import decayed_sum, short_conv, weighted_sum
+from unisono_jax.ops import decayed_sum, short_conv
 from unisono_jax.ops.elementwise import silu
 
 
@@ -118,8 +119,8 @@ class CumulativeRetention(Layer, cram.Mixer):
             xi, last = read(decayed_sum, x, self.decay, state["xi"])
             return xi, {"xi": last}
         where, count = read.positions(state["position"], x)
-        s = cram.Mixer.__call__(self, self.layer.config, x, where)  # pyright: ignore[reportArgumentType]
-        xi, last = read(weighted_sum, x, s, state["xi"], exclusive=self.exclusive)
+        config: CRAMConfig = self.layer.config  # pyright: ignore[reportAssignmentType]
+        xi, (last,) = self.summed(config, x, cram.Mixer.__call__(self, config, x, where), [state["xi"]], read)
         return xi, {"position": count, "xi": last}
 
 

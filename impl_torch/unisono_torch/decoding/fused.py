@@ -173,8 +173,8 @@ def _cram(model: Any, state: State, parts: Parts) -> Step | None:
     from unisono_torch.kernels.decode.sums import sum_step
 
     config, position = model.config, state.get("position")
-    if position is None or config.residual == "after" or config.input_norm:
-        return None  # the fixed scheme, whose ξ goes in float32 through all that follows, and published variants
+    if position is None or config.residual == "after" or config.input_norm or config.retains or config.skip:
+        return None  # the fixed scheme, whose ξ goes in float32 through all that follows, and variants
 
     def layer(block: Any, xi: Tensor) -> Callable[[Tensor], Tensor]:
         score = block.mixer

@@ -14,7 +14,7 @@ from unisono_torch.layers.basic import Embedding, Head, LayerNorm, Linear
 from unisono_torch.layers.cram import Block, Readout
 from unisono_torch.layers.reading import Reading, Training
 from unisono_torch.models.base import Model, State
-from unisono_torch.ops import decayed_sum, weighted_sum
+from unisono_torch.ops import decayed_sum
 from unisono_torch.ops.elementwise import binary_digits
 from unisono_torch.ops.precision import uncast
 
@@ -66,10 +66,11 @@ class CRAM(Model):
         where, count = read.positions(state["position"], tokens)
         out: State = {"position": count}
         for i, layer in enumerate(self.layers):
-            name = f"layers.{i}.xi"
+            names = [f"layers.{i}.{name}" for name in self.config.sums]
             u, s = layer.scored_input(x, where)
-            xi, out[name] = read(weighted_sum, u, s, state[name], exclusive=self.config.exclusive)
-            x = layer(x, xi, training.mask(i))
+            xi, *sums = layer.mixer.summed(u, s, [state[name] for name in names], read)
+            out |= zip(names, sums, strict=True)
+            x = layer(x, u, xi, training.mask(i))
         return x, out
 
     def _embed(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from unisono_torch.layers import cram, lat, mamba, maru, s4d
 from unisono_torch.layers.basic import Conv
 from unisono_torch.layers.reading import Reading
 from unisono_torch.nn.base import Layer, Mask, Options, State
-from unisono_torch.ops import decayed_sum, short_conv, weighted_sum
+from unisono_torch.ops import decayed_sum, short_conv
 from unisono_torch.ops.elementwise import silu
 
 
@@ -129,7 +129,7 @@ class CumulativeRetention(Layer, cram.Score):
             xi, last = read(decayed_sum, x, self.decay, state["xi"])
             return xi, {"xi": last}
         where, count = read.positions(state["position"], x)
-        xi, last = read(weighted_sum, x, cram.Score.forward(self, x, where), state["xi"], exclusive=self.exclusive)
+        xi, last = self.summed(x, cram.Score.forward(self, x, where), [state["xi"]], read)
         return xi, {"position": count, "xi": last}
 
 

@@ -11,7 +11,7 @@ import math
 from typing import ClassVar, Literal
 
 from unisono_spec.contract.base import Config, Param, State
-from unisono_spec.contract.initial import ONES, ZEROS, normal
+from unisono_spec.contract.initial import ONES, ZEROS, normal, uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,12 @@ class CRAMConfig(Config):
     exclusive: bool = False  # ξ_t without token t, as eqs 7–10 print it; one layer only
     residual: Literal["before", "after"] = "before"  # after: LN(ξ + FFN(ξ)), the source code's variant
 
+    # departures from the adaptive scheme that let it learn more than bigrams, as docs/architectures/cram.md derives them
+    channel_weights: bool = False  # s_φ gives each channel a weight of its own
+    learned_decay: bool = False  # ξ_t = λ ∘ ξ_{t−1} + (1−λ) ∘ s_t σ(x_t), λ = σ(a) learned for each channel
+    normalised: bool = False  # the weights are softplus(s), and ξ is divided by their sum, which decays alike
+    skip: bool = False  # the FFN reads LN(ξ) + x: the last token is not one of t
+
     def validate(self) -> None:
         self.at_least(1, "ffn_mult")
         self.at_least(0, "frame_size")
@@ -62,6 +68,10 @@ class CRAMConfig(Config):
             self.fail("tie_head", "only a model with an embedding can tie its head; use codes='embedding' or tie_head=False")
         if self.exclusive and self.n_layers > 1:
             self.fail("exclusive", "exclusive sums lose one more token at each layer; use n_layers=1")
+        if self.exclusive and self.retains:
+            self.fail("exclusive", "it is there to check the printed sum; leave channel_weights, learned_decay and normalised at False")
+        if self.skip and self.residual == "after":
+            self.fail("skip", "with residual='after' nothing but ξ is handed on; use residual='before'")
         if self.scheme == "fixed":
             self._validate_codes()
 
@@ -107,6 +117,16 @@ class CRAMConfig(Config):
     def key_scale(self) -> float:
         return self.k_scale or math.sqrt(self.d_model)
 
+    @property
+    def retains(self) -> bool:
+        """Whether the adaptive scheme's sum is another than eqs 8–10 print."""
+        return self.channel_weights or self.learned_decay or self.normalised
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """What a layer of the adaptive scheme carries: the sum of weighted tokens, and that of weights."""
+        return ("xi", "z") if self.normalised else ("xi",)
+
     def params(self) -> dict[str, Param]:
         """Every trainable parameter, in order."""
         d, hidden = self.d_model, self.ffn_mult * self.d_model
@@ -124,7 +144,10 @@ class CRAMConfig(Config):
                 out[f"{layer}.mixer.Q"] = Param((d, d), normal(d**-0.5), weight_decay=True)
                 out |= _linear(f"{layer}.mixer.score.0", bits, bits)
                 out |= _linear(f"{layer}.mixer.score.1", d, bits)
-                out |= _linear(f"{layer}.mixer.score.2", 1, d)
+                out |= _linear(f"{layer}.mixer.score.2", d if self.channel_weights else 1, d)
+                if self.learned_decay:
+                    # λ from 0.27 to 0.998: means over one to four hundred tokens
+                    out[f"{layer}.mixer.decay"] = Param((d,), uniform(-1.0, 6.0))
             out |= _norm(f"{layer}.norm", d)
             out |= _linear(f"{layer}.ffn.up", hidden, d)
             out |= _linear(f"{layer}.ffn.down", d, hidden)
@@ -139,12 +162,13 @@ class CRAMConfig(Config):
         """Every state array. `capacity` is accepted for the sake of the contract: the state is constant in size."""
         if self.scheme == "fixed":
             return {"xi": State((self.code_size,))}
-        layers = {f"layers.{i}.xi": State((self.d_model,)) for i in range(self.n_layers)}
+        layers = {f"layers.{i}.{name}": State((self.d_model,)) for i in range(self.n_layers) for name in self.sums}
         return {"position": State((), integer=True), **layers}
 
 
 _FIXED_ONLY = ("codes", "code_bits", "frame_size", "frame_head", "decay")
-_ADAPTIVE_ONLY = ("position_bits", "position_offset", "k_scale", "input_norm", "exclusive", "residual")
+_DEPARTURES = ("channel_weights", "learned_decay", "normalised", "skip")
+_ADAPTIVE_ONLY = ("position_bits", "position_offset", "k_scale", "input_norm", "exclusive", "residual", *_DEPARTURES)
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(CRAMConfig)}
 
 
@@ -162,6 +186,7 @@ CONFIG = CRAMConfig
 PRESETS: dict[str, CRAMConfig] = {
     "cram-demo": CRAMConfig(d_model=128, n_layers=4),
     "cram-1m": CRAMConfig(scheme="adaptive", d_model=96, n_layers=12, tie_head=True),
+    "cram-plus": CRAMConfig(scheme="adaptive", d_model=96, n_layers=12, tie_head=True, input_norm=True, **dict.fromkeys(_DEPARTURES, True)),
     "cram-paper": CRAMConfig(scheme="adaptive", d_model=768, n_layers=12, vocab_size=50257),
     "cram-fixed-gpt2": CRAMConfig(d_model=768, n_layers=12, vocab_size=50257, code_bits=20),
     "cram-video": CRAMConfig(d_model=512, n_layers=4, codes="frame", frame_size=1024, head_bias=True),

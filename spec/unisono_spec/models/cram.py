@@ -9,11 +9,11 @@ import numpy as np
 from unisono_spec.contract.base import Arrays
 from unisono_spec.contract.checks import check_code
 from unisono_spec.contract.cram import CRAMConfig
-from unisono_spec.layers.cram import ffn_update, norm_after, scored_input
+from unisono_spec.layers.cram import ffn_update, norm_after, scored_input, summed
 from unisono_spec.layers.params import sub
 from unisono_spec.layers.reading import Reading, Training
 from unisono_spec.models.base import Model
-from unisono_spec.ops import decayed_sum, weighted_sum
+from unisono_spec.ops import decayed_sum
 from unisono_spec.ops.elementwise import binary_digits, linear
 
 
@@ -51,13 +51,14 @@ class CRAM(Model):
         where, count = read.positions(state["position"], tokens)
         out: Arrays = {"position": count}
         for i in range(self.config.n_layers):
-            p, name = sub(self.params, f"layers.{i}"), f"layers.{i}.xi"
+            p = sub(self.params, f"layers.{i}")
             u, s = scored_input(p, self.config, x, where, self.rounded)
-            xi, out[name] = read(weighted_sum, u, s, state[name], more=(self.config.exclusive,))
+            xi, after = summed(p, self.config, u, s, [state[f"layers.{i}.{name}"] for name in self.config.sums], read)
+            out |= {f"layers.{i}.{name}": a for name, a in after.items()}
             if self.config.residual == "after":
                 x = norm_after(p, xi, training.mask(i), self.rounded)
             else:
-                x = self._updated(x, ffn_update(p, xi, self.rounded), training.mask(i))
+                x = self._updated(x, ffn_update(p, xi, self.rounded, u if self.config.skip else 0.0), training.mask(i))
         return x, out
 
     def _embed(self, tokens: np.ndarray) -> np.ndarray:

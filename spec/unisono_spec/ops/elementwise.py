@@ -49,7 +49,12 @@ def silu(x: np.ndarray) -> np.ndarray:
 def softplus(x: np.ndarray) -> np.ndarray:
     """[...] → [...]: log(1 + e^x) at every x, with no threshold."""
     positive = np.real(x) > 0
-    return np.where(positive, x, 0) + np.log1p(np.exp(np.where(positive, -x, x)))
+    e = np.exp(np.where(positive, -x, x))
+    real = np.real(e)
+    log = np.log1p(real)
+    if np.iscomplexobj(x):  # NumPy's complex log1p adds the 1, and a small e has no digits left; the slope as the complex step reads it
+        log = log + 1j * (np.imag(e) / (1 + real))
+    return np.where(positive, x, 0) + log
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float = RMS_NORM_EPS) -> np.ndarray:
