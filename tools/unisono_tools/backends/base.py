@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -13,6 +14,16 @@ from unisono_spec.contract.files import WIDE
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.initial import generator
 from unisono_spec.contract.sampling import Sampling
+
+
+def peak_of_process() -> int:
+    """The most bytes of memory that this process has held; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # no Unix
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform == "linux" else 1)
+
 
 # an opaque running state in the backend's own arrays
 Running = Any

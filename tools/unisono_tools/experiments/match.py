@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from unisono_spec.contract import Config, InputError, count_params, preset
+from unisono_spec.contract import nearest as meant
 
 PART = 200  # each within one in 200 of the target, so that any two agree within 1 %
 LAYERS = range(1, 65)
@@ -69,6 +70,7 @@ def _based(n_layers: int) -> Fields:
 FAMILIES = {
     "cram (fixed)": Family("cram-demo", {"ffn_mult": (4, 3, 2), "head_bias": (False, True)}, spell=_codes),
     "cram (adaptive)": Family("cram-1m", {"ffn_mult": (4, 3, 2), "tie_head": (True, False)}),
+    "cram-plus": Family("cram-plus", {"ffn_mult": (4, 3, 2), "tie_head": (True, False)}),
     "lat": Family("lat-1m", {"qk_width": (32, 24, 40), "ffn_mult": (4, 3), "bias": (True, False), "tie_head": (False, True)}, widen=_heads),
     "based": Family("based-1m", {"ffn_mult": (2, 3), "qk_width": (16, 8), "tie_head": (True, False)}, widen=_narrow_heads, deepen=_based),
     "infinityformer": Family("infinityformer-1m", {"d_ffn": (), "tie_head": (True, False)}, widen=_number_of_heads),
@@ -96,16 +98,20 @@ def match(target: int, vocab: int) -> dict[str, Config]:
 
     Raises InputError where a model has none, naming it and the nearest count.
     """
+    return {name: nearest(name, target, vocab) for name in FAMILIES}
+
+
+def nearest(name: str, target: int, vocab: int, fixed: Fields | None = None) -> Config:
+    """That of one model. fixed: fields that its config must have, whatever the size."""
+    if name not in FAMILIES:
+        raise InputError(f"model: {name!r} is unknown; {meant(name, FAMILIES)}")
     if vocab < 1:
         raise InputError(f"vocab: {vocab}; use a positive integer, 256 for bytes")
     if target < 1:
         raise InputError(f"params: {target}; use a positive number, such as 1M or 125M")
-    return {name: nearest(name, target, vocab) for name in FAMILIES}
-
-
-def nearest(name: str, target: int, vocab: int) -> Config:
-    """That of one model."""
-    return _nearest(name, LARGE.get(name, FAMILIES[name]) if target >= WIDE else FAMILIES[name], target, vocab)
+    family = LARGE.get(name, FAMILIES[name]) if target >= WIDE else FAMILIES[name]
+    options = family.options | {field: (value,) for field, value in (fixed or {}).items()}
+    return _nearest(name, dataclasses.replace(family, options=options), target, vocab)
 
 
 def _nearest(name: str, family: Family, target: int, vocab: int) -> Config:

@@ -1,0 +1,112 @@
+"""A table and a figure of a results file, from that file alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from unisono_spec.contract.files import write_bytes
+
+from unisono_tools.experiments import figures, tables
+
+Results = dict[str, Any]
+
+
+def counted(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs of a row that have ended at the learning rate that counts."""
+    return [run for run in row["runs"] if run["lr"] == row["rate"] and run.get("score") is not None]
+
+
+def spread(values: list[float], digits: int) -> str:
+    """The mean, and how far the seeds lie apart."""
+    if not values:
+        return ""
+    mean = f"{sum(values) / len(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def ordered(results: Results, order: str) -> list[dict[str, Any]]:
+    """Rows as they are, or the best first; those without a result last."""
+    rows = results["rows"]
+    if order == "rows":
+        return rows
+
+    def key(row: dict[str, Any]) -> float:
+        scores = [run["score"] for run in counted(row)]
+        sign = 1 if _metric(row) == "bits" else -1
+        return sign * sum(scores) / len(scores) if scores else math.inf
+
+    return sorted(rows, key=key)
+
+
+def _metric(row: dict[str, Any]) -> str:
+    return next((run["metric"] for run in row["runs"]), "bits")
+
+
+def markdown(results: Results) -> str:
+    """The page: what was run, on what, and the table."""
+    table = tables.load(results["table"])
+    rows = ordered(results, table.order)
+    tests = list(dict.fromkeys(setting for row in rows for run in counted(row) for setting in run.get("tests", {})))
+    metric = next((_metric(row) for row in rows if row["runs"]), "bits")
+    unit = "bits a byte" if metric == "bits" else metric
+    several = len({rate for row in rows for rate in row["rates"]}) > 1
+    heads = ["model", "parameters", "bytes of state", f"validation, {unit}"]
+    heads += [f"test, {unit}" if tests == ["bits"] else f"test {setting}" for setting in tests]
+    heads += ["tokens/s", "peak MiB", *(["learning rate"] if several else [])]
+    lines = [f"# {table.title}", "", *([table.about.strip(), ""] if table.about else [])]
+    lines += [f"- {name}: {f'`{value}`' if name == 'command' else value}" for name, value in results["about"].items()]
+    if results["quick"]:
+        lines += ["- a quick run, which says that everything works and nothing else"]
+    lines += ["", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for row in rows:
+        lines += [f"| {' | '.join(_cells(row, tests, several, len(heads)))} |"]
+    lines += ["", "Means over seeds, with the least and the most. Where several runs share a device (`--jobs`), speeds are lower bounds."]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: dict[str, Any], tests: list[str], several: bool, width: int) -> list[str]:
+    runs, first = counted(row), [row["label"], f"{row['parameters']:,}", f"{row['state_bytes']:,}"]
+    if not runs:
+        failed = next((run["status"] for run in row["runs"] if run.get("status")), "not reached")
+        return [*first, f"not run: {row['not_run'] or failed}", *[""] * (width - 4)]
+    digits = 3 if _metric(row) == "bits" else 4
+    part = [run for run in runs if run["status"] != "done"]
+    note = f" ({part[0]['status']} at step {part[0]['steps']} of {part[0]['of']})" if part else ""
+    one = " (one seed)" if len(runs) == 1 else ""
+    out = [*first, spread([run["score"] for run in runs], digits) + one + note]
+    out += [spread([run["tests"][s] for run in runs if s in run.get("tests", {})], digits) for s in tests]
+    speeds = [run["tokens_a_second"] for run in runs if run.get("tokens_a_second")]
+    peaks = [run["peak_bytes"] for run in runs if run.get("peak_bytes")]
+    out += [f"{sum(speeds) / len(speeds):,.0f}" if speeds else "", f"{max(peaks) / 2**20:,.0f}" if peaks else ""]
+    return [*out, *([f"{row['rate']:g}"] if several else [])]
+
+
+def draw(results: Results, path: Path) -> Path:
+    """Curves of the metric, the mean over seeds with the least and the most as a shade."""
+    table = tables.load(results["table"])
+    lines, metric = {}, "bits"
+    for row in ordered(results, table.order):
+        runs = [run["curve"] for run in counted(row)]
+        if not runs:
+            continue
+        metric, points = _metric(row), min(map(len, runs))
+        values = [[value for _, value in curve[:points]] for curve in runs]
+        x, mean = [at for at, _ in runs[0][:points]], [sum(column) / len(column) for column in zip(*values, strict=True)]
+        low, high = ([f(column) for column in zip(*values, strict=True)] for f in (min, max))
+        lines[f"{row['label']}  {mean[-1]:.3f}"] = (x, mean, low, high)
+    text = metric == "bits"
+    what = "validation, bits a byte" if text else f"validation {metric}"
+    return figures.curves(path, lines, {}, "training tokens" if text else "training examples", what, table.title)
+
+
+def write(results: Results, folder: Path) -> tuple[Path, ...]:
+    """The page, and the figure where something has been run."""
+    page = folder / f"{results['table']}.md"
+    drawn = []
+    if any(counted(row) for row in results["rows"]):
+        drawn = [draw(results, folder / f"{results['table']}.png")]
+    text = markdown(results) + "".join(f"\n![{results['table']}]({path.name})\n" for path in drawn)
+    write_bytes(page, text.encode())
+    return (page, *drawn)

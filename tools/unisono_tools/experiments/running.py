@@ -1,0 +1,162 @@
+"""The runs of a table: as many at once as asked for, each continued where an earlier call left it; results in one JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from unisono_spec.contract import InputError, config_to_dict, count_params
+from unisono_spec.contract.files import write_bytes
+from unisono_spec.contract.plain import read_json
+
+import unisono_tools
+from unisono_tools.backends import backend
+from unisono_tools.bench.report import about
+from unisono_tools.config import TrainConfig, default_backend, dump
+from unisono_tools.experiments import tables
+from unisono_tools.experiments.tables import Table
+from unisono_tools.experiments.worker import main as work
+
+RESULT = "result.json"
+PACKAGES = ("unisono", "numpy", "torch", "triton", "jax", "flax")
+MOST = 1 << 26  # bytes of a results file
+
+
+def path_of(table: Table, out: Path) -> Path:
+    return out / f"{table.name}.json"
+
+
+def run(table: Table, out: Path, command: str, jobs: int, minutes: float, console: Console, quick: bool = False, **options: Any) -> Path:
+    """Do what is not done yet, and write the results after each run; a run that is not `done` is taken up again.
+
+    minutes: none is begun after so many. options: fields of TrainConfig.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path, deadline = path_of(table, out), time.monotonic() + 60 * minutes if minutes else float("inf")
+    header = {"table": table.name, "quick": quick, "about": _about(command, options)}
+
+    def write() -> None:
+        write_bytes(path, json.dumps({**header, "rows": [_row(table, name, out, options) for name in table.rows]}, indent=1).encode())
+
+    def phase(runs: list[TrainConfig]) -> None:
+        for done in _pool([run for run in runs if _result(run).get("status") != "done"], jobs, deadline):
+            found = _result(done)
+            console.print(f"{Path(done.out).name}: {found.get('status', 'no result')}, {found.get('score')}")
+            write()
+
+    write()
+    active = [name for name, row in table.rows.items() if not row.not_run]
+    # the first seed of a row with every learning rate, then the others with the best
+    phase([tables.plan(table, name, table.rows[name].seeds[0], rate, out, **options) for name in active for rate in table.rows[name].rates])
+    rates = {name: _best(table, name, out, options) for name in active}
+    phase(
+        [
+            tables.plan(table, name, seed, rate, out, **options)
+            for name, rate in rates.items()
+            if rate is not None
+            for seed in table.rows[name].seeds[1:]
+        ]
+    )
+    write()
+    return path
+
+
+def _pool(runs: list[TrainConfig], jobs: int, deadline: float) -> Iterator[TrainConfig]:
+    """Each run once it has ended. One at a time in this process; more in processes of their own."""
+    waiting, busy = list(runs), []
+    while waiting or busy:
+        if waiting and len(busy) < jobs and time.monotonic() < deadline:
+            run = waiting.pop(0)
+            run.folder.mkdir(parents=True, exist_ok=True)
+            config, result = run.folder / "row.yaml", run.folder / RESULT
+            write_bytes(config, dump(run).encode())
+            if jobs == 1:
+                work([str(config), str(result)])
+                yield run
+                continue
+            with (run.folder / "output.txt").open("ab") as said:
+                command = [sys.executable, "-m", "unisono_tools.experiments.worker", str(config), str(result)]
+                busy.append((run, subprocess.Popen(command, stdout=said, stderr=said)))
+            continue
+        if not busy:
+            return  # out of time
+        ended = [pair for pair in busy if pair[1].poll() is not None]
+        busy = [pair for pair in busy if pair not in ended]
+        yield from (run for run, _ in ended)
+        if not ended:
+            time.sleep(0.2)
+
+
+def _result(run: TrainConfig) -> dict[str, Any]:
+    path = run.folder / RESULT
+    return read_json(path.read_bytes(), str(path), "remove it", MOST) if path.is_file() else {}
+
+
+def _best(table: Table, name: str, out: Path, options: dict[str, Any]) -> float | None:
+    """The learning rate whose first seed did best; None where none has ended."""
+    row = table.rows[name]
+    if len(row.rates) == 1:
+        return row.rates[0]
+    found = {rate: _result(tables.plan(table, name, row.seeds[0], rate, out, **options)) for rate in row.rates}
+    scores = {rate: r["score"] for rate, r in found.items() if r.get("score") is not None and r.get("status") == "done"}
+    higher = bool(row.train.get("data", {}).get("task"))
+    return (max if higher else min)(scores, key=lambda rate: scores[rate]) if scores else None
+
+
+def _row(table: Table, name: str, out: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """What the results say of a row: every run of it, and which learning rate counts."""
+    row, config = table.rows[name], tables.config_of(table.rows[name])
+    rate = _best(table, name, out, options)
+    plans = [tables.plan(table, name, row.seeds[0], each, out, **options) for each in row.rates]
+    plans += [tables.plan(table, name, seed, rate, out, **options) for seed in row.seeds[1:] if rate is not None]
+    runs = [found for each in plans if (found := _result(each))]
+    return {
+        "row": name,
+        "label": row.label,
+        "model": row.model,
+        "parameters": count_params(config),
+        "state_bytes": tables.state_bytes(config, plans[0].seq_len),
+        "config": config_to_dict(config),
+        "rates": row.rates,
+        "rate": rate,
+        "not_run": row.not_run,
+        "seeds": row.seeds,
+        "train": {key: value for key, value in row.train.items() if key != "data"} | {"data": row.train.get("data", {})},
+        "runs": runs,
+    }
+
+
+def _about(command: str, options: dict[str, Any]) -> dict[str, str]:
+    device = backend(options.get("backend") or default_backend()).device_name(options.get("device"))
+    return {**about(command, device, *PACKAGES), "commit": _commit()}
+
+
+def _commit() -> str:
+    """Of the checkout that these files lie in; $GIT_COMMIT where they lie in none."""
+    if given := os.environ.get("GIT_COMMIT"):
+        return given
+    place = Path(unisono_tools.__file__).parent
+    try:
+        said = subprocess.run(["git", "-C", str(place), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return said.stdout.strip()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A results file. InputError where it is none."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); run the experiment first") from error
+    found = read_json(data, str(path), "run the experiment again", MOST)
+    if not isinstance(found, dict) or "rows" not in found or "table" not in found:
+        raise InputError(f"{path}: no results of `unisono experiment`; run it again")
+    return found

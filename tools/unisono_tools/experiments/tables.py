@@ -1,0 +1,161 @@
+"""Tables of measurements: read from a folder of YAML files, and planned as training runs.
+
+`table.yaml` has the title, what all rows share (`row`), and what `--quick` changes (`quick`); each other file is a row, in the order of
+their names. A row names a model of `unisono match`, which is fitted to its number of parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from unisono_spec.contract import ANY, DTYPES, Config, InputError, nearest, preset, state_dtype
+from unisono_spec.contract.plain import build
+
+from unisono_tools.commands.match import number
+from unisono_tools.config import TrainConfig, from_dict
+from unisono_tools.experiments.match import FAMILIES
+from unisono_tools.experiments.match import nearest as matched
+from unisono_tools.reading import read_yaml
+from unisono_tools.tasks import open_task
+
+EVALUATIONS = 12  # of each run, at equal distances
+BYTES = 256  # ids of a text
+NESTED = ("row", "quick", "train")  # fields of mappings of mappings
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """label: as the table prints it. model: of `unisono match`. overrides: fields of its config; with d_model and n_layers, as it is.
+
+    train: what differs from a run's defaults. rates: learning rates, of which the best for the first seed is taken for the others.
+    not_run: why it is printed without figures.
+    """
+
+    label: str
+    model: str
+    params: str = "1M"
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    train: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1])
+    rates: list[float] = dataclasses.field(default_factory=lambda: [2e-3])
+    not_run: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """about: what the page says under the title. order: of the rows on it, as their files' names, or the best first."""
+
+    name: str
+    title: str
+    about: str
+    order: Literal["rows", "score"]
+    rows: dict[str, Row]
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    title: str
+    about: str = ""
+    order: Literal["rows", "score"] = "rows"
+    row: dict[str, Any] = dataclasses.field(default_factory=dict)
+    quick: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def names() -> list[str]:
+    """The tables that come with the tools."""
+    return sorted(entry.name for entry in resources.files("unisono_tools.tables").iterdir() if (entry / "table.yaml").is_file())
+
+
+def load(name: str, quick: bool = False) -> Table:
+    """A table by its name, or by the path of its folder. InputError where a file does not fit."""
+    known = names()
+    folder = Path(str(resources.files("unisono_tools.tables") / name)) if name in known else Path(name).expanduser()
+    if not (folder / "table.yaml").is_file():
+        raise InputError(f"table: {name!r} is neither one of them nor a folder with table.yaml; {nearest(name, known)}")
+    shared = _read(_File, read_yaml(folder / "table.yaml"), f"{folder.name}/table.yaml")
+    rows = {}
+    for path in sorted(folder.glob("*.yaml")):
+        if path.name != "table.yaml":
+            values = merged(shared.row, read_yaml(path), shared.quick if quick else {})
+            rows[path.stem] = _read(Row, values, f"{folder.name}/{path.name}")
+            if not rows[path.stem].seeds or not rows[path.stem].rates:
+                raise InputError(f"{folder.name}/{path.name}: seeds and rates; give one at least of each")
+    if not rows:
+        raise InputError(f"table: {folder} has no rows; add a YAML file for each")
+    return Table(folder.name, shared.title, shared.about, shared.order, rows)
+
+
+def _read(cls: type[Any], values: dict[str, Any], where: str) -> Any:
+    """The dataclass `cls`; what is nested further is judged where it becomes a run."""
+    nested = {name: values[name] for name in NESTED if name in values}
+    for name, value in nested.items():
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where}: {name}: {value!r}; give names with values")
+    return dataclasses.replace(build(cls, {**values, **{name: {} for name in nested}}, where), **nested)
+
+
+def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, of which later ones win."""
+    out: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            old = out.get(key)
+            out[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def vocabulary(row: Row) -> int:
+    """How many ids the model of a row reads."""
+    data = row.train.get("data", {})
+    return open_task(data["task"], data.get("task_options")).vocab_size if data.get("task") else BYTES
+
+
+def config_of(row: Row) -> Config:
+    """Fitted to its number of parameters, unless its overrides say how deep and wide it is."""
+    return _config(row.model, number(row.params), vocabulary(row), json.dumps(row.overrides))
+
+
+@functools.cache  # a search
+def _config(model: str, params: int, vocab: int, overrides: str) -> Config:
+    fields = json.loads(overrides)
+    if model in FAMILIES and {"d_model", "n_layers"} <= set(fields):
+        return preset(FAMILIES[model].base, **FAMILIES[model].spell(vocab), **fields, vocab_size=vocab)
+    return matched(model, params, vocab, fields)
+
+
+def plan(table: Table, name: str, seed: int, rate: float, out: Path, **options: Any) -> TrainConfig:
+    """One run of a row. options: fields of TrainConfig that are the caller's, such as the device."""
+    row = table.rows[name]
+    base, config = FAMILIES[row.model].base, config_of(row)
+    default = preset(base).to_dict()
+    overrides = {field: value for field, value in config.to_dict().items() if value != default[field]}
+    steps = int(row.train.get("steps", TrainConfig.steps))
+    every = max(1, math.ceil(steps / EVALUATIONS))
+    start = {
+        "schedule": {"warmup_steps": max(1, steps // 20)},
+        "eval_every": every,
+        "checkpoint_every": steps,
+        "keep": 1,
+        "data": {} if row.train.get("data", {}).get("task") else {"eval_window": row.train.get("seq_len", TrainConfig.seq_len)},
+    }
+    own = {
+        "model": {"preset": base, "overrides": overrides},
+        "optimizer": {"lr": rate},
+        "seed": seed,
+        "out": str(out / table.name / f"{name}-lr-{rate:g}-seed-{seed}"),
+        **{key: value for key, value in options.items() if value is not None},
+    }
+    return from_dict(merged(start, row.train, own))
+
+
+def state_bytes(config: Config, length: int) -> int:
+    """Of one sequence of `length` tokens, in float32."""
+    states = config.states(length if any(ANY in s.shape for s in config.states().values()) else None)
+    return sum(math.prod(s.shape) * DTYPES[state_dtype("float32")].itemsize for s in states.values())

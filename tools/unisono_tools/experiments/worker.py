@@ -1,0 +1,97 @@
+"""One run of a table, in a process of its own if need be: trained or continued, then judged on the test split.
+
+python -m unisono_tools.experiments.worker CONFIG.yaml RESULT.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from unisono_spec.contract import InputError, count_params
+from unisono_spec.contract.files import write_bytes
+
+from unisono_tools.backends import backend, open_reader
+from unisono_tools.config import TrainConfig, default_backend, from_dict
+from unisono_tools.evaluation import evaluate
+from unisono_tools.reading import read_yaml
+from unisono_tools.tasks import open_task
+from unisono_tools.train import train as run
+from unisono_tools.train.checkpoint import model_file
+from unisono_tools.train.feed import load
+from unisono_tools.train.judged import judge
+from unisono_tools.train.logs import NAME as LOG
+from unisono_tools.train.logs import read as read_log
+
+EXAMPLES = 1000  # of each setting of a task that has no end, on the test split
+
+
+def work(train: TrainConfig, console: Console | None = None, alone: bool = False) -> dict[str, Any]:
+    """What a table keeps of a run. status: "done", or why it ended early. alone: in this process, whose memory is then told."""
+    console = console or Console(stderr=True, quiet=True)
+    found: dict[str, Any] = {"seed": train.seed, "lr": train.optimizer.lr, "steps": 0, "of": train.steps}
+    start = time.monotonic()
+    try:
+        result = run(train, console=console)
+        found |= {"steps": result.steps, "status": "done" if result.steps >= train.steps or train.patience else "out of time"}
+        found["tests"] = _tested(train, result.run)
+    except (InputError, RuntimeError) as error:  # of memory, too: the other rows go on
+        found["status"] = f"failed: {' '.join(str(error).split())[:200]}"
+    rows, config = read_log(train.folder / LOG), train.model.config()
+    metric = f"validation_{open_task(train.data.task, train.data.task_options).metric}" if train.data.task else "validation_bits"
+    unit = train.batch_size * (1 if train.data.task else train.seq_len)  # examples, or tokens, a step
+    speeds = [row["rate"] for row in rows if row.get("rate")]
+    curve = [[row["step"] * unit, row[metric]] for row in rows if metric in row]
+    scores = [value for _, value in curve]
+    return found | {
+        "parameters": count_params(config),
+        "metric": metric.removeprefix("validation_"),
+        "curve": curve,
+        "score": (max if train.data.task else min)(scores) if scores else None,
+        "tokens_a_second": statistics.median(speeds) if speeds else None,
+        "peak_bytes": backend(train.backend or default_backend()).peak_bytes() if alone else None,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def _tested(train: TrainConfig, folder: Path) -> dict[str, float]:
+    """Bits a token of the test split, or the task's metric by setting, by the best weights."""
+    dtype = train.dtype if train.dtype != "float16" else "float32"
+    reader = open_reader(model_file(folder), train.backend or default_backend(), dtype, train.device)
+    if not train.data.task:
+        text = load(train.data).corpora[0]
+        return {"bits": evaluate(reader, text.split("test"), train.data.eval_tokens, train.data.eval_window or 0).bits}
+    task = open_task(train.data.task, train.data.task_options)
+    out = {}
+    for setting in task.settings("test"):
+        size = task.size("test", setting)
+        out[setting] = judge(reader, task, "test", setting, EXAMPLES if size is None else min(size, EXAMPLES)).score
+    return out
+
+
+def main(argv: list[str], alone: bool = False) -> int:
+    config, result = map(Path, argv)
+    train = from_dict(read_yaml(config))
+    found = work(dataclasses.replace(train, threads=train.threads or 1), alone=alone)
+    write_bytes(result, json.dumps(_plain(found)).encode())
+    return 0
+
+
+def _plain(value: Any) -> Any:
+    """Infinite and undefined numbers are null: JSON has none."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], alone=True))

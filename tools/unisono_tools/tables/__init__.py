@@ -1,0 +1,1 @@
+"""The tables of docs/results: a folder each, with `table.yaml` (what its rows share) and a YAML file for each row."""
