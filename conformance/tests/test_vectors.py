@@ -10,7 +10,7 @@ from unisono_conformance.vectors import FOLDER, MANIFEST, check
 from unisono_conformance.vectors.sampling import NAME, check_sampling
 from unisono_spec.contract.errors import InputError
 
-CRAM_BYTES, BYTES = 300_000, 1_000_000
+CRAM_BYTES, BYTES = 400_000, 1_000_000
 
 
 def test_vectors() -> None:

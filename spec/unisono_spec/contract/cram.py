@@ -19,6 +19,7 @@ class CRAMConfig(Config):
     """Both schemes of the paper. Fields that belong to the other scheme must keep their defaults."""
 
     arch: ClassVar[str] = "cram"
+    gauges: ClassVar[dict[str, str]] = {".mixer.decay": "decay"}
 
     scheme: Literal["fixed", "adaptive"] = "fixed"
     d_model: int = 96  # D

@@ -25,10 +25,10 @@ from unisono_tools.reading import read_yaml
 from unisono_tools.tasks import open_task
 from unisono_tools.train import train as run
 from unisono_tools.train.checkpoint import model_file
-from unisono_tools.train.feed import load
-from unisono_tools.train.judged import judge
+from unisono_tools.train.datamodule import load
 from unisono_tools.train.logs import NAME as LOG
 from unisono_tools.train.logs import read as read_log
+from unisono_tools.train.task_datamodule import evaluate_task
 
 EXAMPLES = 1000  # of each setting of a task that has no end, on the test split
 
@@ -72,7 +72,7 @@ def _tested(train: TrainConfig, folder: Path) -> dict[str, float]:
     out = {}
     for setting in task.settings("test"):
         size = task.size("test", setting)
-        out[setting] = judge(reader, task, "test", setting, EXAMPLES if size is None else min(size, EXAMPLES)).score
+        out[setting] = evaluate_task(reader, task, "test", setting, EXAMPLES if size is None else min(size, EXAMPLES)).score
     return out
 
 
