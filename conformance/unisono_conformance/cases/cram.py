@@ -110,7 +110,7 @@ class CRAM(ModelCase):
         small: dict[str, Any] = {"d_model": 8, "n_layers": 2, "ffn_mult": 1, "vocab_size": 7}
         wide = {**small, "d_model": 96}
         adaptive: dict[str, Any] = {"scheme": "adaptive", "position_bits": 3}
-        plus = adaptive | dict.fromkeys(("input_norm", *DEPARTURES), True)
+        plus: dict[str, Any] = adaptive | dict.fromkeys(("input_norm", *DEPARTURES), True)
         self.wide = {"wide": CRAMConfig(**wide, code_bits=5), "wide.adaptive": CRAMConfig(**wide, **adaptive)}
         # a dropout rate in the config must not act in evaluation
         self.variants = {

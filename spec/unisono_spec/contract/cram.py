@@ -187,7 +187,9 @@ CONFIG = CRAMConfig
 PRESETS: dict[str, CRAMConfig] = {
     "cram-demo": CRAMConfig(d_model=128, n_layers=4),
     "cram-1m": CRAMConfig(scheme="adaptive", d_model=96, n_layers=12, tie_head=True),
-    "cram-plus": CRAMConfig(scheme="adaptive", d_model=96, n_layers=12, tie_head=True, input_norm=True, **dict.fromkeys(_DEPARTURES, True)),
+    "cram-plus": CRAMConfig(
+        scheme="adaptive", d_model=96, n_layers=12, tie_head=True, input_norm=True, learned_decay=True, normalised=True
+    ),
     "cram-paper": CRAMConfig(scheme="adaptive", d_model=768, n_layers=12, vocab_size=50257),
     "cram-fixed-gpt2": CRAMConfig(d_model=768, n_layers=12, vocab_size=50257, code_bits=20),
     "cram-video": CRAMConfig(d_model=512, n_layers=4, codes="frame", frame_size=1024, head_bias=True),

@@ -18,7 +18,7 @@ def _some(task, split="train", number=640):
 
 
 def test_every_file_is_a_task():
-    assert {"mqar", "copying"} <= set(names())
+    assert {"mqar", "copying", "listops", "pathfinder", "phonebook"} <= set(names())
     for name in names():
         task = open_task(name)
         assert task.name == name
@@ -41,11 +41,13 @@ def test_every_file_is_a_task():
 def test_an_example_is_a_function_of_its_number(name):
     task = open_task(name)
     setting = next(iter(task.settings("train")))
-    whole = task.examples("train", setting, np.arange(200), 5)
-    part = task.examples("train", setting, np.array([3, 130, 64]), 5)
-    assert np.array_equal(part.inputs, whole.inputs[[3, 64, 130]]) or np.array_equal(part.inputs, whole.inputs[[3, 130, 64]])
-    assert not np.array_equal(whole.inputs, task.examples("train", setting, np.arange(200), 6).inputs)
-    assert not np.array_equal(whole.inputs, task.examples("validation", setting, np.arange(200), 5).inputs)
+    n = task.block_size
+    whole = task.examples("train", setting, np.arange(2 * n + 2), 5)
+    part = task.examples("train", setting, np.array([3, 2 * n + 1, n]), 5)
+    assert np.array_equal(part.inputs, whole.inputs[[3, n, 2 * n + 1]]) or np.array_equal(part.inputs, whole.inputs[[3, 2 * n + 1, n]])
+    first = task.examples("train", setting, np.arange(n), 5)
+    assert not np.array_equal(first.inputs, task.examples("train", setting, np.arange(n), 6).inputs)
+    assert not np.array_equal(first.inputs, task.examples("validation", setting, np.arange(n), 5).inputs)
     assert open_task(name).digest == task.digest
 
 

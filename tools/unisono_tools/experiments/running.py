@@ -53,8 +53,10 @@ def run(table: Table, out: Path, command: str, jobs: int, minutes: float, consol
 
     write()
     active = [name for name, row in table.rows.items() if not row.not_run]
-    # the first seed of a row with every learning rate, then the others with the best
-    phase([tables.plan(table, name, table.rows[name].seeds[0], rate, out, **options) for name in active for rate in table.rows[name].rates])
+    # the first seed of a row with every learning rate, then the others with the best; where there is one rate, all at once
+    first = [(name, table.rows[name].seeds[0], rate) for name in active for rate in table.rows[name].rates]
+    known = [(name, seed, row.rates[0]) for name in active if len((row := table.rows[name]).rates) == 1 for seed in row.seeds[1:]]
+    phase([tables.plan(table, name, seed, rate, out, **options) for name, seed, rate in first + known])
     rates = {name: _best(table, name, out, options) for name in active}
     phase(
         [

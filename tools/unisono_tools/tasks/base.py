@@ -53,6 +53,7 @@ class Task(abc.ABC):
     name: ClassVar[str]
     source: ClassVar[str]
     metric: ClassVar[str] = "accuracy"
+    block_size: ClassVar[int] = BLOCK
 
     @property
     @abc.abstractmethod
@@ -69,7 +70,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def block(self, setting: str, random: np.random.Generator, split: str) -> Examples:
-        """BLOCK examples, drawn."""
+        """`block_size` examples, drawn."""
 
     def size(self, split: str, setting: str) -> int | None:
         """How many examples there are; None: without end."""
@@ -77,7 +78,7 @@ class Task(abc.ABC):
 
     def examples(self, split: str, setting: str, numbers: np.ndarray, seed: int = 0) -> Examples:
         """The examples with these numbers [B]."""
-        blocks, places = np.divmod(numbers, BLOCK)
+        blocks, places = np.divmod(numbers, self.block_size)
         found = {int(b): self._drawn(split, setting, int(b), seed) for b in np.unique(blocks)}
         return Examples.joined([found[int(b)][places[blocks == b]] for b in np.unique(blocks)]) if len(found) > 1 else (
             found[int(blocks[0])][places]
@@ -99,8 +100,10 @@ class Task(abc.ABC):
 
 @functools.lru_cache(maxsize=8)
 def _blocks(task: Task, split: str, setting: str, block: int, seed: int) -> Examples:
-    numbers = BLOCK * (task.length(setting) + task.vocab_size)
-    check_fits(32 * numbers, f"data.task: {BLOCK} examples of {task.name} {setting}", "choose shorter ones, or a smaller vocabulary")
+    numbers = task.block_size * (task.length(setting) + task.vocab_size)
+    check_fits(
+        32 * numbers, f"data.task: {task.block_size} examples of {task.name} {setting}", "choose shorter ones, or a smaller vocabulary"
+    )
     return task.block(setting, generator(seed, f"{task.name}.{split}.{setting}.{block}"), split)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from unisono_spec.contract import InputError
 
-from unisono_tools.tasks.base import BLOCK, Examples, Task
+from unisono_tools.tasks.base import Examples, Task
 
 PADDLES = 14  # of each of the two contours
 RETRIES = 2  # of a paddle that does not fit, before the image is begun anew
@@ -63,6 +63,7 @@ class Pathfinder(Task):
 
     name = "pathfinder"
     source = "arXiv:2011.04006"
+    block_size = 4  # each takes a few hundredths of a second
 
     def __post_init__(self) -> None:
         if self.side not in STYLES:
@@ -84,7 +85,7 @@ class Pathfinder(Task):
         return int(SHARES[split] * (len(published(self.folder)) if self.folder else self.images))
 
     def block(self, setting: str, random: np.random.Generator, split: str) -> Examples:
-        drawn = [draw(STYLES[self.side], self.side, random) for _ in range(BLOCK)]
+        drawn = [draw(STYLES[self.side], self.side, random) for _ in range(self.block_size)]
         return classified(np.stack([image.reshape(-1) for image, _ in drawn]), np.array([label for _, label in drawn]))
 
     def examples(self, split: str, setting: str, numbers: np.ndarray, seed: int = 0) -> Examples:
