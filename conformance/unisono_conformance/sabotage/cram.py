@@ -14,6 +14,7 @@ from unisono_spec.ops import decayed_sum, position, weighted_sum
 from unisono_spec.ops.elementwise import binary_digits, sigmoid
 
 from unisono_conformance.sabotage import Adapter, Sabotage, without
+from unisono_conformance.sabotage.cram_departures import DEPARTURES
 
 DECAYED, WEIGHTED, POSITION = decayed_sum.parallel, weighted_sum.parallel, position.parallel
 
@@ -181,26 +182,6 @@ def _score(**changes):
     return run
 
 
-def _summed(change: Any) -> tuple:
-    """The sum with its departures, of which `change` sees config, weights and scores."""
-    original = layer.summed
-
-    def run(p, config, u, s, sums, read):
-        p, config, u, s = change(p, config, u, s)
-        return original(p, config, u, s, sums, read)
-
-    return ((model, "summed", run),)
-
-
-def _same_decay(p, config, u, s):
-    decay = p.get("mixer.decay")
-    return (p if decay is None else {**p, "mixer.decay": np.full_like(decay, decay.mean())}), config, u, s
-
-
-def _one_weight(p, config, u, s):
-    return p, config, u, s[..., :1] + 0 * s
-
-
 def _cut_above(f, x, a, initial_state, reset, valid, chunk_size=64, **more):
     """Above 64 chunks weights are constants."""
     if x.shape[1] > 64 * chunk_size and not isinstance(a, float):
@@ -354,11 +335,9 @@ SABOTAGES = (
     Sabotage("position bits least significant first", "P1", ((layer, "binary_digits", _low_bits_first),)),
     Sabotage("code bits least significant first", "P1", ((model, "binary_digits", _low_bits_first),)),
     Sabotage("k_scale forgotten", "P1", ((model, "scored_input", _score(k_scale=1.0)),)),
-    Sabotage("one decay for all channels", "P1", _summed(_same_decay)),
-    Sabotage("one weight for all channels", "P1", _summed(_one_weight)),
-    Sabotage("another ε beside the sum of weights", "P1", ((layer, "EPS", 1e-2),)),
     Sabotage("variance over n−1", "P1", ((norm, "layer_norm", _sharper_norm), (layer, "layer_norm", _sharper_norm))),
     Sabotage("dropout in evaluation", "P1", model=_model(forward=_dropping)),
     Sabotage("nondeterministic last bit", "P16", model=_model(forward=_noisy)),
     Sabotage("crashes on an empty batch", "P11e", model=_model(forward=_crash_on_nobody), dies=IndexError),
+    *DEPARTURES,
 )  # fmt: skip
