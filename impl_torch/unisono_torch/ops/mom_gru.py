@@ -120,13 +120,9 @@ def hoisted(
     implementation: str = "auto",
 ) -> tuple[Tensor, State]:
     """The recurrence has no parallel form. This one takes every product with x out of the loop, as one matmul over all T; what is
-    left in it depends on h. Its gradient is written out, and keeps one memory in 32 (mom_gru_loop.py), whatever the chunk size.
-
-    The kernel is taken by name alone: not all of its tests have run on a GPU yet.
-    """
-    (banks, slots, width), hidden, dtype = p["memory"].shape, len(p["router.0.bias"]), wide(x.dtype)
-    axes = {"n": banks, "L": slots, "d_m": width, "hidden": hidden}
-    kernel = implementation != "auto" and use_triton(implementation, "mom_gru", x.device, x.dtype, axes) and min(x.shape[:2]) > 0
+    left in it depends on h. Its gradient is written out, and keeps one memory in 32 (mom_gru_loop.py), whatever the chunk size."""
+    kernel = by_kernel(implementation, x.device, x.dtype, p) and min(x.shape[:2]) > 0
+    dtype, (banks, slots) = wide(x.dtype), p["memory"].shape[:2]
     x, weights = prepared(x, p, valid)
     if noise is not None:
         noise = masked(valid, noise)[0].to(dtype) + p["balance_bias"].to(dtype)
@@ -135,13 +131,21 @@ def hoisted(
     return out, (out[:, -1].clone(), M.unflatten(1, (banks, slots)))
 
 
+def by_kernel(implementation: str, device: torch.device, dtype: torch.dtype, p: Params) -> bool:
+    """Whether kernels/mom_gru serves cells like p."""
+    banks, slots, width = p["memory"].shape
+    widths = {"n": banks, "L": slots, "d_m": width, "hidden": len(p["router.0.bias"])}
+    return use_triton(implementation, "mom_gru", device, dtype, widths)
+
+
 def prepared(x: Tensor, p: Params, valid: Tensor | None) -> tuple[Tensor, Weights]:
     """x [B, T, D], zero where it is not valid, and the weights as the loop takes them; float32 or wider."""
     dtype = wide(x.dtype)
-    return masked(valid, x)[0].to(dtype), _weights({name: a.to(dtype) for name, a in p.items()}, x.shape[-1])
+    return masked(valid, x)[0].to(dtype), packed({name: a.to(dtype) for name, a in p.items()}, x.shape[-1])
 
 
-def _weights(p: Params, d: int) -> Weights:
+def packed(p: Params, d: int) -> Weights:
+    """As the loop takes them; x is d wide."""
     router, query, gates, hidden = (p[f"{name}.weight"] for name in ("router.0", "query", "input", "hidden"))
     later = [name for name in ("key", "value", "erase", "gate") if f"{name}.weight" in p]
     return Weights(
