@@ -163,3 +163,10 @@ def test_the_page_has_the_plan_s_table() -> None:
 def test_selection_names_what_is_declared() -> None:
     with pytest.raises(InputError, match="cpu"):
         Selection(device="cuda").of(load("numpy").capabilities)
+
+
+def test_a_selection_of_nothing_is_told() -> None:
+    judged = load("numpy")
+    judged.capabilities = dataclasses.replace(judged.capabilities, models=("lat",), ops=())
+    with pytest.raises(InputError, match="arch: 'maru'"):
+        plan.items(judged, Selection(arch="maru"), plan.profile("dev"))

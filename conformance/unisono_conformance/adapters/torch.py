@@ -73,7 +73,7 @@ OPS_OF = "unisono_torch.ops."
 
 # Ops whose kernels walk token by token, or are five with many products each, which costs their interpreter seconds an example: there the
 # room's own tests judge them, on a GPU the court does.
-LONG = ("selective_scan", "diagonal_ssm", "multiscale")
+LONG = ("selective_scan", "diagonal_ssm", "multiscale", "mom_gru")
 
 
 class Adapter:
@@ -134,7 +134,8 @@ def _whole(kernels: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]
     for arch in ARCHITECTURES:
         sources = [importlib.import_module(f"unisono_torch.{kind}.{arch}") for kind in ("layers", "models") if _is_there(kind, arch)]
         modules = {v.__name__: v for source in sources for v in vars(source).values() if inspect.ismodule(v)}
-        used = {n.removeprefix(OPS_OF) for n, v in modules.items() if n.startswith(OPS_OF) and hasattr(v, "parallel")}
+        ours = {n.removeprefix(OPS_OF): v for n, v in modules.items() if n.startswith(OPS_OF)}
+        used = {n for n, v in ours.items() if hasattr(v, "parallel") or hasattr(v, "hoisted")}
         if used and used <= set(kernels):
             found[arch] = tuple(dtype for dtype in kernels[min(used)] if all(dtype in kernels[op] for op in used))
     return found
