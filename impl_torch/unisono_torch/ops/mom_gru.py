@@ -29,6 +29,7 @@ from unisono_torch.ops.mom_gru_loop import Sizes, Weights, loop
 from unisono_torch.ops.precision import exact
 
 State = tuple[Tensor, Tensor]
+LONGEST = 1 << 21  # tokens of which the kernel knows the way back: it counts barriers in 32 bits
 Params = Mapping[str, Tensor]
 
 
@@ -122,6 +123,7 @@ def hoisted(
     """The recurrence has no parallel form. This one takes every product with x out of the loop, as one matmul over all T; what is
     left in it depends on h. Its gradient is written out, and keeps one memory in 32 (mom_gru_loop.py), whatever the chunk size."""
     kernel = by_kernel(implementation, x.device, x.dtype, p) and min(x.shape[:2]) > 0
+    kernel = kernel and (x.shape[1] <= LONGEST or not torch.is_grad_enabled())
     dtype, (banks, slots) = wide(x.dtype), p["memory"].shape[:2]
     x, weights = prepared(x, p, valid)
     if noise is not None:
