@@ -19,6 +19,7 @@ EXTRAS = {
     "conformance": ("unisono_conformance.plugin", set()),
     "run": ("unisono_tools.commands.run", {"onnxruntime"}),
     "tools": ("unisono_tools.cli", set()),
+    "docs": ("myst_nb", set()),
 }
 
 
