@@ -30,6 +30,7 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
+        """Whether every property that was asked for does."""
         return not self.failed
 
     @property

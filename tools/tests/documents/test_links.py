@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from unisono_tools import cli
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").rglob("*.md"))
@@ -108,6 +109,11 @@ def test_every_page_has_a_place_in_the_navigation():
         folder = Path(root).parent
         named |= {str(folder / name) for names in groups.values() for name in names}
     assert pages <= named
+
+
+def test_every_verb_has_its_help_on_the_site():
+    page = (ROOT / "docs/api/commands.md").read_text("utf-8")
+    assert re.findall(r"^## unisono (\w+)\n\n```\{command-help\} \1\n```$", page, re.MULTILINE) == list(cli.VERBS)
 
 
 def test_what_is_built_is_checked(tmp_path):
