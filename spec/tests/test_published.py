@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from unisono_spec import InputError, from_hf
-from unisono_spec.contract import Arrays
+from unisono_spec.contract import Arrays, preset
 from unisono_spec.contract.published import plan_of, read
 
 V, D, N, RANK, TAPS = 11, 4, 3, 2, 3  # of Mamba
@@ -27,6 +27,18 @@ SSM: dict[str, Any] = {
 FLA: dict[str, Any] = {
     "model_type": "linear_attn", "vocab_size": V, "hidden_size": 8, "num_hidden_layers": 1, "num_heads": 4, "num_kv_heads": 2,
     "feature_map": "elu", "norm_feature_map": True, "intermediate_size": 12, "expand_k": 0.5,
+}  # fmt: skip
+
+
+# config.json of state-spaces/mamba-130m-hf
+STATE_SPACES: dict[str, Any] = {
+    "architectures": ["MambaForCausalLM"], "bos_token_id": 0, "conv_kernel": 4, "d_inner": 1536, "d_model": 768, "eos_token_id": 0,
+    "expand": 2, "fused_add_norm": True, "hidden_act": "silu", "hidden_size": 768, "initializer_range": 0.1, "intermediate_size": 1536,
+    "layer_norm_epsilon": 1e-05, "model_type": "mamba", "n_layer": 24, "num_hidden_layers": 24, "pad_token_id": 0,
+    "pad_vocab_size_multiple": 8, "rescale_prenorm_residual": False, "residual_in_fp32": True, "rms_norm": True, "ssm_cfg": {},
+    "state_size": 16, "time_step_floor": 0.0001, "time_step_init_scheme": "random", "time_step_max": 0.1, "time_step_min": 0.001,
+    "time_step_rank": 48, "time_step_scale": 1.0, "torch_dtype": "float32", "transformers_version": "4.39.0.dev0", "use_bias": False,
+    "use_cache": True, "use_conv_bias": True, "vocab_size": 50280,
 }  # fmt: skip
 
 
@@ -103,6 +115,8 @@ def test_defaults_are_the_library_s(tmp_path: Path) -> None:
     path.write_text('{"model_type": "mamba", "time_step_rank": "auto"}')
     c: Any = plan_of(path).config
     assert (c.d_model, c.n_layers, c.vocab_size, c.rank, c.tie_head, c.norm_eps) == (768, 32, 50280, 48, True, 1e-5)
+    path.write_text(json.dumps(STATE_SPACES))
+    assert plan_of(path).config == preset("mamba-130m", norm_eps=1e-5)
     path.write_text('{"d_model": 2560, "n_layer": 64, "vocab_size": 50277, "ssm_cfg": {}, "pad_vocab_size_multiple": 8}')
     c = plan_of(path).config
     assert (c.d_model, c.n_layers, c.vocab_size, c.rank, c.tie_head) == (2560, 64, 50280, 160, True)

@@ -21,7 +21,6 @@ def transformers(given: Settings) -> Plan:
     fla = "norm_eps" in given and "layer_norm_epsilon" not in given
     width, expand = given.integer("hidden_size", 2048 if fla else 768), _whole(given, "expand", 2)
     given.must("intermediate_size", expand * width, why=f"a block is expand × hidden_size = {expand * width} wide here")
-    auto = given.values.get("time_step_rank") in ("auto", None)
     config = MambaConfig(
         d_model=width,
         n_layers=given.integer("num_hidden_layers", 48 if fla else 32, least=0, most=4096),
@@ -29,7 +28,7 @@ def transformers(given: Settings) -> Plan:
         expand=expand,
         d_state=given.integer("state_size", 16, most=65536),
         conv_width=given.integer("conv_kernel", 4),
-        dt_rank=0 if auto else given.integer("time_step_rank"),
+        dt_rank=_rank(given, "time_step_rank", width),
         bias=given.flag("use_bias", False),
         conv_bias=given.flag("use_conv_bias", True),
         tie_head=given.flag("tie_word_embeddings", not fla),
@@ -54,15 +53,15 @@ def mamba_ssm(given: Settings) -> Plan:
         *("dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor"),  # initial values alone
     )
     several = given.integer("pad_vocab_size_multiple", 8)
-    auto = block.values.get("dt_rank") in ("auto", None)
+    width = given.integer("d_model")
     config = MambaConfig(
-        d_model=given.integer("d_model"),
+        d_model=width,
         n_layers=given.integer("n_layer", least=0, most=4096),
         vocab_size=several * math.ceil(given.integer("vocab_size") / several),  # the rows that no id reads are kept
         expand=_whole(block, "expand", 2),
         d_state=block.integer("d_state", 16, most=65536),
         conv_width=block.integer("d_conv", 4),
-        dt_rank=0 if auto else block.integer("dt_rank"),
+        dt_rank=_rank(block, "dt_rank", width),
         bias=block.flag("bias", False),
         conv_bias=block.flag("conv_bias", True),
         tie_head=given.flag("tie_embeddings", True),
@@ -77,6 +76,13 @@ def _whole(given: Settings, name: str, default: int) -> int:
     if value != int(value) or value < 1:
         raise given.fail(name, "a block is a whole multiple of the model's width here", "use a checkpoint with a whole number")
     return int(value)
+
+
+def _rank(given: Settings, name: str, width: int) -> int:
+    """0 where it is the usual one, so that a config is its preset's however it was written."""
+    usual = math.ceil(width / 16)
+    rank = usual if given.values.get(name) == "auto" else given.integer(name, usual)
+    return 0 if rank == usual else rank
 
 
 def _eps(given: Settings, name: str) -> float:
