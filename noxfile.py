@@ -40,8 +40,9 @@ QUICKLY_JUDGED = {
     "jax": ("P1", "P8"),
     "onnx": ("P1", "P14"),
 }
-# targets and precisions of graphs beside the default
-GRAPHS = ("ort", "opset27", "float16", "int8", "int4")
+# what judges graphs of another target, whose operators are its own, or of another precision, which are the same with other weights
+OPERATORS, WEIGHTS = "P1- or P14- or P15- or P15r- or P18-", "P14-"
+GRAPHS = {"ort": OPERATORS, "opset27": OPERATORS, "float16": WEIGHTS, "int8": WEIGHTS, "int4": WEIGHTS}
 TRITON = ["triton"] if sys.platform == "linux" else []
 
 
@@ -215,8 +216,8 @@ def onnx(session: nox.Session) -> None:
         "tools/tests/onnx/test_demo.py", "tools/tests/onnx/test_run.py", "tools/tests/documents", "conformance/oracles/test_torch.py",
     )  # fmt: skip
     court(session, "onnx")
-    for variant in GRAPHS:
-        court(session, "onnx", "--profile", "dev", "-k", "P14-", "--implementation", variant)
+    for variant, properties in GRAPHS.items():
+        court(session, "onnx", "--profile", "dev", "-k", properties, "--implementation", variant)
 
 
 @nox.session

@@ -44,7 +44,6 @@ class Capabilities:
     compiled: bool = False
     exported: bool = False  # models are exported graphs, with `others` to compare them with
     empty_batch: bool = True
-    rows: tuple[str, ...] = ARCHITECTURES  # of which models the configs beside the defaults are judged, too
     longest: int | None = None  # tokens of one sequence that it can read; None: as many as the profile asks for
     narrower: Mapping[str, Mapping[str, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
     rounds: tuple[str, ...] = ()

@@ -38,6 +38,11 @@ class Builder:
         self.tokens = self.input("tokens", *((np.float32, "B", "T", config.frame_size) if frames else (np.int64,)))
         self.reset, self.valid = self.input("reset", np.bool_), self.input("valid", np.bool_)
 
+    @property
+    def fuses(self) -> bool:
+        """Whether a function of ops/fused.py stands in it."""
+        return any(node.op_type.startswith("Fused") for node in self.nodes)
+
     def input(self, name: str, dtype: Any, *shape: Any) -> Value:
         return typed(ir.Value(name=name), dtype, *(shape or ("B", "T")))
 
@@ -264,14 +269,9 @@ def name_once(model: ir.Model) -> None:
 
 def build(config: Config, params: Mapping[str, np.ndarray], target: str = "portable", precision: str = "float32") -> ir.Model:
     """The model of `config` as a graph. params: as `precision.held` rounds them."""
-    import importlib
-
-    g = Builder(config, params, fused=target != "portable")
-    state = {
-        name: g.input(name, np.int32 if s.integer else np.float32, "B", *("capacity" if size < 0 else size for size in s.shape))
-        for name, s in config.states().items()
-    }
-    logits, after = importlib.import_module(f"unisono_onnx.models.{config.arch}").read(g, state)
+    g, state, logits, after = _read(config, params, fused=target != "portable")
+    if g.fused and not g.fuses:
+        raise InputError(f"target: {target!r}; nothing in this {config.arch} maps onto the operators that it adds: use 'portable'")
     outputs = [typed(g("Identity", logits), np.float32, "B", "T", config.output_size)]
     for name, given in state.items():
         assert given.dtype is not None
@@ -294,7 +294,22 @@ def build(config: Config, params: Mapping[str, np.ndarray], target: str = "porta
         for node in model.graph.all_nodes():
             node.domain = ""
         model.opset_imports.pop(MICROSOFT)
-    if target != "portable" and not any(node.op_type in ("LinearAttention", "CausalConvWithState") for node in model.graph.all_nodes()):
-        raise InputError(f"target: {target!r}; nothing in this {config.arch} maps onto the operators that it adds: use 'portable'")
     shrink(model, g.matrices, precision)
     return model
+
+
+def fuses(config: Config, params: Mapping[str, np.ndarray]) -> bool:
+    """Whether something in the model of `config` maps onto the operators that a target adds."""
+    return _read(config, params, fused=True)[0].fuses
+
+
+def _read(config: Config, params: Mapping[str, np.ndarray], fused: bool) -> tuple[Builder, dict[str, Value], Value, dict[str, Value]]:
+    """A builder with the model's nodes; the state before, logits, the state after."""
+    import importlib
+
+    g = Builder(config, params, fused)
+    state = {
+        name: g.input(name, np.int32 if s.integer else np.float32, "B", *("capacity" if size < 0 else size for size in s.shape))
+        for name, s in config.states().items()
+    }
+    return g, state, *importlib.import_module(f"unisono_onnx.models.{config.arch}").read(g, state)

@@ -1,6 +1,6 @@
 """Exported graphs before the court, in onnxruntime; onnx's own NumPy evaluator and the model of the source beside them (P14).
 
-A graph comes from a model of the framework that is installed, PyTorch or JAX. `open_graph` reads a file where neither is.
+A graph comes from a model of the framework that is installed, PyTorch or JAX. `open_graph` reads a file where neither is, nor onnx.
 """
 
 from __future__ import annotations
@@ -15,24 +15,19 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from unisono_spec.contract import Config, config_from_dict, zero_state
+from unisono_onnx.targets import PRECISIONS, TARGETS
+from unisono_spec.contract import Config, config_from_dict, init_params, zero_state
 
 from unisono_conformance.adapter import Arrays, Capabilities
+from unisono_conformance.cases import cases
 
 SOURCES = ("torch", "jax")  # the first that is installed
 
-# by the name of an implementation: how its graphs are exported
+# by the name of an implementation, a target or a precision: how its graphs are exported
 VARIANTS: dict[str, dict[str, str]] = {
-    "onnxruntime": {},
-    "ort": {"target": "ort"},
-    "opset27": {"target": "opset27"},
-    "float16": {"precision": "float16"},
-    "int8": {"precision": "int8"},
-    "int4": {"precision": "int4"},
+    **{name: {"target": name} for name in TARGETS},
+    **{name: {"precision": name} for name in PRECISIONS[1:]},
 }
-# targets that add operators for some architectures; graphs with onnxruntime's own
-SERVED = dict.fromkeys(("ort", "opset27"), ("lat", "infinityformer", "mamba", "maru"))
-ONNXRUNTIME_ALONE = ("ort", "int4")
 
 Run = Callable[[dict[str, np.ndarray]], dict[str, Any]]
 
@@ -105,17 +100,23 @@ def evaluator(path: str | Path, config: Config) -> Graph:
     return Graph(config, run)
 
 
+def standard(path: str | Path) -> bool:
+    """Whether a graph has the standard's operators only, which onnx's own evaluator knows."""
+    import onnx
+
+    return {entry.domain for entry in onnx.load(path, load_external_data=False).opset_import} == {""}
+
+
 class Adapter:
     name = "onnx"
     known_gaps = None
     warnings = ()
-    capabilities = Capabilities(
-        rows=("cram",), ops=(), dtypes=("float32",), forms=("parallel",), implementations=tuple(VARIANTS), gradient_forms=(),
-        dropout=False, exported=True, empty_batch=False,
-        narrower={target: dict.fromkeys(archs, ("float32",)) for target, archs in SERVED.items()},
-    )  # fmt: skip
 
     def __init__(self) -> None:
+        self.capabilities = Capabilities(
+            ops=(), dtypes=("float32",), forms=("parallel",), implementations=tuple(VARIANTS), gradient_forms=(), dropout=False,
+            exported=True, empty_batch=False, narrower=dict.fromkeys(TARGETS[1:], dict.fromkeys(_fused(), ("float32",))),
+        )  # fmt: skip
         self.folder = tempfile.TemporaryDirectory(prefix="unisono-onnx-")
         self.built: dict[str, Graph] = {}
         name = next(name for name in SOURCES if importlib.util.find_spec(name))
@@ -132,7 +133,7 @@ class Adapter:
             graph = open_graph(path)
             # the parameters lie in the graph, folded and transposed: those of the source stand for them
             others: dict[str, Any] = {"its source": source}
-            if implementation not in ONNXRUNTIME_ALONE:
+            if standard(path):
                 others["onnx's own evaluator"] = evaluator(path, config)
             self.built[digest] = Graph(graph.config, graph.run, source.params(), others)
         return self.built[digest]
@@ -145,8 +146,15 @@ class Adapter:
     def held(self, config: Config, params: Arrays, implementation: str) -> Arrays:
         from unisono_onnx.precision import held
 
-        precision = VARIANTS[implementation].get("precision")
-        return params if precision is None else held(config, params, precision)
+        return held(config, params, VARIANTS[implementation].get("precision", PRECISIONS[0]))
+
+
+def _fused() -> tuple[str, ...]:
+    """The architectures that the operators of a target other than the first are used in."""
+    from unisono_onnx.builder import fuses
+
+    models = {case.arch: [case.variants[name] for name in case.defaults] for case in cases().values() if case.level == "model"}
+    return tuple(arch for arch, configs in models.items() if all(fuses(config, init_params(config)) for config in configs))
 
 
 def make() -> Adapter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.errors import InputError
 from unisono_spec.layers import cram as layer
 from unisono_spec.ops import decayed_sum, weighted_sum
-from unisono_spec.ops.elementwise import sigmoid
 
 from unisono_conformance.cases.base import ModelCase, OpCase, Output
 from unisono_conformance.cases.cram_laws import DECAYED_LAWS, MODEL_LAWS, WEIGHTED_LAWS
@@ -90,15 +89,20 @@ class WeightedSum(OpCase):
         return self.reference(setting, inputs, form, dtype, rounded)
 
 
-def nearly_sigmoid(x: np.ndarray) -> np.ndarray:
-    """σ errs by what its last operations round: of a token that comes back, in the same way. The spec's own float32 would give all
-    realisations the same error. (The spec's parallel form, which gradients and long sequences take, writes its σ out.)"""
-    return numerics.perturbation("float32", roundings=numerics.SIGMOID)(sigmoid(x))
+def nearly(sigmoid: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """σ errs by what its last operations round: of a token that comes back, in the same way. Where its argument is an embedding, which
+    nothing has rounded, the spec's own float32 would give all realisations the same error."""
+    return lambda x: numerics.perturbation("float32", roundings=numerics.SIGMOID)(sigmoid(x))
 
 
 class CRAM(ModelCase):
     name = arch = "cram"
-    inexact = tuple((module, "sigmoid", nearly_sigmoid) for module in (decayed_sum, weighted_sum, layer))
+    # σ of the recurrent form, of the parallel one, which gradients and long sequences take, and of a layer's gates
+    inexact = tuple(
+        (module, name, nearly(getattr(module, name)))
+        for module, names in ((decayed_sum, ("sigmoid", "logistic")), (weighted_sum, ("sigmoid", "logistic")), (layer, ("sigmoid",)))
+        for name in names
+    )
     defaults = handed_over = ("fixed", "adaptive", "plus")
     in_full = True
     regimes = (*REGIMES, "dropout")

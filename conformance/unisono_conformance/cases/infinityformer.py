@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,27 @@ def nearly_compressed(S: np.ndarray, rank: int) -> np.ndarray:
     return compressed((S + E).astype(S.dtype), rank)
 
 
+def nearly_decayed(op: Callable[..., Any]) -> Callable[..., Any]:
+    """λ errs by its own last digits however near 1 it is, which an error of what it is made of does not show: λ (1 + δ) is e^(log λ + δ).
+    Of like decays alike: δ adds up over all tokens that a learned one stands at. λ = 1 of the context path is exact."""
+
+    def run(q: Any, k: Any, v: Any, q_norm: Any, k_norm: Any, log_decay: np.ndarray, *more: Any, **named: Any) -> Any:
+        error = np.where(log_decay == 0, 0, numerics.alike(log_decay, numerics.ELEMENTARY))
+        return op(q, k, v, q_norm, k_norm, (log_decay + error).astype(log_decay.dtype), *more, **named)
+
+    return run
+
+
 class InfinityFormer(ModelCase):
     name = arch = "infinityformer"
     defaults = ("learned", "data")
-    regimes = ("tame", "near_one", "forgetting", "saturated", "offset", "large", "dropout")
+    regimes = ("tame", "near_one", "forgetting", "saturated", "offset", "large", "faint", "dropout")
     laws = LAWS
-    inexact = ((multiscale, "compressed", nearly_compressed), (layer, "rotate", nearly_rotated))
+    inexact = (
+        (multiscale, "compressed", nearly_compressed),
+        (layer, "rotate", nearly_rotated),
+        *((multiscale, form, nearly_decayed(getattr(multiscale, form))) for form in ("step", "parallel")),
+    )
     too_narrow: Mapping[str, tuple[str, ...]] = {"saturated": ("bfloat16",)}
 
     def __init__(self) -> None:
@@ -70,6 +85,9 @@ class InfinityFormer(ModelCase):
                 out[name] = 100.0 * p
             if name.endswith("qkv.bias") and draw.regime == "offset":  # of v, whose mean the normaliser's gradient cancels
                 out[name] = np.concatenate([p[: 2 * width], p[2 * width :] + 4.0])
+            if name.endswith("qkv.bias") and draw.regime == "faint":  # φ(q)·φ(k) near ε where RoPE has not turned them; of relu, mostly 0
+                shift = 1.0 if self.setting(draw).feature_map == "relu" else 6.0
+                out[name] = np.concatenate([p[: 2 * width] - shift, p[2 * width :]])
             if name.endswith("mixer.out.weight") and draw.regime == "offset":  # and so of the gradient that reaches v
                 out[name] = p + 2.0 * p[:, :1]
             if name.endswith("norm.weight") and draw.regime == "large":

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from unisono_spec.contract.errors import InputError
 from unisono_spec.contract.maru import MARUConfig
+from unisono_spec.ops import selective_scan
 
 from unisono_conformance.cases.base import Law, ModelCase
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.inputs import Arrays, Inputs
 from unisono_conformance.cases.pairwise import pairwise
+from unisono_conformance.cases.selective_scan import nearly_kept
 
 # Beside norms initial weights are small (N(0, 0.02²), and 0.1 of noise), and nine products in a row hide a token: about 1/√width instead.
 SEEN = ("embedding.weight", "in_proj.weight", "x_proj.weight", "out_proj.weight", "project.weight", "head.0.weight", "head.1.weight")
@@ -53,6 +55,7 @@ def _order(trial) -> None:
 class MARU(ModelCase):
     name = arch = "maru"
     defaults = ("plain", "stacked")
+    inexact = ((selective_scan, "kept", nearly_kept),)
     regimes = ("tame", "near_one", "forgetting", "saturated", "offset", "large", "dropout")
     laws = (Law("balance buffers", _buffers), Law("order of banks and slots", _order))
     too_narrow: Mapping[str, tuple[str, ...]] = {"saturated": ("bfloat16", "float16"), "large": ("bfloat16",)}

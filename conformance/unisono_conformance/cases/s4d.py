@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from unisono_spec.contract.s4d import S4DConfig
+from unisono_spec.ops import diagonal_ssm
 
 from unisono_conformance.cases.base import ModelCase
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.inputs import Arrays
 from unisono_conformance.cases.pairwise import pairwise
+from unisono_conformance.judging import numerics
+
+
+def nearly_turned(op: Callable[..., Any]) -> Callable[..., Any]:
+    """e^{ΔA} errs by its own last digits however near 1 it is, at every token alike: e^{ΔA} (1 + δ) is e^{ΔA + δ}."""
+
+    def run(u: np.ndarray, dt: np.ndarray, A: np.ndarray, *more: Any) -> Any:
+        return op(u, dt, (A + numerics.alike(A, numerics.ELEMENTARY) / dt[:, None, None]).astype(np.result_type(A, dt)), *more)
+
+    return run
 
 
 class S4D(ModelCase):
     name = arch = "s4d"
     defaults = ("plain", "bare")
+    inexact = tuple((diagonal_ssm, form, nearly_turned(getattr(diagonal_ssm, form))) for form in ("step", "parallel"))
     regimes = ("tame", "near_one", "forgetting", "saturated", "offset", "large", "dropout")
 
     def __init__(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from unisono_spec.contract import DTYPES, state_dtype
 from unisono_spec.ops import selective_scan
+from unisono_spec.ops.selective_scan import kept
 
 from unisono_conformance.cases.base import OpCase, Output
 from unisono_conformance.cases.draw import Draw
@@ -16,6 +17,11 @@ from unisono_conformance.judging import numerics
 
 CHANNELS, STATES = 2, 3
 SHIFT = {"near_one": -3.0, "forgetting": 3.0}  # of log Δ
+
+
+def nearly_kept(x: np.ndarray) -> np.ndarray:
+    """e^{ΔA} errs by its own last digits however near 1 it is, alike for like ΔA. That of a token that is not valid is exactly 1."""
+    return np.where(x == 0, 1, numerics.perturbation("float32", roundings=numerics.ELEMENTARY)(kept(x)))
 
 
 class SelectiveScan(OpCase):

@@ -20,8 +20,10 @@ A row (the logits of one token, or one row of a state) is held to SHARE = 2 time
 among its elements and the realisations, plus the floor of the op formula with one rounding, whose terms are the row's largest
 |y*|: no accident makes the budget smaller than the rounding of the answer. A row has one or two
 independent errors, so a single realisation can err by nearly nothing: the largest of 32 is rarely below 1.7 standard deviations.
-Among the realisations are a few whose parameters err by ELEMENTARY u(float32), and nothing else: the error of a function of a parameter
-is the same at every token. A case may name functions inside ops that err in realisations as well.
+Among the realisations are a few whose parameters err by ELEMENTARY u(float32), and no layer rounds: the error of a function of a parameter
+is the same at every token. What is computed from a number that nothing has rounded, a parameter or an embedding, would err in all
+realisations alike, as NumPy happens to, and in an implementation otherwise, at every token that comes back in the same way: over n
+tokens by n δ, not by √n δ. So a case names functions inside ops that err in realisations as well, alike for like arguments.
 (A long sequence gets fewer realisations; a token's error is then the largest among as many neighbours as make 32.)
 The realisations use the recurrent form, whose running sums err most (of long sequences, the parallel one).
 A float64 implementation is held to the float32 estimate times u(float64)/u(float32), since first-order errors scale with u, and
@@ -104,6 +106,11 @@ def perturbation(dtype: str, seed: int = 0, roundings: float = 1.0):
         return (x * (1 + u * _uniform(x, seed))).astype(x.dtype)
 
     return perturbed
+
+
+def alike(x: np.ndarray, roundings: float) -> np.ndarray:
+    """What a function of x in float32 errs by, relative to its value: up to so many u, and alike for like x in one row of a batch."""
+    return roundings * U["float32"] * _uniform(np.real(x), 0)
 
 
 def _uniform(x: np.ndarray, seed: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from unisono_spec.contract import DTYPES, state_dtype
+from unisono_spec.layers.params import exact as unrounded
 
 from unisono_conformance.cases.base import Case, OpCase, Output
 from unisono_conformance.cases.inputs import Arrays, Inputs, stack
@@ -111,7 +112,8 @@ def _expected_model(case: Case, setting: Any, inputs: Inputs, dtype: str) -> Exp
     copies = numerics.realisations(inputs.length)
     y, y_last = case.reference(setting, stack([near] * copies), _form(inputs), "float32", numerics.perturbation(dtype))
 
-    moved = [case.reference(setting, near.replace(params=p), _form(inputs)) for p in numerics.moved(near.params, inputs.length)]
+    moves = [near.replace(params=p) for p in numerics.moved(near.params, inputs.length)]
+    moved = [case.reference(setting, move, _form(inputs), rounded=unrounded) for move in moves]
 
     def errors(found: np.ndarray, true: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
         return np.stack([*found.reshape(copies, *true.shape), *others]) - true
@@ -176,7 +178,7 @@ def _slope(
     copies = -(-numerics.realisations(inputs.length) // max(number, 1)) if by == "coordinate" else numerics.realisations(inputs.length)
     found = _along(case, setting, near, do, dstate, kind, directions, "float32", numerics.perturbation(dtype), copies)
     moved = [
-        _along(case, setting, near.replace(params=p), do, dstate, kind, directions, "float64", None)
+        _along(case, setting, near.replace(params=p), do, dstate, kind, directions, "float64", unrounded)
         for p in numerics.moved(near.params, inputs.length)
     ]
     errors = np.concatenate([found, moved]) - centre

@@ -60,8 +60,8 @@ def _others(item: Item) -> list[tuple[int, str]]:
 
 def variants(item: Item) -> tuple[str, ...]:
     """The configs that the implementation is judged on, or the settings of an op."""
-    case = item.case
-    return tuple(case.variants) if case.level == "op" or case.name in item.target.adapter.capabilities.rows else case.defaults
+    case, graphs = item.case, item.target.adapter.capabilities.exported
+    return tuple(name for name, setting in case.variants.items() if not (graphs and case.level == "model" and setting.no_graph))
 
 
 def regimes(item: Item) -> tuple[str, ...]:

@@ -53,9 +53,9 @@ def arranged(trial: Trial) -> Inputs:
     inputs = trial.subject.fresh(trial.inputs) if absent else trial.running
     random, shape = trial.random("marks"), (inputs.batch, inputs.length)
     marks = {"reset": random.random(shape) < 0.3, "valid": random.random(shape) < 0.7}
-    # at either end of a sequence, whatever chance says
-    marks["reset"][0, -1] = marks["reset"][-1, 0] = True
-    marks["valid"][0, 0] = marks["valid"][-1, -1] = False
+    # at either end of a sequence, whatever chance says; and a token that reads the state before a reset at the end
+    marks["reset"][0, -1] = marks["reset"][-1, 0] = marks["valid"][0, 1] = True
+    marks["valid"][0, 0] = marks["valid"][-1, -1] = marks["reset"][0, 0] = marks["reset"][0, 1] = False
     full = {"all": np.ones_like, "none": np.zeros_like, "given": lambda a: a}
     found = {name: full[level[name]](a) for name, a in marks.items() if level[name] != "absent"}
     training = trial.subject.training()

@@ -12,10 +12,11 @@ from unisono_conformance.properties.base import Property
 
 
 def reset_separates(trial: Trial) -> None:
-    """Row r restarts at token r, the last row at several: each equals the separate sequences, judged without marks."""
+    """Row r restarts at token r, the last row at several: each equals the separate sequences, judged without marks. One call's rows all
+    restart at their first token and nowhere else, for which an implementation may have a shorter way."""
     one = trial.running.rows([0])
     length = one.length
-    cuts = [{r} for r in range(length)] + [{1, 2, length // 2, length - 1}]
+    cuts = [{0}] * (trial.draw.batch - 1) + [{r} for r in range(length)] + [{1, 2, length // 2, length - 1}]
     reset = np.array([[t in cut for t in range(length)] for cut in cuts])
     found = trial.subject.forward_rows(stack([one] * len(cuts)).replace(reset=reset, valid=np.ones_like(reset)))
     fresh = trial.case.fresh_state(trial.setting, trial.inputs.params, 1, trial.inputs.length, trial.dtype)

@@ -29,7 +29,7 @@ def step(
         state = np.where(reset[:, None, None], 0, state)
     if valid is not None:
         u, dt, B, C = (np.where(valid[:, None], a, 0) for a in (u, dt, B, C))  # Δ = 0 keeps h as it is
-    h = np.exp(dt[..., None] * A) * state + (dt * u)[..., None] * B[:, None]
+    h = kept(dt[..., None] * A) * state + (dt * u)[..., None] * B[:, None]
     return (h * C[:, None]).sum(-1) + D * u, h
 
 
@@ -69,7 +69,7 @@ def parallel(
     h, out = initial_state, []
     for start in range(0, u.shape[1], chunk_size):
         part = slice(start, start + chunk_size)
-        a = np.exp(np.einsum("btd,dn->btdn", dt[:, part], A))
+        a = kept(np.einsum("btd,dn->btdn", dt[:, part], A))
         b = np.einsum("btd,btd,btn->btdn", dt[:, part], u[:, part], B[:, part])
         if reset is not None:
             a = np.where(reset[:, part, None, None], 0, a)
@@ -82,3 +82,8 @@ def parallel(
         out.append(np.einsum("btdn,btn->btd", states, C[:, part]) + D * u[:, part])
         h = states[:, -1]
     return np.concatenate(out, 1), h
+
+
+def kept(x: np.ndarray) -> np.ndarray:
+    """e^x, x = Δ A: what a token leaves of a state."""
+    return np.exp(x)

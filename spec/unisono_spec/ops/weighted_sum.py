@@ -60,9 +60,7 @@ def parallel(
     batch, length, _ = x.shape
     reset = np.zeros((batch, length), bool) if reset is None else reset
     valid = np.ones((batch, length), bool) if valid is None else valid
-    # σ as e^x / (e^x + 1) or 1 / (1 + e^−x), whichever cannot overflow
-    low, high = np.where(np.real(x) < 0, x, 0), np.where(np.real(x) < 0, 0, -x)
-    u = np.where(valid[..., None], s[..., None] * (np.exp(low) / (np.exp(low) + np.exp(high))), 0)
+    u = np.where(valid[..., None], s[..., None] * logistic(x), 0)
     carry, out = initial_state, []
     for start in range(0, length, chunk_size):
         part = slice(start, start + chunk_size)
@@ -73,3 +71,9 @@ def parallel(
         out.append(xi)
         carry = xi[:, -1] + u[:, part][:, -1] if exclusive else xi[:, -1]
     return np.concatenate(out, 1), carry
+
+
+def logistic(x: np.ndarray) -> np.ndarray:
+    """σ of the parallel form: e^x / (e^x + 1) or 1 / (1 + e^−x), whichever cannot overflow."""
+    low, high = np.where(np.real(x) < 0, x, 0), np.where(np.real(x) < 0, 0, -x)
+    return np.exp(low) / (np.exp(low) + np.exp(high))
