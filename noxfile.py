@@ -40,9 +40,8 @@ QUICKLY_JUDGED = {
     "jax": ("P1", "P8"),
     "onnx": ("P1", "P14"),
 }
-# what judges graphs of another target, whose operators are its own, or of another precision, which are the same with other weights
-OPERATORS, WEIGHTS = "P1- or P14- or P15- or P15r- or P18-", "P14-"
-GRAPHS = {"ort": OPERATORS, "opset27": OPERATORS, "float16": WEIGHTS, "int8": WEIGHTS, "int4": WEIGHTS}
+# what judges other graphs: by operators of their own (opset27 has those of ort, under other names), or the same with other weights
+GRAPHS = {"ort": "P1- or P14- or P15- or P15r- or P18-", **dict.fromkeys(("opset27", "float16", "int8", "int4"), "P14-")}
 TRITON = ["triton"] if sys.platform == "linux" else []
 
 

@@ -41,6 +41,8 @@ class Case:
     laws: tuple[Law, ...] = ()
     # regimes that change the config, which a framework may compile anew
     config_regimes: tuple[str, ...] = ()
+    # regimes in which denominators are as small as their ε
+    faint: tuple[str, ...] = ()
     # regimes that some formats cannot hold, and which: their budget would exceed numerics.LIMIT
     too_narrow: Mapping[str, tuple[str, ...]] = {}
     # whether P10 is at its longest in each dtype; else in float32 alone, since the spec itself takes seconds

@@ -51,6 +51,7 @@ class InfinityFormer(ModelCase):
     name = arch = "infinityformer"
     defaults = ("learned", "data")
     regimes = ("tame", "near_one", "forgetting", "saturated", "offset", "large", "faint", "dropout")
+    faint = ("faint",)
     laws = LAWS
     inexact = (
         (multiscale, "compressed", nearly_compressed),

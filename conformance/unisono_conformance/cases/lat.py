@@ -39,6 +39,7 @@ class LAT(ModelCase):
     name = arch = "lat"
     defaults = ("linear", "based")
     regimes = ("tame", "offset", "large", "empty", "dropout")
+    faint = ("empty",)
     laws = LAWS
     inexact = ((layer, "rotate", nearly_rotated),)
     too_narrow: Mapping[str, tuple[str, ...]] = {"large": ("bfloat16",)}

@@ -7,7 +7,7 @@ import dataclasses
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.plan.item import Item, defaults
 from unisono_conformance.plan.profiles import Profile
-from unisono_conformance.plan.savings import BY_DTYPE, EACH, FIRST, LAST, LENGTHS, NONE, SHORTER
+from unisono_conformance.plan.savings import BY_DTYPE, EACH, FAINT, FIRST, LAST, LENGTHS, NONE, SHORTER
 
 
 def draws(item: Item, profile: Profile) -> list[Draw]:
@@ -69,6 +69,7 @@ def regimes(item: Item) -> tuple[str, ...]:
     left_out = {r for r, dtypes in case.too_narrow.items() if item.target.dtype in dtypes}
     left_out |= set() if prop.dropout and can.dropout else {"dropout"}
     left_out |= set() if item.share.config_regimes else set(case.config_regimes)
+    left_out |= set(case.regimes[1:]) - set(case.faint) if item.share.regimes_of == FAINT else set()
     return tuple(r for r in case.regimes if r not in left_out and (prop.regimes is None or r in prop.regimes)) or case.regimes[:1]
 
 

@@ -15,7 +15,7 @@ PLAIN = "plain"
 EACH, NONE, FIRST, LAST, IN_TURN = "each", "none", "the first", "the last", "one, in turn"
 SAME_FORM = "one a dtype, the same for all properties"
 BY_DTYPE = "each in float32, one in each other dtype"
-FLOAT32 = "float32"
+FLOAT32, FAINT = "float32", "the first and those with faint denominators"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Share:
     defaults: str = EACH  # of the case's default configs (P5w: wide ones); or FIRST, LAST, BY_DTYPE
     regimes: int = 1  # of each default config
     config_regimes: bool = True  # whether those count that change the config
+    regimes_of: str = EACH  # or FAINT: the first, and those with faint denominators
     others: str = "none"  # the configs beside the defaults: "once", "all"
     random: int = 0  # examples that hypothesis adds
 
@@ -50,6 +51,11 @@ class Place:
     @property
     def interpreted(self) -> bool:
         return self.by_shape and self.implementation != PLAIN
+
+    @property
+    def fused(self) -> bool:
+        """A target of graphs that has operators of its own; else it is as another, which meets all."""
+        return self.can.exported and self.implementation in self.can.narrower
 
     @property
     def model(self) -> bool:
@@ -104,6 +110,7 @@ SAVINGS = (
     Saving(_KERNEL, _INTERPRETED, lambda p: p.interpreted, lambda prop: not prop.every_pair, {"others": NONE}),
     Saving(_EXPORT, _GRAPHS, lambda p: p.can.exported, _every, {"regimes": 1, "random": 0}),
     Saving(_EXPORT, _GRAPHS + " of models but CRAM", lambda p: p.can.exported and not p.case.in_full, _every, {"others": NONE}),
+    Saving(_EXPORT, _GRAPHS + " of a target beside the first", lambda p: p.fused, _every, {"regimes_of": FAINT}),
     Saving(
         "the truth would be compared with itself", "the spec (NumPy)", lambda p: p.can.spec, _gradient, {"dtypes": FIRST, "others": NONE}
     ),
@@ -171,5 +178,6 @@ def _names(of: Callable[[Property], bool]) -> str:
 def _meets(field: str, value: Any) -> str:
     if field == "config_regimes":
         return "regimes: those that leave the config alone"
-    name = {"defaults": "default configs", "others": "other configs", "random": "hypothesis adds"}.get(field, field)
+    names = {"defaults": "default configs", "others": "other configs", "random": "hypothesis adds", "regimes_of": "regimes"}
+    name = names.get(field, field)
     return f"{name}: {({0: NONE, 1: IN_TURN} if field == 'regimes' else {0: NONE}).get(value, value)}"
