@@ -9,13 +9,15 @@ import numpy as np
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.errors import InputError
 from unisono_spec.layers import cram as layer
-from unisono_spec.ops import decayed_sum, weighted_sum
+from unisono_spec.ops import decayed_sum, selective_scan, weighted_sum
+from unisono_spec.ops.elementwise import sigmoid
 
 from unisono_conformance.cases.base import ModelCase, OpCase, Output
 from unisono_conformance.cases.cram_laws import DECAYED_LAWS, MODEL_LAWS, WEIGHTED_LAWS
 from unisono_conformance.cases.draw import Draw, far
 from unisono_conformance.cases.inputs import Arrays, Inputs
 from unisono_conformance.cases.pairwise import pairwise
+from unisono_conformance.cases.selective_scan import nearly_kept
 from unisono_conformance.judging import numerics
 
 REGIMES = ("tame", "near_one", "forgetting", "saturated", "offset", "large")
@@ -97,11 +99,11 @@ def nearly(sigmoid: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray]
 
 class CRAM(ModelCase):
     name = arch = "cram"
-    # σ of the recurrent form, of the parallel one, which gradients and long sequences take, and of a layer's gates
-    inexact = tuple(
-        (module, name, nearly(getattr(module, name)))
-        for module, names in ((decayed_sum, ("sigmoid", "logistic")), (weighted_sum, ("sigmoid", "logistic")), (layer, ("sigmoid",)))
-        for name in names
+    # σ of the recurrent form, of the parallel one, which gradients and long sequences take, and of a layer; a learned λ
+    inexact = (
+        *((op, name, nearly(getattr(op, name))) for op in (decayed_sum, weighted_sum) for name in ("sigmoid", "logistic")),
+        (layer, "sigmoid", nearly(sigmoid)),
+        (selective_scan, "kept", nearly_kept),
     )
     defaults = handed_over = ("fixed", "adaptive", "plus")
     in_full = True
