@@ -36,7 +36,9 @@ def main(argv: list[str]) -> int:
     if plan.devices > 1 and processes()[1] == 1 and (plan.backend or default_backend(training=True)) == "torch":
         backend("torch")
         # in the place of this process, so that signals reach what passes them on
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(plan.devices)]
+        # the machine's own name, which torchrun would tell the others, need not resolve where there is no network
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "localhost"]
+        launch += ["--nproc-per-node", str(plan.devices)]
         sys.stdout.flush()
         os.execv(sys.executable, [*launch, "-m", "unisono_tools.cli", "train", *argv])
     result = train(plan)
