@@ -11,6 +11,7 @@ from unisono_tools.commands import generate
 from unisono_tools.commands.arguments import of_class, of_function
 from unisono_tools.commands.elsewhere import TABLES
 from unisono_tools.config import TrainConfig
+from unisono_tools.train import checkpoint
 
 PAGE = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
 OURS = {"train": {a.name for a in of_class(TrainConfig)} | {"resume", "dry_run"}, "generate": {a.name for a in of_function(generate.run)}}
@@ -37,7 +38,7 @@ def test_the_page_lists_them(verb):
     assert {name: said.replace("`", "") for name, said in rows.items()} == {k: v.replace("`", "") for k, v in TABLES[verb].items()}
 
 
-def test_the_command_says_so(refused, tmp_path):
+def test_the_command_says_so(refused, text, tiny, made, tmp_path):
     assert "--max_iters: no such argument; here it is --steps" in refused("train", "--max_iters", 5)
     assert "--gradient-accumulation-steps" not in refused("train", "--gradient-accumulation-steps=4")
     assert "here it is --accumulation" in refused("train", "--gradient-accumulation-steps=4")
@@ -48,3 +49,9 @@ def test_the_command_says_so(refused, tmp_path):
     assert "num_train_epochs: no such argument; here it is --epochs" in refused("train", "--config", config)
     config.write_text("training: {fp16: true}\n")
     assert "did you mean" in refused("train", "--stepps", 3)
+    few = ("--data.corpus", text, "--data.eval_tokens", 64, "--seq_len", 16, "--out", tmp_path / "run", "--dry_run")
+    assert "init_from: resume; use --resume RUN" in refused("train", *few, "--init_from=resume")
+    assert "init_from: gpt2; no preset is that model" in refused("train", *few, "--init_from=gpt2")
+    assert "no such file or folder" in refused("train", *few, "--init_from", tmp_path / "nowhere")
+    checkpoint.save(tmp_path / "run", made(tiny()))
+    assert "seed is 0 there and 3 here" in refused("train", *few, "--seed", 3)

@@ -35,6 +35,12 @@ from unisono_tools.train.progress import ProgressBar
 from unisono_tools.train.task_datamodule import TaskDataModule
 
 AHEAD = 2  # steps
+# what nanoGPT's init_from may be
+ELSEWHERE = {
+    "scratch": "leave it out: weights are drawn with the seed",
+    "resume": "use --resume RUN, or the same command again: a run that is in --out is continued",
+    **dict.fromkeys(("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"), "no preset is that model; give a run or a file of one of ours"),
+}
 
 
 class Diverged(InputError):
@@ -79,7 +85,7 @@ def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: C
             check_same_corpus(train, datamodule, before, str(last))
         trainer = open_trainer(train, config)
         if before is None:
-            trainer.init(_initial(train, config))
+            trainer.init(initial(train, config))
         else:
             trainer.init(before.params, before.optimizer, before.carried, before.average)
         if first:
@@ -322,10 +328,12 @@ class _Run:
             self.log.add({"time": time.time(), **values})
 
 
-def _initial(train: TrainConfig, config: Config) -> Arrays:
+def initial(train: TrainConfig, config: Config) -> Arrays:
     """Initial weights: drawn with the seed, or those of another checkpoint of the same model."""
     if train.init_from is None:
         return init_params(config, train.seed, train.param_dtype)
+    if train.init_from in ELSEWHERE and not Path(train.init_from).exists():
+        raise InputError(f"init_from: {train.init_from}; {ELSEWHERE[train.init_from]}")
     source = checkpoints.model_file(Path(train.init_from).expanduser())
     other, params = load_params(source)
     if other != config:

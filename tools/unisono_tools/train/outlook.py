@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from unisono_spec.contract import count_params
 
-from unisono_tools.config import TrainConfig, default_backend, processes
+from unisono_tools.config import TrainConfig, check_continues, default_backend, processes
 from unisono_tools.train import checkpoint
 from unisono_tools.train.datamodule import TextDataModule
-from unisono_tools.train.loop import open_datamodule
+from unisono_tools.train.loop import check_same_corpus, initial, open_datamodule
 from unisono_tools.train.task_datamodule import TaskDataModule
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -21,6 +21,12 @@ def outlook(train: TrainConfig) -> Iterator[tuple[str, str]]:
     """(what, how much). Raises InputError where the run would be refused before its first step."""
     config = train.validate()
     datamodule = open_datamodule(train, config)
+    found = checkpoint.newest(train.folder)
+    if found:
+        check_continues(train, found[1].train, str(found[0]))
+        check_same_corpus(train, datamodule, found[1], str(found[0]))
+    elif train.init_from:
+        initial(train, config)
     train = dataclasses.replace(train, steps=datamodule.steps)
     task = datamodule.task if isinstance(datamodule, TaskDataModule) else None
     lengths = [train.seq_len] if task is None else [task.length(setting) for setting in task.settings("train")]
@@ -47,8 +53,7 @@ def outlook(train: TrainConfig) -> Iterator[tuple[str, str]]:
     each = (4 if train.ema else 3) * count_params(config) * BYTES[train.param_dtype]
     yield "disk", f"{_gigabytes(each)} a checkpoint, at most {train.keep + 1} of them"
     yield "backend", f"{train.backend or default_backend(training=True)}, {train.dtype}"
-    last = checkpoint.latest(train.folder)
-    yield "written to", f"{train.folder.absolute()}" + (f", which continues {last.name}" if last else "")
+    yield "written to", f"{train.folder.absolute()}" + (f", which continues {found[0].name}" if found else "")
 
 
 def memory(train: TrainConfig, rows: int) -> int:
