@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import os
+import subprocess
+import sys
 from typing import Any
 
 from docutils import nodes
@@ -44,14 +45,11 @@ class CommandHelp(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        from unisono_tools import cli
-
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            cli.main([self.arguments[0], "--help"])
-        text = printed.getvalue().strip()
-        if not text:
-            raise self.error(f"unisono {self.arguments[0]} --help prints nothing")
+        command = [sys.executable, "-m", "unisono_tools.cli", self.arguments[0], "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "92"}, check=False)
+        text = done.stdout.strip()
+        if done.returncode or not text:
+            raise self.error(f"unisono {self.arguments[0]} --help: {done.stderr}")
         literal = nodes.literal_block(text, text)
         literal["language"] = "text"
         return [literal]
