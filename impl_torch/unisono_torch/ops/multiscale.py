@@ -117,9 +117,7 @@ def parallel(
     """
     same = q is q_norm and k is k_norm
     widths = {"K": q.shape[-1], "V": v.shape[-1], "scales": initial_state[0].shape[1]}
-    # narrow heads in bfloat16 were not seen right on a GPU yet: asked for by name alone
-    seen = v.dtype != torch.bfloat16 or min(q.shape[-1], v.shape[-1]) > 32
-    if (seen or implementation != "auto") and use_triton(implementation, "multiscale", v.device, v.dtype, widths):
+    if use_triton(implementation, "multiscale", v.device, v.dtype, widths):
         from unisono_torch.kernels.multiscale import multiscale as kernel
 
         q, k = q.to(v.dtype), k.to(v.dtype)

@@ -145,24 +145,19 @@ def markdown(result: dict[str, Any]) -> str:
 
 def plot(path: pathlib.Path, rows: list[Row]) -> None:
     """Tokens a second against the length of a sequence, by size."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    from unisono_tools.experiments.figures import CYCLE, STYLE
+    from unisono_tools.experiments import figures
 
     rows = [row for row in rows if row["compiled"]]
     sizes = list(dict.fromkeys(row["size"] for row in rows))
-    with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
-        drawing = Figure(figsize=(5 * len(sizes), 4.5), layout="constrained")
-        for axes, size in zip(drawing.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
+    with figures.panels(path, len(sizes), 5 * len(sizes), 4.5) as panels:
+        for axes, size in zip(panels, sizes, strict=True):
             for i, name in enumerate(MODELS):
                 points = sorted((r["length"], r["tokens_per_s"] / 1e3) for r in rows if r["size"] == size and r["model"] == name)
                 if points:
-                    axes.plot(*np.array(points).T, marker="o", markersize=3, color=CYCLE[i], label=name)
+                    axes.plot(*np.array(points).T, **figures.look(name, i), markersize=4.5, label=name)
             axes.set(xscale="log", title=f"{size / 1e6:g}M parameters", xlabel="tokens a sequence", ylabel="thousand tokens a second")
             axes.set_ylim(bottom=0)
-        drawing.legend(*drawing.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(MODELS), fontsize=9)
-        drawing.savefig(path)
+        figures.legend_below(panels[0], len(MODELS))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,178 @@
+"""Runs every kernel, forward and backward, where it could go wrong unseen: on a GPU.
+
+    compute-sanitizer --tool memcheck python -m unisono_tools.bench.every --alone    # and --tool racecheck: odd shapes, marks, small
+    python -m unisono_tools.bench.every --large                                      # past 2³¹ elements, 65,535 rows and 100,000 tokens
+
+Small calls are compared with plain operations in float64; of large ones, some rows and heads with the same rows and heads by themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from unisono_conformance import numerics
+from unisono_torch.ops import (
+    decayed_sum,
+    diagonal_ssm,
+    gated_scan,
+    mapped_attention,
+    multiscale,
+    selective_scan,
+    short_conv,
+    weighted_sum,
+)
+
+ROUNDINGS = 7  # to the dtype, at most, on the way to a gradient
+Tensors = tuple[Tensor, ...]
+Call = Callable[..., tuple[Tensor, Any]]
+
+
+def _draw(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator("cuda").manual_seed(seed + sum(size)), device="cuda").to(dtype)
+
+
+def small(dtype: torch.dtype) -> Iterator[tuple[str, Call, Tensors]]:
+    """(name, op, what it is differentiated by) at widths and lengths that fill no block."""
+    b, t, d, h = 2, 150, 37, 3
+    reset = torch.rand(b, t, generator=torch.Generator("cuda").manual_seed(1), device="cuda") < 0.05
+    valid = torch.rand(b, t, generator=torch.Generator("cuda").manual_seed(2), device="cuda") < 0.9
+    marks: dict[str, Any] = {"reset": reset, "valid": valid}
+
+    def x(*size: int, seed: int = 0) -> Tensor:
+        return _draw(*size, dtype=dtype, seed=seed)
+
+    yield "decayed_sum", lambda x, s, how: decayed_sum.parallel(x, 0.5, s, **marks, implementation=how), (x(b, t, d), _draw(b, d))
+    yield (
+        "weighted_sum",
+        lambda x, w, s, how: weighted_sum.parallel(x, w, s, **marks, implementation=how),
+        (x(b, t, d), _draw(b, t), _draw(b, d)),
+    )
+    for K, V in ((16, 16), (20, 33), (64, 64), (80, 128), (200, 256)):
+        rows, state = (x(b, t, h, K), x(b, t, h, K, seed=1), x(b, t, h, V)), (_draw(b, h, K, V), _draw(b, h, K).abs())
+        yield (
+            f"linear_attention {K} × {V}",
+            lambda q, k, v, S, z, how: mapped_attention.parallel(q, k, v, (S, z), **marks, feature_map="elu1", implementation=how),
+            (*rows, *state),
+        )
+        if K <= 128 and V <= 128:
+            q, k, v = rows
+            state = _draw(b, 2, h, K, V), _draw(b, 2, h, K).abs()
+            yield (
+                f"multiscale {K} × {V}",
+                lambda q, k, v, decay, c, S, z, how: multiscale.parallel(q, k, v, q, k, decay, c, (S, z), **marks, implementation=how),
+                (q.abs(), k.abs(), v, -torch.rand(b, t, 2, device="cuda"), _draw(b, t, 2, 1, 1), *state),
+            )
+    yield (
+        "linear_attention taylor2",
+        lambda q, k, v, S, z, how: mapped_attention.parallel(q, k, v, (S, z), **marks, feature_map="taylor2", implementation=how),
+        (x(b, t, h, 11), x(b, t, h, 11, seed=1), x(b, t, h, 40), _draw(b, h, 133, 40), torch.zeros(b, h, 133, device="cuda")),
+    )
+    for n in (16, 24):
+        scan = x(b, t, d), x(b, t, d, seed=1) - 3, -_draw(d, n).exp(), x(b, t, n), x(b, t, n, seed=1), _draw(d), _draw(b, d, n)
+        yield (
+            f"selective_scan {n}",
+            lambda u, dt, A, B, C, D, s, how: selective_scan.parallel(u, dt.float().exp().to(u.dtype), A, B, C, D, s, **marks,
+                                                                      implementation=how),
+            scan,
+        )  # fmt: skip
+        yield (
+            f"gated_scan {n}",
+            lambda u, dt, A, B, C, D, s, z, how: gated_scan.parallel(u, dt, A, B, C, D, s, **marks, z=z, implementation=how),
+            (*scan, x(b, t, d, seed=2)),
+        )
+    yield (
+        "short_conv",
+        lambda x, w, bias, s, how: short_conv.parallel(x, w, bias, s, **marks, implementation=how),
+        (x(b, t, d), _draw(d, 1, 4), _draw(d), _draw(b, 3, d)),
+    )
+    p = 20
+    A = torch.stack([-_draw(d, p).exp(), 3 * _draw(d, p)], -1)
+    dt = torch.rand(d, device="cuda") / 10
+    yield (
+        "diagonal_ssm",
+        lambda u, A, C, D, s, how: diagonal_ssm.parallel(u, dt.to(D.dtype), A, C, D, s, **marks, implementation=how),
+        (x(b, t, d), A, _draw(d, p, 2), _draw(d), _draw(b, d, p, 2)),
+    )
+
+
+def both(op: Call, given: Tensors, how: str) -> list[Tensor]:
+    """Outputs, final states, gradients."""
+    leaves = [a.detach().requires_grad_() for a in given]
+    y, state = op(*leaves, how)
+    outputs = [y, *(state if isinstance(state, tuple) else (state,))]
+    found = torch.autograd.grad(outputs, leaves, [torch.ones_like(a) for a in outputs])
+    return [a.detach() for a in (*outputs, *found)]
+
+
+def _error(a: Tensor, exact: Tensor) -> float:
+    return float((a.double() - exact.double()).norm() / exact.double().norm())
+
+
+def check_small(dtypes: list[str], alone: bool) -> None:
+    torch.use_deterministic_algorithms(True)  # fresh memory holds NaN
+    for dtype in (getattr(torch, name) for name in dtypes):
+        name_of = str(dtype).removeprefix("torch.")
+        budget = numerics.formula(name_of, 150, ROUNDINGS, gradient=True)
+        for name, op, given in small(dtype):
+            if alone:
+                finite = all(bool(a.isfinite().all()) for a in both(op, given, "triton"))
+                print(f"{name}, {name_of}: {'ran' if finite else 'NOT FINITE'}", flush=True)
+                continue
+            exact = both(op, tuple(a.double() for a in given), "plain")
+            worst = max(_error(a, b) for a, b in zip(both(op, given, "triton"), exact, strict=True))
+            print(f"{name}, {name_of}: {worst:.1e} of {budget:.1e}{'' if worst <= budget else '  WRONG'}", flush=True)
+
+
+def check_large() -> None:
+    """Attention's kernels; what a call's rows and heads say must not depend on those beside them."""
+
+    def linear(q: Tensor, k: Tensor, v: Tensor, how: str = "triton") -> tuple[Tensor, Any]:
+        b, _, h, K = q.shape
+        state = torch.zeros(b, h, K, v.shape[-1], device="cuda"), torch.zeros(b, h, K, device="cuda")
+        return mapped_attention.parallel(q, k, v, state, feature_map="elu1", implementation=how)
+
+    def scales(q: Tensor, k: Tensor, v: Tensor, how: str = "triton") -> tuple[Tensor, Any]:
+        b, _, h, K = q.shape
+        state = torch.zeros(b, 2, h, K, v.shape[-1], device="cuda"), torch.zeros(b, 2, h, K, device="cuda")
+        decay, weight = torch.tensor([[[0.0, -0.01]]], device="cuda"), torch.ones(1, 1, 2, 1, 1, device="cuda")
+        return multiscale.parallel(q, k, v, q, k, decay, weight, state, implementation=how)
+
+    shapes = {"2³¹ elements": (8, 263_000, 16, 64), "70,000 rows": (70_000, 5, 1, 16), "131,072 tokens": (1, 131_072, 4, 64)}
+    for what, (b, t, h, n) in shapes.items():
+        for name, op in (("linear_attention", linear), ("multiscale", scales)):
+            given = [torch.empty(b, t, h, n, dtype=torch.bfloat16, device="cuda").normal_() for _ in range(3)]
+            if op is scales:
+                for a in given[:2]:
+                    a.abs_()
+            found = both(op, tuple(given), "triton")[:1] + both(op, tuple(given), "triton")[3:]
+            row, head = slice(b - 1, b), slice(h - 1, h)
+            alone = both(op, tuple(a[row, :, head].contiguous() for a in given), "triton")
+            worst = max(_error(a[row, :, head], e) for a, e in zip(found, [alone[0], *alone[3:]], strict=True))
+            budget = numerics.formula("bfloat16", t, ROUNDINGS, gradient=True)
+            shape = f"B{b} T{t} H{h} K=V={n}"
+            print(f"{name}, {what} ({shape}): {worst:.1e} of {budget:.1e}{'' if worst <= budget else '  WRONG'}", flush=True)
+            del given, found, alone
+            torch.cuda.empty_cache()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.every", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16", "float16"])
+    parser.add_argument("--alone", action="store_true", help="kernels without what they are compared with, which takes a sanitizer minutes")
+    options = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        parser.error("torch sees no GPU here")
+    if options.large:
+        check_large()
+    else:
+        check_small(options.dtypes, options.alone)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
