@@ -1,0 +1,54 @@
+"""What the benchmark of whole models counts and shows, and what the tuner tries; both run on a GPU."""
+
+from __future__ import annotations
+
+import torch
+from unisono_spec.contract import count_params, preset
+from unisono_tools.bench import models, tune
+from unisono_tools.experiments.match import nearest
+
+
+def test_sizes_have_models_of_heads_of_64():
+    for size in models.SIZES:
+        for name in models.MODELS:
+            config = nearest(name, size, models.VOCABULARY)
+            assert abs(count_params(config) - size) * 200 <= size
+            assert config.d_model // getattr(config, "n_heads", 1) == 64 or config.head_width == 64
+
+
+def test_operations_leave_out_what_is_looked_up():
+    untied = preset("lat-1m")
+    assert models.operations(untied) == 6 * (count_params(untied) - untied.vocab_size * untied.d_model)
+    tied = untied.replace(tie_head=True)
+    assert models.operations(tied) == 6 * count_params(tied)
+
+
+def test_a_step_learns():
+    step = models.trainer(preset("transformer-1m").replace(n_layers=1), "cpu", False)
+    tokens = torch.zeros(2, 9, dtype=torch.long)
+    losses = [float(step(tokens)) for _ in range(8)]
+    assert losses[-1] < losses[0]
+
+
+def test_tables_compare_with_the_transformer(tmp_path):
+    rows = [
+        {"model": name, "size": 10**6, "parameters": 10**6, "length": length, "batch": 1, "compiled": True, "tokens_per_s": rate,
+         "operations": 6 * 10**6, "peak_bytes": 2**30}
+        for name, rates in (("lat", (150.0, 150.0)), ("transformer", (100.0, 50.0))) for length, rate in zip((8, 64), rates, strict=True)
+    ]  # fmt: skip
+    prompts = [{"model": "lat", "size": 10**6, "prompt": 1000, "seconds": 1.0, "peak_bytes": 2**20}]
+    result = {"run": {"command": "x"}, "ceilings": {"matmul_flop_per_s": 6e9}, "training": rows, "prompts": prompts}
+    text = models.markdown(result)
+    assert "| 8 | lat | 150 | 1.50 | 15.0% | 1.0 |" in text
+    assert "| 64 | lat | 150 | 3.00 | 15.0% | 1.0 |" in text
+    assert "| lat | 1M | 1,000 | 1.0 | 1 |" in text
+    models.plot(tmp_path / "plot.png", rows)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_tuner_tries():
+    tried = list(tune.candidates("linear_attention", 64, {}))
+    assert {cut["block"] for cut in tried} == {32, 64}
+    assert list(tune.candidates("multiscale", 64, {"chunk": [64], "columns": [64], "warps": [4], "registers": [168]})) == [
+        {"chunk": 64, "blocks": 2, "columns": 64, "warps": 4, "state_warps": 4, "stages": 2, "registers": 168}
+    ]
