@@ -59,6 +59,7 @@ def run(case: Case, given: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, t
     monkeypatch.setattr(table, "PROGRAMS", 1 << 20 if case.segments else 1)
     monkeypatch.setattr(table, "SHORTEST", 16 if case.length < 64 else 128)
     monkeypatch.setattr(table, "FEW", 1 << 20)
+    monkeypatch.setattr(table, "NARROW", 16 if case.V < 64 else 64)
     # the halves that an H100 takes of 128 features and more
     halved = table.width_of(pairs.count(case.K) if case.feature_map == "taylor2" else case.K, 1) > 16
     monkeypatch.setattr(table, "INTERPRETED", dataclasses.replace(table.INTERPRETED, split=halved))

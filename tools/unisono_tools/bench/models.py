@@ -53,7 +53,8 @@ def trainer(config: Config, device: str, compiled: bool) -> Callable[[Tensor], T
         logits, _ = model(tokens[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
-    function: Any = torch.compile(loss, fullgraph=True) if compiled else loss  # one graph, or an error
+    # one graph a length, or an error
+    function: Any = torch.compile(loss, fullgraph=True, dynamic=False) if compiled else loss
 
     def step(tokens: Tensor) -> Tensor:
         found = function(tokens)
@@ -73,9 +74,6 @@ def trained(name: str, size: int, lengths: list[int], tokens: int, compiled: boo
     for length in lengths:
         batch = max(1, tokens // length)
         given = torch.randint(0, VOCABULARY, (batch, length + 1), generator=torch.Generator().manual_seed(1)).to(device)
-        if compiled:  # one graph for all lengths
-            for axis in (0, 1):
-                torch._dynamo.maybe_mark_dynamic(given, axis)
         begin = time.perf_counter()
         losses = [float(step(given)), float(step(given))]
         first, times = time.perf_counter() - begin, []

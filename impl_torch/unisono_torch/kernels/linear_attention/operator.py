@@ -6,7 +6,7 @@ denominator a token and head; states are computed anew.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -70,22 +70,29 @@ def _launch(
     tau = None
     if do is not None:
         tau = q.new_zeros((count * strips,), dtype=torch.float32) if feature_map == "learned" else None
-        delta = q.new_empty(q.shape[:3], dtype=torch.float32)
-        rows = min(64, 8192 // BV)
-        with torch.cuda.device_of(q):
-            products: Any = sweep.products
-            products[(-(-delta.numel() // rows),)](
-                tensors["o"], do, delta, length, heads, delta.numel(), *(strides[f"d{i}"] // unit for i in range(3)),
-                UNIT=unit, V=V, BV=BV, ROWS=rows,
-            )  # fmt: skip
-        arguments |= {"do": do, "tau_out": tau, "delta": delta}
-        del arguments["o"]
+        given = V > table.NARROW
+        arguments |= {"do": do, "tau_out": tau, "o_dot": _products(arguments.pop("o"), do, strides, unit) if given else arguments.pop("o")}
+        arguments["GIVEN"] = given
     kernel = getattr(sweep, way)
     with torch.cuda.device_of(q):
         if count > 1:
             kernel[(strips * (count - 1),)](**arguments, WRITES=False)
         kernel[(strips * count,)](**arguments, WRITES=True)
     return tau
+
+
+def _products(o: Tensor, do: Tensor, strides: dict[str, int], unit: int) -> Tensor:
+    """δ = do·o of each token and head."""
+    from unisono_torch.kernels.linear_attention import sweep
+
+    _, length, heads, V = o.shape
+    delta, BV = o.new_empty(o.shape[:3], dtype=torch.float32), max(16, 1 << (V - 1).bit_length())
+    rows, launch = 8192 // BV, cast(Any, sweep.products)
+    with torch.cuda.device_of(o):
+        launch[(-(-delta.numel() // rows),)](
+            o, do, delta, length, heads, delta.numel(), *(strides[f"d{i}"] // unit for i in range(3)), UNIT=unit, V=V, BV=BV, ROWS=rows
+        )
+    return delta
 
 
 def _dense(a: Tensor) -> Tensor:

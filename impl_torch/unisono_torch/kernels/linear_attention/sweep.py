@@ -150,11 +150,12 @@ def _sweep(
     own, own_z, cuts, qt, kt, vt, dt, batch, head, first, order, segments, length, strip, strips, T, H,
     K: tl.constexpr, F: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
     DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BX: tl.constexpr, ROOM: tl.constexpr,
-    LINE: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
+    LINE: tl.constexpr, SPLIT: tl.constexpr, GIVEN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The sweep MODE: "o", or the gradient of "q", "k" or "v". WRITES: the outputs, or without it what a segment adds to the state.
 
-    SPLIT: of wide features, the second half of a, b and the state by itself, since a whole does not fit the registers. o_dot: δ.
+    SPLIT: of wide features, the second half of a, b and the state by itself, since a whole does not fit the registers. o_dot: δ where
+    GIVEN, else o.
     """
     BACK: tl.constexpr = MODE == "k" or MODE == "v"
     PHI_ROWS: tl.constexpr = MODE == "o" or MODE == "v"  # a and b are features, w values; or the other way round
@@ -226,8 +227,12 @@ def _sweep(
                     scores = tl.dot(a, tl.trans(b), input_precision=PRECISION)
                 a2, b2 = _rows(MODE, q, k, t0, rows, qt, kt, more, live, share, scale, MAP, K, F, DOT, TF32)
         else:
-            b_do, b_v = _load(do, t0, rows, dt, feature, read).to(DOT), _load(v, t0, rows, vt, feature, read).to(DOT)
-            delta = tl.load(o_dot + (token + rows) * H + head, mask=live, other=0.0)
+            b_do, b_v = _load(do, t0, rows, dt, feature, read), _load(v, t0, rows, vt, feature, read).to(DOT)
+            if GIVEN:
+                delta = tl.load(o_dot + (token + rows) * H + head, mask=live, other=0.0)
+            else:
+                delta = tl.sum(b_do.to(tl.float32) * _load_wide(o_dot, t0, rows, H * V, feature, read), 1)
+            b_do = b_do.to(DOT)
         if MODE == "o":
             w = _load(v, t0, rows, vt, column, owned).to(DOT)
         elif MODE == "q":
@@ -363,7 +368,7 @@ def forward(
         "o", WRITES, q + (batch * q0 + head * q2) * UNIT, k + (batch * k0 + head * k2) * UNIT, v + (batch * v0 + head * v2) * UNIT,
         None, None, denominator, tau, reset, valid, S, z, o, S_out, z_out, None, own, own_z, cuts, q1 * UNIT, k1 * UNIT, v1 * UNIT, 0,
         batch, head, (strip % blocks) * BN, order, segments, length, strip, strips, T, H, K, F, V, MAP, HAS_RESET,
-        HAS_VALID, DOT, TF32, C, BK, BN, BX, ROOM, LINE, SPLIT, STAGES,
+        HAS_VALID, DOT, TF32, C, BK, BN, BX, ROOM, LINE, SPLIT, False, STAGES,
     )  # fmt: skip
 
 
@@ -373,13 +378,13 @@ def forward(
     ]
 )  # fmt: skip
 def backward(
-    q, k, v, delta, do, denominator, tau, reset, valid, S, z, dS, dz, dq, dk, dv, S_out, z_out, tau_out, own, own_z, cuts,
+    q, k, v, o_dot, do, denominator, tau, reset, valid, S, z, dS, dz, dq, dk, dv, S_out, z_out, tau_out, own, own_z, cuts,
     T, H, batches, segments, length, q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, UNIT: tl.constexpr, WRITES: tl.constexpr,
     K: tl.constexpr, F: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
     DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BX: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
-    ROOM: tl.constexpr, LINE: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
+    ROOM: tl.constexpr, LINE: tl.constexpr, SPLIT: tl.constexpr, GIVEN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk and dv, each by programs of its own, and the initial state's gradient. dq, dk and dv are contiguous."""
+    """dq, dk and dv, each by programs of its own, and the initial state's gradient. o_dot, dq, dk and dv are contiguous."""
     BF: tl.constexpr = BK if MAP == "taylor2" else BN  # a gradient by x needs all its features
     of_k: tl.constexpr = (F + BF - 1) // BF
     blocks: tl.constexpr = 2 * of_k + (V + BN - 1) // BN
@@ -392,21 +397,23 @@ def backward(
     k += (batch * k0 + head * k2) * UNIT
     v += (batch * v0 + head * v2) * UNIT
     do += (batch * d0 + head * d2) * UNIT
+    if not GIVEN:
+        o_dot += batch * T * H * V + head * V
     if kind < of_k:
         _sweep(
-            "q", WRITES, q, k, v, delta, do, denominator, tau, reset, valid, S, z, dq, S_out, z_out, tau_out, own, own_z, cuts,
+            "q", WRITES, q, k, v, o_dot, do, denominator, tau, reset, valid, S, z, dq, S_out, z_out, tau_out, own, own_z, cuts,
             q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, kind * BF, order, segments, length, strip, strips, T, H,
-            K, F, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BV, BF, BX, ROOM, LINE, SPLIT, STAGES,
+            K, F, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BV, BF, BX, ROOM, LINE, SPLIT, GIVEN, STAGES,
         )  # fmt: skip
     elif kind < 2 * of_k:
         _sweep(
-            "k", WRITES, q, k, v, delta, do, denominator, tau, reset, valid, dS, dz, dk, S_out, z_out, tau_out, own, own_z, cuts,
+            "k", WRITES, q, k, v, o_dot, do, denominator, tau, reset, valid, dS, dz, dk, S_out, z_out, tau_out, own, own_z, cuts,
             q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, (kind - of_k) * BF, order, segments, length, strip, strips, T, H,
-            K, F, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BV, BF, BX, ROOM, LINE, SPLIT, STAGES,
+            K, F, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BV, BF, BX, ROOM, LINE, SPLIT, GIVEN, STAGES,
         )  # fmt: skip
     else:
         _sweep(
-            "v", WRITES, q, k, v, delta, do, denominator, tau, reset, valid, dS, dz, dv, S_out, z_out, tau_out, own, own_z, cuts,
+            "v", WRITES, q, k, v, o_dot, do, denominator, tau, reset, valid, dS, dz, dv, S_out, z_out, tau_out, own, own_z, cuts,
             q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, (kind - 2 * of_k) * BN, order, segments, length, strip, strips, T, H,
-            K, F, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BK, BN, BX, ROOM, LINE, SPLIT, STAGES,
+            K, F, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BK, BN, BX, ROOM, LINE, SPLIT, GIVEN, STAGES,
         )  # fmt: skip

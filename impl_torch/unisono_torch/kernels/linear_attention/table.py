@@ -43,6 +43,8 @@ TAYLOR2: dict[tuple[str, str], Cut] = {
     ("backward", "float32"): Cut(16, 16, 4, 1),
 }
 INTERPRETED = Cut(16, 16, 1, 1)
+# Up to so wide a value, do·o is made where it is used, twice; of wider ones once, before, since registers are what is scarce.
+NARROW = 64
 # Time is cut into segments where heads alone are fewer programs than a GPU runs at once (two a multiprocessor of an H100), each of
 # SHORTEST tokens or more; of LONG, where heads leave less than half of it idle: a segment costs reading k and v again.
 PROGRAMS, FEW = 264, 96
