@@ -121,13 +121,14 @@ def _load_wide(base, t0, rows, step, channel, mask):
 
 
 @triton.jit
-def _rows(MODE: tl.constexpr, q, k, t0, rows, qt, kt, feature, live, share, scale, MAP: tl.constexpr, K: tl.constexpr, F: tl.constexpr,
+def _rows(MODE: tl.constexpr, q, k, D, t0, rows, qt, kt, feature, live, H, scale, MAP: tl.constexpr, K: tl.constexpr, F: tl.constexpr,
           DOT: tl.constexpr, TF32: tl.constexpr):  # fmt: skip
     """a and b, where they are features."""
     phi_q = _features(q, t0, rows, qt, feature, live, scale, MAP, K, F)
     phi_k = _features(k, t0, rows, kt, feature, live, scale, MAP, K, F)
     if MODE == "o":
         return _narrow(phi_q, DOT, TF32), _narrow(phi_k, DOT, TF32)
+    share = 1 / tl.load(D + rows * H, mask=live, other=1.0)[:, None]
     return _narrow(phi_k, DOT, TF32), _narrow(phi_q * share, DOT, TF32)
 
 
@@ -217,15 +218,13 @@ def _sweep(
         if HAS_VALID:
             live = here & (tl.load(valid + token + rows, mask=here, other=0) != 0)
         read, owned = live[:, None] & inside, live[:, None] & within
-        share = rows[:, None]
-        if MODE != "o":
-            share = 1 / tl.load(denominator + (token + rows) * H + head, mask=live, other=1.0)[:, None]
+        D_at = denominator + token * H + head
         if PHI_ROWS:
-            a, b = _rows(MODE, q, k, t0, rows, qt, kt, feature, live, share, scale, MAP, K, F, DOT, TF32)
+            a, b = _rows(MODE, q, k, D_at, t0, rows, qt, kt, feature, live, H, scale, MAP, K, F, DOT, TF32)
             if HALVED:
                 if WRITES:
                     scores = tl.dot(a, tl.trans(b), input_precision=PRECISION)
-                a2, b2 = _rows(MODE, q, k, t0, rows, qt, kt, more, live, share, scale, MAP, K, F, DOT, TF32)
+                a2, b2 = _rows(MODE, q, k, D_at, t0, rows, qt, kt, more, live, H, scale, MAP, K, F, DOT, TF32)
         else:
             b_do, b_v = _load(do, t0, rows, dt, feature, read), _load(v, t0, rows, vt, feature, read).to(DOT)
             if GIVEN:
@@ -233,6 +232,7 @@ def _sweep(
             else:
                 delta = tl.sum(b_do.to(tl.float32) * _load_wide(o_dot, t0, rows, H * V, feature, read), 1)
             b_do = b_do.to(DOT)
+            share = 1 / tl.load(D_at + rows * H, mask=live, other=1.0)[:, None]
         if MODE == "o":
             w = _load(v, t0, rows, vt, column, owned).to(DOT)
         elif MODE == "q":

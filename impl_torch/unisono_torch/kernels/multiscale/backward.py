@@ -6,8 +6,7 @@ With P = q·k, R = do·v and δ^s_t = do_t·N^s_t / D^s_t, which is also c's gra
     dv_j = Σ_s Σ_t c^s_t/D^s_t λ^s_tj P_tj do_t,
 
 where δ's share belongs to q' and k'. The gradient of log λ_t is the sum of c/D λ_tj (R P − δ P') over all pairs that have t between them,
-i ≥ t > j: those inside a block by sums over both its axes, so that nothing cancels; others by row, and by column. Where decays are ALIKE
-for all tokens and only the sum over tokens is asked for, a token's entry is what the pairs that end with it add to that sum.
+i ≥ t > j: those inside a block by sums over both its axes, so that nothing cancels; others by row, and by column.
 """
 
 # pyright: basic, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false, reportAssignmentType=false
@@ -30,7 +29,7 @@ _UNSPECIALISED = [
 def of_queries(
     q, k, v, do, q_norm, k_norm, gain, valid, section, hi, lo, near, kept, S, z, denominator, dq, dq_norm, delta, back, back_z, fades, tail,
     T, H, batches, segments, q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, a0, a1, a2, b0, b1, b2, g0, g1, g2, g3, p0,
-    UNIT: tl.constexpr, SAME: tl.constexpr, FADES: tl.constexpr, ALIKE: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
+    UNIT: tl.constexpr, SAME: tl.constexpr, FADES: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
     M: tl.constexpr, SCALES: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
     C: tl.constexpr, NB: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
@@ -138,11 +137,8 @@ def of_queries(
             for s in range(M):
                 fade = column_of(share, s, SCALES)[:, None] * fading(hi, lo, at + s * length, rows, same, False)
                 pairs = tl.where(rows[:, None] > rows[None, :], fade * (PR - column_of(D_s, s, SCALES)[:, None] * norms), 0.0)
-                if ALIKE:  # each of the t − j tokens between a pair gets the same
-                    inner = put(inner, s, tl.sum((rows[:, None] - rows[None, :]).to(tl.float32) * pairs, 1), SCALES)
-                else:
-                    past = tl.dot(narrow(pairs, DOT, TF32), before, input_precision=PRECISION)  # Σ_{j<t}
-                    inner = put(inner, s, tl.sum(tl.where(rows[:, None] >= rows[None, :], past, 0.0), 0), SCALES)
+                past = tl.dot(narrow(pairs, DOT, TF32), before, input_precision=PRECISION)  # Σ_{j<t}
+                inner = put(inner, s, tl.sum(tl.where(rows[:, None] >= rows[None, :], past, 0.0), 0), SCALES)
     if FADES:
         row = tl.zeros((C, SCALES), tl.float32)
         for s in range(M):
@@ -182,12 +178,9 @@ def of_queries(
                 row = put(row, s, mine_s * tl.sum((PR - column_of(D_s, s, SCALES)[:, None] * norms) * other, 1), SCALES)
     if FADES:  # noqa: SIM102  (one is known to the compiler)
         if block == 0:
-            if ALIKE:
-                inner += (rows + 1).to(tl.float32)[:, None] * row
-            else:
-                for s in range(M):
-                    later = tl.where(rows[:, None] <= rows[None, :], column_of(row, s, SCALES)[None, :], 0.0)
-                    inner = put(inner, s, tl.sum(later, 1), SCALES)  # Σ_{i≥t}
+            for s in range(M):
+                later = tl.where(rows[:, None] <= rows[None, :], column_of(row, s, SCALES)[None, :], 0.0)
+                inner = put(inner, s, tl.sum(later, 1), SCALES)  # Σ_{i≥t}
             tl.store(fades + (mine + scale[None, :]) * length + token[:, None], inner, mask=(scale < M)[None, :])
     out = (batch * T + t0) * (H * K) + head * K + rows[:, None] * (H * K) + column[None, :]
     mask = here[:, None] & (column < K)[None, :]
@@ -202,7 +195,7 @@ def of_queries(
 def of_keys(
     q, k, v, do, q_norm, k_norm, gain, valid, section, hi, lo, near, ahead, dS, dz, denominator, dk, dk_norm, dv, delta, fades, head_sum,
     T, H, batches, segments, q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, a0, a1, a2, b0, b1, b2, g0, g1, g2, g3, p0,
-    UNIT: tl.constexpr, SAME: tl.constexpr, FADES: tl.constexpr, ALIKE: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
+    UNIT: tl.constexpr, SAME: tl.constexpr, FADES: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
     M: tl.constexpr, SCALES: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
     C: tl.constexpr, NB: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
@@ -311,13 +304,9 @@ def of_keys(
         scale = tl.arange(0, SCALES)
         which = block * batches * H * M + mine + scale
         row += sent
-        if ALIKE:
-            after_it = (tl.minimum(T - t0, C) - 1 - rows).to(tl.float32)[:, None] * row
-            tl.store(fades + which[None, :] * length + token[:, None], after_it, mask=(scale < M)[None, :])
-        else:
-            for s in range(M):
-                earlier = tl.sum(tl.where(rows[:, None] > rows[None, :], column_of(row, s, SCALES)[None, :], 0.0), 1)  # Σ_{j<t}
-                tl.store(fades + (block * batches * H * M + mine + s) * length + token, earlier)
+        for s in range(M):
+            earlier = tl.sum(tl.where(rows[:, None] > rows[None, :], column_of(row, s, SCALES)[None, :], 0.0), 1)  # Σ_{j<t}
+            tl.store(fades + (block * batches * H * M + mine + s) * length + token, earlier)
         tl.store(head_sum + which * (segments * NB) + n * NB + part, tl.sum(sent, 0), mask=scale < M)
     out = (batch * T + t0) * H + head
     mask = here[:, None] & (column < K)[None, :]

@@ -61,7 +61,6 @@ class _Call:
         from unisono_torch.kernels.multiscale import functions
 
         alike = self.reset is None and self.valid is None and self.log_decay.shape[0] == 1
-        self.alike = self.log_decay.shape[:2] == (1, 1) and alike
         rows, padded = 1 if alike else self.batch, self.segments * self.span
         decay = self.log_decay.expand(rows, self.length, self.scales)
         self.hi, self.lo, self.near, self.kept, self.ahead = (self.empty(rows, self.scales, padded) for _ in range(5))
@@ -188,7 +187,7 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
     padded = call.segments * call.span
     shape = call.batch, call.heads, call.scales
     delta, back, back_z = (call.empty(*shape, padded) for _ in range(3))
-    more = {"do": call.moved["do"], "BV": call.size(call.V), "FADES": fades, "ALIKE": call.alike, **call.strides("do", "d")}
+    more = {"do": call.moved["do"], "BV": call.size(call.V), "FADES": fades, **call.strides("do", "d")}
     read = None if not fades else call.empty(*shape, padded)
     tail = None if not fades else call.empty(*shape, call.segments * call.cut.blocks)
     given = {
