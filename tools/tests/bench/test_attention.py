@@ -18,7 +18,8 @@ def test_a_run_on_a_cpu(tmp_path, capsys):
             assert row["error_o"] < numerics.formula("float32", case["length"])
             assert row["error_gradient"] < numerics.formula("float32", case["length"], gradient=True)
     text = (tmp_path / "run.md").read_text(encoding="utf-8")
-    assert text.count("| plain |") == text.count("| unisono |") == 1
+    assert text.count("| plain |") == text.count("| unisono | ") == 1
+    assert "| shape | floor | unisono |\n" in text
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
     assert "plain" in capsys.readouterr().out
 

@@ -223,6 +223,15 @@ def markdown(result: dict[str, Any]) -> str:
             cells += ["–" if row[e] is None else f"{row[e]:.1e}" for e in ("error_o", "error_gradient")]
             cells += ["–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
+    lengths = [case for case in result["cases"] if not case["tabled"]]
+    if lengths:
+        names = list(dict.fromkeys(row["contestant"] for case in lengths for row in case["rows"]))
+        lines += ["", "## By length", "", "Forward and both ways, ms.", "", f"| shape | floor | {' | '.join(names)} |"]
+        lines += ["|---" * (2 + len(names)) + "|"]
+        for case in lengths:
+            floor, rows = case["floor_ms"], {row["contestant"]: row for row in case["rows"]}
+            cells = [f"{rows[name]['forward_ms']:.3f} / {rows[name]['both_ms']:.3f}" if name in rows else "–" for name in names]
+            lines.append(f"| {case['name']} | {floor[0]:.3f} / {sum(floor):.3f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
