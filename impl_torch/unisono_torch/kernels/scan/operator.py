@@ -60,7 +60,7 @@ def make_sweep(shape: tuple[int, int, int], dtype: torch.dtype, decay: float, in
     """
     batch, length, width = shape
     rows = 8 if interpreted else 4
-    lanes = 16 if interpreted else 32 * 16 // dtype.itemsize
+    lanes = _interpreted(width) if interpreted else 32 * 16 // dtype.itemsize
     warps = 1 if interpreted else min((4, 2, 1), key=lambda n: -(-width // (n * lanes)) * n)
     block = max(16, min(warps * lanes, 1 << (width - 1).bit_length()))
     # beyond the halo a term weighs less than 2^−64 (2^−128 in float64) of what it was
@@ -73,10 +73,15 @@ def make_sweep(shape: tuple[int, int, int], dtype: torch.dtype, decay: float, in
     return Sweep(rows, block, warps, segment, -(-length // segment), halo) if 2 * halo <= segment else None
 
 
+def _interpreted(width: int) -> int:
+    """Channels a program in the interpreter, which takes as long for many as for few; more than one program for wide rows, too."""
+    return 16 if width <= 64 else 64
+
+
 def make_chain(kernel: str, shape: tuple[int, int, int], dtype: torch.dtype, interpreted: bool = False) -> Chain:
     """64 numbers a thread (32 in float64), in rows of 64 bytes or more, of which a thread loads 8 or 16."""
-    length = shape[1]
-    block = 16 if interpreted or dtype == torch.float64 else 32
+    _, length, width = shape
+    block = _interpreted(width) if interpreted else 16 if dtype == torch.float64 else 32
     # in backward a thread of 8 channels sums more of them, for `dweight`, by itself; so wide, it needs half as many rows
     rows = 4 if interpreted else 8 if kernel == "backward" and dtype.itemsize == 2 else 16
     chunks = max(1, min(TILE, 1 << (length - 1).bit_length()) // rows)
