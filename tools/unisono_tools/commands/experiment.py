@@ -10,7 +10,7 @@ from rich.console import Console
 from unisono_spec.contract import InputError
 
 from unisono_tools.commands.arguments import call
-from unisono_tools.experiments import drawn, running, tables
+from unisono_tools.experiments import drawn, figures, running, tables
 
 
 def run(
@@ -56,6 +56,8 @@ def run(
     if results["table"] != loaded.name:
         raise InputError(f"draw: {path} has the results of {results['table']!r}, not of {table!r}; name that table")
     paths = drawn.write(results, folder)
+    for picture in paths[1:]:
+        figures.mark(picture, path.read_bytes())
     console.print(paths[0].read_text())
     console.print(f"written: {', '.join(map(str, (path, *paths)))}")
     return 0

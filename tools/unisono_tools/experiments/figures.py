@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
@@ -21,6 +24,7 @@ CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 # with Tol's muted ones, enough for any comparison; no two alike
 MANY = (*CYCLE, "#000000", "#332288", "#882255", "#999933", "#44AA99", "#661100", "#DDAA33", "#AA4499")
 GREY = "#6B6B6B"
+NUMBERS = "sha256 of its numbers"
 # One thing has one colour in every figure. Models also have markers of their own, since nine hues are more than an eye tells apart.
 MODELS = {
     "mamba": (BLUE, "o"),
@@ -31,9 +35,11 @@ MODELS = {
     "infinityformer": (ORANGE, "P"),
     "cram (fixed)": (VERMILION, "X"),
     "cram (adaptive)": ("#882255", "<"),
+    "cram-plus": ("#332288", "h"),
     "lat": ("#44AA99", ">"),
     "linear transformer": ("#999933", "*"),
 }
+OTHERS = ("p", "h", "d", "1", "2")  # markers of what has no look of its own
 DTYPES = {"float64": "#000000", "float32": BLUE, "bfloat16": VERMILION, "float16": GREEN}
 CONTESTANTS = {
     "unisono": (BLUE, "o"),
@@ -75,7 +81,7 @@ def look(name: str, number: int = 0) -> dict[str, Any]:
     """Colour and marker of a model or a contestant, by the beginning of its name; by its number where it has none of its own."""
     known = {**MODELS, **CONTESTANTS, **ATTENTIONS}
     found = known.get(name) or next((known[k] for k in sorted(known, key=len, reverse=True) if name.startswith((f"{k},", f"{k}  "))), None)
-    colour, marker = found or (MANY[number % len(MANY)], "o")
+    colour, marker = found or (MANY[number % len(MANY)], OTHERS[number // len(MANY) % len(OTHERS)])
     return {"color": colour, "marker": marker}
 
 
@@ -87,6 +93,20 @@ def panels(path: str | Path, number: int, width: float, height: float, **options
         yield list(drawing.subplots(1, number, squeeze=False, **options).flat)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         drawing.savefig(path)
+
+
+def mark(path: str | Path, numbers: bytes) -> None:
+    """Write into a picture of which file's numbers it is, so that one that has fallen behind is found."""
+    with Image.open(path) as image:
+        said = PngInfo()
+        said.add_text(NUMBERS, hashlib.sha256(numbers).hexdigest())
+        image.save(path, pnginfo=said, optimize=True)
+
+
+def marked(path: str | Path) -> str | None:
+    """The digest of the numbers that a picture shows, as `mark` wrote it."""
+    with Image.open(path) as image:
+        return image.info.get(NUMBERS)
 
 
 def legend_below(axes: Axes, columns: int) -> None:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-
 from unisono_tools.bench import linear, report
-from unisono_tools.experiments import compare
+from unisono_tools.experiments import compare, drawn, figures
 
-NUMBERS = "sha256 of its numbers"
 Content = dict[str, Any]
 
 
@@ -38,30 +33,21 @@ TABLES: dict[str, Callable[[Content], str]] = {
 def main(folder: Path, out: Path | None = None) -> list[Path]:
     """Write each figure and table beside its numbers, or into `out`; returns the files."""
     out, written = out or folder, []
-    for name, draw in FIGURES.items():
-        path, numbers = out / f"{name}.png", (folder / f"{name}.json").read_bytes()
-        draw(json.loads(numbers), path)
-        _mark(path, numbers)
-        written.append(path)
-    for name, table in TABLES.items():
-        path = out / f"{name}.md"
-        path.write_text(table(json.loads((folder / f"{name}.json").read_bytes())), encoding="utf-8")
-        written.append(path)
+    for path in sorted(folder.glob("*.json")):
+        numbers, to = path.read_bytes(), out / path.name
+        content = json.loads(numbers)
+        made = list(drawn.write(content, out)) if "table" in content else []  # an experiment's results, which have page and figure
+        if path.stem in TABLES:
+            made.append(to.with_suffix(".md"))
+            made[-1].write_text(TABLES[path.stem](content), encoding="utf-8")
+        if path.stem in FIGURES:
+            made.append(to.with_suffix(".png"))
+            FIGURES[path.stem](content, made[-1])
+        for picture in made:
+            if picture.suffix == ".png":
+                figures.mark(picture, numbers)
+        written += made
     return written
-
-
-def _mark(path: Path, numbers: bytes) -> None:
-    """Write into the picture which numbers it shows."""
-    with Image.open(path) as image:
-        said = PngInfo()
-        said.add_text(NUMBERS, hashlib.sha256(numbers).hexdigest())
-        image.save(path, pnginfo=said, optimize=True)
-
-
-def shown(path: Path) -> str | None:
-    """The digest of the numbers that a picture shows."""
-    with Image.open(path) as image:
-        return image.info.get(NUMBERS)
 
 
 if __name__ == "__main__":
