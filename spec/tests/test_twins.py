@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,15 @@ def test_architecture(arch: str) -> None:
     missing += [f"docs/architectures: {preset}" for preset in contract.PRESETS if preset not in "".join(pages.values())]
     missing += [f"README.md: a row that links {page}" for page in mine if f"docs/architectures/{page})" not in read("README.md")]
     assert not missing, "\n".join(missing)
+
+
+def test_the_house_is_drawn_as_it_stands() -> None:
+    """docs/architecture.md names every folder of every package."""
+    packages = [package for room in ("spec", "impl_*", "conformance", "tools") for package in ROOT.glob(f"{room}/unisono_*")]
+    folders = {folder.name for package in packages for folder in package.iterdir() if any(folder.glob("*.py"))}
+    page = read("docs/architecture.md")
+    assert len(folders) > 20
+    assert not [name for name in sorted(folders) if not re.search(rf"\b{name}\b", page)]
 
 
 @pytest.mark.parametrize("op", OPS)
