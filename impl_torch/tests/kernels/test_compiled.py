@@ -16,14 +16,14 @@ from unisono_torch.ops import mapped_attention, multiscale
 from unisono_torch.ops.dispatch import use_triton
 
 VOCABULARY = 11
-LAT = LATConfig(d_model=8, n_layers=1, vocab_size=VOCABULARY, head_width=4, qk_width=4, positions="rope")
+LAT = LATConfig(d_model=4, n_layers=1, vocab_size=VOCABULARY, head_width=4, qk_width=4, positions="rope")
 MODELS = {
     "lat": (LAT, "linear_attention"),
     "based": (
         LAT.replace(n_layers=3, attention=("conv", "linear", "window"), window=3, positions="none", tie_head=True),
         "linear_attention",
     ),
-    "infinityformer": (InfinityFormerConfig(d_model=8, n_layers=1, n_heads=2, d_ffn=8, vocab_size=VOCABULARY, n_scales=2), "multiscale"),
+    "infinityformer": (InfinityFormerConfig(d_model=4, n_layers=1, n_heads=1, d_ffn=4, vocab_size=VOCABULARY, n_scales=1), "multiscale"),
 }
 
 
@@ -68,6 +68,7 @@ def test_a_model_trains_as_one_graph(name: str, device: str, monkeypatch: pytest
     tokens = torch.randint(0, VOCABULARY, (1, 4), generator=torch.Generator().manual_seed(0)).to(device)
     value, exact = compiled(tokens), loss(tokens)
     torch.testing.assert_close(value, exact, rtol=numerics.formula("float32", 20), atol=0)
-    for a, b in zip(torch.autograd.grad(value, weights), torch.autograd.grad(exact, weights), strict=True):
-        assert float((a - b).norm()) <= numerics.formula("float32", 20, gradient=True) * float(b.norm()) + numerics.TINY["float32"]
+    # of the whole gradient: the part of one parameter may be what is left of terms that cancel
+    a, b = (torch.cat([g.flatten() for g in torch.autograd.grad(v, weights)]) for v in (value, exact))
+    assert float((a - b).norm()) <= numerics.formula("float32", 20, gradient=True) * float(b.norm())
     assert any(f"unisono.{op}" in target for target in found), found
