@@ -18,9 +18,16 @@ def _points(content: Content) -> list[linear.Point]:
     return [linear.Point(**point) for point in content["points"]]
 
 
+def _attention(content: Content, path: Path) -> None:
+    from unisono_tools.bench import attention  # which needs torch
+
+    attention.plot(path, content)
+
+
 # by the name of the file of numbers
 FIGURES: dict[str, Callable[[Content, Path], object]] = {
     "compare-1m": compare.plot,
+    "kernels-attention-lengths-h100": _attention,
     "kernels-h100": report.plot,
     "linear-cpu": lambda content, path: linear.plot(path, _points(content)),
 }
