@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,11 +24,13 @@ MODELS = {
 }
 
 
-def _start(config: TrainConfig, path: Path, processes: int) -> subprocess.Popen:
+def _start(config: TrainConfig, path: Path, processes: int, before: str = "exec ") -> subprocess.Popen:
+    """before: what bash reads before the command."""
     path.write_text(dump(config))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "unisono_tools.cli"]
+    line = before + shlex.join([*command, "train", "--config", str(path)])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, "train", "--config", str(path)], env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(["bash", "-c", line], env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def _losses(run: Path) -> np.ndarray:
@@ -71,9 +74,15 @@ def test_a_killed_process_ends_all_and_others_continue(parallel, tiny, tmp_path,
     steps = found[1].step + 2
     again = dataclasses.replace(config, steps=steps, out=str(tmp_path / "again"))
     shutil.copytree(run, again.out)
+    # what the kill left half-written, had it come then; the first checkpoint has none before it
+    newest = checkpoint.steps(tmp_path / "again")[found[1].step] / checkpoint.OPTIMIZER
+    damaged = found[1].step > 1
+    if damaged:
+        newest.write_bytes(newest.read_bytes()[:-7])
     two = _start(again, tmp_path / "again.yaml", 2)
-    _, said = two.communicate(timeout=120)
+    _, said = two.communicate(timeout=240)
     assert two.returncode == 0, said
+    assert (said.count("going back to") == 1) == damaged, said
     alone = dataclasses.replace(config, steps=steps, parallel="ddp", accumulation=2)
     ends = [checkpoint.load(train(one).checkpoint) for one in (alone, dataclasses.replace(alone, out=str(tmp_path / "whole")))]
     ends.append(checkpoint.load(checkpoint.steps(tmp_path / "again")[steps]))
@@ -81,6 +90,21 @@ def test_a_killed_process_ends_all_and_others_continue(parallel, tiny, tmp_path,
         one, whole, pair = (np.concatenate([getattr(end, name)[n].ravel() for n in sorted(getattr(end, name))]) for end in ends)
         close(one, whole, "float64", name)
         close(pair, whole, "float64", name)
+
+
+def test_a_disk_that_is_full(tiny, tmp_path):
+    """The one that writes says so, the other one that it is alone; the same command goes on once there is room."""
+    config = tiny(backend="torch", overrides={"d_model": 64}, threads=1, steps=2)
+    process = _start(config, tmp_path / "config.yaml", 2, "ulimit -f 64; exec ")
+    _, said = process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert "File too large" in said
+    assert "Traceback" not in said.split("torch/distributed")[0], said
+    assert checkpoint.latest(tmp_path / "run") is None
+    process = _start(config, tmp_path / "config.yaml", 2)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert list(checkpoint.steps(tmp_path / "run")) == [2]
 
 
 def test_a_batch_that_does_not_divide(tiny, tmp_path):
