@@ -62,6 +62,10 @@ def test_more_devices_than_there_are(tiny):
         train(tiny(backend="torch", devices=2))
     with pytest.raises(InputError, match=r"devices: 64, there are \d+ here; .*xla_force_host_platform_device_count=64"):
         train(tiny(backend="jax", devices=64, batch_size=64))
+    with pytest.raises(InputError, match=r"context: 2 does not divide 1 device\(s\); give a multiple of 2 in devices"):
+        train(tiny(backend="jax", context=2))
+    with pytest.raises(InputError, match=r"context: 2, and this model's state grows with what it reads"):
+        train(tiny("transformer-1m", {"head_width": 4}, backend="jax", context=2))
 
 
 def test_the_benchmark_of_the_loop(tmp_path):

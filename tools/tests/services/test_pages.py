@@ -41,6 +41,8 @@ def smaller(words: list[str], text: Path) -> list[str]:
         words += ["--data.corpus", str(text)] if not {"--data.mixture", "--data.task"} & set(words) else []
         for name in ("--devices", "--context"):
             words += [name, "2"] if name in words else []
+    elif words[1] == "eval":
+        words += ["--examples", "2"]
     elif words[1] == "generate":
         words += ["--max_new_tokens", "4"]
     return words
