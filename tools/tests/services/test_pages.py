@@ -42,7 +42,7 @@ def smaller(words: list[str], text: Path) -> list[str]:
         for name in ("--devices", "--context"):
             words += [name, "2"] if name in words else []
     elif words[1] == "eval":
-        words += ["--examples", "2"]
+        words += ["--limit", "2"]
     elif words[1] == "generate":
         words += ["--max_new_tokens", "4"]
     return words
