@@ -84,8 +84,10 @@ def _cells(row: dict[str, Any], tests: list[str], several: bool, width: int) -> 
 
 
 def draw(results: Results, path: Path) -> Path:
-    """Curves of the metric, the mean over seeds with the least and the most as a shade."""
+    """Curves of the metric, the mean over seeds with the least and the most as a shade; or what `figure` of the table says."""
     table = tables.load(results["table"])
+    if table.figure == "state":
+        return _against_state(results, table, path)
     lines, metric = {}, "bits"
     for row in ordered(results, table.order):
         runs = [run["curve"] for run in counted(row)]
@@ -99,6 +101,19 @@ def draw(results: Results, path: Path) -> Path:
     text = metric == "bits"
     what = "validation, bits a byte" if text else f"validation {metric}"
     return figures.curves(path, lines, {}, "training tokens" if text else "training examples", what, table.title)
+
+
+def _against_state(results: Results, table: tables.Table, path: Path) -> Path:
+    """The mean over the test settings and seeds, against the bytes of the state, from small to large, a line for each model."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    metric = "accuracy"
+    for row in results["rows"]:
+        scores = [score for run in counted(row) for score in run.get("tests", {}).values()]
+        if scores:
+            metric = _metric(row)
+            points.setdefault(row["model"], []).append((float(row["state_bytes"]), sum(scores) / len(scores)))
+    what = f"test {metric}, mean over settings"
+    return figures.against(path, {model: sorted(at) for model, at in points.items()}, "bytes of state, float32", what, table.title)
 
 
 def write(results: Results, folder: Path) -> tuple[Path, ...]:

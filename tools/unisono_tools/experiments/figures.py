@@ -252,6 +252,20 @@ def decoding(path: str | Path, accuracy: Mapping[str, np.ndarray], title: str = 
     return Path(path)
 
 
+def against(path: str | Path, lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, title: str) -> Path:
+    """lines: by name, points (x, y), of which x is logarithmic and y from 0 to 1."""
+    with figure(path, title, 10, 5.5) as axes:
+        for number, (name, points) in enumerate(lines.items()):
+            axes.plot(*zip(*points, strict=True), **look(name, number), linewidth=1.5, markersize=5, label=name)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.figure.legend(loc="outside right upper", fontsize=9)
+    return Path(path)
+
+
 def curves(
     path: str | Path,
     lines: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]]],

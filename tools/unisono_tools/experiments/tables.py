@@ -50,12 +50,16 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """about: what the page says under the title. order: of the rows on it, as their files' names, or the best first."""
+    """about: what the page says under the title. order: of the rows on it, as their files' names, or the best first.
+
+    figure: curves over training, or the score on the test split against the bytes of the state, a line for each model.
+    """
 
     name: str
     title: str
     about: str
     order: Literal["rows", "score"]
+    figure: Literal["curves", "state"]
     rows: dict[str, Row]
 
 
@@ -64,6 +68,7 @@ class _File:
     title: str
     about: str = ""
     order: Literal["rows", "score"] = "rows"
+    figure: Literal["curves", "state"] = "curves"
     row: dict[str, Any] = dataclasses.field(default_factory=dict)
     quick: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -89,7 +94,7 @@ def load(name: str, quick: bool = False) -> Table:
                 raise InputError(f"{folder.name}/{path.name}: seeds and rates; give one at least of each")
     if not rows:
         raise InputError(f"table: {folder} has no rows; add a YAML file for each")
-    return Table(folder.name, shared.title, shared.about, shared.order, rows)
+    return Table(folder.name, shared.title, shared.about, shared.order, shared.figure, rows)
 
 
 def _read(cls: type[Any], values: dict[str, Any], where: str) -> Any:
@@ -126,7 +131,8 @@ def config_of(row: Row) -> Config:
 def _config(model: str, params: int, vocab: int, overrides: str) -> Config:
     fields = json.loads(overrides)
     if model in FAMILIES and {"d_model", "n_layers"} <= set(fields):
-        return preset(FAMILIES[model].base, **FAMILIES[model].spell(vocab), **fields, vocab_size=vocab)
+        family, d, n = FAMILIES[model], fields["d_model"], fields["n_layers"]
+        return preset(family.base, **{**family.spell(vocab), **family.widen(d), **family.deepen(n), **fields}, vocab_size=vocab)
     return matched(model, params, vocab, fields)
 
 
