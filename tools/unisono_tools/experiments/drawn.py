@@ -44,9 +44,8 @@ def _metric(row: dict[str, Any]) -> str:
     return next((run["metric"] for run in row["runs"]), "bits")
 
 
-def markdown(results: Results) -> str:
+def markdown(results: Results, table: tables.Table) -> str:
     """The page: what was run, on what, and the table."""
-    table = tables.load(results["table"])
     rows = ordered(results, table.order)
     tests = list(dict.fromkeys(setting for row in rows for run in counted(row) for setting in run.get("tests", {})))
     metric = next((_metric(row) for row in rows if row["runs"]), "bits")
@@ -83,9 +82,8 @@ def _cells(row: dict[str, Any], tests: list[str], several: bool, width: int) -> 
     return [*out, *([f"{row['rate']:g}"] if several else [])]
 
 
-def draw(results: Results, path: Path) -> Path:
+def draw(results: Results, table: tables.Table, path: Path) -> Path:
     """Curves of the metric, the mean over seeds with the least and the most as a shade; or what `figure` of the table says."""
-    table = tables.load(results["table"])
     if table.figure == "state":
         return _against_state(results, table, path)
     lines, metric = {}, "bits"
@@ -116,12 +114,12 @@ def _against_state(results: Results, table: tables.Table, path: Path) -> Path:
     return figures.against(path, {model: sorted(at) for model, at in points.items()}, "bytes of state, float32", what, table.title)
 
 
-def write(results: Results, folder: Path) -> tuple[Path, ...]:
+def write(results: Results, table: tables.Table, folder: Path) -> tuple[Path, ...]:
     """The page, and the figure where something has been run."""
     page = folder / f"{results['table']}.md"
     drawn = []
     if any(counted(row) for row in results["rows"]):
-        drawn = [draw(results, folder / f"{results['table']}.png")]
-    text = markdown(results) + "".join(f"\n![{results['table']}]({path.name})\n" for path in drawn)
+        drawn = [draw(results, table, folder / f"{results['table']}.png")]
+    text = markdown(results, table) + "".join(f"\n![{results['table']}]({path.name})\n" for path in drawn)
     write_bytes(page, text.encode())
     return (page, *drawn)

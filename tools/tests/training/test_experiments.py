@@ -1,0 +1,86 @@
+"""Tables of measurements: read, planned, run, taken up again, and drawn from their results alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from unisono_spec.contract import InputError, count_params
+from unisono_tools.experiments import drawn, running, tables
+
+
+@pytest.fixture
+def small(tmp_path, text):
+    """A table of two rows and one that is not run."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "table.yaml").write_text(
+        f"title: Small\nrow:\n  model: cram (adaptive)\n  overrides: {{d_model: 8, n_layers: 1}}\n  seeds: [0, 1]\n  train: {{steps: 2, "
+        f"batch_size: 2, seq_len: 8, data: {{corpus: {text}, eval_tokens: 64}}}}\nquick: {{seeds: [0], train: {{steps: 1}}}}\n"
+    )
+    (folder / "0-printed.yaml").write_text("label: printed\n")
+    (folder / "1-rates.yaml").write_text("label: two rates\nrates: [0.001, 0.01]\noverrides: {learned_decay: true}\n")
+    (folder / "2-left.yaml").write_text("label: left out\nnot_run: too large\n")
+    return folder
+
+
+def test_a_table_is_run_resumed_and_drawn_from_its_results(small, command, tmp_path):
+    out = tmp_path / "out"
+    argv = ("experiment", small, "--out", out)
+    code, said, _ = command(*argv)
+    assert code == 0
+    results = json.loads((out / "small.json").read_text())
+    assert set(results["about"]) >= {"command", "date", "device", "versions", "commit"}
+    rows = {row["row"]: row for row in results["rows"]}
+    assert [len(rows[name]["runs"]) for name in sorted(rows)] == [2, 3, 0]
+    # the better rate of the first seed is the second seed's
+    first = {run["lr"]: run["score"] for run in rows["1-rates"]["runs"] if run["seed"] == 0}
+    assert rows["1-rates"]["rate"] == min(first, key=lambda rate: first[rate])
+    assert {(run["seed"], run["lr"]) for run in rows["1-rates"]["runs"]} == {(0, 0.001), (0, 0.01), (1, rows["1-rates"]["rate"])}
+    for run in rows["0-printed"]["runs"]:
+        assert (run["status"], run["steps"]) == ("done", 2)
+        assert run["score"] == min(value for _, value in run["curve"])
+        assert run["tests"]["bits"] > 0
+        assert run["parameters"] == count_params(tables.config_of(tables.load(str(small)).rows["0-printed"]))
+    assert "not run: too large" in said
+    # nothing is done twice
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    assert command(*argv)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("result.json")} == before
+    # the page comes from the results alone
+    page = (out / "small.md").read_text()
+    results["rows"][0]["runs"][0]["score"] = 1.25
+    results["rows"][0]["runs"][1]["score"] = 1.75
+    (out / "small.json").write_text(json.dumps(results))
+    assert command("experiment", small, "--draw", out / "small.json")[0] == 0
+    assert "1.500 (1.250–1.750)" in (out / "small.md").read_text()
+    assert "1.500 (1.250–1.750)" not in page
+
+
+def test_the_tables_that_come_with_the_tools(command):
+    assert {"departures-1m", "departures-10m", "models-10m", "mqar"} <= set(tables.names())
+    for name in ("departures-1m", "departures-10m", "mqar"):
+        for quick in (False, True):
+            table = tables.load(name, quick)
+            for row in table.rows:
+                plan = tables.plan(table, row, 0, 1e-3, running.Path("out"), device="cpu")
+                assert plan.validate().n_layers == table.rows[row].overrides["n_layers"]
+                assert plan.steps < 10 or not quick
+    assert "departures-1m" in command("experiment", "list")[1]
+
+
+def test_tables_that_do_not_fit(small, refused, tmp_path):
+    (small / "0-printed.yaml").write_text("label: printed\nrate: [1]\n")
+    with pytest.raises(InputError, match=r"small/0-printed\.yaml\.rate: no such field; did you mean 'rates'"):
+        tables.load(str(small))
+    (small / "0-printed.yaml").write_text("label: printed\nseeds: []\n")
+    with pytest.raises(InputError, match="give one at least of each"):
+        tables.load(str(small))
+    assert "did you mean 'departures-1m'" in refused("experiment", "departure-1m")
+    assert "positive number of runs" in refused("experiment", "mqar", "--jobs", 0)
+    assert "cannot be read" in refused("experiment", "mqar", "--draw", tmp_path / "nothing.json")
+
+
+def test_spread_shows_seeds():
+    assert drawn.spread([2.0], 3) == "2.000"
+    assert drawn.spread([2.0, 3.0], 2) == "2.50 (2.00–3.00)"
