@@ -28,6 +28,7 @@ TREES = {
             "docs/results/README",
             "docs/comparison",
             "docs/where-we-lose",
+            "docs/claims",
             "docs/kernels",
         ],
         "Reference": [f"docs/api/{name}" for name in ("unisono", "spec", "torch", "jax", "onnx", "conformance", "commands")],
