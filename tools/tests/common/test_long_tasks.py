@@ -35,7 +35,8 @@ def _parse(tokens, depth=1):
 def test_listops_follows_its_rules():
     task = open_task("listops")
     assert (task.size("train", "lists"), task.size("test", "lists"), task.vocab_size) == (96_000, 2_000, 15)
-    found = task.examples("train", "lists", np.arange(128), 3)
+    found = task.examples("train", "lists", np.arange(64), 3)
+    assert found.valid is not None
     operators, arguments, texts, digits = np.zeros(4), np.zeros(9), set(), np.zeros(10)
     for inputs, valid, targets, scored in zip(found.inputs, found.valid, found.targets, found.scored, strict=True):
         tokens = inputs[valid].tolist()
@@ -50,14 +51,14 @@ def test_listops_follows_its_rules():
             arguments[number - 2] += 1
         digits += np.bincount([t for t in tokens if t < 10], minlength=10)
         texts.add(tuple(tokens))
-    assert len(texts) == 128
+    assert len(texts) == 64
     # four operators alike, digits alike; long trees have more arguments than a node of any tree
     assert _chi(operators, [operators.sum() / 4] * 4) < 5
     assert _chi(digits, [digits.sum() / 10] * 10) < 5
     assert (arguments > 0).all()
-    labels = task.examples("train", "lists", np.arange(512), 4)
-    share = np.bincount(labels.targets[labels.scored], minlength=10) / 512
-    assert share.min() > 0.03
+    labels = task.examples("train", "lists", np.arange(256), 4)
+    share = np.bincount(labels.targets[labels.scored], minlength=10) / 256
+    assert share.min() > 0.02
     assert share.max() < 0.25  # the majority's share, which a model must beat: 0 and 9, of MIN and MAX
     small = open_task("listops", {"max_depth": 3, "max_args": 3, "min_length": 3, "max_length": 12}).examples(
         "train", "lists", np.arange(64)
@@ -82,6 +83,7 @@ def test_a_phone_book_has_the_number():
     for setting in ("5", "20"):
         found = task.examples("train", setting, np.arange(64), 3)
         asked = []
+        assert found.valid is not None
         for inputs, valid, targets, scored in zip(found.inputs, found.valid, found.targets, found.scored, strict=True):
             text = bytes(inputs[valid].astype(np.uint8)).decode() + chr(targets[scored][-1])
             lines = text.split("\n")
@@ -103,9 +105,9 @@ def test_a_phone_book_has_the_number():
 def test_pathfinder_draws_two_discs_and_a_fair_coin():
     task = open_task("pathfinder")
     assert (task.length("images"), task.size("train", "images"), task.size("test", "images")) == (1024, 160_000, 20_000)
-    found = task.examples("train", "images", np.arange(24), 3)
+    found = task.examples("train", "images", np.arange(16), 3)
     labels = found.targets[found.scored]
-    assert 4 <= labels.sum() <= 20  # of 24; outside with a probability of 3e-4
+    assert 2 <= labels.sum() <= 14  # of 16; outside with a probability of 5e-4
     for row in found.inputs:
         image = row.reshape(32, 32)
         bright = int((image > 230).sum())
@@ -125,6 +127,7 @@ def test_pathfinders_markers_stand_at_the_ends_that_the_class_says():
         contours = canvas.contours()
         if contours is not None:
             break
+    assert canvas is not None
     assert contours is not None
     assert len(canvas.paddles) == 2 * 14
     (a, _), (b, _) = contours
@@ -150,7 +153,7 @@ def test_published_images_are_read_where_they_lie(tmp_path):
     assert [task.size(split, "images") for split in ("train", "validation", "test")] == [16, 2, 2]
     seen = []
     for split in ("train", "validation", "test"):
-        found = task.examples(split, "images", np.arange(task.size(split, "images")))
+        found = task.examples(split, "images", np.arange(task.size(split, "images") or 0))
         assert (found.targets[found.scored] == found.inputs[:, 0] // 10 % 2).all()
         seen += (found.inputs[:, 0] // 10).tolist()
     assert sorted(seen) == list(range(20))

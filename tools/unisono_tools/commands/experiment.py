@@ -55,7 +55,7 @@ def run(
     results = running.load(path)
     if results["table"] != loaded.name:
         raise InputError(f"draw: {path} has the results of {results['table']!r}, not of {table!r}; name that table")
-    paths = drawn.write(results, loaded, folder)
+    paths = drawn.write(results, folder, loaded)
     for picture in paths[1:]:
         figures.mark(picture, path.read_bytes())
     console.print(paths[0].read_text())

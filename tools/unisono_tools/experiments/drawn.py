@@ -114,8 +114,9 @@ def _against_state(results: Results, table: tables.Table, path: Path) -> Path:
     return figures.against(path, {model: sorted(at) for model, at in points.items()}, "bytes of state, float32", what, table.title)
 
 
-def write(results: Results, table: tables.Table, folder: Path) -> tuple[Path, ...]:
-    """The page, and the figure where something has been run."""
+def write(results: Results, folder: Path, table: tables.Table | None = None) -> tuple[Path, ...]:
+    """The page, and the figure where something has been run. table: which it is, if none of those that come with the tools."""
+    table = table or tables.load(results["table"])
     page = folder / f"{results['table']}.md"
     drawn = []
     if any(counted(row) for row in results["rows"]):
