@@ -107,7 +107,8 @@ class CRAM(ModelCase):
     )
     defaults = handed_over = ("fixed", "adaptive", "plus")
     in_full = True
-    regimes = (*REGIMES, "dropout")
+    regimes = (*REGIMES, "faint", "dropout")
+    faint = ("faint",)
     laws = MODEL_LAWS
     config_regimes = ("near_one", "forgetting")
     too_narrow: Mapping[str, tuple[str, ...]] = dict.fromkeys(("offset", "saturated", "large"), ("bfloat16",))
@@ -140,6 +141,8 @@ class CRAM(ModelCase):
                 out[name] = params[name] + 2.0  # everything is kept, with a large weight
             if name.endswith(("score.2.weight", "score.2.bias")) and draw.regime == "forgetting":
                 out[name] = params[name] * 0.05  # hardly anything is
+            if name.endswith("score.2.bias") and draw.regime == "faint" and self.setting(draw).normalised:
+                out[name] = params[name] - 14.0  # sums of weights are as small as ε
             if name.endswith("mixer.decay"):  # λ near 1, and near 0
                 out[name] = params[name] + {"near_one": 6.0, "forgetting": -8.0}.get(draw.regime, 0.0)
             if name == "embedding.weight" and draw.regime in ("offset", "saturated", "large"):
