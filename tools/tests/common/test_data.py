@@ -8,6 +8,8 @@ import hashlib
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from unisono_spec.contract import InputError
 from unisono_tools.config import DataChoice
 from unisono_tools.data import SPLITS, corpus, load_corpus, load_tokenizer, sources, stored
 from unisono_tools.data.batches import batch, positions, reset_mask, shuffled_starts, starts
+from unisono_tools.data.mixture import BLOCK, Mixture
 from unisono_tools.train.loader import loader, steps_of
 
 
@@ -231,3 +234,16 @@ def test_packed_files_and_records_are_read_in_pieces(tmp_path: Path, monkeypatch
 def test_no_name_is_no_folder(name):
     with pytest.raises(InputError, match="names nothing"):
         load_corpus(name)
+
+
+@pytest.mark.parametrize("first", [1, 5, BLOCK - 1, BLOCK, BLOCK + 3])
+def test_a_mixture_counts_what_it_drew(first):
+    corpora: Any = tuple(SimpleNamespace(name=name, tokenizer=None, train=np.zeros((9, 2))) for name in "ab")
+    mixture = Mixture(corpora, (1.0, 3.0))
+    assert mixture.before(7, first).tolist() == np.bincount(mixture.drawn(7, 0, first), minlength=2).tolist()
+
+
+@pytest.mark.parametrize(("number", "expected"), [(7, [4, 2, 1]), (9, [4, 3, 2]), (10, [5, 3, 2])])
+def test_streams_go_to_the_largest_remainders(number, expected):
+    corpora: Any = tuple(SimpleNamespace(name=name, tokenizer=None, train=np.zeros((9, 2))) for name in "abc")
+    assert Mixture(corpora, (5.0, 3.0, 2.0)).lanes(number).tolist() == expected

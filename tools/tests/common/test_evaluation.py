@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -42,6 +43,16 @@ def test_windows_start_anew(monkeypatch):
     monkeypatch.setattr(evaluation, "CHUNK", 7)
     assert evaluate(reader, ids, window=10).nats == pytest.approx(separate, rel=SUMS)
     assert evaluate(reader, ids).nats != pytest.approx(separate, rel=numerics.mistake())
+
+
+@pytest.mark.parametrize("window", [0, 10])
+def test_documents_start_anew_wherever_chunks_end(window, monkeypatch):
+    reader, documents = _reader("cram-demo", d_model=8, n_layers=1), np.array([0, 9, 17, 30])
+    ids = np.random.default_rng(0).integers(0, 256, 41)
+    starts = sorted({*documents.tolist(), *(range(0, 40, window) if window else ())})
+    separate = sum(evaluate(reader, ids[a : b + 1]).nats for a, b in itertools.pairwise([*starts, 40]))
+    monkeypatch.setattr(evaluation, "CHUNK", 7)
+    assert evaluate(reader, ids, window=window, documents=documents).nats == pytest.approx(separate, rel=SUMS)
 
 
 def test_limit():
