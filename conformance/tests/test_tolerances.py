@@ -17,7 +17,12 @@ TESTS = ("conformance/tests", "conformance/oracles", "spec/tests", "impl_jax/tes
 OTHERS = ("conformance/unisono_conformance", "impl_jax/unisono_jax", "impl_torch/unisono_torch", "tools/unisono_tools", "docs/examples")
 HOMES = {"numerics.py", "test_numerics.py", Path(__file__).name}  # where tolerances are derived, and what judges them
 # An implementation cannot call the court: what an export costs in roundings is derived where it is checked.
-BY_THEMSELVES = {"impl_onnx/unisono_onnx/check.py"}
+# Pathfinder draws by published lengths and angles, which are conditions of a picture and no errors of arithmetic.
+BY_THEMSELVES = {
+    "impl_onnx/unisono_onnx/check.py",
+    "tools/unisono_tools/tasks/pathfinder.py",
+    "tools/tests/common/test_long_tasks.py",
+}
 COURT = {"numerics", "judge", "truth", "tails"}  # modules whose numbers are derived
 CONTRACT = {"NEAR_TIE"}  # what each room promises to its users by
 

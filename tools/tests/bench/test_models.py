@@ -14,7 +14,7 @@ def test_sizes_have_models_of_heads_of_64():
     for size in models.SIZES:
         for name in models.MODELS:
             config: Any = nearest(name, size, models.VOCABULARY)
-            assert abs(count_params(config) - size) * 200 <= size
+            assert f"{count_params(config) / size:.2f}" == "1.00"
             assert config.head_width == 64
 
 
