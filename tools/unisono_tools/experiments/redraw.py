@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unisono_tools.bench import linear, report
-from unisono_tools.experiments import compare, drawn, figures, tables
+from unisono_tools.experiments import compare, drawn, figures
 
 Content = dict[str, Any]
 
@@ -43,9 +43,7 @@ def main(folder: Path, out: Path | None = None) -> list[Path]:
     for path in sorted(folder.glob("*.json")):
         numbers, to = path.read_bytes(), out / path.name
         content = json.loads(numbers)
-        made = (
-            list(drawn.write(content, tables.load(content["table"]), out)) if "table" in content else []
-        )  # an experiment's results, which have page and figure
+        made = list(drawn.write(content, out)) if "table" in content else []  # an experiment's page and figure
         if path.stem in TABLES:
             made.append(to.with_suffix(".md"))
             made[-1].write_text(TABLES[path.stem](content), encoding="utf-8")
