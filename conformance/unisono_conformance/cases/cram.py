@@ -105,7 +105,7 @@ class CRAM(ModelCase):
         (layer, "sigmoid", nearly(sigmoid)),
         (selective_scan, "kept", nearly_kept),
     )
-    defaults = handed_over = ("fixed", "adaptive", "plus")
+    defaults = handed_over = ("fixed", "plus", "adaptive")
     in_full = True
     regimes = (*REGIMES, "faint", "dropout")
     faint = ("faint",)
