@@ -73,6 +73,19 @@ def test_linear_attention():
     assert "3.3 times as fast as causal SDPA" in README
 
 
+def test_models_in_training():
+    rows = [row for row in numbers("models-h100")["training"] if row["size"] == 152_000_000]
+    assert all(row["compiled"] for row in rows)
+    for model, said in (("lat", "1.17 {} 1.64 {} 2.20"), ("infinityformer", "0.85 {} 1.19 {} 1.63")):
+        rates = [[of(rows, model=name, length=n)["tokens_per_s"] for n in (2048, 8192, 16384)] for name in (model, "transformer")]
+        assert [f"{a / b:.2f}" for a, b in zip(*rates, strict=True)] == said.split(" {} ")
+    assert (
+        "LAT makes 1.17 times the Transformer's tokens a second at sequences of 2,048, 1.64 times at 8,192 and 2.20 times at 16,384"
+        in README
+    )
+    assert "InfinityFormer 0.85, 1.19 and 1.63 times" in README
+
+
 def test_layers_on_a_cpu():
     cases = numbers("peers-cpu")["cases"]
     ours, slow = "unisono, PyTorch", "transformers, slow path"

@@ -138,6 +138,7 @@ def markdown(result: dict[str, Any]) -> str:
         for row in result["prompts"]:
             peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
             lines.append(f"| {row['model']} | {row['size'] / 1e6:g}M | {row['prompt']:,} | {row['seconds']:.1f} | {peak} |")
+    lines += ["", "![tokens a second, by length](models-h100.png)"]
     return "\n".join(lines) + "\n"
 
 
@@ -155,6 +156,9 @@ def plot(path: pathlib.Path, rows: list[Row]) -> None:
                     axes.plot(*np.array(points).T, **figures.look(name, i), markersize=4.5, label=name)
             axes.set(xscale="log", title=f"{size / 1e6:g}M parameters", xlabel="tokens a sequence", ylabel="thousand tokens a second")
             axes.set_ylim(bottom=0)
+            lengths = sorted({row["length"] for row in rows})
+            axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+            axes.minorticks_off()
         figures.legend_below(panels[0], len(MODELS))
 
 

@@ -24,12 +24,19 @@ def _attention(content: Content, path: Path) -> None:
     attention.plot(path, content)
 
 
+def _models(content: Content, path: Path) -> None:
+    from unisono_tools.bench import models
+
+    models.plot(path, content["training"])
+
+
 # by the name of the file of numbers
 FIGURES: dict[str, Callable[[Content, Path], object]] = {
     "compare-1m": compare.plot,
     "kernels-attention-lengths-h100": _attention,
     "kernels-h100": report.plot,
     "linear-cpu": lambda content, path: linear.plot(path, _points(content)),
+    "models-h100": _models,
 }
 TABLES: dict[str, Callable[[Content], str]] = {
     "kernels-h100": report.markdown,
