@@ -80,7 +80,7 @@ def test_forms_and_steps_agree_across_a_handed_over_state(config: CRAMConfig) ->
         judge.same(state[name], end[name])
 
 
-@BOTH
+@ALL
 def test_dropout_masks_multiply_each_update_in_both_forms(config: CRAMConfig) -> None:
     model, given = create(config), tokens(config, 12)
     generator = torch.Generator().manual_seed(0)
