@@ -21,7 +21,6 @@ HOMES = {"numerics.py", "test_numerics.py", Path(__file__).name}  # where tolera
 BY_THEMSELVES = {
     "impl_onnx/unisono_onnx/check.py",
     "tools/unisono_tools/tasks/pathfinder.py",
-    "tools/tests/common/test_long_tasks.py",
 }
 COURT = {"numerics", "judge", "truth", "tails"}  # modules whose numbers are derived
 CONTRACT = {"NEAR_TIE"}  # what each room promises to its users by
