@@ -36,5 +36,6 @@ def test_one_row_takes_weights_as_they_lie() -> None:
     """Decoding reads each weight once: a transposed copy made on every call took eight times as long on a CPU."""
     x, weight = jnp.ones((1, 256)), jnp.ones((512, 256))
     program = jax.jit(elementwise.linear).lower(x, weight).compile().as_text()
+    assert program is not None
     assert " dot(" in program
     assert " transpose(" not in program

@@ -100,7 +100,7 @@ def test_the_rest_is_what_it_says(close):
     close(conv(x)[0], jax.nn.silu(convolved))
     close(fixed(x)[0][:, 1], 0.25 * (0.75 * jax.nn.sigmoid(x[:, 0]) + jax.nn.sigmoid(x[:, 1])))
     weights = Mixer.__call__(scored, scored.layer.config, jnp.asarray(x), jnp.arange(9)[None].repeat(2, 0))
-    close(scored(x)[0], (weights[..., None] * jax.nn.sigmoid(x)).cumsum(1))
+    close(scored(x)[0], (weights * jax.nn.sigmoid(x)).cumsum(1))
     for layer in (conv, fixed, scored):
         (y, end), (stepped, state) = nnx.jit(lambda layer: (layer(x, None, reset, valid), steps(layer, x, reset, valid)))(layer)
         close(stepped * valid[..., None], y * valid[..., None])

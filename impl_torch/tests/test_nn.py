@@ -75,7 +75,7 @@ def test_the_rest_is_what_it_says() -> None:
     judge.same(make("fixed")(x)[0][:, 1], 0.25 * (0.75 * x[:, 0].sigmoid() + x[:, 1].sigmoid()))
     scored = make("retention")
     s = Score.forward(scored, x, torch.arange(9).expand(2, 9))
-    judge.same(scored(x)[0], (s[..., None] * x.sigmoid()).cumsum(1))
+    judge.same(scored(x)[0], (s * x.sigmoid()).cumsum(1))
 
 
 @EACH

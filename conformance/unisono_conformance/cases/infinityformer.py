@@ -36,13 +36,22 @@ def nearly_compressed(S: np.ndarray, rank: int) -> np.ndarray:
     return compressed((S + E).astype(S.dtype), rank)
 
 
+READ = 3  # roundings of what one scale reads: of its numerator, its denominator, and their quotient
+
+
 def nearly_decayed(op: Callable[..., Any]) -> Callable[..., Any]:
     """λ errs by its own last digits however near 1 it is, which an error of what it is made of does not show: λ (1 + δ) is e^(log λ + δ).
-    Of like decays alike: δ adds up over all tokens that a learned one stands at. λ = 1 of the context path is exact."""
+    Of like decays alike: δ adds up over all tokens that a learned one stands at. λ = 1 of the context path is exact.
 
-    def run(q: Any, k: Any, v: Any, q_norm: Any, k_norm: Any, log_decay: np.ndarray, *more: Any, **named: Any) -> Any:
+    And what each scale reads is rounded (READ) before the scales are summed, c (1 + δ) r: where they read nearly the same, as after decays
+    near 0, the gradient of the shares is a difference of reads.
+    """
+
+    def run(q: Any, k: Any, v: Any, q_norm: Any, k_norm: Any, log_decay: np.ndarray, weight: np.ndarray, *more: Any, **named: Any) -> Any:
         error = np.where(log_decay == 0, 0, numerics.alike(log_decay, numerics.ELEMENTARY))
-        return op(q, k, v, q_norm, k_norm, (log_decay + error).astype(log_decay.dtype), *more, **named)
+        shares = weight * (1 + numerics.alike(weight * np.expand_dims(v, -3), READ))  # [B, (T,) M, H, V]
+        decays = (log_decay + error).astype(log_decay.dtype)
+        return op(q, k, v, q_norm, k_norm, decays, shares.astype(weight.dtype), *more, **named)
 
     return run
 

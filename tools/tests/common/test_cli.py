@@ -42,7 +42,7 @@ def test_a_missing_package_is_named_with_its_extra(package, extra, monkeypatch, 
     def missing(name):
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
-    monkeypatch.setattr(cli.importlib, "import_module", missing)
+    monkeypatch.setattr("importlib.import_module", missing)
     assert cli.main(["train"]) == 2
     short = package.partition(".")[0]
     assert f"unisono train: error: the package {short} is not installed here; pip install 'unisono[{extra}]'" in capsys.readouterr().err

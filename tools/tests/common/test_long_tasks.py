@@ -64,6 +64,7 @@ def test_listops_follows_its_rules():
     small = open_task("listops", {"max_depth": 3, "max_args": 3, "min_length": 3, "max_length": 12}).examples(
         "train", "lists", np.arange(64)
     )
+    assert small.valid is not None
     assert small.valid.sum(1).max() == 11
 
 

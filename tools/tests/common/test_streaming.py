@@ -88,6 +88,16 @@ def test_characters_that_a_state_parts(generate, model, tmp_path, monkeypatch):
         assert first + generate("--state", tmp_path / "a", "--max_new_tokens", len(ids) - cut) == "xné😀!"
 
 
+@pytest.fixture
+def heard():
+    """Signals are as in a terminal: to what a shell runs in the background, SIGINT is nothing."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGTERM, before[1])
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_text_and_saves_the_state(number, command, model, generate, tmp_path, monkeypatch):
     plain = streaming.stream

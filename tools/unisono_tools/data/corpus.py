@@ -147,12 +147,12 @@ def _own_splits(source: Source, splits: tuple[int, int, int]) -> list[list[Segme
     """The set's own; what it lacks is cut from the end of its training documents, 5 % each."""
     train, validation, test = splits
     bounds = np.cumsum([0, train, validation, test])
-    splits = [_all(source, int(a), int(b)) for a, b in itertools.pairwise(bounds)]
+    found = [_all(source, int(a), int(b)) for a, b in itertools.pairwise(bounds)]
     for i in (1, 2):
-        if not splits[i]:
+        if not found[i]:
             number = max(1, round(0.05 * train))
-            splits[0], splits[i] = splits[0][:-number], splits[0][-number:]
-    return splits
+            found[0], found[i] = found[0][:-number], found[0][-number:]
+    return found
 
 
 def _cut(sizes: Sequence[int] | np.ndarray) -> tuple[int, int, int]:
