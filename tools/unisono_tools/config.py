@@ -123,6 +123,8 @@ class TrainConfig:
     """Stop with a checkpoint after so long; 0 never does. The same command continues."""
     patience: int = 0
     """Stop after so many evaluations without a lower validation loss; 0 never does."""
+    enough: float = 0.0
+    """Stop at the first evaluation of a task whose metric is as good as this; 0 never does."""
     batch_size: int = 16
     """Sequences a step (positions a step with mode=positions)."""
     seq_len: int = 256
@@ -220,6 +222,7 @@ class TrainConfig:
                 yield f"{name}: {value} is too small, use an integer ≥ {least}"
         for name, value, fits, remedy in (
             ("optimizer.lr", opt.lr, 0 < opt.lr <= 1e30, "use a positive number that float32 holds"),
+            ("enough", self.enough, 0 <= self.enough <= 1, "use a share in (0, 1], or 0 to do all steps"),
             ("ema", self.ema, 0 <= self.ema < 1, "use a number in [0, 1), say 0.999"),
             ("epochs", self.epochs, self.epochs >= 0, "use a positive number, or 0 to count steps"),
             ("max_minutes", self.max_minutes, self.max_minutes >= 0, "use a positive number, or 0 for no limit"),
@@ -269,6 +272,8 @@ class TrainConfig:
             yield f"data.mixture: given beside data.corpus {data.corpus!r}; name it in the mixture, with its share"
         if data.task and (data.mixture or data.validation or data.order == "streamed" or self.mode == "positions"):
             yield f"data.task: {data.task} has examples of its own; leave out data.mixture, data.validation, data.order and mode"
+        if self.enough and not data.task:
+            yield f"enough: {self.enough} without data.task, whose metric it is of; leave it out, or use patience"
         if data.task_options and not data.task:
             yield "data.task_options: given without data.task; name the task"
         if self.mode == "positions" and (data.mixture or data.order != "random" or data.documents != "joined"):
@@ -320,7 +325,7 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
 # A continued run may change these: they touch neither the arithmetic nor the order of the data, but for roundings, and that each part
 # of an accumulated batch draws dropout of its own. More steps stretch the cosine.
 FREE = (
-    *("steps", "epochs", "max_minutes", "patience", "wandb_project", "eval_every", "checkpoint_every", "log_every", "keep"),
+    *("steps", "epochs", "max_minutes", "patience", "enough", "wandb_project", "eval_every", "checkpoint_every", "log_every", "keep"),
     *("data.eval_tokens", "data.eval_examples", "data.eval_window", "backend", "device", "implementation", "threads", "out"),
     *("accumulation", "gradient_checkpointing", "compile", "devices", "parallel", "context"),
 )

@@ -9,8 +9,9 @@ import pytest
 from unisono_conformance import numerics
 from unisono_spec.contract import InputError, init_params, preset
 from unisono_tools.backends.numpy import Reader
-from unisono_tools.tasks import base, names, open_task
-from unisono_tools.train.task_datamodule import evaluate_task
+from unisono_tools.config import DataChoice, ModelChoice, TrainConfig
+from unisono_tools.tasks import base, listops, names, open_task
+from unisono_tools.train.task_datamodule import TaskDataModule, evaluate_task
 
 
 def _some(task, split="train", number=640):
@@ -93,6 +94,28 @@ def test_chosen_draws_without_replacement():
     expected = {(a, b): weights[a] * weights[b] / (1 - weights[a]) for a in range(3) for b in range(3) if a != b}
     chi = sum((((found == pair).all(1).sum() - 60_000 * p) ** 2) / (60_000 * p) for pair, p in expected.items())
     assert chi < 5 + 4 * math.sqrt(2 * 5)
+
+
+def test_few_of_many_are_chosen_without_weights():
+    """Two of five, each ordered pair alike: 20 of them, none twice the same."""
+    found = base.chosen(np.random.default_rng(1), 40_000, 5, 2)
+    assert (found[:, 0] != found[:, 1]).all()
+    counts = np.bincount(found[:, 0] * 5 + found[:, 1], minlength=25).reshape(5, 5)[~np.eye(5, dtype=bool)]
+    assert ((counts - 2000) ** 2 / 2000).sum() < 19 + 4 * math.sqrt(2 * 19)
+
+
+def test_examples_that_are_drawn_together_stay_together_in_an_epoch(monkeypatch):
+    blocks = []
+    monkeypatch.setattr(base, "_blocks", lambda task, split, setting, block, seed: blocks.append(block) or task.block(setting, None, split))
+    monkeypatch.setattr(listops.ListOps, "block", lambda self, setting, random, split: base.Examples(*[np.zeros((64, 1))] * 3))
+    train = TrainConfig(ModelChoice("cram-1m"), DataChoice(task="listops"), batch_size=32)
+    module = TaskDataModule(train, train.model.config())
+    blocks.clear()
+    for step in range(3000):  # one epoch: each block is drawn for two batches, and for no others
+        module.batch(step)
+    assert len(blocks) == 3000
+    assert (np.bincount(blocks) == 2).all()
+    assert blocks[::2] == blocks[1::2] != sorted(blocks[::2])
 
 
 def test_copying_asks_for_the_string_again():

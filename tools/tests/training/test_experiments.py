@@ -53,18 +53,57 @@ def test_a_table_is_run_resumed_and_drawn_from_its_results(small, command, tmp_p
     at = rows["1-rates"]["rate"]
     for run, score in zip((run for run in rows["1-rates"]["runs"] if run["lr"] == at), (1.25, 1.75), strict=True):
         run["score"] = score
-    assert "1.500 (1.250–1.750)" in drawn.markdown(results, tables.load(str(small)))
+    assert "1.500 (1.250–1.750)" in drawn.markdown(results)
     assert "1.500 (1.250–1.750)" not in (out / "small.md").read_text()
 
 
+@pytest.fixture
+def two_tasks(tmp_path, text):
+    """A table with a text, whose better learning rate a task then takes, and another task that is not run."""
+    folder = tmp_path / "two"
+    folder.mkdir()
+    (folder / "table.yaml").write_text(
+        f"title: Two\nfigure: none\ntasks:\n  text:\n    label: text, bits\n    rates: [0.001, 0.01]\n    seeds: [0, 1]\n"
+        f"    train: {{seq_len: 8, data: {{corpus: {text}, eval_tokens: 64}}}}\n"
+        "  copying: {train: {data: {task: copying, task_options: {longest: 3, test: [3, 4]}, eval_examples: 4}}}\n"
+        "  far: {not_run: too long}\nmean: {mean: [copying, far]}\n"
+        "row:\n  vocab: 256\n  model: cram (adaptive)\n  overrides: {d_model: 8, n_layers: 1}\n  seeds: [0]\n"
+        "  train: {steps: 2, batch_size: 2}\n"
+    )
+    (folder / "0-printed.yaml").write_text("label: printed\n")
+    (folder / "1-decay.yaml").write_text("label: decay\noverrides: {learned_decay: true}\ntasks: {copying: {not_run: slow}}\n")
+    return folder
+
+
+def test_a_table_of_tasks_chooses_its_rate_at_the_first(two_tasks, command, tmp_path):
+    out = tmp_path / "out"
+    code, said, _ = command("experiment", two_tasks, "--out", out, "--rows", "0-*")
+    assert code == 0
+    rows = {row["row"]: row for row in json.loads((out / "two.json").read_text())["rows"]}
+    assert list(rows) == [f"{model}.{task}" for model in ("0-printed", "1-decay") for task in ("text", "copying", "far")]
+    assert [len(row["runs"]) for row in rows.values()] == [3, 1, 0, 0, 0, 0]
+    text, copying = rows["0-printed.text"], rows["0-printed.copying"]
+    first = {run["lr"]: run["score"] for run in text["runs"] if run["seed"] == 0}
+    assert text["rate"] == copying["rate"] == copying["runs"][0]["lr"] == min(first, key=lambda rate: first[rate])
+    assert copying["parameters"] == text["parameters"]
+    tests = copying["runs"][0]["tests"]
+    percent = f"{100 * sum(tests.values()) / 2:.1f}"
+    assert f"| {percent} | – | {percent} (of 1 of 2) |" in said
+    assert "- copying, not run for decay: slow" in said
+    assert "- far, not run for printed, decay: too long" in said
+    assert not (out / "two.png").exists()
+
+
 def test_the_tables_that_come_with_the_tools(command):
-    assert {"departures-1m", "departures-10m", "models-10m", "mqar"} <= set(tables.names())
-    for name in ("departures-1m", "departures-10m", "mqar"):
+    assert {"departures-1m", "departures-10m", "models-10m", "mqar", "table1"} <= set(tables.names())
+    for name in tables.names():
         for quick in (False, True):
             table = tables.load(name, quick)
-            for row in table.rows:
-                plan = tables.plan(table, row, 0, 1e-3, Path("out"), device="cpu")
-                assert plan.validate().n_layers == table.rows[row].overrides["n_layers"]
+            for key, row in table.rows.items():
+                if row.not_run or not (quick or row.overrides):  # large ones are searched for long
+                    continue
+                plan = tables.plan(table, key, 0, 1e-3, Path("out"), device="cpu")
+                assert plan.validate().n_layers == row.overrides.get("n_layers", plan.model.config().n_layers)
                 assert plan.steps < 10 or not quick
     assert "departures-1m" in command("experiment", "list")[1]
 
@@ -75,6 +114,9 @@ def test_tables_that_do_not_fit(small, refused, tmp_path):
         tables.load(str(small))
     (small / "0-printed.yaml").write_text("label: printed\nseeds: []\n")
     with pytest.raises(InputError, match="give one at least of each"):
+        tables.load(str(small))
+    (small / "0-printed.yaml").write_text("label: printed\nrate_of: 9-none\n")
+    with pytest.raises(InputError, match="name a row that has rates of its own"):
         tables.load(str(small))
     assert "did you mean 'departures-1m'" in refused("experiment", "departure-1m")
     assert "positive number of runs" in refused("experiment", "mqar", "--jobs", 0)

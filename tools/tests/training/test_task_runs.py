@@ -106,6 +106,14 @@ def test_patience_goes_by_the_score(task, monkeypatch):
     assert (result.steps, result.best) == (8, Best(4, 1.0, 0.6))
 
 
+def test_a_run_ends_where_its_score_is_enough(task, monkeypatch):
+    scores = iter([0.5, 0.95, 0.6])
+    monkeypatch.setattr("unisono_tools.train.task_datamodule.evaluate_task", lambda *_: _Fixed(next(scores)))
+    config = task(steps=20, eval_every=2, enough=0.9)
+    result = train(dataclasses.replace(config, data=dataclasses.replace(config.data, task_options=ONE)))
+    assert (result.steps, result.best) == (4, Best(4, 1.0, 0.95))
+
+
 @dataclasses.dataclass
 class _Fixed:
     score: float

@@ -21,6 +21,7 @@ def run(
     out: str = "experiments",
     backend: Literal["torch", "jax"] | None = None,
     device: str | None = None,
+    rows: str = "*",
     draw: str | None = None,
 ) -> int:
     """Do the runs of a table, or go on with them, and write its results, page and figure.
@@ -33,6 +34,7 @@ def run(
         out: folder of the runs and of the results
         backend: torch or jax; by default what is installed
         device: cpu or cuda; by default the backend's own choice
+        rows: only those whose names fit this pattern, such as '*.listops' or '07-*'; the results have all that are there
         draw: a results file: write its page and figure anew, and run nothing
     """
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -48,14 +50,14 @@ def run(
         command = shlex.join(
             ["unisono", "experiment", table, *(["--quick"] if quick else []), *(["--jobs", str(jobs)] if jobs > 1 else [])]
         )
-        path = running.run(loaded, folder, command, jobs, minutes, console, quick, backend=backend, device=device)
+        path = running.run(loaded, folder, command, jobs, minutes, console, quick, rows, backend=backend, device=device)
     else:
         path = Path(draw).expanduser()
         folder = path.parent
     results = running.load(path)
     if results["table"] != loaded.name:
         raise InputError(f"draw: {path} has the results of {results['table']!r}, not of {table!r}; name that table")
-    paths = drawn.write(results, folder, loaded)
+    paths = drawn.write(results, folder)
     for picture in paths[1:]:
         figures.mark(picture, path.read_bytes())
     console.print(paths[0].read_text())

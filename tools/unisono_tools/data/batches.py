@@ -33,20 +33,24 @@ def shuffled_starts(length: int, seed: int, step: int, batch_size: int, seq_len:
     return place * seq_len + shift
 
 
-def in_epochs(windows: int, seed: int, numbers: np.ndarray, spare: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Of the sequences with these numbers [n]: how far their epoch is shifted, 0 … spare, and which window each is; both [n] int64."""
+def in_epochs(windows: int, seed: int, numbers: np.ndarray, spare: int = 0, together: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Of the sequences with these numbers [n]: how far their epoch is shifted, 0 … spare, and which window each is; both [n] int64.
+
+    together: so many windows stay side by side, and their groups are shuffled."""
     epochs, places = np.divmod(numbers, windows)
-    orders = {int(epoch): _epoch(seed, int(epoch), windows, spare) for epoch in np.unique(epochs)}
+    orders = {int(epoch): _epoch(seed, int(epoch), windows, spare, together) for epoch in np.unique(epochs)}
     found = [(orders[int(e)][0], orders[int(e)][1][p]) for e, p in zip(epochs, places, strict=True)]
     shift, place = np.array(found, np.int64).reshape(-1, 2).T
     return shift, place
 
 
 @functools.lru_cache(maxsize=8)
-def _epoch(seed: int, epoch: int, windows: int, spare: int) -> tuple[int, np.ndarray]:
+def _epoch(seed: int, epoch: int, windows: int, spare: int, together: int) -> tuple[int, np.ndarray]:
     """Where the first window of an epoch starts, and the order of its windows."""
     random = generator(seed, f"epoch.{epoch}")
-    return int(random.integers(0, spare + 1)), random.permutation(windows)
+    shift, groups = int(random.integers(0, spare + 1)), random.permutation(-(-windows // together))
+    order = (groups[:, None] * together + np.arange(together)).ravel()
+    return shift, order[order < windows]
 
 
 def batch(ids: np.ndarray, seed: int, step: int, batch_size: int, seq_len: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 from unisono_spec.contract.files import write_bytes
 
-from unisono_tools.experiments import figures, tables
+from unisono_tools.experiments import figures
 
 Results = dict[str, Any]
 
@@ -44,9 +44,9 @@ def _metric(row: dict[str, Any]) -> str:
     return next((run["metric"] for run in row["runs"]), "bits")
 
 
-def markdown(results: Results, table: tables.Table) -> str:
+def markdown(results: Results) -> str:
     """The page: what was run, on what, and the table."""
-    rows = ordered(results, table.order)
+    page, rows = results["page"], ordered(results, results["page"]["order"])
     tests = list(dict.fromkeys(setting for row in rows for run in counted(row) for setting in run.get("tests", {})))
     metric = next((_metric(row) for row in rows if row["runs"]), "bits")
     unit = "bits a byte" if metric == "bits" else metric
@@ -54,22 +54,61 @@ def markdown(results: Results, table: tables.Table) -> str:
     heads = ["model", "parameters", "bytes of state", f"validation, {unit}"]
     heads += [f"test, {unit}" if tests == ["bits"] else f"test {setting}" for setting in tests]
     heads += ["tokens/s", "peak MiB", *(["learning rate"] if several else [])]
-    lines = [f"# {table.title}", "", *([table.about.strip(), ""] if table.about else [])]
+    lines = [f"# {page['title']}", "", *([page["about"].strip(), ""] if page["about"] else [])]
     lines += [f"- {name}: {f'`{value}`' if name == 'command' else value}" for name, value in results["about"].items()]
     if results["quick"]:
         lines += ["- a quick run, which says that everything works and nothing else"]
-    lines += ["", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for row in rows:
-        lines += [f"| {' | '.join(_cells(row, tests, several, len(heads)))} |"]
+    if page["tasks"]:
+        lines += by_task(results)
+    else:
+        lines += ["", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+        lines += [f"| {' | '.join(_cells(row, tests, several, len(heads)))} |" for row in rows]
     lines += ["", "Means over seeds, with the least and the most. Where several runs share a device (`--jobs`), speeds are lower bounds."]
     return "\n".join(lines) + "\n"
+
+
+def by_task(results: Results) -> list[str]:
+    """A line a model, a column a task: the score on the test split; then means over the tasks that were run; below, why some were not."""
+    columns, means = results["page"]["tasks"], results["page"]["mean"]
+    models: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in results["rows"]:
+        models.setdefault(row["label"], {})[row["task"]] = row
+    heads, notes = ["model", "learning rate", *columns.values(), *means], {}
+    lines = ["", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for label, tasks in models.items():
+        rate = next(row["rate"] for row in tasks.values())
+        cells = [label, f"{rate:g}" if rate else ""]
+        for task, row in tasks.items():
+            scores = _tested(row)
+            bits = _metric(row) == "bits"
+            cells.append(spread([s if bits else 100 * s for s in scores], 3 if bits else 1) or "–")
+            part = next((run for run in counted(row) if run["status"] != "done"), None)
+            if part:
+                cells[-1] += f" (at step {part['steps']:,} of {part['of']:,})"
+            if not scores:
+                notes.setdefault((columns[task], _why(row)), []).append(label)
+        for of in means.values():
+            found = [100 * sum(scores) / len(scores) for task in of if (scores := _tested(tasks[task]))]
+            cells.append(f"{sum(found) / len(found):.1f} (of {len(found)} of {len(of)})" if found else "–")
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Percent, but for bits; one seed where no spread is shown."]
+    lines += ["", *(f"- {task}, not run for {', '.join(who)}: {why}" for (task, why), who in notes.items())] if notes else []
+    return lines
+
+
+def _tested(row: dict[str, Any]) -> list[float]:
+    """Of each seed the score on the test split, the mean over its settings."""
+    return [sum(tests.values()) / len(tests) for run in counted(row) if (tests := run.get("tests"))]
+
+
+def _why(row: dict[str, Any]) -> str:
+    return row["not_run"] or next((run["status"] for run in row["runs"] if run.get("status")), "not reached")
 
 
 def _cells(row: dict[str, Any], tests: list[str], several: bool, width: int) -> list[str]:
     runs, first = counted(row), [row["label"], f"{row['parameters']:,}", f"{row['state_bytes']:,}"]
     if not runs:
-        failed = next((run["status"] for run in row["runs"] if run.get("status")), "not reached")
-        return [*first, f"not run: {row['not_run'] or failed}", *[""] * (width - 4)]
+        return [*first, f"not run: {_why(row)}", *[""] * (width - 4)]
     digits = 3 if _metric(row) == "bits" else 4
     part = [run for run in runs if run["status"] != "done"]
     note = f" ({part[0]['status']} at step {part[0]['steps']} of {part[0]['of']})" if part else ""
@@ -82,12 +121,13 @@ def _cells(row: dict[str, Any], tests: list[str], several: bool, width: int) -> 
     return [*out, *([f"{row['rate']:g}"] if several else [])]
 
 
-def draw(results: Results, table: tables.Table, path: Path) -> Path:
+def draw(results: Results, path: Path) -> Path:
     """Curves of the metric, the mean over seeds with the least and the most as a shade; or what `figure` of the table says."""
-    if table.figure == "state":
-        return _against_state(results, table, path)
+    page = results["page"]
+    if page["figure"] == "state":
+        return _against_state(results, path)
     lines, metric = {}, "bits"
-    for row in ordered(results, table.order):
+    for row in ordered(results, page["order"]):
         runs = [run["curve"] for run in counted(row)]
         if not runs:
             continue
@@ -98,10 +138,10 @@ def draw(results: Results, table: tables.Table, path: Path) -> Path:
         lines[f"{row['label']}  {mean[-1]:.3f}"] = (x, mean, low, high)
     text = metric == "bits"
     what = "validation, bits a byte" if text else f"validation {metric}"
-    return figures.curves(path, lines, {}, "training tokens" if text else "training examples", what, table.title)
+    return figures.curves(path, lines, {}, "training tokens" if text else "training examples", what, page["title"])
 
 
-def _against_state(results: Results, table: tables.Table, path: Path) -> Path:
+def _against_state(results: Results, path: Path) -> Path:
     """The mean over the test settings and seeds, against the bytes of the state, from small to large, a line for each model."""
     points: dict[str, list[tuple[float, float]]] = {}
     metric = "accuracy"
@@ -111,16 +151,17 @@ def _against_state(results: Results, table: tables.Table, path: Path) -> Path:
             metric = _metric(row)
             points.setdefault(row["model"], []).append((float(row["state_bytes"]), sum(scores) / len(scores)))
     what = f"test {metric}, mean over settings"
-    return figures.against(path, {model: sorted(at) for model, at in points.items()}, "bytes of state, float32", what, table.title)
+    return figures.against(
+        path, {model: sorted(at) for model, at in points.items()}, "bytes of state, float32", what, results["page"]["title"]
+    )
 
 
-def write(results: Results, folder: Path, table: tables.Table | None = None) -> tuple[Path, ...]:
-    """The page, and the figure where something has been run. table: which it is, if none of those that come with the tools."""
-    table = table or tables.load(results["table"])
+def write(results: Results, folder: Path) -> tuple[Path, ...]:
+    """The page, and the figure where something has been run."""
     page = folder / f"{results['table']}.md"
     drawn = []
-    if any(counted(row) for row in results["rows"]):
-        drawn = [draw(results, table, folder / f"{results['table']}.png")]
-    text = markdown(results, table) + "".join(f"\n![{results['table']}]({path.name})\n" for path in drawn)
+    if results["page"]["figure"] != "none" and any(counted(row) for row in results["rows"]):
+        drawn = [draw(results, folder / f"{results['table']}.png")]
+    text = markdown(results) + "".join(f"\n![{results['table']}]({path.name})\n" for path in drawn)
     write_bytes(page, text.encode())
     return (page, *drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import subprocess
@@ -33,14 +34,16 @@ def path_of(table: Table, out: Path) -> Path:
     return out / f"{table.name}.json"
 
 
-def run(table: Table, out: Path, command: str, jobs: int, minutes: float, console: Console, quick: bool = False, **options: Any) -> Path:
+def run(
+    table: Table, out: Path, command: str, jobs: int, minutes: float, console: Console, quick: bool = False, rows: str = "*", **options: Any
+) -> Path:
     """Do what is not done yet, and write the results after each run; a run that is not `done` is taken up again.
 
-    minutes: none is begun after so many. options: fields of TrainConfig.
+    minutes: none is begun after so many. rows: a pattern of their names. options: fields of TrainConfig.
     """
     out.mkdir(parents=True, exist_ok=True)
     path, deadline = path_of(table, out), time.monotonic() + 60 * minutes if minutes else float("inf")
-    header = {"table": table.name, "quick": quick, "about": _about(command, options)}
+    header = {"table": table.name, "page": tables.page(table), "quick": quick, "about": _about(command, options)}
 
     def write() -> None:
         write_bytes(path, json.dumps({**header, "rows": [_row(table, name, out, options) for name in table.rows]}, indent=1).encode())
@@ -52,20 +55,15 @@ def run(table: Table, out: Path, command: str, jobs: int, minutes: float, consol
             write()
 
     write()
-    active = [name for name, row in table.rows.items() if not row.not_run]
-    # the first seed of a row with every learning rate, then the others with the best; where there is one rate, all at once
-    first = [(name, table.rows[name].seeds[0], rate) for name in active for rate in table.rows[name].rates]
-    known = [(name, seed, row.rates[0]) for name in active if len((row := table.rows[name]).rates) == 1 for seed in row.seeds[1:]]
-    phase([tables.plan(table, name, seed, rate, out, **options) for name, seed, rate in first + known])
-    rates = {name: _best(table, name, out, options) for name in active}
-    phase(
-        [
-            tables.plan(table, name, seed, rate, out, **options)
-            for name, rate in rates.items()
-            if rate is not None
-            for seed in table.rows[name].seeds[1:]
-        ]
-    )
+    active = [name for name, row in table.rows.items() if not row.not_run and fnmatch.fnmatch(name, rows)]
+    # the first seed of a row with every learning rate, then the others, and rows that take its rate, with the best
+    tried = [(name, table.rows[name].seeds[0], rate) for name in active if not table.rows[name].rate_of for rate in table.rows[name].rates]
+
+    def known() -> list[tuple[str, int, float]]:
+        return [(name, seed, rate) for name in active if (rate := _best(table, name, out, options)) for seed in table.rows[name].seeds]
+
+    for chosen in (lambda: [*tried, *known()], known):
+        phase([tables.plan(table, name, seed, rate, out, **options) for name, seed, rate in dict.fromkeys(chosen())])
     write()
     return path
 
@@ -104,6 +102,8 @@ def _result(run: TrainConfig) -> dict[str, Any]:
 def _best(table: Table, name: str, out: Path, options: dict[str, Any]) -> float | None:
     """The learning rate whose first seed did best; None where none has ended."""
     row = table.rows[name]
+    if row.rate_of:
+        return _best(table, row.rate_of, out, options)
     if len(row.rates) == 1:
         return row.rates[0]
     found = {rate: _result(tables.plan(table, name, row.seeds[0], rate, out, **options)) for rate in row.rates}
@@ -116,17 +116,19 @@ def _row(table: Table, name: str, out: Path, options: dict[str, Any]) -> dict[st
     """What the results say of a row: every run of it, and which learning rate counts."""
     row, config = table.rows[name], tables.config_of(table.rows[name])
     rate = _best(table, name, out, options)
-    plans = [tables.plan(table, name, row.seeds[0], each, out, **options) for each in row.rates]
-    plans += [tables.plan(table, name, seed, rate, out, **options) for seed in row.seeds[1:] if rate is not None]
+    tried = [(row.seeds[0], each) for each in row.rates if not row.rate_of]
+    tried += [(seed, rate) for seed in row.seeds if rate is not None and (seed, rate) not in tried]
+    plans = [tables.plan(table, name, seed, each, out, **options) for seed, each in tried]
     runs = [found for each in plans if (found := _result(each))]
     return {
         "row": name,
         "label": row.label,
         "model": row.model,
         "parameters": count_params(config),
-        "state_bytes": tables.state_bytes(config, plans[0].seq_len),
+        "state_bytes": tables.state_bytes(config, tables.length(row)),
         "config": config_to_dict(config),
-        "rates": row.rates,
+        "task": row.task,
+        "rates": [] if row.rate_of else row.rates,
         "rate": rate,
         "not_run": row.not_run,
         "seeds": row.seeds,

@@ -1,7 +1,8 @@
 """Tables of measurements: read from a folder of YAML files, and planned as training runs.
 
 `table.yaml` has the title, what all rows share (`row`), and what `--quick` changes (`quick`); each other file is a row, in the order of
-their names. A row names a model of `unisono match`, which is fitted to its number of parameters.
+their names. A row names a model of `unisono match`, which is fitted to its number of parameters. With `tasks` each file is a model, and
+a row for each of them: the first task chooses the learning rate.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -27,24 +28,28 @@ from unisono_tools.tasks import open_task
 
 EVALUATIONS = 12  # of each run, at equal distances
 BYTES = 256  # ids of a text
-NESTED = ("row", "quick", "train")  # fields of mappings of mappings
+NESTED = ("row", "quick", "train", "tasks")  # fields of mappings of mappings
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """label: as the table prints it. model: of `unisono match`. overrides: fields of its config; with d_model and n_layers, as it is.
 
-    train: what differs from a run's defaults. rates: learning rates, of which the best for the first seed is taken for the others.
-    not_run: why it is printed without figures.
+    vocab: ids that the model has, if not as many as its data. train: what differs from a run's defaults.
+    rates: learning rates, of which the best for the first seed is taken for the others.
+    rate_of: the row whose best rate is taken instead. task: of the table's tasks. not_run: why it is printed without figures.
     """
 
     label: str
     model: str
     params: str = "1M"
+    vocab: int = 0
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     train: dict[str, Any] = dataclasses.field(default_factory=dict)
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1])
     rates: list[float] = dataclasses.field(default_factory=lambda: [2e-3])
+    rate_of: str = ""
+    task: str = ""
     not_run: str = ""
 
 
@@ -52,15 +57,18 @@ class Row:
 class Table:
     """about: what the page says under the title. order: of the rows on it, as their files' names, or the best first.
 
-    figure: curves over training, or the score on the test split against the bytes of the state, a line for each model.
+    figure: curves over training, or the score on the test split against the bytes of the state, a line for each model; or none.
+    tasks: the columns of a table that has a line for each model, by what they are called; mean: of which of them a mean is printed.
     """
 
     name: str
     title: str
     about: str
     order: Literal["rows", "score"]
-    figure: Literal["curves", "state"]
+    figure: Literal["curves", "state", "none"]
     rows: dict[str, Row]
+    tasks: dict[str, str] = dataclasses.field(default_factory=dict)
+    mean: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +76,9 @@ class _File:
     title: str
     about: str = ""
     order: Literal["rows", "score"] = "rows"
-    figure: Literal["curves", "state"] = "curves"
+    figure: Literal["curves", "state", "none"] = "curves"
+    tasks: dict[str, Any] = dataclasses.field(default_factory=dict)
+    mean: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     row: dict[str, Any] = dataclasses.field(default_factory=dict)
     quick: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -88,13 +98,36 @@ def load(name: str, quick: bool = False) -> Table:
     rows = {}
     for path in sorted(folder.glob("*.yaml")):
         if path.name != "table.yaml":
-            values = merged(shared.row, read_yaml(path), shared.quick if quick else {})
-            rows[path.stem] = _read(Row, values, f"{folder.name}/{path.name}")
-            if not rows[path.stem].seeds or not rows[path.stem].rates:
-                raise InputError(f"{folder.name}/{path.name}: seeds and rates; give one at least of each")
+            for name, values in _rows_of(path, shared):
+                rows[name] = _read(Row, merged(values, shared.quick if quick else {}), f"{folder.name}/{path.name}")
+                if not rows[name].seeds or not rows[name].rates:
+                    raise InputError(f"{folder.name}/{path.name}: seeds and rates; give one at least of each")
     if not rows:
         raise InputError(f"table: {folder} has no rows; add a YAML file for each")
-    return Table(folder.name, shared.title, shared.about, shared.order, shared.figure, rows)
+    for name, row in rows.items():
+        if row.rate_of and (row.rate_of not in rows or rows[row.rate_of].rate_of):
+            raise InputError(f"{folder.name}/{name}.yaml: rate_of: {row.rate_of!r}; name a row that has rates of its own")
+    tasks = {name: str(task.get("label", name)) for name, task in shared.tasks.items()}
+    return Table(folder.name, shared.title, shared.about, shared.order, shared.figure, rows, tasks, shared.mean)
+
+
+def page(table: Table) -> dict[str, Any]:
+    """What the page of a table's results says beside them: kept with them, so that they are drawn without the table."""
+    return {field.name: getattr(table, field.name) for field in dataclasses.fields(table) if field.name not in ("name", "rows")}
+
+
+def _rows_of(path: Path, shared: _File) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows that a file stands for: one, or one for each task."""
+    own = dict(read_yaml(path))
+    if not shared.tasks:
+        yield path.stem, merged(shared.row, own)
+        return
+    special = own.pop("tasks", {})
+    first = next(iter(shared.tasks))
+    for task, values in shared.tasks.items():
+        chosen = {} if task == first else {"rate_of": f"{path.stem}.{first}"}
+        values = {key: value for key, value in values.items() if key != "label"}
+        yield f"{path.stem}.{task}", merged(shared.row, values, own, special.get(task, {}), chosen, {"task": task})
 
 
 def _read(cls: type[Any], values: dict[str, Any], where: str) -> Any:
@@ -119,6 +152,8 @@ def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
 def vocabulary(row: Row) -> int:
     """How many ids the model of a row reads."""
     data = row.train.get("data", {})
+    if row.vocab:
+        return row.vocab
     return open_task(data["task"], data.get("task_options")).vocab_size if data.get("task") else BYTES
 
 
@@ -159,6 +194,15 @@ def plan(table: Table, name: str, seed: int, rate: float, out: Path, **options: 
         **{key: value for key, value in options.items() if value is not None},
     }
     return from_dict(merged(start, row.train, own))
+
+
+def length(row: Row) -> int:
+    """Tokens of the longest sequence that a row is tested on."""
+    data = row.train.get("data", {})
+    if not data.get("task"):
+        return int(row.train.get("seq_len", TrainConfig.seq_len))
+    task = open_task(data["task"], data.get("task_options"))
+    return max(map(task.length, task.settings("test")))
 
 
 def state_bytes(config: Config, length: int) -> int:

@@ -40,7 +40,8 @@ def work(train: TrainConfig, console: Console | None = None, alone: bool = False
     start = time.monotonic()
     try:
         result = run(train, console=console)
-        found |= {"steps": result.steps, "status": "done" if result.steps >= train.steps or train.patience else "out of time"}
+        enough = bool(train.enough and result.best and (result.best.score or 0.0) >= train.enough)
+        found |= {"steps": result.steps, "status": "done" if result.steps >= train.steps or train.patience or enough else "out of time"}
         found["tests"] = _tested(train, result.run)
     except (InputError, RuntimeError) as error:  # of memory, too: the other rows go on
         found["status"] = f"failed: {' '.join(str(error).split())[:200]}"

@@ -54,6 +54,8 @@ class Task(abc.ABC):
     source: ClassVar[str]
     metric: ClassVar[str] = "accuracy"
     block_size: ClassVar[int] = BLOCK
+    together: ClassVar[int] = 1
+    """Examples that stay side by side in an epoch's order, where drawing one draws them all."""
 
     @property
     @abc.abstractmethod
@@ -126,6 +128,12 @@ def chosen(random: np.random.Generator, rows: int, among: int, number: int, weig
     weights [among]: how likely each is at each draw, among those left; as numpy's choice without replacement. Those with the smallest
     of independent exponential times, whose rates are the weights, are such a draw (Efraimidis & Spirakis 2006).
     """
+    if weights is None and number**2 < among:
+        # rows whose integers all differ, which most do: the others are drawn anew
+        found = random.integers(0, among, (rows, number))
+        while len(again := np.flatnonzero((np.diff(np.sort(found, 1), axis=1) == 0).any(1))):
+            found[again] = random.integers(0, among, (len(again), number))
+        return found
     times = random.standard_exponential((rows, among)) / (1 if weights is None else weights)
     first = np.argpartition(times, number - 1, axis=1)[:, :number]
     order = np.argsort(np.take_along_axis(times, first, 1), axis=1)

@@ -63,7 +63,7 @@ class Pathfinder(Task):
 
     name = "pathfinder"
     source = "arXiv:2011.04006"
-    block_size = 4  # each takes a few hundredths of a second
+    block_size = together = 4  # each takes a few hundredths of a second
 
     def __post_init__(self) -> None:
         if self.side not in STYLES:

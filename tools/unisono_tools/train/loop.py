@@ -200,7 +200,7 @@ class _Run:
         """Evaluate what a signal left out, so that the best and the log are those of a run without one."""
         last = self.done == self.train.steps
         self._evaluate()
-        over = bool(self.train.patience) and self._is_patience_over(last)
+        over = self._is_over(last)
         self.ended = self.trainer.any(last or over or self.signals.received is not None)
         if self.ended:
             self._save()
@@ -220,8 +220,8 @@ class _Run:
             self._read(0)
         self.unjudged = last or self.done % train.eval_every == 0
         better = due and self._evaluate()
-        if due and train.patience:
-            self.ended |= self._is_patience_over(last)
+        if due:
+            self.ended |= self._is_over(last)
         if due:
             better = self.trainer.any(better)  # what is saved lies with all of them
             # a signal may have come while evaluating
@@ -257,8 +257,14 @@ class _Run:
         if self.row and self.row["step"] % self.train.log_every:
             self._log(**self.row)
 
-    def _is_patience_over(self, last: bool) -> bool:
+    def _is_over(self, last: bool) -> bool:
+        """Whether the validation says that no more steps are needed, or of use."""
         train = self.train
+        if train.enough and self.best is not None and self.best.score is not None and self.best.score >= train.enough:
+            self.progress.say(f"step {self.done}: {self.best.score:.4f} is enough; stopping")
+            return True
+        if not train.patience:
+            return False
         over = self.best is not None and self.done - self.best.step >= train.patience * train.eval_every and not last
         if over and self.best is not None:
             self.progress.say(f"step {self.done}: no better validation since step {self.best.step}; stopping")

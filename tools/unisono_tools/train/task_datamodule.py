@@ -106,7 +106,7 @@ class TaskDataModule:
         numbers = step * train.batch_size + np.arange(train.batch_size)
         size = self.task.size("train", names[chosen])
         if size is not None:
-            numbers = in_epochs(size, train.seed, numbers)[1]
+            numbers = in_epochs(size, train.seed, numbers, together=self.task.together)[1]
         found = self.task.examples("train", names[chosen], numbers, train.seed)
         state = starting_state(train, self.config, step)
         return Batch(found.inputs, found.targets, found.scored, state, valid=found.valid)
