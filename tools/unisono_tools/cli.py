@@ -23,6 +23,7 @@ VERBS = {
     "list": ("listing", "presets and their exact parameter counts"),
     "match": ("match", "configs of every model with the same number of parameters"),
     "compare": ("compare", "train every model of one size under one budget, and draw their curves"),
+    "task": ("task", "what a task asks, and what a predictor reaches that knows nothing of order"),
     "experiment": ("experiment", "the runs of one table of measurements, its page and its figure"),
     "conform": ("conform", "judge an implementation by the court's properties"),
     "plot": ("plot", "draw what a run has logged"),

@@ -200,4 +200,4 @@ def test_npm_and_pypi_are_asked_for_the_pinned_version(monkeypatch: pytest.Monke
     registry.download(dataclasses.replace(entry, registry="npm"), tmp_path)
     assert commands[0][-1] == "gensim==4.4.0"
     assert "--no-deps" in commands[0]
-    assert commands[1] == ["/usr/bin/npm", "pack", "gensim@4.4.0"]
+    assert commands[1] == ["/usr/bin/npm", "pack", "--loglevel=warn", "gensim@4.4.0"]

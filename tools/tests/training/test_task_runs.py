@@ -133,3 +133,19 @@ def test_what_a_task_does_not_go_with(task, refused, command, tmp_path):
     assert code == 0
     assert "judged by accuracy: 16x2, 8x1" in out
     assert "did you mean 'mqar'" in refused("train", "--config", path, "--data.task", "mqarr")
+
+
+# tasks of data sets, small: what differs from their defaults
+SMALL = {"text": {"bytes": 16}, "image": {"side": 4}}
+
+
+@pytest.mark.usefixtures("small_sets")
+@pytest.mark.parametrize("name", SMALL)
+def test_a_data_set_is_learned_from(backend, name, tiny, command):
+    data = DataChoice(task=name, task_options=SMALL[name], eval_examples=8)
+    config = dataclasses.replace(tiny(backend=backend, overrides={"d_model": 8, "n_layers": 1}), data=data, steps=2, eval_every=2)
+    result = train(config)
+    assert result.best is not None
+    code, out, _ = command("eval", result.run, "--backend", "numpy", "--limit", 8)
+    assert code == 0
+    assert out.split("accuracy ")[1].startswith(f"{result.best.score:.6f}")

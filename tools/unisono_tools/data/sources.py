@@ -51,7 +51,7 @@ def open_source(name: str, limit: int | None = None, cache: Path | None = None, 
     """The documents of the set or path `name`, in order, at most `limit` bytes of them. field: of JSON lines and hub sets."""
     if name == DEFAULT:
         found = _files(name, _below(_speeches()), _speeches())
-    elif name in registry.SETS and registry.SETS[name].kind != "tokenizer":
+    elif name in registry.SETS and registry.SETS[name].is_text:
         found = _read(name, registry.fetch(name, cache), None, field, cache)
     elif name in hub.SETS or name.startswith(hub.PREFIX):
         found = _hub(name, field, limit, cache)
@@ -77,7 +77,7 @@ def _local(name: str, field: str, cache: Path | None) -> Source:
         if not files:
             raise InputError(f"data: no file matches {name!r}; correct the pattern, or quote it so that the shell does not expand it")
     else:
-        sets = [DEFAULT, *(n for n, s in registry.SETS.items() if s.kind != "tokenizer"), *hub.SETS]
+        sets = [DEFAULT, *(n for n, s in registry.SETS.items() if s.is_text), *hub.SETS]
         raise InputError(
             f"data: {name!r} is neither a file nor a folder nor a known set; {nearest(name, sets)}; any hub set is {hub.PREFIX}owner/name"
         )

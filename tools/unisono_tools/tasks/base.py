@@ -14,6 +14,9 @@ from unisono_spec.contract import InputError
 from unisono_spec.contract.initial import generator
 from unisono_spec.contract.memory import check_fits
 
+from unisono_tools import trivial
+from unisono_tools.trivial import Predictor
+
 BLOCK = 64  # examples drawn at once
 SPLITS = ("train", "validation", "test")
 
@@ -53,7 +56,6 @@ class Task(abc.ABC):
     name: ClassVar[str]
     source: ClassVar[str]
     metric: ClassVar[str] = "accuracy"
-    block_size: ClassVar[int] = BLOCK
     together: ClassVar[int] = 1
     """Examples that stay side by side in an epoch's order, where drawing one draws them all."""
 
@@ -71,37 +73,74 @@ class Task(abc.ABC):
         """T."""
 
     @abc.abstractmethod
-    def block(self, setting: str, random: np.random.Generator, split: str) -> Examples:
-        """`block_size` examples, drawn."""
+    def examples(self, split: str, setting: str, numbers: np.ndarray, seed: int = 0) -> Examples:
+        """The examples with these numbers [B]."""
 
     def size(self, split: str, setting: str) -> int | None:
         """How many examples there are; None: without end."""
         return None
 
-    def examples(self, split: str, setting: str, numbers: np.ndarray, seed: int = 0) -> Examples:
-        """The examples with these numbers [B]."""
-        blocks, places = np.divmod(numbers, self.block_size)
-        found = {int(b): self._drawn(split, setting, int(b), seed) for b in np.unique(blocks)}
-        return Examples.joined([found[int(b)][places[blocks == b]] for b in np.unique(blocks)]) if len(found) > 1 else (
-            found[int(blocks[0])][places]
-        )  # fmt: skip
-
     def right(self, predicted: np.ndarray, examples: Examples) -> tuple[float, float]:
         """The metric as a quotient: what counts for it, and of how much. predicted: the likeliest id at each place, [B, T]."""
         return float((predicted == examples.targets)[examples.scored].sum()), float(examples.scored.sum())
 
+    def trivial(self, setting: str) -> dict[str, Predictor]:
+        """Predictors that read nothing of what order tells, by their names: what a model must beat in this setting."""
+        return {"majority": trivial.majority(self)}
+
+    def baselines(self, split: str = "test", number: int = 1000) -> dict[str, dict[str, float]]:
+        """By setting, what the trivial predictors reach on its first `number` examples: the metric."""
+        out: dict[str, dict[str, float]] = {}
+        for setting in self.settings(split):
+            found = dict.fromkeys(predictors := self.trivial(setting), (0.0, 0.0))
+            for examples in trivial.some(self, split, setting, number):
+                for name, predict in predictors.items():
+                    right, of = self.right(predict(examples), examples)
+                    found[name] = found[name][0] + right, found[name][1] + of
+            out[setting] = {name: right / of for name, (right, of) in found.items()}
+        return out
+
     @property
     def digest(self) -> str:
-        """Of all that examples depend on but the seed."""
+        """Of all that examples depend on but the seed: the content of a data set, not its name."""
         fields = dataclasses.asdict(self)  # pyright: ignore[reportArgumentType]
+        if self.content is not None:
+            fields["dataset"] = self.content
         return hashlib.sha256(f"{self.name} {json.dumps(fields, sort_keys=True)}".encode()).hexdigest()
 
-    def _drawn(self, split: str, setting: str, block: int, seed: int) -> Examples:
-        return _blocks(self, split, setting, block, seed)
+    @property
+    def content(self) -> str | None:
+        """Digest of the data set that the field `dataset` names; None of a task without one."""
+        return None
+
+
+class Drawn(Task):
+    """A task whose examples are drawn, `block_size` at once."""
+
+    block_size: ClassVar[int] = BLOCK
+
+    @abc.abstractmethod
+    def block(self, setting: str, random: np.random.Generator, split: str) -> Examples:
+        """`block_size` examples, drawn."""
+
+    def examples(self, split: str, setting: str, numbers: np.ndarray, seed: int = 0) -> Examples:
+        blocks, places = np.divmod(numbers, self.block_size)
+        found = {int(b): _blocks(self, split, setting, int(b), seed) for b in np.unique(blocks)}
+        return Examples.joined([found[int(b)][places[blocks == b]] for b in np.unique(blocks)]) if len(found) > 1 else (
+            found[int(blocks[0])][places]
+        )  # fmt: skip
+
+
+def classified(inputs: np.ndarray, labels: np.ndarray, ends: np.ndarray | None = None) -> Examples:
+    """inputs [B, T] with labels [B]: the class is asked at the last place, that before `ends` [B] where examples end early."""
+    rows, last = np.arange(len(inputs)), inputs.shape[1] - 1 if ends is None else ends - 1
+    targets, scored = np.zeros(inputs.shape, np.int64), np.zeros(inputs.shape, bool)
+    targets[rows, last], scored[rows, last] = labels, True
+    return Examples(inputs.astype(np.int64), targets, scored, None if ends is None else np.arange(inputs.shape[1]) < ends[:, None])
 
 
 @functools.lru_cache(maxsize=8)
-def _blocks(task: Task, split: str, setting: str, block: int, seed: int) -> Examples:
+def _blocks(task: Drawn, split: str, setting: str, block: int, seed: int) -> Examples:
     numbers = task.block_size * (task.length(setting) + task.vocab_size)
     check_fits(
         32 * numbers, f"data.task: {task.block_size} examples of {task.name} {setting}", "choose shorter ones, or a smaller vocabulary"

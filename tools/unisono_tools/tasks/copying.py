@@ -11,13 +11,13 @@ import dataclasses
 import numpy as np
 from unisono_spec.contract import InputError
 
-from unisono_tools.tasks.base import BLOCK, Examples, Task
+from unisono_tools.tasks.base import BLOCK, Drawn, Examples
 
 START, COPY, END = 0, 1, 2  # ids before those of the letters
 
 
 @dataclasses.dataclass(frozen=True)
-class Copying(Task):
+class Copying(Drawn):
     """Settings are the longest string."""
 
     letters: int = 26

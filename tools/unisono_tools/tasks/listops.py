@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 from unisono_spec.contract import InputError
 
-from unisono_tools.tasks.base import BLOCK, Examples, Task
+from unisono_tools.tasks.base import BLOCK, Drawn, Examples
 
 MIN, MAX, MED, SM = range(10, 14)  # ids of operators, after those of digits; the median is cut to an integer, the sum taken modulo 10
 CLOSE = 14
@@ -22,7 +22,7 @@ SIZES = {"train": 96_000, "validation": 2_000, "test": 2_000}
 
 
 @dataclasses.dataclass(frozen=True)
-class ListOps(Task):
+class ListOps(Drawn):
     """One setting, `lists`."""
 
     max_depth: int = 10

@@ -11,11 +11,11 @@ import dataclasses
 import numpy as np
 from unisono_spec.contract import InputError
 
-from unisono_tools.tasks.base import BLOCK, Examples, Task, chosen, sized
+from unisono_tools.tasks.base import BLOCK, Drawn, Examples, chosen, sized
 
 
 @dataclasses.dataclass(frozen=True)
-class MQAR(Task):
+class MQAR(Drawn):
     """Settings are T x pairs."""
 
     vocabulary: int = 8192

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from unisono_spec.contract import InputError
 
-from unisono_tools.tasks.base import Examples, Task
+from unisono_tools.tasks.base import Drawn, Examples, classified
 
 PADDLES = 14  # of each of the two contours
 RETRIES = 2  # of a paddle that does not fit, before the image is begun anew
@@ -51,7 +51,7 @@ STYLES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Pathfinder(Task):
+class Pathfinder(Drawn):
     """One setting, `images`."""
 
     side: int = 32
@@ -95,13 +95,6 @@ class Pathfinder(Task):
         first = {"train": 0, "validation": 0.8, "test": 0.9}[split]
         chosen = [files[int(first * len(files)) + int(n)] for n in numbers]
         return classified(np.stack([_read(path, self.side) for path, _ in chosen]), np.array([label for _, label in chosen]))
-
-
-def classified(inputs: np.ndarray, labels: np.ndarray) -> Examples:
-    """inputs [B, T] with labels [B]: the class is asked at the last place."""
-    targets, scored = np.zeros(inputs.shape, np.int64), np.zeros(inputs.shape, bool)
-    targets[:, -1], scored[:, -1] = labels, True
-    return Examples(inputs.astype(np.int64), targets, scored)
 
 
 @functools.lru_cache(maxsize=4)

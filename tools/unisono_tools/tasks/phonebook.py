@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from unisono_spec.contract import InputError
 
-from unisono_tools.tasks.base import BLOCK, Examples, Task, chosen
+from unisono_tools.tasks.base import BLOCK, Drawn, Examples, chosen
 
 _FIRST = (
     "Ada Alan Alice Amir Anna Arjun Astrid Aya Ben Bianca Boris Carla Carlos Chen Clara Daniel Dario Diana Elena Elif Emil Emma Erik Eva "
@@ -31,7 +31,7 @@ LINE = max(map(len, FIRST)) + 1 + max(map(len, LAST)) + 2 + DIGITS + 1  # bytes 
 
 
 @dataclasses.dataclass(frozen=True)
-class Phonebook(Task):
+class Phonebook(Drawn):
     """Settings are the number of lines."""
 
     train: tuple[int, ...] = (5, 10, 20)
