@@ -85,7 +85,7 @@ def packed(name: str, parts: dict[str, Part], shape: tuple[int, ...], classes: i
     digest = hashlib.sha256(repr((shape, classes)).encode())
     for split in SPLITS:
         for array in (parts[split].values, parts[split].starts.astype("<i8"), parts[split].labels.astype("<i8")):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
     return Labelled(name, parts, shape, classes, digest.hexdigest())
 
 
