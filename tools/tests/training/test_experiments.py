@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from unisono_spec.contract import InputError, count_params
-from unisono_tools.experiments import drawn, running, tables
+from unisono_spec.contract.files import load_params
+from unisono_spec.contract.infinityformer import InfinityFormerConfig
+from unisono_tools.experiments import drawn, running, scales, tables
+from unisono_tools.train.checkpoint import model_file
 
 
 @pytest.fixture
@@ -87,8 +91,8 @@ def test_a_table_of_tasks_chooses_its_rate_at_the_first(two_tasks, command, tmp_
     assert text["rate"] == copying["rate"] == copying["runs"][0]["lr"] == min(first, key=lambda rate: first[rate])
     assert copying["parameters"] == text["parameters"]
     tests = copying["runs"][0]["tests"]
-    percent = f"{100 * sum(tests.values()) / 2:.1f}"
-    assert f"| {percent} | – | {percent} (of 1 of 2) |" in said
+    each = " / ".join(f"{100 * score:.1f}" for score in tests.values())
+    assert f"| {each} | – | {100 * sum(tests.values()) / 2:.1f} (of 1 of 2) |" in said
     assert "- copying, not run for decay: slow" in said
     assert "- far, not run for printed, decay: too long" in said
     assert not (out / "two.png").exists()
@@ -126,3 +130,33 @@ def test_tables_that_do_not_fit(small, refused, tmp_path):
 def test_spread_shows_seeds():
     assert drawn.spread([2.0], 3) == "2.000"
     assert drawn.spread([2.0, 3.0], 2) == "2.50 (2.00–3.00)"
+
+
+def test_curves_over_epochs_and_the_time_scales_of_a_run(command, text, tmp_path):
+    folder = tmp_path / "epochs"
+    folder.mkdir()
+    (folder / "table.yaml").write_text(
+        f"title: Epochs\nfigure: epochs\nrow:\n  model: infinityformer\n  overrides: {{d_model: 8, n_layers: 2, n_heads: 2, d_ffn: 8}}\n"
+        f"  seeds: [0]\n  rates: [0.01]\n  train: {{epochs: 1, steps: 2, batch_size: 2, seq_len: 8, log_every: 1, "
+        f"data: {{corpus: {text}, order: shuffled, limit: 400, eval_tokens: 64}}}}\n"
+    )
+    (folder / "0-only.yaml").write_text("label: only\n")
+    assert command("experiment", folder, "--out", tmp_path)[0] == 0
+    run = json.loads((tmp_path / "epochs.json").read_text())["rows"][0]["runs"][0]
+    assert run["epochs"] == 1
+    assert [at for at, _ in run["losses"]] == [16 * (i + 1) for i in range(run["steps"])]
+    assert (tmp_path / "epochs.png").exists()
+
+    trained = tmp_path / "epochs" / "0-only-lr-0.01-seed-0"
+    found = scales.measure(trained, "cpu", 64)
+    half = [[round(tokens, 3) for tokens in layer] for layer in found["start"]]
+    assert half == [[round(math.log(0.5) / math.log(1 - forgotten), 3) for forgotten in (0.1, 0.01, 0.001)]] * 2
+    assert found["end"] != found["start"]
+    assert {round(sum(layer), 9) for layer in found["shares"]} == {1.0}
+    config, params = load_params(model_file(trained))
+    assert isinstance(config, InfinityFormerConfig)
+    for reading in range(4):
+        silent = [round(layer[reading], 12) for layer in scales.shares(config, scales.without(config, params, reading))]
+        assert silent == [0, 0]
+    assert len(set(found["lost"])) == 4
+    assert "memory 3" in scales.markdown({"run": {}, **found})

@@ -79,9 +79,10 @@ def by_task(results: Results) -> list[str]:
         rate = next(row["rate"] for row in tasks.values())
         cells = [label, f"{rate:g}" if rate else ""]
         for task, row in tasks.items():
-            scores = _tested(row)
-            bits = _metric(row) == "bits"
-            cells.append(spread([s if bits else 100 * s for s in scores], 3 if bits else 1) or "–")
+            scores, tests = _tested(row), [run["tests"] for run in counted(row) if run.get("tests")]
+            digits, scale = (3, 1) if _metric(row) == "bits" else (1, 100)
+            each = [spread([scale * one[setting] for one in tests], digits) for setting in (tests[0] if tests else {})]
+            cells.append(" / ".join(each) or "–")
             part = next((run for run in counted(row) if run["status"] != "done"), None)
             if part:
                 cells[-1] += f" (at step {part['steps']:,} of {part['of']:,})"
@@ -124,6 +125,8 @@ def _cells(row: dict[str, Any], tests: list[str], several: bool, width: int) -> 
 def draw(results: Results, path: Path) -> Path:
     """Curves of the metric, the mean over seeds with the least and the most as a shade; or what `figure` of the table says."""
     page = results["page"]
+    if page["figure"] == "epochs":
+        return _over_epochs(results, path)
     if page["figure"] == "state":
         return _against_state(results, path)
     lines, metric = {}, "bits"
@@ -139,6 +142,21 @@ def draw(results: Results, path: Path) -> Path:
     text = metric == "bits"
     what = "validation, bits a byte" if text else f"validation {metric}"
     return figures.curves(path, lines, {}, "training tokens" if text else "training examples", what, page["title"])
+
+
+def _over_epochs(results: Results, path: Path) -> Path:
+    """Of the first seed of each row, the minibatches' loss and the validation's, in bits, over the epochs."""
+    with figures.panels(path, 2, 12, 4.8, sharey=True) as panels:
+        for number, row in enumerate(results["rows"]):
+            for run in counted(row)[:1]:
+                scale = run["epochs"] / (run["curve"][-1][0] * run["of"] / run["steps"])
+                for axes, kind in zip(panels, ("losses", "curve"), strict=True):
+                    x, y = zip(*run[kind], strict=True)
+                    axes.plot([at * scale for at in x], y, **figures.look(row["label"], number), markersize=4, label=row["label"])
+        for axes, title in zip(panels, ("training, minibatches", "validation"), strict=True):
+            axes.set(title=title, xlabel="epochs", ylabel="bits a byte")
+        figures.legend_below(panels[0], 4)
+    return path
 
 
 def _against_state(results: Results, path: Path) -> Path:

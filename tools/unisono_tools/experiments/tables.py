@@ -57,7 +57,8 @@ class Row:
 class Table:
     """about: what the page says under the title. order: of the rows on it, as their files' names, or the best first.
 
-    figure: curves over training, or the score on the test split against the bytes of the state, a line for each model; or none.
+    figure: curves over training, of validation alone or by epochs beside the minibatches' loss; the score on the test split against the
+    bytes of the state, a line for each model; or none.
     tasks: the columns of a table that has a line for each model, by what they are called; mean: of which of them a mean is printed.
     """
 
@@ -65,7 +66,7 @@ class Table:
     title: str
     about: str
     order: Literal["rows", "score"]
-    figure: Literal["curves", "state", "none"]
+    figure: Literal["curves", "epochs", "state", "none"]
     rows: dict[str, Row]
     tasks: dict[str, str] = dataclasses.field(default_factory=dict)
     mean: dict[str, list[str]] = dataclasses.field(default_factory=dict)
@@ -76,7 +77,7 @@ class _File:
     title: str
     about: str = ""
     order: Literal["rows", "score"] = "rows"
-    figure: Literal["curves", "state", "none"] = "curves"
+    figure: Literal["curves", "epochs", "state", "none"] = "curves"
     tasks: dict[str, Any] = dataclasses.field(default_factory=dict)
     mean: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     row: dict[str, Any] = dataclasses.field(default_factory=dict)

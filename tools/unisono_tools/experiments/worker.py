@@ -30,6 +30,7 @@ from unisono_tools.train.logs import NAME as LOG
 from unisono_tools.train.logs import read as read_log
 from unisono_tools.train.task_datamodule import evaluate_task
 
+LOSSES = 60  # of a run's minibatches that are kept, in bits a target
 EXAMPLES = 1000  # of each setting of a task that has no end, on the test split
 
 
@@ -51,7 +52,10 @@ def work(train: TrainConfig, console: Console | None = None, alone: bool = False
     speeds = [row["rate"] for row in rows if row.get("rate")]
     curve = [[row["step"] * unit, row[metric]] for row in rows if metric in row]
     scores = [value for _, value in curve]
+    trained = [[row["step"] * unit, row["loss"] / math.log(2)] for row in rows if "loss" in row]
     return found | {
+        "epochs": train.epochs,
+        "losses": trained[:: max(1, len(trained) // LOSSES)],
         "parameters": count_params(config),
         "metric": metric.removeprefix("validation_"),
         "curve": curve,

@@ -1,0 +1,112 @@
+"""LAT at its readme's configuration: `python -m unisono_tools.bench.lat --device cpu --output docs/results/lat-cpu`, or on a GPU.
+
+Six layers of 512, heads of 64, GPT-2's vocabulary (the preset lat-base). Tokens a second of reading, of a training step and of generating,
+and the memory that one sequence more takes in training, which the readme gives as 2.1 GB with no length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import unisono_torch
+from torch.nn import functional as F
+from unisono_spec.contract import preset
+
+from unisono_tools.bench.measure import peak_bytes
+from unisono_tools.bench.report import about
+
+CONFIG = preset("lat-base")
+LENGTHS = (1024, 2048)
+Row = dict[str, Any]
+
+
+def measure(device: str, dtype: str, repeats: int) -> list[Row]:
+    """Rows with tokens_a_second (the median) or bytes a sequence."""
+    model: Any = unisono_torch.create(CONFIG, dtype=dtype, device=device)
+    tokens = torch.randint(0, CONFIG.vocab_size, (8, max(LENGTHS) + 1), generator=torch.Generator().manual_seed(0)).to(device)
+
+    def train(batch: int, length: int) -> None:
+        logits, _ = model(tokens[:batch, :length])
+        F.cross_entropy(logits.flatten(0, 1).float(), tokens[:batch, 1 : length + 1].flatten()).backward()
+        model.zero_grad()
+
+    def read() -> None:
+        with torch.no_grad():
+            model(tokens[:1, : LENGTHS[0]])
+
+    def write() -> None:
+        state = model.init_state(1)
+        with torch.no_grad():
+            for t in range(32):
+                _, state = model.step(tokens[:1, t], state)
+
+    rows: list[Row] = []
+    for what, call, number in (
+        ("reading 1,024", read, 1024),
+        ("training step of 1,024", lambda: train(1, 1024), 1024),
+        ("generating", write, 32),
+    ):
+        rows.append({"what": what, "dtype": dtype, "tokens_a_second": number / _seconds(call, device, repeats)})
+    if device != "cpu":
+        for length in LENGTHS:
+            two, eight = (peak_bytes(lambda n=n, t=length: train(n, t), device) for n in (2, 8))
+            rows.append({"what": f"a sequence of {length:,} in training", "dtype": dtype, "bytes": ((eight or 0) - (two or 0)) / 6})
+    return rows
+
+
+def _seconds(call: Callable[[], object], device: str, repeats: int) -> float:
+    call()
+    times = []
+    for _ in range(repeats):
+        if device != "cpu":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def markdown(content: dict[str, Any]) -> str:
+    lines = ["# LAT at its readme's configuration", "", *(f"- {name}: {value}" for name, value in content["run"].items()), ""]
+    lines += ["lat-base: 6 layers of 512, heads of 64, vocabulary 50,257; one sequence at a time.", ""]
+    lines += ["| what | dtype | tokens/s | GB |", "|---" * 4 + "|"]
+    for row in content["rows"]:
+        speed = f"{row['tokens_a_second']:,.0f}" if "tokens_a_second" in row else ""
+        size = f"{row['bytes'] / 1e9:.2f}" if "bytes" in row else ""
+        lines.append(f"| {row['what']} | {row['dtype']} | {speed} | {size} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.lat", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="where to write, without extension: .json and .md are added")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    rows = [row for dtype in options.dtypes for row in measure(options.device, dtype, options.repeats)]
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} thread{'s' * (options.threads > 1)}"
+    command = f"python -m unisono_tools.bench.lat --device {options.device} --threads {options.threads} --dtypes {' '.join(options.dtypes)}"
+    content = {"run": about(command, where, "torch"), "rows": rows}
+    print(markdown(content))
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        options.output.with_suffix(".md").write_text(markdown(content), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
