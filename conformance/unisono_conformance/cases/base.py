@@ -251,6 +251,10 @@ class OpCase(Case):
         """Inputs on which the op yields the sum of the absolute values of its terms."""
         raise NotImplementedError
 
+    def absolute(self, setting: dict[str, Any], inputs: Inputs, form: str) -> Output:
+        """The sums of the absolute values of the terms of each output and state."""
+        return self.reference(setting, self.terms(inputs), form)
+
     def steepest(self, inputs: Inputs) -> Inputs:
         """Inputs on which the Jacobian of `steep` bounds, up to a factor of two, the terms of the op's gradients."""
         raise NotImplementedError

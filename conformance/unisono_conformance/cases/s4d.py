@@ -10,6 +10,7 @@ from unisono_spec.contract.s4d import S4DConfig
 from unisono_spec.ops import diagonal_ssm
 
 from unisono_conformance.cases.base import ModelCase
+from unisono_conformance.cases.diagonal_ssm import DiagonalSSM
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.inputs import Arrays
 from unisono_conformance.cases.pairwise import pairwise
@@ -69,4 +70,4 @@ FIELDS = {
     "n_layers": (1, 2),
 }
 
-CASES = (S4D(),)
+CASES = (DiagonalSSM(), S4D())

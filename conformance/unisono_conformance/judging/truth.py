@@ -100,7 +100,7 @@ def _form(inputs: Inputs) -> str:
 
 def _expected_op(case: OpCase, setting: Any, inputs: Inputs, dtype: str) -> Expected:
     o, last = case.reference(setting, inputs, _form(inputs))
-    o_terms, last_terms = case.reference(setting, case.terms(inputs), _form(inputs))
+    o_terms, last_terms = case.absolute(setting, inputs, _form(inputs))
     factor = numerics.formula(dtype, inputs.length)
     return (o, factor * o_terms), {name: (a, factor * last_terms[name]) for name, a in last.items()}
 
