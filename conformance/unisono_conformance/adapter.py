@@ -172,7 +172,8 @@ class Adapter(Protocol):
     ) -> tuple[np.ndarray, OpState]:
         """Call `form` of op `name` with its own argument names: arrays (x, s, initial_state or state, reset, valid), settings.
 
-        Arrays called `initial_state.S`, `initial_state.z` are the parts of one argument, a tuple: see `grouped`.
+        Arrays called `initial_state.S`, `initial_state.z` are the parts of one argument, a tuple, and `p.hidden.weight` is a parameter of
+        the mapping `p`: see `grouped`. "parallel" of `mom_gru` is what rooms call `hoisted`.
         Returns (o, final_state). The compute dtype is that of x, or q, k and v; s and states are float32, or float64 when x is.
         """
         ...
@@ -212,11 +213,14 @@ class Target:
 
 
 def grouped(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by name, in which all that are called `name.part` are one tuple, in their order."""
+    """Arguments by name, in which all that are called `name.part` are one tuple, in their order, and all `p.name` a cell's parameters."""
     out: dict[str, Any] = {}
     for name, a in arrays.items():
         whole, _, part = name.partition(".")
-        out[whole] = (*out.get(whole, ()), a) if part else a
+        if whole == "p":
+            out.setdefault(whole, {})[part] = a
+        else:
+            out[whole] = (*out.get(whole, ()), a) if part else a
     return out
 
 

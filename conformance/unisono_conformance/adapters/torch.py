@@ -120,7 +120,9 @@ class Adapter:
 
 def _call(name: str, form: str, tensors: dict[str, torch.Tensor], settings: Mapping[str, Any], implementation: str) -> Any:
     more = {"implementation": implementation} if form == "parallel" else {}
-    return getattr(importlib.import_module(f"unisono_torch.ops.{name}"), form)(**grouped(tensors), **settings, **more)
+    op = importlib.import_module(f"unisono_torch.ops.{name}")
+    call = op.hoisted if form == "parallel" and hasattr(op, "hoisted") else getattr(op, form)
+    return call(**grouped(tensors), **settings, **more)
 
 
 def _gradients(outputs: list[torch.Tensor], cotangents: list[torch.Tensor], leaves: dict[str, torch.Tensor]) -> Arrays:

@@ -49,6 +49,8 @@ class Case:
     long_in_each_dtype = False
     # whether P1, P7 and P15 judge every dtype with every form, P12 every default config, and each config of a model is a vector
     in_full = False
+    # whether budgets are those of realisations, which rounding is asked for, and how often each value that they hand on is rounded
+    realised, roundings = True, 1.0
     # whether every form is a loop over time, in the spec too: P10 is shorter then
     loops: bool = False
 
@@ -195,7 +197,7 @@ class OpCase(Case):
     """One op. Its arrays are its own arguments, [B, T, …]; those that all tokens share are its params; the state is `initial_state`, or its
     parts `initial_state.name`."""
 
-    level, subject = "op", OpSubject
+    level, subject, realised = "op", OpSubject, False
     op: str
     module: Any  # the spec's
     for_kernels = False  # judged by itself only where it may have a kernel; elsewhere inside its models

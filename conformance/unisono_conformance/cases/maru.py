@@ -13,6 +13,7 @@ from unisono_spec.ops import selective_scan
 from unisono_conformance.cases.base import Law, ModelCase
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.inputs import Arrays, Inputs
+from unisono_conformance.cases.mom_gru import MoMGRU
 from unisono_conformance.cases.pairwise import pairwise
 from unisono_conformance.cases.selective_scan import nearly_kept
 
@@ -131,4 +132,4 @@ def _bend(regime: str, name: str, p: np.ndarray) -> np.ndarray:
     return p
 
 
-CASES = (MARU(),)
+CASES = (MoMGRU(), MARU())

@@ -34,7 +34,11 @@ def expected(case: Case, setting: Any, inputs: Inputs, dtype: str) -> Expected:
     """y* and budget for outputs and final state, on inputs as the implementation gets them."""
 
     def answer() -> Arrays:
-        o, state = _expected_op(case, setting, inputs, dtype) if isinstance(case, OpCase) else _expected_model(case, setting, inputs, dtype)
+        if case.realised:  # an op rounds nothing to a dtype narrower than its state's
+            o, state = _realised(case, setting, inputs, state_dtype(dtype) if isinstance(case, OpCase) else dtype)
+        else:
+            assert isinstance(case, OpCase)
+            o, state = _expected_op(case, setting, inputs, dtype)
         named = {"o": o, **{f"state {name}": pair for name, pair in state.items()}}
         return {f"{what} {name}": a for name, pair in named.items() for what, a in zip(("truth", "budget"), pair, strict=True)}
 
@@ -105,12 +109,14 @@ def _expected_op(case: OpCase, setting: Any, inputs: Inputs, dtype: str) -> Expe
     return (o, factor * o_terms), {name: (a, factor * last_terms[name]) for name, a in last.items()}
 
 
-def _expected_model(case: Case, setting: Any, inputs: Inputs, dtype: str) -> Expected:
+def _realised(case: Case, setting: Any, inputs: Inputs, dtype: str) -> Expected:
     o, last = case.reference(setting, inputs, _form(inputs))
     near = _rounded_inputs(inputs, dtype)
     centre, centre_last = (o, last) if near is inputs else case.reference(setting, near, _form(inputs))
     copies = numerics.realisations(inputs.length)
-    y, y_last = case.reference(setting, stack([near] * copies), _form(inputs), "float32", numerics.perturbation(dtype))
+    y, y_last = case.reference(
+        setting, stack([near] * copies), _form(inputs), "float32", numerics.perturbation(dtype, roundings=case.roundings)
+    )
 
     moves = [near.replace(params=p) for p in numerics.moved(near.params, inputs.length)]
     moved = [case.reference(setting, move, _form(inputs), rounded=unrounded) for move in moves]
@@ -163,26 +169,35 @@ def _slope(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Derivatives along the directions of one group, [n], and their budget."""
     true = _along(case, setting, inputs, do, dstate, kind, directions, "float64", None)
-    if isinstance(case, OpCase):
+    narrow = isinstance(case, OpCase) and any(name in case.narrow for name in directions)
+    if isinstance(case, OpCase) and not case.realised:
         steep, weights = case.steepest(inputs), (np.abs(do), _absolute(dstate))
         sizes = {name: np.abs(v) for name, v in directions.items()}
         flat = _along(case, setting, steep, *weights, kind, sizes, "float64", None, ask=case.steep)
-        narrow = any(name in case.narrow for name in directions)
         lost = numerics.TINY[dtype if narrow else state_dtype(dtype)] * sum(v.reshape(len(v), -1).sum(1) for v in sizes.values())
         summed = inputs.length * (inputs.batch if kind == "params" else 1)
         return true, numerics.formula(dtype, summed, int(narrow), gradient=True) * np.abs(flat) + lost
+    handed = dtype
+    dtype = state_dtype(dtype) if isinstance(case, OpCase) else dtype
     near = _rounded_inputs(inputs, dtype)
     centre = true if near is inputs else _along(case, setting, near, do, dstate, kind, directions, "float64", None)
     # the coordinates of one array have a budget in common: those of a large one are realisations enough
     number = len(next(iter(directions.values())))
     copies = -(-numerics.realisations(inputs.length) // max(number, 1)) if by == "coordinate" else numerics.realisations(inputs.length)
-    found = _along(case, setting, near, do, dstate, kind, directions, "float32", numerics.perturbation(dtype), copies)
+    found = _along(
+        case, setting, near, do, dstate, kind, directions, "float32", numerics.perturbation(dtype, roundings=case.roundings), copies
+    )
     moved = [
         _along(case, setting, near.replace(params=p), do, dstate, kind, directions, "float64", unrounded)
         for p in numerics.moved(near.params, inputs.length)
     ]
     errors = np.concatenate([found, moved]) - centre
     budget = numerics.row_budget(true, errors, dtype, inputs.length * inputs.batch, gradient=True)
+    if narrow and handed != dtype:  # each element of the gradient is rounded once more
+        each = {n: _directions(v.shape[1:], None) for n, v in directions.items()}
+        slopes = _along(case, setting, inputs, do, dstate, kind, each, "float64", None)
+        sizes = np.concatenate([v.reshape(len(v), -1) for v in directions.values()], 1)
+        budget = budget + numerics.GRADIENT * numerics.C1 * numerics.U[handed] * np.abs(sizes * slopes).sum(1)
     return true, np.broadcast_to(budget, true.shape)
 
 
