@@ -2,7 +2,8 @@
 
 python -m unisono_tools.bench.decode --output docs/results/decode-h100      # writes .json and .md
 
-Contexts are set, not read: states are zeros, at the position that so many tokens would have left. A token is greedy.
+Contexts are set, not read: states are zeros, at the position that so many tokens would have left. A token is greedy. Beside each model a
+Transformer with as many parameters (`unisono match`), by the same kind of graph.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from typing import Any
 
 import torch
 import unisono_torch
-from unisono_spec.contract import preset
+from unisono_spec.contract import Config, count_params, preset
 from unisono_torch.decoding import Decoder
 
 from unisono_tools.bench import report
+from unisono_tools.experiments.match import nearest
 
 MODELS = ("lat-base", "transformer-base", "mamba-130m", "s4d-base", "cram-paper", "infinityformer-base", "maru", "based")
 CONTEXTS = (1 << 10, 1 << 15, 1 << 17, 1 << 20)
 LARGE, LARGE_CONTEXTS = 256, (1 << 10, 1 << 15)
 ROOM = 1024  # tokens that a cache holds beyond its context
-MOST_BEFORE = 1 << 17  # tokens of context that steps one by one are timed at
 MEMORY = 60e9  # bytes of state, at most
+BASE = "transformer-base"
+Row = dict[str, Any]
 
 
 def state_at(model: Any, batch: int, context: int) -> dict[str, torch.Tensor]:
@@ -64,9 +67,17 @@ def graph_us(decoder: Decoder, steps: int) -> float:
     return statistics.median(times)
 
 
-def measure(name: str, batch: int, context: int, before: bool) -> dict[str, Any]:
-    model: Any = unisono_torch.create(preset(name), seed=0, dtype="bfloat16", param_dtype="bfloat16", device="cuda")
-    row: dict[str, Any] = {"model": name, "batch": batch, "context": context}
+def twin(config: Config) -> tuple[str, Config]:
+    """The Transformer of its size, by name."""
+    count, base = count_params(config), preset(BASE)
+    if count == count_params(base):
+        return BASE, base
+    return f"transformer of {count / 1e6:.0f}M", nearest("transformer", count, config.vocab_size)
+
+
+def measure(name: str, config: Config, batch: int, context: int, before: bool) -> Row:
+    model: Any = unisono_torch.create(config, seed=0, dtype="bfloat16", param_dtype="bfloat16", device="cuda")
+    row: Row = {"model": name, "parameters": count_params(config), "batch": batch, "context": context}
     with torch.no_grad():
         numbers = sum(math.prod(s.shape) for s in model.config.states(context + ROOM).values())
         if 4 * batch * numbers > MEMORY:
@@ -88,21 +99,21 @@ def markdown(result: dict[str, Any]) -> str:
     lines = ["# Decoding on a GPU", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
     lines += [
         "- bfloat16, parameters too; microseconds a token of the whole batch, the choice of its id included; step: `Model.step` and a",
-        "  choice on the host; graph: what `generate` replays. Contexts are set, not read.",
+        "  choice on the host; graph: what `generate` replays. Contexts are set, not read. Ratios: to a Transformer of as many parameters.",
         "",
-        "| model | batch | context | step µs | graph µs | × transformer-base |",
-        "|---|---|---|---|---|---|",
+        "| model | parameters | batch | context | step µs | graph µs | × its Transformer |",
+        "|---|---|---|---|---|---|---|",
     ]
-    ours = [row for row in result["rows"] if row["model"] == "transformer-base" and "graph_us" in row]
-    base = {(row["batch"], row["context"]): row["graph_us"] for row in ours}
+    found = {(row["model"], row["batch"], row["context"]): row.get("graph_us") for row in result["rows"]}
     for row in result["rows"]:
+        start = f"| {row['model']} | {row['parameters'] / 1e6:.1f}M | {row['batch']} | {row['context']:,} |"
         if "graph_us" not in row:
-            lines.append(f"| {row['model']} | {row['batch']} | {row['context']:,} | – | {row['note']} | |")
+            lines.append(f"{start} – | {row['note']} | |")
             continue
         step = f"{row['step_us']:,.0f}" if "step_us" in row else "–"
-        ratio = base.get((row["batch"], row["context"]))
-        ratio = f"{ratio / row['graph_us']:.2f}" if ratio else "–"
-        lines.append(f"| {row['model']} | {row['batch']} | {row['context']:,} | {step} | {row['graph_us']:,.0f} | {ratio} |")
+        base = found.get((row.get("twin"), row["batch"], row["context"]))
+        ratio = f"{base / row['graph_us']:.2f}" if base else "–"
+        lines.append(f"{start} {step} | {row['graph_us']:,.0f} | {ratio} |")
     return "\n".join(lines) + "\n"
 
 
@@ -118,11 +129,17 @@ def main(argv: list[str] | None = None) -> int:
     result: dict[str, Any] = {"run": report.about(command, torch.cuda.get_device_name(), "unisono", "torch", "triton"), "rows": []}
     points = [(1, context) for context in (CONTEXTS[:: len(CONTEXTS) - 1] if options.quick else CONTEXTS)]
     points += [] if options.quick else [(LARGE, context) for context in LARGE_CONTEXTS]
-    for name in options.models:
+    configs: dict[str, Config] = {}
+    twins: dict[str, str] = {}
+    for name in options.models:  # each beside its own Transformer, so that a run cut short says something
+        configs[name] = preset(name)
+        twins[name], beside = twin(configs[name])
+        configs.setdefault(twins[name], beside)
+    for name, config in configs.items():
         for batch, context in points:
-            grows = name == "transformer-base"  # the others' steps cost the same at any context
-            before = not options.quick and batch == 1 and context <= MOST_BEFORE and (grows or context == CONTEXTS[0])
-            result["rows"].append(measure(name, batch, context, before))
+            before = not options.quick and name in options.models and (batch, context) == (1, CONTEXTS[0])
+            row = measure(name, config, batch, context, before)
+            result["rows"].append({**row, **({"twin": twins[name]} if name in twins else {})})
             torch.cuda.empty_cache()
             print(result["rows"][-1], flush=True)
             if options.output:
