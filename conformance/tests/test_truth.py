@@ -37,7 +37,7 @@ def test_what_is_kept_is_what_was_said(tmp_path, monkeypatch):
         for name, (moves, true, limit) in truth.slopes(*asked()[:3], *cotangents, "float32", "map").items():
             assert [a.tobytes() for a in (true, limit)] == [a.tobytes() for a in slopes[name][1:]]
             assert all((v == slopes[name][0][array]).all() for array, v in moves.items())
-        monkeypatch.setattr(truth, "_expected_model", None)
+        monkeypatch.setattr(truth, "_realised", None)
         monkeypatch.setattr(truth, "_slope", None)
 
 

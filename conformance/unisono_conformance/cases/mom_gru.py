@@ -41,7 +41,7 @@ class MoMGRU(OpCase):
     states = ("initial_state.h", "initial_state.M")
 
     def config(self, draw: Draw) -> MARUConfig:
-        more = {"erase": "separate", "router": "gumbel", "n_banks": 2} if draw.variant == "separate" else {"n_banks": 3}
+        more: dict[str, Any] = {"erase": "separate", "router": "gumbel", "n_banks": 2} if draw.variant == "separate" else {"n_banks": 3}
         return MARUConfig(**SMALL, **more)
 
     def inputs(self, draw: Draw, dtype: str) -> Inputs:
@@ -76,17 +76,17 @@ class MoMGRU(OpCase):
             return a if a.dtype.kind == "c" else a.astype(DTYPES[dtype])
 
         p = {name.removeprefix("p."): wide(a) for name, a in inputs.params.items()}
-        x, state = wide(inputs.arrays["x"]), tuple(wide(inputs.state[name]) for name in self.states)
+        x, (h, M) = wide(inputs.arrays["x"]), (wide(inputs.state[name]) for name in self.states)
         x = x if rounded is None else rounded(x)
         noise = wide(inputs.arrays["noise"]) if "noise" in inputs.arrays else None
-        marks, out = (inputs.reset, inputs.valid, noise), []
-        with np.errstate(invalid="ignore"):
+        out = []
+        with np.errstate(invalid="ignore"):  # NaN where a token is not valid
             for t in range(inputs.length):
-                h, state = mom_gru.step(x[:, t], p, state, *(None if m is None else m[:, t] for m in marks), **setting)
-                if rounded is not None:
-                    state = h, _ = tuple(map(rounded, state))
+                reset, valid, drawn = (None if m is None else m[:, t] for m in (inputs.reset, inputs.valid, noise))
+                _, (h, M) = mom_gru.step(x[:, t], p, (h, M), reset, valid, drawn, **setting)
+                h, M = (h, M) if rounded is None else (rounded(h), rounded(M))
                 out.append(h)
-        return np.stack(out, 1), dict(zip(self.states, state, strict=True))
+        return np.stack(out, 1), dict(zip(self.states, (h, M), strict=True))
 
     def reach(self, setting: dict, dtype: str, state: str) -> int | None:
         return None
