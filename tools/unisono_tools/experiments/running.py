@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import os
 import subprocess
 import sys
 import time
@@ -17,12 +16,12 @@ from unisono_spec.contract import InputError, config_to_dict, count_params
 from unisono_spec.contract.files import write_bytes
 from unisono_spec.contract.plain import read_json
 
-import unisono_tools
 from unisono_tools.backends import backend
 from unisono_tools.bench.report import about
 from unisono_tools.config import TrainConfig, default_backend, dump
 from unisono_tools.experiments import tables
 from unisono_tools.experiments.tables import Table
+from unisono_tools.experiments.worker import commit
 from unisono_tools.experiments.worker import main as work
 
 RESULT = "result.json"
@@ -43,10 +42,14 @@ def run(
     """
     out.mkdir(parents=True, exist_ok=True)
     path, deadline = path_of(table, out), time.monotonic() + 60 * minutes if minutes else float("inf")
-    header = {"table": table.name, "page": tables.page(table), "quick": quick, "about": _about(command, options)}
+    header = {"table": table.name, "page": tables.page(table), "quick": quick}
+    about = _about(command, options)
 
     def write() -> None:
-        write_bytes(path, json.dumps({**header, "rows": [_row(table, name, out, options) for name in table.rows]}, indent=1).encode())
+        rows = [_row(table, name, out, options) for name in table.rows]
+        commits = dict.fromkeys(run["commit"] for row in rows for run in row["runs"] if run.get("commit"))
+        said = {**about, "commit": ", ".join(commits) or commit()}
+        write_bytes(path, json.dumps({**header, "about": said, "rows": rows}, indent=1).encode())
 
     def phase(runs: list[TrainConfig]) -> None:
         for done in _pool([run for run in runs if _result(run).get("status") != "done"], jobs, deadline):
@@ -139,19 +142,7 @@ def _row(table: Table, name: str, out: Path, options: dict[str, Any]) -> dict[st
 
 def _about(command: str, options: dict[str, Any]) -> dict[str, str]:
     device = backend(options.get("backend") or default_backend()).device_name(options.get("device"))
-    return {**about(command, device, *PACKAGES), "commit": _commit()}
-
-
-def _commit() -> str:
-    """Of the checkout that these files lie in; $GIT_COMMIT where they lie in none."""
-    if given := os.environ.get("GIT_COMMIT"):
-        return given
-    place = Path(unisono_tools.__file__).parent
-    try:
-        said = subprocess.run(["git", "-C", str(place), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return said.stdout.strip()
+    return about(command, device, *PACKAGES)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +20,7 @@ from rich.console import Console
 from unisono_spec.contract import InputError, count_params
 from unisono_spec.contract.files import write_bytes
 
+import unisono_tools
 from unisono_tools.backends import backend, open_reader
 from unisono_tools.config import TrainConfig, default_backend, from_dict
 from unisono_tools.evaluation import evaluate
@@ -31,13 +34,13 @@ from unisono_tools.train.logs import read as read_log
 from unisono_tools.train.task_datamodule import evaluate_task
 
 LOSSES = 60  # of a run's minibatches that are kept, in bits a target
-EXAMPLES = 1000  # of each setting of a task that has no end, on the test split
+EXAMPLES = 1000  # of each setting of a task, on the test split, and at most eight times those of an evaluation
 
 
 def work(train: TrainConfig, console: Console | None = None, alone: bool = False) -> dict[str, Any]:
     """What a table keeps of a run. status: "done", or why it ended early. alone: in this process, whose memory is then told."""
     console = console or Console(stderr=True, quiet=True)
-    found: dict[str, Any] = {"seed": train.seed, "lr": train.optimizer.lr, "steps": 0, "of": train.steps}
+    found: dict[str, Any] = {"seed": train.seed, "lr": train.optimizer.lr, "steps": 0, "of": train.steps, "commit": commit()}
     start = time.monotonic()
     try:
         result = run(train, console=console)
@@ -74,11 +77,23 @@ def _tested(train: TrainConfig, folder: Path) -> dict[str, float]:
         text = load(train.data).corpora[0]
         return {"bits": evaluate(reader, text.split("test"), train.data.eval_tokens, train.data.eval_window or 0).bits}
     task = open_task(train.data.task, train.data.task_options)
-    out = {}
+    out, most = {}, min(EXAMPLES, 8 * train.data.eval_examples)
     for setting in task.settings("test"):
         size = task.size("test", setting)
-        out[setting] = evaluate_task(reader, task, "test", setting, EXAMPLES if size is None else min(size, EXAMPLES)).score
+        out[setting] = evaluate_task(reader, task, "test", setting, most if size is None else min(size, most)).score
     return out
+
+
+def commit() -> str:
+    """Of the checkout that these files lie in; $GIT_COMMIT where they lie in none."""
+    if given := os.environ.get("GIT_COMMIT"):
+        return given
+    place = Path(unisono_tools.__file__).parent
+    try:
+        said = subprocess.run(["git", "-C", str(place), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return said.stdout.strip()
 
 
 def main(argv: list[str], alone: bool = False) -> int:
