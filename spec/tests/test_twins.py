@@ -31,7 +31,8 @@ LISTS = (  # which name its config or one of its presets
     "tools/unisono_tools/experiments/match.py",
     "tools/tests/handover/relay.py",
 )
-KEYED = ("spec/tests/test_architectures.py", "impl_torch/unisono_torch/hf/configuration.py")  # by its own name
+KEYED = ("spec/tests/test_architectures.py",)  # by its own name
+HF = "impl_torch/unisono_torch/hf"
 OPS = [path.stem for path in sorted((ROOT / "spec/unisono_spec/ops").glob("*.py")) if "\ndef step(" in path.read_text("utf-8")]
 
 
@@ -39,6 +40,18 @@ def read(name: str) -> str:
     """A file, or all modules of a folder."""
     paths = sorted((ROOT / name).glob("*.py")) if name.endswith("/") else [ROOT / name]
     return "\n".join(path.read_text("utf-8") for path in paths)
+
+
+def behind_transformers(arch: str) -> list[str]:
+    """What an architecture lacks there: a configuration, a class of it, and that class among those that are tested."""
+    config = re.search(rf'class (\w+)\(UnisonoConfig\):\n.+\n    arch: ClassVar\[str\] = "{arch}"', read(f"{HF}/configuration.py"))
+    if config is None:
+        return [f"{HF}/configuration.py: {arch}"]
+    made = re.search(rf'class (\w+)\(\w+\):\n    """.+"""\n\n    config_class = {config[1]}\n', read(f"{HF}/modeling.py"))
+    if made is None:
+        return [f"{HF}/modeling.py: a class of {config[1]}"]
+    places = (f"{HF}/__init__.py", "impl_torch/tests/hf/test_models.py")
+    return [f"{name}: {made[1]}" for name in places if not re.search(rf"\b{made[1]}\b", read(name))]
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -49,6 +62,7 @@ def test_architecture(arch: str) -> None:
     known = (contract.CONFIG.__name__, *(f'"{name}"' for name in contract.PRESETS))
     missing += [f"{name}: {arch}" for name in LISTS if not any(word in read(name) for word in known)]
     missing += [f"{name}: {arch}" for name in KEYED if f'"{arch}"' not in read(name)]
+    missing += behind_transformers(arch)
     pages = {path.name: path.read_text("utf-8") for path in (ROOT / "docs/architectures").glob("*.md")}
     mine = [name for name, text in pages.items() if f"unisono_spec/models/{arch}.py)" in text]
     missing += [] if mine else [f"docs/architectures: a page that links the sources of {arch}"]

@@ -16,12 +16,22 @@ from unisono_conformance.cases.inputs import Arrays
 from unisono_conformance.cases.pairwise import pairwise
 from unisono_conformance.judging import numerics
 
+DRAWS = 8  # of the error of e^{ΔA}: that many parts of a batch of realisations have one each
+
 
 def nearly_turned(op: Callable[..., Any]) -> Callable[..., Any]:
-    """e^{ΔA} errs by its own last digits however near 1 it is, at every token alike: e^{ΔA} (1 + δ) is e^{ΔA + δ}."""
+    """e^{ΔA} errs by its own last digits however near 1 it is, at every token alike: e^{ΔA} (1 + δ) is e^{ΔA + δ}. A has no rows, which
+    realisations are: parts of the batch are read one after another, each with a δ of its own."""
 
-    def run(u: np.ndarray, dt: np.ndarray, A: np.ndarray, *more: Any) -> Any:
-        return op(u, dt, (A + numerics.alike(A, numerics.ELEMENTARY) / dt[:, None, None]).astype(np.result_type(A, dt)), *more)
+    def run(u: np.ndarray, dt: np.ndarray, A: np.ndarray, C: np.ndarray, D: np.ndarray, state: np.ndarray, *more: Any) -> Any:
+        parts = np.array_split(np.arange(len(u)), min(DRAWS, max(len(u), 1)))
+        errors = numerics.alike(np.broadcast_to(A, (len(parts), *A.shape)), numerics.ELEMENTARY) / dt[:, None, None]
+        read = []
+        for rows, error in zip(parts, errors, strict=True):
+            marks = (a[rows] if isinstance(a, np.ndarray) else a for a in more)
+            read.append(op(u[rows], dt, (A + error).astype(np.result_type(A, dt)), C, D, state[rows], *marks))
+        o, last = zip(*read, strict=True)
+        return np.concatenate(o), np.concatenate(last)
 
     return run
 
