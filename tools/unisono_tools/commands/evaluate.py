@@ -100,7 +100,8 @@ def _task_score(reader: Reader, path: Path, task: Task, split: str, limit: int) 
     for setting in task.settings(split):
         number = limit or (EXAMPLES if task.size(split, setting) is None else 0)
         found = evaluate_task(reader, task, split, setting, number)
-        said = f"{task.metric} {found.score:.6f}, {found.loss / math.log(2):.6f} bits a target, {found.examples:,} examples"
+        metric = f"{task.metric} {found.score:.6f}, " if task.metric else ""
+        said = f"{metric}{found.bits:.6f} bits a target, {found.examples:,} examples"
         print(f"{setting:<16} {said}")
     return 0
 

@@ -10,7 +10,6 @@ from rich.console import Console
 from unisono_spec.contract import InputError
 
 from unisono_tools.commands.arguments import call
-from unisono_tools.data import labelled
 from unisono_tools.tasks import names, open_task
 from unisono_tools.tasks.base import SPLITS, Task
 
@@ -44,22 +43,20 @@ def run(
     if examples < 0:
         raise InputError(f"examples: {examples}; use a positive number, or 0 for the default")
     task = open_task(name, task_options)
-    console.print(f"{name} ({task.source}), judged by {task.metric}, {task.vocab_size} ids")
+    shown = f"frames of {task.frame_size}" if task.frame_size else f"{task.vocab_size} ids"
+    console.print(f"{name} ({task.source}), judged by {task.metric or 'bits a target'}, {shown}")
     for part in SPLITS:
         for setting in task.settings(part):
             size = task.size(part, setting)
             many = "without end" if size is None else f"{size:,} examples"
-            console.print(f"{part:<12} {setting:<12} {task.length(setting):>8,} tokens  {many}")
+            console.print(f"{part:<12} {setting:<12} {task.length(setting):>8,} {'frames' if task.frame_size else 'tokens'}  {many}")
     if baselines:
         for setting, found in task.baselines(split, examples or (ALL if _finite(task, split) else EXAMPLES)).items():
             for what, score in found.items():
                 console.print(f"{split:<12} {setting:<12} {what:<20} {score:.4f}")
     if write is not None:
         path = Path(write).expanduser()
-        dataset = getattr(task, "data", None)
-        if not isinstance(dataset, labelled.Labelled):
-            raise InputError(f"write: {name} has no data set; its examples are drawn wherever they are needed")
-        labelled.write(dataset.first(examples) if examples else dataset, path)
+        task.write(path, examples)
         console.print(f"written: {path}, {path.stat().st_size:,} bytes")
     return 0
 

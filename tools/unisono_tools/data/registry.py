@@ -104,6 +104,15 @@ SETS = {
         "labelled",
         "70,000 grey pictures of 28 × 28 in 10 classes",
     ),
+    "mouse-2p": FetchedSet(
+        "pypi",
+        "optinist",
+        "2.4.1",
+        {"tutorial/input/sample_mouse2p_image.tiff": "4859210d5f7f323d4af3470432097dec7b91776a83adae47833525a20f5568b5"},
+        "GPL",
+        "frames",
+        "2,000 frames of 128 × 128, two-photon microscopy of a mouse's cortex; the package has 104 MB",
+    ),
 }
 
 

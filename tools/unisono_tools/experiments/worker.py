@@ -50,7 +50,8 @@ def work(train: TrainConfig, console: Console | None = None, alone: bool = False
     except (InputError, RuntimeError) as error:  # of memory, too: the other rows go on
         found["status"] = f"failed: {' '.join(str(error).split())[:200]}"
     rows, config = read_log(train.folder / LOG), train.model.config()
-    metric = f"validation_{open_task(train.data.task, train.data.task_options).metric}" if train.data.task else "validation_bits"
+    scored = open_task(train.data.task, train.data.task_options).metric if train.data.task else None
+    metric = f"validation_{scored or 'bits'}"
     unit = train.batch_size * (1 if train.data.task else train.seq_len)  # examples, or tokens, a step
     speeds = [row["rate"] for row in rows if row.get("rate")]
     curve = [[row["step"] * unit, row[metric]] for row in rows if metric in row]
@@ -62,7 +63,7 @@ def work(train: TrainConfig, console: Console | None = None, alone: bool = False
         "parameters": count_params(config),
         "metric": metric.removeprefix("validation_"),
         "curve": curve,
-        "score": (max if train.data.task else min)(scores) if scores else None,
+        "score": (max if scored else min)(scores) if scores else None,
         "tokens_a_second": statistics.median(speeds) if speeds else None,
         "peak_bytes": backend(train.backend or default_backend()).peak_bytes() if alone else None,
         "seconds": round(time.monotonic() - start, 1),
@@ -80,7 +81,8 @@ def _tested(train: TrainConfig, folder: Path) -> dict[str, float]:
     out, most = {}, min(EXAMPLES, 8 * train.data.eval_examples)
     for setting in task.settings("test"):
         size = task.size("test", setting)
-        out[setting] = evaluate_task(reader, task, "test", setting, most if size is None else min(size, most)).score
+        found = evaluate_task(reader, task, "test", setting, most if size is None else min(size, most))
+        out[setting] = found.score if task.metric else found.bits
     return out
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -23,7 +24,8 @@ SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """inputs, targets: ids [B, T] int64; what is asked at each place is not what follows, unless the task says so.
+    """inputs, targets: ids [B, T] int64, or frames [B, T, F] float32; what is asked at each place is not what follows, unless the task
+    says so.
 
     scored: [B, T] bool, the places that are asked. valid: [B, T] bool, false behind the end of shorter examples; None: all are read.
     """
@@ -55,14 +57,25 @@ class Task(abc.ABC):
 
     name: ClassVar[str]
     source: ClassVar[str]
-    metric: ClassVar[str] = "accuracy"
+    metric: ClassVar[str | None] = "accuracy"
+    """What `right` counts, of which more is better; None where the loss decides, in bits a target."""
     together: ClassVar[int] = 1
     """Examples that stay side by side in an epoch's order, where drawing one draws them all."""
 
     @property
     @abc.abstractmethod
     def vocab_size(self) -> int:
-        """Ids are less than this."""
+        """Ids are less than this; 0 of frames."""
+
+    @property
+    def frame_size(self) -> int:
+        """Numbers of a frame; 0 of ids."""
+        return 0
+
+    @property
+    def head(self) -> str:
+        """What is predicted: "categorical" of ids, "gaussian" or "bernoulli" of frames."""
+        return "categorical"
 
     @abc.abstractmethod
     def settings(self, split: str) -> dict[str, float]:
@@ -81,7 +94,7 @@ class Task(abc.ABC):
         return None
 
     def right(self, predicted: np.ndarray, examples: Examples) -> tuple[float, float]:
-        """The metric as a quotient: what counts for it, and of how much. predicted: the likeliest id at each place, [B, T]."""
+        """The metric as a quotient: what counts for it, and of how much. predicted: likeliest ids [B, T], or means of frames."""
         return float((predicted == examples.targets)[examples.scored].sum()), float(examples.scored.sum())
 
     def trivial(self, setting: str) -> dict[str, Predictor]:
@@ -89,7 +102,7 @@ class Task(abc.ABC):
         return {"majority": trivial.majority(self)}
 
     def baselines(self, split: str = "test", number: int = 1000) -> dict[str, dict[str, float]]:
-        """By setting, what the trivial predictors reach on its first `number` examples: the metric."""
+        """By setting, what they reach on its first `number` examples: the metric, or bits a target where there is none."""
         out: dict[str, dict[str, float]] = {}
         for setting in self.settings(split):
             found = dict.fromkeys(predictors := self.trivial(setting), (0.0, 0.0))
@@ -99,6 +112,10 @@ class Task(abc.ABC):
                     found[name] = found[name][0] + right, found[name][1] + of
             out[setting] = {name: right / of for name, (right, of) in found.items()}
         return out
+
+    def write(self, path: Path, number: int) -> None:
+        """The data set as a file that `dataset` may name; `number` examples of each split, or all for 0. InputError where there is none."""
+        raise InputError(f"write: {self.name} has no data set; its examples are drawn wherever they are needed")
 
     @property
     def digest(self) -> str:

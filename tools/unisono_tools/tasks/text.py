@@ -7,10 +7,12 @@ is spam (SpamAssassin's corpus): no figure of this set stands beside one of IMDb
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 from unisono_spec.contract import InputError
 
+from unisono_tools.data import labelled
 from unisono_tools.data.labelled import Labelled, open_labelled
 from unisono_tools.tasks.base import Examples, Task, classified
 from unisono_tools.trivial import Predictor, bag, linear
@@ -55,6 +57,9 @@ class Text(Task):
     @property
     def content(self) -> str:
         return self.data.digest
+
+    def write(self, path: Path, number: int) -> None:
+        labelled.write(self.data.first(number) if number else self.data, path)
 
     def examples(self, split: str, setting: str, numbers: np.ndarray, seed: int = 0) -> Examples:
         part = self.data.parts[split]

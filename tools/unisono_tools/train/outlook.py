@@ -34,7 +34,7 @@ def outlook(train: TrainConfig) -> Iterator[tuple[str, str]]:
     unit = "frames" if config.reads_frames else "tokens"
     yield "model", f"{train.model.preset}, {count_params(config):,} parameters"
     if task is not None:
-        yield "task", f"{task.name} ({task.source}), judged by {task.metric}: {', '.join(task.settings('train'))}"
+        yield "task", f"{task.name} ({task.source}), judged by {task.metric or 'bits a target'}: {', '.join(task.settings('train'))}"
         yield "steps", f"{train.steps:,} of {train.batch_size:,} examples, at most {max(lengths):,} tokens each"
     texts = datamodule.mixture if isinstance(datamodule, TextDataModule) else None
     for one, weight in zip(texts.corpora, texts.weights, strict=True) if texts else ():

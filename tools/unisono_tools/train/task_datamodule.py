@@ -18,12 +18,12 @@ from unisono_tools.tasks import Task, open_task
 from unisono_tools.train.datamodule import Rows, Validation
 from unisono_tools.train.loader import starting_state
 
-LOGITS = 1 << 24  # numbers a chunk of logits may hold
+LOGITS = 1 << 24  # numbers a chunk of logits, or of what a layer makes of its tokens, may hold
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskScore:
-    """Of `examples` examples of one setting: right of `of`, as the task counts; nats, summed over the `asked` places."""
+    """Of `examples` examples of one setting: right of `of`, as the task counts; nats, summed over the `asked` places, or pixels."""
 
     examples: int
     right: float
@@ -41,6 +41,11 @@ class TaskScore:
         """Mean nats of a place that is asked."""
         return self.nats / self.asked
 
+    @property
+    def bits(self) -> float:
+        """Mean bits of a place that is asked."""
+        return self.loss / math.log(2)
+
 
 def evaluate_task(
     reader: Reader, task: Task, split: str, setting: str, number: int, progress: Callable[[], None] | None = None
@@ -50,24 +55,42 @@ def evaluate_task(
     number = number if size is None else min(number or size, size)
     if number < 1:
         raise InputError(f"examples: {number}; {task.name} has no end, give a positive number of examples")
-    chunk = max(1, LOGITS // (length * reader.config.vocab_size))
+    config = reader.config
+    chunk = max(1, LOGITS // (length * max(4 * config.d_model, 2 * task.frame_size or config.vocab_size)))
     found = [0.0, 0.0, 0.0, 0.0]
     for start in range(0, number, chunk):
         if progress is not None:
             progress()
         examples = task.examples(split, setting, np.arange(start, min(start + chunk, number)))
         logits, _ = reader.forward(examples.inputs, reader.init_state(len(examples.inputs), length))
-        right, of = task.right(logits.argmax(-1), examples)
-        nats = float(nll(reader.config, logits[examples.scored], examples.targets[examples.scored]).sum())
+        right, of = task.right(_predicted(config, logits), examples)
+        nats = float(nll(config, logits[examples.scored], examples.targets[examples.scored]).sum())
         if not math.isfinite(nats):
             raise InputError(f"evaluation: the loss is {nats} in {task.name} {setting}; the weights are damaged or have diverged")
         found = [a + b for a, b in zip(found, (right, of, nats, examples.scored.sum()), strict=True)]
+    found[3] *= max(1, task.frame_size)
     return TaskScore(number, found[0], found[1], found[2], int(found[3]))
+
+
+def _predicted(config: Config, logits: np.ndarray) -> np.ndarray:
+    """The likeliest ids [B, T], or means of frames [B, T, F]."""
+    if config.predicts == "categorical":
+        return logits.argmax(-1)
+    z = logits.astype(np.float64)
+    return np.split(z, 2, -1)[0] if config.predicts == "gaussian" else 0.5 + 0.5 * np.tanh(0.5 * z)
 
 
 def check_task(config: Config, task: Task, splits: tuple[str, ...] = ("train", "validation")) -> None:
     """Raise InputError unless the model can read the task."""
-    if config.reads_frames or config.vocab_size < task.vocab_size:
+    if task.frame_size:
+        size = getattr(config, "frame_size", 0)
+        if not config.reads_frames or size != task.frame_size or config.predicts != task.head:
+            has = f"reads frames of {size} and predicts {config.predicts} ones" if config.reads_frames else "reads ids"
+            raise InputError(
+                f"data.task: {task.name} has frames of {task.frame_size} numbers, {task.head} ones, the model {has}; use CRAM's fixed "
+                f"scheme with --model.overrides.codes frame .frame_size {task.frame_size} .frame_head {task.head}"
+            )
+    elif config.reads_frames or config.vocab_size < task.vocab_size:
         has = "reads frames" if config.reads_frames else f"has a vocab_size of {config.vocab_size}"
         raise InputError(
             f"data.task: {task.name} has {task.vocab_size} ids, the model {has}; set --model.overrides.vocab_size {task.vocab_size}"
@@ -124,7 +147,10 @@ class TaskDataModule:
             for setting in self.task.settings("validation")
         }
         loss, score = (float(np.mean([getattr(one, name) for one in found.values()])) for name in ("loss", "score"))
-        rows = {"validation_loss": loss, f"validation_{self.metric}": score}
+        name, each = f"validation_{self.metric or 'bits'}", {k: one.score if self.metric else one.bits for k, one in found.items()}
+        rows = {"validation_loss": loss, name: score if self.metric else loss / math.log(2)}
         if len(found) > 1:
-            rows |= {f"validation_{self.metric}.{setting}": one.score for setting, one in found.items()}
+            rows |= {f"{name}.{setting}": value for setting, value in each.items()}
+        if self.metric is None:
+            return Validation(loss, rows, f"validation {loss / math.log(2):.4f} bits a target")
         return Validation(loss, rows, f"validation {self.metric} {score:.4f}, {loss:.4f} nats a target", score)
