@@ -70,7 +70,7 @@ def _mails(random: np.random.Generator, number: int) -> bytes:
     """An archive of mails, half of them spam, which says "offer" where others say "patch"; the last one of each group is a copy."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for group, word in (("easy-ham-1", "patch"), ("spam-1", "offer")):
+        for group, word in (("easy-ham-1", "patch"), ("spam-1", "offer !")):
             texts = [" ".join([word, *("".join(map(chr, random.integers(97, 123, 5))) for _ in range(12))]) for _ in range(number // 2)]
             for i, text in enumerate([*texts, texts[0] + " x"]):
                 data = f"From: {group}@example.org\nSubject: {word}\nContent-Type: text/plain\n\n{text}\n".encode()

@@ -13,7 +13,6 @@ from unisono_tools.config import DataChoice, ModelChoice, TrainConfig
 from unisono_tools.tasks import base, listops, names, open_task
 from unisono_tools.train.task_datamodule import TaskDataModule, evaluate_task
 
-
 # of the small data sets
 SMALL = {"dna": {"train": [16], "test": [16]}, "video": {"side": 4, "frames": 2}}
 
