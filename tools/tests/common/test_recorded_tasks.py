@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import InputError, preset
-from unisono_tools.tasks import open_task
+from unisono_tools.tasks import dna, open_task, retrieval, video
 from unisono_tools.train.task_datamodule import check_task
 
 
@@ -53,6 +53,7 @@ def test_windows_of_dna_leave_out_what_is_held_out(genome):
         found = task.examples(split, "50", np.arange(number))
         assert [_letters(row) for row in found.inputs] == [text[s : s + 50] for s in range(start, end - 50, 50)]
     short = open_task("dna", {**options, "held_out": [50_000_000, 55_000_000]})
+    assert isinstance(short, dna.DNA)
     assert short.regions("validation") == [(3600, 3800)]
     assert short.digest != task.digest
 
@@ -91,6 +92,7 @@ def test_dna_goes_where_no_network_is(genome, command, tmp_path):
 
 def test_pairs_are_of_one_address_or_of_two():
     task = open_task("retrieval", {"bytes": 200})
+    assert isinstance(task, retrieval.Retrieval)
     parts = task.data.parts
     owners = {split: set(part.labels.tolist()) for split, part in parts.items()}
     assert sum(map(len, owners.values())) == len(set().union(*owners.values()))  # no address is in two splits
@@ -147,9 +149,11 @@ def test_clips_and_what_trivial_predictors_explain(film):
     expected = {"mean image": 1 - np.square(y - values[:80].mean(0)).sum() / total, "persistence": 1 - np.square(y - before).sum() / total}
     for name, score in task.baselines()["clips"].items():
         judge.same(np.float64(score), np.float64(expected[name]), limit=numerics.rounding("float32", 2**8))
+    assert isinstance(task, video.Video)
     train = task.examples("train", "clips", np.arange(50), 3)
     assert train.inputs.max() <= task.part("train").max()
     events = open_task("video", {"dataset": path, "side": 2, "frames": 4, "form": "events"})
+    assert isinstance(events, video.Video)
     bright = (small > small[:80].mean(0) + 2.5 * small[:80].std(0)).astype(float)
     assert np.array_equal(events.part("test"), bright[90:])
     rate = (bright[:80].sum(0) + 0.5) / 81
