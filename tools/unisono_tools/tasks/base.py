@@ -57,6 +57,10 @@ class Task(abc.ABC):
 
     name: ClassVar[str]
     source: ClassVar[str]
+    by_class: ClassVar[bool] = False
+    """What is asked is the number of a class, at the last token."""
+    pictured: ClassVar[bool] = False
+    """Ids are the grey values of a square picture, row by row."""
     metric: ClassVar[str | None] = "accuracy"
     """What `right` counts, of which more is better; None where the loss decides, in bits a target."""
     together: ClassVar[int] = 1
@@ -96,6 +100,10 @@ class Task(abc.ABC):
     def right(self, predicted: np.ndarray, examples: Examples) -> tuple[float, float]:
         """The metric as a quotient: what counts for it, and of how much. predicted: likeliest ids [B, T], or means of frames."""
         return float((predicted == examples.targets)[examples.scored].sum()), float(examples.scored.sum())
+
+    def shown(self, ids: np.ndarray) -> str:
+        """Ids [n] for a reader; of a task by class its answers are numbers."""
+        return " ".join(map(str, ids))
 
     def trivial(self, setting: str) -> dict[str, Predictor]:
         """Predictors that read nothing of what order tells, by their names: what a model must beat in this setting."""

@@ -57,6 +57,9 @@ class Copying(Drawn):
             scored[row, n + 1 : 2 * n + 2] = True
         return Examples(inputs, targets, scored, np.arange(total) < 2 * sizes[:, None] + 2)
 
+    def shown(self, ids: np.ndarray) -> str:
+        return "".join("<|."[i] if i <= END else chr(62 + i) for i in ids)
+
     def right(self, predicted: np.ndarray, examples: Examples) -> tuple[float, float]:
         wrong = (predicted != examples.targets) & examples.scored
         return float((~wrong.any(1)).sum()), float(len(wrong))

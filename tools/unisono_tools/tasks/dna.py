@@ -113,6 +113,9 @@ class DNA(Task):
             raise InputError(f"data.task_options: no window of {length} bases in the {end - start:,} of {split}; give smaller lengths")
         return found
 
+    def shown(self, ids: np.ndarray) -> str:
+        return "".join(LETTERS[i] for i in ids)
+
     def trivial(self, setting: str) -> dict[str, Predictor]:
         return {}
 

@@ -30,6 +30,7 @@ class Image(Task):
 
     name = "image"
     source = "arXiv:2011.04006"
+    by_class = pictured = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.side <= 4096:

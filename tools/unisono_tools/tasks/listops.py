@@ -13,6 +13,7 @@ import numpy as np
 from unisono_spec.contract import InputError
 
 from unisono_tools.tasks.base import BLOCK, Drawn, Examples
+from unisono_tools.trivial import Predictor, bag, linear
 
 MIN, MAX, MED, SM = range(10, 14)  # ids of operators, after those of digits; the median is cut to an integer, the sum taken modulo 10
 CLOSE = 14
@@ -34,6 +35,7 @@ class ListOps(Drawn):
 
     name = "listops"
     source = "arXiv:2011.04006"
+    by_class = True
     together = BLOCK
 
     def __post_init__(self) -> None:
@@ -77,6 +79,12 @@ class ListOps(Drawn):
             inputs[row, : len(tokens)], ends[row] = tokens, len(tokens)
             targets[row, len(tokens) - 1], scored[row, len(tokens) - 1] = value, True
         return Examples(inputs, targets, scored, np.arange(total) < ends[:, None])
+
+    def shown(self, ids: np.ndarray) -> str:
+        return " ".join(("[MIN", "[MAX", "[MED", "[SM", "]")[i - MIN] if i >= MIN else str(i) for i in ids)
+
+    def trivial(self, setting: str) -> dict[str, Predictor]:
+        return super().trivial(setting) | {"bag of tokens": linear(self, bag, 5000)}
 
     def _trees(self, random: np.random.Generator) -> list[tuple[np.ndarray, int]]:
         """Of TRIES trees, tokens and value of those that are kept."""

@@ -63,6 +63,7 @@ class Pathfinder(Drawn):
 
     name = "pathfinder"
     source = "arXiv:2011.04006"
+    by_class = pictured = True
     block_size = together = 4  # each takes a few hundredths of a second
 
     def __post_init__(self) -> None:

@@ -75,6 +75,9 @@ class Phonebook(Drawn):
             targets[row, end - DIGITS : end], scored[row, end - DIGITS : end] = ids[-DIGITS:], True
         return Examples(inputs, targets, scored, np.arange(total) < ends[:, None])
 
+    def shown(self, ids: np.ndarray) -> str:
+        return bytes(ids.astype(np.uint8)).decode("latin-1")
+
     def right(self, predicted: np.ndarray, examples: Examples) -> tuple[float, float]:
         wrong = (predicted != examples.targets) & examples.scored
         return float((~wrong.any(1)).sum()), float(len(wrong))

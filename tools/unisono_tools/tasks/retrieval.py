@@ -34,6 +34,7 @@ class Retrieval(Drawn):
 
     name = "retrieval"
     source = "arXiv:2011.04006"
+    by_class = True
 
     def __post_init__(self) -> None:
         if self.bytes < 1:
@@ -75,6 +76,9 @@ class Retrieval(Drawn):
             read = [*texts[first], MARK, *texts[second]]
             inputs[row, : len(read)], ends[row] = read, len(read)
         return classified(inputs, labels, ends)
+
+    def shown(self, ids: np.ndarray) -> str:
+        return "".join("⏎⏎" if i == MARK else chr(i) for i in ids)
 
     def trivial(self, setting: str) -> dict[str, Predictor]:
         return super().trivial(setting) | {"bags of bytes": linear(self, _apart, 2000)}

@@ -29,6 +29,7 @@ class Text(Task):
 
     name = "text"
     source = "arXiv:2011.04006"
+    by_class = True
 
     def __post_init__(self) -> None:
         if self.bytes < 1:
@@ -68,6 +69,9 @@ class Text(Task):
         for row, text in zip(inputs, texts, strict=True):
             row[: len(text)] = text
         return classified(inputs, part.labels[numbers], np.array([len(text) for text in texts]))
+
+    def shown(self, ids: np.ndarray) -> str:
+        return bytes(ids.astype(np.uint8)).decode("latin-1")
 
     def trivial(self, setting: str) -> dict[str, Predictor]:
         return super().trivial(setting) | {"bag of bytes": linear(self, bag)}

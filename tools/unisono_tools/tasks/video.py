@@ -69,7 +69,7 @@ class Video(Task):
         return self.frames
 
     def size(self, split: str, setting: str) -> int | None:
-        return None if split == "train" else (len(self.part(split)) - 1) // self.frames
+        return None if split == "train" else (len(self.part(split)) - 1) // self.frames  # the first one is read alone
 
     @property
     def content(self) -> str:
@@ -80,11 +80,12 @@ class Video(Task):
         return frames.reduced(self.dataset, self.side, folder())
 
     def part(self, split: str) -> np.ndarray:
-        """Frames of a split, [N, side²] float32."""
+        """Frames of a split, [N, side²] float32; of those that judge the frame before, too, which the first prediction reads."""
         values = _values(self.dataset, self.side, self.form, folder())
         start, end = (round(share * len(values)) for share in SHARES[split])
+        start = max(0, start - 1)
         if end - start <= self.frames:
-            raise InputError(f"data.task_options.frames: {self.frames}; {split} has {end - start} frames, use fewer than that")
+            raise InputError(f"data.task_options.frames: {self.frames}; {split} has {end - start - 1} frames, use that many at most")
         return values[start:end]
 
     def examples(self, split: str, setting: str, numbers: np.ndarray, seed: int = 0) -> Examples:
