@@ -10,12 +10,22 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 from unisono_torch.kernels import gelu
+from unisono_torch.kernels.linear_attention import hopper as linear
+from unisono_torch.kernels.multiscale import hopper as scales
 from unisono_torch.kernels.scan import chain, operator, sweep
 
 POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 # weighted, exclusive, reset, valid: each flag on and off, beside each other in turn
 CHAINED = ((False, False, False, True), (False, False, True, False), (True, False, False, False), (True, True, True, True))
+# kernels in Gluon: (function, which arguments are bfloat16, what is known to the compiler)
+COUNTS = {"T", "H", "batches", "segments", "length", "pieces", "each", *(f"{letter}{i}" for letter in "qkvxyc" for i in range(3))}
+SIZES = {"UNIT": 16, "WRITES": True, "K": 64, "V": 64, "C": 64, "BN": 64}
+GLUON = (
+    (linear.forward, {"q", "k", "v", "o"}, SIZES | {"MAP": "elu1", "STAGES": 3, "WARPS": 4}),
+    (scales.states, {"x", "y", "kept", "before"}, SIZES | {"BACK": True, "THROUGH": True, "M": 4, "NB": 2, "STAGES": 2}),
+)
 SWEPT = ((False, False, False, False), (False, False, True, False))
 
 
@@ -74,6 +84,14 @@ def main() -> None:
         fixed = {"TANH": tanh, "BLOCK": gelu.BLOCK}
         signature = {n: "i32" if n == "N" else "constexpr" if n in fixed else POINTERS[dtype] for n in kernel.arg_names}
         assert triton.compile(ASTSource(kernel, signature, fixed), target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+        compiled += 1
+    for kernel, halves, fixed in GLUON:
+        signature = {
+            n: "constexpr" if n in fixed else "*bf16" if n in halves else "i32" if n in COUNTS else "*fp32" for n in kernel.arg_names
+        }
+        attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if signature[n][0] == "*"}
+        made = GluonASTSource(kernel, signature, fixed, attrs)
+        assert "wgmma" in triton.compile(made, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["ptx"]
         compiled += 1
     print(f"{compiled} compiled")
 

@@ -21,6 +21,8 @@ SMALL = (
     Case(1, 17, 2, 4, 20, 1, F16, same=False, valid=True),
     Case(1, 33, 1, 4, 4, 2, F32, data=True, fast=True, gates="channel"),
     Case(2, 1, 1, 3, 4, 2, F32, reset=True),
+    Case(1, 33, 1, 4, 5, 2, F32, same=False, gates="head"),
+    Case(1, 150, 1, 64, 64, 2, BF16, pieces=True),  # as on a Hopper GPU
 )
 WIDTHS = ((16, 16), (20, 33), (32, 32), (64, 64), (64, 128), (80, 48), (128, 128), (100, 128))
 LARGE = tuple(
@@ -29,7 +31,7 @@ LARGE = tuple(
         gates=("token", "head", "channel")[i % 3], reset=i % 4 == 1, valid=i % 5 == 2, pieces=i % 4 < 2, fast=i % 6 == 5, packed=i % 7 == 0,
     )
     for i, (dtype, (K, V)) in enumerate((dtype, widths) for dtype in (F32, BF16, F16) for widths in WIDTHS)
-)  # fmt: skip
+) + tuple(Case(2, length, 2, 64, 64, scales, BF16, pieces=length > 300) for scales in (1, 4) for length in (1, 64, 333, 1000))  # fmt: skip
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -78,6 +79,16 @@ def available(device: torch.device | str) -> bool:
         return False
     kind = torch.device(device).type
     return interpreted() if kind == "cpu" else kind == "cuda" and torch.cuda.is_available() and not interpreted()
+
+
+def hopper(device: torch.device) -> bool:
+    """Whether kernels in Gluon for a Hopper GPU run on `device`: such a GPU, or Triton's interpreter."""
+    return interpreted() or (_has_gluon() and torch.cuda.get_device_capability(device)[0] == 9)
+
+
+@functools.cache
+def _has_gluon() -> bool:
+    return importlib.util.find_spec("triton.experimental.gluon") is not None
 
 
 def interpreted() -> bool:

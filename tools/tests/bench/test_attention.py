@@ -1,4 +1,4 @@
-"""The benchmark of linear attention runs without a GPU, and what it times is right."""
+"""The benchmark of linear and multi-scale attention runs without a GPU, and what it times is right."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from unisono_tools.bench.attention import SUITES, main
 def test_a_run_on_a_cpu(tmp_path, capsys):
     assert main(["--repeats", "1", "--output", str(tmp_path / "run")]) == 0
     result = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
-    assert [len(case["rows"]) for case in result["cases"]] == [2, 1]
+    assert [len(case["rows"]) for case in result["cases"]] == [2, 1, 2]
     for case in result["cases"]:
         for row in case["rows"]:
             assert row["forward_ms"] > 0
             assert row["error_o"] < numerics.formula("float32", case["length"])
             assert row["error_gradient"] < numerics.formula("float32", case["length"], gradient=True)
     text = (tmp_path / "run.md").read_text(encoding="utf-8")
-    assert text.count("| plain |") == text.count("| unisono | ") == 1
+    assert text.count("| plain |") == text.count("| unisono | ") == 2
     assert "| shape | floor | unisono |\n" in text
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
     assert "plain" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Normalised linear attention by several means: `python -m unisono_tools.bench.attention --device cuda --output docs/results/…`
+"""Normalised linear attention and multi-scale attention (scales.py): `python -m unisono_tools.bench.attention --device cuda --output …`
 
 Peers: torch.compile of the plain form; flash-linear-attention with its normaliser, given φ(q) and φ(k); quadratic causal SDPA;
 jax-linear-attention's recurrence, which has no normaliser. Those that are not installed are left out.
@@ -11,7 +11,6 @@ import dataclasses
 import importlib
 import importlib.util
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +23,9 @@ from torch.nn import functional as F
 from unisono_torch.ops import mapped_attention
 from unisono_torch.ops.features import elu1
 
+from unisono_tools.bench import scales
 from unisono_tools.bench.contestants import serving
-from unisono_tools.bench.measure import ceilings, median_ms, peak_bytes, throughput_ms
+from unisono_tools.bench.measure import ceilings, median_ms, peak_bytes
 from unisono_tools.bench.report import about
 
 SETS = 3
@@ -36,7 +36,7 @@ Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Shapes of one call. tabled: it has a table of its own, with every peer; the others make the plot."""
+    """Shapes of one call. tabled: it has a table of its own, with every peer; the others make the plot. scales: multi-scale."""
 
     batch: int
     length: int
@@ -44,10 +44,12 @@ class Case:
     width: int
     dtype: str = "bfloat16"
     tabled: bool = True
+    scales: int = 0
 
     @property
     def name(self) -> str:
-        return f"B{self.batch} T{self.length} H{self.heads} K=V={self.width}, {self.dtype}"
+        scales = "one decay, " if self.scales == 1 else f"{self.scales} scales with gates, " if self.scales else ""
+        return f"B{self.batch} T{self.length} H{self.heads} K=V={self.width}, {scales}{self.dtype}"
 
     def floor_bytes(self) -> tuple[int, int]:
         """Forward reads q, k, v and writes o; backward reads those of them that are inputs, and do, and writes three gradients."""
@@ -61,11 +63,17 @@ SUITES = {
         Case(8, 1024, 16, 64),
         Case(8, 4096, 16, 128),
         Case(1, 32768, 16, 128),
+        Case(8, 4096, 16, 64, scales=1),
+        Case(8, 4096, 16, 64, scales=4),
     ],
     # for the plot
     "lengths": [Case(32768 // length, length, 16, 64, tabled=False) for length in (512, 1024, 2048, 4096, 8192, 16384, 32768)],
     # for a CPU, and to see that the benchmark itself works
-    "small": [Case(1, 96, 2, 16, "float32"), Case(2, 32, 1, 16, "float32", tabled=False)],
+    "small": [
+        Case(1, 96, 2, 16, "float32"),
+        Case(2, 32, 1, 16, "float32", tabled=False),
+        Case(1, 40, 1, 16, "float32", scales=2),
+    ],
 }
 
 
@@ -144,6 +152,8 @@ def _error(found: Tensor, exact: Tensor) -> float:
 
 
 def measure(case: Case, device: str, repeats: int) -> list[Row]:
+    if case.scales:
+        return _measure_scales(case, device, repeats)
     sets, rows = [random_inputs(case, device, seed) for seed in range(SETS)], []
     head = [a[:1, :, :1].double() for a in sets[0]]  # heads do not mix
     exact = both(_ours("plain"), *head)
@@ -165,7 +175,7 @@ def measure(case: Case, device: str, repeats: int) -> list[Row]:
         if device == "cuda":
             torch.cuda.empty_cache()
     if case.tabled and device == "cuda" and importlib.util.find_spec("jla"):
-        rows.append(_time_jax(features, repeats))
+        rows.append(Row(JLA, *scales.time_jax(features, 0.0, repeats)))
     return rows
 
 
@@ -175,25 +185,9 @@ def _normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ((scores @ v.transpose(1, 2)) / (scores.sum(-1, keepdim=True) + 1e-6)).transpose(1, 2)
 
 
-def _time_jax(features: list, repeats: int) -> Row:
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    jax, ops = importlib.import_module("jax"), importlib.import_module("jla.ops")
-    # an argument, since XLA folds what it does to a constant for minutes
-    decay = jax.numpy.zeros(features[0][0].shape[:3], jax.numpy.float32)
-
-    def run(q: Any, k: Any, v: Any, decay: Any) -> Any:
-        return ops.linear_attention("simple_gla", q, k, v, g=decay, scale=1.0)[0]
-
-    arrays = [tuple(jax.dlpack.from_dlpack(a.contiguous()) for a in each) for each in features]
-
-    def with_gradients(q: Any, k: Any, v: Any, do: Any, decay: Any) -> Any:
-        o, pull = jax.vjp(lambda q, k, v: run(q, k, v, decay), q, k, v)
-        return o, pull(do)
-
-    forward, gradient = jax.jit(run), jax.jit(with_gradients)
-    ms = throughput_ms([lambda a=a: forward(*a[:3], decay) for a in arrays], jax.block_until_ready, repeats)
-    whole = throughput_ms([lambda a=a: gradient(*a, decay) for a in arrays], jax.block_until_ready, repeats)
-    return Row(JLA, ms, whole)
+def _measure_scales(case: Case, device: str, repeats: int) -> list[Row]:
+    shape = case.batch, case.length, case.heads, case.width, case.scales
+    return [Row(name, *numbers) for name, numbers in scales.measure(*shape, case.dtype, device, repeats).items()]
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unisono_torch.kernels.linear_attention import pairs, table
-from unisono_torch.kernels.registry import interpreted
+from unisono_torch.kernels.registry import hopper, interpreted
 from unisono_torch.ops.transforms import again
 
 
@@ -23,18 +23,61 @@ def _cut(way: str, dtype: torch.dtype, K: int, V: int, feature_map: str) -> tabl
     return table.TAYLOR2[way, product] if feature_map == "taylor2" else table.TABLE[way, product, table.width_of(K, V)]
 
 
-def segments(strips: int, length: int, chunk: int) -> tuple[int, int]:
+def segments(strips: int, length: int, chunk: int, programs: int | None = None) -> tuple[int, int]:
     """(how many segments, tokens each): from the shape alone, so that a result's bits do not depend on the GPU."""
     shortest = table.SHORTEST if strips < table.FEW else table.LONG
-    count = max(1, min(table.PROGRAMS // strips, -(-length // shortest)))
+    count = max(1, min((programs or table.PROGRAMS) // strips, -(-length // shortest)))
     each = -(-length // (count * chunk)) * chunk
     return -(-length // each), each
+
+
+def on_hopper(moved: dict[str, Tensor], feature_map: str, marks: bool) -> bool:
+    """Whether hopper.py serves a call: on such a GPU (or in the interpreter), what a copy of 16 bytes and a product of 64 columns can."""
+    q, v = moved["q"], moved["v"]
+    if marks or q.dtype != torch.bfloat16 or not {q.shape[-1], v.shape[-1]} <= {64, 128} or feature_map not in ("none", "elu1", "relu"):
+        return False
+    if any(a.data_ptr() % 16 or any(a.stride(i) % 16 for i in range(3)) for a in moved.values()):
+        return False
+    return hopper(q.device)
+
+
+def _launch_hopper(way: str, moved: dict[str, Tensor], feature_map: str, tensors: dict[str, Any]) -> None:
+    from unisono_torch.kernels.linear_attention import hopper as sweeps
+
+    q, v = moved["q"], moved["v"]
+    (batch, length, heads, K), V = q.shape, v.shape[-1]
+    cut = table.HOPPER[way, min(K, V)]
+    strips = batch * heads * (V // cut.block if way == "forward" else 2 * (K // cut.block) + V // cut.block)
+    count, each = segments(strips, length, cut.chunk, cut.programs)
+    scratch, room = (count - 1) * strips, max(K, V)
+    arguments = {
+        **moved, **{name: a for name, a in tensors.items() if name not in ("tau", "reset", "valid", "o")},
+        "own": q.new_empty((scratch, room * cut.block), dtype=torch.float32), "own_z": q.new_empty((scratch, room), dtype=torch.float32),
+        "T": length, "H": heads, "batches": batch, "segments": count, "length": each,
+        **{f"{name[0]}{i}": a.stride(i) // 16 for name, a in moved.items() for i in range(3)}, "UNIT": 16,
+        "K": K, "V": V, "MAP": feature_map, "C": cut.chunk, "BN": cut.block, "STAGES": cut.stages, "WARPS": cut.warps,
+        "num_warps": cut.warps,
+    }  # fmt: skip
+    if way == "forward":
+        arguments["o"] = tensors["o"]
+    else:
+        do = moved["do"]
+        arguments["delta"] = _products(tensors["o"], do, {f"d{i}": do.stride(i) for i in range(3)}, 1)
+    kernel: Any = getattr(sweeps, way)
+    with torch.cuda.device_of(q):
+        if count > 1:
+            kernel[(strips * (count - 1),)](**arguments, WRITES=False)
+        kernel[(strips * count,)](**arguments, WRITES=True)
 
 
 def _launch(
     way: str, q: Tensor, k: Tensor, v: Tensor, feature_map: str, tensors: dict[str, Any], do: Tensor | None = None
 ) -> Tensor | None:
     """Both launches of a way; its partial sums of τ's gradient."""
+    given = {"q": q, "k": k, "v": v, **({} if do is None else {"do": do})}
+    if on_hopper(given, feature_map, tensors["reset"] is not None or tensors["valid"] is not None):
+        _launch_hopper(way, given, feature_map, tensors)
+        return None
     import triton.language as tl
 
     from unisono_torch.kernels.linear_attention import sweep

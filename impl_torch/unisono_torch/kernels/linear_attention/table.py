@@ -20,6 +20,17 @@ class Cut:
     split: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class HopperCut:
+    """As Cut, of hopper.py. programs: at most, where time is cut."""
+
+    chunk: int
+    block: int
+    warps: int
+    stages: int
+    programs: int
+
+
 # by (way, kind of product, the wider of K and V rounded up to a power of two)
 TABLE: dict[tuple[str, str, int], Cut] = {
     # Triton 3.6 miscompiles blocks of 32 columns with 4 warps and 64 tokens for an H100: wrong numbers and illegal accesses, against
@@ -41,6 +52,13 @@ TAYLOR2: dict[tuple[str, str], Cut] = {
     ("backward", "bfloat16"): Cut(32, 64, 8, 2),
     ("forward", "float32"): Cut(16, 16, 4, 1),
     ("backward", "float32"): Cut(16, 16, 4, 1),
+}
+# of hopper.py, by (way, the narrower of K and V): a program a multiprocessor forward
+HOPPER: dict[tuple[str, int], HopperCut] = {
+    ("forward", 64): HopperCut(64, 64, 4, 3, 132),
+    ("forward", 128): HopperCut(64, 128, 8, 2, 132),
+    ("backward", 64): HopperCut(64, 64, 4, 3, 264),
+    ("backward", 128): HopperCut(64, 128, 8, 2, 264),
 }
 INTERPRETED = Cut(16, 16, 1, 1)
 # Up to so wide a value, do·o is made where it is used, twice; of wider ones once, before, since registers are what is scarce.

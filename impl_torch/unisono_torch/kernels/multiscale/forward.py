@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from unisono_torch.kernels.multiscale.functions import column_of, fading, narrow, put, reads, state, tokens
+from unisono_torch.kernels.multiscale.functions import faded, fading, narrow, rate_of, reads, state, tokens
 
 
 @triton.jit(
@@ -24,7 +24,7 @@ from unisono_torch.kernels.multiscale.functions import column_of, fading, narrow
 def forward(
     q, k, v, q_norm, k_norm, gain, valid, section, hi, lo, near, kept, S, z, o, denominator, T, H, batches, segments,
     q0, q1, q2, k0, k1, k2, v0, v1, v2, a0, a1, a2, b0, b1, b2, g0, g1, g2, g3, p0, UNIT: tl.constexpr,
-    SAME: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, M: tl.constexpr, SCALES: tl.constexpr,
+    SAME: tl.constexpr, ALIKE: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, M: tl.constexpr, SCALES: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, C: tl.constexpr, NB: tl.constexpr,
     DOT: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
@@ -58,9 +58,10 @@ def forward(
         sections = tl.load(section + batch * length + t0 + rows)
         same = same & (sections[:, None] == sections[None, :])
     at = batch * p0 + t0  # of scale 0, among what was prepared
-    D = tl.zeros((C, SCALES), tl.float32)
+    D = ()  # of each scale
     for s in tl.static_range(M):
-        D = put(D, s, tl.sum(fading(hi, lo, at + s * length, rows, same, False) * norms, 1), SCALES)
+        rate = rate_of(hi, lo, s, length, ALIKE)
+        D += (tl.sum(fading(hi, lo, at + s * length, rows, same, rate, False, ALIKE) * norms, 1) + EPS,)
     u0 = tl.maximum(t0 - C, 0)  # of the block before, which the second of a segment reads, too
     _, alive = reads(u0, rows, T, valid, batch, HAS_VALID)
     far = tl.zeros((C, C), tl.float32)
@@ -74,38 +75,39 @@ def forward(
             far_norms = tl.dot(a_norm, tl.trans(tokens(k_norm, u0, rows, b1 * UNIT, feature, alive, K, DOT)), input_precision=PRECISION)
             if HAS_RESET:
                 far_norms = tl.where(linked, far_norms, 0.0)
+        more = ()
         for s in tl.static_range(M):
-            other = tl.load(near + at + s * length - C + rows)
-            D = put(D, s, tl.load(near + at + s * length + rows) * tl.sum(far_norms * other[None, :], 1), SCALES)
+            rate = rate_of(hi, lo, s, length, ALIKE)
+            other = faded(near, at + s * length - C, rows, rate, C - 1 - rows, ALIKE)
+            more += (D[s] + faded(near, at + s * length, rows, rate, rows + 1, ALIKE) * tl.sum(far_norms * other[None, :], 1),)
+        D = more
     mine = (batch * H + head) * M
-    for s in tl.static_range(M):
-        line = tl.load(z + ((mine + s) * segments + n) * K + feature, mask=feature < K, other=0)
-        D = put(D, s, tl.load(kept + at + s * length + rows) * tl.sum(a_norm.to(tl.float32) * line[None, :], 1), SCALES)
-    D += EPS
-    scale = tl.arange(0, SCALES)
     token = (t0 + rows).to(tl.int64)
-    c = tl.load(
-        gain + batch * g0 + head * g3 + token[:, None] * g1 + scale[None, :] * g2, mask=live[:, None] & (scale < M)[None, :], other=0
-    ).to(tl.float32)
-    share = c / D
-    if block == 0:
-        tl.store(denominator + (mine + scale[None, :]) * T + token[:, None], D, mask=here[:, None] & (scale < M)[None, :])
-
-    weight = tl.zeros((C, C), tl.float32)
+    gains = gain + batch * g0 + head * g3 + token * g1
+    share, weight = (), tl.zeros((C, C), tl.float32)
     for s in tl.static_range(M):
-        weight += column_of(share, s, SCALES)[:, None] * fading(hi, lo, at + s * length, rows, same, False)
+        rate = rate_of(hi, lo, s, length, ALIKE)
+        line = tl.load(z + ((mine + s) * segments + n) * K + feature, mask=feature < K, other=0)
+        holds = faded(kept, at + s * length, rows, rate, part * C + rows + 1, ALIKE)
+        D_s = D[s] + holds * tl.sum(a_norm.to(tl.float32) * line[None, :], 1)
+        if block == 0:
+            tl.store(denominator + (mine + s) * T + token, D_s, mask=here)
+        share += (tl.load(gains + s * g2, mask=live, other=0).to(tl.float32) / D_s,)
+        weight += share[s][:, None] * fading(hi, lo, at + s * length, rows, same, rate, False, ALIKE)
     w = tokens(v, t0, rows, v1 * UNIT, column, live, V, DOT)
     acc = tl.dot(narrow(weight * scores, DOT, TF32), w, input_precision=PRECISION)
     if part == 1:
         weight = tl.zeros((C, C), tl.float32)
         for s in tl.static_range(M):
-            mine_s = column_of(share, s, SCALES) * tl.load(near + at + s * length + rows)
-            weight += mine_s[:, None] * tl.load(near + at + s * length - C + rows)[None, :]
+            rate = rate_of(hi, lo, s, length, ALIKE)
+            mine_s = share[s] * faded(near, at + s * length, rows, rate, rows + 1, ALIKE)
+            weight += mine_s[:, None] * faded(near, at + s * length - C, rows, rate, C - 1 - rows, ALIKE)[None, :]
         w = tokens(v, u0, rows, v1 * UNIT, column, alive, V, DOT)
         acc = tl.dot(narrow(weight * far, DOT, TF32), w, acc, input_precision=PRECISION)
     for s in tl.static_range(M):
         before = state(S + ((mine + s) * segments + n) * (K * V), feature, column, K, V)
-        factor = column_of(share, s, SCALES) * tl.load(kept + at + s * length + rows)
+        rate = rate_of(hi, lo, s, length, ALIKE)
+        factor = share[s] * faded(kept, at + s * length, rows, rate, part * C + rows + 1, ALIKE)
         acc += factor[:, None] * tl.dot(a, before, input_precision=PRECISION)
     out = o + (batch * T + t0) * (H * V) + head * V + rows[:, None] * (H * V) + column[None, :]
     tl.store(out, acc.to(o.dtype.element_ty), mask=here[:, None] & (column < V)[None, :])

@@ -48,13 +48,38 @@ def reads(t0, rows, T, valid, batch, HAS_VALID: tl.constexpr):
 
 
 @triton.jit
-def fading(hi, lo, at, rows, same, BACK: tl.constexpr):
+def rate_of(hi, lo, s, length, ALIKE: tl.constexpr):
+    """log₂ λ of one scale, where decays are ALIKE for all tokens."""
+    return tl.load(hi + s * length) + tl.load(lo + s * length) if ALIKE else 0.0
+
+
+@triton.jit
+def faded(table, at, rows, rate, count, ALIKE: tl.constexpr):
+    """What `table` holds of tokens at + rows, which is λ^count where decays are ALIKE: computed sooner than loaded."""
+    if ALIKE:
+        return tl.exp2(rate * count.to(tl.float32))
+    return tl.load(table + at + rows)
+
+
+@triton.jit
+def fading(hi, lo, at, rows, same, rate, BACK: tl.constexpr, ALIKE: tl.constexpr):
     """Of one scale inside a block: how much of a token's row another holds, [query, key], or BACK [key, query]. same: the pairs."""
-    high, low = tl.load(hi + at + rows), tl.load(lo + at + rows)
-    x = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
+    if ALIKE:
+        x = rate * (rows[:, None] - rows[None, :]).to(tl.float32)
+    else:
+        high, low = tl.load(hi + at + rows), tl.load(lo + at + rows)
+        x = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
     if BACK:
         x = -x
     return tl.exp2(tl.where(same, x, -float("inf")))
+
+
+@triton.jit
+def spread(row, rows, count, ALIKE: tl.constexpr):
+    """What tokens add to log λ's gradient, given to each of the `count` up to them; where decays are ALIKE, their sum to one."""
+    if ALIKE:
+        return count.to(tl.float32) * row
+    return tl.sum(tl.where(rows[:, None] <= rows[None, :], row[None, :], 0.0), 1)  # Σ_{i≥t}
 
 
 @triton.jit

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unisono_torch.kernels.multiscale import table
-from unisono_torch.kernels.registry import interpreted
+from unisono_torch.kernels.registry import hopper, interpreted
 from unisono_torch.ops.transforms import again
 
 
@@ -28,9 +28,6 @@ class _Call:
         self.V, self.scales = v.shape[-1], weight.shape[2]
         width = table.width_of(self.K, self.V)
         product = "bfloat16" if v.dtype == torch.bfloat16 else "float32"
-        self.cut = cut = table.INTERPRETED if interpreted() else (table.ONE if self.scales == 1 else table.TABLE)[product, width]
-        self.span = cut.chunk * cut.blocks
-        self.segments = -(-self.length // self.span)
         self.same = q_norm is None
         self.log_decay, self.weight = log_decay, weight.expand(self.batch, self.length, self.scales, self.heads, 1)
         self.reset, self.valid = (None if a is None else a.contiguous() for a in (reset, valid))
@@ -38,11 +35,25 @@ class _Call:
         self.moved = {n: a if a is None or a.stride(-1) == 1 else a.contiguous() for n, a in moved.items()}
         steps = [a.stride(i) for a in self.moved.values() if a is not None for i in range(3)]
         self.unit = 16 if all(step % 16 == 0 for step in steps) else 1  # so that loads are as wide as strides allow
+        shared = reset is None and valid is None and log_decay.shape[0] == 1  # by all sequences
+        self.alike = shared and log_decay.shape[1] == 1  # for all tokens
+        self.hopper = self._on_hopper()
+        emulated = interpreted() and not self.hopper
+        self.cut = cut = table.INTERPRETED if emulated else (table.ONE if self.scales == 1 else table.TABLE)[product, width]
+        self.span = cut.chunk * cut.blocks
+        self.segments = -(-self.length // self.span)
         # the interpreter cannot compute in 16 bits
         self.dot = tl.bfloat16 if v.dtype == torch.bfloat16 and not interpreted() else tl.float32
         self.tf32 = v.dtype == torch.float16
         self.made = torch.bfloat16 if self.dot == tl.bfloat16 else torch.float32
-        self._prepare(v.device)
+        self._prepare(shared)
+
+    def _on_hopper(self) -> bool:
+        """Whether hopper.py makes the states."""
+        moved = [a for a in self.moved.values() if a is not None]
+        v = moved[-1]
+        wide = v.dtype == torch.bfloat16 and self.K == self.V == 64 and self.unit == 16 and all(a.data_ptr() % 16 == 0 for a in moved)
+        return self.alike and self.same and wide and hopper(v.device)
 
     def size(self, n: int) -> int:
         """Of a block that holds n columns."""
@@ -57,17 +68,16 @@ class _Call:
         a = self.moved[name]
         return {f"{letter}{i}": 0 if a is None else a.stride(i) // self.unit for i in range(3)}
 
-    def _prepare(self, device: torch.device) -> None:
+    def _prepare(self, shared: bool) -> None:
         from unisono_torch.kernels.multiscale import functions
 
-        alike = self.reset is None and self.valid is None and self.log_decay.shape[0] == 1
-        rows, padded = 1 if alike else self.batch, self.segments * self.span
+        rows, padded = 1 if shared else self.batch, self.segments * self.span
         decay = self.log_decay.expand(rows, self.length, self.scales)
         self.hi, self.lo, self.near, self.kept, self.ahead = (self.empty(rows, self.scales, padded) for _ in range(5))
         self.whole = self.empty(rows, self.scales, self.segments)
         self.section = None if self.reset is None else self.empty(self.batch, padded, dtype=torch.int32)
-        self.p0 = 0 if alike else self.scales * padded
-        self.w0 = 0 if alike else self.scales * self.segments
+        self.p0 = 0 if shared else self.scales * padded
+        self.w0 = 0 if shared else self.scales * self.segments
         launch: Any = functions.prepare
         with torch.cuda.device_of(decay):
             launch[(rows * self.scales * self.segments,)](
@@ -87,6 +97,8 @@ class _Call:
         """States [B, H, M, N, K, V] and normalisers before each segment, or their gradients after it; with `before`, whole's besides."""
         from unisono_torch.kernels.multiscale import states
 
+        if self.hopper:
+            return self._states_on_hopper(S, z, S_end, z_end, back, before)
         names = ("k", "v", "k_norm") if back is None else ("q", "do", "q_norm")
         columns = self.cut.columns
         blocks = -(-self.V // columns)
@@ -118,6 +130,34 @@ class _Call:
             kernel[(strips * count,)](**arguments, WRITES=True)
         return kept, kept_z, through
 
+    def _states_on_hopper(self, S: Tensor, z: Tensor, S_end: Tensor, z_end: Tensor, back: tuple[Tensor, ...] | None,
+                          before: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+        from unisono_torch.kernels.multiscale import hopper as kernels
+
+        cut, names = table.HOPPER, ("k", "v") if back is None else ("q", "do")
+        strips = self.batch * self.heads * self.scales
+        count, each = self.pieces(strips)
+        scratch, shape, padded = (count - 1) * strips, (self.batch, self.heads, self.scales, self.segments), self.segments * self.span
+        kept, kept_z = self.empty(*shape, self.K, self.V, dtype=self.made), self.empty(*shape, self.K)
+        through = None if before is None else self.empty(strips * count)
+        weights = (self.ahead, self.ahead) if back is None else back
+        arguments = {
+            "x": self.moved[names[0]], "y": self.moved[names[1]], "weight": weights[0], "weight_norm": weights[1], "whole": self.whole,
+            "start": S, "start_z": z, "kept": kept, "kept_z": kept_z, "end": S_end, "end_z": z_end,
+            "before": before and before[0], "before_z": before and before[1], "through": through,
+            "own": self.empty(scratch, self.K * self.V), "own_z": self.empty(scratch, self.K), "own_w": self.empty(scratch),
+            "T": self.length, "H": self.heads, "batches": self.batch, "segments": self.segments, "pieces": count, "each": each,
+            **self.strides(names[0], "x"), **self.strides(names[1], "y"),
+            "c0": 0 if back is None else self.heads * self.scales * padded, "c1": 0 if back is None else self.scales * padded,
+            "UNIT": self.unit, "BACK": back is not None, "THROUGH": before is not None, "M": self.scales, "K": self.K, "V": self.V,
+            "BN": self.V, "C": 64, "NB": self.span // 64, "STAGES": cut.stages, "num_warps": 4, "maxnreg": cut.registers,
+        }  # fmt: skip
+        with torch.cuda.device_of(kept):
+            if count > 1:
+                kernels.states[(strips * (count - 1),)](**arguments, WRITES=False)
+            kernels.states[(strips * count,)](**arguments, WRITES=True)
+        return kept, kept_z, through
+
     def launch(self, kernel: Any, blocks: int, more: dict[str, Any]) -> None:
         arguments = {
             "q": self.moved["q"], "k": self.moved["k"], "v": self.moved["v"],
@@ -126,7 +166,7 @@ class _Call:
             "hi": self.hi, "lo": self.lo, "near": self.near, "T": self.length, "H": self.heads, "batches": self.batch,
             "segments": self.segments, **self.strides("q", "q"), **self.strides("k", "k"), **self.strides("v", "v"),
             **self.strides("q_norm", "a"), **self.strides("k_norm", "b"),
-            **{f"g{i}": self.weight.stride(i) for i in range(4)}, "p0": self.p0, "UNIT": self.unit, "SAME": self.same,
+            **{f"g{i}": self.weight.stride(i) for i in range(4)}, "p0": self.p0, "UNIT": self.unit, "SAME": self.same, "ALIKE": self.alike,
             "HAS_RESET": self.reset is not None, "HAS_VALID": self.valid is not None, "M": self.scales,
             "SCALES": 1 << (self.scales - 1).bit_length(), "K": self.K, "V": self.V, "BK": self.size(self.K), "BN": self.cut.columns,
             "C": self.cut.chunk, "NB": self.cut.blocks, "DOT": self.dot, "TF32": self.tf32, "num_warps": self.cut.warps,
@@ -186,12 +226,12 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
     kept, kept_z, _ = call.states(S.contiguous(), z.contiguous(), torch.empty_like(S_out), torch.empty_like(z_out))
     padded = call.segments * call.span
     shape = call.batch, call.heads, call.scales
-    delta, back, back_z = (call.empty(*shape, padded) for _ in range(3))
+    met, delta, back, back_z = (call.empty(*shape, padded) for _ in range(4))
     more = {"do": call.moved["do"], "BV": call.size(call.V), "FADES": fades, **call.strides("do", "d")}
-    read = None if not fades else call.empty(*shape, padded)
+    read = None if not fades else call.empty(3, *shape, padded)
     tail = None if not fades else call.empty(*shape, call.segments * call.cut.blocks)
     given = {
-        "kept": call.kept, "S": kept, "z": kept_z, "denominator": denominator, "dq": dq, "dq_norm": dq_norm, "delta": delta,
+        "kept": call.kept, "S": kept, "z": kept_z, "denominator": denominator, "dq": dq, "dq_norm": dq_norm, "met": met, "delta": delta,
         "back": back, "back_z": back_z, "fades": read, "tail": tail, **more,
     }  # fmt: skip
     call.launch(backward.of_queries, -(-call.K // call.cut.columns), given)
@@ -211,16 +251,21 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
         assert sent is not None
         assert head is not None
         assert through is not None
-        found = (read.sum(1) + sent.sum((0, 2))).unflatten(-1, (call.segments, call.cut.blocks, call.cut.chunk))  # [B, M, N, 2, C]
-        found = found + through.sum((0, 2))[..., None, None]
+        found = (read.sum((0, 2)) + sent.sum((0, 2))).unflatten(-1, (call.segments, call.cut.blocks, call.cut.chunk))  # [B, M, N, 2, C]
+        if not call.hopper:
+            found = found + through.sum((0, 2))[..., None, None]
         if call.cut.blocks == 2:
             # the second block's queries read across the first, whose keys are sent across the second
+            tail = torch.zeros_like(tail) if call.alike else tail  # counted already
             tail, head = (a.unflatten(-1, (-1, 2)) for a in (tail.sum(1), head.sum((0, 2))))
             found = found + torch.stack([tail[..., 1], head[..., 0]], -1)[..., None]
         found = found.flatten(2)[..., : call.length].mT
         if valid is not None:
             found = torch.where(valid[..., None], found, 0)
-        dlog_decay.copy_(found.sum_to_size(dlog_decay.shape))
+        found = found.sum_to_size(dlog_decay.shape)
+        if call.hopper:
+            found = found + through.reshape(call.batch * call.heads, call.scales, -1).sum((0, 2))
+        dlog_decay.copy_(found)
     return dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out
 
 

@@ -22,6 +22,14 @@ class Cut:
     registers: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class HopperCut:
+    """stages: of loads. registers: at most, of a thread."""
+
+    stages: int
+    registers: int | None
+
+
 # by (kind of product, the wider of K and V rounded up to a power of two)
 TABLE: dict[tuple[str, int], Cut] = {
     # Triton 3.6 miscompiles narrower blocks with 4 warps and 64 tokens for an H100: illegal accesses in the court, at 16 columns; and
@@ -35,6 +43,8 @@ TABLE: dict[tuple[str, int], Cut] = {
 ONE: dict[tuple[str, int], Cut] = {
     key: dataclasses.replace(cut, registers=168) if key[0] == "bfloat16" and key[1] <= 64 else cut for key, cut in TABLE.items()
 }
+# states by hopper.py
+HOPPER = HopperCut(2, 128)
 INTERPRETED = Cut(16, 2, 16, 1, 1, 1)
 # Time is cut into pieces of segments where heads and scales leave a GPU half idle: a piece costs reading keys and values again.
 FEW, PROGRAMS, SHORTEST = 96, 264, 4
