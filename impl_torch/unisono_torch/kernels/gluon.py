@@ -4,6 +4,9 @@ There a layout says nothing, and what a GPU does in its own time is held to its 
 product once it was; shared memory is not overwritten under a product that reads it, nor read by one before a fence.
 """
 
+# the stand-ins take what the kernels here give, not all that Gluon takes
+# pyright: reportAssignmentType=false
+
 from __future__ import annotations
 
 from typing import Any
@@ -117,11 +120,12 @@ if interpreted():
         reads, values = [], []
         for x in (a, b):
             tile = x.tile if isinstance(x, Turned) else x
+            held = tile
             if isinstance(tile, Shared):
                 assert tile not in _unfenced, "a product reads shared memory before a fence"
                 reads.append(tile)
-                x = tl.trans(tile.load(None)) if isinstance(x, Turned) else tile.load(None)
-            values.append(x.to(tl.float32))
+                held = tile.load(None)
+            values.append((tl.trans(held) if isinstance(x, Turned) else held).to(tl.float32))
         made = tl.dot(*values, input_precision="ieee")
         if use_acc:
             made += acc.value if isinstance(acc, _Product) else acc

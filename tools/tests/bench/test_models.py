@@ -49,8 +49,8 @@ def test_tables_compare_with_the_transformer(tmp_path):
 
 
 def test_what_the_tuner_tries():
-    tried = list(tune.candidates("linear_attention", 64, {}))
+    tried = list(tune.candidates(tune.FIELDS["linear_attention"], 64, {}))
     assert {cut["block"] for cut in tried} == {32, 64}
-    assert list(tune.candidates("multiscale", 64, {"chunk": [64], "columns": [64], "warps": [4], "registers": [168]})) == [
+    assert list(tune.candidates(tune.FIELDS["multiscale"], 64, {"chunk": [64], "columns": [64], "warps": [4], "registers": [168]})) == [
         {"chunk": 64, "blocks": 2, "columns": 64, "warps": 4, "state_warps": 4, "stages": 2, "registers": 168}
     ]

@@ -36,6 +36,10 @@ FIELDS = {
         "chunk": (32, 64), "blocks": (2,), "columns": (32, 64, 128), "warps": (2, 4, 8), "state_warps": (4,), "stages": (2,),
         "registers": (None, 168),
     },
+    "linear_attention on Hopper": {
+        "chunk": (64,), "block": (64, 128), "warps": (4, 8), "stages": (2, 3, 4), "programs": (132, 264),
+    },
+    "multiscale on Hopper": {"stages": (2, 3, 4), "registers": (None, 128, 168)},
 }  # fmt: skip
 Given = dict[str, Any]
 
@@ -52,6 +56,7 @@ class Task:
     feature_map: str
     scales: int
     timed: tuple[int, int, int]
+    hopper: bool = False  # the kernels in Gluon
 
     @property
     def both(self) -> bool:
@@ -64,6 +69,9 @@ class Task:
         if self.op == "linear_attention":
             from unisono_torch.kernels.linear_attention import table
 
+            if self.hopper:
+                table.HOPPER[self.way, min(self.K, self.V)] = table.HopperCut(**cut)
+                return
             made = table.Cut(**cut)
             if self.feature_map == "taylor2":
                 table.TAYLOR2[self.way, product] = made
@@ -72,6 +80,9 @@ class Task:
         else:
             from unisono_torch.kernels.multiscale import table as scaled
 
+            if self.hopper:
+                scaled.HOPPER = scaled.HopperCut(**cut)
+                return
             key = product, scaled.width_of(self.K, self.V)
             (scaled.ONE if self.scales == 1 else scaled.TABLE)[key] = scaled.Cut(**cut)
 
@@ -168,12 +179,12 @@ def one(task: Task, cut: dict[str, Any], lock: str, repeats: int) -> dict[str, A
         return {**cut, "wrong": str(error).splitlines()[0][:120]}
 
 
-def candidates(op: str, width: int, chosen: dict[str, list[int]]) -> Iterator[dict[str, Any]]:
+def candidates(fields: dict[str, tuple], width: int, chosen: dict[str, list[int]]) -> Iterator[dict[str, Any]]:
     """Every combination; of columns no more than the widest head has, but 16."""
-    fields = {name: tuple(chosen.get(name) or values) for name, values in FIELDS[op].items()}
+    fields = {name: tuple(chosen.get(name) or values) for name, values in fields.items()}
     for values in itertools.product(*fields.values()):
         cut = dict(zip(fields, values, strict=True))
-        if cut["block" if op == "linear_attention" else "columns"] <= max(16, width) or chosen:
+        if chosen or cut.get("block", cut.get("columns", 0)) <= max(16, width):
             yield cut
 
 
@@ -189,6 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", default=[], help="values of a field, as in chunk=64 warps=4,8")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--jobs", type=int, default=8, help="processes that compile at once")
+    parser.add_argument("--hopper", action="store_true", help="the kernels in Gluon, which serve 64 and 128 in bfloat16 there")
     parser.add_argument("--output", type=pathlib.Path, help="a .json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--lock", help=argparse.SUPPRESS)
@@ -202,6 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         options.feature_map,
         options.scales,
         tuple(options.timed),
+        options.hopper,
     )
     if options.one:
         print(json.dumps(one(task, json.loads(options.one), options.lock, options.repeats)))
@@ -211,7 +224,8 @@ def main(argv: list[str] | None = None) -> int:
     chosen = {name: [json.loads(x) for x in values.split(",")] for name, _, values in (pair.partition("=") for pair in options.only)}
     words = sys.argv[1:] if argv is None else argv
     lock = options.lock or f"{tempfile.gettempdir()}/unisono-tune.lock"
-    waiting, running, rows = list(candidates(options.op, max(options.widths), chosen)), [], []
+    fields = FIELDS[options.op + " on Hopper" * options.hopper]
+    waiting, running, rows = list(candidates(fields, max(options.widths), chosen)), [], []
     while waiting or running:
         while waiting and len(running) < options.jobs:
             cut = waiting.pop(0)
