@@ -67,10 +67,16 @@ def measure(batch: int, length: int, heads: int, width: int, scales: int, dtype:
     for name, how in {OURS: best, PLAIN: PLAIN}.items():
         values = both(how, log_decay, *(a[:1, :, :1].contiguous() if a.ndim == 4 else a[:1].contiguous() for a in sets[0]))
         errors = [float((a.double() - b).norm() / b.norm()) for a, b in zip(values, exact, strict=True)]
-        with torch.no_grad():
-            forward = median_ms([lambda s=s, how=how: run(how, log_decay, *s[:3], gate=s[4]) for s in sets], device, repeats)
-        whole = median_ms([lambda s=s, how=how: both(how, log_decay, *s) for s in sets], device, repeats)
-        peak = peak_bytes(lambda how=how: both(how, log_decay, *sets[0]), device)
+        try:
+            with torch.no_grad():
+                forward = median_ms([lambda s=s, how=how: run(how, log_decay, *s[:3], gate=s[4]) for s in sets], device, repeats)
+            whole = median_ms([lambda s=s, how=how: both(how, log_decay, *s) for s in sets], device, repeats)
+            peak = peak_bytes(lambda how=how: both(how, log_decay, *sets[0]), device)
+        except torch.OutOfMemoryError:
+            if name == OURS:
+                raise
+            print(f"{name}: out of memory", flush=True)
+            continue
         found[name] = forward, whole, errors[0], max(errors[1:]), peak
     if device != "cuda":
         return found

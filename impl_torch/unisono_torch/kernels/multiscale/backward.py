@@ -28,8 +28,8 @@ _UNSPECIALISED = [
 
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def of_queries(
-    q, k, v, do, q_norm, k_norm, gain, valid, section, hi, lo, near, kept, S, z, denominator, dq, dq_norm, met, delta, back, back_z,
-    fades, tail,
+    q, k, v, do, q_norm, k_norm, gain, valid, section, hi, lo, near, kept, S, z, denominator, dq, dq_norm, met, delta, shares, lost,
+    back, back_z, fades, tail,
     T, H, batches, segments, q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, a0, a1, a2, b0, b1, b2, g0, g1, g2, g3, p0,
     UNIT: tl.constexpr, SAME: tl.constexpr, FADES: tl.constexpr, ALIKE: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
     M: tl.constexpr, SCALES: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
@@ -108,6 +108,8 @@ def of_queries(
                 acc += weighed[:, None] * reached
         d = (read + holds * old) / D
         tl.store(delta + (mine + s) * length + token, d)  # each block's program the same
+        tl.store(shares + (mine + s) * length + token, share)
+        tl.store(lost + (mine + s) * length + token, share * d)
         line = tl.load(z + ((mine + s) * segments + n) * K + column, mask=column < K, other=0)
         if SAME:
             acc -= (weighed * d)[:, None] * line[None, :]
@@ -214,7 +216,7 @@ def of_queries(
 
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def of_keys(
-    q, k, v, do, q_norm, k_norm, gain, valid, section, hi, lo, near, ahead, dS, dz, denominator, dk, dk_norm, dv, delta, fades, head_sum,
+    q, k, v, do, q_norm, k_norm, gain, valid, section, hi, lo, near, ahead, dS, dz, dk, dk_norm, dv, shares, lost, fades, head_sum,
     T, H, batches, segments, q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, a0, a1, a2, b0, b1, b2, g0, g1, g2, g3, p0,
     UNIT: tl.constexpr, SAME: tl.constexpr, FADES: tl.constexpr, ALIKE: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
     M: tl.constexpr, SCALES: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
@@ -251,7 +253,6 @@ def of_keys(
     a = tokens(k, t0, rows, k1 * UNIT, feature, live, K, DOT)
     g = tokens(v, t0, rows, v1 * UNIT, value, live, V, DOT)
     acc, acc_norm, acc_v = tl.zeros((C, BN), tl.float32), tl.zeros((C, BN), tl.float32), tl.zeros((C, BN), tl.float32)
-    gains = gain + batch * g0 + head * g3
     row = tl.zeros((C, SCALES), tl.float32)
     for j in tl.static_range(NB):
         w0 = t0 + j * C
@@ -264,16 +265,15 @@ def of_keys(
                 linked = linked & (sections[:, None] == tl.load(section + batch * length + w0 + rows)[None, :])
             weight, less = tl.zeros((C, C), tl.float32), tl.zeros((C, C), tl.float32)
             for s in range(M):
-                c = tl.load(gains + (w0 + rows).to(tl.int64) * g1 + s * g2, mask=alive, other=0).to(tl.float32)
-                c = c / tl.load(denominator + (mine + s) * T + w0 + rows, mask=alive, other=1.0)
-                d = tl.load(delta + (mine + s) * length + w0 + rows)
+                c = tl.load(shares + (mine + s) * length + w0 + rows)
+                d = tl.load(lost + (mine + s) * length + w0 + rows)
                 rate = rate_of(hi, lo, s, length, ALIKE)
                 if j == 0:
-                    fade = c[None, :] * fading(hi, lo, at + s * length, rows, linked, rate, True, ALIKE)
+                    fade = fading(hi, lo, at + s * length, rows, linked, rate, True, ALIKE)
                 else:
-                    c = c * faded(near, at + s * length + C, rows, rate, rows + 1, ALIKE)
-                    fade = faded(near, at + s * length, rows, rate, C - 1 - rows, ALIKE)[:, None] * c[None, :]
-                weight += fade
+                    other = faded(near, at + s * length + C, rows, rate, rows + 1, ALIKE)
+                    fade = faded(near, at + s * length, rows, rate, C - 1 - rows, ALIKE)[:, None] * other[None, :]
+                weight += fade * c[None, :]
                 less += fade * d[None, :]
             if HAS_RESET and j == 1:
                 weight, less = tl.where(linked, weight, 0.0), tl.where(linked, less, 0.0)
@@ -298,13 +298,12 @@ def of_keys(
                 if HAS_RESET:
                     P, norms = tl.where(linked, P, 0.0), tl.where(linked, norms, 0.0)
                 for s in range(M):
-                    c = tl.load(gains + (w0 + rows).to(tl.int64) * g1 + s * g2, mask=alive, other=0).to(tl.float32)
-                    c = c / tl.load(denominator + (mine + s) * T + w0 + rows, mask=alive, other=1.0)
+                    c = tl.load(shares + (mine + s) * length + w0 + rows)
+                    d = tl.load(lost + (mine + s) * length + w0 + rows)
                     rate = rate_of(hi, lo, s, length, ALIKE)
-                    c = c * faded(near, at + s * length + C, rows, rate, rows + 1, ALIKE)
-                    d = tl.load(delta + (mine + s) * length + w0 + rows)
+                    other = faded(near, at + s * length + C, rows, rate, rows + 1, ALIKE)
                     fade = faded(near, at + s * length, rows, rate, C - 1 - rows, ALIKE)
-                    row = put(row, s, fade * tl.sum((P - d[None, :] * norms) * c[None, :], 1), SCALES)
+                    row = put(row, s, fade * tl.sum((c[None, :] * P - d[None, :] * norms) * other[None, :], 1), SCALES)
     if FADES:
         mine_k = tokens(k, t0, rows, k1 * UNIT, column, live, K, tl.float32)
         mine_n = mine_k

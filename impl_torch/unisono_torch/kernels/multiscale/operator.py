@@ -226,13 +226,13 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
     kept, kept_z, _ = call.states(S.contiguous(), z.contiguous(), torch.empty_like(S_out), torch.empty_like(z_out))
     padded = call.segments * call.span
     shape = call.batch, call.heads, call.scales
-    met, delta, back, back_z = (call.empty(*shape, padded) for _ in range(4))
+    met, delta, shares, lost, back, back_z = (call.empty(*shape, padded) for _ in range(6))
     more = {"do": call.moved["do"], "BV": call.size(call.V), "FADES": fades, **call.strides("do", "d")}
     read = None if not fades else call.empty(3, *shape, padded)
     tail = None if not fades else call.empty(*shape, call.segments * call.cut.blocks)
     given = {
         "kept": call.kept, "S": kept, "z": kept_z, "denominator": denominator, "dq": dq, "dq_norm": dq_norm, "met": met, "delta": delta,
-        "back": back, "back_z": back_z, "fades": read, "tail": tail, **more,
+        "shares": shares, "lost": lost, "back": back, "back_z": back_z, "fades": read, "tail": tail, **more,
     }  # fmt: skip
     call.launch(backward.of_queries, -(-call.K // call.cut.columns), given)
     after, after_z, through = call.states(dS.contiguous(), dz.contiguous(), S_out, z_out, (back, back_z), (kept, kept_z) if fades else None)
@@ -240,8 +240,8 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
     sent = None if not fades else call.empty(blocks, *shape, padded)
     head = None if not fades else call.empty(blocks, *shape, call.segments * call.cut.blocks)
     given = {
-        "ahead": call.ahead, "dS": after, "dz": after_z, "denominator": denominator, "dk": dk, "dk_norm": dk_norm, "dv": dv,
-        "delta": delta, "fades": sent, "head_sum": head, **more,
+        "ahead": call.ahead, "dS": after, "dz": after_z, "dk": dk, "dk_norm": dk_norm, "dv": dv,
+        "shares": shares, "lost": lost, "fades": sent, "head_sum": head, **more,
     }  # fmt: skip
     call.launch(backward.of_keys, blocks, given)
     dweight.copy_(delta[..., : call.length].permute(0, 3, 2, 1).sum_to_size(dweight.shape[:-1])[..., None])
