@@ -119,8 +119,8 @@ def of_queries(
             tl.store(back + (mine + s) * length + token, weighed)
             tl.store(back_z + (mine + s) * length + token, -weighed * d)
             if FADES:
-                line = tl.load(z + ((mine + s) * segments + n) * K + feature, mask=feature < K, other=0)
-                found = weighed * (old - d * tl.sum(a_norm.to(tl.float32) * line[None, :], 1))
+                past = tl.load(z + ((mine + s) * segments + n) * K + feature, mask=feature < K, other=0)
+                found = weighed * (old - d * tl.sum(a_norm.to(tl.float32) * past[None, :], 1))
                 if not ALIKE:
                     tl.store(tail + (mine + s) * (segments * NB) + n * NB + part, tl.sum(found, 0))
                 tl.store(fades + (mine + s) * length + token, spread(found, rows, part * C + rows + 1, ALIKE))
@@ -161,8 +161,8 @@ def of_queries(
                     inner = share * tl.sum((rows[:, None] - rows[None, :]).to(tl.float32) * pairs, 1)
                 else:
                     pairs = tl.where(rows[:, None] > rows[None, :], share[:, None] * pairs, 0.0)
-                    past = tl.dot(narrow(pairs, DOT, TF32), before, input_precision=PRECISION)  # Σ_{j<t}
-                    inner = tl.sum(tl.where(rows[:, None] >= rows[None, :], past, 0.0), 0)
+                    sums = tl.dot(narrow(pairs, DOT, TF32), before, input_precision=PRECISION)  # Σ_{j<t}
+                    inner = tl.sum(tl.where(rows[:, None] >= rows[None, :], sums, 0.0), 0)
                 tl.store(fades + slot + (mine + s) * length + token, inner)
     if part == 1:
         weight, less = tl.zeros((C, C), tl.float32), tl.zeros((C, C), tl.float32)
@@ -190,8 +190,8 @@ def of_queries(
                 norms = PR
                 PR *= R
                 if not SAME:
-                    b = tokens(k_norm, u0, rows, b1 * UNIT, feature, alive, K, DOT)
-                    norms = tl.dot(a_norm, tl.trans(b), input_precision=PRECISION)
+                    b_norm = tokens(k_norm, u0, rows, b1 * UNIT, feature, alive, K, DOT)
+                    norms = tl.dot(a_norm, tl.trans(b_norm), input_precision=PRECISION)
                 if HAS_RESET:
                     norms = tl.where(linked, norms, 0.0)
                 for s in range(M):
