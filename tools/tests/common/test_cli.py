@@ -12,7 +12,8 @@ import pytest
 from unisono_spec.contract import InputError, count_params, presets
 from unisono_spec.contract.generation import Generated
 from unisono_tools import cli, config, streaming
-from unisono_tools.config import DataChoice
+from unisono_tools.commands.arguments import of_class, parse
+from unisono_tools.config import DataChoice, TrainConfig
 from unisono_tools.data import load_tokenizer
 from unisono_tools.precompute import PrecomputedCorpus
 from unisono_tools.train import checkpoint
@@ -141,7 +142,26 @@ def test_arguments_from_yaml(command, model, tmp_path):
     code, out, _ = command("generate", model, "--config", path)
     assert code == 0
     assert out.startswith("Seven ")
-    assert command("generate", model, "--config", path, "--prompt", "Four ")[1].startswith("Four ")
+    for words in (("--config", path, "--prompt", "Four "), ("--prompt", "Four ", "--config", path)):
+        assert command("generate", model, *words)[1].startswith("Four ")
+
+
+def test_words_stand_above_files(tmp_path):
+    (tmp_path / "a.yaml").write_text("steps: 3\nmodel: {overrides: {d_model: 8, n_layers: 1}}\n")
+    (tmp_path / "b.yaml").write_text("steps: 4\nseed: 5\n")
+    words = [
+        "--model.overrides.d_model",
+        "16",
+        "--data.corpus",
+        "here",
+        "--config",
+        str(tmp_path / "a.yaml"),
+        "--config",
+        str(tmp_path / "b.yaml"),
+    ]
+    values = parse("train", "", of_class(TrainConfig), words)
+    assert (values["steps"], values["seed"], values["data"]["corpus"]) == (4, 5, "here")
+    assert values["model"]["overrides"] == {"d_model": 16, "n_layers": 1}
 
 
 def test_precompute(command, text, tmp_path):
@@ -170,6 +190,7 @@ def test_a_dry_run_says_what_would_be(command, refused, text, tmp_path):
     assert lines["steps"].startswith(f"{steps:,} of 64 tokens: {steps * 64:,} in all, 2")
     assert str(tmp_path / "run") in out
     assert not (tmp_path / "run").exists()
+    assert "the learning rate never stops rising" in command("train", *argv, "--dry-run", "--schedule.warmup_steps", 10**6)[1]
     assert "seq_len: 100000" in refused("train", *argv, "--dry-run", "--seq_len", 100000)
 
 

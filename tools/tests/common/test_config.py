@@ -55,8 +55,10 @@ def test_every_preset_is_a_config():
         assert train.validate() == config or name in ("cram-paper",)
         assert train.model.preset == name
         assert name in train.out
-    with pytest.raises(InputError, match="did you mean 'mamba-1m'"):
+    with pytest.raises(InputError, match="did you mean 'mamba-1m'") as refused:
         read_config("mamba-1mm")
+    valid = str(refused.value).partition("Valid: ")[2].split(", ")
+    assert len(set(valid)) == len(valid)
 
 
 def test_what_is_hardly_meant():

@@ -76,6 +76,19 @@ def test_pieces_are_tokenized_as_the_whole(subwords, script, monkeypatch):
         assert np.array_equal(np.concatenate([p.ids for p in found[: k + 1]] + [p.ids for p in rest]), whole)
 
 
+def test_a_tokenizer_that_drops_spaces_is_read_in_pieces_too(monkeypatch, tmp_path):
+    """As BERT's does: a piece may hold no token at all."""
+    model = {"type": "WordPiece", "unk_token": "?", "continuing_subword_prefix": "##", "max_input_chars_per_word": 9}
+    model["vocab"] = {"?": 0, "ἀρχή": 1, "##ν": 2}
+    (tmp_path / "spaces.json").write_text(json.dumps({"version": "1.0", "pre_tokenizer": {"type": "BertPreTokenizer"}, "model": model}))
+    coder, text = load_tokenizer(str(tmp_path / "spaces.json")), " \n" * 900 + "ἀρχήν ἀρχή" + "\t" * 700 + "λόγος"
+    monkeypatch.setattr(tokenizers, "CONTEXT", 64)
+    monkeypatch.setattr(tokenizers, "PIECE", 300)
+    found = list(coder.encode_stream([text.encode()], "text"))
+    assert len(found) > 3
+    assert np.concatenate([piece.ids for piece in found]).tolist() == coder.encode(text).tolist() == [1, 2, 1, 0]
+
+
 def test_a_tokenizer_that_marks_beginnings_is_read_in_pieces_too(subwords, monkeypatch):
     coder, text = load_tokenizer(str(subwords["marked"])), SCRIPTS["curly"]
     whole = coder.encode(text)

@@ -100,3 +100,7 @@ if __name__ == "__main__":
         found = run(dataclasses.replace(plan, devices=devices))
         if processes()[0] == 0:
             save_file({key: np.ascontiguousarray(a) for key, a in found.items()}, Path(sys.argv[2]) / f"{name}.safetensors")
+    if sys.argv[1] == "torch" and processes()[1] > 1:
+        import torch.distributed
+
+        torch.distributed.destroy_process_group()

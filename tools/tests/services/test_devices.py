@@ -87,4 +87,4 @@ def test_the_benchmark_of_the_loop(tmp_path):
     (run,) = json.loads((tmp_path / "loop.json").read_text())
     assert run["run"]["command"] == f"python -m unisono_tools.bench.loop {' '.join(words)}"
     assert [row["with"] for row in run["rows"]] == ["", "dtype=float16,ema=0.9"]
-    assert all(row["loop"] > 0 and row["bare"] > 0 for row in run["rows"])
+    assert all(row["loop"] > 0 and row["bare"] > 0 and row["memory"].endswith("iB") for row in run["rows"])

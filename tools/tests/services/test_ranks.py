@@ -107,6 +107,19 @@ def test_a_disk_that_is_full(tiny, tmp_path):
     assert list(checkpoint.steps(tmp_path / "run")) == [2]
 
 
+def test_a_run_that_ended_has_left_the_others(tiny, monkeypatch):
+    """What still waited for them when the interpreter ended would now and then abort it, and torchrun call the run failed."""
+    from torch import distributed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("unisono_tools.backends.torch.ranks.Ranks.replicate", lambda _, objective, fixed: objective)
+    distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    train(tiny(backend="torch", threads=1))
+    assert not distributed.is_initialized()
+
+
 def test_a_batch_that_does_not_divide(tiny, tmp_path):
     process = _start(tiny(backend="torch", batch_size=3), tmp_path / "config.yaml", 2)
     _, said = process.communicate()

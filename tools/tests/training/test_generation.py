@@ -36,6 +36,19 @@ def test_rounding_is_told_beside_the_margin(backend, tiny, made, tmp_path):
     assert "more than the margin of near-ties, 1e-05" in str(coarse)
 
 
+def test_a_prompt_from_a_file(backend, tiny, made, command, tmp_path):
+    """Read in pieces, it is what the same words are."""
+    checkpoint.save(tmp_path / "run", made(tiny()))
+    prompt = "ბიბლიოთეკა "
+    (tmp_path / "prompt.txt").write_text(prompt)
+    shown = []
+    for words in (("--prompt", prompt), ("--prompt_file", tmp_path / "prompt.txt")):
+        code, out, _ = command("generate", tmp_path / "run", "--backend", backend, "--max_new_tokens", 4, *words)
+        assert code == 0
+        shown.append(out.removeprefix(prompt))
+    assert shown[0] == shown[1]
+
+
 def test_published_weights_in_every_room(backend, publish, tmp_path):
     """NumPy writes half of a text, the backend goes on from its state: what NumPy writes alone."""
     folder, prompt = publish(tmp_path / "published", d_model=8, n_layers=2), np.arange(10).reshape(2, 5)

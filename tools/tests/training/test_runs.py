@@ -148,6 +148,7 @@ def test_a_trained_model_in_numpy(backend, tiny, command, tmp_path, close):
     for name in (backend, "numpy"):
         code, out, _ = command("eval", tmp_path / "run", "--backend", name)
         assert code == 0
+        assert out.splitlines()[0].endswith(f"backend {name}")
         shown[name] = float(out.split("bits per token")[1].split()[0])
     assert abs(shown[backend] - shown["numpy"]) <= numerics.printed(6) + numerics.formula("float32", 2**8) * shown["numpy"]
     texts = {command("generate", tmp_path / "run", "--backend", name, "--temperature", 0, "--max_new_tokens", 24)[1] for name in shown}

@@ -166,15 +166,20 @@ class Trainer(Protocol):
         also what `SCALER` names."""
         ...
 
+    def close(self) -> None:
+        """Leave the other processes, at the end of a run that nothing befell."""
+        ...
+
     def carried(self) -> Arrays | None:
         """The state after the last batch whose sequences are carried on, [B, …]; None where there was none. All processes ask at once."""
         ...
 
 
 class Reader(Protocol):
-    """A model that reads tokens and predicts the next."""
+    """A model that reads tokens and predicts the next. backend: the name of what computes."""
 
     config: Config
+    backend: str
 
     @property
     def tokenizer(self) -> str | None:

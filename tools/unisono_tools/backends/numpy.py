@@ -20,6 +20,7 @@ class Trainer:
 
 
 class Reader:
+    backend = "numpy"
     tokenizer = seq_len = None
 
     def __init__(self, config: Config, params: Arrays, dtype: str = "float32", device: str | None = None) -> None:

@@ -58,6 +58,8 @@ class Trainer:
 class Reader:
     """The graph's inputs are tokens, reset, valid and the state by its contract names; outputs logits and next.<state>."""
 
+    backend = "onnx"
+
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise InputError(f"{path}: no such file; give the path of a .onnx file that `unisono export` wrote")

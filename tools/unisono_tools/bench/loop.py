@@ -5,7 +5,8 @@
 A bare step is what one would write without these tools: forward, loss, backward, clipping and the framework's AdamW on one batch that lies
 on the device, with nothing read, drawn, logged or saved. The loop draws its batches from a corpus, watches for NaN and signals, and writes
 its log; what it takes is read off the log, between the first steps and the last, so that start and final checkpoint are left out. Each is
-measured in a process of its own, which has the devices to itself.
+measured in a process of its own, which has the devices to itself. With `devices=2` the bare step is one device's with the same batch, or
+with `batch_size=…` with that of `--batch_size`: 200 % would be perfect scaling.
 """
 
 from __future__ import annotations
@@ -50,18 +51,18 @@ def plan(options: argparse.Namespace, **changes: Any) -> TrainConfig:
     return TrainConfig(**{**fields, **changes})
 
 
-def loop_rate(train: TrainConfig) -> dict[str, float]:
-    """Tokens a second of a whole run, in a process of its own as users start it; its last loss."""
+def loop_rate(train: TrainConfig) -> dict[str, Any]:
+    """Tokens a second of a whole run, in a process of its own as users start it; its last loss; the most memory that it says it held."""
     with tempfile.TemporaryDirectory() as folder:
         config = pathlib.Path(folder) / "config.yaml"
         config.write_text(dump_yaml({**to_dict(train), "out": f"{folder}/run"}), encoding="utf-8")
         command = [sys.executable, "-m", "unisono_tools.cli", "train", "--config", str(config)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+        # what it says meanwhile is shown as it comes, so that a run that hangs says where
+        said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         rows = {row["step"]: row for row in read(pathlib.Path(folder) / "run" / NAME) if "loss" in row}
     tokens = train.batch_size * train.seq_len * (train.steps - WARM_UP)
-    return {"loop": tokens / (rows[train.steps]["time"] - rows[WARM_UP]["time"]), "loss": rows[train.steps]["loss"]}
+    rate = tokens / (rows[train.steps]["time"] - rows[WARM_UP]["time"])
+    return {"loop": rate, "loss": rows[train.steps]["loss"], "memory": said.rpartition("memory: at most ")[2].strip()}
 
 
 def apart(function: Callable[..., Any], *args: Any) -> Any:
@@ -167,18 +168,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     rows: list[dict[str, Any]] = []
     plain = plan(options)
-    same = {
-        "backend": options.backend,
-        "model": options.model,
-        "batch": f"{options.batch_size} × {options.seq_len}",
-        "dtype": options.dtype,
-    }
     bare = apart(bare_rate, plain)
+    print(f"bare step: {bare:,.0f} tokens/s", file=sys.stderr, flush=True)
     for text in ["", *options.changes]:
         changes = dict(_option(pair) for pair in text.split(",") if pair)
         train = plan(options, **changes)
         beside = apart(bare_rate, train) if changes.keys() & {"compile", "dtype"} else bare
-        rows.append({**same, "with": text, "bare": beside, **loop_rate(train)})
+        batch = f"{train.batch_size} × {train.seq_len}"
+        about_it = {"backend": options.backend, "model": options.model, "batch": batch, "dtype": options.dtype, "with": text}
+        rows.append({**about_it, "bare": beside, **loop_rate(train)})
         print(_line(rows[-1]), flush=True)
         if options.output:
             _write([*before, {"run": run, "rows": rows}], options.output)
@@ -208,7 +206,7 @@ def _device(backend: str, device: str | None) -> str:
 
 def _line(row: dict[str, Any]) -> str:
     cells = (row[name] for name in ("backend", "model", "batch", "dtype", "with"))
-    return f"| {' | '.join(cells)} | {row['bare']:,.0f} | {row['loop']:,.0f} | {row['loop'] / row['bare']:.1%} |"
+    return f"| {' | '.join(cells)} | {row['bare']:,.0f} | {row['loop']:,.0f} | {row['loop'] / row['bare']:.1%} | {row.get('memory', '')} |"
 
 
 def _write(runs: list[dict[str, Any]], stem: pathlib.Path) -> None:
@@ -222,7 +220,10 @@ def _write(runs: list[dict[str, Any]], stem: pathlib.Path) -> None:
     ]
     for one in runs:
         lines += [*(f"- {name}: {value}" for name, value in one["run"].items()), ""]
-        lines += ["| backend | model | batch | dtype | with | bare step | loop | loop ÷ bare |", "|---|---|---|---|---|---|---|---|"]
+        lines += [
+            "| backend | model | batch | dtype | with | bare step | loop | loop ÷ bare | memory |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
         lines += [*map(_line, one["rows"]), ""]
     stem.with_suffix(".md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 

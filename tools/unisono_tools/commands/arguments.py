@@ -74,6 +74,7 @@ def parse(verb: str, description: str, arguments: list[Argument], argv: list[str
     known = {argument.name: argument for argument in arguments}
     positional = [argument.name for argument in arguments if argument.default is REQUIRED]
     values: dict[str, Any] = {}
+    given: list[tuple[Argument, str, str]] = []
     left, words = list(positional), list(argv)
     while words:
         word = words.pop(0)
@@ -83,7 +84,7 @@ def parse(verb: str, description: str, arguments: list[Argument], argv: list[str
             if not left:
                 raise InputError(f"{shown(word)}: one argument too many; `unisono {verb} --help` lists them")
             name = left.pop(0)
-            values[name] = _from_text(word, known[name])
+            given.append((known[name], name, word))
             continue
         name, equals, text = word[2:].partition("=")
         # names within a mapping of numbers are the user's own, such as those of corpora
@@ -99,12 +100,16 @@ def parse(verb: str, description: str, arguments: list[Argument], argv: list[str
             text = words.pop(0)
         if argument is None:
             values |= _flat(read_config(text), arguments, verb=verb)
-        elif argument.name == name:
+        else:
+            given.append((argument, name, text))
+    # what is said word by word stands above what files say, in whatever order
+    for argument, name, text in given:
+        if argument.name == name:
             values[name] = _from_text(text, argument)
         else:
             key = name.removeprefix(f"{argument.name}.")
-            given = {**(values.get(argument.name, argument.default) or {}), key: _written(text, name)}
-            values[argument.name] = typed(given, argument.hint, argument.name)
+            merged = {**(values.get(argument.name, argument.default) or {}), key: _written(text, name)}
+            values[argument.name] = typed(merged, argument.hint, argument.name)
     for name in positional:
         if name not in values:
             raise InputError(f"{name}: missing; give {expected(known[name].hint)}, as `unisono {verb} --help` shows")
@@ -123,7 +128,7 @@ def read_config(name: str) -> dict[str, Any]:
         return read_yaml(path if path.is_file() else Path(str(known[name])))
     if name in presets():
         return {"model": {"preset": name}, "out": f"runs/{name}"}
-    remedy = nearest(name, [*known, *presets()])
+    remedy = nearest(name, sorted({*known, *presets()}))
     raise InputError(f"config: {shown(name)} is neither a file nor a preset nor a config that comes with unisono; {remedy}")
 
 
@@ -209,7 +214,7 @@ def _written(text: str, name: str) -> Any:
 def _usage(verb: str, description: str, arguments: list[Argument]) -> None:
     """Print the help of a verb, and exit with 0."""
     out = argparse.ArgumentParser(prog=f"unisono {verb}", description=description, allow_abbrev=False)
-    out.add_argument("--config", metavar="FILE", help="YAML file of these arguments; later arguments override it")
+    out.add_argument("--config", metavar="FILE", help="YAML file of these arguments; those given here override it")
     for argument in arguments:
         text = argument.help.replace("%", "%%").rstrip(".")
         if argument.default is REQUIRED:

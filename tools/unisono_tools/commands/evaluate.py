@@ -74,8 +74,8 @@ def run(
         check_corpus(reader.config, text)
         ids, starts = text.split(split), text.documents[split] if anew else None
         score = evaluate(reader, ids, limit, window, documents=starts)
-        unit, engine = "pixels" if text.tokenizer is None else "tokens", type(reader).__module__.rsplit(".", 1)[-1]
-        print(f"{path} on {text.name}, {split}: {score.targets:,} {unit}, backend {engine}")
+        unit = "pixels" if text.tokenizer is None else "tokens"
+        print(f"{path} on {text.name}, {split}: {score.targets:,} {unit}, backend {reader.backend}")
         bits.append(score.bits)
         if text.tokenizer is None:
             print(f"bits per pixel   {score.bits:.6f}")
@@ -96,7 +96,7 @@ def _task_score(reader: Reader, path: Path, task: Task, split: str, limit: int) 
     check_task(reader.config, task, (split,))
     if limit < 0:
         raise InputError(f"limit: {limit}; use a positive number of examples, or 0 for the default")
-    print(f"{path} on {task.name}, {split}, backend {type(reader).__module__.rsplit('.', 1)[-1]}")
+    print(f"{path} on {task.name}, {split}, backend {reader.backend}")
     for setting in task.settings(split):
         number = limit or (EXAMPLES if task.size(split, setting) is None else 0)
         found = evaluate_task(reader, task, split, setting, number)

@@ -132,7 +132,7 @@ class Bytes:
         done = 0
         for piece in pieces:
             done += len(piece)
-            yield Encoded(np.frombuffer(piece, np.uint8), done)
+            yield Encoded(np.frombuffer(piece, np.uint8).copy(), done)
 
 
 class Chars:
@@ -257,7 +257,7 @@ class Subwords:
         first = int(whole[begin]) if len(whole) else 0
         if last:
             return ids[first:], len(after), 0
-        spaced = np.array([text[p].isspace() and not text[p - 1].isspace() if p else False for p in places.tolist()])
+        spaced = np.array([text[p].isspace() and not text[p - 1].isspace() if p else False for p in places.tolist()], bool)
         best = _last(places, spaced, n + PIECE // 2, n + PIECE)
         best = _last(places, np.ones(len(places), bool), n + 1, n + PIECE) if best is None else best
         if best is None:

@@ -44,14 +44,16 @@ def outlook(train: TrainConfig) -> Iterator[tuple[str, str]]:
     if texts:
         epochs = train.steps * rows / max(1, sum(len(one.train) - 1 for one in texts.corpora))
         yield "steps", f"{train.steps:,} of {rows:,} {unit}: {train.steps * rows:,} in all, {epochs:.3g} epochs"
+    for doubt in train.doubts():
+        yield "warning", doubt
     evaluations = -(-train.steps // train.eval_every)
     yield "evaluations", f"{evaluations:,}, one every {train.eval_every:,} steps; checkpoints every {train.checkpoint_every:,}"
     yield (
         "memory",
-        f"about {_gigabytes(memory(train, rows))} a device: weights, gradient, two moments and what the layers keep (a rough estimate)",
+        f"about {gigabytes(memory(train, rows))} a device: weights, gradient, two moments and what the layers keep (a rough estimate)",
     )
     each = (4 if train.ema else 3) * count_params(config) * BYTES[train.param_dtype]
-    yield "disk", f"{_gigabytes(each)} a checkpoint, at most {train.keep + 1} of them"
+    yield "disk", f"{gigabytes(each)} a checkpoint, at most {train.keep + 1} of them"
     yield "backend", f"{train.backend or default_backend(training=True)}, {train.dtype}"
     yield "written to", f"{train.folder.absolute()}" + (f", which continues {found[0].name}" if found else "")
 
@@ -69,5 +71,5 @@ def memory(train: TrainConfig, rows: int) -> int:
     return held // (devices if train.parallel == "fsdp" else 1) + kept
 
 
-def _gigabytes(size: float) -> str:
+def gigabytes(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -22,6 +22,7 @@ from unisono_tools.backends.jax.functional import Functional, Named, functional,
 class Reader:
     """Pads each chunk to the next power of two, so that only a few lengths are ever compiled."""
 
+    backend = "jax"
     tokenizer = seq_len = None
 
     def __init__(self, config: Config, params: Arrays, dtype: str = "float32", device: str | None = None) -> None:

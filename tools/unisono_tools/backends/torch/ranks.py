@@ -6,6 +6,7 @@ Of R processes, `context` neighbours share each sequence; the R / context groups
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -54,15 +55,21 @@ class Ranks:
         self.control = dist.new_group(backend="gloo", timeout=LONGEST) if self.size > 1 and self.device.type == "cuda" else None
         self.wrapped: Any = None
 
+    def close(self) -> None:
+        """What still runs when the interpreter ends would abort it."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
     def replicate(self, objective: nn.Module, fixed: bool) -> nn.Module:
         """DDP around it. fixed: every pass uses the same parameters, and is followed by an exchange."""
         if self.size == 1 or self.sharded or self.context > 1:
             return objective
         # said of every model all of whose parameters are used after all
         warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-        wrapped = nn.parallel.DistributedDataParallel(
-            objective, broadcast_buffers=False, static_graph=fixed, find_unused_parameters=not fixed
-        )
+        # each process moves its buffers alike; the option has another name from torch 2.13 on
+        names = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+        options: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+        wrapped = nn.parallel.DistributedDataParallel(objective, static_graph=fixed, find_unused_parameters=not fixed, **options)
         wrapped.register_comm_hook(None, _summed)
         self.wrapped = wrapped
         return wrapped

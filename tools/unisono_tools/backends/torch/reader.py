@@ -18,6 +18,7 @@ from unisono_tools.backends.base import Running
 
 
 class Reader:
+    backend = "torch"
     tokenizer = seq_len = None
 
     def __init__(self, config: Config, params: Arrays, dtype: str = "float32", device: str | None = None) -> None:
