@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from unisono_spec.contract import init_params
-from unisono_tools.backends import open_trainer
+from unisono_tools.backends import backend, open_trainer
 from unisono_tools.backends.base import Batch
 from unisono_tools.config import DataChoice, ModelChoice, TrainConfig, processes
 
@@ -100,7 +100,5 @@ if __name__ == "__main__":
         found = run(dataclasses.replace(plan, devices=devices))
         if processes()[0] == 0:
             save_file({key: np.ascontiguousarray(a) for key, a in found.items()}, Path(sys.argv[2]) / f"{name}.safetensors")
-    if sys.argv[1] == "torch" and processes()[1] > 1:
-        import torch.distributed
-
-        torch.distributed.destroy_process_group()
+    if sys.argv[1] == "torch":
+        backend("torch").leave()

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 from unisono_spec.contract import InputError
+from unisono_tools.bench import scaling
 from unisono_tools.bench.loop import main
 from unisono_tools.config import TrainConfig, dump
 from unisono_tools.train import checkpoint, train
@@ -88,3 +89,17 @@ def test_the_benchmark_of_the_loop(tmp_path):
     assert run["run"]["command"] == f"python -m unisono_tools.bench.loop {' '.join(words)}"
     assert [row["with"] for row in run["rows"]] == ["", "dtype=float16,ema=0.9"]
     assert all(row["loop"] > 0 and row["bare"] > 0 and row["memory"].endswith("iB") for row in run["rows"])
+
+
+def test_the_benchmark_of_scaling(tmp_path):
+    """Two devices beside one that reads as much as each."""
+    words = ["--device", "cpu", "--model", "cram-demo", "--batch_size", "4", "--seq_len", "16", "--steps", "10"]
+    assert scaling.main([*words, "--output", str(tmp_path / "scaling")]) == 0
+    (run,) = json.loads((tmp_path / "scaling.json").read_text())
+    assert [(row["devices"], row["batch_size"]) for row in run["rows"]] == [(1, 4), (1, 2)]
+    one, half = run["rows"]
+    run["rows"].append({**one, "devices": 2, "parallel": "fsdp", "tokens_per_s": 1.5 * half["tokens_per_s"]})
+    scaling.write([run], tmp_path / "scaling")
+    last = (tmp_path / "scaling.md").read_text().splitlines()[-1]
+    assert "| 2 | fsdp | 2 × 16 |" in last
+    assert last.endswith("| 150% |")

@@ -107,7 +107,7 @@ def test_a_disk_that_is_full(tiny, tmp_path):
     assert list(checkpoint.steps(tmp_path / "run")) == [2]
 
 
-def test_a_run_that_ended_has_left_the_others(tiny, monkeypatch):
+def test_a_run_that_ended_has_left_the_others(tiny, command, monkeypatch, tmp_path):
     """What still waited for them when the interpreter ended would now and then abort it, and torchrun call the run failed."""
     from torch import distributed
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -116,7 +116,8 @@ def test_a_run_that_ended_has_left_the_others(tiny, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("unisono_tools.backends.torch.ranks.Ranks.replicate", lambda _, objective, fixed: objective)
     distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
-    train(tiny(backend="torch", threads=1))
+    (tmp_path / "config.yaml").write_text(dump(tiny(backend="torch", threads=1)))
+    assert command("train", "--config", tmp_path / "config.yaml")[0] == 0
     assert not distributed.is_initialized()
 
 

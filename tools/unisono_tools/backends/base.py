@@ -166,10 +166,6 @@ class Trainer(Protocol):
         also what `SCALER` names."""
         ...
 
-    def close(self) -> None:
-        """Leave the other processes, at the end of a run that nothing befell."""
-        ...
-
     def carried(self) -> Arrays | None:
         """The state after the last batch whose sequences are carried on, [B, …]; None where there was none. All processes ask at once."""
         ...

@@ -59,10 +59,15 @@ def loop_rate(train: TrainConfig) -> dict[str, Any]:
         command = [sys.executable, "-m", "unisono_tools.cli", "train", "--config", str(config)]
         # what it says meanwhile is shown as it comes, so that a run that hangs says where
         said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        rows = {row["step"]: row for row in read(pathlib.Path(folder) / "run" / NAME) if "loss" in row}
+        rate, loss = rate_of(pathlib.Path(folder) / "run", train)
+    return {"loop": rate, "loss": loss, "memory": said.rpartition("memory: at most ")[2].strip()}
+
+
+def rate_of(run: pathlib.Path, train: TrainConfig) -> tuple[float, float]:
+    """Tokens a second after the first WARM_UP steps of a run that has ended; its last loss."""
+    rows = {row["step"]: row for row in read(run / NAME) if "loss" in row}
     tokens = train.batch_size * train.seq_len * (train.steps - WARM_UP)
-    rate = tokens / (rows[train.steps]["time"] - rows[WARM_UP]["time"])
-    return {"loop": rate, "loss": rows[train.steps]["loss"], "memory": said.rpartition("memory: at most ")[2].strip()}
+    return tokens / (rows[train.steps]["time"] - rows[WARM_UP]["time"]), rows[train.steps]["loss"]
 
 
 def apart(function: Callable[..., Any], *args: Any) -> Any:

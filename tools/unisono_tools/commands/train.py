@@ -51,6 +51,8 @@ def main(argv: list[str]) -> int:
         print(f"best: step {result.best.step}, {score}validation loss {result.best.loss:.6f} nats")
     if first:
         print(f"memory: at most {gigabytes(backend(name).peak_bytes())}")
+    if processes()[1] > 1 and name == "torch":
+        backend(name).leave()
     # as a shell reports a process that the signal ended
     return 0 if result.signal is None else 128 + result.signal
 

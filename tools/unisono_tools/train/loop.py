@@ -94,14 +94,11 @@ def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: C
             console.print(f"warning: {complaint}; going back to {last}", highlight=False, markup=False, soft_wrap=True)
         if before is not None and last is not None and before.step >= train.steps and not before.unjudged:
             console.print(f"{last} has all {train.steps} steps; raise --steps to train on")
-            trainer.close()
             return Result(run, last, before.best, before.step)
         if first:
             write_bytes(run / "config.yaml", dump(train).encode())
         with Signals() as signals:
-            result = _Run(train, config, datamodule, trainer, before, last, console, time.monotonic() + seconds, signals).finish()
-        trainer.close()
-        return result
+            return _Run(train, config, datamodule, trainer, before, last, console, time.monotonic() + seconds, signals).finish()
 
 
 def open_datamodule(train: TrainConfig, config: Config, corpus: Corpus | Mixture | None = None) -> DataModule:

@@ -66,9 +66,6 @@ class Trainer:
     def any(self, flag: bool) -> bool:
         return self.devices.any(flag)
 
-    def close(self) -> None:
-        """JAX leaves at the end of the process by itself."""
-
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
         with self._precision():
             losses, groups, grads, _, _ = self._backward(batch, step)

@@ -6,10 +6,11 @@ import torch
 
 from unisono_tools.backends.base import peak_of_process
 from unisono_tools.backends.torch.objective import dropout_masks
+from unisono_tools.backends.torch.ranks import leave
 from unisono_tools.backends.torch.reader import Reader
 from unisono_tools.backends.torch.trainer import Trainer
 
-__all__ = ["Reader", "Trainer", "device_name", "dropout_masks", "peak_bytes"]
+__all__ = ["Reader", "Trainer", "device_name", "dropout_masks", "leave", "peak_bytes"]
 
 
 def device_name(device: str | None = None) -> str:

@@ -55,11 +55,6 @@ class Ranks:
         self.control = dist.new_group(backend="gloo", timeout=LONGEST) if self.size > 1 and self.device.type == "cuda" else None
         self.wrapped: Any = None
 
-    def close(self) -> None:
-        """What still runs when the interpreter ends would abort it."""
-        if self.size > 1:
-            dist.destroy_process_group()
-
     def replicate(self, objective: nn.Module, fixed: bool) -> nn.Module:
         """DDP around it. fixed: every pass uses the same parameters, and is followed by an exchange."""
         if self.size == 1 or self.sharded or self.context > 1:
@@ -127,6 +122,12 @@ class Ranks:
         told = torch.tensor(float(flag))
         dist.all_reduce(told, group=self.control)
         return bool(told > 0)
+
+
+def leave() -> None:
+    """At the end of a process that nothing befell: threads of the group that still run when the interpreter ends would abort it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 # A parameter that FSDP2 has cut is a DTensor, and a tensor otherwise.

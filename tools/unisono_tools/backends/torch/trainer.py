@@ -87,9 +87,6 @@ class Trainer:
     def any(self, flag: bool) -> bool:
         return self.ranks.any(flag)
 
-    def close(self) -> None:
-        self.ranks.close()
-
     def gradient(self, batch: Batch, step: int) -> tuple[Step, Arrays]:
         nats, _, _ = self._backward(batch, step)
         result = Pending(nats, self._norm(), *self._one_and_no()).read()
