@@ -144,6 +144,18 @@ def test_long_chains(tile, width, device, monkeypatch):
             assert torch.equal(value, first[name]), name
 
 
+def test_the_rounding_of_a_decay_does_not_add_up(device):
+    """λ = 0.9991 lies half a unit from the nearest float32, in which λ^1024 would be off by five hundred."""
+    length, decay = 1024, 0.9991
+    x, initial = torch.zeros(1, length, 1, device=device), torch.full((1, 1), 8.0, device=device, requires_grad=True)
+    xi, final = decayed_sum(x, decay, initial)
+    (slope,) = torch.autograd.grad(final.sum(), initial)
+    kept = decay ** torch.arange(1, length + 1, dtype=torch.float64)
+    want = 8 * kept + 0.5 * (1 - kept)
+    for found, true in ((xi[0, :, 0], want), (final[0], want[-1:]), (slope[0], kept[-1:])):
+        judge.within(found.detach().double().cpu(), true, bound(true, torch.float32, torch.float32, length, 1, 0, 8))
+
+
 @pytest.mark.parametrize("kind", ["decayed", "weighted", "exclusive"])
 def test_gradcheck(kind, device):
     case = Case(2, 5, 3, torch.float64, 0.9 if kind == "decayed" else None, kind == "exclusive", True, True, True, 4096)
