@@ -18,7 +18,7 @@ from .dense import NAMES, Case, budget, inputs, written_out
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 SMALL = (
     Case(2, 40, 1, 20, 12, F32, "elu1", reset=True, valid=True, segments=True),
-    Case(1, 37, 2, 12, 20, F32, "none", packed=True),
+    Case(1, 37, 2, 16, 32, F32, "none", packed=True),  # strides that count sixteens
     Case(1, 40, 1, 17, 16, F32, "learned", reset=True, segments=True),
     Case(1, 20, 1, 16, 33, F32, "relu", valid=True),
     Case(1, 40, 1, 16, 16, BF16, "elu1", reset=True, valid=True, segments=True),
