@@ -112,12 +112,14 @@ def _error(a: Tensor, exact: Tensor) -> float:
     return float((a.double() - exact.double()).norm() / exact.double().norm())
 
 
-def check_small(dtypes: list[str], alone: bool) -> None:
+def check_small(dtypes: list[str], alone: bool, only: list[str]) -> None:
     torch.use_deterministic_algorithms(True)  # fresh memory holds NaN
     for dtype in (getattr(torch, name) for name in dtypes):
         name_of = str(dtype).removeprefix("torch.")
         budget = numerics.formula(name_of, 150, ROUNDINGS, gradient=True)
         for name, op, given in small(dtype):
+            if only and name.split()[0] not in only:
+                continue
             if alone:
                 finite = all(bool(a.isfinite().all()) for a in both(op, given, "triton"))
                 print(f"{name}, {name_of}: {'ran' if finite else 'NOT FINITE'}", flush=True)
@@ -164,13 +166,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16", "float16"])
     parser.add_argument("--alone", action="store_true", help="kernels without what they are compared with, which takes a sanitizer minutes")
+    parser.add_argument("--only", nargs="*", default=[], metavar="OP", help="these ops of the small calls alone")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU here")
     if options.large:
         check_large()
     else:
-        check_small(options.dtypes, options.alone)
+        check_small(options.dtypes, options.alone, options.only)
     return 0
 
 
