@@ -192,6 +192,7 @@ def torch(session: nox.Session) -> None:
         "tools/tests/training",
         "tools/tests/bench",
         "--ignore=impl_torch/tests/kernels",
+        "--ignore=impl_torch/tests/emulated",
         "--ignore=impl_torch/tests/hf",
     )
     court(session, "torch")
@@ -200,6 +201,13 @@ def torch(session: nox.Session) -> None:
         # on a CPU the kernels run in Triton's interpreter
         interpret = {} if "cuda" in session.posargs else {"TRITON_INTERPRET": "1"}
         court(session, "torch", "--implementation", "triton", "--form", "parallel", environment=interpret)
+
+
+@nox.session
+def emulated(session: nox.Session) -> None:
+    """CUDA sources with no GPU: compiled by g++ and run thread by thread."""
+    install(session, "-e", ".[torch,conformance]", *TRITON)
+    pytest(session, "impl_torch/tests/emulated", *session.posargs, environment={"TRITON_INTERPRET": "1"})
 
 
 @nox.session

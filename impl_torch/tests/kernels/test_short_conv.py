@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from unisono_conformance import judge, numerics
-from unisono_torch.ops import short_conv
+from unisono_torch.ops import activated_conv, short_conv
 
 
 def inputs(dtype: torch.dtype, width: int, length: int, taps: int, device: str) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -26,14 +26,19 @@ def inputs(dtype: torch.dtype, width: int, length: int, taps: int, device: str) 
 @pytest.mark.parametrize(("width", "length", "taps"), [(3, 19, 4), (130, 5, 1), (2, 2, 5)])
 def test_values_and_gradients(dtype: torch.dtype, width: int, length: int, taps: int, device: str) -> None:
     given, reset, valid = inputs(dtype, width, length, taps, device)
-    for marked, biased in ((True, True), (False, False)):
+    for marked, biased, op in (
+        (True, True, short_conv),
+        (False, False, short_conv),
+        (True, False, activated_conv),
+        (False, True, activated_conv),
+    ):
         marks = (reset, valid) if marked else (None, None)
         found = []
         for how, cast in (("triton", None), ("plain", torch.float64)):
             x, *rest = (a if marked else a.nan_to_num() for a in given)
             leaves = [a.to(cast or a.dtype).requires_grad_() for a in (x, *rest)]
             x, weight, bias, state = leaves
-            y, final = short_conv.parallel(x, weight, bias if biased else None, state, *marks, implementation=how)
+            y, final = op.parallel(x, weight, bias if biased else None, state, *marks, implementation=how)
             outputs, wanted = [y, final][: 1 + (taps > 1)], [a for a in leaves if biased or a is not bias]
             upstream = [torch.linspace(-1, 1, o.numel(), dtype=torch.float64, device=device).reshape(o.shape).to(o.dtype) for o in outputs]
             gradients = torch.autograd.grad(outputs, wanted, upstream, materialize_grads=True, allow_unused=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from unisono_torch.layers.basic import Conv, Linear
 from unisono_torch.layers.reading import Reading
-from unisono_torch.ops import gated_scan, short_conv
-from unisono_torch.ops.elementwise import silu, wide
+from unisono_torch.ops import activated_conv, gated_scan
+from unisono_torch.ops.elementwise import wide
 
 State = tuple[Tensor, Tensor]  # the convolution's last inputs [B, w−1, inner], and h [B, inner, N]
 
@@ -33,8 +33,7 @@ class MambaBlock(nn.Module):
         """x [B, D] or [B, T, D] → the same, the state after it."""
         dtype = wide(x.dtype)
         u, z = self.in_proj(x).chunk(2, -1)
-        u, conv = read(short_conv, u, self.conv1d.weight, self.conv1d.bias, state[0])
-        u = silu(u.to(x.dtype))
+        u, conv = read(activated_conv, u, self.conv1d.weight, self.conv1d.bias, state[0])
         delta, B, C = self.x_proj(u).split(self.widths, -1)
         dt, A = self.dt_proj(delta.to(dtype)), -self.A_log.to(dtype).exp()
         y, ssm = read(gated_scan, u, dt, A, B, C, self.D, state[1], z=z)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unisono_torch.ops.compact import Compact, segments, take
 from unisono_torch.ops.dispatch import use_triton
-from unisono_torch.ops.elementwise import wide
+from unisono_torch.ops.elementwise import silu, wide
 from unisono_torch.ops.fold import fold, masked
 from unisono_torch.ops.precision import exact
 
@@ -55,6 +55,21 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One shifted product a tap, over the valid tokens; there are no chunks, since nothing is carried but the last inputs."""
+    return through(x, weight, bias, initial_state, reset, valid, implementation)
+
+
+@exact
+def through(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor,
+    reset: Tensor | None,
+    valid: Tensor | None,
+    implementation: str,
+    activated: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`parallel`; activated: SiLU(y) in x's dtype, which a kernel has inside."""
     kernel = use_triton(implementation, "short_conv", x.device, x.dtype, {"w": weight.shape[-1]})
     dtype, length, taps = wide(x.dtype), x.shape[1], weight.shape[-1]
     compact, segment = Compact(valid, x), segments(reset, x)
@@ -63,7 +78,7 @@ def parallel(
     if kernel:
         from unisono_torch.kernels.short_conv import short_conv as convolved
 
-        y = convolved(x, weight, bias, initial_state, None if reset is None else owner)
+        y = convolved(x, weight, bias, initial_state, None if reset is None else owner, activated, x.dtype if activated else None)
     else:
         seen = torch.cat([initial_state.to(dtype), x.to(dtype)], 1)  # [B, w−1+T, D]
         y = seen.new_zeros(()) if bias is None else bias.to(dtype)
@@ -72,6 +87,7 @@ def parallel(
             if reset is not None:
                 part = torch.where((owner[:, tap : tap + length] == now)[..., None], part, 0)
             y = y + part * weight[:, 0, tap].to(dtype)
+        y = silu(y.to(x.dtype)) if activated else y
     newest = compact.read[:, None] + torch.arange(taps - 1, device=x.device)  # [B, w−1]
     if valid is None:
         final = torch.cat([initial_state.to(dtype), x[:, 1 - taps :].to(dtype)], 1)[:, 1 - taps :] if taps > 1 else initial_state.to(dtype)

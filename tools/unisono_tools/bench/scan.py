@@ -9,6 +9,7 @@ import argparse
 import functools
 import importlib.util
 import json
+import os
 import pathlib
 import statistics
 import time
@@ -18,12 +19,12 @@ from typing import Any
 import torch
 import unisono_torch
 from torch import Tensor
-from unisono_spec.contract import preset
+from unisono_spec.contract import Config, preset
 from unisono_torch.ops import gated_scan
 
 from unisono_tools.bench import report
 from unisono_tools.bench.contestants import serving
-from unisono_tools.bench.measure import ceilings, median_ms, peak_bytes
+from unisono_tools.bench.measure import ceilings, median_ms, peak_bytes, throughput_ms
 
 # B, T, D, N; bfloat16, with softplus, D and a gate
 SHAPES = ((8, 4096, 1536, 16), (1, 16384, 1536, 16), (8, 4000, 1300, 16))
@@ -78,6 +79,27 @@ def timed(call: Callable[[list[Tensor]], Any], shape: tuple[int, int, int, int],
     return {"forward_ms": forward, "both_ms": together, "peak_bytes": peak_bytes(lambda: both(leaves[0]), "cuda")}
 
 
+def jla(shape: tuple[int, int, int, int], repeats: int) -> dict[str, Any]:
+    """jax-linear-attention's mamba1, in JAX, whose calls are timed by the host, a round at once."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    jax, ops = importlib.import_module("jax"), importlib.import_module("jla.ops")
+    sets = [tuple(jax.dlpack.from_dlpack(a.contiguous()) for a in inputs(shape, seed)) for seed in range(SETS)]
+
+    def forward(u: Any, dt: Any, A: Any, B: Any, C: Any, D: Any, state: Any, z: Any) -> Any:
+        return ops.linear_attention("mamba1", C, B, u, dt=dt, a=A, d=D, z=z, dt_softplus=True, initial_state=state)[0]
+
+    def both(upstream: Any, *given: Any) -> Any:
+        y, pull = jax.vjp(forward, *given)
+        return y, pull(upstream)
+
+    one, two = jax.jit(forward), jax.jit(both)
+    return {
+        "forward_ms": throughput_ms([lambda a=a: one(*a) for a in sets], jax.block_until_ready, repeats),
+        "both_ms": throughput_ms([lambda a=a: two(a[0], *a) for a in sets], jax.block_until_ready, repeats),
+        "peak_bytes": None,
+    }
+
+
 def errors(implementation: str) -> dict[str, float]:
     """‖a − exact‖ / ‖exact‖ of y, the final state and every gradient."""
     given = inputs(CHECKED, 9)
@@ -92,24 +114,25 @@ def errors(implementation: str) -> dict[str, float]:
     return {n: float((a.double() - b).norm() / b.norm()) for n, a, b in zip(names, *found, strict=True)}
 
 
-def training(
-    implementation: str, steps: int, compiled: bool, name: str = MODEL, batch: int = BATCH, length: int = LENGTH
-) -> dict[str, Any]:
+def training(implementation: str, steps: int, compiled: bool, config: Config, batch: int = BATCH, length: int = LENGTH) -> dict[str, Any]:
     """Tokens a second of training steps: forward, cross-entropy, backward, AdamW; bfloat16, float32 parameters."""
     torch.manual_seed(0)
-    config = preset(name)
     model = unisono_torch.create(config, seed=0, dtype="bfloat16", device="cuda", implementation=implementation)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tokens = torch.randint(0, config.vocab_size, (batch, length + 1), device="cuda")
 
     def loss(tokens: Tensor) -> Tensor:
         logits, _ = model(tokens[:, :-1])
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
-    function: Any = torch.compile(loss) if compiled else loss
+    return trained(model, torch.compile(loss, dynamic=False) if compiled else loss, tokens, steps)
+
+
+def trained(model: torch.nn.Module, loss: Callable[[Tensor], Tensor], tokens: Tensor, steps: int) -> dict[str, Any]:
+    """Median tokens a second of `steps` on `tokens` [B, T + 1], after two."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
-        function(tokens).backward()
+        loss(tokens).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -123,7 +146,8 @@ def training(
         step()
         torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
-    return {"tokens_per_s": batch * length / statistics.median(times), "peak_bytes": torch.cuda.max_memory_allocated()}
+    read = tokens[:, 1:].numel()
+    return {"tokens_per_s": read / statistics.median(times), "peak_bytes": torch.cuda.max_memory_allocated()}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -138,10 +162,9 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for row in result["scans"]:
         shares = " | ".join(f"{floor / row['forward_ms']:.0%}" for floor in (row["copy_ms"], row["exp2_ms"]))
-        lines.append(
-            f"| {', '.join(map(str, row['shape']))} | {row['by']} | {row['forward_ms']:.3f} | {shares} | {row['both_ms']:.2f} | "
-            f"{row['peak_bytes'] / 2**20:.0f} |"
-        )
+        peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
+        shape = ", ".join(map(str, row["shape"]))
+        lines.append(f"| {shape} | {row['by']} | {row['forward_ms']:.3f} | {shares} | {row['both_ms']:.2f} | {peak} |")
     shown = ", ".join(f"{name} {value:.1e}" for name, value in result["errors"].items())
     lines += ["", f"Errors of the kernel against float64, ‖a − exact‖ / ‖exact‖, at B, T, D, N of {', '.join(map(str, CHECKED))}: {shown}."]
     lines += ["", f"{MODEL} in training, {BATCH} × {LENGTH} tokens a step, bfloat16, AdamW:", ""]
@@ -166,7 +189,9 @@ def main(argv: list[str] | None = None) -> int:
         peers["mamba_ssm"] = mamba_ssm
     command = "python -m unisono_tools.bench.scan" + (" --compiled" if options.compiled else "")
     result: dict[str, Any] = {
-        "run": report.about(command, torch.cuda.get_device_name(), "unisono", "torch", "triton", "mamba-ssm"),
+        "run": report.about(
+            command, torch.cuda.get_device_name(), "unisono", "torch", "triton", "mamba-ssm", "jax", "jax-linear-attention"
+        ),
         "ceilings": ceilings("cuda"),
         "scans": [],
         "errors": errors("triton"),
@@ -184,12 +209,15 @@ def main(argv: list[str] | None = None) -> int:
             repeats = 1 if name == "plain" else options.repeats
             result["scans"].append({"shape": shape, "by": name, **floors, **timed(call, shape, repeats)})
             print(result["scans"][-1], flush=True)
+        if importlib.util.find_spec("jla") is not None and d % 128 == 0:
+            result["scans"].append({"shape": shape, "by": "jax-linear-attention", **floors, **jla(shape, options.repeats)})
+            print(result["scans"][-1], flush=True)
     for compiled in (False, True) if options.compiled else (False,):
         for implementation in ("auto", "plain"):
             if compiled and implementation == "plain":
                 continue  # an hour
             by = {"auto": "kernel", "plain": "plain operations"}[implementation] + (", compiled" if compiled else "")
-            result["training"].append({"by": by, **training(implementation, options.steps, compiled)})
+            result["training"].append({"by": by, **training(implementation, options.steps, compiled, preset(MODEL))})
             print(result["training"][-1], flush=True)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

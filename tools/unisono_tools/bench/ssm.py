@@ -6,6 +6,7 @@ python -m unisono_tools.bench.ssm --output docs/results/kernels-ssm-h100      # 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import pathlib
@@ -13,17 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from unisono_spec.contract import preset
+from unisono_spec.contract import count_params, preset
 from unisono_torch.ops import diagonal_ssm
 
-from unisono_tools.bench import report
+from unisono_tools.bench import report, scan
 from unisono_tools.bench.contestants import serving
 from unisono_tools.bench.measure import ceilings, median_ms, peak_bytes
-from unisono_tools.bench.scan import training
+from unisono_tools.experiments.match import nearest
 
 SHAPES = ((8, 2048, 512, 32), (8, 4096, 512, 32), (1, 16384, 512, 32))  # B, T, D, pairs; bfloat16
 CHECKED = (2, 500, 100, 32)  # errors are measured here, against float64
-MODELS = {"s4d-base": (8, 2048), "mamba-130m": (8, 2048), "maru": (8, 256), "lat-base": (8, 2048)}
+MATCHED = "lat, as large as mamba-130m"
+MODELS = {"s4d-base": (8, 2048), "mamba-130m": (8, 2048), MATCHED: (8, 2048), "maru": (8, 256), "lat-base": (8, 2048)}
+SLOW = (1, 512)  # transformers' Mamba without CUDA extensions, and ours beside it
 PARTS = ("u", "dt", "A", "C", "D", "state")
 
 
@@ -71,11 +74,42 @@ def errors(implementation: str) -> dict[str, float]:
 
 def trained(name: str, steps: int, compiled: bool, flops: float) -> dict[str, Any]:
     """Tokens a second; MFU: 6 operations a parameter and token, but embeddings that are only looked up, of a matmul's measured rate."""
-    config, (batch, length) = preset(name), MODELS[name]
+    mamba = preset("mamba-130m")
+    config, (batch, length) = nearest("lat", count_params(mamba), mamba.vocab_size) if name == MATCHED else preset(name), MODELS[name]
     looked_up = {"embedding.weight"} if not config.tie_head else set()
     numbers = sum(math.prod(p.shape) for key, p in config.params().items() if key not in looked_up)
-    row = training("auto", steps, compiled, name, batch, length)
+    row = scan.training("auto", steps, compiled, config, batch, length)
     return {"model": name, "compiled": compiled, "batch": batch, "length": length, **row, "mfu": 6 * numbers * row["tokens_per_s"] / flops}
+
+
+def transformers_slow_path() -> dict[str, Any]:
+    """Mamba of transformers, whose fast path wants CUDA extensions that are built where they run; under autocast."""
+    from transformers import MambaConfig, MambaForCausalLM  # pyright: ignore[reportMissingImports]
+
+    model = MambaForCausalLM(MambaConfig(vocab_size=preset("mamba-130m").vocab_size, num_hidden_layers=24)).cuda()
+    tokens = torch.randint(0, 50000, (SLOW[0], SLOW[1] + 1), device="cuda")
+
+    def loss(tokens: Tensor) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            logits = model(tokens[:, :-1], use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+    return scan.trained(model, loss, tokens, 1)
+
+
+def beside_transformers(flops: float) -> list[dict[str, Any]]:
+    """mamba-130m on few tokens, in transformers and here."""
+    mfu = 6 * count_params(preset("mamba-130m")) / flops
+    named = {
+        "mamba-130m in transformers, slow path": transformers_slow_path,
+        "mamba-130m": lambda: scan.training("auto", 4, False, preset("mamba-130m"), *SLOW),
+    }
+    rows = []
+    for name, run in named.items():
+        row = run()
+        rows.append({"model": name, "compiled": False, "batch": SLOW[0], "length": SLOW[1], **row, "mfu": mfu * row["tokens_per_s"]})
+        torch.cuda.empty_cache()
+    return rows
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -96,6 +130,13 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(result: dict[str, Any], output: pathlib.Path | None) -> None:
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="unisono_tools.bench.ssm", description=__doc__)
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension")
@@ -106,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("torch sees no GPU here")
     command = "python -m unisono_tools.bench.ssm" + (f" --compiled {' '.join(options.compiled)}" if options.compiled else "")
     result: dict[str, Any] = {
-        "run": report.about(command, torch.cuda.get_device_name(), "unisono", "torch", "triton"),
+        "run": report.about(command, torch.cuda.get_device_name(), "unisono", "torch", "triton", "transformers"),
         "ceilings": ceilings("cuda"),
         "ops": [
             timed(how, shape, 3 if how == "plain" else 7)
@@ -120,10 +161,10 @@ def main(argv: list[str] | None = None) -> int:
         result["training"].append(trained(name, 4, compiled, result["ceilings"]["matmul_flop_per_s"]))
         torch.cuda.empty_cache()
         print(result["training"][-1], flush=True)
-        if options.output:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            options.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+        write(result, options.output)
+    if importlib.util.find_spec("transformers") is not None:
+        result["training"] += beside_transformers(result["ceilings"]["matmul_flop_per_s"])
+    write(result, options.output)
     print(markdown(result))
     return 0
 

@@ -14,6 +14,7 @@ from unisono_spec.contract import InputError
 
 from unisono_torch.kernels import interpreter
 from unisono_torch.kernels.registry import FLOATS, interpreted
+from unisono_torch.kernels.selective_scan import native
 from unisono_torch.ops.transforms import again
 
 
@@ -55,11 +56,25 @@ def make_cut(kernel: str, batch: int, length: int, width: int, states: int, inte
     tile = 2 * lanes if interpreted else TILE  # the interpreter pays by the operation
     constants = {"ROWS": 32 // lanes, "TILE": tile, "RATE": RATE, "LANES": lanes}
     block = RATE * 32 // lanes
-    count = -(-length // tile)
-    parallel = WARPS // max(1, batch * -(-width // block))
-    segments = max(1, min(parallel, count // (1 if interpreted else SHORTEST))) if parallel >= 3 else 1
+    segments, tiles = cut_time(batch * -(-width // block), -(-length // tile), 1 if interpreted else SHORTEST)
+    return Cut(constants, block, 1, None if interpreted else REGISTERS[kernel], segments, tiles)
+
+
+def cut_time(warps: int, count: int, shortest: int) -> tuple[int, int]:
+    """How many segments of how many tiles, where there are `warps` without a cut and `count` tiles."""
+    parallel = WARPS // max(1, warps)
+    segments = max(1, min(parallel, count // shortest)) if parallel >= 3 else 1
     tiles = -(-count // segments)
-    return Cut(constants, block, 1, None if interpreted else REGISTERS[kernel], -(-count // tiles), tiles)
+    return -(-count // tiles), tiles
+
+
+def _natively(u: Tensor, B: Tensor, C: Tensor) -> tuple[tuple[int, int], dict[str, Tensor | None]]:
+    """The cut for the CUDA kernels, and B and C as they take them."""
+    batch, length, width = u.shape
+    if B.dtype != C.dtype or B.dtype not in native.ELEMENTS:
+        B, C = B.float(), C.float()
+    cut = cut_time(batch * -(-width // native.BLOCK) * native.WARPS, -(-length // native.TILE), SHORTEST)
+    return cut, {"B": _rows(B), "C": _rows(C)}
 
 
 def _launch(kernel: str, u: Tensor, cut: Cut, tensors: dict[str, Tensor | None], **flags: object) -> None:
@@ -122,6 +137,13 @@ def _scan(u, dt, A, B, C, D, z, initial, reset, valid, softplus, save, out_dtype
     y, final, saved = _scan_fake(u, dt, A, B, C, D, z, initial, reset, valid, softplus, save, out_dtype)
     if u.numel() == 0:
         return y, final.copy_(initial), saved.zero_()
+    if native.serves(u, dt, A, z, out_dtype):
+        cut, tensors = _natively(u, B, C)
+        tensors |= {"u": _rows(u), "dt": _rows(dt), "z": _rows(z), "A": A.float().contiguous(), "D": D.float().contiguous(), "y": y}
+        tensors |= {"initial": initial.float().contiguous(), "reset": _whole(reset), "valid": _whole(valid), "final": final, "saved": saved}
+        with torch.cuda.device_of(u):
+            native.forward(tensors, *cut, softplus, save)
+        return y, final, saved
     acc, states, (batch, _, width) = accumulator(u.dtype), A.shape[1], u.shape
     cut = _cut("forward", u, A)
     n = padded(states)
@@ -145,7 +167,10 @@ def _whole(a: Tensor | None) -> Tensor | None:
 def _scan_fake(u, dt, A, B, C, D, z, initial, reset, valid, softplus, save, out_dtype):
     batch, length, width = u.shape
     acc, n = accumulator(u.dtype), padded(A.shape[1])
-    tile = make_cut("forward", 1, 1, 1, A.shape[1], interpreted()).constants["TILE"]
+    if native.serves(u, dt, A, z, out_dtype):
+        n, tile = native.STATES, native.TILE
+    else:
+        tile = make_cut("forward", 1, 1, 1, A.shape[1], interpreted()).constants["TILE"]
     saved = u.new_empty((batch, -(-length // tile), width, n) if save else (0,), dtype=acc)
     return u.new_empty(u.shape, dtype=out_dtype), u.new_empty((batch, width, A.shape[1]), dtype=acc), saved
 
@@ -164,6 +189,16 @@ def _scan_backward(dy, dfinal, u, dt, A, B, C, D, z, reset, valid, saved, softpl
         for a in (dA, dB, dC, dD):
             a.zero_()
         dinitial.copy_(dfinal)
+        return gradients
+    if native.serves(u, dt, A, z, dy.dtype):
+        cut, tensors = _natively(u, B, C)
+        tensors |= {"u": _rows(u), "dt": _rows(dt), "z": _rows(z), "A": A.float().contiguous(), "D": D.float().contiguous(), "saved": saved}
+        tensors |= {"dfinal": dfinal.contiguous(), "dy": dy.contiguous(), "reset": _whole(reset), "valid": _whole(valid)}
+        tensors |= {"du": du, "ddt": ddt, "dz": dz, "dinitial": dinitial}
+        with torch.cuda.device_of(u):
+            found = native.backward(tensors, *cut, softplus)
+        for to, a in zip((dA, dB, dC, dD), found, strict=True):
+            to.copy_(a)
         return gradients
     acc, states, (batch, length, width) = accumulator(u.dtype), A.shape[1], u.shape
     n, cut = padded(states), _cut("backward", u, A)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unisono_torch.kernels.registry import interpreted
+from unisono_torch.ops import elementwise
 from unisono_torch.ops.transforms import again
 
 COLUMNS = 128  # channels a program
@@ -26,7 +27,7 @@ def _cut(length: int) -> tuple[int, int]:
     return rows, -(-length // rows)
 
 
-def _launch(kernel: str, x: Tensor, taps: int, length: int, tensors: dict[str, Tensor | None]) -> None:
+def _launch(kernel: str, x: Tensor, taps: int, length: int, tensors: dict[str, Tensor | None], silu: bool) -> None:
     import triton.language as tl
 
     from unisono_torch.kernels.short_conv import sweep
@@ -40,14 +41,15 @@ def _launch(kernel: str, x: Tensor, taps: int, length: int, tensors: dict[str, T
         "X_ROW": x.stride(1),
         "D": width,
         "TAPS": taps,
-        "HAS_BIAS": tensors.get("bias") is not None,
+        "HAS_BIAS": tensors["bias"] is not None,
         "HAS_OWNER": tensors["owner"] is not None,
+        "SILU": silu,
         "ACC": tl.float64 if x.dtype == torch.float64 else tl.float32,
         "ROWS": rows,
         "COLUMNS": COLUMNS,
     }
     grid = -(-width // COLUMNS), programs, batch
-    function[grid](**{name: arguments[name] for name in function.arg_names}, num_warps=4)
+    function[grid](**{name: arguments[name] for name in function.arg_names}, num_warps=8 if silu and kernel == "backward" else 4)
 
 
 def _rows(a: Tensor) -> Tensor:
@@ -55,63 +57,70 @@ def _rows(a: Tensor) -> Tensor:
     return a if a.stride(2) == 1 and a.stride(0) == a.shape[1] * a.stride(1) else a.contiguous()
 
 
+def _whole(a: Tensor | None) -> Tensor | None:
+    return None if a is None else a.contiguous()
+
+
 @torch.library.custom_op(
     "unisono::short_conv",
     mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor state, Tensor? owner) -> Tensor",
+    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor state, Tensor? owner, bool silu, ScalarType out_dtype) -> Tensor",
 )
-def _conv(x, weight, bias, state, owner):
+def _conv(x, weight, bias, state, owner, silu, out_dtype):
     """weight [TAPS, D], bias [D] and state [B, TAPS − 1, D] in the accumulator's dtype, owner [B, TAPS − 1 + T] int64."""
-    y = _conv_fake(x, weight, bias, state, owner)
+    y = _conv_fake(x, weight, bias, state, owner, silu, out_dtype)
     if x.numel():
-        tensors = {"weight": weight.contiguous(), "bias": bias, "state": state.contiguous(), "y": y}
+        tensors = {"weight": weight.contiguous(), "bias": bias, "state": state.contiguous(), "y": y, "owner": _whole(owner)}
         with torch.cuda.device_of(x):
-            _launch("forward", _rows(x), len(weight), x.shape[1], {**tensors, "owner": None if owner is None else owner.contiguous()})
+            _launch("forward", _rows(x), len(weight), x.shape[1], tensors, silu)
     return y
 
 
 @_conv.register_fake
-def _conv_fake(x, weight, bias, state, owner):
-    return x.new_empty(x.shape, dtype=accumulator(x.dtype))
+def _conv_fake(x, weight, bias, state, owner, silu, out_dtype):
+    return x.new_empty(x.shape, dtype=out_dtype)
 
 
 @torch.library.custom_op(
     "unisono::short_conv_backward",
     mutates_args=(),
-    schema="(Tensor dy, Tensor x, Tensor weight, Tensor state, Tensor? owner) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor dy, Tensor x, Tensor weight, Tensor? bias, Tensor state, Tensor? owner, bool silu) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _conv_backward(dy, x, weight, state, owner):
-    """Gradients of x, weight and the state."""
-    dx, dweight, dstate = _conv_backward_fake(dy, x, weight, state, owner)
+def _conv_backward(dy, x, weight, bias, state, owner, silu):
+    """Gradients of x, weight, bias (empty without one) and the state."""
+    dx, dweight, dbias, dstate = _conv_backward_fake(dy, x, weight, bias, state, owner, silu)
     if not x.numel():
-        return dx, dweight.zero_(), dstate.zero_()
-    length = x.shape[1] + len(weight) - 1
-    partial = dweight.new_empty((len(x), _cut(length)[1], *weight.shape))
-    tensors = {"weight": weight.contiguous(), "state": state.contiguous(), "dy": dy.contiguous(), "dx": dx, "dstate": dstate}
-    tensors |= {"dweight": partial, "owner": None if owner is None else owner.contiguous()}
+        return dx, dweight.zero_(), dbias.zero_(), dstate.zero_()
+    taps, length = len(weight), x.shape[1] + len(weight) - 1
+    partial = dweight.new_empty((len(x), _cut(length)[1], taps + 1, weight.shape[1]))
+    tensors = {"weight": weight.contiguous(), "bias": bias, "state": state.contiguous(), "dy": dy.contiguous(), "dx": dx, "dstate": dstate}
     with torch.cuda.device_of(x):
-        _launch("backward", _rows(x), len(weight), length, tensors)
-    return dx, dweight.copy_(partial.sum((0, 1))), dstate
+        _launch("backward", _rows(x), taps, length, {**tensors, "dweight": partial, "owner": _whole(owner)}, silu)
+    sums = partial.sum((0, 1))
+    return dx, dweight.copy_(sums[:taps]), dbias if bias is None else dbias.copy_(sums[taps]), dstate
 
 
 @_conv_backward.register_fake
-def _conv_backward_fake(dy, x, weight, state, owner):
-    return tuple(torch.empty(a.shape, dtype=a.dtype, device=a.device) for a in (x, weight, state))
+def _conv_backward_fake(dy, x, weight, bias, state, owner, silu):
+    dx, dweight, dstate = (torch.empty(a.shape, dtype=a.dtype, device=a.device) for a in (x, weight, state))
+    return dx, dweight, weight.new_empty((0,) if bias is None else bias.shape), dstate
 
 
 def _setup(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.silu, ctx.out_dtype = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _gradient(ctx, dy):
     x, weight, bias, state, owner = ctx.saved_tensors
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return again(_plain, (x, weight, bias, state, owner), ctx.needs_input_grad, (dy,))
-    dx, dweight, dstate = _conv_backward(dy, x, weight, state, owner)
-    return dx, dweight, None if bias is None else dy.sum((0, 1)), dstate, None
+        inputs = x, weight, bias, state, owner, ctx.silu, ctx.out_dtype
+        return again(_plain, inputs, ctx.needs_input_grad, (dy,))
+    dx, dweight, dbias, dstate = _conv_backward(dy, x, weight, bias, state, owner, ctx.silu)
+    return dx, dweight, None if bias is None else dbias, dstate, None, None, None
 
 
-def _plain(x, weight, bias, state, owner):
+def _plain(x, weight, bias, state, owner, silu, out_dtype):
     """The same in plain operations, for second derivatives."""
     seen, (taps, _), length = torch.cat([state, x.to(state.dtype)], 1), weight.shape, x.shape[1]
     y = 0 if bias is None else bias
@@ -120,17 +129,26 @@ def _plain(x, weight, bias, state, owner):
         if owner is not None:
             part = torch.where((owner[:, i : i + length] == owner[:, taps - 1 :])[..., None], part, 0)
         y = y + part * weight[i]
-    return y
+    return (elementwise.silu(y) if silu else y).to(out_dtype)
 
 
 _conv.register_autograd(_gradient, setup_context=_setup)
 
 
-def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, owner: Tensor | None = None) -> Tensor:
-    """y [B, T, D] of ops/short_conv.py, float32 or wider: x [B, T, D], weight [D, 1, w], bias [D] or None, state [B, w − 1, D].
+def short_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    owner: Tensor | None = None,
+    silu: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """y [B, T, D] of ops/short_conv.py, or SiLU(y) if `silu`: x [B, T, D], weight [D, 1, w], bias [D] or None, state [B, w − 1, D].
 
-    owner [B, w − 1 + T]: the sequence that each input of state and x belongs to; None where all are of one.
+    owner [B, w − 1 + T]: the sequence that each input of state and x belongs to; None where all are of one. y is of `out_dtype`, float32 or
+    wider unless told.
     """
     acc = accumulator(x.dtype)
     given = weight[:, 0].mT.to(acc), None if bias is None else bias.to(acc), state.to(acc)
-    return torch.ops.unisono.short_conv(x, *given, owner)
+    return torch.ops.unisono.short_conv(x, *given, owner, silu, out_dtype or acc)

@@ -1,6 +1,8 @@
 """y_t = Σ_i w_i ∘ s_{t+i} + bias over TAPS inputs s: the state's TAPS − 1, then x; of those alone that have the owner of the last of them.
+With SILU, SiLU(y_t).
 
-A program owns ROWS tokens and COLUMNS channels of a sequence. Nothing is carried, so that each output is made by itself.
+A program owns ROWS tokens and COLUMNS channels of a sequence. Nothing is carried, so that each output is made by itself; on the way back
+it is made again for SiLU's slope, from inputs that are in the cache.
 """
 
 # Triton's own language, which checkers of Python read wrongly
@@ -32,15 +34,12 @@ def _owners(owner, batch, e, T, TAPS: tl.constexpr):
     return tl.load(owner + batch * (T + TAPS - 1) + e, mask=(e >= 0) & (e < T + TAPS - 1), other=-1)[:, None]
 
 
-@triton.jit(do_not_specialize=COUNTS)
-def forward(
-    x, weight, bias, state, owner, y, T, X_ROW: tl.constexpr, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
+@triton.jit
+def _outputs(
+    x, weight, bias, state, owner, batch, t, c, T, X_ROW: tl.constexpr, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_OWNER: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """x [B, T, D], weight [TAPS, D], state [B, TAPS − 1, D], owner [B, TAPS − 1 + T] → y [B, T, D]."""
-    batch = tl.program_id(2).to(tl.int64)
-    t = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    """y of tokens t [ROWS], without SiLU."""
     total = tl.zeros((ROWS, COLUMNS), ACC)
     if HAS_BIAS:
         total += tl.load(bias + c, mask=c < D, other=0.0)[None, :]
@@ -49,15 +48,36 @@ def forward(
         if HAS_OWNER:
             s = tl.where(_owners(owner, batch, t + i, T, TAPS) == _owners(owner, batch, t + TAPS - 1, T, TAPS), s, 0.0)
         total += s * tl.load(weight + i * D + c, mask=c < D, other=0.0)[None, :]
-    tl.store(y + (batch * T + t)[:, None] * D + c[None, :], total, mask=(t < T)[:, None] & (c < D)[None, :])
+    return total
+
+
+@triton.jit
+def _sigmoid(x):
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x < 0, e, 1.0) / (1 + e)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def forward(
+    x, weight, bias, state, owner, y, T, X_ROW: tl.constexpr, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_OWNER: tl.constexpr, SILU: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """x [B, T, D], weight [TAPS, D], state [B, TAPS − 1, D], owner [B, TAPS − 1 + T] → y [B, T, D]."""
+    batch = tl.program_id(2).to(tl.int64)
+    t = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    total = _outputs(x, weight, bias, state, owner, batch, t, c, T, X_ROW, D, TAPS, HAS_BIAS, HAS_OWNER, ACC, ROWS, COLUMNS)
+    if SILU:
+        total *= _sigmoid(total)
+    tl.store(y + (batch * T + t)[:, None] * D + c[None, :], total.to(y.dtype.element_ty), mask=(t < T)[:, None] & (c < D)[None, :])
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def backward(
-    x, weight, state, owner, dy, dx, dstate, dweight, T, X_ROW: tl.constexpr, D: tl.constexpr, TAPS: tl.constexpr,
-    HAS_OWNER: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, weight, bias, state, owner, dy, dx, dstate, dweight, T, X_ROW: tl.constexpr, D: tl.constexpr, TAPS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_OWNER: tl.constexpr, SILU: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """dy [B, T, D] → dx, dstate, and dweight of ROWS inputs each [B, ·, TAPS, D]."""
+    """dy [B, T, D] → dx, dstate, and of ROWS inputs each [B, ·, TAPS + 1, D] the gradients of the weight and, last, of the bias."""
     batch = tl.program_id(2).to(tl.int64)
     e = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -67,7 +87,14 @@ def backward(
     for i in tl.static_range(TAPS):
         t = e - i
         there = (t >= 0) & (t < T)
-        d = tl.load(dy + (batch * T + t)[:, None] * D + c[None, :], mask=there[:, None] & (c < D)[None, :], other=0.0)
+        d = tl.load(dy + (batch * T + t)[:, None] * D + c[None, :], mask=there[:, None] & (c < D)[None, :], other=0.0).to(ACC)
+        if SILU:
+            out = _outputs(x, weight, bias, state, owner, batch, t, c, T, X_ROW, D, TAPS, HAS_BIAS, HAS_OWNER, ACC, ROWS, COLUMNS)
+            sigma = _sigmoid(out)
+            d *= sigma * (1 + out * (1 - sigma))
+        at = (batch * tl.num_programs(1) + tl.program_id(1)) * (TAPS + 1)
+        if HAS_BIAS and i == 0:
+            tl.store(dweight + (at + TAPS) * D + c, tl.sum(d, 0), mask=c < D)
         read = s
         if HAS_OWNER:
             same = _owners(owner, batch, e, T, TAPS) == _owners(owner, batch, t + TAPS - 1, T, TAPS)
@@ -75,8 +102,7 @@ def backward(
             read = tl.where(same, s, 0.0)  # a NaN that was not read must not spread
         total += d * tl.load(weight + i * D + c, mask=c < D, other=0.0)[None, :]
         part = tl.sum(tl.where(there[:, None], d * read, 0.0), 0)
-        at = (batch * tl.num_programs(1) + tl.program_id(1)) * TAPS + i
-        tl.store(dweight + at * D + c, part, mask=c < D)
+        tl.store(dweight + (at + i) * D + c, part, mask=c < D)
     at = (batch * T + e - (TAPS - 1))[:, None] * D + c[None, :]
     tl.store(dx + at, total.to(dx.dtype.element_ty), mask=inside & (e >= TAPS - 1)[:, None])
     if TAPS > 1:

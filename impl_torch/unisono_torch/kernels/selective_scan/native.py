@@ -1,0 +1,121 @@
+"""The scan's kernels in CUDA C++ (forward.cu, adjoint.cu, backward.cu): which calls they serve, how they are compiled and launched.
+
+Triton cannot take a token's row out of a tile in shared memory, nor choose which lane keeps which sum: its kernels, which have the same
+lanes, groups and tiles, take 1.24 and 3.4 ms where these take a third. They serve what these do not, and Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from unisono_torch.kernels import nvrtc
+
+TILE = 32  # tokens between saved states
+BLOCK = 32  # channels a program
+WARPS = 4  # of a program
+STATES = 16  # a channel's states in memory, padded
+ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as common.cu names them
+# Each kernel's arguments in its order
+FORWARD = "u dt A B C D z initial reset valid y final saved ends spans T dim segments tiles u_row dt_row z_row b_row c_row"
+ADJOINT = "dt A C z reset valid dy ends spans T dim segments tiles dt_row z_row c_row"
+BACKWARD = (
+    "u dt A B C D z reset valid saved dy dfinal du ddt dz dA dBC dD dinitial ends spans T dim segments tiles u_row dt_row z_row b_row c_row"
+)
+ARGUMENTS = {"forward": FORWARD.split(), "adjoint": ADJOINT.split(), "backward": BACKWARD.split()}
+
+
+def serves(u: Tensor, dt: Tensor, A: Tensor, z: Tensor | None, out_dtype: torch.dtype) -> bool:
+    """Whether these kernels take such a call."""
+    known = u.dtype in ELEMENTS and dt.dtype in ELEMENTS and out_dtype in ELEMENTS
+    return known and (z is None or z.dtype == u.dtype) and A.shape[1] <= STATES and _there(u.device)
+
+
+@functools.cache
+def _there(device: torch.device) -> bool:
+    """Whether `device` can run them: copies in the background, and bfloat16, since compute capability 8.0."""
+    there = device.type == "cuda" and torch.cuda.is_available() and nvrtc.library() is not None
+    return there and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@functools.cache
+def _kernel(name: str, device: int, constants: tuple[tuple[str, int], ...]) -> nvrtc.Kernel:
+    here = pathlib.Path(__file__).parent
+    head = "".join(f"#define {each} {value}\n" for each, value in constants)
+    source = "".join((here / f"{each}.cu").read_text(encoding="utf-8") for each in ("primitives", "common", name))
+    module = nvrtc.Module(head + source)
+    return nvrtc.Kernel(module, "scan", module.constant("shared_bytes"))
+
+
+def _copied(tensors: list[Tensor | None]) -> int:
+    """How many bytes at once can be copied of every row of these [B, T, D]."""
+    return next(size for size in (16, 8, 4, 2) if all(_aligned(a, size) for a in tensors if a is not None))
+
+
+def _aligned(a: Tensor, size: int) -> bool:
+    return a.data_ptr() % size == 0 and a.stride(1) * a.element_size() % size == 0
+
+
+def launch(
+    name: str, tensors: Mapping[str, Tensor | None], segments: int, tiles: int, softplus: bool, ends: bool = False, save: bool = False
+) -> None:
+    """A kernel on tensors of its arguments' names: u, dt, z, dy, B and C in rows, all others contiguous; A, D and states float32."""
+    u, B, z = tensors["u"], tensors["B"], tensors["z"]
+    out = tensors["y" if name == "forward" else "dy"]
+    A, dt = tensors["A"], tensors["dt"]
+    assert u is not None
+    assert dt is not None
+    assert A is not None
+    assert B is not None
+    assert out is not None
+    constants = {
+        "IN": ELEMENTS[u.dtype],
+        "STEP": ELEMENTS[dt.dtype],
+        "BC": ELEMENTS[B.dtype],
+        "OUT": ELEMENTS[out.dtype],
+        "N": A.shape[1],
+        "VEC": _copied([u, dt, z, tensors.get("dy")]),
+        "ALIGNED": int(A.shape[1] == STATES and all(_aligned(a, 4 * a.element_size()) for a in (B, tensors["C"]))),
+        "SOFTPLUS": int(softplus),
+        "HAS_Z": int(z is not None),
+        "HAS_RESET": int(tensors["reset"] is not None),
+        "HAS_VALID": int(tensors["valid"] is not None),
+        "ENDS": int(ends),
+        "SAVE": int(save),
+    }
+    rows = {f"{name.lower()}_row": 0 if (a := tensors[name]) is None else a.stride(1) for name in ("u", "dt", "z", "B", "C")}
+    numbers = {"T": u.shape[1], "dim": u.shape[2], "segments": segments, "tiles": tiles}
+    arguments = {**tensors, **numbers, **rows}
+    programs = -(-u.shape[2] // BLOCK) * segments * u.shape[0]
+    kernel = _kernel(name, u.device.index or 0, tuple(constants.items()))
+    kernel(programs, 32 * WARPS, [arguments[each] for each in ARGUMENTS[name]])
+
+
+def forward(tensors: dict[str, Tensor | None], segments: int, tiles: int, softplus: bool, save: bool) -> None:
+    """Fills y, final and, if `save`, saved [B, tiles, D, STATES]."""
+    (batch, _, width), new = tensors["u"].shape, tensors["final"].new_empty
+    tensors |= {"ends": new((batch, segments, width, STATES) if segments > 1 else (0,)), "spans": new((batch, segments, width))}
+    if segments > 1:
+        launch("forward", tensors, segments, tiles, softplus, ends=True)
+    launch("forward", tensors, segments, tiles, softplus, save=save)
+
+
+def backward(tensors: dict[str, Tensor | None], segments: int, tiles: int, softplus: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fills du, ddt, dz and dinitial; returns the gradients of A, B, C, D, float32."""
+    (batch, length, width), states, new = tensors["u"].shape, tensors["A"].shape[1], tensors["saved"].new_empty
+    blocks, count = -(-width // BLOCK), -(-length // TILE)
+    tensors |= {"ends": new((batch, segments, width, STATES) if segments > 1 else (0,)), "spans": new((batch, segments, width))}
+    dA, dD = new((batch, segments, width, STATES)), new((batch, segments, width))
+    dBC = new((batch, blocks, count * TILE * 2 * STATES))
+    tensors |= {"dA": dA, "dD": dD, "dBC": dBC}
+    if segments > 1:
+        launch("adjoint", tensors, segments, tiles, softplus)
+    launch("backward", tensors, segments, tiles, softplus)
+    # [B, tile, group, kind, m, q, token of the group]: state q·4 + m
+    sums = dBC.sum(1).view(batch, count, TILE // 4, 2, 4, 4, 4).permute(3, 0, 1, 2, 6, 5, 4).reshape(2, batch, count * TILE, STATES)
+    dC, dB = sums[:, :, :length, :states]
+    return dA.sum((0, 1))[:, :states], dB, dC, dD.sum((0, 1))
