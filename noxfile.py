@@ -192,7 +192,6 @@ def torch(session: nox.Session) -> None:
         "tools/tests/training",
         "tools/tests/bench",
         "--ignore=impl_torch/tests/kernels",
-        "--ignore=impl_torch/tests/emulated",
         "--ignore=impl_torch/tests/hf",
     )
     court(session, "torch")
@@ -207,7 +206,7 @@ def torch(session: nox.Session) -> None:
 def emulated(session: nox.Session) -> None:
     """CUDA sources with no GPU: compiled by g++ and run thread by thread."""
     install(session, "-e", ".[torch,conformance]", *TRITON)
-    pytest(session, "impl_torch/tests/emulated", *session.posargs, environment={"TRITON_INTERPRET": "1"})
+    pytest(session, "impl_torch/tests/kernels/emulated.py", *session.posargs)
 
 
 @nox.session

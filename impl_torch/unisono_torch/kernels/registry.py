@@ -47,8 +47,8 @@ IMPLEMENTATIONS = (
         settings={"feature_map": ("none", "elu1", "relu", "learned", "taylor2"), "one_dtype": (True,)},
     ),
     _triton("multiscale", FLOATS[1:], "all scales at once, one q kᵀ", widths={"K": (1, 128), "V": (1, 128), "scales": (1, 8)}),
-    _triton("selective_scan", how="one sweep each way, softplus and gate in it", widths={"N": (1, 64)}),
-    _triton("short_conv", how="one pass each way", widths={"w": (1, 16)}),
+    _triton("selective_scan", how="one sweep each way, softplus and gate in it; to N = 16 in CUDA C++ on a GPU", widths={"N": (1, 64)}),
+    _triton("short_conv", how="one pass each way, SiLU in it", widths={"w": (1, 16)}),
     _triton("diagonal_ssm", how="one sweep each way", widths={"P": (1, 128)}),
     _triton(
         "mom_gru",

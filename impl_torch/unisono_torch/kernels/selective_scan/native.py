@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,18 +60,10 @@ def _aligned(a: Tensor, size: int) -> bool:
     return a.data_ptr() % size == 0 and a.stride(1) * a.element_size() % size == 0
 
 
-def launch(
-    name: str, tensors: Mapping[str, Tensor | None], segments: int, tiles: int, softplus: bool, ends: bool = False, save: bool = False
-) -> None:
-    """A kernel on tensors of its arguments' names: u, dt, z, dy, B and C in rows, all others contiguous; A, D and states float32."""
-    u, B, z = tensors["u"], tensors["B"], tensors["z"]
+def launch(name: str, tensors: dict[str, Any], segments: int, tiles: int, softplus: bool, ends: bool = False, save: bool = False) -> None:
+    """A kernel on what has its arguments' names: u, dt, z, B and C in rows, all others contiguous; A, D and states float32."""
+    u, dt, A, B, z = (tensors[each] for each in ("u", "dt", "A", "B", "z"))
     out = tensors["y" if name == "forward" else "dy"]
-    A, dt = tensors["A"], tensors["dt"]
-    assert u is not None
-    assert dt is not None
-    assert A is not None
-    assert B is not None
-    assert out is not None
     constants = {
         "IN": ELEMENTS[u.dtype],
         "STEP": ELEMENTS[dt.dtype],
@@ -95,7 +87,7 @@ def launch(
     kernel(programs, 32 * WARPS, [arguments[each] for each in ARGUMENTS[name]])
 
 
-def forward(tensors: dict[str, Tensor | None], segments: int, tiles: int, softplus: bool, save: bool) -> None:
+def forward(tensors: dict[str, Any], segments: int, tiles: int, softplus: bool, save: bool) -> None:
     """Fills y, final and, if `save`, saved [B, tiles, D, STATES]."""
     (batch, _, width), new = tensors["u"].shape, tensors["final"].new_empty
     tensors |= {"ends": new((batch, segments, width, STATES) if segments > 1 else (0,)), "spans": new((batch, segments, width))}
@@ -104,7 +96,7 @@ def forward(tensors: dict[str, Tensor | None], segments: int, tiles: int, softpl
     launch("forward", tensors, segments, tiles, softplus, save=save)
 
 
-def backward(tensors: dict[str, Tensor | None], segments: int, tiles: int, softplus: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(tensors: dict[str, Any], segments: int, tiles: int, softplus: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Fills du, ddt, dz and dinitial; returns the gradients of A, B, C, D, float32."""
     (batch, length, width), states, new = tensors["u"].shape, tensors["A"].shape[1], tensors["saved"].new_empty
     blocks, count = -(-width // BLOCK), -(-length // TILE)

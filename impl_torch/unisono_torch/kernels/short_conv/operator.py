@@ -123,7 +123,7 @@ def _gradient(ctx, dy):
 def _plain(x, weight, bias, state, owner, silu, out_dtype):
     """The same in plain operations, for second derivatives."""
     seen, (taps, _), length = torch.cat([state, x.to(state.dtype)], 1), weight.shape, x.shape[1]
-    y = 0 if bias is None else bias
+    y = seen.new_zeros(()) if bias is None else bias
     for i in range(taps):
         part = seen[:, i : i + length]
         if owner is not None:

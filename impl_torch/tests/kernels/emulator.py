@@ -37,6 +37,7 @@ class Kernel:
 
     def __call__(self, programs: int, threads: int, arguments: Sequence[Tensor | int | None]) -> None:
         pointers = (
-            ctypes.c_int(each) if isinstance(each, int) else ctypes.c_void_p(None if each is None else each.data_ptr()) for each in arguments
+            ctypes.c_int(each) if isinstance(each, int) else ctypes.c_void_p(None if each is None else each.data_ptr())
+            for each in arguments
         )
         self.run(ctypes.c_int(programs), *pointers)

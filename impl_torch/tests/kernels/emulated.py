@@ -8,8 +8,8 @@ import pytest
 import torch
 from unisono_torch.kernels.selective_scan import native, operator
 
-from ..kernels import test_selective_scan as scan
 from . import emulator
+from . import test_selective_scan as scan
 
 CASES = [
     scan.Case(1, 40, 33, 16, torch.float32, marked=False),
