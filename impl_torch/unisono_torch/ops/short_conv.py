@@ -72,27 +72,34 @@ def through(
     """`parallel`; activated: SiLU(y) in x's dtype, which a kernel has inside."""
     kernel = use_triton(implementation, "short_conv", x.device, x.dtype, {"w": weight.shape[-1]})
     dtype, length, taps = wide(x.dtype), x.shape[1], weight.shape[-1]
-    compact, segment = Compact(valid, x), segments(reset, x)
-    now, x = compact.pack(segment), compact.pack(x)
-    owner = torch.cat([torch.zeros_like(now[:, :1]).expand(-1, taps - 1), now], 1)  # the segment of each input [B, w−1+T]
+    compact = None if valid is None else Compact(valid, x)
+    if compact is not None:
+        x = compact.pack(x)
+    segment = now = owner = None
+    if reset is not None:
+        segment = segments(reset, x)
+        now = segment if compact is None else compact.pack(segment)
+        owner = torch.cat([torch.zeros_like(now[:, :1]).expand(-1, taps - 1), now], 1)  # the segment of each input [B, w−1+T]
     if kernel:
         from unisono_torch.kernels.short_conv import short_conv as convolved
 
-        y = convolved(x, weight, bias, initial_state, None if reset is None else owner, activated, x.dtype if activated else None)
+        y = convolved(x, weight, bias, initial_state, owner, activated, x.dtype if activated else None)
     else:
         seen = torch.cat([initial_state.to(dtype), x.to(dtype)], 1)  # [B, w−1+T, D]
         y = seen.new_zeros(()) if bias is None else bias.to(dtype)
         for tap in range(taps):
             part = seen[:, tap : tap + length]
-            if reset is not None:
+            if owner is not None:
                 part = torch.where((owner[:, tap : tap + length] == now)[..., None], part, 0)
             y = y + part * weight[:, 0, tap].to(dtype)
         y = silu(y.to(x.dtype)) if activated else y
-    newest = compact.read[:, None] + torch.arange(taps - 1, device=x.device)  # [B, w−1]
-    if valid is None:
+    if compact is None:
         final = torch.cat([initial_state.to(dtype), x[:, 1 - taps :].to(dtype)], 1)[:, 1 - taps :] if taps > 1 else initial_state.to(dtype)
+        last = None if owner is None else owner[:, length:]
     else:
+        newest = compact.read[:, None] + torch.arange(taps - 1, device=x.device)  # [B, w−1]
         final = take(torch.cat([initial_state.to(dtype), x.to(dtype)], 1), newest)
-    if reset is not None:
-        (final,) = masked(take(owner, newest) == segment[:, -1:], final)
-    return compact.unpack(y), final
+        last = None if owner is None else take(owner, newest)
+    if last is not None and segment is not None:
+        (final,) = masked(last == segment[:, -1:], final)
+    return y if compact is None else compact.unpack(y), final

@@ -30,6 +30,14 @@ def about(command: str, device: str, *packages: str) -> dict[str, str]:
     }
 
 
+def keep(output: pathlib.Path | None, result: dict[str, Any], text: str) -> None:
+    """OUTPUT.json and OUTPUT.md, if there is an output: after each part of a long run, so that one which is cut leaves what it has."""
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        output.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
 def _processor() -> str:
     """Its name where Linux tells it, else the kind."""
     try:

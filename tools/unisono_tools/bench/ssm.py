@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import pathlib
 from typing import Any
@@ -130,13 +129,6 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(result: dict[str, Any], output: pathlib.Path | None) -> None:
-    if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="unisono_tools.bench.ssm", description=__doc__)
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension")
@@ -161,10 +153,10 @@ def main(argv: list[str] | None = None) -> int:
         result["training"].append(trained(name, 4, compiled, result["ceilings"]["matmul_flop_per_s"]))
         torch.cuda.empty_cache()
         print(result["training"][-1], flush=True)
-        write(result, options.output)
+        report.keep(options.output, result, markdown(result))
     if importlib.util.find_spec("transformers") is not None:
         result["training"] += beside_transformers(result["ceilings"]["matmul_flop_per_s"])
-    write(result, options.output)
+    report.keep(options.output, result, markdown(result))
     print(markdown(result))
     return 0
 

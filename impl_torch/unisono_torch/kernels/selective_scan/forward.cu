@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) scan(
       s.steps.put(g, at, delta, live ? delta * x : 0.f);
     }
     __syncthreads();
-#pragma unroll 2
+#pragma unroll
     for (int g = 0; g < GROUPS; ++g) {
       float sums[LANES], delta[LANES], gain[LANES];
       s.steps.get(g, at, delta, gain);

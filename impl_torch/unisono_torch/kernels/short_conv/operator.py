@@ -27,7 +27,7 @@ def _cut(length: int) -> tuple[int, int]:
     return rows, -(-length // rows)
 
 
-def _launch(kernel: str, x: Tensor, taps: int, length: int, tensors: dict[str, Tensor | None], silu: bool) -> None:
+def _launch(kernel: str, x: Tensor, taps: int, length: int, tensors: dict[str, Tensor | None], **flags: bool) -> None:
     import triton.language as tl
 
     from unisono_torch.kernels.short_conv import sweep
@@ -36,6 +36,7 @@ def _launch(kernel: str, x: Tensor, taps: int, length: int, tensors: dict[str, T
     function, (rows, programs) = getattr(sweep, kernel), _cut(length)
     arguments = {
         **tensors,
+        **flags,
         "x": x,
         "T": time,
         "X_ROW": x.stride(1),
@@ -43,13 +44,12 @@ def _launch(kernel: str, x: Tensor, taps: int, length: int, tensors: dict[str, T
         "TAPS": taps,
         "HAS_BIAS": tensors["bias"] is not None,
         "HAS_OWNER": tensors["owner"] is not None,
-        "SILU": silu,
         "ACC": tl.float64 if x.dtype == torch.float64 else tl.float32,
         "ROWS": rows,
         "COLUMNS": COLUMNS,
     }
     grid = -(-width // COLUMNS), programs, batch
-    function[grid](**{name: arguments[name] for name in function.arg_names}, num_warps=8 if silu and kernel == "backward" else 4)
+    function[grid](**{name: arguments[name] for name in function.arg_names}, num_warps=4)
 
 
 def _rows(a: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def _conv(x, weight, bias, state, owner, silu, out_dtype):
     if x.numel():
         tensors = {"weight": weight.contiguous(), "bias": bias, "state": state.contiguous(), "y": y, "owner": _whole(owner)}
         with torch.cuda.device_of(x):
-            _launch("forward", _rows(x), len(weight), x.shape[1], tensors, silu)
+            _launch("forward", _rows(x), len(weight), x.shape[1], {**tensors, "dy": None}, SILU=silu, SLOPE=False)
     return y
 
 
@@ -93,9 +93,13 @@ def _conv_backward(dy, x, weight, bias, state, owner, silu):
         return dx, dweight.zero_(), dbias.zero_(), dstate.zero_()
     taps, length = len(weight), x.shape[1] + len(weight) - 1
     partial = dweight.new_empty((len(x), _cut(length)[1], taps + 1, weight.shape[1]))
-    tensors = {"weight": weight.contiguous(), "bias": bias, "state": state.contiguous(), "dy": dy.contiguous(), "dx": dx, "dstate": dstate}
+    tensors = {"weight": weight.contiguous(), "bias": bias, "state": state.contiguous(), "dy": dy.contiguous(), "owner": _whole(owner)}
     with torch.cuda.device_of(x):
-        _launch("backward", _rows(x), taps, length, {**tensors, "dweight": partial, "owner": _whole(owner)}, silu)
+        if silu:
+            before = dweight.new_empty(x.shape)  # the gradient of what SiLU is taken of
+            _launch("forward", _rows(x), taps, x.shape[1], {**tensors, "y": before}, SILU=True, SLOPE=True)
+            tensors["dy"] = before
+        _launch("backward", _rows(x), taps, length, {**tensors, "dx": dx, "dstate": dstate, "dweight": partial})
     sums = partial.sum((0, 1))
     return dx, dweight.copy_(sums[:taps]), dbias if bias is None else dbias.copy_(sums[taps]), dstate
 

@@ -1,8 +1,7 @@
 """y_t = Σ_i w_i ∘ s_{t+i} + bias over TAPS inputs s: the state's TAPS − 1, then x; of those alone that have the owner of the last of them.
 With SILU, SiLU(y_t).
 
-A program owns ROWS tokens and COLUMNS channels of a sequence. Nothing is carried, so that each output is made by itself; on the way back
-it is made again for SiLU's slope, from inputs that are in the cache.
+A program owns ROWS tokens and COLUMNS channels of a sequence. Nothing is carried, so that each output is made by itself.
 """
 
 # Triton's own language, which checkers of Python read wrongly
@@ -59,23 +58,28 @@ def _sigmoid(x):
 
 @triton.jit(do_not_specialize=COUNTS)
 def forward(
-    x, weight, bias, state, owner, y, T, X_ROW: tl.constexpr, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_OWNER: tl.constexpr, SILU: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, weight, bias, state, owner, dy, y, T, X_ROW: tl.constexpr, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_OWNER: tl.constexpr, SILU: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """x [B, T, D], weight [TAPS, D], state [B, TAPS − 1, D], owner [B, TAPS − 1 + T] → y [B, T, D]."""
+    """x [B, T, D], weight [TAPS, D], state [B, TAPS − 1, D], owner [B, TAPS − 1 + T] → y [B, T, D]; with SLOPE dy times SiLU's slope."""
     batch = tl.program_id(2).to(tl.int64)
     t = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = _outputs(x, weight, bias, state, owner, batch, t, c, T, X_ROW, D, TAPS, HAS_BIAS, HAS_OWNER, ACC, ROWS, COLUMNS)
-    if SILU:
+    at = (batch * T + t)[:, None] * D + c[None, :]
+    mask = (t < T)[:, None] & (c < D)[None, :]
+    if SLOPE:
+        sigma = _sigmoid(total)
+        total = tl.load(dy + at, mask=mask, other=0.0).to(ACC) * sigma * (1 + total * (1 - sigma))
+    elif SILU:
         total *= _sigmoid(total)
-    tl.store(y + (batch * T + t)[:, None] * D + c[None, :], total.to(y.dtype.element_ty), mask=(t < T)[:, None] & (c < D)[None, :])
+    tl.store(y + at, total.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def backward(
-    x, weight, bias, state, owner, dy, dx, dstate, dweight, T, X_ROW: tl.constexpr, D: tl.constexpr, TAPS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_OWNER: tl.constexpr, SILU: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, weight, state, owner, dy, dx, dstate, dweight, T, X_ROW: tl.constexpr, D: tl.constexpr, TAPS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_OWNER: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """dy [B, T, D] → dx, dstate, and of ROWS inputs each [B, ·, TAPS + 1, D] the gradients of the weight and, last, of the bias."""
     batch = tl.program_id(2).to(tl.int64)
@@ -88,10 +92,6 @@ def backward(
         t = e - i
         there = (t >= 0) & (t < T)
         d = tl.load(dy + (batch * T + t)[:, None] * D + c[None, :], mask=there[:, None] & (c < D)[None, :], other=0.0).to(ACC)
-        if SILU:
-            out = _outputs(x, weight, bias, state, owner, batch, t, c, T, X_ROW, D, TAPS, HAS_BIAS, HAS_OWNER, ACC, ROWS, COLUMNS)
-            sigma = _sigmoid(out)
-            d *= sigma * (1 + out * (1 - sigma))
         at = (batch * tl.num_programs(1) + tl.program_id(1)) * (TAPS + 1)
         if HAS_BIAS and i == 0:
             tl.store(dweight + (at + TAPS) * D + c, tl.sum(d, 0), mask=c < D)
