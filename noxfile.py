@@ -203,13 +203,6 @@ def torch(session: nox.Session) -> None:
 
 
 @nox.session
-def emulated(session: nox.Session) -> None:
-    """CUDA sources with no GPU: compiled by g++ and run thread by thread."""
-    install(session, "-e", ".[torch,conformance]", *TRITON)
-    pytest(session, "impl_torch/tests/kernels/emulated.py", *session.posargs)
-
-
-@nox.session
 def onnx(session: nox.Session) -> None:
     """Exported graphs, of PyTorch's models: the room's tests, and the court in onnxruntime and in onnx's own evaluator."""
     install(session, "-e", ".[onnx-export,conformance,tools]")

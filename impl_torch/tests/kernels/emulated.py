@@ -1,4 +1,5 @@
-"""The selective scan's CUDA kernels with no GPU: what the kernels' own tests ask, of lengths that pass a tile. `nox -s emulated`."""
+"""The selective scan's CUDA kernels with no GPU: what the kernels' own tests ask, of lengths that pass a tile. Needs g++:
+`python -m pytest impl_torch/tests/kernels/emulated.py`."""
 
 from __future__ import annotations
 

@@ -177,6 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--alone", action="store_true", help="without plain operations and peers, which take minutes")
     parser.add_argument("--compiled", action="store_true", help="train compiled, too: minutes")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
@@ -184,9 +185,10 @@ def main(argv: list[str] | None = None) -> int:
     properties = torch.cuda.get_device_properties(0)
     clock = 1e3 * getattr(properties, "clock_rate", 1_980_000)  # Hz
     peers: dict[str, Callable[[list[Tensor]], Any]] = {}
-    if importlib.util.find_spec("mamba_ssm") is not None:
+    plain = () if options.alone else PLAIN
+    if importlib.util.find_spec("mamba_ssm") is not None and not options.alone:
         peers["mamba_ssm"] = mamba_ssm
-    command = "python -m unisono_tools.bench.scan" + (" --compiled" if options.compiled else "")
+    command = "python -m unisono_tools.bench.scan" + " --alone" * options.alone + " --compiled" * options.compiled
     result: dict[str, Any] = {
         "run": report.about(
             command, torch.cuda.get_device_name(), "unisono", "torch", "triton", "mamba-ssm", "jax", "jax-linear-attention"
@@ -203,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
             "exp2_ms": 1e3 * b * t * d * n / (EXP2 * properties.multi_processor_count * clock),
         }
         ours = serving("torch", "selective_scan", "cuda", "bfloat16", {"N": n})
-        timed_here = {how: functools.partial(scan, implementation=how) for how in ours if how != "plain" or shape in PLAIN} | peers
+        timed_here = {how: functools.partial(scan, implementation=how) for how in ours if how != "plain" or shape in plain} | peers
         for name, call in timed_here.items():
             repeats = 1 if name == "plain" else options.repeats
             result["scans"].append({"shape": shape, "by": name, **floors, **timed(call, shape, repeats)})
@@ -211,13 +213,13 @@ def main(argv: list[str] | None = None) -> int:
         report.keep(options.output, result, markdown(result))
     for compiled in (False, True) if options.compiled else (False,):
         for implementation in ("auto", "plain"):
-            if compiled and implementation == "plain":
-                continue  # an hour
+            if implementation == "plain" and (compiled or options.alone):
+                continue  # compiled: an hour
             by = {"auto": "kernel", "plain": "plain operations"}[implementation] + (", compiled" if compiled else "")
             result["training"].append({"by": by, **training(implementation, options.steps, compiled, preset(MODEL))})
             print(result["training"][-1], flush=True)
             report.keep(options.output, result, markdown(result))
-    if importlib.util.find_spec("jla") is not None:
+    if importlib.util.find_spec("jla") is not None and not options.alone:
         # last: compiling its gradient takes minutes
         first = {name: result["scans"][0][name] for name in ("shape", "copy_ms", "exp2_ms")}
         result["scans"].insert(1, {**first, "by": "jax-linear-attention", **jla(SHAPES[0], options.repeats)})

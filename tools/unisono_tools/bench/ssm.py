@@ -133,11 +133,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="unisono_tools.bench.ssm", description=__doc__)
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension")
     parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--alone", action="store_true", help="without plain operations and transformers, which take minutes")
     parser.add_argument("--compiled", nargs="*", default=[], help="models to train compiled, too: minutes each")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU here")
-    command = "python -m unisono_tools.bench.ssm" + (f" --compiled {' '.join(options.compiled)}" if options.compiled else "")
+    command = (
+        "python -m unisono_tools.bench.ssm"
+        + " --alone" * options.alone
+        + (f" --compiled {' '.join(options.compiled)}" if options.compiled else "")
+    )
     result: dict[str, Any] = {
         "run": report.about(command, torch.cuda.get_device_name(), "unisono", "torch", "triton", "transformers"),
         "ceilings": ceilings("cuda"),
@@ -145,6 +150,7 @@ def main(argv: list[str] | None = None) -> int:
             timed(how, shape, 3 if how == "plain" else 7)
             for shape in SHAPES
             for how in serving("torch", "diagonal_ssm", "cuda", "bfloat16", {"P": shape[-1]})
+            if how != "plain" or not options.alone
         ],
         "errors": errors("triton"),
         "training": [],
@@ -154,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.cuda.empty_cache()
         print(result["training"][-1], flush=True)
         report.keep(options.output, result, markdown(result))
-    if importlib.util.find_spec("transformers") is not None:
+    if importlib.util.find_spec("transformers") is not None and not options.alone:
         result["training"] += beside_transformers(result["ceilings"]["matmul_flop_per_s"])
     report.keep(options.output, result, markdown(result))
     print(markdown(result))
