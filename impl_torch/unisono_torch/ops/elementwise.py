@@ -15,6 +15,8 @@ from unisono_torch.ops.transforms import transformed
 
 LAYER_NORM_EPS = 1e-5
 RMS_NORM_EPS = 1e-6
+ALIGNED = 64  # numbers that padded rows of a product are a multiple of
+FEWEST = 1024  # rows of x for which that is worth a copy of the weights
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -203,8 +205,22 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., in], weight [out, in], bias [out] → [..., out], in x's dtype whatever dtype the parameters are held in."""
-    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    """x [..., in], weight [out, in], bias [out] → [..., out], in x's dtype whatever dtype the parameters are held in.
+
+    On a GPU products of 16-bit numbers whose rows are no multiple of 16 bytes, as logits of GPT-2's 50,257 ids, take several times as
+    long: there rows of the result lie in memory padded, and so do those of its gradient. Only its strides tell.
+    """
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    if not _unaligned(x, weight):
+        return F.linear(x, weight, bias)
+    pad = -len(weight) % ALIGNED
+    return F.linear(x, F.pad(weight, (0, 0, 0, pad)), None if bias is None else F.pad(bias, (0, pad)))[..., : len(weight)]
+
+
+def _unaligned(x: Tensor, weight: Tensor) -> bool:
+    """Whether the product's rows are better padded: on a GPU, and where x has rows enough to be worth a copy of the weights."""
+    narrow = x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
+    return narrow and len(weight) % 8 != 0 and x.numel() >= FEWEST * x.shape[-1]
 
 
 def binary_digits(n: Tensor, digits: int, dtype: torch.dtype) -> Tensor:
