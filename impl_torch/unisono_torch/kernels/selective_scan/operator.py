@@ -35,7 +35,7 @@ TILE = 64  # tokens between saved states
 RATE = 1  # channels a thread holds states of
 REGISTERS = {"forward": None, "ends": None, "backward": 168}  # a thread, at most
 # Warps that keep a GPU of about 130 multiprocessors busy; where a launch has a third of them or fewer, time is cut: another sweep, but each
-# is shorter.
+# is shorter, and four times as many of them as fit at once leave no end at which few are at work.
 WARPS = 1536
 SHORTEST = 4  # tiles a segment, at least
 
@@ -63,7 +63,7 @@ def make_cut(kernel: str, batch: int, length: int, width: int, states: int, inte
 def cut_time(warps: int, count: int, shortest: int) -> tuple[int, int]:
     """How many segments of how many tiles, where there are `warps` without a cut and `count` tiles."""
     parallel = WARPS // max(1, warps)
-    segments = max(1, min(parallel, count // shortest)) if parallel >= 3 else 1
+    segments = max(1, min(4 * parallel, count // shortest)) if parallel >= 3 else 1
     tiles = -(-count // segments)
     return -(-count // tiles), tiles
 
