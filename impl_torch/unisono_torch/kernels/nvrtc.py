@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-OPTIONS = ("--std=c++17", "--device-int128")
+OPTIONS = ("--std=c++17",)
 SHARED_LIMIT = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
 
