@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unisono_tools.bench import linear, report
-from unisono_tools.experiments import compare, drawn, figures, task_page
+from unisono_tools.experiments import clip, compare, drawn, figures, task_page
 
 Content = dict[str, Any]
 
@@ -41,6 +41,7 @@ FIGURES: dict[str, Callable[[Content, Path], object]] = {
 TABLES: dict[str, Callable[[Content], str]] = {
     "kernels-h100": report.markdown,
     "linear-cpu": lambda content: linear.markdown(content["run"], _points(content)),
+    "clip": clip.markdown,
     "tasks": task_page.markdown,
 }
 

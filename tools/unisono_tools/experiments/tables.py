@@ -151,11 +151,11 @@ def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def vocabulary(row: Row) -> int:
-    """How many ids the model of a row reads."""
+    """How many ids the model of a row reads; of frames, which have none, as of bytes."""
     data = row.train.get("data", {})
     if row.vocab:
         return row.vocab
-    return open_task(data["task"], data.get("task_options")).vocab_size if data.get("task") else BYTES
+    return (open_task(data["task"], data.get("task_options")).vocab_size if data.get("task") else 0) or BYTES
 
 
 def config_of(row: Row) -> Config:

@@ -63,7 +63,7 @@ def evaluate_task(
             progress()
         examples = task.examples(split, setting, np.arange(start, min(start + chunk, number)))
         logits, _ = reader.forward(examples.inputs, reader.init_state(len(examples.inputs), length))
-        right, of = task.right(_predicted(config, logits), examples)
+        right, of = task.right(predicted(config, logits), examples)
         nats = float(nll(config, logits[examples.scored], examples.targets[examples.scored]).sum())
         if not math.isfinite(nats):
             raise InputError(f"evaluation: the loss is {nats} in {task.name} {setting}; the weights are damaged or have diverged")
@@ -72,7 +72,7 @@ def evaluate_task(
     return TaskScore(number, found[0], found[1], found[2], int(found[3]))
 
 
-def _predicted(config: Config, logits: np.ndarray) -> np.ndarray:
+def predicted(config: Config, logits: np.ndarray) -> np.ndarray:
     """The likeliest ids [B, T], or means of frames [B, T, F]."""
     if config.predicts == "categorical":
         return logits.argmax(-1)
