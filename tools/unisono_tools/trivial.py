@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Predictor = Callable[["Examples"], np.ndarray]  # → ids at each place [B, T]
 Features = Callable[["Examples"], np.ndarray]  # → numbers of each example [B, n]
 LEARNED = 10_000  # training examples that a predictor is made of, at most
-AT_ONCE = 256
+AT_ONCE = 1 << 20  # tokens of examples that are held at once
 RIDGES = (1e-4, 1e-2, 1.0)  # shares of the features' mean square
 
 
@@ -21,8 +21,9 @@ def some(task: Task, split: str, setting: str, number: int) -> Iterator[Examples
     """The first `number` examples of a setting, or all that there are, in pieces."""
     size = task.size(split, setting)
     number = number if size is None else min(number, size)
-    for start in range(0, number, AT_ONCE):
-        yield task.examples(split, setting, np.arange(start, min(start + AT_ONCE, number)))
+    piece = max(1, AT_ONCE // (task.length(setting) * max(1, task.frame_size)))
+    for start in range(0, number, piece):
+        yield task.examples(split, setting, np.arange(start, min(start + piece, number)))
 
 
 def majority(task: Task, number: int = 1000) -> Predictor:

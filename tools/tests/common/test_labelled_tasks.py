@@ -89,6 +89,8 @@ def test_a_set_goes_where_no_network_is(command, refused, tmp_path, monkeypatch)
     ):
         with pytest.raises(InputError, match=said):
             open_task("text", options).size("train", "documents")
+    with pytest.raises(InputError, match=r"bytes: 1000000000000.*read fewer of a document"):
+        open_task("text", {"bytes": 10**12}).examples("train", "documents", np.arange(2))
     with pytest.raises(InputError, match="has no pictures"):
         open_task("image", {"dataset": "sotu"}).size("train", "images")
     assert "its examples are drawn" in refused("task", "mqar", "--write", tmp_path / "x")

@@ -17,7 +17,7 @@ from unisono_tools.tasks import open_task
 from unisono_tools.train import checkpoint
 
 TRAP = "trap_of_a_stranger"
-VERBS = ("evaluate", "generate", "precompute", "export", "listing", "match", "compare", "inspect")
+VERBS = ("evaluate", "generate", "precompute", "export", "listing", "match", "compare", "inspect", "task")
 # what makes other readers of YAML import: paths of classes in all spellings, PyYAML's tags, what Hydra and others resolve
 SPEC = {"class_path": f"{TRAP}.X"}
 VALUES = (

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from unisono_spec.contract import InputError
+from unisono_spec.contract.memory import check_fits
 
 from unisono_tools.data import labelled
 from unisono_tools.data.labelled import Labelled, open_labelled
@@ -63,6 +64,7 @@ class Text(Task):
         labelled.write(self.data.first(number) if number else self.data, path)
 
     def examples(self, split: str, setting: str, numbers: np.ndarray, seed: int = 0) -> Examples:
+        check_fits(32 * len(numbers) * self.bytes, f"data.task_options.bytes: {self.bytes}", "read fewer of a document")
         part = self.data.parts[split]
         texts = [part[n][: self.bytes] for n in numbers]
         inputs = np.zeros((len(texts), self.bytes), np.int64)
