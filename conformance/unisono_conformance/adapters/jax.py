@@ -1,4 +1,7 @@
-"""Unisono's JAX room before the court. Calls are jitted: one trace a config, dtype, form and shape serves every property."""
+"""Unisono's JAX room before the court. Calls are jitted: one trace a config, dtype, form and shape serves every property.
+
+`implementation`: plain; pallas, jla where they can run (a GPU; pallas in Pallas' interpreter, too).
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ import jax
 import numpy as np
 import unisono_jax
 from flax import nnx
-from unisono_jax.registry import IMPLEMENTATIONS
+from unisono_jax.registry import IMPLEMENTATIONS, interpreted, unavailable
 from unisono_spec.contract import Config
-from unisono_spec.contract.implementations import PLAIN, dtypes
+from unisono_spec.contract.implementations import PLAIN, choices, dtypes, served
 
 from unisono_conformance.adapter import Arrays, Capabilities, Gradients, flatten, grouped
 from unisono_conformance.cases import ops
+
+KERNELS = tuple(name for name in choices(IMPLEMENTATIONS) if name not in ("auto", PLAIN))
+MIXERS = {"lat": "linear_attention", "mamba": "selective_scan"}  # models, and the op of theirs that has a kernel
 
 
 class Model:
@@ -66,12 +72,20 @@ class _Eager(Model):
 class Adapter:
     name = "jax"
     known_gaps = None
-    warnings: tuple[str, ...] = ()
+    warnings = ("ignore:The Pallas Triton backend is deprecated:DeprecationWarning",)  # JAX's own; without it, ops are plain
 
     def __init__(self) -> None:
         gpu = ("cuda",) if any(d.platform == "gpu" for d in jax.devices()) else ()
+        kernels = {name: served(IMPLEMENTATIONS, name) for name in KERNELS}
         self.capabilities = Capabilities(
-            ops=ops(IMPLEMENTATIONS), dtypes=dtypes(IMPLEMENTATIONS), devices=("cpu", *gpu), compiled=True, dear=(PLAIN,)
+            ops=ops(IMPLEMENTATIONS),
+            dtypes=dtypes(IMPLEMENTATIONS),
+            devices=("cpu", *gpu),
+            implementations=(PLAIN, *(name for name in KERNELS if not unavailable(name))),
+            narrower={name: {**by, **{model: by[op] for model, op in MIXERS.items() if op in by}} for name, by in kernels.items()},
+            rounds=("pallas",),
+            compiled=True,
+            dear=(PLAIN, *(("pallas",) if interpreted() else ())),
         )
 
     def build(self, config: Config, params: Arrays, dtype: str, device: str, implementation: str) -> Model:

@@ -4,7 +4,8 @@ S_t = S_{t−1} + φ(k_t) v_tᵀ,  z_t = z_{t−1} + φ(k_t),  o_t = φ(q_t)ᵀ 
 q and k arrive here as φ(q) and φ(k).
 
 Shapes: q, k [B, T, H, K], v [B, T, H, V] of any float dtype, state (S [B, H, K, V], z [B, H, K]), reset and valid [B, T] bool or
-None. Each form returns (o [B, T, H, V], final state), float32 or wider. o is 0 where a token is not valid.
+None. Each form returns (o [B, T, H, V], final state), float32 or wider; kernels round q, k and o to v's dtype. o is 0 where a token is
+not valid.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from unisono_jax.ops.carry import carried, chunks, joined, shared
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
-from unisono_jax.registry import check_implementation
+from unisono_jax.registry import chosen
 
 EPS = 1e-6
 State = tuple[jax.Array, jax.Array]
@@ -53,7 +54,11 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[jax.Array, State]:
     """Masked matmuls inside chunks of C tokens, and a sum over chunks for the states between them."""
-    check_implementation(implementation)
+    wide_v = jnp.result_type(v, *(a for a in (q, k, *initial_state) if a.dtype == jnp.float64))
+    if chosen(implementation, "linear_attention", wide_v, {"K": q.shape[-1], "V": v.shape[-1]}, v.size) != "plain":
+        from unisono_jax.kernels.linear_attention import attend
+
+        return attend(*masked(valid, q, k, v), initial_state, reset)
     length = q.shape[1]
     size = min(chunk_size, length)
     q, k, v, S0, z0 = widened(*masked(valid, q, k, v), *initial_state)

@@ -18,7 +18,7 @@ from jax import lax
 from unisono_jax.ops.carry import chunks, joined
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
-from unisono_jax.registry import check_implementation
+from unisono_jax.registry import chosen
 
 
 def step(
@@ -75,7 +75,16 @@ def parallel(
     A reset is a map with a = 0, a token that is not valid one with a = 1 and b = 0. Chunks are computed again for the gradient: states
     [D, N] of one chunk's tokens are all that is ever held. C is rounded up to whole rows.
     """
-    check_implementation(implementation)
+    widest = jnp.result_type(u, *(a for a in (dt, A, B, C, D, initial_state) if a.dtype == jnp.float64))
+    served = chosen(implementation, "selective_scan", widest, {"N": A.shape[-1]}, u.size)
+    if served != "plain":
+        if served == "jla":
+            from unisono_jax.kernels.jla import scan
+        else:
+            from unisono_jax.kernels.selective_scan import scan
+
+        u, dt, B, C = masked(valid, u, dt, B, C)
+        return scan(u, dt, A, B, C, D, initial_state, reset)
     length = u.shape[1]
     rows = math.isqrt(min(chunk_size, length) - 1) + 1
     width = -(-min(chunk_size, length) // rows)  # tokens a row

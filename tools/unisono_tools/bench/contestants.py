@@ -17,8 +17,9 @@ def serving(
         return []
     given = widths or {}, settings or {}
     if room == "jax":
-        rows = importlib.import_module("unisono_jax.registry").IMPLEMENTATIONS
-        found = [each.name for each in rows if each.op == op and each.why_not(dtype, *given) is None]
+        registry = importlib.import_module("unisono_jax.registry")
+        rows = [each for each in registry.IMPLEMENTATIONS if each.op == op and (each.name == PLAIN or not registry.unavailable(each.name))]
+        found = [each.name for each in rows if each.why_not(dtype, *given) is None]
     else:
         import torch
         from unisono_torch.kernels import registry

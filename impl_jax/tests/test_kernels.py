@@ -1,0 +1,94 @@
+"""Kernels in Pallas' interpreter, against the recurrence in float64: values, every gradient, cuts of time, what they refuse."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from unisono_conformance import judge, numerics
+from unisono_jax import InputError, registry
+from unisono_jax.kernels import linear_attention as attention_kernel
+from unisono_jax.kernels import selective_scan as scan_kernel
+from unisono_jax.ops import linear_attention, selective_scan
+
+OPS = {"linear_attention": linear_attention, "selective_scan": selective_scan}
+B, T = 2, 21
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some chunks a segment, some segments a sequence, and a rest."""
+    monkeypatch.setenv(registry.INTERPRET, "1")
+    for name, value in {"SIZE": 4, "PROGRAMS": 12, "SHORTEST": 6}.items():
+        monkeypatch.setattr(attention_kernel, name, value)
+    for name, value in {"BLOCK": 4, "TILE": 4, "GROUP": 2, "PROGRAMS": 12, "SHORTEST": 6}.items():
+        monkeypatch.setattr(scan_kernel, name, value)
+
+
+def inputs(op: str, rng: np.random.Generator) -> tuple[Any, ...]:
+    """All positive but A, so that no sum cancels: an error is then a share of what it is in."""
+    if op == "linear_attention":
+        q, k, v = (rng.uniform(0.5, 2, (B, T, 2, n)) for n in (3, 3, 5))
+        return q, k, v, (rng.uniform(1, 2, (B, 2, 3, 5)), rng.uniform(1, 2, (B, 2, 3)))
+    u, dt, b, c = (rng.uniform(0.5, 2, (B, T, n)) for n in (6, 6, 3, 3))
+    return u, dt / 8, -rng.uniform(0.5, 2, (6, 3)), b, c, rng.uniform(0.5, 2, 6), rng.uniform(1, 2, (B, 6, 3))
+
+
+def cast(arrays: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), arrays)
+
+
+def pulled(run: Any, given: Any, marks: Any) -> Any:
+    """Outputs, and gradients of their sum."""
+
+    def both(*given: Any) -> Any:
+        out, pull = jax.vjp(lambda *a: run(*a, **marks), *given)
+        return out, pull(jax.tree.map(jnp.ones_like, out))
+
+    return jax.jit(both)(*given)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_kernel_is_the_recurrence(op: str, rng: np.random.Generator) -> None:
+    """Without marks, `test_second_derivatives` tells."""
+    given, marks = inputs(op, rng), {"reset": rng.random((B, T)) < 0.1, "valid": rng.random((B, T)) < 0.8}
+    with jax.enable_x64(True):
+        truth = pulled(OPS[op].recurrent, cast(given, jnp.float64), marks)
+    found = pulled(lambda *a, **m: OPS[op].parallel(*a, **m, implementation="pallas"), cast(given, jnp.float32), marks)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(truth), strict=True):
+        judge.same(np.asarray(a, np.float64), np.asarray(b), numerics.formula("float32", T, gradient=True))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_second_derivatives(op: str, rng: np.random.Generator) -> None:
+    """By q or u, of the squares of the first derivatives by k or C."""
+    given = cast(inputs(op, rng), jnp.float32)
+
+    def twice(implementation: str) -> Any:
+        run = functools.partial(OPS[op].parallel, implementation=implementation)
+        slope = jax.grad(lambda *a: run(*a)[0].sum(), 1 if op == "linear_attention" else 4)
+        return jax.jit(jax.grad(lambda *a: jnp.square(slope(*a)).sum()))(*given)
+
+    judge.same(twice("pallas"), twice("plain"), numerics.formula("float32", T, gradient=True))
+
+
+def test_what_a_kernel_does_not_serve(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    u, dt, a, b, c, d, h = cast(inputs("selective_scan", rng), jnp.float32)
+    wide = u, dt, *(jnp.tile(x, (1,) * (x.ndim - 1) + (20,)) for x in (a, b, c)), d, jnp.tile(h, 20)
+    with pytest.raises(InputError, match="N from 1 to 32, not 60; use 'auto' or 'plain'"):
+        selective_scan.parallel(*wide, implementation="pallas")
+    registry._tell.cache_clear()
+    with caplog.at_level(logging.DEBUG, "unisono_jax"):
+        for _ in "12":
+            selective_scan.parallel(u, dt, a, b, c, d, h)
+    assert [record.message for record in caplog.records] == [
+        "selective_scan: plain operations, since selective_scan has kernels for a GPU, not for a CPU"
+    ]
+    monkeypatch.delenv(registry.INTERPRET)
+    with pytest.raises(InputError, match="'pallas' cannot run on cpu"):
+        selective_scan.parallel(u, dt, a, b, c, d, h, implementation="pallas")

@@ -1,0 +1,68 @@
+"""A kernel as an op of JAX: where it runs, its gradient, and derivatives of that."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def operator(forward: Callable[..., Any], backward: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """→ run(interpret, arrays, marks): outputs that can be differentiated by `arrays`.
+
+    forward(interpret, arrays, marks) → outputs, what the gradient needs beside the arrays. backward(interpret, arrays, marks, that,
+    cotangents) → gradients. plain(arrays, marks) → the same outputs in plain operations: what runs where the program is compiled for
+    another platform than CUDA, and what second derivatives are made of.
+    """
+
+    def slopes(arrays: Any, marks: Any, cotangents: Any) -> Any:
+        return jax.vjp(lambda *given: plain(given, marks), *arrays)[1](cotangents)
+
+    def elsewhere(arrays: Any, marks: Any) -> Any:
+        saved = jax.eval_shape(functools.partial(forward, True), arrays, marks)[1]
+        return plain(arrays, marks), jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), saved)
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def run(interpret: bool, arrays: Any, marks: Any) -> Any:
+        return ahead(interpret, arrays, marks)[0]
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def values(interpret: bool, arrays: Any, marks: Any) -> Any:
+        if interpret:
+            return forward(True, arrays, marks)
+        return lax.platform_dependent(arrays, marks, cuda=functools.partial(forward, False), default=elsewhere)
+
+    # what is saved is made of the arrays, which `second` differentiates by
+    values.defvjp(lambda *given: (values(*given), given[1:]), lambda _, kept, above: (slopes(*kept, above[0]), None))
+
+    def ahead(interpret: bool, arrays: Any, marks: Any) -> Any:
+        outputs, saved = values(interpret, arrays, marks)
+        return outputs, (arrays, marks, saved)
+
+    def back(interpret: bool, kept: Any, cotangents: Any) -> Any:
+        return gradients(interpret, *kept, cotangents), None
+
+    run.defvjp(ahead, back)
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def gradients(interpret: bool, arrays: Any, marks: Any, saved: Any, cotangents: Any) -> Any:
+        if interpret:
+            return backward(True, arrays, marks, saved, cotangents)
+        return lax.platform_dependent(
+            arrays, marks, saved, cotangents, cuda=functools.partial(backward, False), default=lambda a, m, _, c: slopes(a, m, c)
+        )
+
+    def again(interpret: bool, arrays: Any, marks: Any, saved: Any, cotangents: Any) -> Any:
+        return gradients(interpret, arrays, marks, saved, cotangents), (arrays, marks, cotangents)
+
+    def second(interpret: bool, kept: Any, above: Any) -> Any:
+        arrays, marks, cotangents = kept
+        to_arrays, to_cotangents = jax.vjp(lambda a, c: slopes(a, marks, c), arrays, cotangents)[1](above)
+        return to_arrays, None, None, to_cotangents
+
+    gradients.defvjp(again, second)
+    return run
