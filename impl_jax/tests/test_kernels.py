@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from typing import Any
@@ -22,8 +23,10 @@ B, T = 2, 21
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some chunks a segment, some segments a sequence, and a rest."""
+    """Some chunks a segment, some segments a sequence, and a rest. In float32, which tells more than bfloat16, all are served here."""
     monkeypatch.setenv(registry.INTERPRET, "1")
+    for key, each in registry._KERNELS.items():
+        monkeypatch.setitem(registry._KERNELS, key, dataclasses.replace(each, dtypes=("float32",)))
     for name, value in {"SIZE": 4, "PROGRAMS": 12, "SHORTEST": 6}.items():
         monkeypatch.setattr(attention_kernel, name, value)
     for name, value in {"BLOCK": 4, "TILE": 4, "GROUP": 2, "PROGRAMS": 12, "SHORTEST": 6}.items():
@@ -79,9 +82,9 @@ def test_second_derivatives(op: str, rng: np.random.Generator) -> None:
 
 def test_what_a_kernel_does_not_serve(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     u, dt, a, b, c, d, h = cast(inputs("selective_scan", rng), jnp.float32)
-    wide = u, dt, *(jnp.tile(x, (1,) * (x.ndim - 1) + (20,)) for x in (a, b, c)), d, jnp.tile(h, 20)
+    wide_a, wide_b, wide_c, wide_h = (jnp.concatenate([x] * 20, -1) for x in (a, b, c, h))
     with pytest.raises(InputError, match="N from 1 to 32, not 60; use 'auto' or 'plain'"):
-        selective_scan.parallel(*wide, implementation="pallas")
+        selective_scan.parallel(u, dt, wide_a, wide_b, wide_c, d, wide_h, implementation="pallas")
     registry._tell.cache_clear()
     with caplog.at_level(logging.DEBUG, "unisono_jax"):
         for _ in "12":

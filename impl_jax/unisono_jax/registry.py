@@ -35,9 +35,7 @@ IMPLEMENTATIONS = (
         },
         ("float64", "float32", "bfloat16", "float16"),
     ),
-    Implementation(
-        "linear_attention", "pallas", ("float32", "bfloat16"), {"K": (1, 128), "V": (1, 128)}, how="one sweep each way", devices=GPU
-    ),
+    Implementation("linear_attention", "pallas", ("bfloat16",), {"K": (1, 128), "V": (1, 128)}, how="one sweep each way", devices=GPU),
     Implementation("selective_scan", "pallas", NARROW, {"N": (1, 32)}, how="one sweep each way", devices=GPU),
     Implementation("selective_scan", "jla", NARROW, {"N": (1, 32)}, how="jax-linear-attention's mamba1", devices="cuda, Hopper"),
 )

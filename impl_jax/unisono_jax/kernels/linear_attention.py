@@ -33,7 +33,7 @@ EPS = 1e-6
 SIZE = 64  # tokens a chunk
 PROGRAMS = 128  # that there should be: a sweep of segments first costs more than half a GPU at rest
 SHORTEST = 512  # tokens that a segment has at least
-WARPS, STAGES = 4, 3
+NARROW, WIDE = (4, 3), (8, 2)  # warps and stages; WIDE where a head is wider than 64
 Refs = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 NUMBERS, MARKS, BEFORE, TOKENS = ("D", "delta"), ("segment",), ("before",), ("q", "k", "v", "do", "o", "dq", "dk", "dv")
@@ -154,12 +154,12 @@ def _backward_kv(refs: Refs, cut: Cut) -> None:
     refs["S_out"][...], refs["z_out"][...] = lax.fori_loop(0, cut.chunks, chunk, first)
 
 
-def _cut(shape: tuple[int, ...], interpret: bool) -> Cut:
-    """For v of this shape [B, T, H, V]. From the shape alone, so that a result's bits do not depend on the GPU."""
-    batch, length, heads, _ = shape
+def _cut(k: jax.Array, v: jax.Array, interpret: bool) -> Cut:
+    """From shapes alone, so that a result's bits do not depend on the GPU."""
+    batch, length, heads, _ = k.shape
     count = max(1, min(-(-PROGRAMS // (batch * heads)), length // SHORTEST))
     chunks = -(-length // (count * SIZE))
-    return Cut(SIZE, chunks, -(-length // (chunks * SIZE)), heads, WARPS, STAGES, interpret)
+    return Cut(SIZE, chunks, -(-length // (chunks * SIZE)), heads, *(WIDE if max(k.shape[3], v.shape[3]) > 64 else NARROW), interpret)
 
 
 def _launch(kernel: Callable[[Refs, Cut], None], cut: Cut, inputs: Arrays, outputs: Mapping[str, tuple[tuple[int, ...], Any]]) -> Arrays:
@@ -242,8 +242,9 @@ def _swept(kernel: Any, cut: Cut, inputs: Arrays, S: jax.Array, z: jax.Array, fo
     return {n: carried(own[f"{n}_out"][:, order], a, cuts)[0][:, order] for n, a in (("S", S), ("z", z))}
 
 
-def _run_forward(q: jax.Array, k: jax.Array, v: jax.Array, S: jax.Array, z: jax.Array, segment: jax.Array | None, cut: Cut) -> Arrays:
+def _run_forward(arrays: Any, segment: jax.Array | None, cut: Cut) -> Arrays:
     """o, S_out, z_out; D and the states before segments, S and z, for the gradient."""
+    q, k, v, S, z = arrays
     (batch, length, heads, K), V = q.shape, v.shape[3]
     whole = cut.segments * cut.chunks * cut.size
     q, k, v = (_later(_powers_of_two(a, (3,)), whole) for a in (q, k, v))
@@ -278,18 +279,19 @@ def _run_backward(saved: Arrays, segment: jax.Array | None, do: jax.Array, dS: j
     return dq, dk, dv, found["S_out"][:, 0, :, :K, :V], found["z_out"][:, 0, :, :K]
 
 
-def _forward_of(interpret: bool, arrays: tuple[jax.Array, ...], segment: jax.Array | None) -> Any:
+def _forward_of(interpret: bool, arrays: Any, segment: jax.Array | None) -> Any:
     """arrays: q, k, v, S, z. → (o, S, z), what the gradient needs."""
-    found = _run_forward(*arrays, segment, _cut(arrays[2].shape, interpret))
+    found = _run_forward(arrays, segment, _cut(arrays[1], arrays[2], interpret))
     return tuple(found[name] for name in ("o", "S_out", "z_out")), {name: found[name] for name in ("o", "D", "S", "z")}
 
 
-def _backward_of(interpret: bool, arrays: tuple[jax.Array, ...], segment: jax.Array | None, saved: Arrays, cotangents: Any) -> Any:
+def _backward_of(interpret: bool, arrays: Any, segment: jax.Array | None, saved: Arrays, cotangents: Any) -> Any:
     given = dict(zip("qkv", arrays, strict=False))
-    return _run_backward(given | saved, segment, *cotangents, _cut(arrays[2].shape, interpret))
+    do, dS, dz = cotangents
+    return _run_backward(given | saved, segment, do, dS, dz, _cut(arrays[1], arrays[2], interpret))
 
 
-def _plain(arrays: tuple[jax.Array, ...], segment: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _plain(arrays: Any, segment: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     from unisono_jax.ops import linear_attention
 
     q, k, v, S, z = arrays

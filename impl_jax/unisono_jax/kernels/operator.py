@@ -36,15 +36,23 @@ def operator(forward: Callable[..., Any], backward: Callable[..., Any], plain: C
             return forward(True, arrays, marks)
         return lax.platform_dependent(arrays, marks, cuda=functools.partial(forward, False), default=elsewhere)
 
-    # what is saved is made of the arrays, which `second` differentiates by
-    values.defvjp(lambda *given: (values(*given), given[1:]), lambda _, kept, above: (slopes(*kept, above[0]), None))
+    def valued(interpret: bool, arrays: Any, marks: Any) -> Any:
+        return values(interpret, arrays, marks), (arrays, marks)
+
+    def unvalued(interpret: bool, kept: Any, above: Any) -> Any:
+        arrays, marks = kept
+        return slopes(arrays, marks, above[0]), None  # what is saved is made of the arrays, which `second` differentiates by
+
+    values.defvjp(valued, unvalued)
 
     def ahead(interpret: bool, arrays: Any, marks: Any) -> Any:
-        outputs, saved = values(interpret, arrays, marks)
+        found: Any = values(interpret, arrays, marks)
+        outputs, saved = found
         return outputs, (arrays, marks, saved)
 
     def back(interpret: bool, kept: Any, cotangents: Any) -> Any:
-        return gradients(interpret, *kept, cotangents), None
+        arrays, marks, saved = kept
+        return gradients(interpret, arrays, marks, saved, cotangents), None
 
     run.defvjp(ahead, back)
 

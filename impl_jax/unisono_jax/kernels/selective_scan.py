@@ -280,7 +280,7 @@ def _handed(own: jax.Array, span: jax.Array, A: jax.Array, first: jax.Array, for
     return carried(own[:, order], first, None if forgets is None else forgets[:, order], decay)[0][:, order]
 
 
-def _forward_of(interpret: bool, arrays: tuple[jax.Array, ...], reset: jax.Array | None) -> Any:
+def _forward_of(interpret: bool, arrays: Any, reset: jax.Array | None) -> Any:
     """arrays: u, dt, A, B, C, D, state. → (y, final state), what the gradient needs: the state before each tile, Σ Δ of each segment."""
     u, dt, A, B, C, D, state = arrays
     (batch, length, width), states = u.shape, A.shape[1]
@@ -302,7 +302,7 @@ def _forward_of(interpret: bool, arrays: tuple[jax.Array, ...], reset: jax.Array
     return (found["y"][:, :length, :width], final), (found["saved"], span)
 
 
-def _backward_of(interpret: bool, arrays: tuple[jax.Array, ...], reset: jax.Array | None, saved: Any, cotangents: Any) -> Any:
+def _backward_of(interpret: bool, arrays: Any, reset: jax.Array | None, saved: Any, cotangents: Any) -> Any:
     u, dt, A, B, C, D, _ = arrays
     (batch, length, width), states = u.shape, A.shape[1]
     cut = _cut(batch, length, width, interpret)
@@ -328,7 +328,7 @@ def _backward_of(interpret: bool, arrays: tuple[jax.Array, ...], reset: jax.Arra
     return du, ddt, dA, dB, dC, found["dD"].sum((0, 1))[:width], jnp.swapaxes(found["dh"][:, 0, :states, :width], 1, 2)
 
 
-def _plain(arrays: tuple[jax.Array, ...], reset: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def _plain(arrays: Any, reset: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     from unisono_jax.ops import selective_scan
 
     return selective_scan.parallel(*arrays, reset=reset, implementation="plain")

@@ -58,7 +58,8 @@ def parallel(
     if chosen(implementation, "linear_attention", wide_v, {"K": q.shape[-1], "V": v.shape[-1]}, v.size) != "plain":
         from unisono_jax.kernels.linear_attention import attend
 
-        return attend(*masked(valid, q, k, v), initial_state, reset)
+        q, k, v = masked(valid, q, k, v)
+        return attend(q, k, v, initial_state, reset)
     length = q.shape[1]
     size = min(chunk_size, length)
     q, k, v, S0, z0 = widened(*masked(valid, q, k, v), *initial_state)

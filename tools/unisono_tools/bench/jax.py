@@ -11,7 +11,7 @@ import json
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -34,9 +34,16 @@ from unisono_tools.bench.contestants import serving
 ATTENTION = ((8, 4096, 16, 64), (8, 1024, 16, 64), (8, 4096, 16, 128), (1, 32768, 16, 128))
 SCAN = ((8, 4096, 1536, 16), (1, 16384, 1536, 16))
 LONGEST_EXACT = 4096  # tokens: errors are measured up to here
-MODELS = {"lat-base": (8, 2048), "mamba-130m": (8, 2048), "s4d-base": (8, 2048), "maru": (8, 512)}  # batch, length
-LONG = {"lat-base": (1, 16384), "mamba-130m": (1, 16384)}
+MODELS = (  # batch, length, implementations
+    ("mamba-130m", 8, 2048, ("auto", "jla", "plain")),
+    ("mamba-130m", 1, 16384, ("auto",)),
+    ("lat-base", 8, 2048, ("auto", "plain")),
+    ("lat-base", 1, 16384, ("auto", "plain")),
+    ("s4d-base", 8, 2048, ("auto",)),
+    ("maru", 8, 512, ("auto",)),
+)
 DECODED, CONTEXTS = ("lat-base", "mamba-130m", "transformer-base"), (1 << 10, 1 << 15)
+PARTS = ("attention", "scan", "models", "decode")
 SETS = 3
 Arrays = tuple[jax.Array, ...]
 Row = dict[str, Any]
@@ -108,7 +115,7 @@ def associative(u: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.
 def contestants(op: str, widths: dict[str, int]) -> dict[str, Callable[..., jax.Array]]:
     """By name: functions of the op's inputs."""
     found: dict[str, Callable[..., jax.Array]] = {}
-    for name in serving("jax", op, "cuda", "bfloat16", widths):
+    for name in sorted(serving("jax", op, "cuda", "bfloat16", widths), key=["pallas", "plain", "jla"].index):
         if op == "linear_attention":
             found[name] = lambda q, k, v, S, z, name=name: linear_attention.parallel(q, k, v, (S, z), implementation=name)[0]
         else:
@@ -144,15 +151,11 @@ def exact(op: str, given: Arrays, do: jax.Array) -> tuple[np.ndarray, ...]:
         if op == "linear_attention":
             cut = [a[:1, :, :1] for a in wide[:4]] + [a[:1, :1] for a in wide[4:]]
 
-            def run(q: Any, k: Any, v: Any, S: Any, z: Any) -> Any:
-                return linear_attention.recurrent(q, k, v, (S, z))[0]
+            run: Callable[..., Any] = lambda q, k, v, S, z: linear_attention.recurrent(q, k, v, (S, z))[0]  # noqa: E731
         else:
             do_, u, dt, A, B, C, D, h = wide
             cut = [do_[:1, :, :32], u[:1, :, :32], dt[:1, :, :32], A[:32], B[:1], C[:1], D[:32], h[:1, :32]]
-
-            def run(*given: Any) -> Any:
-                return selective_scan.recurrent(*given)[0]
-
+            run = lambda *given: selective_scan.recurrent(*given)[0]  # noqa: E731
         o, found = jax.jit(slopes(run))(*map(jnp.asarray, cut))
         return tuple(map(np.asarray, (o, *found[: 3 if op == "linear_attention" else 2])))
 
@@ -162,7 +165,8 @@ def error(found: jax.Array, true: np.ndarray) -> float:
     return float(np.linalg.norm(part - true) / np.linalg.norm(true))
 
 
-def measure_op(op: str, shape: tuple[int, ...], rate: float, repeats: int) -> Row:
+def measure_op(op: str, shape: tuple[int, ...], rate: float, repeats: int) -> Iterator[Row]:
+    """A case with one more row each time."""
     make = attention_inputs if op == "linear_attention" else scan_inputs
     sets = [make(shape, seed) for seed in range(SETS)]
     do = jax.random.normal(jax.random.key(9), shape[:3] if op == "selective_scan" else shape).astype(jnp.bfloat16)
@@ -170,7 +174,7 @@ def measure_op(op: str, shape: tuple[int, ...], rate: float, repeats: int) -> Ro
     ins = sum(a.nbytes for a in sets[0])
     floor = [1e3 * (ins + do.nbytes) / rate, 1e3 * (2 * ins + do.nbytes) / rate]
     widths = {"K": shape[3], "V": shape[3], "N": shape[3]}
-    rows: list[Row] = []
+    case: Row = {"op": op, "shape": shape, "floor_ms": floor, "rows": []}
     for name, run in contestants(op, widths).items():
         row: Row = {"contestant": name}
         try:
@@ -190,8 +194,8 @@ def measure_op(op: str, shape: tuple[int, ...], rate: float, repeats: int) -> Ro
                 raise
             row["note"] = str(problem).splitlines()[0][:90]
         print({"op": op, "shape": shape, **row}, flush=True)
-        rows.append(row)
-    return {"op": op, "shape": shape, "floor_ms": floor, "rows": rows}
+        case["rows"].append(row)
+        yield case
 
 
 def trained(name: str, batch: int, length: int, implementation: str, steps: int) -> Row:
@@ -287,37 +291,36 @@ def markdown(result: Row) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.jax", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--parts", nargs="*", choices=("ops", "models", "decode"), default=["ops", "models", "decode"])
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added")
     options = parser.parse_args(argv)
     if jax.default_backend() != "gpu":
         parser.error("JAX sees no GPU here")
-    command = "python -m unisono_tools.bench.jax" + ("" if len(options.parts) == 3 else f" --parts {' '.join(options.parts)}")
+    command = "python -m unisono_tools.bench.jax" + ("" if options.parts == list(PARTS) else f" --parts {' '.join(options.parts)}")
     about = report.about(command, jax.devices()[0].device_kind, "unisono", "jax", "flax", "jax-linear-attention")
     result: Row = {"run": about, "copy_bytes_per_s": copy_rate(), "ops": [], "models": [], "decode": []}
 
     def kept(part: str, row: Row) -> None:
-        result[part].append(row)
-        print(row if part != "ops" else "", flush=True)
+        if row not in result[part]:
+            result[part].append(row)
         if options.output:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             options.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
 
-    if "ops" in options.parts:
-        for op, shapes in (("linear_attention", ATTENTION), ("selective_scan", SCAN)):
-            for shape in shapes:
-                kept("ops", measure_op(op, shape, result["copy_bytes_per_s"], options.repeats))
+    for part, op, shapes in (("attention", "linear_attention", ATTENTION), ("scan", "selective_scan", SCAN)):
+        for shape in shapes if part in options.parts else ():
+            for case in measure_op(op, shape, result["copy_bytes_per_s"], options.repeats):
+                kept("ops", case)
     if "models" in options.parts:
-        for models in (MODELS, LONG):
-            for name, (batch, length) in models.items():
-                for implementation in ("auto", "plain") if name in LONG else ("plain",):
-                    try:
-                        kept("models", trained(name, batch, length, implementation, options.repeats))
-                    except jax.errors.JaxRuntimeError as problem:  # out of memory
-                        note = str(problem).splitlines()[0][:60]
-                        kept("models", {"model": name, "batch": batch, "length": length, "implementation": implementation, "note": note})
+        for name, batch, length, implementations in MODELS:
+            for implementation in implementations:
+                try:
+                    kept("models", trained(name, batch, length, implementation, options.repeats))
+                except (jax.errors.JaxRuntimeError, unisono_jax.InputError) as problem:  # out of memory; jla is not here
+                    note = str(problem).splitlines()[0][:60]
+                    kept("models", {"model": name, "batch": batch, "length": length, "implementation": implementation, "note": note})
     if "decode" in options.parts:
         for name in DECODED:
             for context in CONTEXTS:

@@ -1,0 +1,32 @@
+"""What JAX's benchmark times beside ours is the same op."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from unisono_conformance import judge, numerics
+from unisono_jax.ops import linear_attention, selective_scan
+from unisono_tools.bench import jax as bench
+
+
+def test_peers_are_right():
+    q, k, v, S, z = (a.astype(jnp.float32) for a in bench.attention_inputs((1, 128, 1, 4), 0))
+    truth, _ = linear_attention.recurrent(q, k, v, (S, z))
+    judge.same(np.asarray(bench.chunked_einsum(q, k, v)), np.asarray(truth), numerics.formula("float32", 128))
+    given = tuple(a.astype(jnp.float32) for a in bench.scan_inputs((1, 16, 3, 2), 0))
+    judge.same(np.asarray(bench.associative(*given)), np.asarray(selective_scan.recurrent(*given)[0]), numerics.formula("float32", 16))
+
+
+def test_a_page():
+    case = {"op": "selective_scan", "shape": [1, 2, 3, 4], "floor_ms": [1.0, 2.0]}
+    row = {"contestant": "pallas", "forward_ms": 2.0, "both_ms": 6.0, "error_o": 1e-6, "error_gradient": 2e-6, "peak_bytes": 1 << 20}
+    result = {
+        "run": {"command": "bench"},
+        "copy_bytes_per_s": 3e12,
+        "ops": [{**case, "rows": [{**row, "compile_s": 1.0}, {"contestant": "peer", "note": "out of memory"}]}],
+        "models": [{"model": "lat-base", "batch": 1, "length": 2, "implementation": "auto", "note": "out of memory"}],
+        "decode": [{"model": "lat-base", "context": 1024, "us": 100.0, "traces": 1}],
+    }
+    page = bench.markdown(result)
+    assert "| pallas | 2.000 | 50% | 6.000 | 50% | 1.0e-06 | 2.0e-06 | 1 | 1.0 |\n" in page
+    assert "| lat-base | 1,024 | 100 | 1 |\n" in page
