@@ -163,10 +163,8 @@ def jax(session: nox.Session) -> None:
         return
     pytest(session, "impl_jax/tests", "tools/tests/training", "conformance/oracles/test_scipy.py", environment=environment)
     court(session, "jax", environment=environment)
-    if "cuda" not in session.posargs:  # kernels in Pallas' interpreter
-        interpreted = {**environment, "UNISONO_PALLAS_INTERPRET": "1"}
-        kernels = ("--implementation", "pallas", "--form", "parallel", "-k", "(P1- or P7-) and (linear_attention or selective_scan)")
-        court(session, "jax", "--profile", "dev", *kernels, environment=interpreted)
+    kernels = (*"--profile dev --implementation pallas --form parallel -k".split(), "(P1- or P7-) and (linear_attention or selective_scan)")
+    court(session, "jax", *kernels, environment={**environment, "UNISONO_PALLAS_INTERPRET": "1"})  # on a CPU, in Pallas' interpreter
 
 
 def cheap_xla(session: nox.Session) -> str:
