@@ -163,8 +163,8 @@ def jax(session: nox.Session) -> None:
         return
     pytest(session, "impl_jax/tests", "tools/tests/training", "conformance/oracles/test_scipy.py", environment=environment)
     court(session, "jax", environment=environment)
-    kernels = (*"--profile dev --implementation pallas --form parallel -k".split(), "(P1- or P7-) and (linear_attention or selective_scan)")
-    court(session, "jax", *kernels, environment={**environment, "UNISONO_PALLAS_INTERPRET": "1"})  # on a CPU, in Pallas' interpreter
+    environment["UNISONO_PALLAS_INTERPRET"], some = "1", "(P1- or P7-) and (linear_attention or selective_scan)"
+    court(session, "jax", "--profile", "dev", "--implementation", "pallas", "--form", "parallel", "-k", some, environment=environment)
 
 
 def cheap_xla(session: nox.Session) -> str:
