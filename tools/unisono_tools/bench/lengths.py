@@ -172,18 +172,18 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("no GPU is seen; bench.linear measures a CPU")
-    rows: list[Row] = []
+    run = about(f"python -m unisono_tools.bench.lengths --repeats {options.repeats}", torch.cuda.get_device_name(), "torch", "triton")
+    content: dict[str, Any] = {"run": run, "rows": []}
     for name in options.models:
         for row in measure(name, options.repeats):
-            rows.append(row)
+            content["rows"].append(row)
             print(f"{name:<16} {row['kind']} {row['length']:>8}  {_cell(row)}", flush=True)
-    run = about(f"python -m unisono_tools.bench.lengths --repeats {options.repeats}", torch.cuda.get_device_name(), "torch", "triton")
-    content = {"run": run, "exponents": exponents(rows), "rows": rows}
+        if options.output:  # after each model: a run that is cut short has told something
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            options.output.with_suffix(".md").write_text(markdown(content), encoding="utf-8")
     print(markdown(content))
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        options.output.with_suffix(".md").write_text(markdown(content), encoding="utf-8")
         plot(options.output.with_suffix(".png"), content)
     return 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unisono_tools.bench import linear, report
-from unisono_tools.experiments import clip, compare, drawn, figures, task_page
+from unisono_tools.experiments import clip, compare, drawn, figures, scales, task_page
 
 Content = dict[str, Any]
 
@@ -30,19 +30,28 @@ def _models(content: Content, path: Path) -> None:
     models.plot(path, content["training"])
 
 
+def _lengths(content: Content, path: Path) -> None:
+    from unisono_tools.bench import lengths
+
+    lengths.plot(path, content)
+
+
 # by the name of the file of numbers
 FIGURES: dict[str, Callable[[Content, Path], object]] = {
     "compare-1m": compare.plot,
     "kernels-attention-lengths-h100": _attention,
     "kernels-h100": report.plot,
     "linear-cpu": lambda content, path: linear.plot(path, _points(content)),
+    "lengths-h100": _lengths,
     "models-h100": _models,
+    "scales-infinityformer": lambda content, path: scales.plot(path, content),
 }
 TABLES: dict[str, Callable[[Content], str]] = {
     "kernels-h100": report.markdown,
     "linear-cpu": lambda content: linear.markdown(content["run"], _points(content)),
     "clip": clip.markdown,
     "tasks": task_page.markdown,
+    "scales-infinityformer": scales.markdown,
 }
 
 

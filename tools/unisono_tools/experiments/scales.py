@@ -82,7 +82,7 @@ def measure(run: Path, device: str | None, tokens: int = TOKENS) -> dict[str, An
         "shares": shares(config, params),
         "bits": whole,
         "lost": [bits(without(config, params, reading)) - whole for reading in range(config.n_scales + 1)],
-        "trained": f"{train.steps:,} steps of {train.batch_size} × {train.seq_len:,} tokens of {train.data.corpus}",
+        "trained": f"{file.parent.name.replace('-', ' ')} of {train.steps:,}, of {train.batch_size} × {train.seq_len:,} tokens of {train.data.corpus}",
     }
 
 
@@ -114,9 +114,10 @@ def plot(path: Path, content: dict[str, Any]) -> None:
             left.plot(layers, after, "o-", color=colour, label=f"memory {s + 1}")
         left.set(yscale="log", xlabel="layer", ylabel="tokens", title="half is forgotten after (hollow: before training)")
         left.set_xticks(range(len(content["end"])))
-        left.legend()
+        left.legend(loc="center left", bbox_to_anchor=(0, 0.42))
         names = ["context", *(f"memory {s + 1}" for s in range(len(content["lost"]) - 1))]
-        right.bar(names, content["lost"], color=[f"C{i}" for i in range(len(names))])
+        bars = right.bar(names, content["lost"], color=[f"C{i}" for i in range(len(names))])
+        right.bar_label(bars, [f"{lost:+.4f}" for lost in content["lost"]])
         right.set(ylabel="bits a token", title="lost when all layers do without it")
 
 
