@@ -82,7 +82,8 @@ def measure(run: Path, device: str | None, tokens: int = TOKENS) -> dict[str, An
         "shares": shares(config, params),
         "bits": whole,
         "lost": [bits(without(config, params, reading)) - whole for reading in range(config.n_scales + 1)],
-        "trained": f"{file.parent.name.replace('-', ' ')} of {train.steps:,}, of {train.batch_size} × {train.seq_len:,} tokens of {train.data.corpus}",
+        "trained": f"{file.parent.name.replace('-', ' ')} of {train.steps:,}, each {train.batch_size} × {train.seq_len:,} tokens of "
+        f"{train.data.corpus}",
     }
 
 
