@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -67,6 +68,13 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_continue(backend, sent, ti
         whole = train(dataclasses.replace(config, out=str(tmp_path / "whole")))
         for name in (checkpoint.MODEL, checkpoint.OPTIMIZER):
             assert (checkpoint.steps(run)[6] / name).read_bytes() == (whole.checkpoint / name).read_bytes()
+
+
+def test_a_signal_to_another_process_ends_this_one_alike(backend, tiny, monkeypatch):
+    """torchrun would wait for minutes on a machine whose process ended well."""
+    monkeypatch.setattr(importlib.import_module(f"unisono_tools.backends.{backend}").Trainer, "any", lambda *_: True)
+    result = train(tiny(backend=backend))
+    assert (result.steps, result.signal) == (1, signal.SIGTERM)
 
 
 def test_a_signal_while_evaluating_leaves_the_evaluation_out(tiny, tmp_path, monkeypatch):

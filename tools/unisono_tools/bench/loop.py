@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import pathlib
@@ -25,11 +26,13 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from unisono_spec.contract import init_params
 
 from unisono_tools.bench.report import about
 from unisono_tools.config import ModelChoice, TrainConfig, to_dict
 from unisono_tools.reading import dump_yaml
+from unisono_tools.train import train
 from unisono_tools.train.logs import NAME, read
 
 WARM_UP = 20  # steps that compile, allocate and fill the queue
@@ -51,23 +54,27 @@ def plan(options: argparse.Namespace, **changes: Any) -> TrainConfig:
     return TrainConfig(**{**fields, **changes})
 
 
-def loop_rate(train: TrainConfig) -> dict[str, Any]:
+def loop_rate(config: TrainConfig, together: bool = False) -> dict[str, Any]:
     """Tokens a second of a whole run, in a process of its own as users start it; its last loss; the most memory that it says it held."""
     with tempfile.TemporaryDirectory() as folder:
-        config = pathlib.Path(folder) / "config.yaml"
-        config.write_text(dump_yaml({**to_dict(train), "out": f"{folder}/run"}), encoding="utf-8")
-        command = [sys.executable, "-m", "unisono_tools.cli", "train", "--config", str(config)]
-        # what it says meanwhile is shown as it comes, so that a run that hangs says where
-        said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        rate, loss = rate_of(pathlib.Path(folder) / "run", train)
+        run, said = pathlib.Path(folder) / "run", ""
+        if together:
+            train(dataclasses.replace(config, out=str(run)), console=Console(quiet=True))
+        else:
+            path = pathlib.Path(folder) / "config.yaml"
+            path.write_text(dump_yaml({**to_dict(config), "out": str(run)}), encoding="utf-8")
+            command = [sys.executable, "-m", "unisono_tools.cli", "train", "--config", str(path)]
+            # what it says meanwhile is shown as it comes, so that a run that hangs says where
+            said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        rate, loss = rate_of(run, config)
     return {"loop": rate, "loss": loss, "memory": said.rpartition("memory: at most ")[2].strip()}
 
 
-def rate_of(run: pathlib.Path, train: TrainConfig) -> tuple[float, float]:
+def rate_of(run: pathlib.Path, config: TrainConfig) -> tuple[float, float]:
     """Tokens a second after the first WARM_UP steps of a run that has ended; its last loss."""
     rows = {row["step"]: row for row in read(run / NAME) if "loss" in row}
-    tokens = train.batch_size * train.seq_len * (train.steps - WARM_UP)
-    return tokens / (rows[train.steps]["time"] - rows[WARM_UP]["time"]), rows[train.steps]["loss"]
+    tokens = config.batch_size * config.seq_len * (config.steps - WARM_UP)
+    return tokens / (rows[config.steps]["time"] - rows[WARM_UP]["time"]), rows[config.steps]["loss"]
 
 
 def apart(function: Callable[..., Any], *args: Any) -> Any:
@@ -158,13 +165,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--with", dest="changes", nargs="*", default=[], help="runs with options, as in ema=0.999 devices=2,parallel=fsdp")
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added, rows appended")
+    parser.add_argument("--together", action="store_true", help="all in this process, which starts once")
     options = parser.parse_args(argv)
     if options.steps % 10:
         parser.error(f"--steps {options.steps}: use a multiple of 10, since every tenth step is logged")
 
     words = sys.argv[1:] if argv is None else argv
     kept = [w for i, w in enumerate(words) if w != "--output" and (i == 0 or words[i - 1] != "--output")]
-    device = apart(_device, options.backend, options.device)
+    alone = (lambda function, *args: function(*args)) if options.together else apart
+    device = alone(_device, options.backend, options.device)
     run = about(f"python -m unisono_tools.bench.loop {' '.join(kept)}", device, "unisono", "torch", "jax")
     before = (
         json.loads(options.output.with_suffix(".json").read_text())
@@ -173,15 +182,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     rows: list[dict[str, Any]] = []
     plain = plan(options)
-    bare = apart(bare_rate, plain)
+    bare = alone(bare_rate, plain)
     print(f"bare step: {bare:,.0f} tokens/s", file=sys.stderr, flush=True)
     for text in ["", *options.changes]:
         changes = dict(_option(pair) for pair in text.split(",") if pair)
-        train = plan(options, **changes)
-        beside = apart(bare_rate, train) if changes.keys() & {"compile", "dtype"} else bare
-        batch = f"{train.batch_size} × {train.seq_len}"
+        config = plan(options, **changes)
+        beside = alone(bare_rate, config) if changes.keys() & {"compile", "dtype"} else bare
+        batch = f"{config.batch_size} × {config.seq_len}"
         about_it = {"backend": options.backend, "model": options.model, "batch": batch, "dtype": options.dtype, "with": text}
-        rows.append({**about_it, "bare": beside, **loop_rate(train)})
+        rows.append({**about_it, "bare": beside, **loop_rate(config, options.together)})
         print(_line(rows[-1]), flush=True)
         if options.output:
             _write([*before, {"run": run, "rows": rows}], options.output)

@@ -185,15 +185,17 @@ class _Run:
         finally:
             if self.log is not None:
                 self.log.close()
-        self.trainer.any(False)  # all wait for what the first one writes
+        # all wait for what the first one writes, and end alike: torchrun would wait on other machines for those that ended well
+        signalled = self.trainer.any(self.signals.received is not None)
         self.last = self.last or checkpoints.latest(self.folder)
         assert self.last is not None
-        if self.signals.received is not None and self.done < self.train.steps:
+        if signalled and self.done < self.train.steps:
+            received = self.signals.received or signal.SIGTERM
             self.progress.say(
-                f"{self.signals.received.name}: stopped at step {self.done}, which is saved; "
+                f"{received.name}: stopped at step {self.done}, which is saved; "
                 f"`unisono train --resume {shlex.quote(str(self.folder))}` continues"
             )
-            return Result(self.folder, self.last, self.best, self.done, self.signals.received)
+            return Result(self.folder, self.last, self.best, self.done, received)
         return Result(self.folder, self.last, self.best, self.done)
 
     def _make_up(self) -> None:
