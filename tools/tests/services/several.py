@@ -101,4 +101,4 @@ if __name__ == "__main__":
         if processes()[0] == 0:
             save_file({key: np.ascontiguousarray(a) for key, a in found.items()}, Path(sys.argv[2]) / f"{name}.safetensors")
     if sys.argv[1] == "torch":
-        backend("torch").leave()
+        backend("torch").leave(0)

@@ -107,18 +107,21 @@ def test_a_disk_that_is_full(tiny, tmp_path):
     assert list(checkpoint.steps(tmp_path / "run")) == [2]
 
 
-def test_a_run_that_ended_has_left_the_others(tiny, command, monkeypatch, tmp_path):
-    """What still waited for them when the interpreter ended would now and then abort it, and torchrun call the run failed."""
+def test_a_run_that_ended_leaves_at_once(tiny, command, monkeypatch, tmp_path):
+    """The interpreter's own end now and then aborted one of several, or waited for ever, and torchrun called the run failed."""
     from torch import distributed
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("unisono_tools.backends.torch.ranks.Ranks.replicate", lambda _, objective, fixed: objective)
-    distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
     (tmp_path / "config.yaml").write_text(dump(tiny(backend="torch", threads=1)))
+    distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     assert command("train", "--config", tmp_path / "config.yaml")[0] == 0
-    assert not distributed.is_initialized()
+    assert left == [0]
+    distributed.destroy_process_group()
 
 
 def test_a_batch_that_does_not_divide(tiny, tmp_path):

@@ -89,9 +89,10 @@ def main(argv: list[str] | None = None) -> int:
             print(rows[-1], flush=True)
             if options.output:
                 write([*before, {"run": run, "rows": rows}], options.output)
+    if first:
+        shutil.rmtree(place, ignore_errors=True)
     if number > 1 and options.backend == "torch":
-        backend("torch").leave()
-    shutil.rmtree(place, ignore_errors=True)
+        backend("torch").leave(0)
     return 0
 
 

@@ -51,10 +51,11 @@ def main(argv: list[str]) -> int:
         print(f"best: step {result.best.step}, {score}validation loss {result.best.loss:.6f} nats")
     if first:
         print(f"memory: at most {gigabytes(backend(name).peak_bytes())}")
-    if processes()[1] > 1 and name == "torch":
-        backend(name).leave()
     # as a shell reports a process that the signal ended
-    return 0 if result.signal is None else 128 + result.signal
+    code = 0 if result.signal is None else 128 + result.signal
+    if processes()[1] > 1 and name == "torch":
+        backend(name).leave(code)
+    return code
 
 
 def _resumed(argv: list[str]) -> tuple[Path | None, list[str]]:
