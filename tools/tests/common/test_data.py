@@ -185,6 +185,11 @@ def test_an_epoch_reads_every_window_once(length, batch_size):
     assert np.array_equal(shuffled_starts(length, 7, steps - 1, batch_size, 10), drawn[(steps - 1) * batch_size :])
 
 
+def test_epochs_begin_anywhere_in_what_their_windows_leave_over():
+    """So that no id is left out for good, and none is always the first of a window."""
+    assert {int(shuffled_starts(19, 7, epoch, 1, 10)[0]) for epoch in range(100)} == set(range(9))
+
+
 def test_epochs_are_steps_and_documents_reset(tiny, tmp_path):
     for i in range(40):
         (tmp_path / f"{i:02}.txt").write_text(f"{i:02}" * 20)

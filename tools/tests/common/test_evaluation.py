@@ -59,6 +59,7 @@ def test_limit():
     reader = _reader("cram-demo", d_model=8, n_layers=1)
     ids = np.random.default_rng(0).integers(0, 256, 41)
     assert evaluate(reader, ids, limit=10) == evaluate(reader, ids[:11])
+    assert evaluate(reader, ids, limit=40) == evaluate(reader, ids, limit=99) == evaluate(reader, ids)
 
 
 def test_signs_are_checked():
