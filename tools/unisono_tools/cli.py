@@ -11,6 +11,8 @@ from importlib.metadata import requires, version
 
 from unisono_spec.contract import InputError, nearest
 
+from unisono_tools.signals import listen
+
 # verb → (module in commands/, what it does); a module is imported when its verb is called
 VERBS = {
     "train": ("train", "train a model, or continue a run"),
@@ -103,6 +105,7 @@ def _extra_with(package: str) -> str | None:
 def _run(verb: str, argv: list[str]) -> int:
     if verb not in VERBS:
         raise InputError(f"{verb!r} is not one of its verbs; {nearest(verb, VERBS)}")
+    listen()
     return importlib.import_module(f"unisono_tools.commands.{VERBS[verb][0]}").main(argv)
 
 

@@ -10,6 +10,22 @@ from types import FrameType
 CAUGHT = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name))
 
 
+_pressed: list[int] = []  # Ctrl-C, since the command began
+
+
+def listen() -> None:
+    """Remember Ctrl-C from now on, beside raising KeyboardInterrupt: where that comes in a callback of the garbage collector (JAX has one),
+    Python drops it."""
+    _pressed.clear()
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    _pressed.append(number)
+    raise KeyboardInterrupt
+
+
 class Stopped(Exception):
     """A signal came while something long was under way that can be left out."""
 
@@ -21,6 +37,8 @@ class Signals:
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> Signals:
+        if _pressed:
+            self.received = signal.Signals(_pressed.pop())
         # Python allows handlers in the main thread only
         main = threading.current_thread() is threading.main_thread()
         # what the parent has had ignored (nohup, a job in the background) stays ignored

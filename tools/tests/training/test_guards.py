@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -15,10 +16,10 @@ import numpy as np
 import pytest
 from unisono_spec.contract import InputError
 from unisono_spec.contract.files import load_arrays
-from unisono_tools import evaluation
+from unisono_tools import evaluation, signals
 from unisono_tools.backends import open_trainer
 from unisono_tools.config import DataChoice, Optimizer, dump
-from unisono_tools.train import checkpoint, train
+from unisono_tools.train import checkpoint, loop, train
 from unisono_tools.train import loader as loading
 from unisono_tools.train.logs import read
 from unisono_tools.train.loop import Diverged
@@ -68,6 +69,25 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_continue(backend, sent, ti
         whole = train(dataclasses.replace(config, out=str(tmp_path / "whole")))
         for name in (checkpoint.MODEL, checkpoint.OPTIMIZER):
             assert (checkpoint.steps(run)[6] / name).read_bytes() == (whole.checkpoint / name).read_bytes()
+
+
+def test_a_press_that_python_drops_ends_the_run(backend, tiny, command, tmp_path, monkeypatch):
+    """As it does where the garbage collector is at work, before the run has begun."""
+    monkeypatch.setattr(signals, "_pressed", [])
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+
+        def lost(train, config):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            return open_trainer(train, config)
+
+        monkeypatch.setattr(loop, "open_trainer", lost)
+        (tmp_path / "config.yaml").write_text(dump(tiny(backend=backend)))
+        assert command("train", "--config", tmp_path / "config.yaml")[0] == 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert list(checkpoint.steps(tmp_path / "run")) == [1]
 
 
 def test_a_signal_to_another_process_ends_this_one_alike(backend, tiny, monkeypatch):
