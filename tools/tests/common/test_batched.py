@@ -47,6 +47,10 @@ def test_a_text_ends_where_it_says_stop_and_the_others_go_on(model):
     stop = text[5:7]
     again = continued(reader, coder, ["We ", "They "], 20, Sampling(temperature=1.5), [stop])
     assert again[0]["text"] == text[: text.index(stop)]
+    # what is drawn for the others' sake counts for nobody
+    shorter = continued(reader, coder, ["We "], again[0]["tokens"], Sampling(temperature=1.5), [stop])[0]
+    assert shorter == again[0]
+    assert again[0]["tokens"] < 20
     other = str(whole[1]["text"])
     assert again[1]["text"] == (other[: other.index(stop)] if stop in other else other)
 
