@@ -1,7 +1,7 @@
 """A recorded clip and how a model goes on with it: `python -m unisono_tools.experiments.clip RUN --output docs/results/clip`
 
 RUN learned the task `video`. The model reads the recording up to a frame of the test part, and from then on its own frames: their means, or
-draws from what it predicts. Written are the numbers, a page of them, frames side by side as a picture, and all of them as a GIF.
+draws from what it predicts. Written are the numbers, a page of them, frames side by side as a picture, and the first fifty as a GIF.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from unisono_tools.train.task_datamodule import predicted
 READ, WRITTEN = 50, 100  # frames of the test part that the model reads, and that it writes
 HORIZONS = (1, 2, 5, 10, 20, 50, 100)
 SHOWN = (1, 2, 5, 10, 20, 50)
-SCALE, MILLISECONDS = 5, 100
+SCALE, MILLISECONDS = 3, 100
 
 
 def go_on(reader: Reader, frames: np.ndarray, number: int, random: np.random.Generator | None) -> np.ndarray:
@@ -120,7 +120,7 @@ def draw(clips: dict[str, np.ndarray], side: int, path: Path) -> None:
 
 def film(clips: dict[str, np.ndarray], side: int, path: Path) -> None:
     grey = _grey(clips, side)
-    frames = [Image.fromarray(np.concatenate([clip[i] for clip in grey.values()], 1)) for i in range(WRITTEN)]
+    frames = [Image.fromarray(np.concatenate([clip[i] for clip in grey.values()], 1)) for i in range(max(SHOWN))]
     large = [frame.resize((frame.width * SCALE, frame.height * SCALE), Image.Resampling.NEAREST) for frame in frames]
     large[0].save(path, save_all=True, append_images=large[1:], duration=MILLISECONDS, loop=0)
 
@@ -135,10 +135,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     training = training_of(path)
     if training is None or training.data.task != "video":
         raise InputError(f"run: {options.run} did not learn the task video; give one that did")
-    task = open_task("video", training.data.task_options)
+    task_options = training.data.task_options
+    task = open_task("video", task_options)
     assert isinstance(task, Video)
     found, clips = measure(open_reader(path, options.backend, "float32"), task)
-    content = {"run": about("python -m unisono_tools.experiments.clip RUN", "CPU", "numpy", "torch", "jax"), **found}
+    run = about("python -m unisono_tools.experiments.clip RUN", "CPU", "numpy", "torch", "jax")
+    run["model"] = f"{training.model.preset} with {json.dumps(training.model.overrides)}, {path.parent.name} of {training.steps:,}"
+    run["training"] = (
+        f"batches of {training.batch_size} clips, learning rate {training.optimizer.lr:g}, task options {json.dumps(task_options)}"
+    )
+    content = {"run": run, **found}
     output = Path(options.output)
     write_bytes(output.with_suffix(".json"), json.dumps(content, indent=1).encode())
     write_bytes(output.with_suffix(".md"), markdown(content).encode())
