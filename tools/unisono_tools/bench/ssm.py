@@ -114,18 +114,20 @@ def beside_transformers(flops: float) -> list[dict[str, Any]]:
 def markdown(result: dict[str, Any]) -> str:
     lines = ["# S4D's recurrence on a GPU, and models in training", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
     lines += [f"- bf16 matmul at {result['ceilings']['matmul_flop_per_s'] / 1e12:.0f} TFLOP/s; inputs in bfloat16", ""]
-    lines += ["| B, T, D, pairs | by | forward ms | forward and backward ms | peak MiB |", "|---|---|---|---|---|"]
-    for row in result["ops"]:
-        shape = ", ".join(map(str, row["shape"]))
-        lines.append(f"| {shape} | {row['by']} | {row['forward_ms']:.3f} | {row['both_ms']:.2f} | {row['peak_bytes'] / 2**20:.0f} |")
-    shown = ", ".join(f"{name} {value:.1e}" for name, value in result["errors"].items())
-    lines += ["", f"Errors of the kernel against float64, ‖a − exact‖ / ‖exact‖, at {', '.join(map(str, CHECKED))}: {shown}.", ""]
-    lines += ["Training in bfloat16, parameters in float32, AdamW; MFU: 6 operations a parameter and token, of the matmul's rate.", ""]
-    lines += ["| model | tokens a step | tokens/s | MFU | peak GiB |", "|---|---|---|---|---|"]
-    for row in result["training"]:
-        name = row["model"] + (", compiled" if row["compiled"] else "")
-        figures = f"{row['tokens_per_s']:,.0f} | {row['mfu']:.1%} | {row['peak_bytes'] / 2**30:.1f}"
-        lines.append(f"| {name} | {row['batch']} × {row['length']} | {figures} |")
+    if result["ops"]:
+        lines += ["| B, T, D, pairs | by | forward ms | forward and backward ms | peak MiB |", "|---|---|---|---|---|"]
+        for row in result["ops"]:
+            shape = ", ".join(map(str, row["shape"]))
+            lines.append(f"| {shape} | {row['by']} | {row['forward_ms']:.3f} | {row['both_ms']:.2f} | {row['peak_bytes'] / 2**20:.0f} |")
+        shown = ", ".join(f"{name} {value:.1e}" for name, value in result["errors"].items())
+        lines += ["", f"Errors of the kernel against float64, ‖a − exact‖ / ‖exact‖, at {', '.join(map(str, CHECKED))}: {shown}.", ""]
+    if result["training"]:
+        lines += ["Training in bfloat16, parameters in float32, AdamW; MFU: 6 operations a parameter and token, of the matmul's rate.", ""]
+        lines += ["| model | tokens a step | tokens/s | MFU | peak GiB |", "|---|---|---|---|---|"]
+        for row in result["training"]:
+            name = row["model"] + (", compiled" if row["compiled"] else "")
+            figures = f"{row['tokens_per_s']:,.0f} | {row['mfu']:.1%} | {row['peak_bytes'] / 2**30:.1f}"
+            lines.append(f"| {name} | {row['batch']} × {row['length']} | {figures} |")
     return "\n".join(lines) + "\n"
 
 
