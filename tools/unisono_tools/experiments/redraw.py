@@ -30,6 +30,12 @@ def _models(content: Content, path: Path) -> None:
     models.plot(path, content["training"])
 
 
+def _lengths_page(content: Content) -> str:
+    from unisono_tools.bench import lengths
+
+    return lengths.markdown(content)
+
+
 def _lengths(content: Content, path: Path) -> None:
     from unisono_tools.bench import lengths
 
@@ -51,6 +57,7 @@ TABLES: dict[str, Callable[[Content], str]] = {
     "linear-cpu": lambda content: linear.markdown(content["run"], _points(content)),
     "clip": clip.markdown,
     "tasks": task_page.markdown,
+    "lengths-h100": _lengths_page,
     "scales-infinityformer": scales.markdown,
 }
 
