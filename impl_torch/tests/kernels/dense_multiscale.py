@@ -55,7 +55,8 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
     q_norm, k_norm, v, do = feature(), feature(), normal(*tokens, heads, case.V), normal(*tokens, heads, case.V)
     q, k = (q_norm, k_norm) if case.same else (normal(*tokens, heads, case.K), normal(*tokens, heads, case.K))
     log_decay = -torch.exp(normal(*(tokens if case.data else (1, 1)), M) - 2) * (200 if case.fast else 1)
-    log_decay[..., 0] = 0
+    if M > 1:
+        log_decay[..., 0] = 0
     gates = {"token": (1, 1), "head": (heads, 1), "channel": (heads, case.V)}[case.gates]
     weight = torch.rand(*tokens, M, *gates, generator=made, dtype=torch.float64) + 0.1
     valid = torch.rand(tokens, generator=made) < 0.8 if case.valid else None

@@ -120,7 +120,7 @@ if interpreted():
         reads, values = [], []
         for x in (a, b):
             tile = x.tile if isinstance(x, Turned) else x
-            held = tile
+            held: Any = tile
             if isinstance(tile, Shared):
                 assert tile not in _unfenced, "a product reads shared memory before a fence"
                 reads.append(tile)

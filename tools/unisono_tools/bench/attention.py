@@ -60,11 +60,11 @@ class Case:
 SUITES = {
     "attention": [
         Case(8, 4096, 16, 64),
-        Case(8, 1024, 16, 64),
         Case(8, 4096, 16, 128),
-        Case(1, 32768, 16, 128),
         Case(8, 4096, 16, 64, scales=1),
         Case(8, 4096, 16, 64, scales=4),
+        Case(8, 1024, 16, 64),
+        Case(1, 32768, 16, 128),
     ],
     # for the plot
     "lengths": [Case(32768 // length, length, 16, 64, tabled=False) for length in (512, 1024, 2048, 4096, 8192, 16384, 32768)],

@@ -56,7 +56,7 @@ TAYLOR2: dict[tuple[str, str], Cut] = {
 # of hopper.py, by (way, the narrower of K and V): a program a multiprocessor forward
 HOPPER: dict[tuple[str, int], HopperCut] = {
     ("forward", 64): HopperCut(64, 64, 4, 3, 132),
-    ("forward", 128): HopperCut(64, 128, 8, 2, 132),
+    ("forward", 128): HopperCut(64, 128, 8, 3, 132),
     ("backward", 64): HopperCut(64, 64, 4, 3, 264),
     ("backward", 128): HopperCut(64, 128, 8, 2, 264),
 }

@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from unisono_torch.kernels.multiscale.functions import column_of, faded, fading, narrow, put, rate_of, reads, spread, state, tokens
+from unisono_torch.kernels.multiscale.functions import column_of, faded, fading, narrow, put, rate_of, reads, state, tokens
 
 _UNSPECIALISED = [
     "T", "H", "batches", "segments", "q0", "q1", "q2", "k0", "k1", "k2", "v0", "v1", "v2", "d0", "d1", "d2", "a0", "a1", "a2",
@@ -28,17 +28,17 @@ _UNSPECIALISED = [
 
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def of_queries(
-    q, k, v, do, q_norm, k_norm, gain, valid, section, hi, lo, near, kept, S, z, denominator, dq, dq_norm, met, delta, shares, lost,
-    back, back_z, fades, tail,
+    q, k, v, do, q_norm, k_norm, gain, valid, section, hi, lo, near, kept, S, z, denominator, dq, dq_norm, delta, shares, lost, back,
+    back_z, fades, tail,
     T, H, batches, segments, q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, a0, a1, a2, b0, b1, b2, g0, g1, g2, g3, p0,
     UNIT: tl.constexpr, SAME: tl.constexpr, FADES: tl.constexpr, ALIKE: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
     M: tl.constexpr, SCALES: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
     C: tl.constexpr, NB: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
-    """dq, dq_norm; δ; what weighs queries in states.py, back = c/D·kept and back_z = −back·δ [B, H, M, N·L].
+    """dq, dq_norm; δ; for keys, shares = c/D and lost = shares·δ; what weighs queries in states.py, back = c/D·kept and back_z = −back·δ
+    [B, H, M, N·L].
 
-    Where FADES: log λ's gradient by what these queries read of the state before, of their block and of the one before [3, B, H, M, N·L];
-    tail, by what they read of the state before [B, H, M, 2N].
+    Where FADES: log λ's gradient by what these queries read [B, H, M, N·L], and tail, by what they read of the state before [B, H, M, 2N].
     """
     L: tl.constexpr = C * NB
     PRECISION: tl.constexpr = "tf32" if TF32 else "ieee"
@@ -67,17 +67,23 @@ def of_queries(
         linked = sections[:, None] == tl.load(section + batch * length + u0 + rows)[None, :]
     at = batch * p0 + t0
     mine = (batch * H + head) * M
-    token = (t0 + rows).to(tl.int64)
-    gains = gain + batch * g0 + head * g3 + token * g1
-    slot = batches * H * M * length
+    scale, token = tl.arange(0, SCALES), (t0 + rows).to(tl.int64)
+    D = tl.load(denominator + (mine + scale[None, :]) * T + token[:, None], mask=here[:, None] & (scale < M)[None, :], other=1.0)
+    c = tl.load(
+        gain + batch * g0 + head * g3 + token[:, None] * g1 + scale[None, :] * g2, mask=live[:, None] & (scale < M)[None, :], other=0
+    ).to(tl.float32)
+    share = c / D
 
     # do·N, its part from the state apart: Σ_k q_k (S do)_k
     a = tokens(q, t0, rows, q1 * UNIT, feature, live, K, DOT)
     g = tokens(do, t0, rows, d1 * UNIT, value, live, V, DOT)
-    a_norm = a
-    if not SAME:
-        a_norm = tokens(q_norm, t0, rows, a1 * UNIT, feature, live, K, DOT)
-    if part == 1:  # δ's share of the block before waits in memory
+    PR = tl.dot(a, tl.trans(tokens(k, t0, rows, k1 * UNIT, feature, live, K, DOT)), input_precision=PRECISION)
+    PR *= tl.dot(g, tl.trans(tokens(v, t0, rows, v1 * UNIT, value, live, V, DOT)), input_precision=PRECISION)
+    met = tl.zeros((C, SCALES), tl.float32)
+    for s in range(M):
+        rate = rate_of(hi, lo, s, length, ALIKE)
+        met = put(met, s, tl.sum(fading(hi, lo, at + s * length, rows, same, rate, False, ALIKE) * PR, 1), SCALES)
+    if part == 1:
         far = tl.dot(a, tl.trans(tokens(k, u0, rows, k1 * UNIT, feature, alive, K, DOT)), input_precision=PRECISION)
         far *= tl.dot(g, tl.trans(tokens(v, u0, rows, v1 * UNIT, value, alive, V, DOT)), input_precision=PRECISION)
         if HAS_RESET:
@@ -85,56 +91,40 @@ def of_queries(
         for s in range(M):
             rate = rate_of(hi, lo, s, length, ALIKE)
             other = faded(near, at + s * length - C, rows, rate, C - 1 - rows, ALIKE)
-            found = faded(near, at + s * length, rows, rate, rows + 1, ALIKE) * tl.sum(far * other[None, :], 1)
-            tl.store(met + (mine + s) * length + token, found)
-        tl.debug_barrier()
-    PR = tl.dot(a, tl.trans(tokens(k, t0, rows, k1 * UNIT, feature, live, K, DOT)), input_precision=PRECISION)
-    PR *= tl.dot(g, tl.trans(tokens(v, t0, rows, v1 * UNIT, value, live, V, DOT)), input_precision=PRECISION)
-    acc, acc_norm = tl.zeros((C, BN), tl.float32), tl.zeros((C, BN), tl.float32)
+            met = put(met, s, faded(near, at + s * length, rows, rate, rows + 1, ALIKE) * tl.sum(far * other[None, :], 1), SCALES)
+    acc = tl.zeros((C, BN), tl.float32)
+    old = tl.zeros((C, SCALES), tl.float32)
     for s in range(M):
-        rate = rate_of(hi, lo, s, length, ALIKE)
-        D = tl.load(denominator + (mine + s) * T + token, mask=here, other=1.0)
-        share = tl.load(gains + s * g2, mask=live, other=0).to(tl.float32) / D
-        read = tl.sum(fading(hi, lo, at + s * length, rows, same, rate, False, ALIKE) * PR, 1)
-        if part == 1:
-            read += tl.load(met + (mine + s) * length + token)
-        holds = faded(kept, at + s * length, rows, rate, part * C + rows + 1, ALIKE)
-        weighed, old = share * holds, tl.zeros((C,), tl.float32)
+        holds = faded(kept, at + s * length, rows, rate_of(hi, lo, s, length, ALIKE), part * C + rows + 1, ALIKE)
         for part_k in tl.static_range(blocks):
             row = part_k * BN + tl.arange(0, BN)
             reached = tl.dot(g, tl.trans(state(S + ((mine + s) * segments + n) * (K * V), row, value, K, V)), input_precision=PRECISION)
-            old += tl.sum(tokens(q, t0, rows, q1 * UNIT, row, live, K, tl.float32) * reached, 1)
+            mine_q = tokens(q, t0, rows, q1 * UNIT, row, live, K, tl.float32)
+            old = put(old, s, holds * tl.sum(mine_q * reached, 1), SCALES)
             if part_k == block:
-                acc += weighed[:, None] * reached
-        d = (read + holds * old) / D
-        tl.store(delta + (mine + s) * length + token, d)  # each block's program the same
-        tl.store(shares + (mine + s) * length + token, share)
-        tl.store(lost + (mine + s) * length + token, share * d)
+                acc += (column_of(share, s, SCALES) * holds)[:, None] * reached
+    D_s = (met + old) / D  # δ
+    acc_norm = tl.zeros((C, BN), tl.float32)
+    for s in range(M):
         line = tl.load(z + ((mine + s) * segments + n) * K + column, mask=column < K, other=0)
-        if SAME:
-            acc -= (weighed * d)[:, None] * line[None, :]
-        else:
-            acc_norm -= (weighed * d)[:, None] * line[None, :]
+        holds = faded(kept, at + s * length, rows, rate_of(hi, lo, s, length, ALIKE), part * C + rows + 1, ALIKE)
+        weighed = column_of(share, s, SCALES) * holds
+        d = column_of(D_s, s, SCALES)
         if block == 0:
+            tl.store(delta + (mine + s) * length + token, d)
+            tl.store(shares + (mine + s) * length + token, column_of(share, s, SCALES))
+            tl.store(lost + (mine + s) * length + token, column_of(share, s, SCALES) * d)
             tl.store(back + (mine + s) * length + token, weighed)
             tl.store(back_z + (mine + s) * length + token, -weighed * d)
-            if FADES:
-                past = tl.load(z + ((mine + s) * segments + n) * K + feature, mask=feature < K, other=0)
-                found = weighed * (old - d * tl.sum(a_norm.to(tl.float32) * past[None, :], 1))
-                if not ALIKE:
-                    tl.store(tail + (mine + s) * (segments * NB) + n * NB + part, tl.sum(found, 0))
-                tl.store(fades + (mine + s) * length + token, spread(found, rows, part * C + rows + 1, ALIKE))
-    tl.debug_barrier()  # δ is read again
+        acc_norm -= (weighed * d)[:, None] * line[None, :]
 
     # the segment's own pairs; products are made anew rather than kept, since registers are what is scarce
     weight, less = tl.zeros((C, C), tl.float32), tl.zeros((C, C), tl.float32)
     for s in range(M):
         rate = rate_of(hi, lo, s, length, ALIKE)
-        D = tl.load(denominator + (mine + s) * T + token, mask=here, other=1.0)
-        share = tl.load(gains + s * g2, mask=live, other=0).to(tl.float32) / D
-        fade = share[:, None] * fading(hi, lo, at + s * length, rows, same, rate, False, ALIKE)
+        fade = column_of(share, s, SCALES)[:, None] * fading(hi, lo, at + s * length, rows, same, rate, False, ALIKE)
         weight += fade
-        less += fade * tl.load(delta + (mine + s) * length + token)[:, None]
+        less += fade * column_of(D_s, s, SCALES)[:, None]
     R = tl.dot(g, tl.trans(tokens(v, t0, rows, v1 * UNIT, value, live, V, DOT)), input_precision=PRECISION)
     b = tokens(k, t0, rows, k1 * UNIT, column, live, K, DOT)
     if SAME:
@@ -143,40 +133,45 @@ def of_queries(
         acc = tl.dot(narrow(weight * R, DOT, TF32), b, acc, input_precision=PRECISION)
         b = tokens(k_norm, t0, rows, b1 * UNIT, column, live, K, DOT)
         acc_norm = tl.dot(narrow(-less, DOT, TF32), b, acc_norm, input_precision=PRECISION)
-    if FADES:  # noqa: SIM102  (one is known to the compiler)
+    if FADES:
+        inner = tl.zeros((C, SCALES), tl.float32)
+        before = tl.where(rows[:, None] < rows[None, :], 1.0, 0.0).to(DOT)
+        norms = tl.dot(a, tl.trans(tokens(k, t0, rows, k1 * UNIT, feature, live, K, DOT)), input_precision=PRECISION)
+        PR = norms * R
+        a_norm = a
+        if not SAME:
+            a_norm = tokens(q_norm, t0, rows, a1 * UNIT, feature, live, K, DOT)
+            norms = tl.dot(a_norm, tl.trans(tokens(k_norm, t0, rows, b1 * UNIT, feature, live, K, DOT)), input_precision=PRECISION)
         if block == 0:
-            before = tl.where(rows[:, None] < rows[None, :], 1.0, 0.0).to(DOT)
-            PR = tl.dot(a, tl.trans(tokens(k, t0, rows, k1 * UNIT, feature, live, K, DOT)), input_precision=PRECISION)
-            norms = PR
-            PR *= R
-            if not SAME:
-                norms = tl.dot(a_norm, tl.trans(tokens(k_norm, t0, rows, b1 * UNIT, feature, live, K, DOT)), input_precision=PRECISION)
             for s in range(M):
                 rate = rate_of(hi, lo, s, length, ALIKE)
-                D = tl.load(denominator + (mine + s) * T + token, mask=here, other=1.0)
-                share = tl.load(gains + s * g2, mask=live, other=0).to(tl.float32) / D
-                d = tl.load(delta + (mine + s) * length + token)
-                pairs = (PR - d[:, None] * norms) * fading(hi, lo, at + s * length, rows, same, rate, False, ALIKE)
+                fade = column_of(share, s, SCALES)[:, None] * fading(hi, lo, at + s * length, rows, same, rate, False, ALIKE)
+                pairs = tl.where(rows[:, None] > rows[None, :], fade * (PR - column_of(D_s, s, SCALES)[:, None] * norms), 0.0)
                 if ALIKE:  # each of the t − j tokens between a pair gets the same
-                    inner = share * tl.sum((rows[:, None] - rows[None, :]).to(tl.float32) * pairs, 1)
+                    inner = put(inner, s, tl.sum((rows[:, None] - rows[None, :]).to(tl.float32) * pairs, 1), SCALES)
                 else:
-                    pairs = tl.where(rows[:, None] > rows[None, :], share[:, None] * pairs, 0.0)
-                    sums = tl.dot(narrow(pairs, DOT, TF32), before, input_precision=PRECISION)  # Σ_{j<t}
-                    inner = tl.sum(tl.where(rows[:, None] >= rows[None, :], sums, 0.0), 0)
-                tl.store(fades + slot + (mine + s) * length + token, inner)
+                    past = tl.dot(narrow(pairs, DOT, TF32), before, input_precision=PRECISION)  # Σ_{j<t}
+                    inner = put(inner, s, tl.sum(tl.where(rows[:, None] >= rows[None, :], past, 0.0), 0), SCALES)
+    if FADES:
+        row = tl.zeros((C, SCALES), tl.float32)
+        for s in range(M):
+            line = tl.load(z + ((mine + s) * segments + n) * K + feature, mask=feature < K, other=0)
+            holds = faded(kept, at + s * length, rows, rate_of(hi, lo, s, length, ALIKE), part * C + rows + 1, ALIKE)
+            norm = tl.sum(a_norm.to(tl.float32) * line[None, :], 1) * holds
+            row = put(row, s, column_of(share * old, s, SCALES) - column_of(share * D_s, s, SCALES) * norm, SCALES)
+        if block == 0:
+            tl.store(tail + (mine + scale) * (segments * NB) + n * NB + part, tl.sum(row, 0), mask=scale < M)
     if part == 1:
         weight, less = tl.zeros((C, C), tl.float32), tl.zeros((C, C), tl.float32)
         for s in range(M):
             rate = rate_of(hi, lo, s, length, ALIKE)
-            D = tl.load(denominator + (mine + s) * T + token, mask=here, other=1.0)
-            share = tl.load(gains + s * g2, mask=live, other=0).to(tl.float32) / D
-            mine_s = share * faded(near, at + s * length, rows, rate, rows + 1, ALIKE)
+            mine_s = column_of(share, s, SCALES) * faded(near, at + s * length, rows, rate, rows + 1, ALIKE)
             fade = mine_s[:, None] * faded(near, at + s * length - C, rows, rate, C - 1 - rows, ALIKE)[None, :]
             weight += fade
-            less += fade * tl.load(delta + (mine + s) * length + token)[:, None]
+            less += fade * column_of(D_s, s, SCALES)[:, None]
         R = tl.dot(g, tl.trans(tokens(v, u0, rows, v1 * UNIT, value, alive, V, DOT)), input_precision=PRECISION)
         if HAS_RESET:
-            R, less = tl.where(linked, R, 0.0), tl.where(linked, less, 0.0)
+            weight, less = tl.where(linked, weight, 0.0), tl.where(linked, less, 0.0)
         b = tokens(k, u0, rows, k1 * UNIT, column, alive, K, DOT)
         if SAME:
             acc = tl.dot(narrow(weight * R - less, DOT, TF32), b, acc, input_precision=PRECISION)
@@ -184,32 +179,32 @@ def of_queries(
             acc = tl.dot(narrow(weight * R, DOT, TF32), b, acc, input_precision=PRECISION)
             b = tokens(k_norm, u0, rows, b1 * UNIT, column, alive, K, DOT)
             acc_norm = tl.dot(narrow(-less, DOT, TF32), b, acc_norm, input_precision=PRECISION)
-        if FADES:  # noqa: SIM102
-            if block == 0:
-                PR = tl.dot(a, tl.trans(tokens(k, u0, rows, k1 * UNIT, feature, alive, K, DOT)), input_precision=PRECISION)
-                norms = PR
-                PR *= R
-                if not SAME:
-                    b_norm = tokens(k_norm, u0, rows, b1 * UNIT, feature, alive, K, DOT)
-                    norms = tl.dot(a_norm, tl.trans(b_norm), input_precision=PRECISION)
-                if HAS_RESET:
-                    norms = tl.where(linked, norms, 0.0)
-                for s in range(M):
-                    rate = rate_of(hi, lo, s, length, ALIKE)
-                    D = tl.load(denominator + (mine + s) * T + token, mask=here, other=1.0)
-                    share = tl.load(gains + s * g2, mask=live, other=0).to(tl.float32) / D
-                    d = tl.load(delta + (mine + s) * length + token)
-                    mine_s = share * faded(near, at + s * length, rows, rate, rows + 1, ALIKE)
-                    other = faded(near, at + s * length - C, rows, rate, C - 1 - rows, ALIKE)
-                    found = mine_s * tl.sum((PR - d[:, None] * norms) * other[None, :], 1)
-                    tl.store(fades + 2 * slot + (mine + s) * length + token, spread(found, rows, rows + 1, ALIKE))
-    elif FADES:  # noqa: SIM102
-        if block == 0:
+        if FADES:
+            norms = tl.dot(a, tl.trans(tokens(k, u0, rows, k1 * UNIT, feature, alive, K, DOT)), input_precision=PRECISION)
+            PR = norms * R
+            if not SAME:
+                norms = tl.dot(a_norm, tl.trans(tokens(k_norm, u0, rows, b1 * UNIT, feature, alive, K, DOT)), input_precision=PRECISION)
+            if HAS_RESET:
+                PR, norms = tl.where(linked, PR, 0.0), tl.where(linked, norms, 0.0)
             for s in range(M):
-                tl.store(fades + 2 * slot + (mine + s) * length + token, tl.zeros((C,), tl.float32))
+                rate = rate_of(hi, lo, s, length, ALIKE)
+                mine_s = column_of(share, s, SCALES) * faded(near, at + s * length, rows, rate, rows + 1, ALIKE)
+                other = faded(near, at + s * length - C, rows, rate, C - 1 - rows, ALIKE)[None, :]
+                row = put(row, s, mine_s * tl.sum((PR - column_of(D_s, s, SCALES)[:, None] * norms) * other, 1), SCALES)
+    if FADES:  # noqa: SIM102  (one is known to the compiler)
+        if block == 0:
+            if ALIKE:
+                inner += (rows + 1).to(tl.float32)[:, None] * row
+            else:
+                for s in range(M):
+                    later = tl.where(rows[:, None] <= rows[None, :], column_of(row, s, SCALES)[None, :], 0.0)
+                    inner = put(inner, s, tl.sum(later, 1), SCALES)  # Σ_{i≥t}
+            tl.store(fades + (mine + scale[None, :]) * length + token[:, None], inner, mask=(scale < M)[None, :])
     out = (batch * T + t0) * (H * K) + head * K + rows[:, None] * (H * K) + column[None, :]
     mask = here[:, None] & (column < K)[None, :]
-    if not SAME:
+    if SAME:
+        acc += acc_norm
+    else:
         tl.store(dq_norm + out, acc_norm.to(dq_norm.dtype.element_ty), mask=mask)
     tl.store(dq + out, acc.to(dq.dtype.element_ty), mask=mask)
 

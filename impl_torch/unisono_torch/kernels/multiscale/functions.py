@@ -75,14 +75,6 @@ def fading(hi, lo, at, rows, same, rate, BACK: tl.constexpr, ALIKE: tl.constexpr
 
 
 @triton.jit
-def spread(row, rows, count, ALIKE: tl.constexpr):
-    """What tokens add to log λ's gradient, given to each of the `count` up to them; where decays are ALIKE, their sum to one."""
-    if ALIKE:
-        return count.to(tl.float32) * row
-    return tl.sum(tl.where(rows[:, None] <= rows[None, :], row[None, :], 0.0), 1)  # Σ_{i≥t}
-
-
-@triton.jit
 def column_of(tile, s, SCALES: tl.constexpr):
     """Column s of a tile [C, SCALES]."""
     return tl.sum(tl.where(tl.arange(0, SCALES)[None, :] == s, tile, 0.0), 1)

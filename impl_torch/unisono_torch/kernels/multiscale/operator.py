@@ -226,12 +226,12 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
     kept, kept_z, _ = call.states(S.contiguous(), z.contiguous(), torch.empty_like(S_out), torch.empty_like(z_out))
     padded = call.segments * call.span
     shape = call.batch, call.heads, call.scales
-    met, delta, shares, lost, back, back_z = (call.empty(*shape, padded) for _ in range(6))
+    delta, shares, lost, back, back_z = (call.empty(*shape, padded) for _ in range(5))
     more = {"do": call.moved["do"], "BV": call.size(call.V), "FADES": fades, **call.strides("do", "d")}
-    read = None if not fades else call.empty(3, *shape, padded)
+    read = None if not fades else call.empty(*shape, padded)
     tail = None if not fades else call.empty(*shape, call.segments * call.cut.blocks)
     given = {
-        "kept": call.kept, "S": kept, "z": kept_z, "denominator": denominator, "dq": dq, "dq_norm": dq_norm, "met": met, "delta": delta,
+        "kept": call.kept, "S": kept, "z": kept_z, "denominator": denominator, "dq": dq, "dq_norm": dq_norm, "delta": delta,
         "shares": shares, "lost": lost, "back": back, "back_z": back_z, "fades": read, "tail": tail, **more,
     }  # fmt: skip
     call.launch(backward.of_queries, -(-call.K // call.cut.columns), given)
@@ -251,12 +251,11 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
         assert sent is not None
         assert head is not None
         assert through is not None
-        found = (read.sum((0, 2)) + sent.sum((0, 2))).unflatten(-1, (call.segments, call.cut.blocks, call.cut.chunk))  # [B, M, N, 2, C]
+        found = (read.sum(1) + sent.sum((0, 2))).unflatten(-1, (call.segments, call.cut.blocks, call.cut.chunk))  # [B, M, N, 2, C]
         if not call.hopper:
             found = found + through.sum((0, 2))[..., None, None]
         if call.cut.blocks == 2:
             # the second block's queries read across the first, whose keys are sent across the second
-            tail = torch.zeros_like(tail) if call.alike else tail  # counted already
             tail, head = (a.unflatten(-1, (-1, 2)) for a in (tail.sum(1), head.sum((0, 2))))
             found = found + torch.stack([tail[..., 1], head[..., 0]], -1)[..., None]
         found = found.flatten(2)[..., : call.length].mT
