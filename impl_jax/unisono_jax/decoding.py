@@ -26,12 +26,16 @@ Chosen = tuple[jax.Array, jax.Array, jax.Array]  # ids [B], near-ties [B], troub
 
 
 def follow(
-    graph: Any, params: Any, config: Config, first: np.ndarray, state: Mapping[str, Any], sampling: Sampling, number: int, count: int
-) -> tuple[np.ndarray, np.ndarray, Any] | None:
+    graph: Any, params: Any, config: Config, first: np.ndarray, state: Mapping[str, Any], sampling: Sampling, number: int, count: int,
+    seen: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, Any] | None:  # fmt: skip
     """Read first [B] and all ids chosen after it but the last: `count` ids and near-ties [B, count], and the state.
 
-    number: how many ids were generated before the first of them. None where a step at a time is better, or says where it ends.
+    number: how many ids were generated before the first of them. seen: ids that a repetition penalty asks for. None where a step at a
+    time is better, says where it ends, or knows that penalty.
     """
+    if seen is not None:
+        return None
     drawn, low, high = sampling.temperature > 0, *TEMPERATURES
     if count < FEWEST or (drawn and not low <= sampling.temperature <= high):
         return None

@@ -92,7 +92,12 @@ def test_steps_are_those_of_the_spec(name: str, device: str) -> None:
 
 
 CUT = Sampling(0.7, top_k=9, top_p=0.8, seed=2**64 - 1)
-TEXTS = {"lat-greedy": ("lat", GREEDY), "lat-cut": ("lat", CUT), "fixed-warm": ("fixed", WARM)}
+TEXTS = {
+    "lat-greedy": ("lat", GREEDY),
+    "lat-cut": ("lat", dataclasses.replace(CUT, repetition_penalty=1.3)),
+    "fixed-warm": ("fixed", WARM),
+    "fixed-penalised": ("fixed", Sampling(repetition_penalty=0.2)),
+}
 
 
 @pytest.mark.parametrize(("name", "sampling"), TEXTS.values(), ids=TEXTS)
@@ -104,16 +109,43 @@ def test_texts_are_those_of_the_host(name: str, sampling: Sampling, device: str,
     monkeypatch.setattr(decoder, "FEWEST", 1)
     with torch.no_grad():
         logits, state = alone(torch.as_tensor(text(5)))
-    first, _ = choose(logits[:, -1].numpy(), sampling, 3)
     truth = alone.generate(text(5), 7, sampling, n_generated=3)
-    before = {key: a.to(device) for key, a in state.items()}
+    before, seen = {key: a.to(device) for key, a in state.items()}, None
+    if sampling.repetition_penalty != 1:
+        seen = np.zeros((2, 30), bool)
+        np.put_along_axis(seen, text(5), True, 1)
+    first, _ = choose(logits[:, -1].numpy(), sampling, 3, seen)
+
+    def follow(token: np.ndarray, state: Any, number: int, count: int) -> Any:
+        if seen is not None:
+            np.put_along_axis(seen, token[:, None], True, 1)
+        return decoder.follow(model, token, state, sampling, number, count, seen) or pytest.fail("no decoder")
+
     with torch.inference_mode():
-        ids, ties, after = decoder.follow(model, first, before, sampling, 4, 4) or pytest.fail("no decoder")
-    again, _, end = decoder.follow(model, ids[:, -1], after, sampling, 8, 2) or pytest.fail("no decoder")
+        ids, ties, after = follow(first, before, 4, 4)
+    if seen is not None:
+        np.put_along_axis(seen, ids, True, 1)
+    again, _, end = follow(ids[:, -1], after, 8, 2)
     assert np.array_equal(np.concatenate([ids, again], 1), truth.tokens[:, 1:])
     assert ties.shape == ids.shape
     assert np.array_equal(end["position"].cpu(), truth.state["position"]) if "position" in end else True
     assert all(a.dtype == state[key].dtype for key, a in after.items())
+
+
+def test_a_penalty_goes_on(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`generate` by a decoder says which ids each text holds then."""
+    monkeypatch.setattr(decoder, "FEWEST", 1)
+    monkeypatch.setattr(decoder, "_serves", lambda model: True)
+    law = Sampling(repetition_penalty=0.2)
+    found, true = (made(CONFIGS["fixed"], where)[0] for where in (device, "cpu"))
+    tokens = text(5), 6, law
+    a = found.generate(*tokens)
+    monkeypatch.setattr(decoder, "_serves", lambda model: False)
+    b = true.generate(*tokens)
+    assert np.array_equal(a.tokens, b.tokens)
+    assert a.seen is not None
+    assert np.array_equal(a.seen, b.seen)
+    assert any(key[1] for key in decoder._decoders[found])
 
 
 @pytest.mark.parametrize("name", ["transformer", "fixed"])
@@ -216,6 +248,7 @@ def test_trouble_is_told() -> None:
 def test_long_caches_in_pieces(batch: int, length: int, device: str) -> None:
     """Softmax attention of a cache that several programs read, against plain operations."""
     from unisono_torch.kernels.decode import attention
+    from unisono_torch.kernels.decode.project import Finish
     from unisono_torch.ops import softmax_attention
 
     generator = torch.Generator().manual_seed(1)
@@ -225,7 +258,8 @@ def test_long_caches_in_pieces(batch: int, length: int, device: str) -> None:
     held = torch.arange(700, device=device) < count[:, None]
     keys, values = (torch.where(held[..., None, None], a, 0) for a in (keys, values))
     true, (true_k, true_v, _) = softmax_attention.step(*(a.double() for a in (q, k, v)), (keys.double(), values.double(), count))
-    o = attention.softmax_step(torch.cat([a.flatten(1) for a in (q, k, v)], 1), keys, values, count, None)
+    alone = Finish(None, None, 2 * batch, count.device)
+    o = attention.softmax_step(torch.cat([a.flatten(1) for a in (q, k, v)], 1), keys, values, count, None, alone, None)
     from unisono_conformance import numerics
 
     judge.same(o.double().unflatten(1, (2, 8)).cpu(), true.cpu(), numerics.rounding("float32", 2**10))

@@ -32,11 +32,12 @@ _decoders: weakref.WeakKeyDictionary[Model, collections.OrderedDict] = weakref.W
 _reads: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()  # tokens read one a call
 _lock = threading.Lock()
 
-Follow = Callable[[np.ndarray, "State", Sampling, int, int], tuple[np.ndarray, np.ndarray, "State"] | None]
+Follow = Callable[..., tuple[np.ndarray, np.ndarray, "State"] | None]
 
 
 class Decoder:
     """Steps of `model` for states like `state`; kind: how ids are chosen, "greedy" or "drawn", or "logits", where they are not.
+    penalised: under a repetition penalty, for which `seen` [B, V] holds the ids of each text.
 
     It depends on the model's parameters where they are in memory now.
 
@@ -44,7 +45,7 @@ class Decoder:
     in any order.
     """
 
-    def __init__(self, model: Model, state: State, kind: str) -> None:
+    def __init__(self, model: Model, state: State, kind: str, penalised: bool = False) -> None:
         batch, device = next(iter(state.values())).shape[0], model.device
         self.kind, self.device = kind, device
         with torch.inference_mode(False), torch.no_grad(), _on(device):
@@ -53,7 +54,8 @@ class Decoder:
             self.ids, self.ties = new((BLOCK, batch), dtype=torch.int64), new((BLOCK, batch), dtype=torch.bool)
             self.trouble, self.u = new((BLOCK, batch), dtype=torch.int32), new((BLOCK, batch), dtype=torch.float64)
             self.temperature, self.top_p = new((), dtype=torch.float64) + 1, new((), dtype=torch.float64) + 1
-            self.top_k = new((), dtype=torch.int64)
+            self.top_k, self.penalty = new((), dtype=torch.int64), new((), dtype=torch.float64) + 1
+            self.seen = new((batch, model.config.vocab_size), dtype=torch.bool) if penalised else None  # pyright: ignore[reportAttributeAccessIssue]
             self.held = Held()
             self.state, self.one = self._stepper(model, state)
             self.graph = self._captured() if device.type == "cuda" else None
@@ -78,17 +80,22 @@ class Decoder:
         if self.kind == "logits":
             self.logits = logits
             return
-        if self.kind == "greedy" and logits.dtype != torch.float64 and available(self.device):
+        if self.kind == "greedy" and self.seen is None and logits.dtype != torch.float64 and available(self.device):
             from unisono_torch.kernels.decode.choose import choose
 
-            choose(logits.contiguous(), self.number, self.ids, self.ties, self.trouble, self.token)
+            choose(logits, self.number, self.ids, self.ties, self.trouble, self.token)
         else:
             at = self.number[None]
-            u = self.u.index_select(0, at)[0]
+            u, wrong = self.u.index_select(0, at)[0], None
+            if self.seen is not None:
+                logits, wrong = law.penalised(logits, self.seen, self.penalty)
             if self.kind == "greedy":
                 ids, ties, bad = law.greedy(logits)
             else:
                 ids, ties, bad = law.drawn(logits, u, self.temperature, self.top_k, self.top_p)
+            if self.seen is not None and wrong is not None:
+                bad = wrong
+                self.seen.scatter_(1, ids[:, None].clamp(max=self.seen.shape[1] - 1), True)
             for rows, row in ((self.ids, ids), (self.ties, ties), (self.trouble, bad.int())):
                 rows.index_copy_(0, at, row[None])
             self.token.copy_(ids)
@@ -106,10 +113,12 @@ class Decoder:
         return graph
 
     @torch.no_grad()
-    def run(self, first: np.ndarray, state: State, sampling: Sampling, number: int, count: int) -> tuple[np.ndarray, np.ndarray, State]:
+    def run(
+        self, first: np.ndarray, state: State, sampling: Sampling, number: int, count: int, seen: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, State]:
         """Read first [B] and all ids chosen after it but the last: `count` ids and near-ties [B, count], and the state.
 
-        number: how many ids were generated before the first of them.
+        number: how many ids were generated before the first of them. seen [B, V]: the ids that each text holds, under a penalty.
         """
         ids, ties = np.empty((len(first), count), np.int64), np.empty((len(first), count), bool)
         with _on(self.device):
@@ -118,6 +127,10 @@ class Decoder:
                 self.temperature.fill_(sampling.temperature)
                 self.top_p.fill_(sampling.top_p)
                 self.top_k.fill_(sampling.top_k)
+            if self.seen is not None:
+                assert seen is not None
+                self.seen.copy_(torch.from_numpy(seen))
+                self.penalty.fill_(sampling.repetition_penalty)
             for start in range(0, count, BLOCK):
                 some = slice(start, min(start + BLOCK, count))
                 n = some.stop - start
@@ -171,14 +184,14 @@ def _serves(model: Model) -> bool:
 
 
 def follow(
-    model: Model, first: np.ndarray, state: State, sampling: Sampling, number: int, count: int
+    model: Model, first: np.ndarray, state: State, sampling: Sampling, number: int, count: int, seen: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, State] | None:
     """As `Decoder.run`, by a decoder that is kept; None where none is, and so few ids are worth none."""
     if _ends_within(model, state, count):
         return None  # a step at a time says where it ends
     with _lock:
-        decoder = _decoder(model, state, "greedy" if sampling.temperature == 0 else "drawn", count)
-        return None if decoder is None else decoder.run(first, state, sampling, number, count)
+        decoder = _decoder(model, state, "greedy" if sampling.temperature == 0 else "drawn", count, seen is not None)
+        return None if decoder is None else decoder.run(first, state, sampling, number, count, seen)
 
 
 def read_one(model: Model, token: Tensor, state: State) -> tuple[Tensor, State] | None:
@@ -199,8 +212,8 @@ def _ends_within(model: Model, state: State, count: int) -> bool:
     return longest is not None and position is not None and int(position.max()) + count > longest
 
 
-def _decoder(model: Model, state: State, kind: str, count: int) -> Decoder | None:
-    key = kind, model.dtype, model.compute_dtype, tuple((name, a.shape, a.dtype) for name, a in state.items())
+def _decoder(model: Model, state: State, kind: str, count: int, penalised: bool = False) -> Decoder | None:
+    key = kind, penalised, model.dtype, model.compute_dtype, tuple((name, a.shape, a.dtype) for name, a in state.items())
     key = *key, tuple((p.data_ptr(), p.dtype) for p in (*model.parameters(), *model.buffers()))
     kept = _decoders.setdefault(model, collections.OrderedDict())
     if key not in kept:
@@ -208,7 +221,7 @@ def _decoder(model: Model, state: State, kind: str, count: int) -> Decoder | Non
             return None
         for other in [other for other in kept if other[-1] != key[-1]]:
             del kept[other]  # of parameters that are gone
-        kept[key] = Decoder(model, state, kind)
+        kept[key] = Decoder(model, state, kind, penalised)
         if len(kept) > KEPT:
             kept.popitem(last=False)
     kept.move_to_end(key)

@@ -58,7 +58,7 @@ def _lat(model: Any, state: State, parts: Parts) -> Step | None:
     for i, block in enumerate(model.layers):
         names = [f"layers.{i}.{part}" for part in block.states]
         layers.append((_mixer(block, [state[name] for name in names], position, parts), parts.ffn(block.ffn, block.ffn_norm)))
-    embedding, head = parts.embedding(model), parts.head(model)
+    embedding, head = parts.embedding(model), parts.head(model, len(next(iter(state.values()))))
     learned = None if model.position_embedding is None else model.position_embedding.weight.detach()
 
     def step(token: Tensor) -> Tensor:
@@ -80,32 +80,35 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) 
     from unisono_torch.kernels.decode import attention, scans
 
     mixer = block.mixer
-    out = parts.linear(mixer.out)
     if block.states == ("conv",):
         into, weight = parts.linear(mixer.input, block.mixer_norm), mixer.conv.weight.detach()
         bias = None if mixer.conv.bias is None else mixer.conv.bias.detach()
-        return lambda x, rotaries: out(scans.conv_step(into(x), state[0], weight, bias), x)
+        out = parts.finish(mixer.out, 0)
+        return lambda x, rotaries: scans.conv_step(into(x), state[0], weight, bias, out, x)
+    normed = getattr(mixer, "head_norm", None)
+    finish = parts.finish(mixer.out, len(state[0]) * mixer.heads, alone=normed is not None)
     qkv, width = parts.linear(mixer.qkv, block.mixer_norm), mixer.width
     if mixer.kind == "linear":
         tau = None if mixer.tau is None else mixer.tau.detach()
         S, z = state
+        out = parts.linear(mixer.out)
 
         def linear(x: Tensor, rotaries: dict) -> Tensor:
-            o = attention.linear_step(qkv(x), S, z, width, mixer.feature_map, tau, rotaries.get(width))
-            if mixer.head_norm is not None:
-                o = mixer.head_norm(o.unflatten(-1, (mixer.heads, -1))).flatten(-2).to(o.dtype)
-            return out(o, x)
+            o = attention.linear_step(qkv(x), S, z, width, mixer.feature_map, tau, rotaries.get(width), finish, x)
+            if normed is None:
+                return o
+            return out(normed(o.unflatten(-1, (mixer.heads, -1))).flatten(-2).to(o.dtype), x)
 
         return linear
     op, (keys, values) = attention.window_step if mixer.kind == "window" else attention.softmax_step, state
-    return lambda x, rotaries: out(op(qkv(x), keys, values, position, rotaries.get(width)), x)
+    return lambda x, rotaries: op(qkv(x), keys, values, position, rotaries.get(width), finish, x)
 
 
 def _mamba(model: Any, state: State, parts: Parts) -> Step:
     layers = []
     for i, layer in enumerate(model.layers):
         layers.append(_mamba_block(layer.mixer, layer.norm, state[f"layers.{i}.conv"], state[f"layers.{i}.ssm"], parts))
-    embedding, head = parts.embedding(model), parts.head(model)
+    embedding, head = parts.embedding(model), parts.head(model, len(next(iter(state.values()))))
 
     def step(token: Tensor) -> Tensor:
         x = embedding(token)
@@ -122,13 +125,8 @@ def _mamba_block(block: Any, norm: nn.Module | None, conv: Tensor, ssm: Tensor, 
 
     own = {name: p.detach() for name, p in block.named_parameters()}
     into = parts.linear(block.in_proj, norm, conv=(own["conv1d.weight"], own.get("conv1d.bias"), conv))
-    inner, out, width = parts.linear(block.x_proj), parts.linear(block.out_proj), ssm.shape[1]
-
-    def step(x: Tensor, residual: Tensor | None = None) -> Tensor:
-        uz = into(x)
-        return out(scans.mamba_step(uz, ssm, own, inner(uz[:, :width])), residual)
-
-    return step
+    inner, finish = parts.held.cast(block.x_proj.weight, parts.dtype), parts.finish(block.out_proj, 1)
+    return lambda x, residual=None: scans.mamba_step(into(x), ssm, own, inner, finish, residual)
 
 
 def _s4d(model: Any, state: State, parts: Parts) -> Step:
@@ -158,7 +156,7 @@ def _s4d(model: Any, state: State, parts: Parts) -> Step:
         return step
 
     layers = [layer(block, state[f"layers.{i}.ssm"]) for i, block in enumerate(model.layers)]
-    embedding, head = parts.embedding(model), parts.head(model)
+    embedding, head = parts.embedding(model), parts.head(model, len(next(iter(state.values()))))
 
     def step(token: Tensor) -> Tensor:
         x = embedding(token)
@@ -181,16 +179,17 @@ def _cram(model: Any, state: State, parts: Parts) -> Step | None:
         Q = parts.held.cast(score.Q, parts.dtype)
         one, two, three = ((a.weight.detach(), a.bias.detach()) for a in score.score)
         up, down = parts.linear(block.ffn.up, block.norm, "gelu_tanh"), parts.linear(block.ffn.down)
+        turns = torch.zeros_like(position)
 
         def step(x: Tensor) -> Tensor:
-            return down(up(sum_step(x, projected(x, Q), position, (one, two, three), score.key_scale, xi, config.exclusive)), x)
+            return down(up(sum_step(x, projected(x, Q), position, (one, two, three), score.key_scale, xi, config.exclusive, turns)), x)
 
         return step
 
     from unisono_torch.kernels.decode.project import projected
 
     layers = [layer(block, state[f"layers.{i}.xi"]) for i, block in enumerate(model.layers)]
-    embedding, head = parts.embedding(model), parts.head(model)
+    embedding, head = parts.embedding(model), parts.head(model, len(next(iter(state.values()))))
 
     def step(token: Tensor) -> Tensor:
         x = embedding(token)
@@ -204,7 +203,6 @@ def _cram(model: Any, state: State, parts: Parts) -> Step | None:
 
 def _infinityformer(model: Any, state: State, parts: Parts) -> Step:
     from unisono_torch.kernels.decode import attention
-    from unisono_torch.kernels.decode.project import projected
 
     config, position = model.config, state["position"]
     table = None
@@ -213,7 +211,7 @@ def _infinityformer(model: Any, state: State, parts: Parts) -> Step:
 
     def layer(block: Any, S: Tensor, z: Tensor) -> Callable[[Tensor, Any], Tensor]:
         mixer, vector = block.mixer, config.gate == "vector"
-        qkv, out, norm = parts.linear(mixer.qkv, block.mixer_norm), parts.linear(mixer.out), parts.norm(block.mixer_norm)
+        qkv, finish = parts.linear(mixer.qkv, block.mixer_norm), parts.finish(mixer.out, len(S) * config.n_heads)
         gate, decay, mix = mixer.gate, mixer.decay, mixer.mix
         asked = [(gate.weight, gate.bias)] + ([] if decay.weight is None else [(decay.weight, decay.bias)])
         weight, bias = (parts.held(lambda i=i: torch.cat([pair[i].detach().float() for pair in asked])) for i in range(2))
@@ -222,14 +220,15 @@ def _infinityformer(model: Any, state: State, parts: Parts) -> Step:
         how = vector, config.feature_map, tau
 
         def step(x: Tensor, rotary: Any) -> Tensor:
-            gates = projected(x, weight, bias, norm=norm, normed=parts.dtype)
-            x = out(attention.multiscale_step(qkv(x), gates, mixed, S, z, *how, rotary, config.rope == "numerator"), x)
+            gates = x.new_empty((len(x), len(weight)), dtype=weight.dtype)
+            heads = qkv(x, beside=(weight, bias, gates))
+            x = attention.multiscale_step(heads, gates, mixed, S, z, *how, rotary, config.rope == "numerator", finish, x)
             return ffn(x, x)
 
         return step
 
     layers = [layer(block, state[f"layers.{i}.S"], state[f"layers.{i}.z"]) for i, block in enumerate(model.layers)]
-    embedding, head = parts.embedding(model), parts.head(model)
+    embedding, head = parts.embedding(model), parts.head(model, len(next(iter(state.values()))))
 
     def step(token: Tensor) -> Tensor:
         x = embedding(token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 
 from unisono_torch.layers.basic import LayerNorm, Linear, RMSNorm
 from unisono_torch.layers.ffn import FFN, GELUFFN, GatedGELU, SwiGLU
+from unisono_torch.ops.elementwise import ALIGNED
 
 if TYPE_CHECKING:
+    from unisono_torch.kernels.decode.project import Finish
     from unisono_torch.models.base import Model
 
 
@@ -53,7 +56,8 @@ class Parts:
     def linear(
         self, layer: Linear | Any, norm: nn.Module | None = None, act: str = "none", weight: Tensor | None = None, conv: Any = None
     ) -> Callable[..., Tensor]:
-        """x [B, in] and perhaps a residual → [B, out]. With "gated_gelu" and "glu", the two halves of the rows are the two products."""
+        """x [B, in] and perhaps a residual → [B, out]. With "gated_gelu" and "glu", the two halves of the rows are the two products.
+        beside: another product of the same norm."""
         from unisono_torch.kernels.decode.project import projected
 
         before = self.norm(norm)
@@ -63,7 +67,17 @@ class Parts:
             (w, w2), (b, b2) = w.chunk(2), (None, None) if b is None else b.chunk(2)
         else:
             w2 = b2 = None
-        return lambda x, residual=None: projected(x, w, b, second=w2, second_bias=b2, norm=before, act=act, residual=residual, conv=conv)
+        how: dict[str, Any] = {"second": w2, "second_bias": b2, "norm": before, "act": act, "conv": conv}
+        return lambda x, residual=None, beside=None: projected(x, w, b, residual=residual, beside=beside, **how)
+
+    def finish(self, layer: Linear | Any, owners: int, alone: bool = False) -> Finish:
+        """`linear` in the launch before it, of which `owners` pieces have programs that take turns. alone: without it."""
+        from unisono_torch.kernels.decode.project import Finish
+
+        device = layer.weight.device
+        if alone:
+            return Finish(None, None, owners, device)
+        return Finish(self.held.cast(layer.weight, self.dtype), None if layer.bias is None else layer.bias.detach(), owners, device)
 
     def ffn(self, ffn: nn.Module, norm: nn.Module | None) -> Callable[[Tensor, Tensor], Tensor]:
         """x [B, D] and what the result is added to → [B, D]."""
@@ -85,5 +99,18 @@ class Parts:
         weight, dtype = model.embedding.weight.detach(), self.dtype
         return lambda token: nn.functional.embedding(token, weight).to(dtype)
 
-    def head(self, model: Any) -> Callable[[Tensor], Tensor]:
-        return self.linear(model.head, model.norm, weight=model.embedding.weight if model.config.tie_head else None)
+    def head(self, model: Any, batch: int) -> Callable[[Tensor], Tensor]:
+        """x [B, D] → logits [B, V], by matrix products of padded rows where there are many sequences (ops/elementwise.py, `linear`)."""
+        from unisono_torch.kernels.decode.project import MOST
+
+        weight = model.embedding.weight if model.config.tie_head else model.head.weight
+        size, bias = len(weight), model.head.bias
+        if batch <= MOST or size % 8 == 0:
+            return self.linear(model.head, model.norm, weight=weight)
+        pad = -size % ALIGNED
+        padded = SimpleNamespace(
+            weight=self.held(lambda: nn.functional.pad(weight.detach().to(self.dtype), (0, 0, 0, pad))),
+            bias=None if bias is None else self.held(lambda: nn.functional.pad(bias.detach(), (0, pad))),
+        )
+        wide = self.linear(padded, model.norm)
+        return lambda x: wide(x)[:, :size]

@@ -41,6 +41,14 @@ def drawn(logits: Tensor, u: Tensor, temperature: Tensor, top_k: Tensor, top_p: 
     return order.gather(1, rank)[:, 0], ties, trouble
 
 
+def penalised(logits: Tensor, seen: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
+    """logits and seen [B, V], a float64 scalar → logits after the penalty, float64, which are chosen from; trouble [B]."""
+    z, trouble = _numbers(logits)
+    moved = torch.where(z > 0, z / penalty, z * penalty)
+    most = torch.finfo(torch.float64).max  # a penalty never forbids: what was finite stays so
+    return torch.where(seen & torch.isfinite(z), moved.clamp(-most, most), z), trouble
+
+
 def _numbers(logits: Tensor) -> tuple[Tensor, Tensor]:
     """float64, where +inf, better than any number, is 0 among −inf; and what is wrong with each row."""
     z = logits.double()

@@ -47,15 +47,16 @@ def generate(
     n_generated: int = 0,
     valid: np.ndarray | None = None,
     seen: np.ndarray | None = None,
-    follow: Callable[[np.ndarray, Any, Sampling, int, int], tuple[np.ndarray, np.ndarray, Any] | None] | None = None,
+    follow: Callable[..., tuple[np.ndarray, np.ndarray, Any] | None] | None = None,
 ) -> Generated:
     """Continue prompt [B, T] by `max_new_tokens` ids, where `valid` [B, T] says which tokens of a ragged prompt count.
 
     begin(state or None, B, n): a state with room for n more tokens. last(tokens [B, T], state, valid): the logits [B, V] of each
     row's last valid token, and the state after all; where a row has none, its logits are not looked at.
     seen [B, V]: ids that the texts hold before the prompt, for a repetition penalty.
-    follow(ids [B], state, sampling, number, n): the n ids and near-ties [B, n] that come after ids by the same law, `number` ids after
-    the first, and the state after all but the last; None where it does not want to.
+    follow(ids [B], state, sampling, number, n, seen): the n ids and near-ties [B, n] that come after ids by the same law, `number` ids
+    after the first, and the state after all but the last; None where it does not want to. seen: as here, where there is a penalty, with
+    ids; else None.
     """
     if config.reads_frames:
         raise InputError("generate: a frame model predicts distributions of frames, not ids; call step and draw the next frame")
@@ -78,8 +79,10 @@ def generate(
         ids[:, n], ties[:, n] = choose(logits, sampling, number + n, marks)
         if marks is not None:
             np.put_along_axis(marks, ids[:, n, None], True, 1)
-        elif n == 0 and count > 1 and follow is not None and (found := follow(ids[:, 0], state, sampling, number + 1, count - 1)):
+        if n == 0 and count > 1 and follow is not None and (found := follow(ids[:, 0], state, sampling, number + 1, count - 1, marks)):
             ids[:, 1:], ties[:, 1:], state = found
+            if marks is not None:
+                np.put_along_axis(marks, ids, True, 1)
             break
     return Generated(ids, ties, state, number + count, marks)
 

@@ -14,12 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisono_torch.kernels.decode.project import launch, ready
+from unisono_torch.kernels.decode.project import Finish, done, finished, last, launch, loaded, ready
 from unisono_torch.kernels.gelu import sigmoid
 
 LOG2E = tl.constexpr(1.4426950408889634)
 EPS = tl.constexpr(1e-6)
-MAPS = {"elu1": 0, "relu": 1, "learned": 2, "taylor2": 3}
+MAPS = {"elu1": 0, "relu": 1, "learned": 2, "taylor2": 3, "none": 4}  # none: features are given
 PIECE = 256  # slots of a cache that a program reads, at least
 PIECES = 64  # of a cache, at most
 
@@ -74,211 +74,261 @@ def _features(p, f, F: tl.constexpr, K: tl.constexpr, tau, cos, sin, MAP: tl.con
         x = _turned(p, f, f < F, cos, sin, K, ROPE)
         if MAP == 2:
             x = x * tl.load(tau).to(tl.float32)
-        below = tl.exp2(tl.minimum(x, 0.0) * LOG2E)
-        x = tl.maximum(x, 0.0)
-        if MAP != 1:
-            x += below
+        if MAP < 4:
+            below = tl.exp2(tl.minimum(x, 0.0) * LOG2E)
+            x = tl.maximum(x, 0.0)
+            if MAP != 1:
+                x += below
     return tl.where(f < F, x, 0.0)
 
 
 @triton.jit
 def linear(
-    qkv, S, z, tau, cos, sin, out, HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, F: tl.constexpr, MAP: tl.constexpr,
-    ROPE: tl.constexpr, BF: tl.constexpr, BV: tl.constexpr, EARLY: tl.constexpr,
+    qkv, S, z, tau, cos, sin, o, turns, W, bias, residual, out, counters, N, HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    F: tl.constexpr, MAP: tl.constexpr, ROPE: tl.constexpr, BF: tl.constexpr, SLICES: tl.constexpr, BV: tl.constexpr, STEPS: tl.constexpr,
+    BATCH: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """S [B, H, F, V] and z [B, H, F] grow by this token; out [B, H·V] is what it reads of them."""
-    row = tl.program_id(0) // HEADS
-    head = tl.program_id(0) % HEADS
-    own = qkv + row * HEADS * (2 * K + V)
-    v = tl.arange(0, BV)
-    ready(EARLY)
-    value = tl.load(own + HEADS * 2 * K + head * V + v, mask=v < V, other=0.0).to(tl.float32)
-    cos += row * (K // 2)
-    sin += row * (K // 2)
-    at = tl.program_id(0).to(tl.int64) * F
-    top = tl.zeros((BV,), tl.float32)
-    bottom = tl.zeros((1,), tl.float32)
-    for low in range(0, F, BF):
-        f = low + tl.arange(0, BF)
-        q = _features(own + head * K, f, F, K, tau, cos, sin, MAP, ROPE)
-        k = _features(own + HEADS * K + head * K, f, F, K, tau, cos, sin, MAP, ROPE)
-        cell = S + (at + f)[:, None] * V + v[None, :]
-        mask = (f < F)[:, None] & (v < V)[None, :]
-        s = tl.load(cell, mask=mask, other=0.0) + k[:, None] * value[None, :]
-        tl.store(cell, s, mask=mask)
-        total = tl.load(z + at + f, mask=f < F, other=0.0) + k
-        tl.store(z + at + f, total, mask=f < F)
-        top += tl.sum(q[:, None] * s, 0)
-        bottom += tl.sum(q * total, 0)
-    tl.store(out + tl.program_id(0) * V + v, (top / (bottom + EPS)).to(out.dtype.element_ty), mask=v < V)
+    """S [B, H, F, V] and z [B, H, F] grow by this token; o [B, H·V] is what it reads of them, SLICES programs a head.
+
+    PROGRAMS more turn o into out: see `finished`.
+    """
+    if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
+        finished(
+            tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, N, HEADS * V, BATCH, STEPS, PROGRAMS, HAS_BIAS, HAS_RESIDUAL,
+            ROWS, COLUMNS, TOGETHER, EARLY,
+        )  # fmt: skip
+    else:
+        owner = tl.program_id(0) // SLICES
+        row = owner // HEADS
+        head = owner % HEADS
+        own = qkv + row * HEADS * (2 * K + V)
+        v = (tl.program_id(0) % SLICES) * BV + tl.arange(0, BV)
+        ready(EARLY)
+        value = tl.load(own + HEADS * 2 * K + head * V + v, mask=v < V, other=0.0).to(tl.float32)
+        cos += row * (K // 2)
+        sin += row * (K // 2)
+        at = owner.to(tl.int64) * F
+        top = tl.zeros((BV,), tl.float32)
+        bottom = tl.zeros((1,), tl.float32)
+        for low in range(0, F, BF):
+            f = low + tl.arange(0, BF)
+            q = _features(own + head * K, f, F, K, tau, cos, sin, MAP, ROPE)
+            k = _features(own + HEADS * K + head * K, f, F, K, tau, cos, sin, MAP, ROPE)
+            cell = S + (at + f)[:, None] * V + v[None, :]
+            mask = (f < F)[:, None] & (v < V)[None, :]
+            s = tl.load(cell, mask=mask, other=0.0) + k[:, None] * value[None, :]
+            loaded()
+            tl.store(cell, s, mask=mask)
+            top += tl.sum(q[:, None] * s, 0)
+            bottom += tl.sum(q * (tl.load(z + at + f, mask=f < F, other=0.0) + k), 0)
+        tl.store(o + owner * V + v, (top / (bottom + EPS)).to(o.dtype.element_ty), mask=v < V)
+        done(counters, TOGETHER)
+        if last(turns + owner, SLICES):
+            loaded()
+            for low in range(0, F, BF):
+                f = low + tl.arange(0, BF)
+                k = _features(own + HEADS * K + head * K, f, F, K, tau, cos, sin, MAP, ROPE)
+                total = tl.load(z + at + f, mask=f < F, other=0.0) + k
+                loaded()
+                tl.store(z + at + f, total, mask=f < F)
 
 
 @triton.jit
 def multiscale(
-    qkv, gates, mix, S, z, tau, cos, sin, out, HEADS: tl.constexpr, K: tl.constexpr, SCALES: tl.constexpr, DATA: tl.constexpr,
-    VECTOR: tl.constexpr, MAP: tl.constexpr, ROPE: tl.constexpr, LATER: tl.constexpr, BK: tl.constexpr, BS: tl.constexpr,
-    EARLY: tl.constexpr,
+    qkv, gates, mix, S, z, tau, cos, sin, o, turns, W, bias, residual, out, counters, N, HEADS: tl.constexpr, K: tl.constexpr,
+    SCALES: tl.constexpr, DATA: tl.constexpr, VECTOR: tl.constexpr, MAP: tl.constexpr, ROPE: tl.constexpr, LATER: tl.constexpr,
+    BK: tl.constexpr, BS: tl.constexpr, SLICES: tl.constexpr, BV: tl.constexpr, STEPS: tl.constexpr, BATCH: tl.constexpr,
+    PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """S [B, 1 + SCALES, H, K, K] and z fade and grow; out [B, H·K]: what is read of them, mixed (ops/multiscale.py).
+    """S [B, 1 + SCALES, H, K, K] and z fade and grow; o [B, H·K]: what is read of them, mixed (ops/multiscale.py); out: see `finished`.
 
     gates [B, ·]: one a head's value or one in all, then one a scale where decays depend on data; else those are the end of mix, whose
     beginning are the scales' own weights. ROPE turns before φ, LATER after it, and the numerator only.
     """
-    row = tl.program_id(0) // HEADS
-    head = tl.program_id(0) % HEADS
-    own = qkv + row * (3 * HEADS * K) + head * K
-    i = tl.arange(0, BK)
-    inside = i < K
-    s = tl.arange(0, BS)
-    weight = tl.load(mix + s, mask=s < SCALES, other=-float("inf")).to(tl.float32)
-    ready(EARLY)
-    weight = tl.exp2((weight - tl.max(weight, 0)) * LOG2E)
-    weight = weight / tl.sum(weight, 0)
-    cos += row * (K // 2)
-    sin += row * (K // 2)
-    q = _features(own, i, K, K, tau, cos, sin, MAP, ROPE)
-    k = _features(own + HEADS * K, i, K, K, tau, cos, sin, MAP, ROPE)
-    q_norm = q
-    k_norm = k
-    if LATER:
-        HALF: tl.constexpr = K // 2
-        other = (i + HALF) % K
-        c = tl.load(cos + i % HALF, mask=inside, other=0.0)
-        t = tl.load(sin + i % HALF, mask=inside, other=0.0)
-        far = _features(own, tl.where(inside, other, K), K, K, tau, cos, sin, MAP, False)
-        q = q * c + tl.where(i < HALF, -far, far) * t
-        far = _features(own + HEADS * K, tl.where(inside, other, K), K, K, tau, cos, sin, MAP, False)
-        k = k * c + tl.where(i < HALF, -far, far) * t
-    v = tl.load(own + 2 * HEADS * K + i, mask=inside, other=0.0).to(tl.float32)
-    COUNT: tl.constexpr = (HEADS * K if VECTOR else 1) + (SCALES if DATA else 0)
-    gates += row * COUNT
-    gate = sigmoid(tl.load(gates + ((head * K + i) if VECTOR else i * 0), mask=inside, other=0.0))
-    o = tl.zeros((BK,), tl.float32)
-    for scale in tl.static_range(SCALES + 1):
-        decay = 1.0
-        share = gate
-        if scale > 0:
-            from_ = (gates + COUNT - SCALES) if DATA else (mix + SCALES)
-            decay = sigmoid(tl.load(from_ + scale - 1).to(tl.float32))
-            share = (1 - gate) * tl.sum(tl.where(s == scale - 1, weight, 0.0), 0)
-        at = ((row * (SCALES + 1) + scale) * HEADS + head).to(tl.int64) * K
-        cell = S + (at + i)[:, None] * K + i[None, :]
-        mask = inside[:, None] & inside[None, :]
-        held = decay * tl.load(cell, mask=mask, other=0.0) + k[:, None] * v[None, :]
-        tl.store(cell, held, mask=mask)
-        total = decay * tl.load(z + at + i, mask=inside, other=0.0) + k_norm
-        tl.store(z + at + i, total, mask=inside)
-        o += share * (tl.sum(q[:, None] * held, 0) / (tl.sum(q_norm * total, 0) + EPS))
-    tl.store(out + (row * HEADS + head) * K + i, o.to(out.dtype.element_ty), mask=inside)
+    if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
+        finished(
+            tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, N, HEADS * K, BATCH, STEPS, PROGRAMS, HAS_BIAS, HAS_RESIDUAL,
+            ROWS, COLUMNS, TOGETHER, EARLY,
+        )  # fmt: skip
+    else:
+        owner = tl.program_id(0) // SLICES
+        row = owner // HEADS
+        head = owner % HEADS
+        own = qkv + row * (3 * HEADS * K) + head * K
+        i = tl.arange(0, BK)
+        inside = i < K
+        v = (tl.program_id(0) % SLICES) * BV + tl.arange(0, BV)
+        s = tl.arange(0, BS)
+        weight = tl.load(mix + s, mask=s < SCALES, other=-float("inf")).to(tl.float32)
+        ready(EARLY)
+        weight = tl.exp2((weight - tl.max(weight, 0)) * LOG2E)
+        weight = weight / tl.sum(weight, 0)
+        cos += row * (K // 2)
+        sin += row * (K // 2)
+        q = _features(own, i, K, K, tau, cos, sin, MAP, ROPE)
+        k = _features(own + HEADS * K, i, K, K, tau, cos, sin, MAP, ROPE)
+        q_norm = q
+        k_norm = k
+        if LATER:
+            HALF: tl.constexpr = K // 2
+            other = (i + HALF) % K
+            c = tl.load(cos + i % HALF, mask=inside, other=0.0)
+            t = tl.load(sin + i % HALF, mask=inside, other=0.0)
+            far = _features(own, tl.where(inside, other, K), K, K, tau, cos, sin, MAP, False)
+            q = q * c + tl.where(i < HALF, -far, far) * t
+            far = _features(own + HEADS * K, tl.where(inside, other, K), K, K, tau, cos, sin, MAP, False)
+            k = k * c + tl.where(i < HALF, -far, far) * t
+        value = tl.load(own + 2 * HEADS * K + v, mask=v < K, other=0.0).to(tl.float32)
+        COUNT: tl.constexpr = (HEADS * K if VECTOR else 1) + (SCALES if DATA else 0)
+        gates += row * COUNT
+        gate = sigmoid(tl.load(gates + ((head * K + v) if VECTOR else v * 0), mask=v < K, other=0.0))
+        read = tl.zeros((BV,), tl.float32)
+        totals = ()
+        for scale in tl.static_range(SCALES + 1):
+            decay = 1.0
+            share = gate
+            if scale > 0:
+                from_ = (gates + COUNT - SCALES) if DATA else (mix + SCALES)
+                decay = sigmoid(tl.load(from_ + scale - 1).to(tl.float32))
+                share = (1 - gate) * tl.sum(tl.where(s == scale - 1, weight, 0.0), 0)
+            at = ((row * (SCALES + 1) + scale) * HEADS + head).to(tl.int64) * K
+            cell = S + (at + i)[:, None] * K + v[None, :]
+            mask = inside[:, None] & (v < K)[None, :]
+            held = decay * tl.load(cell, mask=mask, other=0.0) + k[:, None] * value[None, :]
+            loaded()
+            tl.store(cell, held, mask=mask)
+            total = decay * tl.load(z + at + i, mask=inside, other=0.0) + k_norm
+            totals = totals + (total,)  # noqa: RUF005 (Triton's tuples grow by +)
+            read += share * (tl.sum(q[:, None] * held, 0) / (tl.sum(q_norm * total, 0) + EPS))
+        tl.store(o + owner * K + v, read.to(o.dtype.element_ty), mask=v < K)
+        done(counters, TOGETHER)
+        if last(turns + owner, SLICES):
+            loaded()
+            for scale in tl.static_range(SCALES + 1):
+                at = ((row * (SCALES + 1) + scale) * HEADS + head).to(tl.int64) * K
+                tl.store(z + at + i, totals[scale], mask=inside)
 
 
 @triton.jit
 def window(
-    qkv, keys, values, count, cos, sin, out, scale, HEADS: tl.constexpr, K: tl.constexpr, W: tl.constexpr, ROPE: tl.constexpr,
-    BK: tl.constexpr, BW: tl.constexpr, EARLY: tl.constexpr,
+    qkv, keys, values, count, cos, sin, o, W, bias, residual, out, counters, N, scale, HEADS: tl.constexpr, K: tl.constexpr,
+    WIDTH: tl.constexpr, ROPE: tl.constexpr, BK: tl.constexpr, BW: tl.constexpr, STEPS: tl.constexpr, BATCH: tl.constexpr,
+    PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """keys and values [B, W, H, K], oldest first, move one place on; count [B]: tokens read before this one."""
-    row = tl.program_id(0) // HEADS
-    head = tl.program_id(0) % HEADS
-    own = qkv + row * (3 * HEADS * K) + head * K
-    i = tl.arange(0, BK)
-    inside = i < K
-    TYPE: tl.constexpr = qkv.dtype.element_ty
-    cos += row * (K // 2)
-    sin += row * (K // 2)
-    ready(EARLY)
-    q = _turned(own, i, inside, cos, sin, K, ROPE).to(TYPE).to(tl.float32)
-    k = _turned(own + HEADS * K, i, inside, cos, sin, K, ROPE).to(TYPE).to(tl.float32)
-    v = tl.load(own + 2 * HEADS * K + i, mask=inside, other=0.0).to(tl.float32)
-    slot = tl.arange(0, BW)
-    filled = (slot < W) & (slot >= W - 1 - tl.load(count + row))
-    at = ((row.to(tl.int64) * W + slot + 1) * HEADS + head)[:, None] * K + i[None, :]
-    mask = (filled & (slot < W - 1))[:, None] & inside[None, :]
-    here = (slot == W - 1)[:, None]
-    kept = tl.where(here, k[None, :], tl.load(keys + at, mask=mask, other=0.0))
-    held = tl.where(here, v[None, :], tl.load(values + at, mask=mask, other=0.0))
-    score = tl.where(filled, tl.sum(kept * q[None, :], 1) * scale, -float("inf"))
-    weight = tl.exp2((score - tl.max(score, 0)) * LOG2E)
-    o = tl.sum(weight[:, None] * held, 0) / tl.sum(weight, 0)
-    tl.store(out + (row * HEADS + head) * K + i, o.to(TYPE), mask=inside)
-    tl.debug_barrier()  # all is read before any of it is moved
-    to = at - HEADS * K
-    mask = (slot < W)[:, None] & inside[None, :]
-    tl.store(keys + to, kept, mask=mask)
-    tl.store(values + to, held, mask=mask)
-
-
-@triton.jit
-def softmax(
-    qkv, keys, values, count, cos, sin, part, scale, CAPACITY, SLOTS, PIECES: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr,
-    ROPE: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """What a piece of SLOTS slots makes of this token's query: part [B·H, PIECES, K + 2], maximum, sum and weighted values.
-
-    keys and values [B, CAPACITY, H, K] receive this token at slot count [B].
-    """
-    row = tl.program_id(0) // HEADS
-    head = tl.program_id(0) % HEADS
-    piece = tl.program_id(1)
-    ready(EARLY)
-    here = tl.load(count + row)
-    low = piece * SLOTS
-    if low <= here:
+    """keys and values [B, WIDTH, H, K], oldest first, move one place on; count [B]: tokens read before this one. out: see `finished`."""
+    if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
+        finished(
+            tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, N, HEADS * K, BATCH, STEPS, PROGRAMS, HAS_BIAS, HAS_RESIDUAL,
+            ROWS, COLUMNS, TOGETHER, EARLY,
+        )  # fmt: skip
+    else:
+        row = tl.program_id(0) // HEADS
+        head = tl.program_id(0) % HEADS
         own = qkv + row * (3 * HEADS * K) + head * K
         i = tl.arange(0, BK)
         inside = i < K
         TYPE: tl.constexpr = qkv.dtype.element_ty
         cos += row * (K // 2)
         sin += row * (K // 2)
-        q = _turned(own, i, inside, cos, sin, K, ROPE).to(TYPE).to(tl.float32) * (scale * LOG2E)
-        k = _turned(own + HEADS * K, i, inside, cos, sin, K, ROPE).to(TYPE)
-        v = tl.load(own + 2 * HEADS * K + i, mask=inside, other=0.0)
-        base = row.to(tl.int64) * CAPACITY * HEADS * K + head * K
-        most = tl.full((), -float("inf"), tl.float32)
-        total = tl.zeros((), tl.float32)
-        o = tl.zeros((BK,), tl.float32)
-        if here < low + SLOTS:
-            at = base + here.to(tl.int64) * HEADS * K + i
-            tl.store(keys + at, k.to(keys.dtype.element_ty), mask=inside)
-            tl.store(values + at, v.to(values.dtype.element_ty), mask=inside)
-            most = tl.sum(k.to(tl.float32) * q, 0)
-            total += 1.0
-            o += v.to(tl.float32)
-        for start in range(low, tl.minimum(low + SLOTS, here), BLOCK):
-            slot = start + tl.arange(0, BLOCK)
-            old = (slot < low + SLOTS) & (slot < here)
-            at = base + (slot.to(tl.int64) * HEADS * K)[:, None] + i[None, :]
-            mask = old[:, None] & inside[None, :]
-            score = tl.sum(tl.load(keys + at, mask=mask, other=0.0).to(tl.float32) * q[None, :], 1)
-            held = tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
-            score = tl.where(old, score, -float("inf"))
-            new = tl.maximum(most, tl.max(score, 0))
-            fade = tl.exp2(most - new)
-            weight = tl.exp2(score - new)
-            total = total * fade + tl.sum(weight, 0)
-            o = o * fade + tl.sum(weight[:, None] * held, 0)
-            most = new
-        to = part + (tl.program_id(0) * PIECES + piece) * (K + 2)
-        tl.store(to, most)
-        tl.store(to + 1, total)
-        tl.store(to + 2 + i, o, mask=inside)
+        ready(EARLY)
+        q = _turned(own, i, inside, cos, sin, K, ROPE).to(TYPE).to(tl.float32)
+        k = _turned(own + HEADS * K, i, inside, cos, sin, K, ROPE).to(TYPE).to(tl.float32)
+        v = tl.load(own + 2 * HEADS * K + i, mask=inside, other=0.0).to(tl.float32)
+        slot = tl.arange(0, BW)
+        filled = (slot < WIDTH) & (slot >= WIDTH - 1 - tl.load(count + row))
+        at = ((row.to(tl.int64) * WIDTH + slot + 1) * HEADS + head)[:, None] * K + i[None, :]
+        mask = (filled & (slot < WIDTH - 1))[:, None] & inside[None, :]
+        here = (slot == WIDTH - 1)[:, None]
+        kept = tl.where(here, k[None, :], tl.load(keys + at, mask=mask, other=0.0))
+        held = tl.where(here, v[None, :], tl.load(values + at, mask=mask, other=0.0))
+        score = tl.where(filled, tl.sum(kept * q[None, :], 1) * scale, -float("inf"))
+        weight = tl.exp2((score - tl.max(score, 0)) * LOG2E)
+        read = tl.sum(weight[:, None] * held, 0) / tl.sum(weight, 0)
+        tl.store(o + (row * HEADS + head) * K + i, read.to(TYPE), mask=inside)
+        done(counters, TOGETHER)
+        loaded()
+        to = at - HEADS * K
+        mask = (slot < WIDTH)[:, None] & inside[None, :]
+        tl.store(keys + to, kept, mask=mask)
+        tl.store(values + to, held, mask=mask)
 
 
 @triton.jit
-def merge(part, count, out, SLOTS, PIECES: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr):
-    """out [B, H·K] from what the pieces up to this token's slot made."""
-    ready(EARLY)
-    here = tl.load(count + tl.program_id(0) // HEADS)
-    i = tl.arange(0, BK)
-    piece = tl.arange(0, PIECES)
-    on = piece * SLOTS <= here
-    at = part + (tl.program_id(0) * PIECES + piece) * (K + 2)
-    most = tl.load(at, mask=on, other=-float("inf"))
-    share = tl.where(on, tl.exp2(most - tl.max(most, 0)), 0.0)
-    total = tl.sum(share * tl.load(at + 1, mask=on, other=0.0), 0)
-    held = tl.load(at[:, None] + 2 + i[None, :], mask=on[:, None] & (i < K)[None, :], other=0.0)
-    o = tl.sum(share[:, None] * held, 0) / total
-    tl.store(out + tl.program_id(0) * K + i, o.to(out.dtype.element_ty), mask=i < K)
+def softmax(
+    qkv, keys, values, count, cos, sin, part, o, turns, W, bias, residual, out, counters, N, scale, CAPACITY, SLOTS,
+    PIECES: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr, ROPE: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
+    STEPS: tl.constexpr, BATCH: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """What pieces of SLOTS slots make of this token's query: part [B·H, PIECES, K + 2], maximum, sum and weighted values. The last of a
+    head's to come makes o [B, H·K] of all; out: see `finished`.
+
+    keys and values [B, CAPACITY, H, K] receive this token at slot count [B].
+    """
+    if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
+        finished(
+            tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, N, HEADS * K, BATCH, STEPS // PIECES, PROGRAMS, HAS_BIAS,
+            HAS_RESIDUAL, ROWS, COLUMNS, TOGETHER, EARLY,
+        )  # fmt: skip
+    else:
+        owner = tl.program_id(0) // PIECES
+        piece = tl.program_id(0) % PIECES
+        row = owner // HEADS
+        head = owner % HEADS
+        i = tl.arange(0, BK)
+        inside = i < K
+        ready(EARLY)
+        here = tl.load(count + row)
+        low = piece * SLOTS
+        if low <= here:
+            own = qkv + row * (3 * HEADS * K) + head * K
+            TYPE: tl.constexpr = qkv.dtype.element_ty
+            q = _turned(own, i, inside, cos + row * (K // 2), sin + row * (K // 2), K, ROPE).to(TYPE).to(tl.float32) * (scale * LOG2E)
+            k = _turned(own + HEADS * K, i, inside, cos + row * (K // 2), sin + row * (K // 2), K, ROPE).to(TYPE)
+            v = tl.load(own + 2 * HEADS * K + i, mask=inside, other=0.0)
+            base = row.to(tl.int64) * CAPACITY * HEADS * K + head * K
+            most = tl.full((), -float("inf"), tl.float32)
+            total = tl.zeros((), tl.float32)
+            read = tl.zeros((BK,), tl.float32)
+            if here < low + SLOTS:
+                at = base + here.to(tl.int64) * HEADS * K + i
+                tl.store(keys + at, k.to(keys.dtype.element_ty), mask=inside)
+                tl.store(values + at, v.to(values.dtype.element_ty), mask=inside)
+                most = tl.sum(k.to(tl.float32) * q, 0)
+                total += 1.0
+                read += v.to(tl.float32)
+            for start in range(low, tl.minimum(low + SLOTS, here), BLOCK):
+                slot = start + tl.arange(0, BLOCK)
+                old = (slot < low + SLOTS) & (slot < here)
+                at = base + (slot.to(tl.int64) * HEADS * K)[:, None] + i[None, :]
+                mask = old[:, None] & inside[None, :]
+                score = tl.sum(tl.load(keys + at, mask=mask, other=0.0).to(tl.float32) * q[None, :], 1)
+                held = tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
+                score = tl.where(old, score, -float("inf"))
+                new = tl.maximum(most, tl.max(score, 0))
+                fade = tl.exp2(most - new)
+                weight = tl.exp2(score - new)
+                total = total * fade + tl.sum(weight, 0)
+                read = read * fade + tl.sum(weight[:, None] * held, 0)
+                most = new
+            to = part + (owner * PIECES + piece) * (K + 2)
+            tl.store(to, most)
+            tl.store(to + 1, total)
+            tl.store(to + 2 + i, read, mask=inside)
+        if last(turns + owner, PIECES):
+            tl.debug_barrier()
+            pieces = tl.arange(0, PIECES)
+            on = pieces * SLOTS <= here
+            at = part + (owner * PIECES + pieces) * (K + 2)
+            high = tl.load(at, mask=on, other=-float("inf"))
+            share = tl.where(on, tl.exp2(high - tl.max(high, 0)), 0.0)
+            whole = tl.sum(share * tl.load(at + 1, mask=on, other=0.0), 0)
+            held = tl.load(at[:, None] + 2 + i[None, :], mask=on[:, None] & inside[None, :], other=0.0)
+            tl.store(o + owner * K + i, (tl.sum(share[:, None] * held, 0) / whole).to(o.dtype.element_ty), mask=inside)
+            done(counters, TOGETHER)
 
 
 def cos_sin(position: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
@@ -291,60 +341,78 @@ def cos_sin(position: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     return cos, sin
 
 
+def _slices(owners: int, width: int) -> int:
+    """Programs a head: enough of them where heads are few, each with 16 columns or more."""
+    slices = 1
+    while owners * slices < 64 and width % (32 * slices) == 0:
+        slices *= 2
+    return slices
+
+
 def linear_step(
-    qkv: Tensor, S: Tensor, z: Tensor, width: int, feature_map: str, tau: Tensor | None, rotary: tuple[Tensor, Tensor] | None
-) -> Tensor:
-    """qkv [B, H·(2K + V)], S [B, H, F, V] and z, which are advanced → o [B, H·V] in qkv's dtype. width: K."""
+    qkv: Tensor, S: Tensor, z: Tensor, width: int, feature_map: str, tau: Tensor | None, rotary: tuple[Tensor, Tensor] | None,
+    finish: Finish, x: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """qkv [B, H·(2K + V)], S [B, H, F, V] and z, which are advanced → what `finish` makes of o [B, H·V], on x [B, D]. width: K."""
     batch, heads, features, v = S.shape
-    out = qkv.new_empty((batch, heads * v))
+    o = qkv.new_empty((batch, heads * v))
     cos, sin = (z, z) if rotary is None else rotary
-    block = min(64, max(16, triton.next_power_of_2(features)))
-    linear[(batch * heads,)](
-        qkv, S, z, tau, cos, sin, out, HEADS=heads, K=width, V=v, F=features, MAP=MAPS[feature_map], ROPE=rotary is not None,
-        BF=block, BV=triton.next_power_of_2(v), num_warps=4, **launch(qkv.device),
+    block, slices = min(64, max(16, triton.next_power_of_2(features))), _slices(batch * heads, v)
+    programs, out, given = finish.launched(batch * heads * slices, o, x)
+    linear[(programs,)](
+        qkv, S, z, tau, cos, sin, o, finish.turns, HEADS=heads, K=width, V=v, F=features, MAP=MAPS[feature_map], ROPE=rotary is not None,
+        BF=block, SLICES=slices, BV=triton.next_power_of_2(v // slices), num_warps=4, **given,
     )  # fmt: skip
-    return out
+    return finish.after(out, x)
 
 
 def multiscale_step(
     qkv: Tensor, gates: Tensor, mix: Tensor, S: Tensor, z: Tensor, vector: bool, feature_map: str, tau: Tensor | None,
-    rotary: tuple[Tensor, Tensor] | None, later: bool,
+    rotary: tuple[Tensor, Tensor] | None, later: bool, finish: Finish, x: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """qkv [B, 3·H·K], S [B, M, H, K, K] and z, which are advanced → o [B, H·K]. gates, mix: as the kernel takes them, float32."""
+    """qkv [B, 3·H·K], S [B, M, H, K, K] and z, which are advanced → what `finish` makes of o [B, H·K]. gates, mix: as the kernel takes
+    them, float32."""
     batch, memories, heads, k, _ = S.shape
-    out, scales = qkv.new_empty((batch, heads * k)), memories - 1
+    o, scales = qkv.new_empty((batch, heads * k)), memories - 1
     cos, sin = (z, z) if rotary is None else rotary
-    multiscale[(batch * heads,)](
-        qkv, gates, mix, S, z, tau, cos, sin, out, HEADS=heads, K=k, SCALES=scales, DATA=gates.shape[1] > (heads * k if vector else 1),
-        VECTOR=vector, MAP=MAPS[feature_map], ROPE=rotary is not None and not later, LATER=rotary is not None and later,
-        BK=triton.next_power_of_2(k), BS=triton.next_power_of_2(scales), num_warps=4, **launch(qkv.device),
+    slices = _slices(batch * heads, k)
+    programs, out, given = finish.launched(batch * heads * slices, o, x)
+    multiscale[(programs,)](
+        qkv, gates, mix, S, z, tau, cos, sin, o, finish.turns, HEADS=heads, K=k, SCALES=scales,
+        DATA=gates.shape[1] > (heads * k if vector else 1), VECTOR=vector, MAP=MAPS[feature_map], ROPE=rotary is not None and not later,
+        LATER=rotary is not None and later, BK=triton.next_power_of_2(k), BS=triton.next_power_of_2(scales), SLICES=slices,
+        BV=triton.next_power_of_2(k // slices), num_warps=4, **given,
     )  # fmt: skip
-    return out
+    return finish.after(out, x)
 
 
-def window_step(qkv: Tensor, keys: Tensor, values: Tensor, count: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
-    """qkv [B, 3·H·K], keys and values [B, w, H, K], which move on, count [B] → o [B, H·K]."""
+def window_step(
+    qkv: Tensor, keys: Tensor, values: Tensor, count: Tensor, rotary: tuple[Tensor, Tensor] | None, finish: Finish, x: Tensor | None
+) -> Tensor:
+    """qkv [B, 3·H·K], keys and values [B, w, H, K], which move on, count [B] → what `finish` makes of o [B, H·K]."""
     batch, w, heads, k = keys.shape
-    out = qkv.new_empty((batch, heads * k))
+    o = qkv.new_empty((batch, heads * k))
     cos, sin = (keys, keys) if rotary is None else rotary
-    window[(batch * heads,)](
-        qkv, keys, values, count, cos, sin, out, k**-0.5, HEADS=heads, K=k, W=w, ROPE=rotary is not None,
-        BK=triton.next_power_of_2(k), BW=triton.next_power_of_2(w), num_warps=4, **launch(qkv.device),
+    programs, out, given = finish.launched(batch * heads, o, x)
+    window[(programs,)](
+        qkv, keys, values, count, cos, sin, o, scale=k**-0.5, HEADS=heads, K=k, WIDTH=w, ROPE=rotary is not None,
+        BK=triton.next_power_of_2(k), BW=triton.next_power_of_2(w), num_warps=4, **given,
     )  # fmt: skip
-    return out
+    return finish.after(out, x)
 
 
-def softmax_step(qkv: Tensor, keys: Tensor, values: Tensor, count: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
-    """qkv [B, 3·H·K], caches [B, capacity, H, K], which receive this token, count [B] → o [B, H·K]."""
+def softmax_step(
+    qkv: Tensor, keys: Tensor, values: Tensor, count: Tensor, rotary: tuple[Tensor, Tensor] | None, finish: Finish, x: Tensor | None
+) -> Tensor:
+    """qkv [B, 3·H·K], caches [B, capacity, H, K], which receive this token, count [B] → what `finish` makes of o [B, H·K]."""
     batch, capacity, heads, k = keys.shape
     pieces = min(PIECES, triton.next_power_of_2(triton.cdiv(capacity, PIECE)), max(1, triton.next_power_of_2(1056 // (batch * heads))))
-    slots = triton.cdiv(capacity, pieces)
     part = count.new_empty((batch * heads, pieces, k + 2), dtype=keys.new_empty(0).float().dtype)
-    out = qkv.new_empty((batch, heads * k))
+    o = qkv.new_empty((batch, heads * k))
     cos, sin = (part, part) if rotary is None else rotary
-    shape = {"PIECES": pieces, "HEADS": heads, "K": k, "BK": triton.next_power_of_2(k), **launch(qkv.device)}
-    softmax[(batch * heads, pieces)](
-        qkv, keys, values, count, cos, sin, part, k**-0.5, capacity, slots, ROPE=rotary is not None, BLOCK=64, **shape, num_warps=4
-    )
-    merge[(batch * heads,)](part, count, out, slots, **shape, num_warps=4)
-    return out
+    programs, out, given = finish.launched(batch * heads * pieces, o, x)
+    softmax[(programs,)](
+        qkv, keys, values, count, cos, sin, part, o, finish.turns, scale=k**-0.5, CAPACITY=capacity, SLOTS=triton.cdiv(capacity, pieces),
+        PIECES=pieces, HEADS=heads, K=k, ROPE=rotary is not None, BK=triton.next_power_of_2(k), BLOCK=64, num_warps=4, **given,
+    )  # fmt: skip
+    return finish.after(out, x)

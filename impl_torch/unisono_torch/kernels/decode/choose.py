@@ -21,13 +21,13 @@ NEAR = tl.constexpr(NEAR_TIE)
 
 
 @triton.jit
-def blocks(logits, part, where, V, COUNT, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+def blocks(logits, part, where, V, V_ROW, COUNT, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """part [B, 4, COUNT]: the best of a block, the second best, the least finite, and 1 where there is a NaN. where [B, COUNT]: its id."""
     row = tl.program_id(1)
     block = tl.program_id(0)
     ready(EARLY)
     i = block * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(logits + row.to(tl.int64) * V + i, mask=i < V, other=-float("inf")).to(tl.float32)
+    x = tl.load(logits + row.to(tl.int64) * V_ROW + i, mask=i < V, other=-float("inf")).to(tl.float32)
     nan = x != x
     x = tl.where(nan, -float("inf"), x)
     best = tl.max(x, 0)
@@ -71,11 +71,11 @@ def whole(part, where, number, ids, ties, trouble, token, B, COUNT, BLOCK: tl.co
 
 
 def choose(logits: Tensor, number: Tensor, ids: Tensor, ties: Tensor, trouble: Tensor, token: Tensor) -> None:
-    """logits [B, V] → ids, ties and trouble [·, B] at row `number` [], and token [B]."""
+    """logits [B, V], each row in one piece → ids, ties and trouble [·, B] at row `number` [], and token [B]."""
     batch, vocabulary = logits.shape
     count = triton.cdiv(vocabulary, BLOCK)
     part = logits.new_empty((batch, 4, count), dtype=logits.new_empty(0).float().dtype)
     where = ids.new_empty((batch, count), dtype=number.new_empty(0).int().dtype)
-    blocks[(count, batch)](logits, part, where, vocabulary, count, BLOCK=BLOCK, num_warps=4, **launch(logits.device))
+    blocks[(count, batch)](logits, part, where, vocabulary, logits.stride(0), count, BLOCK=BLOCK, num_warps=4, **launch(logits.device))
     given = part, where, number, ids, ties, trouble, token, batch, count
     whole[(batch,)](*given, BLOCK=triton.next_power_of_2(count), num_warps=1, **launch(logits.device))

@@ -1,4 +1,4 @@
-"""One token of CRAM's adaptive sum: the score s_φ and ξ ← ξ + s σ(x), in place, in two launches."""
+"""One token of CRAM's adaptive sum: the score s_φ and ξ ← ξ + s σ(x), in place, in one launch."""
 
 # Triton's own language, which checkers of Python read wrongly
 # pyright: basic, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false, reportAssignmentType=false
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisono_torch.kernels.decode.project import launch, ready
+from unisono_torch.kernels.decode.project import last, launch, loaded, ready
 from unisono_torch.kernels.gelu import sigmoid
 
 Layer = tuple[Tensor, Tensor]  # weight [out, in] and bias
@@ -23,54 +23,58 @@ def _gelu_tanh(x):
 
 
 @triton.jit
-def hidden(
-    x, qx, position, W0, b0, W1, b1, out, D: tl.constexpr, DIGITS: tl.constexpr, KEY_SCALE: tl.constexpr, ROWS: tl.constexpr,
-    BD: tl.constexpr, BI: tl.constexpr, EARLY: tl.constexpr,
+def scored(
+    x, qx, position, W0, b0, W1, b1, W2, b2, h, xi, out, counters, D: tl.constexpr, DIGITS: tl.constexpr, KEY_SCALE: tl.constexpr,
+    EXCLUSIVE: tl.constexpr, PROGRAMS: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr, BI: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """out [B, D]: s_φ's second hidden layer, float32, of the position's binary digits and k = x·qx / KEY_SCALE, x and qx [B, D]."""
+    """xi [B, D] += s σ(x), s = W2·h + b2; out [B, D]: xi, or as it was before. h [B, D]: s_φ's second hidden layer, float32, of the
+    position's binary digits and k = x·qx / KEY_SCALE, x and qx [B, D].
+
+    PROGRAMS for each sequence make rows of h; the last of them to come makes xi.
+    """
     row = tl.program_id(1)
     I: tl.constexpr = DIGITS + 1
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     i = tl.arange(0, BI)
     j = tl.arange(0, BI)
+    d = tl.arange(0, BD)
     w1 = tl.load(W1 + n[:, None] * I + i[None, :], mask=(n < D)[:, None] & (i < I)[None, :], other=0.0).to(tl.float32)
     w0 = tl.load(W0 + i[:, None] * I + j[None, :], mask=(i < I)[:, None] & (j < I)[None, :], other=0.0).to(tl.float32)
     ready(EARLY)
-    d = tl.arange(0, BD)
-    both = tl.load(x + row * D + d, mask=d < D, other=0.0).to(tl.float32) * tl.load(qx + row * D + d, mask=d < D, other=0.0).to(tl.float32)
-    key = tl.sum(both, 0) / KEY_SCALE
+    given = tl.load(x + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+    key = tl.sum(given * tl.load(qx + row * D + d, mask=d < D, other=0.0).to(tl.float32), 0) / KEY_SCALE
     place = tl.load(position + row)
     digit = (place >> tl.maximum(DIGITS - 1 - j, 0)) & 1
-    given = tl.where(j < DIGITS, digit.to(tl.float32), tl.where(j == DIGITS, key, 0.0))
-    h = _gelu_tanh(tl.sum(w0 * given[None, :], 1) + tl.load(b0 + i, mask=i < I, other=0.0).to(tl.float32))
-    h = _gelu_tanh(tl.sum(w1 * h[None, :], 1) + tl.load(b1 + n, mask=n < D, other=0.0).to(tl.float32))
-    tl.store(out + row * D + n, h, mask=n < D)
-
-
-@triton.jit
-def add(x, h, W2, b2, xi, out, D: tl.constexpr, EXCLUSIVE: tl.constexpr, BD: tl.constexpr, EARLY: tl.constexpr):
-    """xi [B, D] += s σ(x), s = W2·h + b2; out: xi, or as it was before."""
-    row = tl.program_id(0)
-    d = tl.arange(0, BD)
-    w = tl.load(W2 + d, mask=d < D, other=0.0).to(tl.float32)
-    ready(EARLY)
-    s = tl.sum(w * tl.load(h + row * D + d, mask=d < D, other=0.0), 0) + tl.load(b2).to(tl.float32)
-    old = tl.load(xi + row * D + d, mask=d < D, other=0.0)
-    new = old + s * sigmoid(tl.load(x + row * D + d, mask=d < D, other=0.0).to(tl.float32))
-    tl.store(xi + row * D + d, new, mask=d < D)
-    tl.store(out + row * D + d, old if EXCLUSIVE else new, mask=d < D)
+    asked = tl.where(j < DIGITS, digit.to(tl.float32), tl.where(j == DIGITS, key, 0.0))
+    first = _gelu_tanh(tl.sum(w0 * asked[None, :], 1) + tl.load(b0 + i, mask=i < I, other=0.0).to(tl.float32))
+    second = _gelu_tanh(tl.sum(w1 * first[None, :], 1) + tl.load(b1 + n, mask=n < D, other=0.0).to(tl.float32))
+    tl.store(h + row * D + n, second, mask=n < D)
+    if last(counters + row, PROGRAMS):
+        tl.debug_barrier()
+        w = tl.load(W2 + d, mask=d < D, other=0.0).to(tl.float32)
+        s = tl.sum(w * tl.load(h + row * D + d, mask=d < D, other=0.0), 0) + tl.load(b2).to(tl.float32)
+        old = tl.load(xi + row * D + d, mask=d < D, other=0.0)
+        new = old + s * sigmoid(given)
+        loaded()
+        tl.store(xi + row * D + d, new, mask=d < D)
+        tl.store(out + row * D + d, old if EXCLUSIVE else new, mask=d < D)
 
 
 def sum_step(
-    x: Tensor, qx: Tensor, position: Tensor, layers: tuple[Layer, Layer, Layer], key_scale: float, xi: Tensor, exclusive: bool
-) -> Tensor:
-    """x and qx = Q x [B, D], position [B] int32, the score's three layers, xi [B, D] float32, which is advanced → ξ [B, D]."""
+    x: Tensor, qx: Tensor, position: Tensor, layers: tuple[Layer, Layer, Layer], key_scale: float, xi: Tensor, exclusive: bool,
+    turns: Tensor,
+) -> Tensor:  # fmt: skip
+    """x and qx = Q x [B, D], position [B] int32, the score's three layers, xi [B, D] float32, which is advanced → ξ [B, D].
+
+    turns [B] int32: zeros, before and after.
+    """
     (batch, d), ((w0, b0), (w1, b1), (w2, b2)) = x.shape, layers
     h, out = (x.new_empty((batch, d), dtype=torch.float32) for _ in range(2))
-    rows, width = 16, {"D": d, "BD": triton.next_power_of_2(d), **launch(x.device)}
-    hidden[(triton.cdiv(d, rows), batch)](
-        x, qx, position, w0, b0, w1, b1, h, DIGITS=len(b0) - 1, KEY_SCALE=key_scale, ROWS=rows, BI=triton.next_power_of_2(len(b0)),
-        num_warps=4, **width,
+    rows = 16
+    programs = triton.cdiv(d, rows)
+    scored[(programs, batch)](
+        x, qx, position, w0, b0, w1, b1, w2, b2, h, xi, out, turns, D=d, DIGITS=len(b0) - 1, KEY_SCALE=key_scale, EXCLUSIVE=exclusive,
+        PROGRAMS=programs, ROWS=rows, BD=triton.next_power_of_2(d), BI=triton.next_power_of_2(len(b0)), num_warps=4, **launch(x.device),
     )  # fmt: skip
-    add[(batch,)](x, h, w2, b2, xi, out, EXCLUSIVE=exclusive, num_warps=4, **width)
     return out

@@ -16,17 +16,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from unisono_torch.kernels import barrier
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
-_ARRIVE = tl.constexpr(
-    "{ .reg .pred first; .reg .b32 thread; mov.u32 thread, %tid.x; setp.eq.u32 first, thread, 0; "
-    "@first red.release.gpu.global.add.u32 [$1], 1; mov.u32 $0, 0; }"
-)
-_WAIT = tl.constexpr(
-    "{ .reg .pred first, early; .reg .b32 thread, here; mov.u32 thread, %tid.x; setp.eq.u32 first, thread, 0; mov.u32 here, 0; "
-    "again: @first ld.acquire.gpu.global.u32 here, [$1]; setp.lt.and.s32 early, here, $2, first; @early bra again; mov.u32 $0, 0; }"
-)
 _FETCH = tl.constexpr("prefetch.global.L2 [$1]; mov.u32 $0, 0;")
 
 
@@ -34,16 +28,14 @@ _FETCH = tl.constexpr("prefetch.global.L2 [$1]; mov.u32 $0, 0;")
 def arrive(counter, PROGRAMS: tl.constexpr):
     """What this program has stored is there for all who `wait`."""
     if PROGRAMS > 1:
-        tl.debug_barrier()  # its other threads' stores come before its one release
-        tl.inline_asm_elementwise(_ARRIVE, "=r,l", [counter], dtype=tl.int32, is_pure=False, pack=1)
+        barrier.arrive(counter)
 
 
 @triton.jit
 def wait(counter, rounds, PROGRAMS: tl.constexpr):
     """Until all programs have arrived `rounds` times. → rounds + 1, for the next time."""
     if PROGRAMS > 1:
-        tl.inline_asm_elementwise(_WAIT, "=r,l,r", [counter, rounds * PROGRAMS], dtype=tl.int32, is_pure=False, pack=1)
-        tl.debug_barrier()
+        barrier.wait(counter, rounds * PROGRAMS)
     return rounds + 1
 
 

@@ -1,0 +1,62 @@
+"""The decode step of linear attention before the court, as an op by itself; and steps of models in bfloat16."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from unisono_conformance import judge, judge_op, numerics
+from unisono_spec.contract import Config, init_params
+from unisono_spec.contract.mamba import MambaConfig
+from unisono_torch import create
+from unisono_torch.arrays import numpy_state, to_numpy
+from unisono_torch.decoding import Decoder
+from unisono_torch.kernels.decode import attention
+from unisono_torch.kernels.decode.project import Finish
+from unisono_torch.kernels.registry import interpreted
+
+ASKED = ("P15",) if interpreted() else ("P1", "P3", "P9", "P10", "P15", "P16")
+
+
+def test_linear_attention(device: str) -> None:
+    def stepped(q: Tensor, k: Tensor, v: Tensor, initial_state: tuple, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple:
+        S, z = (a.to(device, torch.float32, copy=True).contiguous() for a in initial_state)
+        batch, heads, out = len(S), S.shape[1], []
+        alone = Finish(None, None, batch * heads, S.device)
+        for t in range(q.shape[1]):
+            if reset is not None:
+                cut = reset[:, t].to(device)
+                S.masked_fill_(cut[:, None, None, None], 0)
+                z.masked_fill_(cut[:, None, None], 0)
+            token = [a[:, t].to(device) for a in (q, k, v)]
+            if valid is not None:
+                token = [torch.where(valid[:, t, None, None].to(device), a, 0) for a in token]
+            qkv = torch.cat([a.flatten(1) for a in token], 1)
+            o = attention.linear_step(qkv, S, z, q.shape[-1], "none", None, None, alone, None)
+            out.append(o.unflatten(1, (heads, -1)).cpu())
+        return torch.stack(out, 1), (S.cpu(), z.cpu())
+
+    verdict = judge_op(stepped, "linear_attention", "torch", "recurrent", ("float32",), ASKED)
+    assert verdict.holds, verdict.failed
+
+
+NARROW: dict[str, Config] = {"mamba": MambaConfig(d_model=8, n_layers=2, vocab_size=30, d_state=4)}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_steps_in_bfloat16(name: str, device: str) -> None:
+    """Tiles of a state so small that several warps hold them: one that stored before another had loaded made texts of Mamba wrong."""
+    config, random = NARROW[name], np.random.default_rng(3)
+    initial = init_params(config, seed=3).items()
+    params = {n: numerics.representable(p + 0.1 * random.standard_normal(p.shape), "bfloat16") for n, p in initial}
+    model = create(config, params, dtype="bfloat16", device=device)
+    tokens = torch.from_numpy(random.integers(0, 30, (1, 3 if interpreted() else 60)))
+    with torch.no_grad():
+        before = model.init_state(1, 64)
+        decoder = Decoder(model, before, "logits")
+        for key, own in decoder.state.items():
+            own.copy_(before[key])
+        logits = [decoder.one(token).clone() for token in tokens.to(device).T]
+    given = {"tokens": tokens.numpy(), **numpy_state(before)}
+    judge.model(config, params, given, (to_numpy(torch.stack(logits, 1)), numpy_state(decoder.state)), "bfloat16")
