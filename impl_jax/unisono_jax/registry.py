@@ -17,7 +17,7 @@ from unisono_spec.contract.errors import shown
 from unisono_spec.contract.implementations import PLAIN, Implementation, choices, plain, table
 
 GPU = "cuda, or a CPU in Pallas' interpreter"
-NARROW = ("float32", "bfloat16", "float16")
+NARROW = ("float32", "bfloat16")
 INTERPRET = "UNISONO_PALLAS_INTERPRET"  # 1 in the environment: kernels run on a CPU
 IMPLEMENTATIONS = (
     *plain(
@@ -55,8 +55,8 @@ def check_implementation(implementation: str) -> None:
 def chosen(implementation: str, op: str, dtype: object, widths: Mapping[str, int], size: int = 1) -> str:
     """Which implementation of `op` serves this call, of arrays with `size` elements.
 
-    The one that is named, else InputError with the reason. For "auto", Pallas' kernel on a GPU, where it can, else "plain", and a debug log
-    that says why, once.
+    The one that is named, else InputError with the reason. For "auto", Pallas' kernel on a GPU of the kind that it was measured on, where
+    it can, else "plain", and a debug log that says why, once.
     """
     check_implementation(implementation)
     if implementation == PLAIN or not size:
@@ -70,6 +70,8 @@ def chosen(implementation: str, op: str, dtype: object, widths: Mapping[str, int
         why = unavailable(name) or _KERNELS[op, name].why_not(str(dtype), widths, {})
     if why is None and implementation == "auto" and jax.device_count() > 1:
         why = "XLA does not divide a kernel among several devices; 'pallas' takes it, inside a shard_map"
+    if why is None and implementation == "auto" and not _hopper():
+        why = "kernels were measured on an H100, and may not fit another GPU; 'pallas' tries"
     if why is None:
         return name
     if implementation != "auto":
@@ -86,8 +88,7 @@ def interpreted() -> bool:
 def unavailable(name: str) -> str | None:
     """Why kernels of this name cannot run here."""
     if name == "jla":
-        hopper = jax.default_backend() == "gpu" and getattr(jax.devices()[0], "compute_capability", "") == "9.0"
-        if hopper and importlib.util.find_spec("jla"):
+        if _hopper() and importlib.util.find_spec("jla"):
             return None
         return "'jla' needs an H100 or H200 and jax-linear-attention (pip install unisono[jla]); use 'auto' or 'plain'"
     if importlib.util.find_spec("jax.experimental.pallas.triton") is None:
@@ -95,6 +96,10 @@ def unavailable(name: str) -> str | None:
     if jax.default_backend() != "gpu" and not interpreted():
         return f"'pallas' cannot run on {jax.default_backend()}; use 'auto' or 'plain', or a CUDA device (pip install unisono[jax-cuda])"
     return None
+
+
+def _hopper() -> bool:
+    return jax.default_backend() == "gpu" and getattr(jax.devices()[0], "compute_capability", "") == "9.0"
 
 
 @functools.cache  # once
