@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from unisono_spec.contract import InputError
+from unisono_spec.contract import InputError, preset
+from unisono_tools.backends.base import dropout_seeds, router_noise
 from unisono_tools.config import DataChoice
 from unisono_tools.data import SPLITS, corpus, load_corpus, load_tokenizer, sources, stored
 from unisono_tools.data.batches import batch, positions, reset_mask, shuffled_starts, starts
@@ -183,6 +184,15 @@ def test_an_epoch_reads_every_window_once(length, batch_size):
         assert not np.array_equal(drawn[:windows] // 10, drawn[windows : 2 * windows] // 10)
     # from any step on, in another process
     assert np.array_equal(shuffled_starts(length, 7, steps - 1, batch_size, 10), drawn[(steps - 1) * batch_size :])
+
+
+def test_noise_and_masks_are_drawn_by_seed_step_part_and_layer():
+    config = preset("maru-1m", n_layers=2, router="gumbel", dropout=0.25)
+    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    noise = {a.tobytes() for key in keys for a in router_noise(config, *key, (1, 2)) or ()}
+    seeds = {int(seed) for key in keys for seed in dropout_seeds(config, *key)}
+    assert len(noise) == len(keys) * len(config.noise_widths) == 8
+    assert len(seeds) == len(keys) * config.n_updates
 
 
 def test_epochs_begin_anywhere_in_what_their_windows_leave_over():
