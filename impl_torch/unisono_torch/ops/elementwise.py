@@ -16,7 +16,7 @@ from unisono_torch.ops.transforms import transformed
 LAYER_NORM_EPS = 1e-5
 RMS_NORM_EPS = 1e-6
 ALIGNED = 64  # numbers that padded rows of a product are a multiple of
-FEWEST = 1024  # rows of x for which that is worth a copy of the weights
+FEWEST = 1024  # rows of x, and of the weights, for which that is worth a copy of these: narrow products are faster as they are
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -220,7 +220,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _unaligned(x: Tensor, weight: Tensor) -> bool:
     """Whether the product's rows are better padded: on a GPU, and where x has rows enough to be worth a copy of the weights."""
     narrow = x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
-    return narrow and len(weight) % 8 != 0 and x.numel() >= FEWEST * x.shape[-1]
+    return narrow and len(weight) % 8 != 0 and len(weight) >= FEWEST and x.numel() >= FEWEST * x.shape[-1]
 
 
 def binary_digits(n: Tensor, digits: int, dtype: torch.dtype) -> Tensor:
