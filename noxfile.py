@@ -161,7 +161,8 @@ def jax(session: nox.Session) -> None:
     if HANDOVER in session.posargs:
         hand_over(session, "jax", environment)
         return
-    pytest(session, "impl_jax/tests", "tools/tests/training", "conformance/oracles/test_scipy.py", environment=environment)
+    suites = ("impl_jax/tests", "tools/tests/training", "tools/tests/bench/test_jax.py", "conformance/oracles/test_scipy.py")
+    pytest(session, *suites, environment=environment)
     court(session, "jax", environment=environment)
     environment["UNISONO_PALLAS_INTERPRET"], some = "1", "(P1- or P7-) and (linear_attention or selective_scan)"
     court(session, "jax", "--profile", "dev", "--implementation", "pallas", "--form", "parallel", "-k", some, environment=environment)
@@ -188,14 +189,8 @@ def torch(session: nox.Session) -> None:
     """The PyTorch room: its tests, the court with plain ops and with Triton kernels, training. On a GPU: -- --device cuda"""
     install(session, "-e", ".[torch,conformance,tools]", *TRITON)
     only(session, "torch")
-    pytest(
-        session,
-        "impl_torch/tests",
-        "tools/tests/training",
-        "tools/tests/bench",
-        "--ignore=impl_torch/tests/kernels",
-        "--ignore=impl_torch/tests/hf",
-    )
+    others = ("impl_torch/tests/kernels", "impl_torch/tests/hf", "tools/tests/bench/test_jax.py")
+    pytest(session, "impl_torch/tests", "tools/tests/training", "tools/tests/bench", *(f"--ignore={path}" for path in others))
     court(session, "torch")
     if TRITON:
         pytest(session, "impl_torch/tests/kernels", *session.posargs)
