@@ -144,6 +144,7 @@ def test_a_penalty_goes_on(device: str, monkeypatch: pytest.MonkeyPatch) -> None
     b = true.generate(*tokens)
     assert np.array_equal(a.tokens, b.tokens)
     assert a.seen is not None
+    assert b.seen is not None
     assert np.array_equal(a.seen, b.seen)
     assert any(key[1] for key in decoder._decoders[found])
 

@@ -33,8 +33,7 @@ def main(argv: list[str]) -> int:
         for what, how_much in outlook(plan):
             print(f"{what:<12} {how_much}")
         return 0
-    name = plan.backend or default_backend(training=True)
-    if plan.devices > 1 and processes()[1] == 1 and name == "torch":
+    if plan.devices > 1 and processes()[1] == 1 and (plan.backend or default_backend(training=True)) == "torch":
         backend("torch")
         # in the place of this process, so that signals reach what passes them on
         # the machine's own name, which torchrun would tell the others, need not resolve where there is no network
@@ -49,6 +48,7 @@ def main(argv: list[str]) -> int:
     if result.best is not None and first:
         score = "" if result.best.score is None else f"{open_task(str(plan.data.task)).metric} {result.best.score:.6f}, "
         print(f"best: step {result.best.step}, {score}validation loss {result.best.loss:.6f} nats")
+    name = plan.backend or default_backend()
     if first:
         print(f"memory: at most {gigabytes(backend(name).peak_bytes())}")
     # as a shell reports a process that the signal ended
