@@ -20,7 +20,7 @@ from symbols import symbols
 
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(#[^)\s]*)?(?=\))")
 FENCE = re.compile(r"(^```.*?^```\s*$)", re.MULTILINE | re.DOTALL)
-SHOWN = (".png", ".svg")
+SHOWN = (".png", ".svg", ".gif")
 logger = logging.getLogger(__name__)
 
 
