@@ -314,9 +314,11 @@ def hf(session: nox.Session, version: str) -> None:
 
 @nox.session
 def services(session: nox.Session) -> None:
-    """What the tools do with libraries and processes that the suites leave out: hub sets, Weights & Biases, several processes."""
-    install(session, "-e", ".[torch,jax,data,wandb,conformance,tools]")
+    """What the suites leave out: hub sets, Weights & Biases, several processes; CUDA C++ run by g++."""
+    install(session, "-e", ".[torch,jax,data,wandb,conformance,tools]", *TRITON)
     pytest(session, "tools/tests/services", *session.posargs, environment={"XLA_FLAGS": cheap_xla(session)})
+    if TRITON:  # CUDA C++ without a GPU, compiled by g++
+        pytest(session, "impl_torch/tests/kernels/emulated.py")
 
 
 @nox.session

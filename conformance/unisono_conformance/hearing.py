@@ -88,10 +88,9 @@ def judge_op(
 ) -> Verdict:
     """Ask of `function` what the court asks of an op, and say which properties hold.
 
-    function: called with the op's arguments by name (those of `unisono_spec.ops.<op>.<form>`; what mom_gru has is `hoisted`: its arrays,
-    initial_state, where the example
-    has them reset and valid, and chunk_size if it takes one); returns (o, final_state). Arrays are of `framework`: numpy, torch or jax;
-    with the last two, gradients are judged, too, by automatic differentiation.
+    function: called with the op's arguments by name (those of `unisono_spec.ops.<op>.<form>`; of mom_gru, those of `hoisted`): its
+    arrays, initial_state, reset and valid where the example has them, and chunk_size if it takes one; returns (o, final_state). Arrays
+    are of `framework`: numpy, torch or jax; with the last two, gradients are judged, too, by automatic differentiation.
     op: decayed_sum, weighted_sum, linear_attention, selective_scan, …; form: parallel or recurrent.
     properties: labels such as P1, P7, P15r (docs/conformance.md); all that apply unless given. profile: dev, ci or deep.
 

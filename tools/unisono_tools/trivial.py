@@ -36,7 +36,7 @@ def majority(task: Task, number: int = 1000) -> Predictor:
 
 
 def bag(examples: Examples) -> np.ndarray:
-    """How often each id occurs, log(1 + n): [B, 1 + the greatest id]; what stands where does not matter."""
+    """How often each id below 256 occurs, log(1 + n): [B, 256]; what stands where does not matter."""
     valid = np.ones(examples.inputs.shape, bool) if examples.valid is None else examples.valid
     return np.log1p([np.bincount(row[kept], minlength=256) for row, kept in zip(examples.inputs, valid, strict=True)])
 

@@ -19,10 +19,10 @@ from unisono_spec.contract import Config
 from unisono_spec.contract.implementations import PLAIN, choices, dtypes, served
 
 from unisono_conformance.adapter import Arrays, Capabilities, Gradients, flatten, grouped
-from unisono_conformance.cases import ops
+from unisono_conformance.cases import cases, ops
+from unisono_conformance.cases.base import OpCase
 
 KERNELS = tuple(name for name in choices(IMPLEMENTATIONS) if name not in ("auto", PLAIN))
-MIXERS = {"lat": "linear_attention", "mamba": "selective_scan"}  # models, and the op of theirs that has a kernel
 
 
 class Model:
@@ -82,7 +82,10 @@ class Adapter:
             dtypes=dtypes(IMPLEMENTATIONS),
             devices=("cpu", *gpu),
             implementations=(PLAIN, *(name for name in KERNELS if not unavailable(name))),
-            narrower={name: {**by, **{model: by[op] for model, op in MIXERS.items() if op in by}} for name, by in kernels.items()},
+            narrower={
+                name: {**by, **{c.arch: by[c.op] for c in cases().values() if isinstance(c, OpCase) and c.op in by}}
+                for name, by in kernels.items()
+            },
             rounds=("pallas",),
             compiled=True,
             dear=(PLAIN, *(("pallas",) if interpreted() else ())),

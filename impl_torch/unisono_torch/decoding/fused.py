@@ -40,7 +40,7 @@ def fused(model: Model, state: State, held: Held) -> tuple[State, Step] | None:
     own = buffers({name: a for name, a in state.items() if name not in caches})
     for name in caches:
         own[name] = state[name].new_empty(state[name].shape, dtype=model.compute_dtype).copy_(state[name])
-    step = build(model, own, Parts(model, held))
+    step = build(model, own, Parts(model, held, len(next(iter(state.values())))))
     return None if step is None else (own, step)
 
 
@@ -58,7 +58,7 @@ def _lat(model: Any, state: State, parts: Parts) -> Step | None:
     for i, block in enumerate(model.layers):
         names = [f"layers.{i}.{part}" for part in block.states]
         layers.append((_mixer(block, [state[name] for name in names], position, parts), parts.ffn(block.ffn, block.ffn_norm)))
-    embedding, head = parts.embedding(model), parts.head(model, len(next(iter(state.values()))))
+    embedding, head = parts.embedding(model), parts.head(model)
     learned = None if model.position_embedding is None else model.position_embedding.weight.detach()
 
     def step(token: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def _mamba(model: Any, state: State, parts: Parts) -> Step:
     layers = []
     for i, layer in enumerate(model.layers):
         layers.append(_mamba_block(layer.mixer, layer.norm, state[f"layers.{i}.conv"], state[f"layers.{i}.ssm"], parts))
-    embedding, head = parts.embedding(model), parts.head(model, len(next(iter(state.values()))))
+    embedding, head = parts.embedding(model), parts.head(model)
 
     def step(token: Tensor) -> Tensor:
         x = embedding(token)
@@ -156,7 +156,7 @@ def _s4d(model: Any, state: State, parts: Parts) -> Step:
         return step
 
     layers = [layer(block, state[f"layers.{i}.ssm"]) for i, block in enumerate(model.layers)]
-    embedding, head = parts.embedding(model), parts.head(model, len(next(iter(state.values()))))
+    embedding, head = parts.embedding(model), parts.head(model)
 
     def step(token: Tensor) -> Tensor:
         x = embedding(token)
@@ -189,7 +189,7 @@ def _cram(model: Any, state: State, parts: Parts) -> Step | None:
     from unisono_torch.kernels.decode.project import projected
 
     layers = [layer(block, state[f"layers.{i}.xi"]) for i, block in enumerate(model.layers)]
-    embedding, head = parts.embedding(model), parts.head(model, len(next(iter(state.values()))))
+    embedding, head = parts.embedding(model), parts.head(model)
 
     def step(token: Tensor) -> Tensor:
         x = embedding(token)
@@ -228,7 +228,7 @@ def _infinityformer(model: Any, state: State, parts: Parts) -> Step:
         return step
 
     layers = [layer(block, state[f"layers.{i}.S"], state[f"layers.{i}.z"]) for i, block in enumerate(model.layers)]
-    embedding, head = parts.embedding(model), parts.head(model, len(next(iter(state.values()))))
+    embedding, head = parts.embedding(model), parts.head(model)
 
     def step(token: Tensor) -> Tensor:
         x = embedding(token)

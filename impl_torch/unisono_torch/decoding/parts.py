@@ -40,10 +40,10 @@ class Held:
 
 
 class Parts:
-    """What steps are made of, in the model's compute dtype."""
+    """What steps of `batch` sequences are made of, in the model's compute dtype."""
 
-    def __init__(self, model: Model, held: Held) -> None:
-        self.dtype, self.held = model.compute_dtype, held
+    def __init__(self, model: Model, held: Held, batch: int) -> None:
+        self.dtype, self.held, self.batch = model.compute_dtype, held, batch
 
     def norm(self, norm: nn.Module | None) -> tuple[str, Tensor | None, Tensor | None, float]:
         """As kernels/decode/project.py takes it."""
@@ -99,13 +99,13 @@ class Parts:
         weight, dtype = model.embedding.weight.detach(), self.dtype
         return lambda token: nn.functional.embedding(token, weight).to(dtype)
 
-    def head(self, model: Any, batch: int) -> Callable[[Tensor], Tensor]:
+    def head(self, model: Any) -> Callable[[Tensor], Tensor]:
         """x [B, D] → logits [B, V], by matrix products of padded rows where there are many sequences (ops/elementwise.py, `linear`)."""
         from unisono_torch.kernels.decode.project import MOST
 
         weight = model.embedding.weight if model.config.tie_head else model.head.weight
         size, bias = len(weight), model.head.bias
-        if batch <= MOST or size % 8 == 0:
+        if self.batch <= MOST or size % 8 == 0:
             return self.linear(model.head, model.norm, weight=weight)
         pad = -size % ALIGNED
         padded = SimpleNamespace(

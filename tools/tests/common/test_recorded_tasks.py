@@ -167,7 +167,7 @@ def test_what_a_video_does_not_go_with(film, tmp_path):
     frame = preset("cram-demo", codes="frame", frame_size=4, frame_head="gaussian")
     check_task(frame, task)
     for config in (preset("cram-1m"), preset("cram-demo", codes="frame", frame_size=4), preset("lat-1m")):
-        with pytest.raises(InputError, match=r"frames of 4 numbers, gaussian ones.*frame_size 4 \.frame_head gaussian"):
+        with pytest.raises(InputError, match=r"frames of 4 numbers, gaussian ones.* frame --.*\.frame_size 4 --.*\.frame_head gaussian"):
             check_task(config, task)
     with pytest.raises(InputError, match="the model reads frames"):
         check_task(frame, open_task("copying"))

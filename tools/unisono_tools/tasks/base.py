@@ -16,6 +16,8 @@ from unisono_spec.contract.initial import generator
 from unisono_spec.contract.memory import check_fits
 
 from unisono_tools import trivial
+from unisono_tools.data import labelled
+from unisono_tools.data.labelled import Labelled
 from unisono_tools.trivial import Predictor
 
 BLOCK = 64  # examples drawn at once
@@ -150,10 +152,25 @@ class Drawn(Task):
 
     def examples(self, split: str, setting: str, numbers: np.ndarray, seed: int = 0) -> Examples:
         blocks, places = np.divmod(numbers, self.block_size)
-        found = {int(b): _blocks(self, split, setting, int(b), seed) for b in np.unique(blocks)}
-        return Examples.joined([found[int(b)][places[blocks == b]] for b in np.unique(blocks)]) if len(found) > 1 else (
-            found[int(blocks[0])][places]
-        )  # fmt: skip
+        kinds, which = np.unique(blocks, return_inverse=True)
+        found = Examples.joined([_blocks(self, split, setting, int(b), seed) for b in kinds])
+        return found[which * self.block_size + places]
+
+
+class OfSet(Task):
+    """A task of documents or pictures with a class each, which its field `dataset` names."""
+
+    @property
+    @abc.abstractmethod
+    def data(self) -> Labelled:
+        """The set; InputError where the task cannot be asked of it."""
+
+    @property
+    def content(self) -> str:
+        return self.data.digest
+
+    def write(self, path: Path, number: int) -> None:
+        labelled.write(self.data.first(number) if number else self.data, path)
 
 
 def classified(inputs: np.ndarray, labels: np.ndarray, ends: np.ndarray | None = None) -> Examples:

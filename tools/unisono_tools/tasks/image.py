@@ -8,19 +8,17 @@ from the hub.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 from unisono_spec.contract import InputError
 
-from unisono_tools.data import labelled
 from unisono_tools.data.labelled import Labelled, open_labelled
-from unisono_tools.tasks.base import Examples, Task, classified
+from unisono_tools.tasks.base import Examples, OfSet, classified
 from unisono_tools.trivial import Predictor, bag, linear, places
 
 
 @dataclasses.dataclass(frozen=True)
-class Image(Task):
+class Image(OfSet):
     """One setting, `images`."""
 
     dataset: str = "fashion-mnist"
@@ -58,13 +56,6 @@ class Image(Task):
             size = " × ".join(map(str, found.shape))
             raise InputError(f"data.task_options.side: {self.side}; its pictures have {size} pixels, use {max(found.shape)} or more")
         return found
-
-    @property
-    def content(self) -> str:
-        return self.data.digest
-
-    def write(self, path: Path, number: int) -> None:
-        labelled.write(self.data.first(number) if number else self.data, path)
 
     def examples(self, split: str, setting: str, numbers: np.ndarray, seed: int = 0) -> Examples:
         found = self.data

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import numpy as np
 from unisono_spec.contract import InputError
 
-from unisono_tools.data import labelled
 from unisono_tools.data.labelled import Labelled, open_labelled
-from unisono_tools.tasks.base import Drawn, Examples, classified
+from unisono_tools.tasks.base import Drawn, Examples, OfSet, classified
 from unisono_tools.trivial import Predictor, linear
 
 MARK = 256  # between the texts
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieval(Drawn):
+class Retrieval(OfSet, Drawn):
     """One setting, `pairs`."""
 
     dataset: str = "sotu"
@@ -56,13 +54,6 @@ class Retrieval(Drawn):
         if found.shape:
             raise InputError(f"data.task_options.dataset: {self.dataset} has pictures; name a set of texts, sotu say")
         return found
-
-    @property
-    def content(self) -> str:
-        return self.data.digest
-
-    def write(self, path: Path, number: int) -> None:
-        labelled.write(self.data.first(number) if number else self.data, path)
 
     def block(self, setting: str, random: np.random.Generator, split: str) -> Examples:
         texts, owners = _texts(self.data.digest, self.dataset, split, self.bytes)

@@ -7,20 +7,18 @@ is spam (SpamAssassin's corpus): no figure of this set stands beside one of IMDb
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 from unisono_spec.contract import InputError
 from unisono_spec.contract.memory import check_fits
 
-from unisono_tools.data import labelled
 from unisono_tools.data.labelled import Labelled, open_labelled
-from unisono_tools.tasks.base import Examples, Task, classified
+from unisono_tools.tasks.base import Examples, OfSet, classified
 from unisono_tools.trivial import Predictor, bag, linear
 
 
 @dataclasses.dataclass(frozen=True)
-class Text(Task):
+class Text(OfSet):
     """One setting, `documents`."""
 
     dataset: str = "spam-assassin"
@@ -55,13 +53,6 @@ class Text(Task):
         if found.shape or not found.classes:
             raise InputError(f"data.task_options.dataset: {self.dataset} has no classes of texts; name another, spam-assassin say")
         return found
-
-    @property
-    def content(self) -> str:
-        return self.data.digest
-
-    def write(self, path: Path, number: int) -> None:
-        labelled.write(self.data.first(number) if number else self.data, path)
 
     def examples(self, split: str, setting: str, numbers: np.ndarray, seed: int = 0) -> Examples:
         check_fits(32 * len(numbers) * self.bytes, f"data.task_options.bytes: {self.bytes}", "read fewer of a document")

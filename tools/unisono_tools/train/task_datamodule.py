@@ -86,9 +86,10 @@ def check_task(config: Config, task: Task, splits: tuple[str, ...] = ("train", "
         size = getattr(config, "frame_size", 0)
         if not config.reads_frames or size != task.frame_size or config.predicts != task.head:
             has = f"reads frames of {size} and predicts {config.predicts} ones" if config.reads_frames else "reads ids"
+            remedy = f"--model.overrides.frame_size {task.frame_size} --model.overrides.frame_head {task.head}"
             raise InputError(
                 f"data.task: {task.name} has frames of {task.frame_size} numbers, {task.head} ones, the model {has}; use CRAM's fixed "
-                f"scheme with --model.overrides.codes frame .frame_size {task.frame_size} .frame_head {task.head}"
+                f"scheme with --model.overrides.codes frame {remedy}"
             )
     elif config.reads_frames or config.vocab_size < task.vocab_size:
         has = "reads frames" if config.reads_frames else f"has a vocab_size of {config.vocab_size}"
