@@ -47,3 +47,9 @@ def test_a_model_is_callable_and_differentiable(close):
 
 def test_tabulate():
     assert "Embedding" in nnx.tabulate(un.create(SMALL), TOKENS, depth=1, console_kwargs={"color_system": None})
+
+
+def test_a_state_of_another_byte_order_is_the_state():
+    state = {"position": np.arange(3, dtype=">i4"), "xi": np.arange(6.0).reshape(3, 2)[:, ::-1].astype(">f4")}
+    there = un.numpy_state(un.state_from_numpy(state))
+    assert all(np.array_equal(there[name], a) and there[name].dtype == a.dtype.newbyteorder("=") for name, a in state.items())

@@ -44,7 +44,9 @@ def place(array: np.ndarray, device: Any = None) -> jax.Array:
             raise _no_device(device) from error
     elif device is not None and not isinstance(device, (jax.Device, jax.sharding.Sharding)):
         raise _no_device(device)
-    array = np.array(array)  # on a CPU, JAX may keep the very memory that it is given
+    # in memory of its own, since on a CPU JAX may keep what it is given; in the machine's byte order, the only one that JAX knows
+    array = np.array(array)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     try:
         return jnp.asarray(array) if device is None else jax.device_put(array, device)
     except (TypeError, ValueError) as error:

@@ -13,7 +13,7 @@ from unisono_conformance.cases.draw import Draw
 from unisono_spec.contract import generation
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.sampling import GREEDY, Sampling, choose
-from unisono_torch import create
+from unisono_torch import create, numpy_state, state_from_numpy
 
 CASES = [(case, variant) for case in cases().values() if isinstance(case, ModelCase) for variant in case.defaults]
 EACH = pytest.mark.parametrize(("case", "variant"), CASES, ids=[f"{case.name}-{variant}" for case, variant in CASES])
@@ -77,3 +77,19 @@ def test_what_is_returned_can_be_trained_from() -> None:
     model, prompt = made(*CASES[0])
     state = model.generate(prompt, 1).state
     model.forward(torch.as_tensor(prompt), state)[0].sum().backward()
+
+
+def test_arrays_lie_in_memory_as_they_like() -> None:
+    """Prompts, marks and states flipped, read-only, of another byte order: as their copies."""
+    model, prompt = made(*CASES[0])
+    valid = np.ones(prompt.shape, bool)
+    valid[:, -2:] = False
+    right = model.generate(prompt, 3, valid=valid)
+    fixed = prompt.copy()
+    fixed.flags.writeable = False
+    for given, marks in ((fixed, valid), (prompt[:, ::-1].copy()[:, ::-1], valid[:, ::-1].copy()[:, ::-1])):
+        assert np.array_equal(model.generate(given, 3, valid=marks).tokens, right.tokens)
+    state = numpy_state(right.state)
+    for laid in (lambda a: a[:, ::-1].copy()[:, ::-1], lambda a: a.astype(a.dtype.newbyteorder(">"))):
+        there = numpy_state(state_from_numpy({name: laid(a) for name, a in state.items()}))
+        assert all(np.array_equal(there[name], a) and there[name].dtype == a.dtype for name, a in state.items())

@@ -25,6 +25,7 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
 
 def from_numpy(array: np.ndarray, device: torch.device | str | None = None) -> Tensor:
     """A tensor of its own memory on `device`, in the array's dtype."""
+    array = np.asarray(array, array.dtype.newbyteorder("="), order="C")  # torch knows no negative strides, nor another byte order
     if array.dtype == ml_dtypes.bfloat16:
         return torch.tensor(array.view(np.int16), device=device).view(torch.bfloat16)
     return torch.tensor(array, device=device)

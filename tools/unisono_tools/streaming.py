@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from unisono_spec.contract import InputError
 from unisono_spec.contract.continuing import Continuation, load_continuation, save_continuation
-from unisono_spec.contract.generation import PIECE, Generated
+from unisono_spec.contract.generation import MOST, PIECE, Generated
 from unisono_spec.contract.sampling import Sampling
 
 from unisono_tools.backends.base import Reader
@@ -42,8 +42,8 @@ class Request:
 
     def check(self) -> None:
         """Raise InputError for what needs no model to be seen wrong."""
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens: {self.max_new_tokens}; use a positive integer")
+        if not 1 <= self.max_new_tokens <= MOST:
+            raise InputError(f"max_new_tokens: {self.max_new_tokens}; use an integer from 1 to {MOST}")
         if self.prompt is not None and self.prompt_file is not None:
             raise InputError("prompt_file: a prompt is given too; give one of them")
         self.sampling(SAMPLING)

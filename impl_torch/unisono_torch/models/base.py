@@ -17,7 +17,7 @@ from unisono_spec.contract.files import check_positions, save_params
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import GREEDY, Sampling
 
-from unisono_torch.arrays import DTYPES, numpy_params, owned, readable
+from unisono_torch.arrays import DTYPES, from_numpy, numpy_params, owned, readable
 from unisono_torch.decoding import follower, read_one
 from unisono_torch.layers.reading import Marks, Mask, Reading, Training
 from unisono_torch.ops.dispatch import check_implementation
@@ -173,7 +173,7 @@ class Model(nn.Module):
     @torch.no_grad()
     def _last(self, tokens: np.ndarray, state: State, valid: np.ndarray | None) -> tuple[np.ndarray, State]:
         """tokens, valid [B, T] → the logits [B, V] of each row's last valid token, and no others; the state after all."""
-        ids, mask = (None if a is None else torch.as_tensor(a, device=self.device) for a in (tokens, valid))
+        ids, mask = (None if a is None else from_numpy(a, self.device) for a in (tokens, valid))
         assert ids is not None
         self._check(ids, state, None, mask)
         if mask is None and ids.shape[1] == 1:
