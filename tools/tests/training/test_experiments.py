@@ -61,6 +61,18 @@ def test_a_table_is_run_resumed_and_drawn_from_its_results(small, command, tmp_p
     assert "1.500 (1.250–1.750)" not in (out / "small.md").read_text()
 
 
+@pytest.mark.parametrize(("metric", "better"), [("bits", 0.001), ("accuracy", 0.01)])
+def test_the_better_rate_has_fewer_bits_or_a_higher_score(small, tmp_path, metric, better):
+    """Bits decide in a task without a metric (dna), too."""
+    (small / "1-rates.yaml").write_text("label: two\nrates: [0.001, 0.01]\ntrain: {data: {task: dna}}\nvocab: 256\n")
+    table = tables.load(str(small))
+    for rate, score in ((0.001, 0.5), (0.01, 0.75)):
+        folder = tables.plan(table, "1-rates", 0, rate, tmp_path).folder
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps({"status": "done", "score": score, "metric": metric}))
+    assert running._best(table, "1-rates", tmp_path, {}) == better
+
+
 @pytest.fixture
 def two_tasks(tmp_path, text):
     """A table with a text, whose better learning rate a task then takes, and another task that is not run."""
@@ -124,6 +136,8 @@ def test_tables_that_do_not_fit(small, refused, tmp_path):
         tables.load(str(small))
     assert "did you mean 'departures-1m'" in refused("experiment", "departure-1m")
     assert "positive number of runs" in refused("experiment", "mqar", "--jobs", 0)
+    assert "rows: 'x*' fits none that is run" in refused("experiment", "mqar", "--rows", "x*", "--out", tmp_path)
+    assert "minutes: -1" in refused("experiment", "mqar", "--minutes", -1, "--out", tmp_path)
     assert "cannot be read" in refused("experiment", "mqar", "--draw", tmp_path / "nothing.json")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from unisono_spec.contract import InputError, config_to_dict, count_params
+from unisono_spec.contract import InputError, config_to_dict, count_params, nearest
+from unisono_spec.contract.errors import shown
 from unisono_spec.contract.files import write_bytes
 from unisono_spec.contract.plain import read_json
 
@@ -40,6 +42,11 @@ def run(
 
     minutes: none is begun after so many. rows: a pattern of their names. options: fields of TrainConfig.
     """
+    if not 0 <= minutes < math.inf:
+        raise InputError(f"minutes: {minutes}; use a positive number, or 0 for no limit")
+    active = [name for name, row in table.rows.items() if not row.not_run and fnmatch.fnmatch(name, rows)]
+    if not active:
+        raise InputError(f"rows: {shown(rows)} fits none that is run; {nearest(rows, table.rows)}")
     out.mkdir(parents=True, exist_ok=True)
     path, deadline = path_of(table, out), time.monotonic() + 60 * minutes if minutes else float("inf")
     header = {"table": table.name, "page": tables.page(table), "quick": quick}
@@ -58,7 +65,6 @@ def run(
             write()
 
     write()
-    active = [name for name, row in table.rows.items() if not row.not_run and fnmatch.fnmatch(name, rows)]
     # the first seed of a row with every learning rate, then the others, and rows that take its rate, with the best
     tried = [(name, table.rows[name].seeds[0], rate) for name in active if not table.rows[name].rate_of for rate in table.rows[name].rates]
 
@@ -110,9 +116,10 @@ def _best(table: Table, name: str, out: Path, options: dict[str, Any]) -> float 
     if len(row.rates) == 1:
         return row.rates[0]
     found = {rate: _result(tables.plan(table, name, row.seeds[0], rate, out, **options)) for rate in row.rates}
-    scores = {rate: r["score"] for rate, r in found.items() if r.get("score") is not None and r.get("status") == "done"}
-    higher = bool(row.train.get("data", {}).get("task"))
-    return (max if higher else min)(scores, key=lambda rate: scores[rate]) if scores else None
+    done = {rate: r for rate, r in found.items() if r.get("score") is not None and r.get("status") == "done"}
+    # fewer bits, or more of what a task counts
+    scores = {rate: -r["score"] if r["metric"] == "bits" else r["score"] for rate, r in done.items()}
+    return max(scores, key=lambda rate: scores[rate]) if scores else None
 
 
 def _row(table: Table, name: str, out: Path, options: dict[str, Any]) -> dict[str, Any]:
