@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.metadata
 import json
 from fractions import Fraction
@@ -12,7 +13,7 @@ import pytest
 from unisono_spec.contract import InputError, count_params, presets
 from unisono_spec.contract.generation import Generated
 from unisono_tools import cli, config, streaming
-from unisono_tools.commands.arguments import of_class, parse
+from unisono_tools.commands.arguments import of_class, of_function, parse
 from unisono_tools.config import DataChoice, TrainConfig
 from unisono_tools.data import load_tokenizer
 from unisono_tools.precompute import PrecomputedCorpus
@@ -33,6 +34,16 @@ def test_help_of_each_verb(verb, capsys):
         cli.main([verb, "--help"])
     assert stop.value.code == 0
     assert f"usage: unisono {verb}" in capsys.readouterr().out
+
+
+def test_help_of_each_argument_is_whole():
+    """Also where its text goes on in another line."""
+    for verb in ("evaluate", "experiment", "export", "generate", "importing", "inspect", "match", "precompute", "run", "task"):
+        command = importlib.import_module(f"unisono_tools.commands.{verb}").run
+        said = " ".join((command.__doc__ or "").split())
+        texts = {argument.name: argument.help for argument in of_function(command)}
+        assert all(f"{name}: {text}" in said and text for name, text in texts.items()), texts
+        assert sum(len(f" {name}: {text}") for name, text in texts.items()) == len(said.partition("Args:")[2])
 
 
 @pytest.mark.parametrize(

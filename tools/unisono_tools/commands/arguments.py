@@ -45,8 +45,9 @@ class Argument:
 
 def of_function(function: Callable[..., Any]) -> list[Argument]:
     """One argument for each parameter; help from the docstring's `Args:`."""
-    hints, lines = get_type_hints(function), re.findall(r"^\s+(\w+): (.+)$", inspect.getdoc(function) or "", re.MULTILINE)
-    helps = dict(lines)
+    # an argument's text may go on in lines that stand further in
+    hints, texts = get_type_hints(function), re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", inspect.getdoc(function) or "", re.MULTILINE)
+    helps = {name: " ".join(text.split()) for name, text in texts}
     parameters = inspect.signature(function).parameters.values()
     return [Argument(p.name, hints[p.name], REQUIRED if p.default is p.empty else p.default, helps.get(p.name, "")) for p in parameters]
 

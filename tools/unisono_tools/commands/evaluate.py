@@ -51,7 +51,7 @@ def run(
         limit: predict only so many tokens; 0 predicts all. Of a task, so many examples of each setting, by default 1,000 or all there are.
         window: start anew after so many tokens; 0 reads one unbroken stream, the default but for softmax attention.
         documents: whether the state is carried over the starts of documents, or starts anew there; as it was trained by default.
-        task: evaluate_task by a task instead of a corpus; the one that it was trained on by default, with its options.
+        task: judge by a task instead of a corpus; the one that it was trained on by default, with its options.
         task_options: what differs from the task's published parameters.
     """
     path = model_file(Path(model))
