@@ -18,6 +18,7 @@ from unisono_tools.bench.loop import main
 from unisono_tools.config import TrainConfig, dump
 from unisono_tools.train import checkpoint, train
 from unisono_tools.train.logs import read
+from unisono_tools.train.loop import Run
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -91,15 +92,17 @@ def test_the_benchmark_of_the_loop(tmp_path):
     assert all(row["loop"] > 0 and row["bare"] > 0 and row["memory"].endswith("iB") for row in run["rows"])
 
 
-def test_the_benchmark_of_scaling(tmp_path):
-    """Two devices beside one that reads as much as each."""
+def test_the_benchmark_of_scaling(tmp_path, monkeypatch):
+    """Two devices beside one that reads as much as each; it neither evaluates nor saves."""
+    monkeypatch.setattr(Run, "_save", None)
+    monkeypatch.setattr(Run, "_evaluate", None)
     words = ["--device", "cpu", "--model", "cram-demo", "--batch_size", "4", "--seq_len", "16", "--steps", "10"]
     assert scaling.main([*words, "--output", str(tmp_path / "scaling")]) == 0
     (run,) = json.loads((tmp_path / "scaling.json").read_text())
     assert [(row["devices"], row["batch_size"]) for row in run["rows"]] == [(1, 4), (1, 2)]
     one, half = run["rows"]
-    run["rows"].append({**one, "devices": 2, "parallel": "fsdp", "tokens_per_s": 1.5 * half["tokens_per_s"]})
+    run["rows"].append({**one, "devices": 2, "with": "parallel=fsdp", "tokens_per_s": 1.5 * half["tokens_per_s"]})
     scaling.write([run], tmp_path / "scaling")
     last = (tmp_path / "scaling.md").read_text().splitlines()[-1]
-    assert "| 2 | fsdp | 2 × 16 |" in last
+    assert "| 2 | parallel=fsdp | 2 × 16 |" in last
     assert last.endswith("| 150% |")

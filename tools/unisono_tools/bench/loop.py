@@ -5,7 +5,8 @@
 A bare step is what one would write without these tools: forward, loss, backward, clipping and the framework's AdamW on one batch that lies
 on the device, with nothing read, drawn, logged or saved. The loop draws its batches from a corpus, watches for NaN and signals, and writes
 its log; what it takes is read off the log, between the first steps and the last, so that start and final checkpoint are left out. Each is
-measured in a process of its own, which has the devices to itself. With `devices=2` the bare step is one device's with the same batch, or
+measured in a process of its own, which has the devices to itself, or with `--together` in one, where the loop stops before it would
+evaluate and save. With `devices=2` the bare step is one device's with the same batch, or
 with `batch_size=…` with that of `--batch_size`: 200 % would be perfect scaling.
 """
 
@@ -15,13 +16,14 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import multiprocessing
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -29,11 +31,13 @@ import numpy as np
 from rich.console import Console
 from unisono_spec.contract import init_params
 
+from unisono_tools.backends import open_trainer
 from unisono_tools.bench.report import about
 from unisono_tools.config import ModelChoice, TrainConfig, to_dict
 from unisono_tools.reading import dump_yaml
-from unisono_tools.train import train
+from unisono_tools.signals import Signals
 from unisono_tools.train.logs import NAME, read
+from unisono_tools.train.loop import Run, initial, open_datamodule
 
 WARM_UP = 20  # steps that compile, allocate and fill the queue
 
@@ -56,22 +60,39 @@ def plan(options: argparse.Namespace, **changes: Any) -> TrainConfig:
 
 def loop_rate(config: TrainConfig, together: bool = False) -> dict[str, Any]:
     """Tokens a second of a whole run, in a process of its own as users start it; its last loss; the most memory that it says it held."""
+    if together:
+        rate, loss = pace(config)
+        return {"loop": rate, "loss": loss, "memory": ""}
     with tempfile.TemporaryDirectory() as folder:
-        run, said = pathlib.Path(folder) / "run", ""
-        if together:
-            train(dataclasses.replace(config, out=str(run)), console=Console(quiet=True))
-        else:
-            path = pathlib.Path(folder) / "config.yaml"
-            path.write_text(dump_yaml({**to_dict(config), "out": str(run)}), encoding="utf-8")
-            command = [sys.executable, "-m", "unisono_tools.cli", "train", "--config", str(path)]
-            # what it says meanwhile is shown as it comes, so that a run that hangs says where
-            said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        run, path = pathlib.Path(folder) / "run", pathlib.Path(folder) / "config.yaml"
+        path.write_text(dump_yaml({**to_dict(config), "out": str(run)}), encoding="utf-8")
+        command = [sys.executable, "-m", "unisono_tools.cli", "train", "--config", str(path)]
+        # what it says meanwhile is shown as it comes, so that a run that hangs says where
+        said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         rate, loss = rate_of(run, config)
     return {"loop": rate, "loss": loss, "memory": said.rpartition("memory: at most ")[2].strip()}
 
 
+def pace(config: TrainConfig) -> tuple[float, float]:
+    """As rate_of, of a run in this process that is left before its last step, so that it neither evaluates nor saves."""
+    config = dataclasses.replace(config, steps=config.steps + 1)
+    model = config.validate()
+    data, trainer = open_datamodule(config, model), open_trainer(config, model)
+    trainer.init(initial(config, model))
+    with tempfile.TemporaryDirectory() as folder:
+        config = dataclasses.replace(config, out=folder)
+        run = Run(config, model, data, trainer, None, None, Console(quiet=True), math.inf, Signals())
+        while run.done < config.steps - 1:
+            run.step(data.batch(run.done))
+        run.read(0)
+        if run.log is None:  # the first process writes it
+            return 0.0, 0.0
+        run.log.close()
+        return rate_of(pathlib.Path(folder), dataclasses.replace(config, steps=run.done))
+
+
 def rate_of(run: pathlib.Path, config: TrainConfig) -> tuple[float, float]:
-    """Tokens a second after the first WARM_UP steps of a run that has ended; its last loss."""
+    """Tokens a second after the first WARM_UP steps of a run that has taken all its steps; its last loss."""
     rows = {row["step"]: row for row in read(run / NAME) if "loss" in row}
     tokens = config.batch_size * config.seq_len * (config.steps - WARM_UP)
     return tokens / (rows[config.steps]["time"] - rows[WARM_UP]["time"]), rows[config.steps]["loss"]
@@ -163,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seq_len", type=int, default=256)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--with", dest="changes", nargs="*", default=[], help="runs with options, as in ema=0.999 devices=2,parallel=fsdp")
+    parser.add_argument("--with", dest="layouts", nargs="*", default=[], help="runs with options, as in ema=0.999 devices=2,parallel=fsdp")
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added, rows appended")
     parser.add_argument("--together", action="store_true", help="all in this process, which starts once")
     options = parser.parse_args(argv)
@@ -171,10 +192,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--steps {options.steps}: use a multiple of 10, since every tenth step is logged")
 
     words = sys.argv[1:] if argv is None else argv
-    kept = [w for i, w in enumerate(words) if w != "--output" and (i == 0 or words[i - 1] != "--output")]
     alone = (lambda function, *args: function(*args)) if options.together else apart
     device = alone(_device, options.backend, options.device)
-    run = about(f"python -m unisono_tools.bench.loop {' '.join(kept)}", device, "unisono", "torch", "jax")
+    run = about(f"python -m unisono_tools.bench.loop {' '.join(without_output(words))}", device, "unisono", "torch", "jax")
     before = (
         json.loads(options.output.with_suffix(".json").read_text())
         if options.output and options.output.with_suffix(".json").is_file()
@@ -184,10 +204,9 @@ def main(argv: list[str] | None = None) -> int:
     plain = plan(options)
     bare = alone(bare_rate, plain)
     print(f"bare step: {bare:,.0f} tokens/s", file=sys.stderr, flush=True)
-    for text in ["", *options.changes]:
-        changes = dict(_option(pair) for pair in text.split(",") if pair)
-        config = plan(options, **changes)
-        beside = alone(bare_rate, config) if changes.keys() & {"compile", "dtype"} else bare
+    for text in ["", *options.layouts]:
+        config = plan(options, **changes(text))
+        beside = alone(bare_rate, config) if changes(text).keys() & {"compile", "dtype"} else bare
         batch = f"{config.batch_size} × {config.seq_len}"
         about_it = {"backend": options.backend, "model": options.model, "batch": batch, "dtype": options.dtype, "with": text}
         rows.append({**about_it, "bare": beside, **loop_rate(config, options.together)})
@@ -195,6 +214,16 @@ def main(argv: list[str] | None = None) -> int:
         if options.output:
             _write([*before, {"run": run, "rows": rows}], options.output)
     return 0
+
+
+def changes(text: str) -> dict[str, Any]:
+    """What `ema=0.999,compile=true` changes in a TrainConfig."""
+    return dict(_option(pair) for pair in text.split(",") if pair)
+
+
+def without_output(words: Sequence[str]) -> list[str]:
+    """A command line as results files show it: they lie where they lie."""
+    return [w for i, w in enumerate(words) if w != "--output" and (i == 0 or words[i - 1] != "--output")]
 
 
 def _option(pair: str) -> tuple[str, Any]:

@@ -1,56 +1,39 @@
-"""How tokens a second grow with the number of devices: whole runs, one after the other in the same processes, which start once.
+"""How tokens a second grow with the number of devices: runs one after the other in the same processes, which start once.
 
     python -m unisono_tools.bench.scaling --output scaling
     torchrun --nproc-per-node 2 -m unisono_tools.bench.scaling --output scaling
     python -m unisono_tools.bench.scaling --backend jax --devices 1 2 --output scaling
 
-Each number of devices reads one device's batch together, and one each; with several, as copies of the parameters and as shards. Rates
-are read off the runs' logs, as in `bench/loop.py`. The table's ratio is to one device that reads as much as each: 200 % would be perfect
-for two.
+Each number of devices reads one device's batch together, and one each; several do so under each layout of `--with`. Rates are those of
+`bench.loop`'s `pace`: the training loop, without evaluations and checkpoints. The table's ratio is to one device that reads as much as
+each: 200 % would be perfect for two.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import gc
 import json
-import os
 import pathlib
-import shutil
 import sys
-import tempfile
+from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
-
 from unisono_tools.backends import backend
-from unisono_tools.bench.loop import plan, rate_of
+from unisono_tools.bench.loop import changes, pace, plan, without_output
 from unisono_tools.bench.report import about
 from unisono_tools.config import TrainConfig, processes
-from unisono_tools.train import train
 
 
-def runs(options: argparse.Namespace) -> list[TrainConfig]:
-    """What this start of the benchmark measures."""
+def runs(options: argparse.Namespace) -> Iterator[tuple[str, TrainConfig]]:
+    """What this start of the benchmark measures: a layout's options as text, and a run."""
     started, size = processes()[1], options.batch_size
-    numbers = [started] if started > 1 else options.devices if options.backend == "jax" else [1]
-    found = []
-    for number in numbers:
+    for number in [started] if started > 1 else options.devices if options.backend == "jax" else [1]:
         # one device also reads what each of several does
         batches = [size, size // max(options.devices)] if number == 1 else [size * number, size]
-        for parallel in ("ddp", "fsdp") if number > 1 else ("ddp",):
-            found += [plan(options, devices=number, parallel=parallel, batch_size=batch) for batch in batches]
-    return found
-
-
-def measure(config: TrainConfig, folder: pathlib.Path) -> dict[str, Any]:
-    """Tokens a second over all devices."""
-    result = train(dataclasses.replace(config, out=str(folder)), console=Console(quiet=True))
-    gc.collect()  # of what the next one needs the room
-    # the first process writes the log
-    rate, loss = rate_of(result.run, config) if processes()[0] == 0 else (0.0, 0.0)
-    return {"tokens_per_s": rate, "loss": loss}
+        for text in options.layouts if number > 1 else [""]:
+            for batch in batches:
+                yield text, plan(options, devices=number, batch_size=batch, **changes(text))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,13 +48,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seq_len", type=int, default=256)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--with",
+        dest="layouts",
+        nargs="*",
+        default=["parallel=ddp", "parallel=fsdp"],
+        help="how several devices share the work, as in parallel=fsdp context=2,accumulation=4",
+    )
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added, rows appended")
     options = parser.parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
     first, number = processes()[0] == 0, processes()[1]
     launch = f"torchrun --nproc-per-node {number} -m" if number > 1 else "python -m"
     run = about(
-        f"{launch} unisono_tools.bench.scaling {' '.join(words)}",
+        f"{launch} unisono_tools.bench.scaling {' '.join(without_output(words))}",
         backend(options.backend).device_name(options.device),
         "unisono",
         options.backend,
@@ -79,18 +69,16 @@ def main(argv: list[str] | None = None) -> int:
     stored = options.output.with_suffix(".json") if options.output else None
     before = json.loads(stored.read_text()) if stored and stored.is_file() else []
     rows: list[dict[str, Any]] = []
-    # the same place in all processes that one has started
-    place = pathlib.Path(tempfile.gettempdir()) / f"unisono-scaling-{os.getppid()}-{os.getpid() if number == 1 else ''}"
-    for i, config in enumerate(runs(options)):
+    for text, config in runs(options):
         about_it = {"backend": options.backend, "model": options.model, "dtype": options.dtype, "seq_len": options.seq_len}
-        layout = {"devices": config.devices, "parallel": config.parallel, "batch_size": config.batch_size}
-        rows.append({**about_it, **layout, **measure(config, place / str(i))})
+        layout = {"devices": config.devices, "with": text, "batch_size": config.batch_size}
+        rate, loss = pace(config)
+        gc.collect()  # of what the next one needs the room
+        rows.append({**about_it, **layout, "tokens_per_s": rate, "loss": loss})
         if first:
             print(rows[-1], flush=True)
             if options.output:
                 write([*before, {"run": run, "rows": rows}], options.output)
-    if first:
-        shutil.rmtree(place, ignore_errors=True)
     if number > 1 and options.backend == "torch":
         backend("torch").leave(0)
     return 0
@@ -99,11 +87,17 @@ def main(argv: list[str] | None = None) -> int:
 def write(found: list[dict[str, Any]], stem: pathlib.Path) -> None:
     stem.with_suffix(".json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     rows = [row for one in found for row in one["rows"]]
-    lines = ["# How training scales with devices", "", "Tokens a second of whole runs (`bench/scaling.py` says of which).", ""]
+    lines = [
+        "# How training scales with devices",
+        "",
+        "Tokens a second in training (`bench/scaling.py` says of what). The last column compares with one device that reads as much as",
+        "each of these does: N devices make N × 100 % at best.",
+        "",
+    ]
     for one in found:
         lines += [*(f"- {name}: {value}" for name, value in one["run"].items()), ""]
     lines += [
-        "| backend | model | dtype | devices | parallel | batch a device | tokens/s | one device with as much |",
+        "| backend | model | dtype | devices | with | batch a device | tokens/s | one device with as much |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -111,7 +105,7 @@ def write(found: list[dict[str, Any]], stem: pathlib.Path) -> None:
         same = ("backend", "model", "dtype", "seq_len")
         alone = [r for r in rows if r["devices"] == 1 and r["batch_size"] == each and all(r[name] == row[name] for name in same)]
         ratio = f"{row['tokens_per_s'] / alone[-1]['tokens_per_s']:.0%}" if alone and row["devices"] > 1 else ""
-        what = f"{row['backend']} | {row['model']} | {row['dtype']} | {row['devices']} | {row['parallel'] if row['devices'] > 1 else ''}"
+        what = f"{row['backend']} | {row['model']} | {row['dtype']} | {row['devices']} | {row['with']}"
         lines.append(f"| {what} | {each:g} × {row['seq_len']} | {row['tokens_per_s']:,.0f} | {ratio} |")
     stem.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

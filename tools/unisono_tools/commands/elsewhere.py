@@ -145,6 +145,28 @@ _TRAIN = {
     "ddp_timeout": "nothing: a process that dies ends all",
     "num_nodes": "nothing: the launcher counts",
     "token": "nothing: huggingface_hub's login",
+    "activation_checkpointing": "--gradient_checkpointing",
+    "activation_checkpointing_kwargs": "--gradient_checkpointing",
+    "use_liger_kernel": "--implementation, whose auto takes kernels on a GPU",
+    "neftune_noise_alpha": "nothing: embeddings get no noise",
+    "logging_nan_inf_filter": "nothing: a loss that is not finite ends the run",
+    "include_num_input_tokens_seen": "nothing: steps times --batch_size times --seq_len",
+    "eval_delay": "--eval_every",
+    "train_sampling_strategy": "--data.order",
+    "save_on_each_node": "nothing: the first process writes, into a folder that all machines see",
+    "average_tokens_across_devices": "nothing: a loss is the mean over all tokens that count, whatever devices read them",
+    # Lightning's Trainer
+    "accelerator": "--device",
+    "strategy": "--parallel",
+    "gradient_clip_val": "--optimizer.clip",
+    "accumulate_grad_batches": "--accumulation; --batch_size is that of the whole step, which it divides",
+    "val_check_interval": "--eval_every",
+    "check_val_every_n_epoch": "--eval_every, in steps",
+    "log_every_n_steps": "--log_every",
+    "limit_val_batches": "--data.eval_tokens",
+    "default_root_dir": "--out",
+    "ckpt_path": "--resume RUN, or the same command again",
+    "num_epochs": "--epochs, with --data.order shuffled",
 }
 _GENERATE = {
     "start": "--prompt; --prompt_file for FILE:…",
@@ -160,6 +182,12 @@ _GENERATE = {
     "stop_strings": "--stop",
     "stop_token": "--stop",
     "num_beams": "nothing: there is no beam search",
+    "min_new_tokens": "nothing: a text has --max_new_tokens, unless --stop ends it",
+    "no_repeat_ngram_size": "--repetition_penalty",
+    "eos_token_id": "--stop, a text that ends it",
+    "use_cache": "nothing: the state is carried",
+    "num_tokens": "--max_new_tokens",
+    "max_tokens": "--max_new_tokens",
 }
 TABLES = {"train": _TRAIN, "generate": _GENERATE}
 

@@ -98,7 +98,7 @@ def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: C
         if first:
             write_bytes(run / "config.yaml", dump(train).encode())
         with Signals() as signals:
-            return _Run(train, config, datamodule, trainer, before, last, console, time.monotonic() + seconds, signals).finish()
+            return Run(train, config, datamodule, trainer, before, last, console, time.monotonic() + seconds, signals).finish()
 
 
 def open_datamodule(train: TrainConfig, config: Config, corpus: Corpus | Mixture | None = None) -> DataModule:
@@ -127,7 +127,7 @@ class _Asked(NamedTuple):
     numbers: Pending
 
 
-class _Run:
+class Run:
     """A run in progress: what changes from step to step.
 
     The host runs ahead of the device by up to AHEAD steps, so that the device never waits for a batch; it reads the numbers of a step once
@@ -181,7 +181,7 @@ class _Run:
                 if self.unjudged:
                     self._make_up()
                 while not self.ended:
-                    self._step(self.datamodule.batch(self.done))
+                    self.step(self.datamodule.batch(self.done))
         finally:
             if self.log is not None:
                 self.log.close()
@@ -207,19 +207,19 @@ class _Run:
         if self.ended:
             self._save()
 
-    def _step(self, batch: Batch) -> None:
+    def step(self, batch: Batch) -> None:
         train = self.train
         lr = learning_rate(self.done, train.steps, train.optimizer.lr, train.schedule)
         self.asked.append(_Asked(self.done + 1, batch, lr, self.trainer.grad_step(batch, self.done, lr)))
         self.done += 1
-        self._read(AHEAD)
+        self.read(AHEAD)
         last = self.done == train.steps
         # one answer for all processes
         self.ended = self.trainer.any(last or time.monotonic() > self.deadline or self.signals.received is not None)
         signalled = self.ended and self.trainer.any(self.signals.received is not None)
         due = (self.ended or self.done % train.eval_every == 0) and not signalled
         if due or self.ended or self.done % train.checkpoint_every == 0:
-            self._read(0)
+            self.read(0)
         self.unjudged = last or self.done % train.eval_every == 0
         better = due and self._evaluate()
         if due:
@@ -233,7 +233,7 @@ class _Run:
         if self.ended or better or self.done % train.checkpoint_every == 0:
             self._save()
 
-    def _read(self, ahead: int) -> None:
+    def read(self, ahead: int) -> None:
         """Read the numbers of all steps but the last `ahead`; Diverged where they are none."""
         while len(self.asked) > ahead:
             asked = self.asked.popleft()

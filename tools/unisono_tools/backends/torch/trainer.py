@@ -265,7 +265,9 @@ class Trainer:
         grads = self._gradients()
         if self.ranks.sharded:
             cut, kept = ([g for n, g in grads.items() if is_cut(self.named[n]) == of] for of in (True, False))
-            norm = (self.ranks.sum([get_total_norm(cut) ** 2])[0] + get_total_norm(kept).to(self.device) ** 2).sqrt()
+            (norm,) = self.ranks.sum([get_total_norm(cut) ** 2])
+            # of none the norm would be a number of the host's, whose copy waits for the device
+            norm = (norm + get_total_norm(kept) ** 2 if kept else norm).sqrt()
         else:
             norm = get_total_norm(list(grads.values()))
         return norm if self.scaler is None else norm / self.scaler.scale
