@@ -32,16 +32,22 @@ def state_from_numpy(state: Mapping[str, np.ndarray], device: Any = None) -> dic
     return {name: place(a, device) for name, a in state.items()}
 
 
+def find_devices(name: str) -> list[jax.Device]:
+    """All devices of a platform, or the one that a number behind it names, as in `cuda:1`; InputError where none is here."""
+    platform, colon, index = name.partition(":")
+    try:
+        if not platform or (colon and not index.isdecimal()):
+            raise ValueError("a platform's name, with or without the number of a device")
+        found = jax.devices(platform)
+        return [found[int(index)]] if colon else found
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise _no_device(name) from error
+
+
 def place(array: np.ndarray, device: Any = None) -> jax.Array:
     """A copy of `array` on `device`: a jax.Device, a platform's name, or None for JAX's default."""
     if isinstance(device, str):
-        platform, colon, index = device.partition(":")
-        try:
-            if not platform or (colon and not index.isdecimal()):
-                raise ValueError("a platform's name, with or without the number of a device")
-            device = jax.devices(platform)[int(index or 0)]
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise _no_device(device) from error
+        device = find_devices(device)[0]
     elif device is not None and not isinstance(device, (jax.Device, jax.sharding.Sharding)):
         raise _no_device(device)
     # in memory of its own, since on a CPU JAX may keep what it is given; in the machine's byte order, the only one that JAX knows

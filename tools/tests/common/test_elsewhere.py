@@ -49,6 +49,8 @@ def test_the_command_says_so(refused, text, tiny, made, tmp_path):
     assert "num_train_epochs: no such argument; here it is --epochs" in refused("train", "--config", config)
     config.write_text("training: {fp16: true}\n")
     assert "did you mean" in refused("train", "--stepps", 3)
+    assert "here it is --optimizer.lr (if learning_rate is meant)" in refused("train", "--lerning_rate", 3)
+    assert "did you mean '--data.eval_tokens'" in refused("train", "--data.eval_tokenz", 3)
     few = ("--data.corpus", text, "--data.eval_tokens", 64, "--seq_len", 16, "--out", tmp_path / "run", "--dry_run")
     assert "init_from: resume; use --resume RUN" in refused("train", *few, "--init_from=resume")
     assert "init_from: gpt2; no preset is that model" in refused("train", *few, "--init_from=gpt2")

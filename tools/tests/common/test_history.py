@@ -50,6 +50,9 @@ def test_a_picture(command, refused, tmp_path):
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each))
     drawn = plot(tmp_path, tmp_path / "each.svg").read_text()
     assert all(f"<!-- {words} -->" in drawn for words in ("Loss of each corpus, nats a target; dots: validation", "b/*.txt"))
+    # each of one point is a dot, which lines are not: losses, rate, norm, speed, two decays, one load
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (rows[0], rows[-1])))
+    assert plot(tmp_path, tmp_path / "few.svg").read_text().count('<g clip-path="url') == 8
     with pytest.raises(InputError):
         plot(tmp_path / "nowhere", tmp_path / "x.png")
 

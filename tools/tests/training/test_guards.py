@@ -199,6 +199,20 @@ def test_a_validation_split_that_says_nothing(backend, content, split, tiny, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_a_short_corpus_to_validate_on_is_the_one_that_is_named(tiny, tmp_path, text):
+    (tmp_path / "short.txt").write_text("ab")
+    config = dataclasses.replace(tiny(), data=DataChoice(corpus=str(text), validation=str(tmp_path / "short.txt")))
+    with pytest.raises(InputError, match=r"^data\.validation: .*short\.txt has 2 tokens, too few"):
+        train(config)
+
+
+@pytest.mark.parametrize("device", ["tpu", "abacus"])
+def test_a_device_that_is_not_here(backend, device, tiny, tmp_path):
+    with pytest.raises(InputError, match=f"device: '{device}'"):
+        train(tiny(backend=backend, device=device))
+    assert not checkpoint.steps(tmp_path / "run")
+
+
 def test_more_steps_are_another_schedule(backend, tiny, tmp_path, capsys):
     train(tiny(backend=backend, steps=4))
     capsys.readouterr()

@@ -236,10 +236,9 @@ def _option(pair: str) -> tuple[str, Any]:
 
 def _device(backend: str, device: str | None) -> str:
     if backend == "jax":
-        import jax
+        from unisono_tools.backends.jax import device_name
 
-        found = jax.devices(device)[0] if device else jax.devices()[0]
-        return found.device_kind if found.platform != "cpu" else "CPU"
+        return device_name(device)
     import torch
 
     if device == "cpu" or not torch.cuda.is_available():

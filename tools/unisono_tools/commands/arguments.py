@@ -139,7 +139,7 @@ def _named(name: str, known: Mapping[str, Argument], positional: list[str], verb
         if argument.name not in positional and (name == argument.name or (argument.open and name.startswith(f"{argument.name}."))):
             return argument
     options = [f"--{other}" for other in known if other not in positional]
-    if (here := known_elsewhere(verb, name)) is not None:
+    if (here := known_elsewhere(verb, name, known)) is not None:
         raise InputError(f"--{name}: no such argument; here it is {here}")
     raise InputError(f"--{name}: no such argument; {nearest(f'--{name}', [*options, '--config'])}")
 
@@ -155,7 +155,7 @@ def _flat(values: Mapping[str, Any], arguments: list[Argument], prefix: str = ""
             if not isinstance(value, Mapping):
                 raise InputError(f"{name}: {shown(value)} has type {type(value).__name__}; give names with values")
             out |= _flat(value, arguments, f"{name}.", verb)
-        elif (here := known_elsewhere(verb, name)) is not None:
+        elif (here := known_elsewhere(verb, name, known)) is not None:
             raise InputError(f"{name}: no such argument; here it is {here}")
         else:
             level = {other.removeprefix(prefix).split(".")[0] for other in known if other.startswith(prefix)}

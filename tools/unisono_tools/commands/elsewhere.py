@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 _TRAIN = {
     # nanoGPT's train.py and its configs
     "dataset": "--data.corpus, a name, a path or hf:owner/name",
@@ -192,7 +195,10 @@ _GENERATE = {
 TABLES = {"train": _TRAIN, "generate": _GENERATE}
 
 
-def known_elsewhere(verb: str, name: str) -> str | None:
-    """What option `name` of another trainer is called here; None where no such is known."""
-    plain = name.lstrip("-").replace("-", "_").rsplit(".", 1)[-1]
-    return TABLES.get(verb, {}).get(plain)
+def known_elsewhere(verb: str, name: str, ours: Iterable[str]) -> str | None:
+    """What option `name` of another trainer, perhaps misspelt, is called here; None where none is known, or one of ours is as near."""
+    plain, table = name.lstrip("-").replace("-", "_").rsplit(".", 1)[-1], TABLES.get(verb, {})
+    if plain in table:
+        return table[plain]
+    near = difflib.get_close_matches(plain, [*(other.rsplit(".", 1)[-1] for other in ours), *table], n=1, cutoff=0.85)
+    return f"{table[near[0]]} (if {near[0]} is meant)" if near and near[0] in table else None

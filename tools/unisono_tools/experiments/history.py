@@ -63,9 +63,14 @@ def _points(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([step for step, _ in found]), np.array([value for _, value in found], np.float64)
 
 
+def _line(axes: Axes, points: tuple[np.ndarray, np.ndarray], **how: Any) -> None:
+    """A line; a dot where it would have one point, and show nothing."""
+    axes.plot(*points, **how, **({"marker": "o", "markersize": 3} if len(points[0]) == 1 else {}))
+
+
 def _losses(axes: Axes, rows: Sequence[Row]) -> None:
     steps, losses = _points(rows, "loss")
-    axes.plot(steps, losses, color=GREY, alpha=0.4, linewidth=0.8, label="training")
+    _line(axes, (steps, losses), color=GREY, alpha=0.4, linewidth=0.8, label="training")
     if len(steps) > 1 / (1 - RUNNING):
         axes.plot(steps, _running(losses), color=MANY[0], label="running mean")
     validation = _points(rows, "validation_loss")
@@ -88,14 +93,14 @@ def _corpora(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
     for i, name in enumerate(names):
         colour = MANY[i % len(MANY)]
         steps, losses = _points(rows, f"loss.{name}")
-        axes.plot(steps, _running(losses), color=colour, label=name)
+        _line(axes, (steps, np.array(_running(losses))), color=colour, label=name)
         axes.plot(*_points(rows, f"validation_loss.{name}"), color=colour, marker="o", markersize=3, linestyle=":")
     _named(axes, "Loss of each corpus, nats a target; dots: validation")
     axes.legend(fontsize=7)
 
 
 def _curve(axes: Axes, rows: Sequence[Row], name: str, title: str, logarithmic: bool) -> None:
-    axes.plot(*_points(rows, name), color=MANY[0], linewidth=1)
+    _line(axes, _points(rows, name), color=MANY[0], linewidth=1)
     if logarithmic:
         axes.set_yscale("log")
     elif name == "rate":
@@ -110,9 +115,8 @@ def _family(axes: Axes, rows: Sequence[Row], kind: str, names: Sequence[str]) ->
     for name in names:
         _, layer, *rest = name.split(".")
         i = int(rest[0]) if rest else 0
-        axes.plot(
-            *_points(rows, name), color=MANY[int(layer) % len(MANY)], linestyle=dashes[i % 4], linewidth=1.2, label=name.partition(".")[2]
-        )
+        how = {"color": MANY[int(layer) % len(MANY)], "linestyle": dashes[i % 4], "linewidth": 1.2}
+        _line(axes, _points(rows, name), **how, label=name.partition(".")[2])
     if kind == "decay":
         axes.set_yscale("logit")
     _named(axes, FAMILIES[kind])

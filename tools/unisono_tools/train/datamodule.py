@@ -70,7 +70,7 @@ class TextDataModule:
         self.train, self.config, self.mixture = train, config, Mixture.of(corpus)
         self.batches = loader(train, config, corpus)
         for one in self.mixture.corpora:
-            check_validation(one)
+            check_validation(one, train.data.validation)
         self.name, self.digest, self.tokenizer = self.mixture.name, self.mixture.digest, self.mixture.tokenizer
         data = train.data
         # one that all share is evaluated once

@@ -150,16 +150,17 @@ def check_corpus(config: Config, corpus: Corpus) -> None:
         )
 
 
-def check_validation(corpus: Corpus) -> None:
-    """Raise InputError where the validation split is so short that its loss would say nothing."""
+def check_validation(corpus: Corpus, given: str | None) -> None:
+    """Raise InputError where the validation split is so short that its loss would say nothing. given: the corpus that it is of, where
+    that is another one."""
     ids = corpus.validation
     targets = max(0, len(ids) - 1) * (1 if ids.ndim == 1 else ids.shape[1])
     if targets < FEWEST:
         unit = "tokens" if ids.ndim == 1 else "frames"
-        raise InputError(
-            f"{corpus.name}: its validation split has {len(ids)} {unit}, too few to evaluate on (at least {FEWEST + 1} tokens); give "
-            "a longer corpus, or one to validate on in data.validation"
-        )
+        short = f"{len(ids)} {unit}, too few to evaluate on (at least {FEWEST + 1} tokens)"
+        if given:
+            raise InputError(f"data.validation: {given} has {short}; give a longer corpus, or leave it out")
+        raise InputError(f"{corpus.name}: its validation split has {short}; give a longer corpus, or one to validate on in data.validation")
 
 
 def starting_state(train: TrainConfig, config: Config, step: int) -> Arrays | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+from unisono_jax.arrays import find_devices
 
 from unisono_tools.backends.base import peak_of_process
 from unisono_tools.backends.jax.functional import functional
@@ -15,7 +16,7 @@ __all__ = ["Reader", "Trainer", "device_name", "dropout_masks", "functional", "p
 
 def device_name(device: str | None = None) -> str:
     """What `device` is, by default what a trainer would choose."""
-    found = (jax.devices(device) if device else jax.devices())[0]
+    found = (find_devices(device) if device else jax.devices())[0]
     return "CPU" if found.platform == "cpu" else found.device_kind
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from unisono_jax.arrays import find_devices
 from unisono_spec.contract import InputError
 
 from unisono_tools.config import TrainConfig, processes
@@ -24,7 +25,7 @@ class Devices:
             place = f"{os.environ.get('MASTER_ADDR', 'localhost')}:{int(os.environ.get('MASTER_PORT', '29500')) + 1}"
             local = None if train.device == "cpu" or "LOCAL_RANK" not in os.environ else [int(os.environ["LOCAL_RANK"])]
             jax.distributed.initialize(place, self.processes, self.rank, local_device_ids=local)
-        found = jax.devices(train.device) if train.device else jax.devices()
+        found = find_devices(train.device) if train.device else jax.devices()
         if self.processes == 1:
             if len(found) < train.devices:
                 raise InputError(
