@@ -92,7 +92,7 @@ def greedy(logits: jax.Array) -> Chosen:
 
 
 def sample(logits: jax.Array, u: jax.Array, temperature: jax.Array, top_p: jax.Array, top_k: jax.Array) -> Chosen:
-    """logits [B, V], u [B] in [0, 1) → ids by the inverse of the CDF, best first. In float32, a draw within NEAR_TIE of another is told."""
+    """logits [B, V], u [B] in [0, 1) → ids by the inverse of the CDF, best first. Near-ties: `_turns`."""
     z, wrong = _numbers(logits)
     order = jnp.argsort(-z, axis=-1, stable=True)  # best first, the lowest id on ties
     z = jnp.take_along_axis(z, order, 1)
@@ -100,14 +100,24 @@ def sample(logits: jax.Array, u: jax.Array, temperature: jax.Array, top_p: jax.A
     p = jnp.exp((z - z[:, :1]) / temperature)
     p = p / p.sum(-1, keepdims=True)
     p = jnp.where((place >= top_k) & (top_k > 0), 0, p)
-    beyond = (jnp.cumsum(p, -1) - p >= top_p * p.sum(-1, keepdims=True)) & (place > 0) & (top_p < 1)
-    p = jnp.where(beyond, 0, p)
+    before, enough = jnp.cumsum(p, -1) - p, top_p * p.sum(-1, keepdims=True)
+    cut = (place > 0) & (top_p < 1)  # the best stays
+    few, p, many = (jnp.where(cut & (before >= enough + by), 0, p) for by in (-NEAR_TIE, 0, NEAR_TIE))
     cdf = jnp.cumsum(p, -1)
-    at = u[:, None] * cdf[:, -1:]
-    last = (p != 0).sum(-1, keepdims=True) - 1
-    rank = jnp.clip(jnp.minimum((cdf <= at).sum(-1, keepdims=True), last), 0)
-    ties = ((jnp.abs(cdf - at) <= NEAR_TIE) & (place < last)).any(-1)
-    return jnp.take_along_axis(order, rank, 1)[:, 0].astype(jnp.int32), ties, wrong
+    rank = jnp.minimum((cdf <= u[:, None] * cdf[:, -1:]).sum(-1, keepdims=True), (p != 0).sum(-1, keepdims=True) - 1)
+    rank = jnp.clip(rank, 0)
+    return jnp.take_along_axis(order, rank, 1)[:, 0].astype(jnp.int32), _turns(z, rank, u[:, None], few, many), wrong
+
+
+def _turns(z: jax.Array, rank: jax.Array, u: jax.Array, few: jax.Array, many: jax.Array) -> jax.Array:
+    """Near-ties [B] of draws from sorted logits z [B, V]; few and many: what top_p keeps at least and at most, as the contract's."""
+    edges, place = jnp.cumsum(many, -1), jnp.arange(z.shape[-1])
+    low, high = (u * kept.sum(-1, keepdims=True) for kept in (few, many))
+    near = (edges >= low - NEAR_TIE) & (edges <= high + NEAR_TIE) & (place < (many != 0).sum(-1, keepdims=True) - 1)
+    half = z / 2  # so that no difference overflows
+    margin = NEAR_TIE * (half[:, :1] - jnp.where(half > -jnp.inf, half, jnp.inf).min(-1, keepdims=True))
+    swaps = jnp.pad(half[:, :-1] - half[:, 1:] <= margin, ((0, 0), (1, 1)))  # of each with the one before it
+    return near.any(-1) | jnp.take_along_axis(swaps, jnp.concatenate([rank, rank + 1], 1), 1).any(-1)
 
 
 def _numbers(logits: jax.Array) -> tuple[jax.Array, jax.Array]:

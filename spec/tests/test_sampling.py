@@ -149,6 +149,28 @@ def test_near_ties_are_judged_by_what_can_be_drawn() -> None:
     assert few.mean() < 0.01
 
 
+@pytest.mark.parametrize("top_k", [0, 7])
+def test_ids_that_rounding_could_exchange_are_near_ties(top_k: int) -> None:
+    """Each logit twice, but for 1e-6, which another rounding turns; and few draws are told in vain."""
+    apart = 3 * np.random.default_rng(1).standard_normal((400, 20))
+    one, other = (np.concatenate([apart + by, apart - by], 1) for by in (1e-6, -1e-6))
+    law = Sampling(1.0, top_k=top_k)
+    (ids, ties), (others, _) = choose(one, law, 0), choose(other, law, 0)
+    assert (ids != others).mean() > 0.5
+    assert ties[ids != others].all()
+    assert choose(apart, law, 0)[1].mean() < 0.01
+
+
+def test_where_top_p_cuts_within_rounding_is_a_near_tie() -> None:
+    """0.5 + 0.3 are enough of 0.8, or not quite; what is drawn below both cuts' edges stays what it is, and is none."""
+    rows = np.log(np.tile([0.5, 0.3, 0.2], (3000, 1)))
+    (ids, ties), (others, again) = (choose(rows, Sampling(1.0, top_p=0.8 + by), 0) for by in (-1e-7, 1e-7))
+    assert 0 < (ids != others).mean() < 0.5
+    assert ties[ids != others].all()
+    assert again[ids != others].all()
+    assert 0.3 < ties.mean() < 0.6
+
+
 def test_finite_logits_draw_what_they_always_drew() -> None:
     logits = np.random.default_rng(0).normal(0, 3, (3, 17))
     ways = (GREEDY, Sampling(0.7, seed=5), Sampling(1.3, 5, 1.0, 2**63), Sampling(1.0, 0, 0.6, 1), Sampling(2.0, 9, 0.9, 12))

@@ -149,47 +149,6 @@ def test_a_penalty_goes_on(device: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert any(key[1] for key in decoder._decoders[found])
 
 
-@pytest.mark.parametrize("name", ["transformer", "fixed"])
-def test_tokens_read_one_a_call(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the buffers of a decoder, once there were some calls; what it returned before stays as it was."""
-    truth = made(CONFIGS[name], "cpu", implementation="plain")[0].generate(text(5), 6, WARM)
-    monkeypatch.setattr(decoder, "FEWEST", 2)
-    monkeypatch.setattr(decoder, "_serves", lambda model: True)
-    model, _ = made(CONFIGS[name], device)
-    found, states = model.generate(text(5), 1, WARM), []
-    tokens = [found.tokens]
-    for _ in range(5):
-        found = model.generate(found.tokens[:, -1:], 1, WARM, found.state, found.n_generated)
-        tokens.append(found.tokens)
-        states.append((found.state, {key: a.clone() for key, a in found.state.items()}))
-    assert np.array_equal(np.concatenate(tokens, 1), truth.tokens)
-    assert all(torch.equal(state[key], a) for state, copy in states for key, a in copy.items())
-    assert decoder._reads[model] == 5
-    assert any(key[0] == "logits" for key in decoder._decoders[model])
-
-
-def test_trained_parameters_are_read(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that were changed in place, also where the decoder holds what it made of them, and those of a cast model."""
-    monkeypatch.setattr(decoder, "FEWEST", 1)
-    model, _ = made(CONFIGS["s4d"], device)
-    alone, _ = made(CONFIGS["s4d"], "cpu", implementation="plain")
-
-    def agree() -> None:
-        state = {key: a.to(device) for key, a in alone.init_state(2).items()}
-        found, _, _ = decoder.follow(model, text(1)[:, 0], state, GREEDY, 0, 4) or pytest.fail("no decoder")
-        assert np.array_equal(found, alone.generate(text(1), 4).tokens)
-
-    agree()
-    with torch.no_grad():
-        for p, q in zip(model.parameters(), alone.parameters(), strict=True):
-            p.mul_(-1.5)
-            q.mul_(-1.5)
-    agree()
-    model.double()
-    alone.double()
-    agree()
-
-
 def test_damaged_logits_are_named(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "FEWEST", 1)
     model, _ = made(CONFIGS["fixed"], device)

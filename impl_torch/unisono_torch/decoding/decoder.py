@@ -39,7 +39,7 @@ class Decoder:
     """Steps of `model` for states like `state`; kind: how ids are chosen, "greedy" or "drawn", or "logits", where they are not.
     penalised: under a repetition penalty, for which `seen` [B, V] holds the ids of each text.
 
-    It depends on the model's parameters where they are in memory now.
+    It depends on the model's parameters where they are in memory now. Calls may come from several streams, one after another.
 
     Its buffers belong to no parameter and to no caller, and are no tensors of inference mode: it runs inside that mode and outside,
     in any order.
@@ -48,6 +48,7 @@ class Decoder:
     def __init__(self, model: Model, state: State, kind: str, penalised: bool = False) -> None:
         batch, device = next(iter(state.values())).shape[0], model.device
         self.kind, self.device = kind, device
+        self.left: torch.cuda.Event | None = None  # the last call has copied what it returns
         with torch.inference_mode(False), torch.no_grad(), _on(device):
             new = torch.empty(0, device=device).new_zeros
             self.token, self.number = new(batch, dtype=torch.int64), new((), dtype=torch.int64)
@@ -144,24 +145,29 @@ class Decoder:
                 if bad.any():
                     at = int(bad.any(1).argmax())
                     raise InputError(trouble(int(bad[at].max() if 1 not in bad[at] else 1), number + start + at))
-            return ids, ties, self._state(state)
+            return ids, ties, self._ended(state)
 
     @torch.no_grad()
     def read(self, token: Tensor, state: State) -> tuple[Tensor, State]:
-        """One token [B]: its logits [B, V], which the next call overwrites, and the state after it."""
+        """One token [B]: its logits [B, V], and the state after it."""
         with _on(self.device):
             self._begin(token, state)
             self.advance()
-            return self.logits, self._state(state)
+            return self.logits.clone(), self._ended(state)
 
     def _begin(self, token: Tensor, state: State) -> None:
+        if self.left is not None:
+            torch.cuda.current_stream().wait_event(self.left)
         self.held.refresh()
         for name, own in self.state.items():
             own.copy_(state[name])
         self.token.copy_(token)
 
-    def _state(self, like: State) -> State:
-        return {name: own.to(like[name].dtype, copy=True) for name, own in self.state.items()}
+    def _ended(self, like: State) -> State:
+        """Copies of the state, in the dtypes of `like`."""
+        copies = {name: own.to(like[name].dtype, copy=True) for name, own in self.state.items()}
+        self.left = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
+        return copies
 
     def advance(self) -> None:
         """One token, without waiting for it."""
@@ -201,10 +207,7 @@ def read_one(model: Model, token: Tensor, state: State) -> tuple[Tensor, State] 
     with _lock:
         _reads[model] = _reads.get(model, 0) + 1
         decoder = _decoder(model, state, "logits", _reads[model])
-        if decoder is None:
-            return None
-        logits, state = decoder.read(token, state)
-        return logits.clone(), state
+        return None if decoder is None else decoder.read(token, state)
 
 
 def _ends_within(model: Model, state: State, count: int) -> bool:
@@ -221,7 +224,11 @@ def _decoder(model: Model, state: State, kind: str, count: int, penalised: bool 
             return None
         for other in [other for other in kept if other[-1] != key[-1]]:
             del kept[other]  # of parameters that are gone
-        kept[key] = Decoder(model, state, kind, penalised)
+        try:
+            kept[key] = Decoder(model, state, kind, penalised)
+        except torch.OutOfMemoryError:  # those of other batches hold their states
+            kept.clear()
+            kept[key] = Decoder(model, state, kind, penalised)
         if len(kept) > KEPT:
             kept.popitem(last=False)
     kept.move_to_end(key)

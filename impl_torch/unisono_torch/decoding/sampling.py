@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from unisono_spec.contract.sampling import NEAR_TIE
 
 Chosen = tuple[Tensor, Tensor, Tensor]  # ids [B], near-ties [B], trouble [B]: 1 for a NaN, 2 for a row of −inf alone
@@ -31,14 +31,23 @@ def drawn(logits: Tensor, u: Tensor, temperature: Tensor, top_k: Tensor, top_p: 
     p = (scaled - scaled[:, :1]).exp()
     p = p / p.sum(-1, keepdim=True)
     p = torch.where((place >= top_k) & (top_k > 0), 0, p)
-    beyond = (p.cumsum(-1) - p >= top_p * p.sum(-1, keepdim=True)) & (place > 0) & (top_p < 1)
-    p = torch.where(beyond, 0, p)
+    before, enough = p.cumsum(-1) - p, top_p * p.sum(-1, keepdim=True)
+    cut = (place > 0) & (top_p < 1)  # the best stays
+    few, p, many = (torch.where(cut & (before >= enough + by), 0, p) for by in (-NEAR_TIE, 0, NEAR_TIE))
     cdf = p.cumsum(-1)
-    at = u[:, None] * cdf[:, -1:]
-    last = (p != 0).sum(-1, keepdim=True) - 1
-    rank = torch.minimum((cdf <= at).sum(-1, keepdim=True), last).clamp(min=0)
-    ties = (((cdf - at).abs() <= NEAR_TIE) & (place < last)).any(-1)
-    return order.gather(1, rank)[:, 0], ties, trouble
+    rank = torch.minimum((cdf <= u[:, None] * cdf[:, -1:]).sum(-1, keepdim=True), (p != 0).sum(-1, keepdim=True) - 1).clamp(min=0)
+    return order.gather(1, rank)[:, 0], _turns(z, rank, u[:, None], few, many), trouble
+
+
+def _turns(z: Tensor, rank: Tensor, u: Tensor, few: Tensor, many: Tensor) -> Tensor:
+    """Near-ties [B] of draws from sorted logits z [B, V]; few and many: what top_p keeps at least and at most, as the contract's."""
+    edges, place = many.cumsum(-1), torch.arange(z.shape[-1], device=z.device)
+    low, high = (u * kept.sum(-1, keepdim=True) for kept in (few, many))
+    near = (edges >= low - NEAR_TIE) & (edges <= high + NEAR_TIE) & (place < (many != 0).sum(-1, keepdim=True) - 1)
+    half = z / 2  # so that no difference overflows
+    margin = NEAR_TIE * (half[:, :1] - torch.where(half > -torch.inf, half, torch.inf).amin(-1, keepdim=True))
+    swaps = nn.functional.pad(half[:, :-1] - half[:, 1:] <= margin, (1, 1))  # of each with the one before it
+    return near.any(-1) | swaps.gather(1, torch.cat([rank, rank + 1], 1)).any(-1)
 
 
 def penalised(logits: Tensor, seen: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:

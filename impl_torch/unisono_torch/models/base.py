@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from unisono_spec.contract import Config, check_dtype, config_to_dict, generation, state_dtype
+from unisono_spec.contract import Config, InputError, check_dtype, config_to_dict, generation, state_dtype
 from unisono_spec.contract.base import declared_states
 from unisono_spec.contract.checks import as_array, check_ids, check_inputs, check_reading, check_training
 from unisono_spec.contract.files import check_positions, save_params
@@ -195,6 +195,10 @@ class Model(nn.Module):
 
     def _check(self, tokens: Tensor, state: State | None, reset: Mask, valid: Mask, one: bool = False) -> None:
         check_inputs(self.config, tokens, state, reset, valid, one=one, array=Tensor)
+        device = self.device
+        for name, a in {"tokens": tokens, "reset": reset, "valid": valid, **(state or {})}.items():
+            if a is not None and a.device != device:
+                raise InputError(f"{name}: on {a.device}, the model is on {device}; move it with .to({str(device)!r})")
         if not self.config.reads_frames and readable(tokens) and tokens.device.type == "cpu":
             check_ids(tokens.numpy(), self.config.vocab_size)
         position = None if state is None else state.get("position")

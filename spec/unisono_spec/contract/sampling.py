@@ -141,11 +141,23 @@ def _draw(z: np.ndarray, sampling: Sampling, row: int, n_generated: int) -> tupl
         p /= p.sum()
     if sampling.top_k:
         p[sampling.top_k :] = 0
+    few = many = p
     if sampling.top_p < 1:
-        p[1:][(np.cumsum(p) - p >= sampling.top_p * p.sum())[1:]] = 0
+        before, enough = np.cumsum(p) - p, sampling.top_p * p.sum()
+        before[0] = -np.inf  # the best stays
+        few, p, many = (np.where(before >= enough + by, 0, p) for by in (-NEAR_TIE, 0, NEAR_TIE))
     cdf = np.cumsum(p)
     key = np.array([sampling.seed, (row << 32) | n_generated], dtype=np.uint64)
-    u = np.random.Generator(np.random.Philox(key=key)).random() * cdf[-1]
-    last = np.count_nonzero(p) - 1
-    rank = min(int(np.searchsorted(cdf, u, side="right")), last)
-    return int(order[rank]), bool((np.abs(cdf[:last] - u) <= NEAR_TIE).any())
+    u = np.random.Generator(np.random.Philox(key=key)).random()
+    rank = min(int(np.searchsorted(cdf, u * cdf[-1], side="right")), np.count_nonzero(p) - 1)
+    return int(order[rank]), _turns(z[order], rank, u, few, many)
+
+
+def _turns(z: np.ndarray, rank: int, u: float, few: np.ndarray, many: np.ndarray) -> bool:
+    """Whether rounding could turn a draw: u falls near an edge of the CDF, wherever rounding lets top_p cut (few and many are kept at
+    least and at most), or one beside the chosen rank of the sorted logits z could change places with it."""
+    edges = np.cumsum(many)[: np.count_nonzero(many) - 1]
+    half = z / 2  # so that no difference overflows
+    margin = NEAR_TIE * (half[0] - half.min(initial=np.inf, where=half > -np.inf))
+    near = (edges >= u * few.sum() - NEAR_TIE) & (edges <= u * many.sum() + NEAR_TIE)
+    return bool(near.any() or (-np.diff(half[max(rank - 1, 0) : rank + 2]) <= margin).any())

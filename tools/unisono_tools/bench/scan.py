@@ -13,6 +13,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -113,7 +114,15 @@ def errors(implementation: str) -> dict[str, float]:
     return {n: float((a.double() - b).norm() / b.norm()) for n, a, b in zip(names, *found, strict=True)}
 
 
-def training(implementation: str, steps: int, compiled: bool, config: Config, batch: int = BATCH, length: int = LENGTH) -> dict[str, Any]:
+def training(
+    implementation: str,
+    steps: int,
+    compiled: bool,
+    config: Config,
+    batch: int = BATCH,
+    length: int = LENGTH,
+    turn: AbstractContextManager | None = None,
+) -> dict[str, Any]:
     """Tokens a second of training steps: forward, cross-entropy, backward, AdamW; bfloat16, float32 parameters."""
     torch.manual_seed(0)
     model = unisono_torch.create(config, seed=0, dtype="bfloat16", device="cuda", implementation=implementation)
@@ -123,11 +132,17 @@ def training(implementation: str, steps: int, compiled: bool, config: Config, ba
         logits, _ = model(tokens[:, :-1])
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
-    return trained(model, torch.compile(loss, dynamic=False) if compiled else loss, tokens, steps)
+    return trained(model, torch.compile(loss, dynamic=False) if compiled else loss, tokens, steps, turn)
 
 
-def trained(model: torch.nn.Module, loss: Callable[[Tensor], Tensor], tokens: Tensor, steps: int) -> dict[str, Any]:
-    """Median tokens a second of `steps` on `tokens` [B, T + 1], after two."""
+def trained(
+    model: torch.nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    tokens: Tensor,
+    steps: int,
+    turn: AbstractContextManager | None = None,
+) -> dict[str, Any]:
+    """Median tokens a second of `steps` on `tokens` [B, T + 1], after two; they are timed inside `turn`."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
@@ -135,18 +150,21 @@ def trained(model: torch.nn.Module, loss: Callable[[Tensor], Tensor], tokens: Te
         optimizer.step()
         optimizer.zero_grad()
 
+    begin = time.perf_counter()
     step()
     step()
+    torch.cuda.synchronize()
+    first, times = time.perf_counter() - begin, []
     torch.cuda.reset_peak_memory_stats()
-    times = []
-    for _ in range(steps):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        step()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    read = tokens[:, 1:].numel()
-    return {"tokens_per_s": read / statistics.median(times), "peak_bytes": torch.cuda.max_memory_allocated()}
+    with turn or nullcontext():
+        for _ in range(steps):
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            step()
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - begin)
+    rate = tokens[:, 1:].numel() / statistics.median(times)
+    return {"tokens_per_s": rate, "peak_bytes": torch.cuda.max_memory_allocated(), "first_s": first}
 
 
 def markdown(result: dict[str, Any]) -> str:

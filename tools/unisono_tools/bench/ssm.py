@@ -1,14 +1,23 @@
 """S4D's recurrence: kernel and plain operations; and models trained, with what they use of the GPU.
 
 python -m unisono_tools.bench.ssm --output docs/results/kernels-ssm-h100      # needs a GPU; writes .json and .md
+python -m unisono_tools.bench.ssm --training --compiled mamba-130m s4d-base --output docs/results/trained-ssm-h100      # models alone
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import importlib.util
-import math
+import itertools
+import json
 import pathlib
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,12 +28,14 @@ from unisono_torch.ops import diagonal_ssm
 from unisono_tools.bench import report, scan
 from unisono_tools.bench.contestants import serving
 from unisono_tools.bench.measure import ceilings, median_ms, peak_bytes
+from unisono_tools.bench.models import operations
 from unisono_tools.experiments.match import nearest
 
 SHAPES = ((8, 2048, 512, 32), (8, 4096, 512, 32), (1, 16384, 512, 32))  # B, T, D, pairs; bfloat16
 CHECKED = (2, 500, 100, 32)  # errors are measured here, against float64
 MATCHED = "lat, as large as mamba-130m"
 MODELS = {"s4d-base": (8, 2048), "mamba-130m": (8, 2048), MATCHED: (8, 2048), "maru": (8, 256), "lat-base": (8, 2048)}
+STEPS = 4
 SLOW = (1, 512)  # transformers' Mamba without CUDA extensions, and ours beside it
 PARTS = ("u", "dt", "A", "C", "D", "state")
 
@@ -71,14 +82,32 @@ def errors(implementation: str) -> dict[str, float]:
     return {n: float((a.double() - b).norm() / b.norm()) for n, a, b in zip(names, *found, strict=True)}
 
 
-def trained(name: str, steps: int, compiled: bool, flops: float) -> dict[str, Any]:
+def trained(name: str, compiled: bool, flops: float, turn: contextlib.AbstractContextManager | None = None) -> dict[str, Any]:
     """Tokens a second; MFU: 6 operations a parameter and token, but embeddings that are only looked up, of a matmul's measured rate."""
     mamba = preset("mamba-130m")
     config, (batch, length) = nearest("lat", count_params(mamba), mamba.vocab_size) if name == MATCHED else preset(name), MODELS[name]
-    looked_up = {"embedding.weight"} if not config.tie_head else set()
-    numbers = sum(math.prod(p.shape) for key, p in config.params().items() if key not in looked_up)
-    row = scan.training("auto", steps, compiled, config, batch, length)
-    return {"model": name, "compiled": compiled, "batch": batch, "length": length, **row, "mfu": 6 * numbers * row["tokens_per_s"] / flops}
+    row = scan.training("auto", STEPS, compiled, config, batch, length, turn)
+    mfu = operations(config) * row["tokens_per_s"] / flops
+    return {"model": name, "compiled": compiled, "batch": batch, "length": length, **row, "mfu": mfu}
+
+
+@contextlib.contextmanager
+def alone(lock: str) -> Iterator[None]:
+    """One process at a time; others compile meanwhile."""
+    with pathlib.Path(lock).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def all_compiled(names: list[str], flops: float) -> Iterator[dict[str, Any]]:
+    """`trained`, each in a process of its own: they compile, for minutes, at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "unisono_tools.bench.ssm", "--lock", f"{folder}/lock", "--flops", str(flops), "--one"]
+        running = [subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in names]
+        for process in running:
+            said, _ = process.communicate()
+            if process.returncode == 0:  # what went wrong with another stands in the terminal
+                yield json.loads(said.splitlines()[-1])
 
 
 def transformers_slow_path() -> dict[str, Any]:
@@ -98,10 +127,10 @@ def transformers_slow_path() -> dict[str, Any]:
 
 def beside_transformers(flops: float) -> list[dict[str, Any]]:
     """mamba-130m on few tokens, in transformers and here."""
-    mfu = 6 * count_params(preset("mamba-130m")) / flops
+    mfu = operations(preset("mamba-130m")) / flops
     named = {
         "mamba-130m in transformers, slow path": transformers_slow_path,
-        "mamba-130m": lambda: scan.training("auto", 4, False, preset("mamba-130m"), *SLOW),
+        "mamba-130m": lambda: scan.training("auto", STEPS, False, preset("mamba-130m"), *SLOW),
     }
     rows = []
     for name, run in named.items():
@@ -112,7 +141,8 @@ def beside_transformers(flops: float) -> list[dict[str, Any]]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    lines = ["# S4D's recurrence on a GPU, and models in training", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
+    title = "S4D's recurrence on a GPU, and models in training" if result["ops"] else "Mamba, S4D and MARU in training on a GPU"
+    lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
     lines += [f"- bf16 matmul at {result['ceilings']['matmul_flop_per_s'] / 1e12:.0f} TFLOP/s; inputs in bfloat16", ""]
     if result["ops"]:
         lines += ["| B, T, D, pairs | by | forward ms | forward and backward ms | peak MiB |", "|---|---|---|---|---|"]
@@ -123,11 +153,11 @@ def markdown(result: dict[str, Any]) -> str:
         lines += ["", f"Errors of the kernel against float64, ‖a − exact‖ / ‖exact‖, at {', '.join(map(str, CHECKED))}: {shown}.", ""]
     if result["training"]:
         lines += ["Training in bfloat16, parameters in float32, AdamW; MFU: 6 operations a parameter and token, of the matmul's rate.", ""]
-        lines += ["| model | tokens a step | tokens/s | MFU | peak GiB |", "|---|---|---|---|---|"]
+        lines += ["| model | tokens a step | tokens/s | MFU | peak GiB | first two steps, s |", "|---|---|---|---|---|---|"]
         for row in result["training"]:
             name = row["model"] + (", compiled" if row["compiled"] else "")
             figures = f"{row['tokens_per_s']:,.0f} | {row['mfu']:.1%} | {row['peak_bytes'] / 2**30:.1f}"
-            lines.append(f"| {name} | {row['batch']} × {row['length']} | {figures} |")
+            lines.append(f"| {name} | {row['batch']} × {row['length']} | {figures} | {row['first_s']:.0f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -136,34 +166,47 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension")
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--alone", action="store_true", help="without plain operations and transformers, which take minutes")
-    parser.add_argument("--compiled", nargs="*", default=[], help="models to train compiled, too: minutes each")
+    parser.add_argument("--training", action="store_true", help="models alone")
+    parser.add_argument(
+        "--compiled", nargs="*", default=[], choices=list(MODELS), help="models to train compiled, too: minutes, all at once"
+    )
+    parser.add_argument("--one", choices=list(MODELS), help=argparse.SUPPRESS)
+    parser.add_argument("--flops", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--lock", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU here")
-    command = (
-        "python -m unisono_tools.bench.ssm"
-        + " --alone" * options.alone
-        + (f" --compiled {' '.join(options.compiled)}" if options.compiled else "")
-    )
+    if options.one:
+        print(json.dumps(trained(options.one, True, options.flops, alone(options.lock))))
+        return 0
+    command = shlex.join(["python", "-m", "unisono_tools.bench.ssm", *(sys.argv[1:] if argv is None else argv)])
     result: dict[str, Any] = {
         "run": report.about(command, torch.cuda.get_device_name(), "unisono", "torch", "triton", "transformers"),
         "ceilings": ceilings("cuda"),
-        "ops": [
+        "ops": []
+        if options.training
+        else [
             timed(how, shape, 3 if how == "plain" else 7)
             for shape in SHAPES
             for how in serving("torch", "diagonal_ssm", "cuda", "bfloat16", {"P": shape[-1]})
             if how != "plain" or not options.alone
         ],
-        "errors": errors("triton"),
+        "errors": {} if options.training else errors("triton"),
         "training": [],
     }
-    for name, compiled in [(name, False) for name in options.models] + [(name, True) for name in options.compiled]:
-        result["training"].append(trained(name, 4, compiled, result["ceilings"]["matmul_flop_per_s"]))
-        torch.cuda.empty_cache()
-        print(result["training"][-1], flush=True)
+    flops = result["ceilings"]["matmul_flop_per_s"]
+
+    def eager() -> Iterator[dict[str, Any]]:
+        for name in options.models:
+            yield trained(name, False, flops)
+            torch.cuda.empty_cache()
+
+    for row in itertools.chain(eager(), all_compiled(options.compiled, flops)):
+        result["training"].append(row)
+        print(row, flush=True)
         report.keep(options.output, result, markdown(result))
     if importlib.util.find_spec("transformers") is not None and not options.alone:
-        result["training"] += beside_transformers(result["ceilings"]["matmul_flop_per_s"])
+        result["training"] += beside_transformers(flops)
     report.keep(options.output, result, markdown(result))
     print(markdown(result))
     return 0

@@ -75,23 +75,27 @@ function draw(z, best, { temperature, topK, topP, seed }, count, row) {
   const total = sum(p);
   for (let i = 0; i < p.length; i++) p[i] /= total;
   if (topK) p.fill(0, topK);
-  if (topP < 1) {
-    const enough = topP * sum(p);
-    for (let i = 0, before = 0; i < p.length; i++) {
-      const after = before + p[i];
-      if (i && after - p[i] >= enough) p[i] = 0;
-      before = after;
-    }
-  }
-  const cdf = new Float64Array(p.length);
-  for (let i = 0, running = 0; i < p.length; i++) cdf[i] = running += p[i];
-  const u = uniform(seed, row, count) * cdf[cdf.length - 1];
-  const last = p.reduce((n, value) => n + (value !== 0), 0) - 1;
+  const cdf = cumulative(p); // of what top_p keeps, a beginning
+  const enough = topP * cdf.at(-1);
+  const kept = (by) => cdf.reduce((n, sum, i) => n + (p[i] !== 0 && (!i || topP === 1 || sum - p[i] < enough + by)), 0);
+  const [few, some, many] = [-NEAR_TIE, 0, NEAR_TIE].map(kept);
+  const u = uniform(seed, row, count);
   let rank = 0;
-  while (rank < last && cdf[rank] <= u) rank++;
-  let nearTie = false;
-  for (let i = 0; i < last; i++) nearTie ||= Math.abs(cdf[i] - u) <= NEAR_TIE;
+  while (rank < some - 1 && cdf[rank] <= u * cdf[some - 1]) rank++;
+  const low = u * cdf[few - 1] - NEAR_TIE; // an edge here is one that rounding could move past u, where it also moves the cut
+  const high = u * cdf[many - 1] + NEAR_TIE;
+  const half = order.map((id) => z[id] / 2);
+  const margin = NEAR_TIE * (half[0] - half.findLast((value) => value > -Infinity));
+  const nearTie =
+    cdf.subarray(0, many - 1).some((edge) => edge >= low && edge <= high) ||
+    (rank > 0 && half[rank - 1] - half[rank] <= margin) ||
+    half[rank] - half[rank + 1] <= margin;
   return { id: order[rank], nearTie };
+}
+
+function cumulative(p) {
+  let running = 0;
+  return p.map((value) => (running += value));
 }
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);

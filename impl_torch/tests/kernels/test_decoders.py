@@ -1,0 +1,97 @@
+"""Decoders that are kept: of which model, batch and stream a call comes, and what it is read with, changes nothing."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from unisono_spec.contract.cram import CRAMConfig
+from unisono_spec.contract.sampling import GREEDY
+from unisono_torch.decoding import Decoder, decoder
+
+from .test_decoding import CONFIGS, CUT, WARM, made, text
+
+
+def test_batches_models_and_threads_in_turns(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models, each from two threads (on a GPU each with a stream of its own), in batches that change."""
+    widths, batches = (8, 12), (2, 1, 3, 2)
+    configs = {width: CRAMConfig(d_model=width, n_layers=1, vocab_size=30) for width in widths}
+    alone = {width: made(configs[width], "cpu", implementation="plain")[0] for width in widths}
+    truth = {(width, batch): alone[width].generate(text(5, batch), 5, CUT).tokens for width in widths for batch in set(batches)}
+    monkeypatch.setattr(decoder, "FEWEST", 1)
+    monkeypatch.setattr(decoder, "_serves", lambda model: True)
+    models, found = {width: made(configs[width], device)[0] for width in widths}, []
+
+    def write(width: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else contextlib.nullcontext():
+            found.extend(((width, batch), models[width].generate(text(5, batch), 5, CUT).tokens) for batch in batches)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, 2 * widths))
+    assert len(found) == 16
+    assert all(np.array_equal(tokens, truth[key]) for key, tokens in found)
+    assert {len(decoder._decoders[model]) for model in models.values()} == {3}
+
+
+def test_decoders_of_other_batches_leave_where_memory_ends(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = made(CONFIGS["fixed"], "cpu", implementation="plain")[0].generate(text(5, 3), 3)
+    monkeypatch.setattr(decoder, "FEWEST", 1)
+    monkeypatch.setattr(decoder, "_serves", lambda model: True)
+    model, kept = made(CONFIGS["fixed"], device)[0], []
+    for batch in (1, 2):
+        model.generate(text(5, batch), 3)
+
+    def short(*given: Any) -> Decoder:
+        kept.append(len(decoder._decoders[model]))
+        if len(kept) == 1:
+            raise torch.OutOfMemoryError("no room")
+        return Decoder(*given)
+
+    monkeypatch.setattr(decoder, "Decoder", short)
+    assert np.array_equal(model.generate(text(5, 3), 3).tokens, truth.tokens)
+    assert kept == [2, 0]
+
+
+@pytest.mark.parametrize("name", ["transformer", "fixed"])
+def test_tokens_read_one_a_call(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the buffers of a decoder, once there were some calls; what it returned before stays as it was."""
+    truth = made(CONFIGS[name], "cpu", implementation="plain")[0].generate(text(5), 6, WARM)
+    monkeypatch.setattr(decoder, "FEWEST", 2)
+    monkeypatch.setattr(decoder, "_serves", lambda model: True)
+    model, _ = made(CONFIGS[name], device)
+    found, states = model.generate(text(5), 1, WARM), []
+    tokens = [found.tokens]
+    for _ in range(5):
+        found = model.generate(found.tokens[:, -1:], 1, WARM, found.state, found.n_generated)
+        tokens.append(found.tokens)
+        states.append((found.state, {key: a.clone() for key, a in found.state.items()}))
+    assert np.array_equal(np.concatenate(tokens, 1), truth.tokens)
+    assert all(torch.equal(state[key], a) for state, copy in states for key, a in copy.items())
+    assert decoder._reads[model] == 5
+    assert any(key[0] == "logits" for key in decoder._decoders[model])
+
+
+def test_trained_parameters_are_read(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were changed in place, also where the decoder holds what it made of them, and those of a cast model."""
+    monkeypatch.setattr(decoder, "FEWEST", 1)
+    model, _ = made(CONFIGS["s4d"], device)
+    alone, _ = made(CONFIGS["s4d"], "cpu", implementation="plain")
+
+    def agree() -> None:
+        state = {key: a.to(device) for key, a in alone.init_state(2).items()}
+        found, _, _ = decoder.follow(model, text(1)[:, 0], state, GREEDY, 0, 4) or pytest.fail("no decoder")
+        assert np.array_equal(found, alone.generate(text(1), 4).tokens)
+
+    agree()
+    with torch.no_grad():
+        for p, q in zip(model.parameters(), alone.parameters(), strict=True):
+            p.mul_(-1.5)
+            q.mul_(-1.5)
+    agree()
+    model.double()
+    alone.double()
+    agree()
