@@ -32,8 +32,8 @@ def state_from_numpy(state: Mapping[str, np.ndarray], device: Any = None) -> dic
     return {name: place(a, device) for name, a in state.items()}
 
 
-def find_devices(name: str) -> list[jax.Device]:
-    """All devices of a platform, or the one that a number behind it names, as in `cuda:1`; InputError where none is here."""
+def find_devices(name: str) -> list[Any]:
+    """All `jax.Device`s of a platform, or the one that a number behind it names, as in `cuda:1`; InputError where none is here."""
     platform, colon, index = name.partition(":")
     try:
         if not platform or (colon and not index.isdecimal()):
