@@ -95,3 +95,24 @@ def test_trained_parameters_are_read(device: str, monkeypatch: pytest.MonkeyPatc
     model.double()
     alone.double()
     agree()
+
+
+def test_what_acts_on_modules_is_no_graph() -> None:
+    """Hooks, parametrisations, and modules that wrap those of a model: their steps are taken one by one."""
+    models = {name: made(config, "cpu")[0] for name, config in CONFIGS.items()}
+    assert all(decoder._ordinary(model) for model in models.values())
+    a, b, c = (models[name] for name in ("fixed", "mamba", "lat"))
+    seen = a.head.register_forward_hook(lambda *given: None)
+    assert not decoder._ordinary(a)
+    seen.remove()
+    assert decoder._ordinary(a)
+    torch.nn.utils.parametrizations.weight_norm(b.layers[0].mixer.in_proj)
+    assert not decoder._ordinary(b)
+
+    class Adapted(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner, self.weight = inner, inner.weight
+
+    c.layers[0].ffn.up = Adapted(c.layers[0].ffn.up)
+    assert not decoder._ordinary(c)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from unisono_spec.contract import InputError
 from unisono_spec.contract.sampling import Sampling, trouble, uniform
 
@@ -186,7 +186,18 @@ def _serves(model: Model) -> bool:
     """Whether steps of it can be a graph here and now."""
     if model.device.type != "cuda" or transformed() or torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
         return False
-    return not getattr(model.config, "compress_every", 0)  # a singular value decomposition waits for the host
+    if getattr(model.config, "compress_every", 0):  # a singular value decomposition waits for the host
+        return False
+    return _ordinary(model)
+
+
+def _ordinary(model: Model) -> bool:
+    """Whether a step is what its parameters say, and no hook, adapter, parametrisation, shard or quantised weight acts in it."""
+    for module in model.modules():
+        foreign = not type(module).__module__.startswith(("unisono_torch.", "torch.nn.modules."))
+        if foreign or module._forward_hooks or module._forward_pre_hooks:
+            return False
+    return all(type(p) in (nn.Parameter, Tensor) for p in model.parameters())
 
 
 def follow(
@@ -216,7 +227,8 @@ def _ends_within(model: Model, state: State, count: int) -> bool:
 
 
 def _decoder(model: Model, state: State, kind: str, count: int, penalised: bool = False) -> Decoder | None:
-    key = kind, penalised, model.dtype, model.compute_dtype, tuple((name, a.shape, a.dtype) for name, a in state.items())
+    key = kind, penalised, tuple((name, a.shape, a.dtype) for name, a in state.items())
+    key = *key, model.implementation, model.dtype, model.compute_dtype
     key = *key, tuple((p.data_ptr(), p.dtype) for p in (*model.parameters(), *model.buffers()))
     kept = _decoders.setdefault(model, collections.OrderedDict())
     if key not in kept:
