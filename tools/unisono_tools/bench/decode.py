@@ -21,9 +21,12 @@ import numpy as np
 import torch
 import unisono_torch
 from unisono_spec.contract import Config, count_params, preset
+from unisono_spec.contract.base import ANY
 from unisono_torch.decoding import Decoder
 
 from unisono_tools.bench import report
+from unisono_tools.bench.measure import ceilings
+from unisono_tools.bench.models import operations
 from unisono_tools.experiments.match import nearest
 
 MODELS = ("lat-base", "transformer-base", "mamba-130m", "s4d-base", "cram-paper", "infinityformer-base", "maru", "based")
@@ -102,29 +105,40 @@ def measure(name: str, model: Any, batch: int, context: int, before: bool) -> Ro
         for key, own in decoder.state.items():
             own.copy_(state[key])
         state.clear()
+        row["floor_bytes"] = floor_bytes(model.config, decoder.state, context)
         row["graph_us"] = graph_us(decoder, 50)
     return row
 
 
+def floor_bytes(config: Config, state: dict[str, torch.Tensor], context: int) -> float:
+    """Each weight of a product in bfloat16 read once, each state read and written, what a cache holds read."""
+    caches = {name for name, s in config.states().items() if ANY in s.shape}
+    held = context / (context + ROOM)
+    return operations(config) / 3 + sum(a.nbytes * (held if name in caches else 2) for name, a in state.items())
+
+
 def markdown(result: dict[str, Any]) -> str:
+    rate = result["ceilings"]["copy_bytes_per_s"]
     lines = ["# Decoding on a GPU", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
     lines += [
         "- bfloat16, parameters too; microseconds a token of the whole batch, the choice of its id included; step: `Model.step` and a",
         "  choice on the host; graph: what `generate` replays. Contexts are set, not read. Ratios: to a Transformer of as many parameters.",
+        f"- floor: weights and caches read once, states read and written, at a copy's {rate / 1e12:.2f} TB/s",
         "",
-        "| model | parameters | batch | context | step µs | graph µs | × its Transformer |",
-        "|---|---|---|---|---|---|---|",
+        "| model | parameters | batch | context | step µs | graph µs | of floor | × its Transformer |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     found = {(row["model"], row["batch"], row["context"]): row.get("graph_us") for row in result["rows"]}
     for row in result["rows"]:
         start = f"| {row['model']} | {row['parameters'] / 1e6:.1f}M | {row['batch']} | {row['context']:,} |"
         if "graph_us" not in row:
-            lines.append(f"{start} – | {row['note']} | |")
+            lines.append(f"{start} – | {row['note']} | | |")
             continue
         step = f"{row['step_us']:,.0f}" if "step_us" in row else "–"
         base = found.get((row.get("twin"), row["batch"], row["context"]))
         ratio = f"{base / row['graph_us']:.2f}" if base else "–"
-        lines.append(f"{start} {step} | {row['graph_us']:,.0f} | {ratio} |")
+        share = row["floor_bytes"] / rate / (1e-6 * row["graph_us"])
+        lines.append(f"{start} {step} | {row['graph_us']:,.0f} | {share:.0%} | {ratio} |")
     return "\n".join(lines) + "\n"
 
 
@@ -138,7 +152,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("torch sees no GPU here")
     words = sys.argv[1:] if argv is None else argv
     command = f"python -m unisono_tools.bench.decode {' '.join(words)}".rstrip()
-    result: dict[str, Any] = {"run": report.about(command, torch.cuda.get_device_name(), "unisono", "torch", "triton"), "rows": []}
+    result: dict[str, Any] = {"run": report.about(command, torch.cuda.get_device_name(), "unisono", "torch", "triton")}
+    result |= {"ceilings": ceilings("cuda"), "rows": []}
     points = [(1, context) for context in (CONTEXTS[:: len(CONTEXTS) - 1] if options.quick else CONTEXTS)]
     points += [] if options.quick else [(LARGE, context) for context in LARGE_CONTEXTS]
     configs: dict[str, Config] = {}
