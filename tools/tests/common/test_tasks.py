@@ -82,6 +82,9 @@ def test_mqar_asks_for_the_value_that_followed_the_key():
             assert [table[key] for key in found.inputs[row, at].tolist()] == found.targets[row, at].tolist()
         free = ~found.scored[:, 2 * pairs :]
         assert 4000 < found.inputs[:, 2 * pairs :][free].mean() < 4200  # uniform over all ids: 4095.5
+    quiet = open_task("mqar", {"between": "zero"}).examples("train", "64x4", np.arange(64))
+    assert not quiet.inputs[:, 8:][~quiet.scored[:, 8:]].any()
+    assert (quiet.inputs[:, 8:] > 0).sum() == quiet.scored.sum() == 4 * 64
 
 
 def test_mqar_places_queries_by_the_power_law():

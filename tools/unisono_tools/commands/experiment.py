@@ -29,7 +29,7 @@ def run(
     Args:
         table: name of a table, `list` for their names, or the path of a folder with table.yaml and a YAML file for each row
         quick: small models and few steps, in minutes on a CPU: whether everything works
-        jobs: runs at a time, each in a process of its own
+        jobs: runs at a time, in as many processes, each of which does one after another
         minutes: begin no run after so many; 0 has no limit. The same command goes on
         out: folder of the runs and of the results
         backend: torch or jax; by default what is installed

@@ -49,10 +49,12 @@ def markdown(results: Results) -> str:
     page, rows = results["page"], ordered(results, results["page"]["order"])
     tests = list(dict.fromkeys(setting for row in rows for run in counted(row) for setting in run.get("tests", {})))
     metric = next((_metric(row) for row in rows if row["runs"]), "bits")
-    unit = "bits a byte" if metric == "bits" else metric
+    unit = _unit(rows, metric)
+    words = unit == "bits a token"
     several = len({rate for row in rows for rate in row["rates"]}) > 1
     heads = ["model", "parameters", "bytes of state", f"validation, {unit}"]
     heads += [f"test, {unit}" if tests == ["bits"] else f"test {setting}" for setting in tests]
+    heads += ["test, perplexity"] if words else []
     heads += ["tokens/s", "peak MiB", *(["learning rate"] if several else [])]
     lines = [f"# {page['title']}", "", *([page["about"].strip(), ""] if page["about"] else [])]
     lines += [f"- {name}: {f'`{value}`' if name == 'command' else value}" for name, value in results["about"].items()]
@@ -62,9 +64,15 @@ def markdown(results: Results) -> str:
         lines += by_task(results)
     else:
         lines += ["", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-        lines += [f"| {' | '.join(_cells(row, tests, several, len(heads)))} |" for row in rows]
+        lines += [f"| {' | '.join(_cells(row, tests, several, len(heads), words))} |" for row in rows]
     lines += ["", "Means over seeds, with the least and the most. Where several runs share a device (`--jobs`), speeds are lower bounds."]
     return "\n".join(lines) + "\n"
+
+
+def _unit(rows: list[dict[str, Any]], metric: str) -> str:
+    """Ids are bytes where no tokenizer is named."""
+    named = any(row["train"].get("data", {}).get("tokenizer", "bytes") != "bytes" for row in rows)
+    return metric if metric != "bits" else "bits a token" if named else "bits a byte"
 
 
 def by_task(results: Results) -> list[str]:
@@ -106,7 +114,7 @@ def _why(row: dict[str, Any]) -> str:
     return row["not_run"] or next((run["status"] for run in row["runs"] if run.get("status")), "not reached")
 
 
-def _cells(row: dict[str, Any], tests: list[str], several: bool, width: int) -> list[str]:
+def _cells(row: dict[str, Any], tests: list[str], several: bool, width: int, perplexity: bool) -> list[str]:
     runs, first = counted(row), [row["label"], f"{row['parameters']:,}", f"{row['state_bytes']:,}"]
     if not runs:
         return [*first, f"not run: {_why(row)}", *[""] * (width - 4)]
@@ -116,6 +124,7 @@ def _cells(row: dict[str, Any], tests: list[str], several: bool, width: int) -> 
     one = " (one seed)" if len(runs) == 1 else ""
     out = [*first, spread([run["score"] for run in runs], digits) + one + note]
     out += [spread([run["tests"][s] for run in runs if s in run.get("tests", {})], digits) for s in tests]
+    out += [spread([2 ** run["tests"]["bits"] for run in runs], 2)] if perplexity else []
     speeds = [run["tokens_a_second"] for run in runs if run.get("tokens_a_second")]
     peaks = [run["peak_bytes"] for run in runs if run.get("peak_bytes")]
     out += [f"{sum(speeds) / len(speeds):,.0f}" if speeds else "", f"{max(peaks) / 2**20:,.0f}" if peaks else ""]
@@ -140,7 +149,7 @@ def draw(results: Results, path: Path) -> Path:
         low, high = ([f(column) for column in zip(*values, strict=True)] for f in (min, max))
         lines[f"{row['label']}  {mean[-1]:.3f}"] = (x, mean, low, high)
     text = metric == "bits"
-    what = "validation, bits a byte" if text else f"validation {metric}"
+    what = f"validation, {_unit(results['rows'], metric)}" if text else f"validation {metric}"
     return figures.curves(path, lines, {}, "training tokens" if text else "training examples", what, page["title"])
 
 
@@ -167,7 +176,8 @@ def _against_state(results: Results, path: Path) -> Path:
         scores = [score for run in counted(row) for score in run.get("tests", {}).values()]
         if scores:
             metric = _metric(row)
-            points.setdefault(row["model"], []).append((float(row["state_bytes"]), sum(scores) / len(scores)))
+            name = row["label"].rpartition(", ")[0] or row["label"]  # without its width
+            points.setdefault(name, []).append((float(row["state_bytes"]), sum(scores) / len(scores)))
     what = f"test {metric}, mean over settings"
     return figures.against(
         path, {model: sorted(at) for model, at in points.items()}, "bytes of state, float32", what, results["page"]["title"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import math
+import queue
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +27,8 @@ from unisono_tools.bench.report import about
 from unisono_tools.config import TrainConfig, default_backend, dump
 from unisono_tools.experiments import tables
 from unisono_tools.experiments.tables import Table
-from unisono_tools.experiments.worker import commit
-from unisono_tools.experiments.worker import main as work
+from unisono_tools.experiments.worker import CONFIG, RESULT, commit, do
 
-RESULT = "result.json"
 PACKAGES = ("unisono", "numpy", "torch", "triton", "jax", "flax")
 MOST = 1 << 26  # bytes of a results file
 
@@ -71,36 +73,61 @@ def run(
     def known() -> list[tuple[str, int, float]]:
         return [(name, seed, rate) for name in active if (rate := _best(table, name, out, options)) for seed in table.rows[name].seeds]
 
-    for chosen in (lambda: [*tried, *known()], known):
+    def settled() -> list[tuple[str, int, float]]:
+        """Of what is known, the rows whose rates were all tried before."""
+        begun = {base for base, seed, rate in tried if not _result(tables.plan(table, base, seed, rate, out, **options))}
+        return [run for run in known() if (table.rows[run[0]].rate_of or run[0]) not in begun]
+
+    for chosen in (lambda: [*tried, *settled()], known):
         phase([tables.plan(table, name, seed, rate, out, **options) for name, seed, rate in dict.fromkeys(chosen())])
     write()
     return path
 
 
 def _pool(runs: list[TrainConfig], jobs: int, deadline: float) -> Iterator[TrainConfig]:
-    """Each run once it has ended. One at a time in this process; more in processes of their own."""
-    waiting, busy = list(runs), []
-    while waiting or busy:
-        if waiting and len(busy) < jobs and time.monotonic() < deadline:
-            run = waiting.pop(0)
-            run.folder.mkdir(parents=True, exist_ok=True)
-            config, result = run.folder / "row.yaml", run.folder / RESULT
-            write_bytes(config, dump(run).encode())
-            if jobs == 1:
-                work([str(config), str(result)])
-                yield run
-                continue
-            with (run.folder / "output.txt").open("ab") as said:
-                command = [sys.executable, "-m", "unisono_tools.experiments.worker", str(config), str(result)]
-                busy.append((run, subprocess.Popen(command, stdout=said, stderr=said)))
-            continue
-        if not busy:
-            return  # out of time
-        ended = [pair for pair in busy if pair[1].poll() is not None]
-        busy = [pair for pair in busy if pair not in ended]
-        yield from (run for run, _ in ended)
-        if not ended:
-            time.sleep(0.2)
+    """Each run once it has ended. One at a time in this process; more in processes of their own, which take one after another."""
+    waiting: deque[TrainConfig] = deque()
+    for run in runs:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(run.folder / CONFIG, dump(run).encode())
+        waiting.append(run)
+    if jobs == 1:
+        while waiting and time.monotonic() < deadline:
+            run = waiting.popleft()
+            do(run.folder)
+            yield run
+        return
+    ended: queue.SimpleQueue[TrainConfig | None] = queue.SimpleQueue()
+    threads = [threading.Thread(target=_serve, args=(waiting, ended, deadline), daemon=True) for _ in range(min(jobs, len(waiting)))]
+    for thread in threads:
+        thread.start()
+    left = len(threads)
+    while left:
+        run = ended.get()
+        left -= run is None
+        if run is not None:
+            yield run
+
+
+def _serve(waiting: deque[TrainConfig], ended: queue.SimpleQueue[TrainConfig | None], deadline: float) -> None:
+    """Have a process do one run after another, another process after one that ended early; None is put in the end."""
+    process = None
+    with contextlib.suppress(IndexError):  # none is left
+        while time.monotonic() < deadline:
+            run = waiting.popleft()
+            if process is None:
+                command = [sys.executable, "-m", "unisono_tools.experiments.worker"]
+                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            print(json.dumps(str(run.folder)), file=process.stdin, flush=True)
+            if not process.stdout.readline():
+                process.communicate()
+                process = None
+            ended.put(run)
+    if process is not None:
+        process.communicate()
+    ended.put(None)
 
 
 def _result(run: TrainConfig) -> dict[str, Any]:

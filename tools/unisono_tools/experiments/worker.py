@@ -1,6 +1,7 @@
-"""One run of a table, in a process of its own if need be: trained or continued, then judged on the test split.
+"""Runs of a table, one after another, in a process of their own if need be: trained or continued, then judged on the test split.
 
-python -m unisono_tools.experiments.worker CONFIG.yaml RESULT.json
+`python -m unisono_tools.experiments.worker` reads lines of JSON, the folder of a run, and answers each once its result is there: so many
+runs import once, and compile each kernel once. It ends after a run that failed, which may have left the device unusable.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from unisono_tools.train.logs import NAME as LOG
 from unisono_tools.train.logs import read as read_log
 from unisono_tools.train.task_datamodule import evaluate_task
 
+CONFIG, RESULT = "row.yaml", "result.json"
 LOSSES = 60  # of a run's minibatches that are kept, in bits a target
 EXAMPLES = 1000  # of each setting of a task, on the test split, and at most eight times those of an evaluation
 
@@ -98,11 +100,26 @@ def commit() -> str:
     return said.stdout.strip()
 
 
-def main(argv: list[str], alone: bool = False) -> int:
-    config, result = map(Path, argv)
-    train = from_dict(read_yaml(config))
+def do(folder: Path, alone: bool = False) -> bool:
+    """The run whose config lies in the folder; its result is written there. Whether it did not fail."""
+    train = from_dict(read_yaml(folder / CONFIG))
     found = work(dataclasses.replace(train, threads=train.threads or 1), alone=alone)
-    write_bytes(result, json.dumps(_plain(found)).encode())
+    write_bytes(folder / RESULT, json.dumps(_plain(found)).encode())
+    return not str(found["status"]).startswith("failed")
+
+
+def main() -> int:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    alone = True
+    for line in sys.stdin:
+        folder = Path(json.loads(line))
+        with (folder / "output.txt").open("ab") as said:
+            os.dup2(said.fileno(), 2)
+        if not do(folder, alone):
+            return 1
+        print(line.strip(), file=answers, flush=True)
+        alone = backend(default_backend()).forget_peak()
     return 0
 
 
@@ -116,4 +133,4 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], alone=True))
+    sys.exit(main())

@@ -1,12 +1,13 @@
 """Multi-query associative recall (Arora et al. 2023, "Zoology", section 4 and appendix E).
 
 A sequence begins with pairs of a key and a value. Keys come back later, at places drawn by a power law, and what is asked there is
-the value that followed the key. What stands between is drawn from the whole vocabulary, and nothing is asked there.
+the value that followed the key. What stands between is drawn from the whole vocabulary, or is 0, and nothing is asked there.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 from unisono_spec.contract import InputError
@@ -23,6 +24,8 @@ class MQAR(Drawn):
     """Keys are 1 … V/2 − 1, values V/2 … V − 1."""
     power: float = 0.01
     """Query i of the places left has probability ∝ i^(power − 1): small powers ask soon after the pairs."""
+    between: Literal["random", "zero"] = "random"
+    """What stands where nothing is asked: ids of the whole vocabulary, as Based has it (arXiv:2402.18668), or 0, as Zoology's figure 2."""
     train: tuple[str, ...] = ("64x4", "128x8", "256x16", "256x32", "256x64")
     shares: tuple[int, ...] = (5, 1, 1, 1, 1)
     """How many batches of each training setting there are, beside those of the others."""
@@ -66,7 +69,8 @@ class MQAR(Drawn):
         keys = 1 + chosen(random, BLOCK, half - 1, pairs)
         values = half + chosen(random, BLOCK, self.vocabulary - half, pairs)
         gaps = chosen(random, BLOCK, space, pairs, np.arange(1, space + 1) ** (self.power - 1.0))
-        inputs = random.integers(0, self.vocabulary, (BLOCK, length))
+        shape = (BLOCK, length)
+        inputs = random.integers(0, self.vocabulary, shape) if self.between == "random" else np.zeros(shape, np.int64)
         inputs[:, 0 : 2 * pairs : 2], inputs[:, 1 : 2 * pairs : 2] = keys, values
         targets, scored = np.zeros_like(inputs), np.zeros(inputs.shape, bool)
         at = 2 * pairs + 2 * gaps

@@ -11,7 +11,7 @@ from unisono_tools.backends.jax.objective import dropout_masks
 from unisono_tools.backends.jax.reader import Reader
 from unisono_tools.backends.jax.trainer import Trainer
 
-__all__ = ["Reader", "Trainer", "device_name", "dropout_masks", "functional", "peak_bytes"]
+__all__ = ["Reader", "Trainer", "device_name", "dropout_masks", "forget_peak", "functional", "peak_bytes"]
 
 
 def device_name(device: str | None = None) -> str:
@@ -23,3 +23,8 @@ def device_name(device: str | None = None) -> str:
 def peak_bytes() -> int:
     """The most that this process has held: of a GPU's memory where it used one, else of the machine's."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) or peak_of_process()
+
+
+def forget_peak() -> bool:
+    """Whether `peak_bytes` is of what follows alone: JAX never forgets."""
+    return False

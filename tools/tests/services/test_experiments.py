@@ -1,0 +1,24 @@
+"""Runs of a table in processes of their own."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+from unisono_tools.experiments import running, tables
+
+
+def test_a_process_does_many_runs_and_another_follows_one_that_failed(tmp_path, text):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "table.yaml").write_text(
+        "title: Small\nfigure: none\nrow:\n  model: cram (adaptive)\n  overrides: {d_model: 8, n_layers: 1}\n  rates: [0.001]\n"
+        f"  train: {{steps: 2, batch_size: 2, seq_len: 8, data: {{corpus: {text}, eval_tokens: 64}}}}\n"
+    )
+    (folder / "0-wrong.yaml").write_text("label: fails\nseeds: [0]\ntrain: {data: {corpus: nothing-like-it}}\n")
+    (folder / "1-right.yaml").write_text("label: does not\nseeds: [0, 1, 2]\n")
+    path = running.run(tables.load(str(folder)), tmp_path / "out", "here", 2, 0.0, Console(quiet=True))
+    rows = {row["row"]: row["runs"] for row in json.loads(path.read_text())["rows"]}
+    assert [run["status"].split(":")[0] for run in rows["0-wrong"]] == ["failed"]
+    assert [run["status"] for run in rows["1-right"]] == ["done"] * 3
+    assert len({run["score"] for run in rows["1-right"]}) == 3
