@@ -99,7 +99,7 @@ def test_trained_parameters_are_read(device: str, monkeypatch: pytest.MonkeyPatc
 
 def test_what_acts_on_modules_is_no_graph() -> None:
     """Hooks, parametrisations, and modules that wrap those of a model: their steps are taken one by one."""
-    models = {name: made(config, "cpu")[0] for name, config in CONFIGS.items()}
+    models: dict[str, Any] = {name: made(config, "cpu")[0] for name, config in CONFIGS.items()}
     assert all(decoder._ordinary(model) for model in models.values())
     a, b, c = (models[name] for name in ("fixed", "mamba", "lat"))
     seen = a.head.register_forward_hook(lambda *given: None)

@@ -7,7 +7,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Decoder:
     def __init__(self, model: Model, state: State, kind: str, penalised: bool = False) -> None:
         batch, device = next(iter(state.values())).shape[0], model.device
         self.kind, self.device = kind, device
-        self.left: torch.cuda.Event | None = None  # the last call has copied what it returns
+        self.left: Any = None  # an event on a GPU: the last call has copied what it returns
         with torch.inference_mode(False), torch.no_grad(), _on(device):
             new = torch.empty(0, device=device).new_zeros
             self.token, self.number = new(batch, dtype=torch.int64), new((), dtype=torch.int64)

@@ -149,7 +149,7 @@ def _draw(z: np.ndarray, sampling: Sampling, row: int, n_generated: int) -> tupl
     cdf = np.cumsum(p)
     key = np.array([sampling.seed, (row << 32) | n_generated], dtype=np.uint64)
     u = np.random.Generator(np.random.Philox(key=key)).random()
-    rank = min(int(np.searchsorted(cdf, u * cdf[-1], side="right")), np.count_nonzero(p) - 1)
+    rank = int(min(np.searchsorted(cdf, u * cdf[-1], side="right"), np.count_nonzero(p) - 1))
     return int(order[rank]), _turns(z[order], rank, u, few, many)
 
 
