@@ -11,13 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from unisono_conformance import judge, numerics
 from unisono_jax import InputError, registry
 from unisono_jax.kernels import linear_attention as attention_kernel
+from unisono_jax.kernels import multiscale as scales_kernel
 from unisono_jax.kernels import selective_scan as scan_kernel
-from unisono_jax.ops import linear_attention, selective_scan
+from unisono_jax.ops import linear_attention, multiscale, selective_scan
 
-OPS = {"linear_attention": linear_attention, "selective_scan": selective_scan}
+OPS = {"linear_attention": linear_attention, "multiscale": multiscale, "selective_scan": selective_scan}
+RUNS: dict[str, Any] = {"linear_attention": attention_kernel.attend, "multiscale": scales_kernel.attend, "selective_scan": scan_kernel.scan}
 B, T = 2, 21
 
 
@@ -38,6 +41,10 @@ def inputs(op: str, rng: np.random.Generator) -> tuple[Any, ...]:
     if op == "linear_attention":
         q, k, v = (rng.uniform(0.5, 2, (B, T, 2, n)) for n in (3, 3, 5))
         return q, k, v, (rng.uniform(1, 2, (B, 2, 3, 5)), rng.uniform(1, 2, (B, 2, 3)))
+    if op == "multiscale":  # q' and k' of their own, and a weight for each channel
+        q, k, v, q_norm, k_norm = (rng.uniform(0.5, 2, (B, T, 2, n)) for n in (3, 3, 5, 3, 3))
+        log_decay, weight = -rng.exponential(0.2, (B, T, 2)), rng.uniform(0.5, 2, (B, T, 2, 2, 5))
+        return q, k, v, q_norm, k_norm, log_decay, weight, (rng.uniform(1, 2, (B, 2, 2, 3, 5)), rng.uniform(1, 2, (B, 2, 2, 3)))
     u, dt, b, c = (rng.uniform(0.5, 2, (B, T, n)) for n in (6, 6, 3, 3))
     return u, dt / 8, -rng.uniform(0.5, 2, (6, 3)), b, c, rng.uniform(0.5, 2, 6), rng.uniform(1, 2, (B, 6, 3))
 
@@ -62,6 +69,25 @@ def test_a_kernel_is_the_recurrence(op: str, rng: np.random.Generator) -> None:
     with jax.enable_x64(True):
         truth = pulled(OPS[op].recurrent, cast(given, jnp.float64), marks)
     found = pulled(lambda *a, **m: OPS[op].parallel(*a, **m, implementation="pallas"), cast(given, jnp.float32), marks)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(truth), strict=True):
+        judge.same(np.asarray(a, np.float64), np.asarray(b), numerics.formula("float32", T, gradient=True))
+
+
+def test_scales_that_share_a_normaliser(rng: np.random.Generator) -> None:
+    """As InfinityFormer's: q' = q, and a weight for each token. What reaches q, k, v, log λ and the weights; a hard decay is among them."""
+    q, k, v, _, _, log_decay, weight, state = inputs("multiscale", rng)
+    log_decay[:, 5] = -1000
+
+    def run(form: Any, dtype: Any, **more: Any) -> Any:
+        return pulled(
+            lambda q, k, *rest, **more: form(q, k, rest[0], q, k, *rest[1:], **more),
+            cast((q, k, v, log_decay, weight[..., :1, :1], state), dtype),
+            more,
+        )
+
+    with jax.enable_x64(True):
+        truth = run(multiscale.recurrent, jnp.float64)
+    found = run(functools.partial(multiscale.parallel, implementation="pallas"), jnp.float32)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(truth), strict=True):
         judge.same(np.asarray(a, np.float64), np.asarray(b), numerics.formula("float32", T, gradient=True))
 
@@ -93,3 +119,27 @@ def test_what_a_kernel_does_not_serve(rng: np.random.Generator, monkeypatch: pyt
     monkeypatch.delenv(registry.INTERPRET)
     with pytest.raises(InputError, match="'pallas' cannot run on cpu"):
         selective_scan.parallel(u, dt, a, b, c, d, h, implementation="pallas")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_inside_a_shard_map(op: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients, where arrays of tokens are divided and parameters are not. Kernels are traced; what runs on a CPU is plain."""
+    monkeypatch.delenv(registry.INTERPRET)
+    given = cast(inputs(op, rng), jnp.float32)
+    parts = tuple(P() if op == "selective_scan" and i in (2, 5) else P("d") for i in range(len(given)))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("d",))
+
+    def run(*given: Any) -> jax.Array:
+        assert registry.divided()
+        return RUNS[op](*given)[0]
+
+    def slopes(run: Any) -> Any:
+        return jax.jit(jax.grad(lambda *a: jnp.square(run(*a)).sum(), tuple(range(len(given)))))
+
+    traced = slopes(jax.shard_map(run, mesh=mesh, in_specs=parts, out_specs=P("d"))).trace(*given)
+    assert "pallas_call" in str(traced.jaxpr)
+    if op == "selective_scan":
+        wanted = slopes(lambda *a: OPS[op].parallel(*a, implementation="plain")[0])(*given)
+        for a, b in zip(traced.lower().compile()(*given), wanted, strict=True):
+            judge.same(np.asarray(a), np.asarray(b), numerics.formula("float32", T, gradient=True))
+    assert not registry.divided()

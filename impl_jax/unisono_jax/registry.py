@@ -36,6 +36,7 @@ IMPLEMENTATIONS = (
         ("float64", "float32", "bfloat16", "float16"),
     ),
     Implementation("linear_attention", "pallas", ("bfloat16",), {"K": (1, 128), "V": (1, 128)}, how="one sweep each way", devices=GPU),
+    Implementation("multiscale", "pallas", ("bfloat16",), {"K": (1, 128), "V": (1, 128)}, how="a sweep a scale each way", devices=GPU),
     Implementation("selective_scan", "pallas", NARROW, {"N": (1, 32)}, how="one sweep each way", devices=GPU),
     Implementation("selective_scan", "jla", NARROW, {"N": (1, 32)}, how="jax-linear-attention's mamba1", devices="cuda, Hopper"),
 )
@@ -68,8 +69,8 @@ def chosen(implementation: str, op: str, dtype: object, widths: Mapping[str, int
         why = f"{op} has kernels for a GPU, not for a CPU"
     else:
         why = unavailable(name) or _KERNELS[op, name].why_not(str(dtype), widths, {})
-    if why is None and implementation == "auto" and jax.device_count() > 1:
-        why = "XLA does not divide a kernel among several devices; 'pallas' takes it, inside a shard_map"
+    if why is None and implementation == "auto" and jax.device_count() > 1 and not divided():
+        why = "XLA does not divide a kernel among several devices; a jax.shard_map does, and takes it"
     if why is None and implementation == "auto" and not _hopper():
         why = "kernels were measured on an H100, and may not fit another GPU; 'pallas' tries"
     if why is None:
@@ -83,6 +84,12 @@ def chosen(implementation: str, op: str, dtype: object, widths: Mapping[str, int
 def interpreted() -> bool:
     """Whether kernels run in Pallas' interpreter."""
     return os.environ.get(INTERPRET) == "1" and jax.default_backend() == "cpu"
+
+
+def divided() -> bool:
+    """Whether arrays are those of one device: inside a shard_map over all axes of its mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and set(mesh.manual_axes) == set(mesh.axis_names)
 
 
 def unavailable(name: str) -> str | None:

@@ -141,7 +141,7 @@ def _op(name, form, settings, implementation, arrays):
 def _op_vjp(name, form, settings, implementation, floats, marks, do, dstate):
     f = _function(name, form, settings, implementation)
     found, pull = jax.vjp(lambda a: f(**grouped(a), **marks), floats)
-    return found, pull((do, dstate))[0]
+    return found, pull((do.astype(found[0].dtype), dstate))[0]  # a kernel takes do as it was rounded, whatever o comes in
 
 
 def make() -> Adapter:

@@ -1,14 +1,44 @@
-"""A kernel as an op of JAX: where it runs, its gradient, and derivatives of that."""
+"""A kernel as an op of JAX: where it runs, its gradient, and derivatives of that; and inside a shard_map, along which axes of the mesh
+arrays vary, which kernels have to be told."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+
+def _axes(a: jax.Array) -> frozenset[str]:
+    """The axes of a mesh along which `a` varies; none outside a shard_map."""
+    kind: Any = jax.typeof(a)
+    manual = getattr(kind, "manual_axis_type", None)  # jax 0.10 and later
+    return frozenset(getattr(kind, "vma", ()) if manual is None else manual.varying)
+
+
+def alike(arrays: Any) -> Any:
+    """The same arrays, which all vary along the axes that one of them varies along."""
+    axes = frozenset[str]().union(*map(_axes, jax.tree.leaves(arrays)))
+
+    def vary(a: jax.Array) -> jax.Array:
+        missing = tuple(sorted(axes - _axes(a)))
+        if not missing:
+            return a
+        return lax.pcast(a, missing, to="varying") if hasattr(lax, "pcast") else lax.pvary(a, missing)
+
+    return jax.tree.map(vary, arrays)
+
+
+def outlined(shapes: Iterable[tuple[tuple[int, ...], Any]], like: jax.Array) -> list[jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a kernel's outputs, which vary as `like` does."""
+
+    def filled(a: jax.Array) -> list[jax.Array]:
+        return [jnp.broadcast_to(a.ravel()[0].astype(dtype), shape) for shape, dtype in shapes]
+
+    return jax.eval_shape(filled, like)
 
 
 def operator(forward: Callable[..., Any], backward: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,7 +54,8 @@ def operator(forward: Callable[..., Any], backward: Callable[..., Any], plain: C
 
     def elsewhere(arrays: Any, marks: Any) -> Any:
         saved = jax.eval_shape(functools.partial(forward, True), arrays, marks)[1]
-        return plain(arrays, marks), jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), saved)
+        outputs = plain(arrays, marks)
+        return outputs, jax.tree.map(lambda a: alike((jnp.zeros(a.shape, a.dtype), outputs[0]))[0], saved)
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
     def run(interpret: bool, arrays: Any, marks: Any) -> Any:
@@ -73,4 +104,4 @@ def operator(forward: Callable[..., Any], backward: Callable[..., Any], plain: C
         return to_arrays, None, None, to_cotangents
 
     gradients.defvjp(again, second)
-    return run
+    return lambda interpret, arrays, marks: run(interpret, *alike((arrays, marks)))

@@ -26,7 +26,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from unisono_jax.kernels.operator import operator
+from unisono_jax.kernels.operator import operator, outlined
 from unisono_jax.ops.carry import carried
 from unisono_jax.registry import interpreted
 
@@ -233,7 +233,7 @@ def _launch(kernel: Callable[[Refs, Cut], None], cut: Cut, inputs: Arrays, outpu
         grid=(batch * count * blocks,),
         in_specs=[spec(name, a.shape) for name, a in inputs.items()],
         out_specs=[spec(name, shape) for name, (shape, _) in outputs.items()],
-        out_shape=[jax.ShapeDtypeStruct(*output) for output in outputs.values()],
+        out_shape=outlined(outputs.values(), next(iter(inputs.values()))),
         compiler_params=plt.CompilerParams(num_warps=max(1, cut.block // 32), num_stages=1),
         interpret=cut.interpret,
         name=kernel.__name__.strip("_"),

@@ -16,6 +16,7 @@ a token is not valid. noise is what training with router="gumbel" draws: with it
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ from unisono_jax.registry import check_implementation
 Arrays = Mapping[str, jax.Array]
 State = tuple[jax.Array, jax.Array]
 X_PARTS = ("router.0", "query", "input")  # products with x, which need no h
+H_PARTS = ("key", "value", "gate", "erase")  # products with h'; the last where erase="separate"
+UNROLL = 1
 
 
 class _Token(NamedTuple):
@@ -72,7 +75,11 @@ def step(
     both = jnp.concatenate([x, h], -1)
     c = _read(M, rho, linear(both, p["query.weight"], p["query.bias"]))
     gates = linear(jnp.concatenate([x, c], -1), p["input.weight"], p["input.bias"])
-    new_h, new_M = _write(gates, h, M, rho, p)
+    d = x.shape[-1]
+    U = p["hidden.weight"]
+    new_h = _gated(gates, linear(h, U[: 2 * d]), h, U[2 * d :])
+    written = (linear(new_h, p[f"{name}.weight"], p[f"{name}.bias"]) for name in H_PARTS if f"{name}.weight" in p)
+    new_M = _remembered(M, rho, *written)
     if valid is not None:
         new_h, new_M = jnp.where(valid[:, None], new_h, h), jnp.where(valid[:, None, None, None], new_M, M)
     return new_h, (new_h, new_M)
@@ -111,46 +118,56 @@ def hoisted(
     temperature: float = 1.0,
     implementation: str = "auto",
 ) -> tuple[jax.Array, State]:
-    """The recurrence has no parallel form. This one takes every product with x out of the loop, as one matmul for all tokens; all
-    that is left in it depends on h. For the gradient, the states are kept once in C tokens and computed again between."""
+    """The recurrence has no parallel form. This one takes every product with x out of the loop, as one matmul for all tokens, and joins
+    those with h: what the next token asks of h' and what is written with it are one matmul. For the gradient, the states are kept once
+    in C tokens and computed again between."""
     check_implementation(implementation)
-    length = x.shape[1]
+    length, d = x.shape[1], x.shape[-1]
     size = min(chunk_size, length)
-    p, x, state = _widened(p, x, initial_state)
+    p, x, (h, M) = _widened(p, x, initial_state)
     (x,) = masked(valid, x)
     noise = None if noise is None else masked(valid, noise)[0]
-    d = x.shape[-1]
     from_x = jnp.concatenate([p[f"{name}.weight"][:, :d] for name in X_PARTS])
     bias = jnp.concatenate([p[f"{name}.bias"] for name in X_PARTS])
-    widths = [len(p[f"{name}.bias"]) for name in X_PARTS]
-    router, query, gates = jnp.split(linear(x, from_x, bias), [widths[0], widths[0] + widths[1]], -1)
-    rest = {name: p[f"{name}.weight"][:, d:] for name in X_PARTS}  # of h, h and c
+    router, query, gates = _split(linear(x, from_x, bias), [len(p[f"{name}.bias"]) for name in X_PARTS])
+    written = [name for name in H_PARTS if f"{name}.weight" in p]
+    parts = [*(p[f"{name}.weight"][:, d:] for name in X_PARTS[:2]), p["hidden.weight"][: 2 * d], *(p[f"{name}.weight"] for name in written)]
+    from_h, widths = jnp.concatenate(parts), [len(a) for a in parts]
+    from_c, U = p["input.weight"][:, d:], p["hidden.weight"][2 * d :]
 
-    def token(state: State, at_t: _Token) -> tuple[State, jax.Array]:
-        h, M = state
+    def token(carry: tuple[State, jax.Array], at_t: _Token) -> tuple[tuple[State, jax.Array], jax.Array]:
+        (h, M), of_h = carry  # of_h: its products, without biases
         if at_t.reset is not None:
-            h, M = masked(~at_t.reset, h)[0], jnp.where(at_t.reset[:, None, None, None], p["memory"], M)
-        rho = _shares(at_t.router + linear(h, rest["router.0"]), p, at_t.noise, temperature)
-        c = _read(M, rho, at_t.query + linear(h, rest["query"]))
-        new_h, new_M = _write(at_t.gates + linear(c, rest["input"]), h, M, rho, p)
+            (h, of_h), M = masked(~at_t.reset, h, of_h), jnp.where(at_t.reset[:, None, None, None], p["memory"], M)
+        for_router, for_query, for_gates, *_ = _split(of_h, widths)
+        rho = _shares(at_t.router + for_router, p, at_t.noise, temperature)
+        c = _read(M, rho, at_t.query + for_query)
+        new_h = _gated(at_t.gates + linear(c, from_c), for_gates, h, U)
+        new_of_h = linear(new_h, from_h)
+        new_M = _remembered(M, rho, *(a + p[f"{name}.bias"] for name, a in zip(written, _split(new_of_h, widths)[3:], strict=True)))
         if at_t.valid is not None:
-            new_h = jnp.where(at_t.valid[:, None], new_h, h)
+            read = at_t.valid[:, None]
+            new_h, new_of_h = jnp.where(read, new_h, h), jnp.where(read, new_of_h, of_h)
             new_M = jnp.where(at_t.valid[:, None, None, None], new_M, M)
-        return (new_h, new_M), new_h
+        return ((new_h, new_M), new_of_h), new_h
 
     @jax.checkpoint
-    def segment(state: State, tokens: _Token) -> tuple[State, jax.Array]:
-        return lax.scan(token, state, tokens)
+    def segment(carry: tuple[State, jax.Array], tokens: _Token) -> tuple[tuple[State, jax.Array], jax.Array]:
+        return lax.scan(token, carry, tokens, unroll=UNROLL)
 
     tokens = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), _Token(router, query, gates, reset, valid, noise))  # [T, B, …]
     whole = length // size * size
     segments = jax.tree.map(lambda a: a[:whole].reshape(whole // size, size, *a.shape[1:]), tokens)
-    state, h = lax.scan(segment, state, segments)
-    h = h.reshape(whole, *h.shape[2:])
+    carry, out = lax.scan(segment, ((h, M), linear(h, from_h)), segments)
+    out = out.reshape(whole, *out.shape[2:])
     if whole < length:
-        state, last = segment(state, jax.tree.map(lambda a: a[whole:], tokens))
-        h = jnp.concatenate([h, last])
-    return jnp.swapaxes(h, 0, 1), state
+        carry, last = segment(carry, jax.tree.map(lambda a: a[whole:], tokens))
+        out = jnp.concatenate([out, last])
+    return jnp.swapaxes(out, 0, 1), carry[0]
+
+
+def _split(a: jax.Array, widths: list[int]) -> list[jax.Array]:
+    return jnp.split(a, list(itertools.accumulate(widths[:-1])), -1)
 
 
 def _widened(p: Arrays, x: jax.Array, state: State) -> tuple[Arrays, jax.Array, State]:
@@ -174,14 +191,15 @@ def _read(M: jax.Array, rho: jax.Array, query: jax.Array) -> jax.Array:
     return dot("bnl,bnlm->bm", rho[..., None] * _attention(M, query), M)
 
 
-def _write(gates: jax.Array, h: jax.Array, M: jax.Array, rho: jax.Array, p: Arrays) -> State:
-    """h' and M', from W[x;c] + b [B, 3D] (steps 3 to 5)."""
+def _gated(gates: jax.Array, from_h: jax.Array, h: jax.Array, U: jax.Array) -> jax.Array:
+    """h' (step 3), from W[x;c] + b [B, 3D] and [U_r h, U_ζ h] [B, 2D]."""
     d = h.shape[-1]
-    U = p["hidden.weight"]
-    r, z = jnp.split(gates[:, : 2 * d] + linear(h, U[: 2 * d]), 2, -1)
-    h = sigmoid(z) * h + sigmoid(-z) * tanh(gates[:, 2 * d :] + linear(sigmoid(r) * h, U[2 * d :]))  # 1 − ζ keeps its digits
-    key, v = (linear(h, p[f"{name}.weight"], p[f"{name}.bias"]) for name in ("key", "value"))
-    gamma = sigmoid(linear(h, p["gate.weight"], p["gate.bias"]))  # [B, 1]
-    e = sigmoid(linear(h, p["erase.weight"], p["erase.bias"]) if "erase.weight" in p else v)
-    w = (_attention(M, key) * (rho * gamma)[..., None])[..., None]  # [B, n, L, 1]
-    return h, M + w * (tanh(v)[:, None, None] - e[:, None, None] * M)
+    r, z = jnp.split(gates[:, : 2 * d] + from_h, 2, -1)
+    return sigmoid(z) * h + sigmoid(-z) * tanh(gates[:, 2 * d :] + linear(sigmoid(r) * h, U))  # 1 − ζ keeps its digits
+
+
+def _remembered(M: jax.Array, rho: jax.Array, key: jax.Array, v: jax.Array, gate: jax.Array, erase: jax.Array | None = None) -> jax.Array:
+    """M' (steps 4 and 5), from products with h'."""
+    e = sigmoid(v if erase is None else erase)
+    w = (_attention(M, key) * (rho * sigmoid(gate))[..., None])[..., None]  # [B, n, L, 1]
+    return M + w * (tanh(v)[:, None, None] - e[:, None, None] * M)

@@ -17,7 +17,7 @@ from jax import lax
 from unisono_jax.ops.carry import carried, chunks, joined, shared
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
-from unisono_jax.registry import check_implementation
+from unisono_jax.registry import chosen
 
 EPS = 1e-6
 State = tuple[jax.Array, jax.Array]
@@ -110,7 +110,14 @@ def parallel(
     All scales share q kᵀ. With weights that are alike along V, they share one masked matmul with v too, whose mask is
     Σ_s c^s_t λ^s(t, j) / (q'_t·z^s_t + ε).
     """
-    check_implementation(implementation)
+    wide_v = jnp.result_type(v, *(a for a in (q, k, q_norm, k_norm, log_decay, weight, *initial_state) if a.dtype == jnp.float64))
+    if chosen(implementation, "multiscale", wide_v, {"K": q.shape[-1], "V": v.shape[-1]}, v.size) != "plain":
+        from unisono_jax.kernels.multiscale import attend
+
+        same = q_norm is q and k_norm is k
+        q, k, v, log_decay, weight = masked(valid, q, k, v, log_decay, weight)
+        q_norm, k_norm = (q, k) if same else masked(valid, q_norm, k_norm)
+        return attend(q, k, v, q_norm, k_norm, log_decay, weight, initial_state, reset)
     length = q.shape[1]
     size = min(chunk_size, length)
     *inputs, S0, z0 = widened(*masked(valid, q, k, v, q_norm, k_norm, log_decay, weight), *initial_state)
