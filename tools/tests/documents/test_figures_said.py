@@ -59,11 +59,15 @@ def test_the_selective_scan():
 
 
 def test_decoding():
-    rows = numbers("decode-h100")["rows"]
+    rows = numbers("decode-h200")["rows"]
     flat = [round(row["graph_us"]) for row in rows if row["model"] == "lat-base" and row["batch"] == 1]
     near, far = (of(rows, model="transformer-base", batch=1, context=n)["graph_us"] for n in (1024, 131072))
     assert f"costs lat-base {min(flat)} to {max(flat)} µs at any context" in README
     assert f"{near:.0f} µs at 1K tokens and {far:,.0f} at 128K" in README
+    mamba = [of(rows, model="mamba-130m", batch=1, context=n)["graph_us"] for n in (1024, 32768, 131072, 1048576)]
+    assert max(mamba) < 1.01 * min(mamba)
+    near, far = (of(rows, model="transformer of 129M", batch=1, context=n)["graph_us"] for n in (1024, 131072))
+    assert f"mamba-130m {mamba[0]:.0f} µs, a Transformer of its size {near:.0f} and {far:,.0f}" in README
 
 
 def test_linear_attention():
