@@ -131,6 +131,21 @@ def test_habits(name):
     assert all(a.dtype in ("int32", "float32") for a in state.values())
 
 
+@pytest.mark.parametrize("name", ["linear", "mamba"])
+def test_padding_may_hold_anything(name):
+    """NaN where a token is not valid reaches no output and no gradient, of weights neither."""
+    layer, (x, _, valid) = make(name), given(5)
+    assert not valid.all()
+
+    @nnx.jit
+    def found(layer, x):
+        y, _ = layer(x, valid=valid)
+        return y, nnx.grad(lambda layer, x: layer(x, valid=valid)[0].sum(), argnums=(0, 1))(layer, x)
+
+    clean, holed = (jax.tree.leaves(found(layer, np.where(valid[..., None], x, hole))) for hole in (0.0, np.nan))
+    assert all(np.array_equal(*pair) for pair in zip(clean, holed, strict=True))
+
+
 def test_noise_reaches_the_router():
     layer, x = make("memory"), given(4)[0]
     assert not (layer(x, noise=np.ones((2, 4, 2)) * [1.0, 0])[0] == layer(x)[0]).all()
@@ -149,6 +164,8 @@ def test_noise_reaches_the_router():
         ({"x": np.zeros((1, 4, D)), "cu_seqlens": [0, 3]}, r"cu_seqlens: \[0, 3\]; .* T=4"),
         ({"state": {"S": np.zeros(1)}}, "state: .*'S'.*, expected .*position"),
         ({"chunk_size": 0}, "chunk_size: 0"),
+        ({"state": 3}, "state: 3 has type int; give arrays by name"),
+        ({"state": {"S": [], "z": [], "position": []}}, r"state: position: \[\] has type list"),
     ],
 )
 def test_errors_name_field_value_and_remedy(change, message):

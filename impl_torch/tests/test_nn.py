@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import unisono_torch
@@ -133,6 +134,21 @@ def test_habits(name: str) -> None:
     assert "d_model=16" in repr(one)
 
 
+@EACH
+def test_padding_may_hold_anything(name: str) -> None:
+    """NaN where a token is not valid reaches no output, no state and no gradient, of weights neither."""
+    layer, (x, _, valid) = make(name), given(5)
+    assert not valid.all()
+    found = []
+    for hole in (0.0, torch.nan):
+        leaf = torch.where(valid[..., None], x, hole).requires_grad_()
+        y, state = layer(leaf, valid=valid)
+        sums = y.sum() + sum(a.sum() for a in state.values() if a.is_floating_point())
+        leaves = [leaf, *layer.parameters()]
+        found.append([y, *state.values(), *torch.autograd.grad(sums, leaves, allow_unused=True, materialize_grads=True)])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 def test_noise_reaches_the_router() -> None:
     layer, (x, _, _) = make("noisy"), given(4)
     noise = torch.randn(2, 4, 2, dtype=torch.float64)
@@ -152,6 +168,12 @@ def test_noise_reaches_the_router() -> None:
         ({"x": torch.zeros(1, 4, D), "cu_seqlens": [0, 3]}, r"cu_seqlens: \[0, 3\]; .* T=4"),
         ({"state": {"S": torch.zeros(1)}}, "state: .*'S'.*, expected .*position"),
         ({"chunk_size": 0}, "chunk_size: 0"),
+        ({"x": np.zeros((2, 4, D), np.float32)}, "x: .* has type ndarray; give a torch.Tensor"),
+        ({"valid": np.ones((2, 4), bool)}, "valid: .* has type ndarray; give a torch.Tensor"),
+        ({"state": 3}, "state: 3 has type int; give arrays by name"),
+        ({"state": {"S": [], "z": [], "position": []}}, r"state: position: \[\] has type list"),
+        ({"x": torch.zeros(2, 4, D, device="meta")}, r"x: on meta, the model is on cpu; move it with \.to\('cpu'\)"),
+        ({"valid": torch.zeros(2, 4, dtype=torch.bool, device="meta")}, "valid: on meta"),
     ],
 )
 def test_errors_name_field_value_and_remedy(change: dict[str, Any], message: str) -> None:

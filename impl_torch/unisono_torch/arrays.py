@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor, nn
-from unisono_spec.contract import Arrays
+from unisono_spec.contract import Arrays, InputError
 
 from unisono_torch.ops.transforms import transformed
 
@@ -29,6 +29,13 @@ def from_numpy(array: np.ndarray, device: torch.device | str | None = None) -> T
     if array.dtype == ml_dtypes.bfloat16:
         return torch.tensor(array.view(np.int16), device=device).view(torch.bfloat16)
     return torch.tensor(array, device=device)
+
+
+def check_device(device: torch.device, given: Mapping[str, Tensor | None]) -> None:
+    """Raise InputError where something lies on another device than the parameters, which are on `device`."""
+    for name, a in given.items():
+        if a is not None and a.device != device:
+            raise InputError(f"{name}: on {a.device}, the model is on {device}; move it with .to({str(device)!r})")
 
 
 def numpy_params(model: nn.Module) -> Arrays:

@@ -12,9 +12,9 @@ from unisono_spec.contract import InputError, state_dtype
 from unisono_spec.contract import layer as described
 from unisono_spec.contract.checks import as_array, check_reading
 
-from unisono_jax.arrays import check_x64, place
+from unisono_jax.arrays import ARRAYS, check_x64, place
 from unisono_jax.layers.reading import Marks, Reading
-from unisono_jax.ops.elementwise import wide
+from unisono_jax.ops.elementwise import masked, wide
 from unisono_jax.registry import check_implementation
 
 State = dict[str, jax.Array]
@@ -90,7 +90,7 @@ class Layer(nnx.Module):
         chunk_size: tokens in a chunk, where the parallel form has chunks. Raises InputError on what does not fit.
         """
         x, reset, valid = (a if a is None else as_array(name, a) for name, a in (("x", x), ("reset", reset), ("valid", valid)))
-        self.layer.check(x, state, reset, valid, cu_seqlens)
+        self.layer.check(x, state, reset, valid, cu_seqlens, array=ARRAYS)
         check_reading("parallel", chunk_size)
         if isinstance(cu_seqlens, Tracer):
             reset = jnp.zeros((1, x.shape[1]), bool).at[0, cu_seqlens[:-1]].set(True, mode="drop")
@@ -102,7 +102,7 @@ class Layer(nnx.Module):
     def step(self, x: Any, state: State, reset: Any = None, valid: Any = None, **training: Any) -> tuple[jax.Array, State]:
         """One token: x [B, D], reset and valid [B] → y [B, D], the state after it."""
         x, reset, valid = (a if a is None else as_array(name, a) for name, a in (("x", x), ("reset", reset), ("valid", valid)))
-        self.layer.check(x, state, reset, valid, one=True)
+        self.layer.check(x, state, reset, valid, one=True, array=ARRAYS)
         return self._run(x, state, reset, valid, None, training)
 
     def _run(
@@ -110,7 +110,7 @@ class Layer(nnx.Module):
     ) -> tuple[jax.Array, State]:
         check_x64(x.dtype.name)
         x, marks = jnp.asarray(x), Marks(*(None if m is None else jnp.asarray(m) for m in (reset, valid)))
-        floats = wide(x)
+        floats, (x,) = wide(x), masked(marks.valid, x)  # before a projection, whose weights' gradient a NaN would reach
         held = {name: jnp.asarray(state[name], jnp.int32 if s.integer else floats) for name, s in self.layer.states().items()}
         return self._mix(x, held, Reading(marks, chunk_size, self.implementation), **training)
 

@@ -60,7 +60,7 @@ CONFIGS: dict[str, Config] = {
     "maru": MARUConfig(d_model=8, vocab_size=30, head_hidden=8, d_state=4, n_banks=2, n_slots=3, d_memory=4, router_hidden=4),
 }
 PLAIN = ("fixed",)  # in a graph, but of the step's own operations
-WARM = Sampling(temperature=1.5, seed=7)
+WARM = Sampling(temperature=1.5, top_k=2**70, seed=7)  # more than there are keeps all
 FIRST = 6  # tokens before the decoder takes over
 
 

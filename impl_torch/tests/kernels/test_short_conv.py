@@ -51,6 +51,18 @@ def test_values_and_gradients(dtype: torch.dtype, width: int, length: int, taps:
             assert not found[0][0][~valid].any()
 
 
+@pytest.mark.parametrize("op", [short_conv, activated_conv])
+def test_arguments_lie_in_memory_as_they_like(op, device: str) -> None:
+    """Every second entry of larger arrays, the bias, too: the same bits as of their copies."""
+    given, reset, valid = inputs(torch.float32, 3, 5, 4, device)
+    found = []
+    for laid in (lambda a: a, lambda a: torch.stack([a, a + 1], -1)[..., 0]):
+        x, *rest = (laid(a).detach().requires_grad_() for a in given)
+        y, final = op.parallel(x, *rest, reset, valid, implementation="triton")
+        found.append([y, final, *torch.autograd.grad(y.sum() + final.sum(), [x, *rest])])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 def test_a_mamba_of_kernels_alone(device: str) -> None:
     import unisono_torch
     from unisono_spec.contract.mamba import MambaConfig

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from unisono_spec.contract import InputError
+from unisono_spec.contract.base import MAX_SIZE
 from unisono_spec.contract.sampling import Sampling, trouble, uniform
 
 from unisono_torch.decoding import sampling as law
@@ -127,7 +128,7 @@ class Decoder:
             if self.kind == "drawn":
                 self.temperature.fill_(sampling.temperature)
                 self.top_p.fill_(sampling.top_p)
-                self.top_k.fill_(sampling.top_k)
+                self.top_k.fill_(min(sampling.top_k, MAX_SIZE))  # more than there are keeps all
             if self.seen is not None:
                 assert seen is not None
                 self.seen.copy_(torch.from_numpy(seen))
@@ -223,7 +224,7 @@ def read_one(model: Model, token: Tensor, state: State) -> tuple[Tensor, State] 
 
 def _ends_within(model: Model, state: State, count: int) -> bool:
     longest, position = model.config.longest, state.get("position")
-    return longest is not None and position is not None and int(position.max()) + count > longest
+    return longest is not None and position is not None and max(position.tolist(), default=0) + count > longest
 
 
 def _decoder(model: Model, state: State, kind: str, count: int, penalised: bool = False) -> Decoder | None:

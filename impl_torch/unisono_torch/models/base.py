@@ -10,14 +10,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from unisono_spec.contract import Config, InputError, check_dtype, config_to_dict, generation, state_dtype
+from unisono_spec.contract import Config, check_dtype, config_to_dict, generation, state_dtype
 from unisono_spec.contract.base import declared_states
 from unisono_spec.contract.checks import as_array, check_ids, check_inputs, check_reading, check_training
 from unisono_spec.contract.files import check_positions, save_params
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import GREEDY, Sampling
 
-from unisono_torch.arrays import DTYPES, from_numpy, numpy_params, owned, readable
+from unisono_torch.arrays import DTYPES, check_device, from_numpy, numpy_params, owned, readable
 from unisono_torch.decoding import follower, read_one
 from unisono_torch.layers.reading import Marks, Mask, Reading, Training
 from unisono_torch.ops.dispatch import check_implementation
@@ -195,10 +195,7 @@ class Model(nn.Module):
 
     def _check(self, tokens: Tensor, state: State | None, reset: Mask, valid: Mask, one: bool = False) -> None:
         check_inputs(self.config, tokens, state, reset, valid, one=one, array=Tensor)
-        device = self.device
-        for name, a in {"tokens": tokens, "reset": reset, "valid": valid, **(state or {})}.items():
-            if a is not None and a.device != device:
-                raise InputError(f"{name}: on {a.device}, the model is on {device}; move it with .to({str(device)!r})")
+        check_device(self.device, {"tokens": tokens, "reset": reset, "valid": valid, **(state or {})})
         if not self.config.reads_frames and readable(tokens) and tokens.device.type == "cpu":
             check_ids(tokens.numpy(), self.config.vocab_size)
         position = None if state is None else state.get("position")

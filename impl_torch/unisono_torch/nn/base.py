@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from unisono_spec.contract import layer as described
 from unisono_spec.contract.checks import check_reading
 
-from unisono_torch.arrays import from_numpy, owned
+from unisono_torch.arrays import check_device, from_numpy, owned
 from unisono_torch.layers.reading import Marks, Reading
 from unisono_torch.ops.dispatch import check_implementation
+from unisono_torch.ops.fold import masked
 from unisono_torch.ops.precision import autocast_dtype, uncast
 
 State = dict[str, Tensor]
@@ -85,7 +86,7 @@ class Layer(nn.Module):
         cu_seqlens: where the sequences begin that lie one after the other in x [1, T, D], T last; the state is the last one's.
         chunk_size: tokens in a chunk, where the parallel form has chunks. Raises InputError on what does not fit.
         """
-        self.layer.check(x, state, reset, valid, cu_seqlens)
+        self._check(x, state, reset, valid, cu_seqlens)
         check_reading("parallel", chunk_size)
         if cu_seqlens is not None:
             given = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else cu_seqlens
@@ -96,13 +97,18 @@ class Layer(nn.Module):
 
     def step(self, x: Tensor, state: State, reset: Mask = None, valid: Mask = None, **training: Any) -> tuple[Tensor, State]:
         """One token: x [B, D], reset and valid [B] → y [B, D], the state after it."""
-        self.layer.check(x, state, reset, valid, one=True)
+        self._check(x, state, reset, valid, one=True)
         return self._run(x, state, Marks(reset, valid), None, False, training)
+
+    def _check(self, x: Tensor, state: State | None, reset: Mask, valid: Mask, cu_seqlens: Any = None, one: bool = False) -> None:
+        self.layer.check(x, state, reset, valid, cu_seqlens, one=one, array=Tensor)
+        check_device(next(self.parameters(), x).device, {"x": x, "reset": reset, "valid": valid, **(state or {})})
 
     def _run(
         self, x: Tensor, state: State, marks: Marks, chunk_size: int | None, fresh: bool, training: dict[str, Any]
     ) -> tuple[Tensor, State]:
         dtype = (None if x.dtype == torch.float64 else autocast_dtype(x.device)) or x.dtype
+        (x,) = masked(marks.valid, x)  # before a projection, whose weights' gradient a NaN would reach
         with uncast(x.device):
             y, after = self._mix(x.to(dtype), state, Reading(marks, chunk_size, self.implementation, fresh, dtype), **training)
         return y, owned(after)

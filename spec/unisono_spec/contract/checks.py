@@ -45,7 +45,7 @@ def check_inputs(
     """
     for name, given in (("tokens", tokens), ("reset", reset), ("valid", valid)):
         if given is not None or name == "tokens":
-            _check_array(name, given, array)
+            check_array(name, given, array)
     lead = ("B",) if one else ("B", "T")
     wanted = f"[{', '.join((*lead, 'F'))}] floats" if config.reads_frames else f"[{', '.join(lead)}] integers"
     shape, kind = tuple(tokens.shape), _kind(tokens, complex_step)
@@ -65,7 +65,7 @@ def check_inputs(
     if state is not None:
         check_state(config, state, batch=shape[0], complex_step=complex_step)
         for name, value in state.items():
-            _check_array(f"state: {name}", value, array)
+            check_array(f"state: {name}", value, array)
 
 
 def check_reading(form: object, chunk_size: object) -> None:
@@ -99,7 +99,7 @@ def check_training(
             found = shown(given) if number is None else f"{number} of them"
             raise InputError(f"{name}: {found}, expected {len(expected)} arrays, one for each {_what(name)}; give them all, or None")
         for i, (part, width) in enumerate(zip(given, expected, strict=True)):
-            _check_array(f"{name}[{i}]", part, array)
+            check_array(f"{name}[{i}]", part, array)
             if tuple(part.shape) != (*lead, width) or _kind(part) != "f":
                 shape = tuple(part.shape)
                 raise InputError(f"{name}[{i}]: shape {shape} of {part.dtype}, expected {(*lead, width)} floats; draw it anew")
@@ -122,13 +122,13 @@ def check_code(
         raise InputError("code, readout: ξ of the adaptive scheme lies inside each layer; call forward")
     width = config.code_size
     if tokens is not None:
-        _check_array("tokens", tokens, array)
+        check_array("tokens", tokens, array)
         kind, shape = "f" if config.reads_frames else "i", tuple(tokens.shape)
         if _kind(tokens, complex_step) != kind or (config.reads_frames and shape[-1:] != (width,)):
             wanted = f"[..., {width}] floats" if config.reads_frames else "integers"
             raise InputError(f"tokens: shape {shape} of {tokens.dtype}, expected {wanted}; reshape or convert them")
     if xi is not None:
-        _check_array("xi", xi, array)
+        check_array("xi", xi, array)
         if tuple(xi.shape)[-1:] != (width,) or _kind(xi, complex_step) != "f":
             raise InputError(f"xi: shape {tuple(xi.shape)} of {xi.dtype}, expected [..., {width}] floats; give what `code` leads to")
         check_training(config, tuple(xi.shape)[:-1], dropout, array=array)
@@ -146,7 +146,8 @@ def _kind(array: Any, complex_step: bool = False) -> str:
     return "?" if "complex" in str(array.dtype) and not complex_step else dtype_kind(array)
 
 
-def _check_array(name: str, given: Any, array: Array) -> None:
+def check_array(name: str, given: Any, array: Array) -> None:
+    """Raise InputError unless `given` is an `array`; anything with `.shape` and `.dtype`, where that is None."""
     fits = hasattr(given, "shape") and hasattr(given, "dtype") if array is None else isinstance(given, array)
     if not fits:
         kinds = array if isinstance(array, tuple) else (array,)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from unisono_spec.contract.base import ANY, MAX_SIZE, Arrays, Config, Param, State
-from unisono_spec.contract.checks import dtype_kind
+from unisono_spec.contract.checks import Array, check_array, dtype_kind
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.errors import InputError, shown
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
@@ -66,14 +66,25 @@ class Layer:
             raise InputError("capacity: softmax attention caches every token; give init_state(batch, capacity) the most that it shall read")
         return states
 
-    def check(self, x: Any, state: Mapping[str, Any] | None, reset: Any, valid: Any, cu_seqlens: Any = None, *, one: bool = False) -> None:
+    def check(
+        self,
+        x: Any,
+        state: Mapping[str, Any] | None,
+        reset: Any,
+        valid: Any,
+        cu_seqlens: Any = None,
+        *,
+        one: bool = False,
+        array: Array = None,
+    ) -> None:
         """Raise InputError unless types, shapes and dtypes fit.
 
         x: [B, T, D] floats; reset, valid: [B, T] booleans or None. one: of one token, without T, and with a state.
-        cu_seqlens: integers that rise from 0 to T, with B = 1 and without reset.
+        cu_seqlens: integers that rise from 0 to T, with B = 1 and without reset. array: what arrays must be.
         """
-        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-            raise InputError(f"x: {shown(x)} has type {type(x).__name__}; give an array")
+        for name, given in (("x", x), ("reset", reset), ("valid", valid)):
+            if given is not None or name == "x":
+                check_array(name, given, array)
         shape, lead = tuple(x.shape), ("B",) if one else ("B", "T")
         if len(shape) != len(lead) + 1 or shape[-1] != self.width or dtype_kind(x) != "f" or "complex" in str(x.dtype):
             wanted = f"[{', '.join(lead)}, {self.width}] floats"
@@ -81,21 +92,25 @@ class Layer:
         if not one and not shape[1]:
             raise InputError("x: T is 0; give at least one token")
         for name, mask in (("reset", reset), ("valid", valid)):
-            if mask is not None and (tuple(getattr(mask, "shape", ())) != shape[:-1] or dtype_kind(mask) != "b"):
-                found = f"shape {tuple(mask.shape)} of {mask.dtype}" if hasattr(mask, "dtype") else shown(mask)
-                raise InputError(f"{name}: {found}, expected {shape[:-1]} booleans; pass a mask as long as x")
+            if mask is not None and (tuple(mask.shape) != shape[:-1] or dtype_kind(mask) != "b"):
+                raise InputError(
+                    f"{name}: shape {tuple(mask.shape)} of {mask.dtype}, expected {shape[:-1]} booleans; pass a mask as long as x"
+                )
         if cu_seqlens is not None and (reset is not None or shape[0] != 1):
             raise InputError("cu_seqlens: it says where sequences begin in one row; give x as [1, T, D], and no reset beside it")
         if state is None and one:
             raise InputError("state: None; one token needs the state before it, start from init_state(batch)")
         if state is not None:
-            self._check_state(state, shape[0])
+            self._check_state(state, shape[0], array)
 
-    def _check_state(self, state: Mapping[str, Any], batch: int) -> None:
+    def _check_state(self, state: Mapping[str, Any], batch: int, array: Array) -> None:
         expected = self.states()
+        if not isinstance(state, Mapping):
+            raise InputError(f"state: {shown(state)} has type {type(state).__name__}; give arrays by name, a dict")
         if set(state) != set(expected):
-            raise InputError(f"state: {sorted(state)}, expected {sorted(expected)}; start from init_state(batch)")
+            raise InputError(f"state: {sorted(map(str, state))}, expected {sorted(expected)}; start from init_state(batch)")
         for name, s in expected.items():
+            check_array(f"state: {name}", state[name], array)
             shape, dtype = tuple(state[name].shape), str(state[name].dtype).removeprefix("torch.")
             fits = len(shape) == len(s.shape) + 1 and all(m in (n, ANY) for n, m in zip(shape[1:], s.shape, strict=True))
             if not fits or shape[0] != batch:

@@ -90,3 +90,7 @@ def test_the_loss_curve_is_drawn(tmp_path: Path):
     path = figures.loss_curve(tmp_path / "loss.png", steps, losses, [(100, 1.0), (299, 0.7)], {"order 3": 2.3, "order 4": 2.0})
     assert path.read_bytes().startswith(PNG)
     assert figures.loss_curve(tmp_path / "one.png", [1], [5.0]).read_bytes().startswith(PNG)
+
+
+def test_a_mistyped_preset_is_told(refused):
+    assert "model: 'cram-9m' is neither a preset nor a run's folder" in refused("inspect", "cram-9m")

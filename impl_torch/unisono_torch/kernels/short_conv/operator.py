@@ -70,7 +70,7 @@ def _conv(x, weight, bias, state, owner, silu, out_dtype):
     """weight [TAPS, D], bias [D] and state [B, TAPS − 1, D] in the accumulator's dtype, owner [B, TAPS − 1 + T] int64."""
     y = _conv_fake(x, weight, bias, state, owner, silu, out_dtype)
     if x.numel():
-        tensors = {"weight": weight.contiguous(), "bias": bias, "state": state.contiguous(), "y": y, "owner": _whole(owner)}
+        tensors = {"weight": weight.contiguous(), "bias": _whole(bias), "state": state.contiguous(), "y": y, "owner": _whole(owner)}
         with torch.cuda.device_of(x):
             _launch("forward", _rows(x), len(weight), x.shape[1], {**tensors, "dy": None}, SILU=silu, SLOPE=False)
     return y
@@ -93,7 +93,13 @@ def _conv_backward(dy, x, weight, bias, state, owner, silu):
         return dx, dweight.zero_(), dbias.zero_(), dstate.zero_()
     taps, length = len(weight), x.shape[1] + len(weight) - 1
     partial = dweight.new_empty((len(x), _cut(length)[1], taps + 1, weight.shape[1]))
-    tensors = {"weight": weight.contiguous(), "bias": bias, "state": state.contiguous(), "dy": dy.contiguous(), "owner": _whole(owner)}
+    tensors = {
+        "weight": weight.contiguous(),
+        "bias": _whole(bias),
+        "state": state.contiguous(),
+        "dy": dy.contiguous(),
+        "owner": _whole(owner),
+    }
     with torch.cuda.device_of(x):
         if silu:
             before = dweight.new_empty(x.shape)  # the gradient of what SiLU is taken of
