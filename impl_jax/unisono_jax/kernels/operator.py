@@ -27,7 +27,9 @@ def alike(arrays: Any) -> Any:
         missing = tuple(sorted(axes - _axes(a)))
         if not missing:
             return a
-        return lax.pcast(a, missing, to="varying") if hasattr(lax, "pcast") else lax.pvary(a, missing)
+        if hasattr(lax, "pcast"):
+            return lax.pcast(a, missing, to="varying")
+        return lax.pvary(a, missing)  # pyright: ignore[reportAttributeAccessIssue]  (before 0.9)
 
     return jax.tree.map(vary, arrays)
 

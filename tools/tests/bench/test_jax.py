@@ -5,16 +5,26 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 from unisono_conformance import judge, numerics
-from unisono_jax.ops import linear_attention, selective_scan
+from unisono_jax.ops import linear_attention, multiscale, selective_scan
 from unisono_tools.bench import jax as bench
+from unisono_tools.bench import jax_ops as ops
 
 
 def test_peers_are_right():
-    q, k, v, S, z = (a.astype(jnp.float32) for a in bench.attention_inputs((1, 128, 1, 4), 0))
+    q, k, v, S, z = (a.astype(jnp.float32) for a in ops.attention_inputs((1, 128, 1, 4), 0))
     truth, _ = linear_attention.recurrent(q, k, v, (S, z))
-    judge.same(np.asarray(bench.chunked_einsum(q, k, v)), np.asarray(truth), numerics.formula("float32", 128))
-    given = tuple(a.astype(jnp.float32) for a in bench.scan_inputs((1, 16, 3, 2), 0))
-    judge.same(np.asarray(bench.associative(*given)), np.asarray(selective_scan.recurrent(*given)[0]), numerics.formula("float32", 16))
+    judge.same(np.asarray(ops.chunked_einsum(q, k, v)), np.asarray(truth), numerics.formula("float32", 128))
+    given = tuple(a.astype(jnp.float32) for a in ops.scan_inputs((1, 16, 3, 2), 0))
+    judge.same(np.asarray(ops.associative(*given)), np.asarray(selective_scan.recurrent(*given)[0]), numerics.formula("float32", 16))
+
+
+def test_the_truth_is_of_the_first_head():
+    given, do = ops.scales_inputs((2, 12, 2, 4, 3), 0), jnp.ones((2, 12, 2, 4), jnp.bfloat16)
+    q, k, v, log_decay, weight, *state = given
+    o, _ = multiscale.parallel(q, k, v, q, k, log_decay, weight, (state[0], state[1]), implementation="plain")
+    truth = bench.exact("multiscale", given, do)
+    judge.same(np.asarray(o)[:1, :, :1], truth[0].astype(np.float32), numerics.formula("float32", 12))
+    assert [a.shape for a in truth] == [(1, 12, 1, 4)] * 4
 
 
 def test_a_page():

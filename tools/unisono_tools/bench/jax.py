@@ -20,18 +20,18 @@ import numpy as np
 import optax
 import unisono_jax
 from flax import nnx
-from jax import lax
 from unisono_jax import decoding
-from unisono_jax.ops import linear_attention, selective_scan
-from unisono_jax.ops.features import elu1
+from unisono_jax.ops import linear_attention, multiscale, selective_scan
 from unisono_spec.contract import preset
 from unisono_spec.contract.sampling import GREEDY
 
 from unisono_tools.bench import report
 from unisono_tools.bench.contestants import serving
+from unisono_tools.bench.jax_ops import Arrays, associative, attention_inputs, chunked_einsum, scales_inputs, scan_inputs
 
-# B, T, H, K = V, of features elu(x) + 1; B, T, D, N
+# B, T, H, K = V, of features elu(x) + 1; and M; B, T, D, N
 ATTENTION = ((8, 4096, 16, 64), (8, 1024, 16, 64), (8, 4096, 16, 128), (1, 32768, 16, 128))
+SCALES = ((8, 4096, 16, 64, 4), (8, 4096, 16, 64, 1))
 SCAN = ((8, 4096, 1536, 16), (1, 16384, 1536, 16))
 LONGEST_EXACT = 4096  # tokens: errors are measured up to here
 MODELS = (  # batch, length, implementations
@@ -43,9 +43,9 @@ MODELS = (  # batch, length, implementations
     ("maru", 8, 512, ("auto",)),
 )
 DECODED, CONTEXTS = ("lat-base", "mamba-130m", "transformer-base"), (1 << 10, 1 << 15)
-PARTS = ("attention", "scan", "models", "decode")
+AXES = {"linear_attention": "BTHK", "multiscale": "BTHKM", "selective_scan": "BTDN"}
+PARTS = ("attention", "scales", "scan", "models", "decode")
 SETS = 3
-Arrays = tuple[jax.Array, ...]
 Row = dict[str, Any]
 
 
@@ -66,58 +66,14 @@ def copy_rate() -> float:
     return 2 * source.nbytes / median_ms([lambda: negative(source)] * SETS, 7) * 1e3
 
 
-def attention_inputs(shape: tuple[int, ...], seed: int) -> Arrays:
-    """φ(q), φ(k), v, S, z."""
-    batch, _, heads, width = shape
-    q, k, v = (jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(seed), 3))
-    q, k, v = (a.astype(jnp.bfloat16) for a in (elu1(q), elu1(k), v))
-    return q, k, v, jnp.zeros((batch, heads, width, width)), jnp.zeros((batch, heads, width))
-
-
-def chunked_einsum(q: jax.Array, k: jax.Array, v: jax.Array, size: int = 64) -> jax.Array:
-    """What one writes first: bf16 einsums in chunks, states of chunks by lax.associative_scan."""
-    batch, length, heads, width = q.shape
-    q, k, v = (a.reshape(batch, length // size, size, heads, width) for a in (q, k, v))
-
-    def dot(subscripts: str, *arrays: jax.Array) -> jax.Array:
-        return jnp.einsum(subscripts, *arrays, preferred_element_type=jnp.float32)
-
-    scores = jnp.where(jnp.tril(jnp.ones((size, size), bool)), dot("bnthk,bnjhk->bnhtj", q, k), 0)
-    own = dot("bnjhk,bnjhv->bnhkv", k, v), k.astype(jnp.float32).sum(2)
-    S, z = (lax.associative_scan(jnp.add, a, axis=1) - a for a in own)
-    top = dot("bnhtj,bnjhv->bnthv", scores.astype(v.dtype), v) + dot("bnthk,bnhkv->bnthv", q, S.astype(v.dtype))
-    bottom = jnp.swapaxes(scores.sum(-1), 2, 3) + dot("bnthk,bnhk->bnth", q.astype(jnp.float32), z)
-    return (top / (bottom + 1e-6)[..., None]).astype(v.dtype).reshape(batch, length, heads, width)
-
-
-def scan_inputs(shape: tuple[int, ...], seed: int) -> Arrays:
-    """u, Δ, A, B, C, D, h: Δ between e^−5 and e^−1 for most."""
-    b, t, d, n = shape
-    keys = iter(jax.random.split(jax.random.key(seed), 7))
-
-    def normal(*size: int) -> jax.Array:
-        return jax.random.normal(next(keys), size)
-
-    u, dt, A, B, C = normal(b, t, d), jax.nn.softplus(normal(b, t, d) - 3), -jnp.exp(normal(d, n)), normal(b, t, n), normal(b, t, n)
-    u, B, C = (a.astype(jnp.bfloat16) for a in (u, B, C))
-    return u, dt, A, B, C, normal(d), normal(b, d, n)
-
-
-def associative(u: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, D: jax.Array, h: jax.Array) -> jax.Array:
-    """lax.associative_scan over tokens."""
-    a = jnp.exp(dt[..., None] * A)
-    b = (dt * u)[..., None] * B[:, :, None].astype(jnp.float32)
-    b = b.at[:, 0].add(a[:, 0] * h)
-    states = lax.associative_scan(lambda x, y: (x[0] * y[0], y[0] * x[1] + y[1]), (a, b), axis=1)[1]
-    return (states * C[:, :, None]).sum(-1) + D * u
-
-
 def contestants(op: str, widths: dict[str, int]) -> dict[str, Callable[..., jax.Array]]:
     """By name: functions of the op's inputs."""
     found: dict[str, Callable[..., jax.Array]] = {}
     for name in sorted(serving("jax", op, "cuda", "bfloat16", widths), key=["pallas", "plain", "jla"].index):
         if op == "linear_attention":
             found[name] = lambda q, k, v, S, z, name=name: linear_attention.parallel(q, k, v, (S, z), implementation=name)[0]
+        elif op == "multiscale":
+            found[name] = lambda q, k, v, a, c, S, z, name=name: multiscale.parallel(q, k, v, q, k, a, c, (S, z), implementation=name)[0]
         else:
             found[name] = lambda *given, name=name: selective_scan.parallel(*given, implementation=name)[0]
     jla = importlib.import_module("jla.ops") if importlib.util.find_spec("jla") else None
@@ -127,6 +83,14 @@ def contestants(op: str, widths: dict[str, int]) -> dict[str, Callable[..., jax.
             found["jla simple_gla, no normaliser"] = lambda q, k, v, S, z: jla.linear_attention(
                 "simple_gla", q, k, v, g=z.sum() * jnp.zeros(q.shape[:3]), scale=1.0
             )[0]
+    elif op == "multiscale":
+        if jla:  # a recurrence a scale, summed
+
+            def each(q: jax.Array, k: jax.Array, v: jax.Array, a: jax.Array, c: jax.Array, S: jax.Array, z: jax.Array) -> jax.Array:
+                logs = [jnp.broadcast_to(a[..., s, None], q.shape[:3]) for s in range(a.shape[2])]
+                return sum(c[:, :, s] * jla.linear_attention("simple_gla", q, k, v, g=g, scale=1.0)[0] for s, g in enumerate(logs))  # pyright: ignore[reportReturnType]
+
+            found["jla simple_gla, a scale each, no normaliser"] = each
     else:
         found["lax.associative_scan"] = associative
         if jla:
@@ -152,12 +116,15 @@ def exact(op: str, given: Arrays, do: jax.Array) -> tuple[np.ndarray, ...]:
             cut = [a[:1, :, :1] for a in wide[:4]] + [a[:1, :1] for a in wide[4:]]
 
             run: Callable[..., Any] = lambda q, k, v, S, z: linear_attention.recurrent(q, k, v, (S, z))[0]  # noqa: E731
+        elif op == "multiscale":
+            cut = [a[:1, :, :1] for a in wide[:4]] + [a[:1] for a in wide[4:6]] + [a[:1, :, :1] for a in wide[6:]]
+            run = lambda q, k, v, a, c, S, z: multiscale.recurrent(q, k, v, q, k, a, c, (S, z))[0]  # noqa: E731
         else:
             do_, u, dt, A, B, C, D, h = wide
             cut = [do_[:1, :, :32], u[:1, :, :32], dt[:1, :, :32], A[:32], B[:1], C[:1], D[:32], h[:1, :32]]
             run = lambda *given: selective_scan.recurrent(*given)[0]  # noqa: E731
         o, found = jax.jit(slopes(run))(*map(jnp.asarray, cut))
-        return tuple(map(np.asarray, (o, *found[: 3 if op == "linear_attention" else 2])))
+        return tuple(map(np.asarray, (o, *found[: 2 if op == "selective_scan" else 3])))
 
 
 def error(found: jax.Array, true: np.ndarray) -> float:
@@ -167,9 +134,9 @@ def error(found: jax.Array, true: np.ndarray) -> float:
 
 def measure_op(op: str, shape: tuple[int, ...], rate: float, repeats: int) -> Iterator[Row]:
     """A case with one more row each time."""
-    make = attention_inputs if op == "linear_attention" else scan_inputs
+    make = {"linear_attention": attention_inputs, "multiscale": scales_inputs, "selective_scan": scan_inputs}[op]
     sets = [make(shape, seed) for seed in range(SETS)]
-    do = jax.random.normal(jax.random.key(9), shape[:3] if op == "selective_scan" else shape).astype(jnp.bfloat16)
+    do = jax.random.normal(jax.random.key(9), shape[:3] if op == "selective_scan" else shape[:4]).astype(jnp.bfloat16)
     truth = exact(op, sets[0], do) if shape[1] <= LONGEST_EXACT else ()
     ins = sum(a.nbytes for a in sets[0])
     floor = [1e3 * (ins + do.nbytes) / rate, 1e3 * (2 * ins + do.nbytes) / rate]
@@ -255,9 +222,8 @@ def markdown(result: Row) -> str:
         "- errors: ‖a − exact‖ / ‖exact‖ against float64, of o and of the worst gradient; peak: temporaries and outputs of both ways",
     ]
     for case in result["ops"]:
-        axes = "BTHK" if case["op"] == "linear_attention" else "BTDN"
         floor = case["floor_ms"]
-        lines += ["", f"## {case['op']}, {' '.join(f'{a}{n}' for a, n in zip(axes, case['shape'], strict=True))}", ""]
+        lines += ["", f"## {case['op']}, {' '.join(f'{a}{n}' for a, n in zip(AXES[case['op']], case['shape'], strict=True))}", ""]
         lines += [f"Floor: forward {floor[0]:.3f} ms, both ways {sum(floor):.3f} ms.", ""]
         lines += ["| contestant | forward ms | of floor | both ms | of floor | error o | error gradient | peak MiB | compiles in s |"]
         lines += ["|---" * 9 + "|"]
@@ -309,7 +275,7 @@ def main(argv: list[str] | None = None) -> int:
             options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             options.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
 
-    for part, op, shapes in (("attention", "linear_attention", ATTENTION), ("scan", "selective_scan", SCAN)):
+    for part, op, shapes in zip(PARTS, AXES, (ATTENTION, SCALES, SCAN), strict=False):
         for shape in shapes if part in options.parts else ():
             for case in measure_op(op, shape, result["copy_bytes_per_s"], options.repeats):
                 kept("ops", case)
