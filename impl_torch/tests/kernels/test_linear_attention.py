@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import InputError
-from unisono_torch.kernels.linear_attention import linear_attention, operator, pairs, table
+from unisono_torch.kernels.linear_attention import linear_attention, operator, table
 from unisono_torch.ops import linear_attention as plain
 from unisono_torch.ops import mapped_attention
 
@@ -61,7 +61,7 @@ def run(case: Case, given: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, t
     monkeypatch.setattr(table, "FEW", 1 << 20)
     monkeypatch.setattr(table, "NARROW", 16 if case.V < 64 else 64)
     # the halves that an H100 takes of 128 features and more
-    halved = table.width_of(pairs.count(case.K) if case.feature_map == "taylor2" else case.K, 1) > 16
+    halved = table.width_of(case.K, 1) > 16
     monkeypatch.setattr(table, "INTERPRETED", dataclasses.replace(table.INTERPRETED, split=halved))
     leaves = [given[name].detach().requires_grad_() for name in ("q", "k", "v", "S", "z", "tau") if given[name] is not None]
     q, k, v, S, z, *tau = leaves
@@ -164,6 +164,6 @@ def test_bad_input_is_named(device: str):
         plain.parallel(
             wide, wide, v, (torch.zeros(1, 1, 257, 4, device=device), torch.zeros(1, 1, 257, device=device)), implementation="triton"
         )
-    wide = wide[..., :22]
-    with pytest.raises(InputError, match="K from 1 to 256, not 287"):  # pairs of 22
+    wide = wide[..., :17]
+    with pytest.raises(InputError, match="K from 1 to 256, not 307"):  # features of 17
         mapped_attention.parallel(wide, wide, v, state, None, None, "taylor2", None, 4, "triton")

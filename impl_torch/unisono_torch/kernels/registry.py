@@ -34,6 +34,7 @@ IMPLEMENTATIONS = (
             "window": "a banded mask in chunks",
             "softmax_attention": "PyTorch's fused attention",
             "mom_gru": "a loop, products with x before it; its gradient written out",
+            "rotary": "operations one by one",
         },
         FLOATS,
     ),
@@ -55,6 +56,13 @@ IMPLEMENTATIONS = (
         FLOATS[1:],
         "one launch each way for all tokens",
         widths={"n": (1, 16), "L": (1, 256), "d_m": (1, 128), "hidden": (1, 128)},
+    ),
+    _triton(
+        "rotary",
+        FLOATS[1:],
+        "one pass each way over q and k, φ in it",
+        widths={"K": (2, 256)},
+        settings={"feature_map": ("none", "elu1", "relu", "learned")},
     ),
 )
 REGISTRY: Mapping[tuple[str, str], Implementation] = {(each.op, each.name): each for each in IMPLEMENTATIONS}

@@ -50,12 +50,10 @@ class Mixer(nn.Module):
         """h [..., D] → q, k, v, q_norm, k_norm, log_decay, weight, as ops/multiscale.py takes them."""
         config, dtype, heads = self.config, wide(h.dtype), (self.config.n_heads, self.config.head_width)
         q, k, v = (a.unflatten(-1, heads) for a in self.qkv(h).chunk(3, -1))
-        q, k = q.to(dtype), k.to(dtype)
-        if rotation is not None and config.rope == "before":
-            q, k = rotation(q), rotation(k)
-        q, k = q_norm, k_norm = [feature_map(config.feature_map, a, self.tau) for a in (q, k)]
-        if rotation is not None and config.rope == "numerator":
-            q, k = rotation(q), rotation(k)
+        if rotation is None:
+            q, k = q_norm, k_norm = [feature_map(config.feature_map, a.to(dtype), self.tau) for a in (q, k)]
+        else:
+            q, k, q_norm, k_norm = rotation(q, k, config.feature_map, self.tau, config.rope == "numerator")
 
         memories = self.decay(h)
         log_decay = torch.cat([torch.zeros_like(memories[..., :1]), memories], -1)  # the context path does not forget

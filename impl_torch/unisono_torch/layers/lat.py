@@ -12,7 +12,7 @@ from unisono_torch.layers.basic import Conv, LayerNorm, Linear, RMSNorm, updated
 from unisono_torch.layers.ffn import GELUFFN, SwiGLU
 from unisono_torch.layers.reading import Mask, Reading, Rotation
 from unisono_torch.ops import mapped_attention, short_conv, softmax_attention, window
-from unisono_torch.ops.elementwise import silu, wide
+from unisono_torch.ops.elementwise import silu
 
 Rotations = dict[int, Rotation]  # RoPE by head width
 STATES = {"linear": ("S", "z"), "conv": ("conv",), "window": ("k", "v"), "softmax": ("k", "v")}
@@ -35,11 +35,11 @@ class Attention(nn.Module):
         self.out = Linear(d, d, config.bias)
 
     def to_heads(self, x: Tensor, rotations: Rotations) -> tuple[Tensor, Tensor, Tensor]:
-        """x [..., D] → q, k, v [..., H, ·], turned by their position: float32 or wider then, for linear attention."""
+        """x [..., D] → q, k, v [..., H, ·], turned by their position: then float32 or wider, for linear attention without a kernel."""
         n = self.heads * self.width
         q, k, v = (a.unflatten(-1, (self.heads, -1)) for a in self.qkv(x).split((n, n, x.shape[-1]), -1))
         if self.rope:
-            q, k = (rotations[self.width](a.to(wide(x.dtype))) for a in (q, k))
+            q, k, _, _ = rotations[self.width](q, k)
         return (q, k, v) if self.kind == "linear" else (q.to(x.dtype), k.to(x.dtype), v)
 
     def forward(self, x: Tensor, rotations: Rotations, before: Tensor, state: States, read: Reading) -> tuple[Tensor, States]:

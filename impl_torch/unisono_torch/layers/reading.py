@@ -11,7 +11,7 @@ from torch import Tensor
 from unisono_torch.ops import mom_gru, position, rotary
 
 Mask = Tensor | None
-Rotation = Callable[[Tensor], Tensor]  # x [..., H, K] → the same, each head turned by its position
+Rotation = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]  # q, k [..., H, K], φ, … → as ops/rotary.py's `turned`
 
 
 class Marks(NamedTuple):
@@ -85,4 +85,5 @@ class Reading:
     def rotation(self, where: Tensor, width: int, base: float, dtype: torch.dtype) -> Rotation:
         """RoPE of heads that are `width` wide, in `dtype`; where: the tokens' positions."""
         cos, sin = rotary.cos_sin(where, width, base, dtype)
-        return lambda x: rotary.rotate_by(x, cos, sin)
+        implementation = "plain" if self.one_token else self.implementation
+        return lambda q, k, *how: rotary.turned(q, k, cos, sin, *how, implementation=implementation)

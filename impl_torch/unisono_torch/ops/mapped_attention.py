@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from unisono_torch.kernels.linear_attention import pairs
+from unisono_torch.kernels.linear_attention import table
 from unisono_torch.ops import linear_attention
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
@@ -50,10 +50,8 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[Tensor, State]:
     """A kernel takes q and k in v's dtype and gives o in it; plain operations take them as they are and give o float32 or wider."""
-    widths = {"K": pairs.count(q.shape[-1]) if feature_map == "taylor2" else q.shape[-1], "V": v.shape[-1]}
-    # taylor2's kernels by name alone: on a GPU they were seen right, but no faster than their peers yet
-    plain = implementation == "auto" and feature_map == "taylor2"
-    if not plain and use_triton(implementation, "linear_attention", v.device, v.dtype, widths, feature_map=feature_map, one_dtype=True):
+    widths = {"K": table.features(q.shape[-1]) if feature_map == "taylor2" else q.shape[-1], "V": v.shape[-1]}
+    if use_triton(implementation, "linear_attention", v.device, v.dtype, widths, feature_map=feature_map, one_dtype=True):
         from unisono_torch.kernels.linear_attention import linear_attention as kernel
 
         return kernel(q.to(v.dtype), k.to(v.dtype), v, initial_state, reset, valid, feature_map, tau)

@@ -3,7 +3,7 @@
 A position is read as four digits in base 256. Each digit's turn is looked up in a table that float64 made, and the four turns
 are multiplied as complex numbers: exact to a few roundings at every int32, where a float32 angle p·f is wrong by 1e-2 at 200,000.
 
-Shapes: x [..., H, K], position [...] int32, cos and sin [..., K/2].
+Shapes: x, q, k [..., H, K], position [...] int32, cos and sin [..., K/2].
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
+from unisono_torch.ops.features import feature_map as phi
 from unisono_torch.ops.transforms import transformed
 
 _BITS, _DIGITS = 8, 4
@@ -63,3 +65,33 @@ def rotate(x: Tensor, position: Tensor, base: float = 10000.0) -> Tensor:
     """x [..., H, K] → [..., H, K]: turn each head of x by the angles of its position; float32 or wider."""
     dtype = wide(x.dtype)
     return rotate_by(x.to(dtype), *cos_sin(position, x.shape[-1], base, dtype))
+
+
+def turned(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    feature_map: str = "none",
+    tau: Tensor | None = None,
+    numerator: bool = False,
+    implementation: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q and k, turned and then mapped by φ (features.py), as attention takes them: q, k, and those of its normaliser, the same arrays.
+
+    numerator: φ(q) and φ(k), turned; the normaliser's, which are not. float32 or wider; a kernel's, of [B, T, H, K], in q's dtype.
+    """
+    if use_triton(implementation, "rotary", q.device, q.dtype, {"K": q.shape[-1]}, feature_map=feature_map):
+        from unisono_torch.kernels.rotary import turned as kernel
+
+        return kernel(q, k, cos, sin, feature_map, tau, numerator)
+
+    def mapped(x: Tensor) -> Tensor:
+        return x if feature_map == "none" else phi(feature_map, x, tau)
+
+    q, k = (a.to(wide(a.dtype)) for a in (q, k))
+    if not numerator:
+        q, k = (mapped(rotate_by(a, cos, sin)) for a in (q, k))
+        return q, k, q, k
+    q, k = mapped(q), mapped(k)
+    return rotate_by(q, cos, sin), rotate_by(k, cos, sin), q, k

@@ -77,14 +77,12 @@ def parallel(
     slots = torch.arange(w, device=q.device)
     owner = torch.cat([torch.where(slots >= w - count[:, None], 0, -1), now], 1)  # the segment of each key [B, w+T]; −1: an empty slot
     q, k, v = (compact.pack(a) for a in (q, k, v))
-    # wide, since a carried slot that stays must keep its bits
-    keys, values = (torch.cat([old.to(dtype), new.to(dtype)], 1) for old, new in ((keys, k), (values, v)))  # [B, w+T, H, ·]
 
     size = shorter(max(chunk_size, w), length)
     queries = chunks(q, size).transpose(2, 3)  # [B, N, H, C, K]
     number = queries.shape[1]
     behind = number * size - length
-    band_k, band_v = (F.pad(a.to(q.dtype), (0, 0, 0, 0, 0, behind)).unfold(1, w + size, size).mT for a in (keys, values))
+    band_k, band_v = (_bands(old, new.to(q.dtype), behind, size) for old, new in ((keys, k), (values, v)))
     row, column = torch.arange(size, device=q.device)[:, None], torch.arange(w + size, device=q.device)
     band = (column > row) & (column <= row + w)  # [C, w+C]
     reads = F.pad(owner, (0, behind)).unfold(1, w + size, size)[:, :, None] == chunks(now, size)[..., None]
@@ -95,7 +93,21 @@ def parallel(
 
     newest = compact.read[:, None] + slots  # [B, w]
     kept = take(owner, newest) == segment[:, -1:]
-    keys, values = masked(kept, take(keys, newest), take(values, newest))
+    keys, values = masked(kept, *(_of_both(old.to(dtype), new, newest) for old, new in ((keys, k), (values, v))))
     held = ((now == segment[:, -1:]) & compact.present).sum(1)
     count = held + torch.where(segment[:, -1] == 0, count, 0)
     return compact.unpack(o), (keys, values, count.int())
+
+
+def _bands(old: Tensor, new: Tensor, behind: int, size: int) -> Tensor:
+    """What each chunk of `size` tokens reads of old [B, w, H, ·] and new [B, T, H, ·]: [B, N, H, w+C, ·], in new's dtype."""
+    w = old.shape[1]
+    all_of_them = torch.cat([old.to(new.dtype), new, new.new_zeros(new.shape[0], behind, *new.shape[2:])], 1)
+    return all_of_them.unfold(1, w + size, size).mT
+
+
+def _of_both(old: Tensor, new: Tensor, index: Tensor) -> Tensor:
+    """old [B, w, …] and behind it new [B, T, …] at index [B, S], in old's dtype: a slot that stays keeps its bits."""
+    w = old.shape[1]
+    from_new = (index >= w)[..., None, None]
+    return torch.where(from_new, take(new, (index - w).clamp(min=0)).to(old.dtype), take(old, index.clamp(max=w - 1)))

@@ -7,7 +7,6 @@ from torch import Tensor
 from unisono_spec.contract import InputError
 
 from unisono_torch.kernels.linear_attention import operator as _operator  # noqa: F401  (registers the operator)
-from unisono_torch.kernels.linear_attention import pairs
 
 
 def linear_attention(
@@ -39,15 +38,5 @@ def linear_attention(
             raise InputError(f"{name}: got {a.dtype} {tuple(a.shape)} on {a.device}; give {shape} on {q.device}")
     if not q.dtype == k.dtype == v.dtype:
         raise InputError(f"q, k, v: got {q.dtype}, {k.dtype}, {v.dtype}; give one dtype")
-    if feature_map != "taylor2":
-        o, S, z, _ = torch.ops.unisono.linear_attention(q, k, v, S, z, tau, reset, valid, feature_map)
-        return o, (S, z)
-    held = pairs.held(S.float(), width, 2), pairs.held(z.float(), width, 2)
-    # what a state given has in one order of a pair and not in the other, nobody reads, and nothing adds to
-    rest = tuple(a - pairs.given(b, width, 2) for a, b in zip((S, z), held, strict=True))
-    if reset is not None:
-        kept = ~reset.any(1)
-        rest = tuple(torch.where(kept.reshape(-1, *(1,) * (a.ndim - 1)), a, 0) for a in rest)
-    o, *ends, _ = torch.ops.unisono.linear_attention(q, k, v, *held, tau, reset, valid, feature_map)
-    S, z = (pairs.given(a, width, 2) + b for a, b in zip(ends, rest, strict=True))
+    o, S, z, _ = torch.ops.unisono.linear_attention(q, k, v, S, z, tau, reset, valid, feature_map)
     return o, (S, z)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from unisono_torch.kernels.linear_attention import pairs, table
+from unisono_torch.kernels.linear_attention import table
 from unisono_torch.kernels.registry import hopper, interpreted
 from unisono_torch.ops.transforms import again
 
@@ -78,50 +78,83 @@ def _launch(
     if on_hopper(given, feature_map, tensors["reset"] is not None or tensors["valid"] is not None):
         _launch_hopper(way, given, feature_map, tensors)
         return None
-    import triton.language as tl
-
     from unisono_torch.kernels.linear_attention import sweep
 
-    batch, length, heads, K = q.shape
-    V, F, cut = v.shape[-1], pairs.count(K) if feature_map == "taylor2" else K, _cut(way, v.dtype, K, v.shape[-1], feature_map)
-    BX, BK, BV = (max(16, 1 << (n - 1).bit_length()) for n in (K, F, V))
+    (heads, K), V = q.shape[2:], v.shape[-1]
+    cut = _cut(way, v.dtype, K, V, feature_map)
+    if feature_map == "taylor2":
+        _launch_taylor(way, given, cut, tensors)
+        return None
+    BK, BV = (max(16, 1 << (n - 1).bit_length()) for n in (K, V))
     block = cut.block  # also where it is wider than V: the table's cuts are right as they stand, others may not be
-    of_features = BK if feature_map == "taylor2" else block
-    blocks = -(-V // block) + (0 if way == "forward" else 2 * -(-F // of_features))
-    strips = batch * heads * blocks
+    strips = len(q) * heads * (-(-V // block) + (0 if way == "forward" else 2 * -(-K // block)))
+    room, line = (BK * block, BK) if way == "forward" else (max(BK, BV) * block, block)
+    arguments, strides, unit = _shared(given, cut, tensors, strips, room, line)
+    arguments |= {"BK": BK, "BV": BV, "ROOM": room, "LINE": line, "SPLIT": cut.split, "MAP": feature_map}
+    tau = None
+    if do is not None:
+        tau = q.new_zeros((arguments["segments"] * strips,), dtype=torch.float32) if feature_map == "learned" else None
+        narrow, o = V <= table.NARROW, arguments.pop("o")
+        arguments |= {"tau_out": tau, "o_dot": o if narrow else _products(o, do, strides, unit), "GIVEN": not narrow}
+    _run(getattr(sweep, way), strips, arguments)
+    return tau
+
+
+def _shared(
+    moved: dict[str, Tensor], cut: table.Cut, tensors: dict[str, Any], strips: int, room: int, line: int
+) -> tuple[dict[str, Any], dict[str, int], int]:
+    """What every sweep is given; the strides of what is moved, and what they are counted in."""
+    import triton.language as tl
+
+    q, v = moved["q"], moved["v"]
+    (batch, length, heads, K), V = q.shape, v.shape[-1]
     count, each = segments(strips, length, cut.chunk)
-    moved = {"q": q, "k": k, "v": v, **({} if do is None else {"d": do})}
-    strides = {f"{name}{axis}": a.stride(axis) for name, a in moved.items() for axis in range(3)}
-    unit = 16 if all(step % 16 == 0 for step in strides.values()) else 1  # so that loads are as wide as strides allow
-    room, line = (BK * block, BK) if way == "forward" else (max(BK * block, BV * of_features), max(block, of_features))
     scratch = (count - 1) * strips
+    strides = {f"{name[0]}{axis}": a.stride(axis) for name, a in moved.items() for axis in range(3)}
+    unit = 16 if all(step % 16 == 0 for step in strides.values()) else 1  # so that loads are as wide as strides allow
     arguments = {
-        "q": q, "k": k, "v": v, "T": length, "H": heads, "batches": batch, "segments": count, "length": each, "UNIT": unit,
+        **moved, "T": length, "H": heads, "batches": batch, "segments": count, "length": each, "UNIT": unit,
         **{name: step // unit for name, step in strides.items()},
         **tensors,
         "own": q.new_empty((scratch, room), dtype=torch.float32),
         "own_z": q.new_empty((scratch, line), dtype=torch.float32),
         "cuts": q.new_empty((scratch,), dtype=torch.int32),
-        "K": K, "F": F, "V": V, "BX": BX, "BK": BK, "BV": BV, "BN": block, "ROOM": room, "LINE": line,
-        "C": cut.chunk, "SPLIT": cut.split, "STAGES": cut.stages, "MAP": feature_map,
+        "K": K, "V": V, "BN": cut.block, "C": cut.chunk, "STAGES": cut.stages,
         "HAS_RESET": tensors["reset"] is not None, "HAS_VALID": tensors["valid"] is not None,
         # the interpreter cannot compute in 16 bits
         "DOT": tl.bfloat16 if v.dtype == torch.bfloat16 and not interpreted() else tl.float32,
         "TF32": v.dtype == torch.float16,
         "num_warps": cut.warps,
     }  # fmt: skip
-    tau = None
-    if do is not None:
-        tau = q.new_zeros((count * strips,), dtype=torch.float32) if feature_map == "learned" else None
-        given = V > table.NARROW
-        arguments |= {"do": do, "tau_out": tau, "o_dot": _products(arguments.pop("o"), do, strides, unit) if given else arguments.pop("o")}
-        arguments["GIVEN"] = given
-    kernel = getattr(sweep, way)
-    with torch.cuda.device_of(q):
+    return arguments, strides, unit
+
+
+def _run(kernel: Any, strips: int, arguments: dict[str, Any]) -> None:
+    count = arguments["segments"]
+    with torch.cuda.device_of(arguments["q"]):
         if count > 1:
             kernel[(strips * (count - 1),)](**arguments, WRITES=False)
         kernel[(strips * count,)](**arguments, WRITES=True)
-    return tau
+
+
+def _launch_taylor(way: str, moved: dict[str, Tensor], cut: table.Cut, tensors: dict[str, Any]) -> None:
+    from unisono_torch.kernels.linear_attention import taylor
+
+    (batch, _, heads, _), V = moved["q"].shape, moved["v"].shape[-1]
+    blocks = -(-V // cut.block)
+    strips = batch * heads * blocks * (1 if way == "forward" else 2)
+    tensors = {name: a for name, a in tensors.items() if name != "tau"}
+    room = int(taylor.ROOM)
+    arguments, strides, unit = _shared(moved, cut, tensors, strips, room * cut.block, room)
+    if way == "forward":
+        _run(taylor.forward, strips, arguments)
+        return
+    arguments["delta"] = _products(arguments.pop("o"), moved["do"], strides, unit)
+    parts = {name: tensors[name].new_empty((blocks, *tensors[name].shape), dtype=torch.float32) for name in ("dq", "dk")}
+    _run(taylor.backward, strips, arguments | (parts if blocks > 1 else {}))
+    if blocks > 1:
+        for name, part in parts.items():
+            tensors[name].copy_(part.sum(0))
 
 
 def _products(o: Tensor, do: Tensor, strides: dict[str, int], unit: int) -> Tensor:
@@ -228,9 +261,6 @@ def _plain(q, k, v, S, z, tau, reset, valid, feature_map):
     from unisono_torch.ops import linear_attention, mapped_attention
 
     if feature_map == "none":
-        o, (S, z) = linear_attention.parallel(q, k, v, (S, z), reset, valid, implementation="plain")
-    elif feature_map == "taylor2":
-        q, k = (pairs.of(x.to(S.dtype)) for x in (q, k))
         o, (S, z) = linear_attention.parallel(q, k, v, (S, z), reset, valid, implementation="plain")
     else:
         o, (S, z) = mapped_attention.parallel(q, k, v, (S, z), reset, valid, feature_map, tau, implementation="plain")

@@ -16,8 +16,7 @@ What comes out has the same bits whoever runs first.
 Rounded to the dtype before a product: φ, φ/D, masked scores, and the carried state. Sums, states and D are float32. float16 takes
 products in tf32, which has its digits and float32's range: sums of products leave float16.
 
-φ of taylor2 is 1, x / K^¼ and the products of pairs, each pair once: x_a x_(a+d) for d ≤ K/2, indices modulo K. Of F features a
-gradient by x is a product with the matrix that says which feature holds which x, and one more rounding.
+taylor2 has sweeps of its own (taylor.py).
 """
 
 # Triton's own language, which a checker of Python reads wrongly
@@ -43,49 +42,10 @@ def _phi(x, tau, MAP: tl.constexpr):
 
 
 @triton.jit
-def _pair(feature, K: tl.constexpr, F: tl.constexpr):
-    """Of taylor2's features: which two entries of x each multiplies, K for a 1, and by what factor."""
-    PAIRS: tl.constexpr = (K // 2 + 1) * K
-    ROOT: tl.constexpr = K**-0.25
-    d = feature // K
-    left = tl.where(feature < F - 1, feature % K, K)
-    right = tl.where(feature < PAIRS, (left + d) % K, K)
-    # unless a pair is of an entry with itself, or comes again as (a + K/2, a), it stands for both its orders
-    once = (d == 0) | (2 * d == K)
-    factor = tl.where(feature < PAIRS, tl.where(once, 0.7071067811865476, 1.0) * (ROOT * ROOT), tl.where(feature < F - 1, ROOT, 1.0))
-    return left, right, factor
-
-
-@triton.jit
-def _entries(base, t0, rows, step, which, live, K: tl.constexpr):
-    """x's entries `which` [N] of each token: [C, N] in float32, 1 where `which` is K."""
-    x = _load_wide(base, t0, rows, step, which, live[:, None] & (which < K)[None, :])
-    return tl.where((which < K)[None, :], x, 1.0)
-
-
-@triton.jit
-def _features(base, t0, rows, step, feature, live, scale, MAP: tl.constexpr, K: tl.constexpr, F: tl.constexpr):
+def _features(base, t0, rows, step, feature, live, scale, MAP: tl.constexpr, K: tl.constexpr):
     """φ of tokens' heads [C, features] in float32, 0 where nothing is read."""
-    read = live[:, None] & (feature < F)[None, :]
-    if MAP == "taylor2":
-        left, right, factor = _pair(feature, K, F)
-        both = _entries(base, t0, rows, step, left, live, K) * _entries(base, t0, rows, step, right, live, K)
-        return tl.where(read, both * factor[None, :], 0.0)
+    read = live[:, None] & (feature < K)[None, :]
     return tl.where(read, _phi(_load_wide(base, t0, rows, step, feature, read), scale, MAP), 0.0)
-
-
-@triton.jit
-def _of_entries(g, base, t0, rows, step, feature, live, K: tl.constexpr, F: tl.constexpr, BX: tl.constexpr, DOT: tl.constexpr,
-                TF32: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """The gradient by x [C, BX] that comes of taylor2's, g [C, features]."""
-    left, right, factor = _pair(feature, K, F)
-    g = tl.where((feature < F)[None, :], g * factor[None, :], 0.0)
-    entry = tl.arange(0, BX)[None, :]
-    first, second = (left[:, None] == entry).to(DOT), (right[:, None] == entry).to(DOT)
-    x = _narrow(g * _entries(base, t0, rows, step, right, live, K), DOT, TF32)
-    dx = tl.dot(x, first, input_precision=PRECISION)
-    x = _narrow(g * _entries(base, t0, rows, step, left, live, K), DOT, TF32)
-    return tl.dot(x, second, dx, input_precision=PRECISION)
 
 
 @triton.jit
@@ -121,11 +81,11 @@ def _load_wide(base, t0, rows, step, channel, mask):
 
 
 @triton.jit
-def _rows(MODE: tl.constexpr, q, k, D, t0, rows, qt, kt, feature, live, H, scale, MAP: tl.constexpr, K: tl.constexpr, F: tl.constexpr,
+def _rows(MODE: tl.constexpr, q, k, D, t0, rows, qt, kt, feature, live, H, scale, MAP: tl.constexpr, K: tl.constexpr,
           DOT: tl.constexpr, TF32: tl.constexpr):  # fmt: skip
     """a and b, where they are features."""
-    phi_q = _features(q, t0, rows, qt, feature, live, scale, MAP, K, F)
-    phi_k = _features(k, t0, rows, kt, feature, live, scale, MAP, K, F)
+    phi_q = _features(q, t0, rows, qt, feature, live, scale, MAP, K)
+    phi_k = _features(k, t0, rows, kt, feature, live, scale, MAP, K)
     if MODE == "o":
         return _narrow(phi_q, DOT, TF32), _narrow(phi_k, DOT, TF32)
     share = 1 / tl.load(D + rows * H, mask=live, other=1.0)[:, None]
@@ -149,8 +109,8 @@ def products(o, do, delta, T, H, count, d0, d1, d2, UNIT: tl.constexpr, V: tl.co
 def _sweep(
     MODE: tl.constexpr, WRITES: tl.constexpr, q, k, v, o_dot, do, denominator, tau, reset, valid, S, z, out, S_out, z_out, tau_out,
     own, own_z, cuts, qt, kt, vt, dt, batch, head, first, order, segments, length, strip, strips, T, H,
-    K: tl.constexpr, F: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
-    DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BX: tl.constexpr, ROOM: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
+    DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ROOM: tl.constexpr,
     LINE: tl.constexpr, SPLIT: tl.constexpr, GIVEN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The sweep MODE: "o", or the gradient of "q", "k" or "v". WRITES: the outputs, or without it what a segment adds to the state.
@@ -160,8 +120,8 @@ def _sweep(
     """
     BACK: tl.constexpr = MODE == "k" or MODE == "v"
     PHI_ROWS: tl.constexpr = MODE == "o" or MODE == "v"  # a and b are features, w values; or the other way round
-    M: tl.constexpr = F if PHI_ROWS else V
-    N: tl.constexpr = V if PHI_ROWS else F
+    M: tl.constexpr = K if PHI_ROWS else V
+    N: tl.constexpr = V if PHI_ROWS else K
     PRECISION: tl.constexpr = "tf32" if TF32 else "ieee"
     EPS: tl.constexpr = 1e-6
     HALVED: tl.constexpr = SPLIT and PHI_ROWS
@@ -181,19 +141,19 @@ def _sweep(
         state, line = tl.zeros((BM, BN), tl.float32), tl.zeros((BN,), tl.float32)
         at, held = feature[:, None] + column[None, :] * V, (feature < M)[:, None] & within
         tile = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
-    spot, live_spot = (feature, feature < F) if MODE == "o" else (column, column < F)
+    spot, live_spot = (feature, feature < K) if MODE == "o" else (column, column < K)
     if HALVED:
         more = BH + tl.arange(0, BH)
         at2, held2 = more[None, :] * V + column[:, None], (more < M)[None, :] & (column < N)[:, None]
         state2, line2 = tl.zeros((BN, BH), tl.float32), tl.zeros((BH,), tl.float32)
     if WRITES:
-        state = tl.load(S + which * (F * V) + at, mask=held, other=0).to(tl.float32)
+        state = tl.load(S + which * (K * V) + at, mask=held, other=0).to(tl.float32)
         if MODE != "v":
-            line = tl.load(z + which * F + spot, mask=live_spot, other=0).to(tl.float32)
+            line = tl.load(z + which * K + spot, mask=live_spot, other=0).to(tl.float32)
         if HALVED:
-            state2 = tl.load(S + which * (F * V) + at2, mask=held2, other=0).to(tl.float32)
+            state2 = tl.load(S + which * (K * V) + at2, mask=held2, other=0).to(tl.float32)
             if MODE == "o":
-                line2 = tl.load(z + which * F + more, mask=more < F, other=0).to(tl.float32)
+                line2 = tl.load(z + which * K + more, mask=more < K, other=0).to(tl.float32)
         for j in range(order):
             before = strip + j * strips
             if HAS_RESET:
@@ -220,11 +180,11 @@ def _sweep(
         read, owned = live[:, None] & inside, live[:, None] & within
         D_at = denominator + token * H + head
         if PHI_ROWS:
-            a, b = _rows(MODE, q, k, D_at, t0, rows, qt, kt, feature, live, H, scale, MAP, K, F, DOT, TF32)
+            a, b = _rows(MODE, q, k, D_at, t0, rows, qt, kt, feature, live, H, scale, MAP, K, DOT, TF32)
             if HALVED:
                 if WRITES:
                     scores = tl.dot(a, tl.trans(b), input_precision=PRECISION)
-                a2, b2 = _rows(MODE, q, k, D_at, t0, rows, qt, kt, more, live, H, scale, MAP, K, F, DOT, TF32)
+                a2, b2 = _rows(MODE, q, k, D_at, t0, rows, qt, kt, more, live, H, scale, MAP, K, DOT, TF32)
         else:
             b_do, b_v = _load(do, t0, rows, dt, feature, read), _load(v, t0, rows, vt, feature, read).to(DOT)
             if GIVEN:
@@ -236,9 +196,9 @@ def _sweep(
         if MODE == "o":
             w = _load(v, t0, rows, vt, column, owned).to(DOT)
         elif MODE == "q":
-            a, b, w = b_do, b_v, _narrow(_features(k, t0, rows, kt, column, live, scale, MAP, K, F), DOT, TF32)
+            a, b, w = b_do, b_v, _narrow(_features(k, t0, rows, kt, column, live, scale, MAP, K), DOT, TF32)
         elif MODE == "k":
-            a, b, w = b_v, b_do, _narrow(_features(q, t0, rows, qt, column, live, scale, MAP, K, F) * share, DOT, TF32)
+            a, b, w = b_v, b_do, _narrow(_features(q, t0, rows, qt, column, live, scale, MAP, K) * share, DOT, TF32)
         else:
             w = _load(do, t0, rows, dt, column, owned).to(DOT)
         if HAS_RESET:
@@ -285,23 +245,14 @@ def _sweep(
                 acc = acc * share
             elif MODE == "k":
                 acc = tl.where(owned, acc, 0.0)
-            if MAP == "taylor2" and not PHI_ROWS:
-                if MODE == "q":
-                    acc = _of_entries(acc, q, t0, rows, qt, column, live, K, F, BX, DOT, TF32, PRECISION)
-                else:
-                    acc = _of_entries(acc, k, t0, rows, kt, column, live, K, F, BX, DOT, TF32, PRECISION)
-                entry = tl.arange(0, BX)
-                N_out = out + token.to(tl.int64) * (H * K) + head * K + rows[:, None] * (H * K) + entry[None, :]
-                tl.store(N_out, acc.to(out.dtype.element_ty), mask=here[:, None] & (entry < K)[None, :])
-            else:
-                if not PHI_ROWS:
-                    x = _load_wide(q, t0, rows, qt, column, owned) if MODE == "q" else _load_wide(k, t0, rows, kt, column, owned)
-                    acc = _slope(acc, x, scale, MAP)
-                    if MAP == "learned":
-                        part += tl.sum(acc * x, 0)
-                        acc = acc * scale
-                N_out = out + token.to(tl.int64) * (H * N) + head * N + rows[:, None] * (H * N) + column[None, :]
-                tl.store(N_out, acc.to(out.dtype.element_ty), mask=here[:, None] & within)
+            if not PHI_ROWS:
+                x = _load_wide(q, t0, rows, qt, column, owned) if MODE == "q" else _load_wide(k, t0, rows, kt, column, owned)
+                acc = _slope(acc, x, scale, MAP)
+                if MAP == "learned":
+                    part += tl.sum(acc * x, 0)
+                    acc = acc * scale
+            N_out = out + token.to(tl.int64) * (H * N) + head * N + rows[:, None] * (H * N) + column[None, :]
+            tl.store(N_out, acc.to(out.dtype.element_ty), mask=here[:, None] & within)
         into = w
         if HAS_RESET:
             state, line = tl.where(keeps, state, 0.0), tl.where(keeps, line, 0.0)
@@ -338,13 +289,13 @@ def _sweep(
     else:
         if order == segments - 1:
             if PHI_ROWS:
-                tl.store(S_out + which * (F * V) + at, state, mask=held)
+                tl.store(S_out + which * (K * V) + at, state, mask=held)
                 if HALVED:
-                    tl.store(S_out + which * (F * V) + at2, state2, mask=held2)
+                    tl.store(S_out + which * (K * V) + at2, state2, mask=held2)
             if MODE == "k" or (MODE == "o" and first == 0):
-                tl.store(z_out + which * F + spot, line, mask=live_spot)
+                tl.store(z_out + which * K + spot, line, mask=live_spot)
                 if HALVED:
-                    tl.store(z_out + which * F + more, line2, mask=more < F)
+                    tl.store(z_out + which * K + more, line2, mask=more < K)
         if MAP == "learned" and not PHI_ROWS:
             tl.store(tau_out + strip + order * strips, tl.sum(part, 0))
 
@@ -353,8 +304,8 @@ def _sweep(
 def forward(
     q, k, v, tau, reset, valid, S, z, o, S_out, z_out, denominator, own, own_z, cuts, T, H, batches, segments, length,
     q0, q1, q2, k0, k1, k2, v0, v1, v2, UNIT: tl.constexpr, WRITES: tl.constexpr,
-    K: tl.constexpr, F: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
-    DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BX: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
+    DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
     ROOM: tl.constexpr, LINE: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """o [B, T, H, V], the final state, and the denominators [B, T, H]. Strides q0 (batch), q1 (time), q2 (head) count UNITs."""
@@ -367,8 +318,8 @@ def forward(
     _sweep(
         "o", WRITES, q + (batch * q0 + head * q2) * UNIT, k + (batch * k0 + head * k2) * UNIT, v + (batch * v0 + head * v2) * UNIT,
         None, None, denominator, tau, reset, valid, S, z, o, S_out, z_out, None, own, own_z, cuts, q1 * UNIT, k1 * UNIT, v1 * UNIT, 0,
-        batch, head, (strip % blocks) * BN, order, segments, length, strip, strips, T, H, K, F, V, MAP, HAS_RESET,
-        HAS_VALID, DOT, TF32, C, BK, BN, BX, ROOM, LINE, SPLIT, False, STAGES,
+        batch, head, (strip % blocks) * BN, order, segments, length, strip, strips, T, H, K, V, MAP, HAS_RESET,
+        HAS_VALID, DOT, TF32, C, BK, BN, ROOM, LINE, SPLIT, False, STAGES,
     )  # fmt: skip
 
 
@@ -380,13 +331,12 @@ def forward(
 def backward(
     q, k, v, o_dot, do, denominator, tau, reset, valid, S, z, dS, dz, dq, dk, dv, S_out, z_out, tau_out, own, own_z, cuts,
     T, H, batches, segments, length, q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, UNIT: tl.constexpr, WRITES: tl.constexpr,
-    K: tl.constexpr, F: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
-    DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BX: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr,
+    DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
     ROOM: tl.constexpr, LINE: tl.constexpr, SPLIT: tl.constexpr, GIVEN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dq, dk and dv, each by programs of its own, and the initial state's gradient. o_dot, dq, dk and dv are contiguous."""
-    BF: tl.constexpr = BK if MAP == "taylor2" else BN  # a gradient by x needs all its features
-    of_k: tl.constexpr = (F + BF - 1) // BF
+    of_k: tl.constexpr = (K + BN - 1) // BN
     blocks: tl.constexpr = 2 * of_k + (V + BN - 1) // BN
     strips = batches * H * blocks
     strip, order = tl.program_id(0) % strips, tl.program_id(0) // strips
@@ -402,18 +352,18 @@ def backward(
     if kind < of_k:
         _sweep(
             "q", WRITES, q, k, v, o_dot, do, denominator, tau, reset, valid, S, z, dq, S_out, z_out, tau_out, own, own_z, cuts,
-            q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, kind * BF, order, segments, length, strip, strips, T, H,
-            K, F, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BV, BF, BX, ROOM, LINE, SPLIT, GIVEN, STAGES,
+            q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, kind * BN, order, segments, length, strip, strips, T, H,
+            K, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BV, BN, ROOM, LINE, SPLIT, GIVEN, STAGES,
         )  # fmt: skip
     elif kind < 2 * of_k:
         _sweep(
             "k", WRITES, q, k, v, o_dot, do, denominator, tau, reset, valid, dS, dz, dk, S_out, z_out, tau_out, own, own_z, cuts,
-            q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, (kind - of_k) * BF, order, segments, length, strip, strips, T, H,
-            K, F, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BV, BF, BX, ROOM, LINE, SPLIT, GIVEN, STAGES,
+            q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, (kind - of_k) * BN, order, segments, length, strip, strips, T, H,
+            K, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BV, BN, ROOM, LINE, SPLIT, GIVEN, STAGES,
         )  # fmt: skip
     else:
         _sweep(
             "v", WRITES, q, k, v, o_dot, do, denominator, tau, reset, valid, dS, dz, dv, S_out, z_out, tau_out, own, own_z, cuts,
             q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, (kind - 2 * of_k) * BN, order, segments, length, strip, strips, T, H,
-            K, F, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BK, BN, BX, ROOM, LINE, SPLIT, GIVEN, STAGES,
+            K, V, MAP, HAS_RESET, HAS_VALID, DOT, TF32, C, BK, BN, ROOM, LINE, SPLIT, GIVEN, STAGES,
         )  # fmt: skip

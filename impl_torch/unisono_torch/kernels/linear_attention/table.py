@@ -48,8 +48,8 @@ TABLE: dict[tuple[str, str, int], Cut] = {
 }
 # taylor2, by (way, kind of product): K up to 16, V up to 64 a block
 TAYLOR2: dict[tuple[str, str], Cut] = {
-    ("forward", "bfloat16"): Cut(64, 64, 8, 2),
-    ("backward", "bfloat16"): Cut(32, 64, 8, 2),
+    ("forward", "bfloat16"): Cut(64, 64, 4, 2),
+    ("backward", "bfloat16"): Cut(64, 64, 4, 2),
     ("forward", "float32"): Cut(16, 16, 4, 1),
     ("backward", "float32"): Cut(16, 16, 4, 1),
 }
@@ -61,6 +61,7 @@ HOPPER: dict[tuple[str, int], HopperCut] = {
     ("backward", 128): HopperCut(64, 128, 8, 2, 264),
 }
 INTERPRETED = Cut(16, 16, 1, 1)
+WIDTH = 16  # of heads, for which taylor2's kernels have room
 # Up to so wide a value, do·o is made where it is used, twice; of wider ones once, before, since registers are what is scarce.
 NARROW = 64
 # Time is cut into segments where heads alone are fewer programs than a GPU runs at once (two a multiprocessor of an H100), each of
@@ -71,3 +72,8 @@ SHORTEST, LONG = 512, 2048
 
 def width_of(K: int, V: int) -> int:
     return max(16, 1 << (max(K, V) - 1).bit_length())
+
+
+def features(width: int) -> int:
+    """How many taylor2 has of heads so wide: kernels' own, which say each pair once, up to WIDTH."""
+    return (WIDTH // 2 + 1) * WIDTH + WIDTH + 1 if width <= WIDTH else 1 + width + width**2

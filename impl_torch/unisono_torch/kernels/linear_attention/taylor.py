@@ -1,0 +1,329 @@
+"""The sweeps of linear attention (sweep.py) for taylor2: heads of K ≤ 16 whose φ(q)·φ(k) is p(s) = 1 + s + s²/2 of s = q·k / √K.
+
+Inside a chunk p is taken of a product that is K wide, and its gradient is p'(s) = 1 + s. Features are made for the states alone. Those
+of memory are 1 + K + K², which say x_a x_b twice. Those of registers say it once, of x filled up to 16 entries: x_a x_(a+d), d ≤ 8 and
+indices modulo 16, d after d, then x, then 1; 161 of them, in three blocks of 64. Those of 0 < d < 8 are times √2, so that products of
+features are the same. Entries are brought to features by products with matrices of zeros and ones, which are exact, and gradients by
+features brought back so.
+
+One program sweeps from the first token for the gradient of q; another from the last for those of k and v, which read the same state.
+A program owns BN columns of values: gradients of q and k are sums over those, and its first also has what comes of the normaliser.
+"""
+
+# Triton's own language, which a checker of Python reads wrongly
+# pyright: basic, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false, reportPossiblyUnboundVariable=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from unisono_torch.kernels.linear_attention.sweep import _load, _narrow
+from unisono_torch.kernels.linear_attention.table import WIDTH, features
+
+X = tl.constexpr(WIDTH)
+F = tl.constexpr(features(WIDTH))
+ROOM = tl.constexpr(192)  # columns of features: three blocks
+
+
+@triton.jit
+def _pair(feature, ROOT: tl.constexpr):
+    """Which two entries of x each multiplies, X for a 1, and by what factor; ROOT: K^−¼."""
+    d = feature // X
+    left = tl.where(feature < F - 1, feature % X, X)
+    right = tl.where(feature < F - 1 - X, (left + d) % X, X)
+    # unless a pair is of an entry with itself, or comes again as (a + 8, a), it stands for both its orders
+    pair = tl.where((d == 0) | (2 * d == X), 0.7071067811865476, 1.0) * (ROOT * ROOT)
+    factor = tl.where(feature < F - 1 - X, pair, tl.where(feature < F - 1, ROOT, tl.where(feature < F, 1.0, 0.0)))
+    return left, right, factor
+
+
+@triton.jit
+def _entries(x, which, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """x's entries `which` [64] of each token: [C, 64] in float32, 1 where `which` is X."""
+    chosen = (tl.arange(0, X)[:, None] == which[None, :]).to(DOT)
+    return tl.dot(x, chosen, input_precision=PRECISION) + tl.where(which == X, 1.0, 0.0)[None, :]
+
+
+@triton.jit
+def _entries_by_row(x, which, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """The same as [64, C], which a product with a state takes from registers."""
+    chosen = (which[:, None] == tl.arange(0, X)[None, :]).to(DOT)
+    return tl.dot(chosen, tl.trans(x), input_precision=PRECISION) + tl.where(which == X, 1.0, 0.0)[:, None]
+
+
+@triton.jit
+def _of_entries(g, x, feature, dx, ROOT: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, PRECISION: tl.constexpr):
+    """dx [C, X] and what comes of the gradient g [C, 64] by features."""
+    left, right, factor = _pair(feature, ROOT)
+    g = g * factor[None, :]
+    entry = tl.arange(0, X)[None, :]
+    by_left = _narrow(g * _entries(x, right, DOT, PRECISION), DOT, TF32)
+    dx = tl.dot(by_left, (left[:, None] == entry).to(DOT), dx, input_precision=PRECISION)
+    by_right = _narrow(g * _entries(x, left, DOT, PRECISION), DOT, TF32)
+    return tl.dot(by_right, (right[:, None] == entry).to(DOT), dx, input_precision=PRECISION)
+
+
+@triton.jit
+def _read(feature, x, state, line, seen, acc, past, ROOT: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, PRECISION: tl.constexpr):
+    """acc [C, BN] and past [C] with what a block's features of x read of the state [64, BN] and the line [64]."""
+    left, right, factor = _pair(feature, ROOT)
+    phi = _entries(x, left, DOT, PRECISION) * _entries(x, right, DOT, PRECISION)
+    phi = tl.where(seen[:, None], phi * factor[None, :], 0.0)
+    acc = tl.dot(_narrow(phi, DOT, TF32), _narrow(state, DOT, TF32), acc, input_precision=PRECISION)
+    return acc, past + tl.sum(phi * line[None, :], 1)
+
+
+@triton.jit
+def _slope(feature, w, x, state, line, by_line, seen, dx, ROOT: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr,
+           PRECISION: tl.constexpr):  # fmt: skip
+    """dx with what comes of a block's state, read by w [C, BN], and of its line, times by_line [C]."""
+    g = tl.dot(w, tl.trans(_narrow(state, DOT, TF32)), input_precision=PRECISION) + by_line[:, None] * line[None, :]
+    return _of_entries(tl.where(seen[:, None], g, 0.0), x, feature, dx, ROOT, DOT, TF32, PRECISION)
+
+
+@triton.jit
+def _add(feature, x, w, share, goes, keeps, state, line, ROOT: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr,
+         PRECISION: tl.constexpr):  # fmt: skip
+    """A block's state and line after a chunk, whose tokens' line has φ(x) times share [C]."""
+    left, right, factor = _pair(feature, ROOT)
+    phi = _entries_by_row(x, left, DOT, PRECISION) * _entries_by_row(x, right, DOT, PRECISION)
+    phi = tl.where(goes[None, :], phi * factor[:, None], 0.0)
+    state, line = tl.where(keeps, state, 0.0), tl.where(keeps, line, 0.0)
+    state = tl.dot(_narrow(phi, DOT, TF32), w, state, input_precision=PRECISION)
+    return state, line + tl.sum(phi * share[None, :], 1)
+
+
+@triton.jit
+def _places(feature, K: tl.constexpr):
+    """Of a state of 1 + K + K² features: a feature's row, that of the pair's other order, whether it stands for both, and whether it is
+    there."""
+    d, left = feature // X, feature % X
+    pair, right = feature < F - 1 - X, (left + d) % X
+    row = tl.where(pair, 1 + K + left * K + right, tl.where(feature < F - 1, 1 + left, 0))
+    there = tl.where(feature < F - 1, (left < K) & ((right < K) | (feature >= F - 1 - X)), feature < F)
+    return row, 1 + K + right * K + left, pair & (d > 0) & (2 * d < X), there
+
+
+@triton.jit
+def _given(feature, base, base_z, column, V, K: tl.constexpr):
+    """A block's state and line of what is given, which says pairs in both orders."""
+    row, other, twice, there = _places(feature, K)
+    held = there[:, None] & (column < V)[None, :]
+    state = tl.load(base + row[:, None] * V + column[None, :], mask=held, other=0.0)
+    again = tl.load(base + other[:, None] * V + column[None, :], mask=held & twice[:, None], other=0.0)
+    line = tl.load(base_z + row, mask=there, other=0.0)
+    line_again = tl.load(base_z + other, mask=there & twice, other=0.0)
+    half: tl.constexpr = 0.7071067811865476
+    return tl.where(twice[:, None], (state + again) * half, state), tl.where(twice, (line + line_again) * half, line)
+
+
+@triton.jit
+def _store(feature, state, line, base, base_z, out, out_z, column, mask, first, kept, V, K: tl.constexpr):
+    """A block's state and line into rows of 1 + K + K². What was given of a pair in one order and not in the other nobody reads, and
+    nothing adds to: kept says whether no reset came."""
+    row, other, twice, there = _places(feature, K)
+    at, at_other = row[:, None] * V + column[None, :], other[:, None] * V + column[None, :]
+    held = there[:, None] & (column < V)[None, :] & mask
+    both = held & twice[:, None]
+    unread = (tl.load(base + at, mask=both & kept, other=0.0) - tl.load(base + at_other, mask=both & kept, other=0.0)) * 0.5
+    half: tl.constexpr = 0.7071067811865476
+    state = tl.where(twice[:, None], state * half, state)
+    tl.store(out + at, state + unread, mask=held)
+    tl.store(out + at_other, state - unread, mask=both)
+    held_z = there & mask & (first == 0)
+    both_z = held_z & twice
+    unread_z = (tl.load(base_z + row, mask=both_z & kept, other=0.0) - tl.load(base_z + other, mask=both_z & kept, other=0.0)) * 0.5
+    line = tl.where(twice, line * half, line)
+    tl.store(out_z + row, line + unread_z, mask=held_z)
+    tl.store(out_z + other, line - unread_z, mask=both_z)
+
+
+@triton.jit
+def _before(feature, S, z, own, own_z, cuts, column, order, strip, strips, V, WRITES: tl.constexpr, HAS_RESET: tl.constexpr,
+            K: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+    """A block's state and line before a segment: what is given and what the segments before it add; without WRITES, 0."""
+    state, line = tl.zeros((64, BN), tl.float32), tl.zeros((64,), tl.float32)
+    if WRITES:
+        state, line = _given(feature, S, z, column, V, K)
+        for j in range(order):
+            before = strip + j * strips
+            if HAS_RESET:
+                cut = tl.load(cuts + before) != 0
+                state, line = tl.where(cut, 0.0, state), tl.where(cut, 0.0, line)
+            state += tl.load(own + before * (ROOM * BN) + feature[:, None] * BN + tl.arange(0, BN)[None, :])
+            line += tl.load(own_z + before * ROOM + feature)
+    return state, line
+
+
+@triton.jit
+def _after(feature, state, line, S, z, S_out, z_out, own, own_z, column, mine, ends, first, kept, V, WRITES: tl.constexpr,
+           K: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+    """ends: whether this is the last segment, whose state is what comes out."""
+    if WRITES:
+        _store(feature, state, line, S, z, S_out, z_out, column, ends, first, kept, V, K)
+    else:
+        tl.store(own + mine * (ROOM * BN) + feature[:, None] * BN + tl.arange(0, BN)[None, :], state)
+        tl.store(own_z + mine * ROOM + feature, line)
+
+
+@triton.jit
+def _sweep(
+    MODE: tl.constexpr, WRITES: tl.constexpr, q, k, v, do, delta_at, denominator, reset, valid, S, z, out, dx_out, S_out, z_out,
+    own, own_z, cuts, qt, kt, vt, dt, batch, head, first, order, segments, length, strip, strips, T, H, K: tl.constexpr,
+    V: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr,
+    BN: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The sweep MODE: "o", the gradient of "q", or of "k" and v. WRITES: the outputs, or without it what a segment adds to the state.
+
+    out: o or dv, BN columns from `first`; dx_out: dq or dk, of which this program's columns make a part.
+    """
+    BACK: tl.constexpr = MODE == "k"
+    PRECISION: tl.constexpr = "tf32" if TF32 else "ieee"
+    EPS: tl.constexpr = 1e-6
+    ROOT: tl.constexpr = K**-0.25
+    rows, entry, column = tl.arange(0, C), tl.arange(0, X), first + tl.arange(0, BN)
+    ahead = rows[:, None] <= rows[None, :] if BACK else rows[:, None] >= rows[None, :]
+    rows_of: tl.constexpr = 1 + K + K * K
+    which = batch * H + head  # of the heads
+    S, z = S + which * (rows_of * V), z + which * rows_of
+    if MODE != "q":
+        S_out, z_out = S_out + which * (rows_of * V), z_out + which * rows_of
+    f0 = tl.arange(0, 64)
+    f1, f2 = f0 + 64, f0 + 128
+    s0, l0 = _before(f0, S, z, own, own_z, cuts, column, order, strip, strips, V, WRITES, HAS_RESET, K, BN)
+    s1, l1 = _before(f1, S, z, own, own_z, cuts, column, order, strip, strips, V, WRITES, HAS_RESET, K, BN)
+    s2, l2 = _before(f2, S, z, own, own_z, cuts, column, order, strip, strips, V, WRITES, HAS_RESET, K, BN)
+    cut_any, cut_before = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
+    if HAS_RESET and WRITES:
+        for j in range(order):
+            cut_before = tl.maximum(cut_before, tl.load(cuts + strip + j * strips))
+    low = (segments - 1 - order if BACK else order) * length
+    chunks = tl.cdiv(tl.minimum(length, T - low), C)
+    for i in tl.range(0, chunks, num_stages=STAGES):
+        t0 = low + (chunks - 1 - i if BACK else i) * C
+        here = t0 + rows < T
+        live, token = here, batch * T + t0
+        if HAS_VALID:
+            live = here & (tl.load(valid + token + rows, mask=here, other=0) != 0)
+        within, inside = live[:, None] & (column < V)[None, :], live[:, None] & (entry < K)[None, :]
+        xq, xk = _load(q, t0, rows, qt, entry, inside).to(DOT), _load(k, t0, rows, kt, entry, inside).to(DOT)
+        w = _load(v, t0, rows, vt, column, within).to(DOT)
+        seen, goes, keeps, mask = live, live, True, ahead & live[:, None] & live[None, :]
+        if HAS_RESET:
+            segment = tl.cumsum(tl.load(reset + token + rows, mask=here, other=0).to(tl.int32), 0)
+            last = tl.max(segment, 0)
+            seen, goes = live & (segment == (last if BACK else 0)), live & (segment == (0 if BACK else last))
+            keeps = last == 0
+            cut_any = tl.maximum(cut_any, last)
+            mask = mask & (segment[:, None] == segment[None, :])
+        if MODE != "o":
+            share = 1 / tl.load(denominator + (token + rows) * H + head, mask=live, other=1.0)
+            # of the normaliser, once
+            delta = tl.load(delta_at + (token + rows) * H + head, mask=live & (first == 0), other=0.0) * share
+            d = _load(do, t0, rows, dt, column, within).to(tl.float32) * share[:, None]
+            d = _narrow(d, DOT, TF32)
+        if WRITES:
+            if BACK:
+                s = tl.dot(xk, tl.trans(xq), input_precision=PRECISION) * (ROOT * ROOT)
+            else:
+                s = tl.dot(xq, tl.trans(xk), input_precision=PRECISION) * (ROOT * ROOT)
+            if MODE != "q":
+                p = tl.where(mask, 1 + s * (1 + 0.5 * s), 0.0)
+                acc = tl.dot(_narrow(p, DOT, TF32), d if BACK else w, input_precision=PRECISION)
+                past, x = tl.zeros((C,), tl.float32), xk if BACK else xq
+                acc, past = _read(f0, x, s0, l0, seen, acc, past, ROOT, DOT, TF32, PRECISION)
+                acc, past = _read(f1, x, s1, l1, seen, acc, past, ROOT, DOT, TF32, PRECISION)
+                acc, past = _read(f2, x, s2, l2, seen, acc, past, ROOT, DOT, TF32, PRECISION)
+                if MODE == "o":
+                    D = tl.sum(p, 1) + past + EPS
+                    acc = acc * (1 / D)[:, None]
+                    if first == 0:
+                        tl.store(denominator + (token + rows) * H + head, D, mask=here)
+                at = out + token.to(tl.int64) * (H * V) + head * V + rows[:, None] * (H * V) + column[None, :]
+                tl.store(at, acc.to(out.dtype.element_ty), mask=here[:, None] & (column < V)[None, :])
+            if MODE != "o":
+                if BACK:
+                    g, x, other = tl.dot(w, tl.trans(d), input_precision=PRECISION) - delta[None, :], xk, xq
+                else:
+                    g, x, other = tl.dot(d, tl.trans(w), input_precision=PRECISION) - delta[:, None], xq, xk
+                g = tl.where(mask, g * (1 + s), 0.0) * (ROOT * ROOT)
+                dx = tl.dot(_narrow(g, DOT, TF32), other, input_precision=PRECISION)
+                # dz is a gradient by the first program's line
+                reader, by_line = (w, tl.where(live & (first == 0), 1.0, 0.0)) if BACK else (d, -delta)
+                dx = _slope(f0, reader, x, s0, l0, by_line, seen, dx, ROOT, DOT, TF32, PRECISION)
+                dx = _slope(f1, reader, x, s1, l1, by_line, seen, dx, ROOT, DOT, TF32, PRECISION)
+                dx = _slope(f2, reader, x, s2, l2, by_line, seen, dx, ROOT, DOT, TF32, PRECISION)
+                at = dx_out + token.to(tl.int64) * (H * K) + head * K + rows[:, None] * (H * K) + entry[None, :]
+                tl.store(at, dx.to(dx_out.dtype.element_ty), mask=here[:, None] & (entry < K)[None, :])
+        into, x, each = (d, xq, -delta) if BACK else (w, xk, tl.full((C,), 1.0, tl.float32))
+        s0, l0 = _add(f0, x, into, each, goes, keeps, s0, l0, ROOT, DOT, TF32, PRECISION)
+        s1, l1 = _add(f1, x, into, each, goes, keeps, s1, l1, ROOT, DOT, TF32, PRECISION)
+        s2, l2 = _add(f2, x, into, each, goes, keeps, s2, l2, ROOT, DOT, TF32, PRECISION)
+    mine, ends, kept = strip + order * strips, order == segments - 1, tl.maximum(cut_any, cut_before) == 0
+    if not WRITES:
+        tl.store(cuts + mine, cut_any)
+    if MODE != "q" or not WRITES:
+        _after(f0, s0, l0, S, z, S_out, z_out, own, own_z, column, mine, ends, first, kept, V, WRITES, K, BN)
+        _after(f1, s1, l1, S, z, S_out, z_out, own, own_z, column, mine, ends, first, kept, V, WRITES, K, BN)
+        _after(f2, s2, l2, S, z, S_out, z_out, own, own_z, column, mine, ends, first, kept, V, WRITES, K, BN)
+
+
+@triton.jit(do_not_specialize=["T", "H", "batches", "segments", "length", "q0", "q1", "q2", "k0", "k1", "k2", "v0", "v1", "v2"])
+def forward(
+    q, k, v, reset, valid, S, z, o, S_out, z_out, denominator, own, own_z, cuts, T, H, batches, segments, length,
+    q0, q1, q2, k0, k1, k2, v0, v1, v2, UNIT: tl.constexpr, WRITES: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BN: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """o [B, T, H, V], the final state, and the denominators [B, T, H]. Strides q0 (batch), q1 (time), q2 (head) count UNITs."""
+    blocks: tl.constexpr = (V + BN - 1) // BN
+    strips = batches * H * blocks
+    strip, order = tl.program_id(0) % strips, tl.program_id(0) // strips
+    which = strip // blocks
+    strips = strips.to(tl.int64)
+    batch, head = (which // H).to(tl.int64), (which % H).to(tl.int64)
+    _sweep(
+        "o", WRITES, q + (batch * q0 + head * q2) * UNIT, k + (batch * k0 + head * k2) * UNIT, v + (batch * v0 + head * v2) * UNIT,
+        None, None, denominator, reset, valid, S, z, o, None, S_out, z_out, own, own_z, cuts, q1 * UNIT, k1 * UNIT, v1 * UNIT, 0,
+        batch, head, (strip % blocks) * BN, order, segments, length, strip, strips, T, H, K, V, HAS_RESET, HAS_VALID, DOT, TF32, C,
+        BN, STAGES,
+    )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=[
+        "T", "H", "batches", "segments", "length", "q0", "q1", "q2", "k0", "k1", "k2", "v0", "v1", "v2", "d0", "d1", "d2",
+    ]
+)  # fmt: skip
+def backward(
+    q, k, v, delta, do, denominator, reset, valid, S, z, dS, dz, dq, dk, dv, S_out, z_out, own, own_z, cuts, T, H, batches, segments,
+    length, q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, UNIT: tl.constexpr, WRITES: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr,
+    BN: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """dv, the initial state's gradient, and dq and dk [blocks of values, B, T, H, K], each by programs of its own."""
+    blocks: tl.constexpr = (V + BN - 1) // BN
+    strips = batches * H * blocks * 2
+    strip, order = tl.program_id(0) % strips, tl.program_id(0) // strips
+    which, block = strip // (2 * blocks), strip // 2 % blocks
+    strips = strips.to(tl.int64)
+    batch, head = (which // H).to(tl.int64), (which % H).to(tl.int64)
+    q += (batch * q0 + head * q2) * UNIT
+    k += (batch * k0 + head * k2) * UNIT
+    v += (batch * v0 + head * v2) * UNIT
+    do += (batch * d0 + head * d2) * UNIT
+    part = block.to(tl.int64) * batches * T * H * K
+    if strip % 2 == 0:
+        _sweep(
+            "q", WRITES, q, k, v, do, delta, denominator, reset, valid, S, z, None, dq + part, S_out, z_out, own, own_z, cuts,
+            q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, block * BN, order, segments, length, strip, strips, T, H, K, V,
+            HAS_RESET, HAS_VALID, DOT, TF32, C, BN, STAGES,
+        )  # fmt: skip
+    else:
+        _sweep(
+            "k", WRITES, q, k, v, do, delta, denominator, reset, valid, dS, dz, dv, dk + part, S_out, z_out, own, own_z, cuts,
+            q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, block * BN, order, segments, length, strip, strips, T, H, K, V,
+            HAS_RESET, HAS_VALID, DOT, TF32, C, BN, STAGES,
+        )  # fmt: skip
