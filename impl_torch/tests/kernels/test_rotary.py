@@ -67,7 +67,8 @@ def given(case: Case, device: str) -> tuple[list[Tensor], Tensor, Tensor, list[T
 
 def run(case: Case, leaves: list[Tensor], cos: Tensor, sin: Tensor, cotangents: list[Tensor], how: str) -> dict[str, Tensor]:
     leaves = [a.detach().requires_grad_() for a in leaves]
-    outputs = rotary.turned(*leaves[:2], cos, sin, case.feature_map, leaves[2], case.numerator, how)[: len(cotangents)]
+    q, k, tau = leaves
+    outputs = rotary.turned(q, k, cos, sin, case.feature_map, tau, case.numerator, how)[: len(cotangents)]
     wanted = leaves if case.feature_map == "learned" else leaves[:2]
     found = torch.autograd.grad(outputs, wanted, [c.to(o.dtype) for c, o in zip(cotangents, outputs, strict=True)])
     names = "q", "k", "q_norm", "k_norm"
@@ -81,11 +82,11 @@ def test_values_and_gradients(case: Case, device: str) -> None:
         found = run(case, leaves, cos, sin, cotangents, "triton")
     finally:
         torch.use_deterministic_algorithms(False)
-    wide = [a.double().nan_to_num(0.0) for a in leaves], cos.double(), sin.double(), [a.double() for a in cotangents]
-    exact = run(case, *wide, "plain")
+    wide, wide_cotangents = [a.double().nan_to_num(0.0) for a in leaves], [a.double() for a in cotangents]
+    exact = run(case, wide, cos.double(), sin.double(), wide_cotangents, "plain")
     dtype = str(case.dtype).removeprefix("torch.")
     # entries of a pair, whose terms may cancel: each errs by the size of both
-    size = max(float(a.abs().max()) for a in (*wide[0], *wide[3]))
+    size = max(float(a.abs().max()) for a in (*wide, *wide_cotangents))
     for name, a in found.items():
         assert a.dtype == (F32 if name == "dtau" else case.dtype)
         seen = a.double().cpu() if name == "dtau" else a.double().cpu()[:, [0, *range(2, case.length)]]
@@ -108,7 +109,8 @@ def test_second_derivatives_are_those_of_plain_operations(device: str) -> None:
 
     def twice(how: str) -> tuple[Tensor, ...]:
         x = [a.detach().requires_grad_() for a in leaves]
-        outputs = rotary.turned(*x[:2], cos, sin, "learned", x[2], False, how)[:2]
+        q, k, tau = x
+        outputs = rotary.turned(q, k, cos, sin, "learned", tau, False, how)[:2]
         first = torch.autograd.grad(outputs, x, cotangents, create_graph=True)
         return torch.autograd.grad([a.square().sum() for a in first], x)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import importlib
 import importlib.util
 import pathlib
@@ -73,7 +72,11 @@ def _fused_attention() -> dict[str, Function]:
     def heads(*x: Tensor) -> list[Tensor]:
         return [a.transpose(1, 2) for a in x]
 
-    found: dict[str, Function] = {"causal SDPA (quadratic)": lambda *x: (F.scaled_dot_product_attention(*heads(*x), is_causal=True),)}
+    def causal(*x: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = heads(*x)
+        return (F.scaled_dot_product_attention(q, k, v, is_causal=True),)
+
+    found: dict[str, Function] = {"causal SDPA (quadratic)": causal}
     if torch.cuda.is_available():
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -84,16 +87,18 @@ def _fused_attention() -> dict[str, Function]:
     return found
 
 
-@functools.cache  # a model makes them once for all its layers
-def _turns(length: int, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return rotary.cos_sin(torch.arange(length, device=device, dtype=torch.int32)[None], width, dtype=dtype)
+_turns: dict[tuple, tuple[Tensor, Tensor]] = {}  # a model makes them once for all its layers
 
 
 def _rotary(feature_map: str, numerator: bool) -> Callable[[str], Function]:
     def made(implementation: str) -> Function:
         def run(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
-            cos, sin = _turns(q.shape[1], q.shape[-1], q.device, torch.promote_types(q.dtype, torch.float32))
-            found = rotary.turned(q, k, cos, sin, feature_map, None, numerator, implementation)
+            wide = torch.promote_types(q.dtype, torch.float32)
+            key = q.shape[1], q.shape[-1], wide, q.device.type
+            if key not in _turns:
+                position = torch.arange(q.shape[1], device=q.device, dtype=torch.int32)[None]
+                _turns[key] = rotary.cos_sin(position, q.shape[-1], dtype=wide)
+            found = rotary.turned(q, k, *_turns[key], feature_map, None, numerator, implementation)
             return tuple(a.to(q.dtype) for a in (found if numerator else found[:2]))
 
         return run
@@ -121,14 +126,14 @@ def inputs(case: Case, shape: tuple[int, int, int], device: str, seed: int, dtyp
 def both(run: Function, given: list[Tensor]) -> list[Tensor]:
     """Outputs and gradients."""
     outputs = run(*given)
-    return [*outputs, *torch.autograd.grad(outputs, given, [torch.ones_like(o) for o in outputs])]
+    return [a.detach() for a in (*outputs, *torch.autograd.grad(outputs, given, [torch.ones_like(o) for o in outputs]))]
 
 
 def error(case: Case, run: Function, device: str) -> float:
     """The worst ‖a − exact‖ / ‖exact‖ of outputs and gradients, against plain operations in float64."""
     found = both(run, inputs(case, CHECKED, device, 9))
     exact = both(case.ours("plain"), inputs(case, CHECKED, device, 9, torch.float64))
-    return max(float((a.detach().double() - e).norm() / e.norm()) for a, e in zip(found, exact, strict=True))
+    return max(float((a.double() - e).norm() / e.norm()) for a, e in zip(found, exact, strict=True))
 
 
 def measure(case: Case, device: str, repeats: int) -> list[dict[str, Any]]:

@@ -48,8 +48,8 @@ TABLE: dict[tuple[str, str, int], Cut] = {
 }
 # taylor2, by (way, kind of product): K up to 16, V up to 64 a block
 TAYLOR2: dict[tuple[str, str], Cut] = {
-    ("forward", "bfloat16"): Cut(64, 64, 4, 2),
-    ("backward", "bfloat16"): Cut(64, 64, 4, 2),
+    ("forward", "bfloat16"): Cut(64, 64, 4, 1),
+    ("backward", "bfloat16"): Cut(64, 64, 4, 1),
     ("forward", "float32"): Cut(16, 16, 4, 1),
     ("backward", "float32"): Cut(16, 16, 4, 1),
 }
