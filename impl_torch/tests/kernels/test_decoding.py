@@ -132,6 +132,22 @@ def test_texts_are_those_of_the_host(name: str, sampling: Sampling, device: str,
     assert all(a.dtype == state[key].dtype for key, a in after.items())
 
 
+def test_no_rows_and_weights_of_another_place(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sequences have no ids; a decoder of weights that are gone is not asked."""
+    monkeypatch.setattr(decoder, "FEWEST", 1)
+    monkeypatch.setattr(decoder, "_serves", lambda model: True)
+    model, _ = made(CONFIGS["transformer"], device)
+    for law in (GREEDY, WARM, Sampling(repetition_penalty=2.0)):
+        assert model.generate(text(3)[:0], 4, law).tokens.shape == (0, 4)
+    before = model.generate(text(3), 6).tokens
+    moved = {name: -a.clone() for name, a in model.state_dict().items()}
+    model.load_state_dict(moved, assign=True)
+    other, _ = made(CONFIGS["transformer"], device)
+    other.load_state_dict(moved)
+    assert np.array_equal(model.generate(text(3), 6).tokens, other.generate(text(3), 6).tokens)
+    assert not np.array_equal(model.generate(text(3), 6).tokens, before)
+
+
 def test_a_penalty_goes_on(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`generate` by a decoder says which ids each text holds then."""
     monkeypatch.setattr(decoder, "FEWEST", 1)

@@ -205,8 +205,8 @@ def follow(
     model: Model, first: np.ndarray, state: State, sampling: Sampling, number: int, count: int, seen: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, State] | None:
     """As `Decoder.run`, by a decoder that is kept; None where none is, and so few ids are worth none."""
-    if _ends_within(model, state, count):
-        return None  # a step at a time says where it ends
+    if not len(first) or _ends_within(model, state, count):
+        return None  # a step at a time says where it ends, and reads no rows as well
     with _lock:
         decoder = _decoder(model, state, "greedy" if sampling.temperature == 0 else "drawn", count, seen is not None)
         return None if decoder is None else decoder.run(first, state, sampling, number, count, seen)
@@ -214,7 +214,7 @@ def follow(
 
 def read_one(model: Model, token: Tensor, state: State) -> tuple[Tensor, State] | None:
     """`Model.step` of evaluation by a decoder that is kept, once there have been some calls; None before, and where there can be none."""
-    if not _serves(model) or _ends_within(model, state, 1):
+    if not len(token) or not _serves(model) or _ends_within(model, state, 1):
         return None
     with _lock:
         _reads[model] = _reads.get(model, 0) + 1

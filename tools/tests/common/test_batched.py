@@ -33,10 +33,11 @@ def model(request, tiny, made, tmp_path):
 @pytest.mark.parametrize("sampling", [Sampling(), PENALTY])
 def test_ragged_prompts_are_what_each_is_alone(model, sampling, monkeypatch):
     reader, coder, prompts = open_reader(model, "numpy"), Bytes(), ["We the people", "x", "ünion "]
+    whole = continued(reader, coder, prompts, 11, sampling, [])
     monkeypatch.setattr(batched, "AT_ONCE", 4)
     together = continued(reader, coder, prompts, 11, sampling, [])
     alone = [continued(reader, coder, [prompt], 11, sampling, [])[0] for prompt in prompts]
-    assert together == alone
+    assert together == alone == whole
     assert [row["tokens"] for row in together] == [11] * 3
 
 

@@ -107,6 +107,7 @@ def test_a_file_that_does_not_fit_together(tmp_path):
     assert [len(found.parts[split]) for split in labelled.SPLITS] == [24, 3, 3]
     assert sorted(len(found.parts[split][i]) for split in labelled.SPLITS for i in range(len(found.parts[split]))) == [*range(1, 31)]
     part = found.parts["train"]
+    assert (np.diff([len(part[i]) for i in range(len(part))]) < 0).any()  # a set that lies class by class is not read so
     for changed in (
         labelled.Part(part.values[:-1], part.starts, part.labels),
         labelled.Part(part.values, part.starts[::-1].copy(), part.labels),

@@ -9,9 +9,11 @@ import math
 import numpy as np
 import pytest
 from unisono_conformance import judge, numerics
-from unisono_spec.contract import InputError, preset
+from unisono_spec.contract import InputError, init_params, preset
+from unisono_tools.backends.numpy import Reader
+from unisono_tools.evaluation import nll
 from unisono_tools.tasks import dna, open_task, retrieval, video
-from unisono_tools.train.task_datamodule import check_task
+from unisono_tools.train.task_datamodule import check_task, evaluate_task
 
 
 @pytest.fixture
@@ -152,6 +154,13 @@ def test_clips_and_what_trivial_predictors_explain(film):
     assert isinstance(task, video.Video)
     train = task.examples("train", "clips", np.arange(50), 3)
     assert train.inputs.max() <= task.part("train").max()
+    # what a model is judged by is bits a pixel
+    config = preset("cram-video", d_model=4, n_layers=1, frame_size=4, frame_head="gaussian")
+    reader = Reader(config, init_params(config))
+    score = evaluate_task(reader, task, "test", "clips", 2)
+    logits, _ = reader.forward(found.inputs, reader.init_state(2))
+    nats = nll(config, logits.reshape(8, -1), found.targets.reshape(8, 4))
+    judge.same(np.float64(score.loss), np.float64(nats.mean()), limit=numerics.rounding("float32", 2**8))
     events = open_task("video", {"dataset": path, "side": 2, "frames": 4, "form": "events"})
     assert isinstance(events, video.Video)
     bright = (small > small[:80].mean(0) + 2.5 * small[:80].std(0)).astype(float)
