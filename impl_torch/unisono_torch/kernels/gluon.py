@@ -16,6 +16,7 @@ from unisono_torch.kernels.registry import interpreted
 if interpreted():
     import triton
     import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
 
     jit: Any = triton.jit
     _products: list[_Product] = []  # those that are under way, in order
@@ -33,8 +34,11 @@ if interpreted():
             assert self.parts is not None
             return self.parts[int(i)]
 
-        def permute(self, order: tuple[int, int]) -> Turned:
-            return Turned(self)
+        def permute(self, order: tuple[int, int]) -> View:
+            return View(self).permute(order)
+
+        def slice(self, start: int, length: int) -> View:
+            return View(self, slice(int(start), int(start) + int(length)))
 
         def store(self, value: Any) -> None:
             _overwritten(self)
@@ -45,9 +49,20 @@ if interpreted():
             assert self.held is not None, "shared memory was read before it was written"
             return self.held
 
-    class Turned:
-        def __init__(self, tile: Shared) -> None:
-            self.tile = tile
+    class View:
+        """Some rows of a tile, or its transpose."""
+
+        def __init__(self, tile: Shared, rows: slice = slice(None), turned: bool = False) -> None:
+            self.tile, self.rows, self.turned = tile, rows, turned
+
+        def permute(self, order: tuple[int, int]) -> View:
+            return View(self.tile, self.rows, not self.turned)
+
+        def load(self) -> Any:
+            held = self.tile.load(None)
+            data = held.handle.data[self.rows]
+            held = tl.tensor(TensorHandle(data, held.handle.dtype), tl.block_type(held.dtype, list(data.shape)))
+            return tl.trans(held) if self.turned else held
 
     class _Product:
         def __init__(self, value: Any, reads: list[Shared]) -> None:
@@ -119,13 +134,13 @@ if interpreted():
     def warpgroup_mma(a: Any, b: Any, acc: Any, use_acc: bool = True, is_async: bool = False) -> _Product:
         reads, values = [], []
         for x in (a, b):
-            tile = x.tile if isinstance(x, Turned) else x
-            held: Any = tile
-            if isinstance(tile, Shared):
-                assert tile not in _unfenced, "a product reads shared memory before a fence"
-                reads.append(tile)
-                held = tile.load(None)
-            values.append((tl.trans(held) if isinstance(x, Turned) else held).to(tl.float32))
+            held: Any = x
+            if isinstance(x, Shared | View):
+                view = x if isinstance(x, View) else View(x)
+                assert view.tile not in _unfenced, "a product reads shared memory before a fence"
+                reads.append(view.tile)
+                held = view.load()
+            values.append(held.to(tl.float32))
         made = tl.dot(*values, input_precision="ieee")
         if use_acc:
             made += acc.value if isinstance(acc, _Product) else acc

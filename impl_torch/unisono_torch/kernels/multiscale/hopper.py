@@ -16,7 +16,7 @@ from unisono_torch.kernels.gluon import async_copy, fence_async_shared, gl, jit,
 
 
 @jit
-def _copy(base, t0, end, step, target, N: tl.constexpr, C: tl.constexpr, READ: tl.constexpr):
+def copy(base, t0, end, step, target, N: tl.constexpr, C: tl.constexpr, READ: tl.constexpr):
     rows = gl.arange(0, C, layout=gl.SliceLayout(1, READ))
     column = gl.arange(0, N, layout=gl.SliceLayout(0, READ))
     at = base + t0.to(gl.int64) * step + (rows[:, None] * step + column[None, :])
@@ -24,7 +24,7 @@ def _copy(base, t0, end, step, target, N: tl.constexpr, C: tl.constexpr, READ: t
 
 
 @jit
-def _three(x, column):
+def three(x, column):
     """A float32 as three bfloat16 whose sum it is, in columns 0 to 2."""
     high = x.to(gl.bfloat16)
     rest = x - high.to(gl.float32)
@@ -90,8 +90,8 @@ def states(
     for j in gl.static_range(STAGES - 1):
         t0 = (low + (count - 1 - j // NB if BACK else j // NB)) * L + j % NB * C
         stop = gl.where(j < count * NB, T, -65536)
-        _copy(x, t0, stop, xt, xs.index(j), K, C, READ)
-        _copy(y, t0, stop, yt, ys.index(j), BN, C, READ_Y)
+        copy(x, t0, stop, xt, xs.index(j), K, C, READ)
+        copy(y, t0, stop, yt, ys.index(j), BN, C, READ_Y)
         async_copy.commit_group()
     t0 = (low + (count - 1 if BACK else 0)) * L
     c_next, f_next = gl.load(weight + t0 + rows), gl.load(weight_norm + t0 + spot_row)
@@ -123,15 +123,15 @@ def states(
             x_i, y_i = xs.index(stage), ys.index(stage)
             async_copy.wait_group(STAGES - 2)
             y_i.store((y_i.load(READ_Y).to(gl.float32) * c_next[:, None]).to(gl.bfloat16))
-            fs.store(_three(f_next[:, None] + 0.0 * spot[None, :].to(gl.float32), spot[None, :]))
+            fs.store(three(f_next[:, None] + 0.0 * spot[None, :].to(gl.float32), spot[None, :]))
             fence_async_shared()
             total = warpgroup_mma(x_i.permute((1, 0)), y_i, total, is_async=True)
             line = warpgroup_mma(x_i.permute((1, 0)), fs, line, is_async=True)
             # every warp has passed a barrier since the buffer that is filled now was read
             t1 = (low + (count - 1 - ahead // NB if BACK else ahead // NB)) * L + ahead % NB * C
             stop = gl.where(ahead < count * NB, T, -65536)
-            _copy(x, t1, stop, xt, xs.index(slot), K, C, READ)
-            _copy(y, t1, stop, yt, ys.index(slot), BN, C, READ_Y)
+            copy(x, t1, stop, xt, xs.index(slot), K, C, READ)
+            copy(y, t1, stop, yt, ys.index(slot), BN, C, READ_Y)
             async_copy.commit_group()
             ahead = index + 1
             t1 = (low + (count - 1 - ahead // NB if BACK else ahead // NB)) * L + ahead % NB * C

@@ -132,14 +132,28 @@ class _Call:
 
     def _states_on_hopper(self, S: Tensor, z: Tensor, S_end: Tensor, z_end: Tensor, back: tuple[Tensor, ...] | None,
                           before: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-        from unisono_torch.kernels.multiscale import hopper as kernels
+        from unisono_torch.kernels.multiscale import hopper
+
+        shape = self.batch, self.heads, self.scales, self.segments
+        kept, kept_z = self.empty(*shape, self.K, self.V, dtype=self.made), self.empty(*shape, self.K)
+        strips = self.batch * self.heads * self.scales
+        count, _ = self.pieces(strips)
+        through = None if before is None else self.empty(strips * count)
+        given = self._pieces_on_hopper(S, z, S_end, z_end, back, before, kept, kept_z, through)
+        with torch.cuda.device_of(kept):
+            hopper.states[(strips * count,)](**given, WRITES=True)
+        return kept, kept_z, through
+
+    def _pieces_on_hopper(self, S: Tensor, z: Tensor, S_end: Tensor, z_end: Tensor, back: tuple[Tensor, ...] | None = None,
+                          before: tuple[Tensor, Tensor] | None = None, kept: Tensor | None = None, kept_z: Tensor | None = None,
+                          through: Tensor | None = None) -> dict[str, Any]:  # fmt: skip
+        """Arguments of hopper.states, which has left in own, own_z and own_w what each piece but the last adds."""
+        from unisono_torch.kernels.multiscale import hopper
 
         cut, names = table.HOPPER, ("k", "v") if back is None else ("q", "do")
         strips = self.batch * self.heads * self.scales
         count, each = self.pieces(strips)
-        scratch, shape, padded = (count - 1) * strips, (self.batch, self.heads, self.scales, self.segments), self.segments * self.span
-        kept, kept_z = self.empty(*shape, self.K, self.V, dtype=self.made), self.empty(*shape, self.K)
-        through = None if before is None else self.empty(strips * count)
+        scratch, padded = (count - 1) * strips, self.segments * self.span
         weights = (self.ahead, self.ahead) if back is None else back
         arguments = {
             "x": self.moved[names[0]], "y": self.moved[names[1]], "weight": weights[0], "weight_norm": weights[1], "whole": self.whole,
@@ -152,11 +166,43 @@ class _Call:
             "UNIT": self.unit, "BACK": back is not None, "THROUGH": before is not None, "M": self.scales, "K": self.K, "V": self.V,
             "BN": self.V, "C": 64, "NB": self.span // 64, "STAGES": cut.stages, "num_warps": 4, "maxnreg": cut.registers,
         }  # fmt: skip
-        with torch.cuda.device_of(kept):
-            if count > 1:
-                kernels.states[(strips * (count - 1),)](**arguments, WRITES=False)
-            kernels.states[(strips * count,)](**arguments, WRITES=True)
-        return kept, kept_z, through
+        if count > 1:
+            with torch.cuda.device_of(S):
+                hopper.states[(strips * (count - 1),)](**arguments, WRITES=False)
+        return arguments
+
+    def sweep_on_hopper(self, S: Tensor, z: Tensor, S_end: Tensor, z_end: Tensor, o: Tensor, denominator: Tensor) -> None:
+        """One decay forward."""
+        from unisono_torch.kernels.multiscale import hopper_sweep
+
+        strips, g = self.batch * self.heads, self.weight.stride()
+        count, each = self.pieces(strips)
+        own = self._pieces_on_hopper(S, z, S_end, z_end)
+        arguments = {
+            **{n: self.moved[n] for n in "qkv"}, "gain": self.weight, "hi": self.hi, "lo": self.lo, "start": S, "start_z": z, "end": S_end,
+            "end_z": z_end, "o": o, "denominator": denominator, **{n: own[n] for n in ("own", "own_z", "own_w")}, "T": self.length,
+            "H": self.heads, "strips": strips, "pieces": count, "each": each * self.span, **self.strides("q", "q"),
+            **self.strides("k", "k"), **self.strides("v", "v"), "g0": g[0], "g1": g[1], "g3": g[3], "UNIT": self.unit, "C": 64,
+            "STAGES": table.HOPPER_SWEEP, "num_warps": 4,
+        }  # fmt: skip
+        kernel: Any = hopper_sweep.forward
+        with torch.cuda.device_of(o):
+            kernel[(strips * count,)](**arguments)
+
+    def launch_on_hopper(self, name: str, more: dict[str, Any]) -> None:
+        from unisono_torch.kernels.multiscale import hopper_segments
+
+        moved = {n: a for n, a in self.moved.items() if a is not None}
+        arguments = {
+            **moved, "hi": self.hi, "lo": self.lo, "T": self.length, "H": self.heads, "segments": self.segments,
+            **{f"{n[0]}{i}": a.stride(i) // self.unit for n, a in moved.items() for i in range(3)},
+            "UNIT": self.unit, "M": self.scales, "C": 64, "num_warps": 4,
+        }  # fmt: skip
+        if name != "of_keys":
+            arguments |= {"gain": self.weight, **{f"g{i}": self.weight.stride(i) for i in range(4)}}
+        kernel: Any = getattr(hopper_segments, name)
+        with torch.cuda.device_of(self.hi):
+            kernel[(self.batch * self.heads * self.segments,)](**arguments, **more)
 
     def launch(self, kernel: Any, blocks: int, more: dict[str, Any]) -> None:
         arguments = {
@@ -190,9 +236,15 @@ def _forward(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid):
     if o.numel() == 0:
         return o, S_end.copy_(S), z_end.copy_(z), denominator
     call = _Call(q, k, v, q_norm, k_norm, log_decay, weight, reset, valid)
+    if call.hopper and call.scales == 1:
+        call.sweep_on_hopper(S.contiguous(), z.contiguous(), S_end, z_end, o, denominator)
+        return o, S_end, z_end, denominator
     kept, kept_z, _ = call.states(S.contiguous(), z.contiguous(), S_end, z_end)
-    given = {"kept": call.kept, "S": kept, "z": kept_z, "o": o, "denominator": denominator}
-    call.launch(forward.forward, -(-call.V // call.cut.columns), given)
+    given = {"S": kept, "z": kept_z, "o": o, "denominator": denominator}
+    if call.hopper:
+        call.launch_on_hopper("forward", given)
+    else:
+        call.launch(forward.forward, -(-call.V // call.cut.columns), given | {"kept": call.kept})
     return o, S_end, z_end, denominator
 
 
@@ -227,6 +279,23 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
     padded = call.segments * call.span
     shape = call.batch, call.heads, call.scales
     delta, shares, lost, back, back_z = (call.empty(*shape, padded) for _ in range(5))
+    kept_for = (kept, kept_z) if fades else None
+    if call.hopper:
+        read, sent = (call.empty(*shape, call.segments) if fades else None for _ in range(2))
+        given = {
+            "S": kept, "z": kept_z, "denominator": denominator, "dq": dq, "delta": delta, "shares": shares, "lost": lost, "back": back,
+            "back_z": back_z, "fades": read, "FADES": fades,
+        }  # fmt: skip
+        call.launch_on_hopper("of_queries", given)
+        after, after_z, through = call.states(dS.contiguous(), dz.contiguous(), S_out, z_out, (back, back_z), kept_for)
+        given = {
+            "dS": after, "dz": after_z, "shares": shares, "lost": lost, "dk": dk, "dv": dv, "fades": sent, "FADES": fades,
+        }  # fmt: skip
+        call.launch_on_hopper("of_keys", given)
+        dweight.copy_(_of_weights(delta, call.length, dweight.shape))
+        if fades:
+            dlog_decay.copy_(sum(a.reshape(call.batch * call.heads, call.scales, -1).sum((0, 2)) for a in (read, sent, through)))
+        return dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out
     more = {"do": call.moved["do"], "BV": call.size(call.V), "FADES": fades, **call.strides("do", "d")}
     read = None if not fades else call.empty(*shape, padded)
     tail = None if not fades else call.empty(*shape, call.segments * call.cut.blocks)
@@ -235,7 +304,7 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
         "shares": shares, "lost": lost, "back": back, "back_z": back_z, "fades": read, "tail": tail, **more,
     }  # fmt: skip
     call.launch(backward.of_queries, -(-call.K // call.cut.columns), given)
-    after, after_z, through = call.states(dS.contiguous(), dz.contiguous(), S_out, z_out, (back, back_z), (kept, kept_z) if fades else None)
+    after, after_z, through = call.states(dS.contiguous(), dz.contiguous(), S_out, z_out, (back, back_z), kept_for)
     blocks = -(-max(call.K, call.V) // call.cut.columns)
     sent = None if not fades else call.empty(blocks, *shape, padded)
     head = None if not fades else call.empty(blocks, *shape, call.segments * call.cut.blocks)
@@ -244,7 +313,7 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
         "shares": shares, "lost": lost, "fades": sent, "head_sum": head, **more,
     }  # fmt: skip
     call.launch(backward.of_keys, blocks, given)
-    dweight.copy_(delta[..., : call.length].permute(0, 3, 2, 1).sum_to_size(dweight.shape[:-1])[..., None])
+    dweight.copy_(_of_weights(delta, call.length, dweight.shape))
     if fades:
         assert read is not None
         assert tail is not None
@@ -252,8 +321,7 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
         assert head is not None
         assert through is not None
         found = (read.sum(1) + sent.sum((0, 2))).unflatten(-1, (call.segments, call.cut.blocks, call.cut.chunk))  # [B, M, N, 2, C]
-        if not call.hopper:
-            found = found + through.sum((0, 2))[..., None, None]
+        found = found + through.sum((0, 2))[..., None, None]
         if call.cut.blocks == 2:
             # the second block's queries read across the first, whose keys are sent across the second
             tail, head = (a.unflatten(-1, (-1, 2)) for a in (tail.sum(1), head.sum((0, 2))))
@@ -261,11 +329,13 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
         found = found.flatten(2)[..., : call.length].mT
         if valid is not None:
             found = torch.where(valid[..., None], found, 0)
-        found = found.sum_to_size(dlog_decay.shape)
-        if call.hopper:
-            found = found + through.reshape(call.batch * call.heads, call.scales, -1).sum((0, 2))
-        dlog_decay.copy_(found)
+        dlog_decay.copy_(found.sum_to_size(dlog_decay.shape))
     return dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out
+
+
+def _of_weights(delta: Tensor, length: int, shape: torch.Size) -> Tensor:
+    """δ [B, H, M, N·L] → weights' gradient."""
+    return delta[..., :length].permute(0, 3, 2, 1).sum_to_size(shape[:-1])[..., None]
 
 
 @_backward.register_fake

@@ -43,8 +43,8 @@ TABLE: dict[tuple[str, int], Cut] = {
 ONE: dict[tuple[str, int], Cut] = {
     key: dataclasses.replace(cut, registers=168) if key[0] == "bfloat16" and key[1] <= 64 else cut for key, cut in TABLE.items()
 }
-# states by hopper.py
-HOPPER = HopperCut(2, 128)
+# states by hopper.py; stages of loads of hopper_sweep.py
+HOPPER, HOPPER_SWEEP = HopperCut(2, 128), 3
 INTERPRETED = Cut(16, 2, 16, 1, 1, 1)
 # Time is cut into pieces of segments where heads and scales leave a GPU half idle: a piece costs reading keys and values again.
 FEW, PROGRAMS, SHORTEST = 96, 264, 4
