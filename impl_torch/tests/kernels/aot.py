@@ -14,17 +14,30 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from unisono_torch.kernels import gelu
 from unisono_torch.kernels.linear_attention import hopper as linear
 from unisono_torch.kernels.multiscale import hopper as scales
+from unisono_torch.kernels.multiscale import hopper_segments, hopper_sweep
 from unisono_torch.kernels.scan import chain, operator, sweep
 
 POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 # weighted, exclusive, reset, valid: each flag on and off, beside each other in turn
 CHAINED = ((False, False, False, True), (False, False, True, False), (True, False, False, False), (True, True, True, True))
 # kernels in Gluon: (function, which arguments are bfloat16, what is known to the compiler)
-COUNTS = {"T", "H", "batches", "segments", "length", "pieces", "each", *(f"{letter}{i}" for letter in "qkvxyc" for i in range(3))}
+COUNTS = {
+    "T",
+    "H",
+    "batches",
+    "segments",
+    "length",
+    "pieces",
+    "each",
+    "strips",
+    *(f"{letter}{i}" for letter in "qkvdgxyc" for i in range(4)),
+}
 SIZES = {"UNIT": 16, "WRITES": True, "K": 64, "V": 64, "C": 64, "BN": 64}
 GLUON = (
     (linear.forward, {"q", "k", "v", "o"}, SIZES | {"MAP": "elu1", "STAGES": 3, "WARPS": 4}),
     (scales.states, {"x", "y", "kept", "before"}, SIZES | {"BACK": True, "THROUGH": True, "M": 4, "NB": 2, "STAGES": 2}),
+    (hopper_segments.of_queries, {"q", "k", "v", "do", "dq", "S"}, {"UNIT": 16, "FADES": True, "M": 1, "C": 64}),
+    (hopper_sweep.forward, {"q", "k", "v", "o"}, {"UNIT": 16, "C": 64, "STAGES": 3}),
 )
 SWEPT = ((False, False, False, False), (False, False, True, False))
 

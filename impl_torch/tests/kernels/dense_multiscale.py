@@ -33,9 +33,10 @@ class Case:
     pieces: bool = False  # whether time is cut
     fast: bool = False  # decays that take a number out of its range within a segment
     packed: bool = False  # whether q, k and v are slices of one tensor
+    trend: bool = False  # whether values turn from −1 to 1 midway, and do is about 1: gradients' terms add up
 
     def __str__(self) -> str:
-        marks = "".join(f"-{n}" for n in ("same", "data", "reset", "valid", "pieces", "fast", "packed") if getattr(self, n))
+        marks = "".join(f"-{n}" for n in ("same", "data", "reset", "valid", "pieces", "fast", "packed", "trend") if getattr(self, n))
         shape = "x".join(map(str, (self.batch, self.length, self.heads, self.K, self.V, self.scales)))
         return f"{shape}-{str(self.dtype)[6:]}-{self.gates}{marks}"
 
@@ -53,6 +54,9 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
         return torch.where(x > 0, x + 1, x.exp())
 
     q_norm, k_norm, v, do = feature(), feature(), normal(*tokens, heads, case.V), normal(*tokens, heads, case.V)
+    if case.trend:
+        late = (torch.arange(case.length) >= case.length // 2)[None, :, None, None]
+        v, do = torch.where(late, 1 + v / 4, -1 + v / 4), 1 + do / 4
     q, k = (q_norm, k_norm) if case.same else (normal(*tokens, heads, case.K), normal(*tokens, heads, case.K))
     log_decay = -torch.exp(normal(*(tokens if case.data else (1, 1)), M) - 2) * (200 if case.fast else 1)
     if M > 1:
@@ -77,6 +81,8 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
         "reset": torch.rand(tokens, generator=made) < 0.1 if case.reset else None, "valid": valid,
         "do": do, "dS": normal(*state, case.V).float(), "dz": normal(*state).float(),
     }  # fmt: skip
+    if case.trend:  # or log λ's gradient would be that of the final state
+        tensors |= {name: tensors[name] / 512 for name in ("dS", "dz")}
     return {name: None if a is None else a.to(device) for name, a in tensors.items()}
 
 

@@ -20,10 +20,11 @@ SMALL = (
     Case(1, 20, 2, 32, 16, 2, F32, packed=True),  # strides that count sixteens
     Case(1, 17, 2, 4, 20, 1, F16, same=False, valid=True),
     Case(1, 33, 1, 4, 4, 2, F32, data=True, fast=True, gates="channel"),
+    Case(1, 33, 1, 4, 4, 2, F32, fast=True),
     Case(2, 1, 1, 3, 4, 2, F32, reset=True),
     Case(1, 33, 1, 4, 5, 2, F32, same=False, gates="head"),
-    Case(1, 150, 1, 64, 64, 2, BF16, pieces=True),  # as on a Hopper GPU
-    Case(1, 150, 1, 64, 64, 1, BF16, pieces=True),
+    Case(1, 150, 1, 64, 64, 2, BF16, pieces=True, trend=True),  # as on a Hopper GPU
+    Case(1, 150, 1, 64, 64, 1, BF16, pieces=True, trend=True),
 )
 WIDTHS = ((16, 16), (20, 33), (32, 32), (64, 64), (64, 128), (80, 48), (128, 128), (100, 128))
 LARGE = tuple(

@@ -127,6 +127,7 @@ if interpreted():
             while len(_copies) - 1 > int(outstanding):
                 for target, value in _copies.pop(0):
                     target.held = value
+                    _unfenced.append(target)
 
     def fence_async_shared() -> None:
         _unfenced.clear()

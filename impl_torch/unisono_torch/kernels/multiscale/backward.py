@@ -310,7 +310,7 @@ def of_keys(
     for s in range(M):
         after = dS + ((mine + s) * segments + n) * (K * V)
         last = tl.minimum(T - n * L, L) - 1 - part * C
-        leaves = faded(ahead, at + s * length, rows, rate_of(hi, lo, s, length, ALIKE), last - rows, ALIKE)
+        leaves = faded(ahead, at + s * length, rows, rate_of(hi, lo, s, length, ALIKE), tl.maximum(last - rows, 0), ALIKE)
         line = tl.load(dz + ((mine + s) * segments + n) * K + column, mask=column < K, other=0)
         reached = tl.dot(g, tl.trans(state(after, column, value, K, V)), input_precision=PRECISION)
         acc += leaves[:, None] * reached

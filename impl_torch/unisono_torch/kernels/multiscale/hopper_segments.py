@@ -173,14 +173,14 @@ def of_queries(
     rows, others = gl.arange(0, C, layout=SIDE), gl.arange(0, C, layout=gl.SliceLayout(0, WIDE))
     row, thin_row = rows.to(gl.float32), gl.arange(0, C, layout=gl.SliceLayout(1, THIN)).to(gl.float32)
     total = ()
-    for s in gl.static_range(M):
+    for _ in gl.static_range(M):
         total += (0.0 * row,)
     for part in range(2):
         t0 = n * L + part * C
         token, here = (t0 + rows).to(gl.int64), (t0 + rows) < T
         # do·N, its part from the state apart
         met, met_apart, norm_apart = (), (), ()
-        for s in gl.static_range(M):
+        for _ in gl.static_range(M):
             met += (0.0 * thin_row,)
             met_apart += (0.0 * thin_row,)
             norm_apart += (0.0 * thin_row,)
@@ -315,7 +315,7 @@ def of_keys(
     thin_row = gl.arange(0, C, layout=gl.SliceLayout(1, THIN)).to(gl.float32)
     thin_others = gl.arange(0, W, layout=gl.SliceLayout(0, THIN))
     total = ()
-    for s in gl.static_range(M):
+    for _ in gl.static_range(M):
         total += (0.0 * rows.to(gl.float32),)
     for part in range(2):
         t0 = n * L + part * C

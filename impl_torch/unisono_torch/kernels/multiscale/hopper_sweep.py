@@ -1,8 +1,8 @@
 """One decay forward for a Hopper GPU, in Gluon: linear_attention/hopper.py's sweep with what fades in it, under hopper.py's conditions.
 
-A program reads a head's tokens once and keeps its state in registers, so that no states reach memory. What a token still holds of another is
-the same in every chunk, and stays in registers; values that the state takes are weighed in a copy of their own, and z comes of a product
-with three thin columns that add up to the weights.
+A program reads a head's tokens once and keeps its state in registers, so that no states reach memory. What a token still holds of another
+is the same in every chunk, and stays in registers; values that the state takes are weighed in a copy of their own, and z comes of a
+product with three thin columns that add up to the weights.
 """
 
 # Gluon, which a checker of Python reads wrongly
