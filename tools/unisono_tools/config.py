@@ -249,8 +249,6 @@ class TrainConfig:
         yield from self._device_problems()
 
     def _device_problems(self) -> Iterator[str]:
-        if self.parallel == "fsdp" and self.compile:
-            yield "compile: true with parallel=fsdp, whose blocks are gathered between graphs; use parallel=ddp, or leave it out"
         if self.context > 1:
             for name, clashes, remedy in (
                 ("parallel", self.parallel == "fsdp", "use ddp"),

@@ -35,6 +35,7 @@ TORCH = {
     "shards": _case("cram-1m", CRAM, parallel="fsdp", ema=0.9, gradient_checkpointing=True),
     "shards, learned states": _case("maru-1m", MARU, parallel="fsdp", accumulation=1),
     "shards, tied": _case("lat-1m", {**LAT, "tie_head": True, "head_bias": False}, parallel="fsdp"),
+    "shards, compiled": _case("lat-1m", {**LAT, "dropout": 0.25, "positions": "rope"}, parallel="fsdp", compile=True),
     "neighbours": _case("infinityformer-1m", INFINITY, context=2),
     "neighbours, noise, learned states": _case("maru-1m", MARU, context=2, gradient_checkpointing=True),
     "neighbours, windows": _case("based-1m", {**LAT, "n_layers": 3, "attention": ["conv", "linear", "window"]}, context=2, accumulation=1),
@@ -56,7 +57,7 @@ def alone(plan: TrainConfig) -> TrainConfig:
     """The same in one process: as many microbatches, numbered alike."""
     # each process of PyTorch's computes microbatches of its own; JAX spreads each one over its devices
     shares = 1 if plan.backend == "jax" else 2 // plan.context
-    return dataclasses.replace(plan, parallel="ddp", context=1, accumulation=plan.accumulation * shares)
+    return dataclasses.replace(plan, parallel="ddp", context=1, compile=False, accumulation=plan.accumulation * shares)
 
 
 def batch(plan: TrainConfig, step: int) -> Batch:

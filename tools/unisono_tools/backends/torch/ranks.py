@@ -31,6 +31,7 @@ class Ranks:
     def __init__(self, train: TrainConfig) -> None:
         self.rank, self.size = processes()
         self.context, self.sharded = train.context, train.parallel == "fsdp" and self.size > 1
+        self.compiled = train.compile
         if train.devices not in (1, self.size):
             raise InputError(
                 f"devices: {train.devices} with {self.size} process(es); start as many, as in `torchrun --nproc-per-node "
@@ -77,12 +78,16 @@ class Ranks:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+        # nothing here writes into what a block has given
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(self.device.type, (self.size,))
         # initial states that are learned lie in the blocks, and are needed before these: each process holds them whole
         named = dict(objective.model.named_parameters())  # pyright: ignore[reportAttributeAccessIssue]
         kept = {named[state.initial] for state in config.states().values() if state.initial is not None}
         units: list[Any] = []
         for layer in objective.model.layers:  # pyright: ignore[reportGeneralTypeIssues, reportAttributeAccessIssue]
+            if self.compiled:
+                layer.compile(dynamic=False)  # a graph of its own, since it is gathered before and let go after
             units.append(fully_shard(layer, mesh=mesh, ignored_params=kept))
             if hasattr(layer, "scored_input"):
                 register_fsdp_forward_method(layer, "scored_input")

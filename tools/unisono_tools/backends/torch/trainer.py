@@ -55,7 +55,7 @@ class Trainer:
         # what this process holds of each, as plain tensors
         self.held = {name: local(p.detach()) for name, p in self.named.items()}
         self.buffers = dict(self.model.named_buffers())
-        if train.compile:
+        if train.compile and not self.ranks.sharded:
             objective = torch.compile(objective, dynamic=False)
         # a state that is carried takes the place of initial states that are parameters; a fixed graph must end its first pass
         self.objective: Any = self.ranks.replicate(objective, fixed=train.data.order != "streamed" and train.accumulation == 1)
