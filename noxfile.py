@@ -318,7 +318,7 @@ def services(session: nox.Session) -> None:
     install(session, "-e", ".[torch,jax,data,wandb,conformance,tools]", *TRITON)
     pytest(session, "tools/tests/services", *session.posargs, environment={"XLA_FLAGS": cheap_xla(session)})
     if TRITON:  # CUDA C++ without a GPU, compiled by g++
-        pytest(session, "impl_torch/tests/kernels/emulated.py")
+        pytest(session, "impl_torch/tests/kernels/emulated.py", "impl_torch/tests/kernels/emulated_gru.py")
 
 
 @nox.session

@@ -70,8 +70,9 @@ def _driver() -> ctypes.CDLL:
 class Kernel:
     """A kernel of a loaded module, launched on torch's current stream."""
 
-    def __init__(self, module: Module, name: str, shared: int):
+    def __init__(self, module: Module, name: str, shared: int, cooperative: bool = False):
         self.module = module  # kept alive
+        self.cooperative = cooperative  # all its programs at once
         self.shared = shared  # bytes
         self.function = ctypes.c_void_p()
         _ask(_driver().cuModuleGetFunction(ctypes.byref(self.function), module.handle, name.encode()))
@@ -86,7 +87,8 @@ class Kernel:
         ]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(each) for each in values))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        _ask(_driver().cuLaunchKernel(self.function, programs, 1, 1, threads, 1, 1, self.shared, stream, pointers, None))
+        grid = self.function, programs, 1, 1, threads, 1, 1, self.shared, stream, pointers
+        _ask(_driver().cuLaunchCooperativeKernel(*grid) if self.cooperative else _driver().cuLaunchKernel(*grid, None))
 
 
 class Module:

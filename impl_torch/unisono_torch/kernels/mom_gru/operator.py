@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unisono_torch.kernels.mom_gru import native
 from unisono_torch.kernels.registry import interpreted
 from unisono_torch.ops.mom_gru_loop import Sizes, plain, product
 from unisono_torch.ops.transforms import again
@@ -51,6 +52,9 @@ def _launch(kernel: str, tensors: dict[str, Tensor | None], sizes: tuple[int, in
         return max(least, 1 << (n - 1).bit_length())
 
     programs = 1 if interpreted() else _multiprocessors(h.device)
+    keep = bool(flags.get("KEEP"))
+    if native.launch(kernel, tensors, sizes, programs, _segment(), length, keep):
+        return
     rows = ROWS
     while -(-width // rows) + -(-(hidden + memory) // rows) + -(-after // rows) > programs > 1 and rows < 32:
         rows *= 2  # one block a program, where they do not get too large
@@ -159,7 +163,11 @@ def _loop_backward(dout, dM, outs, before, rho, c, gates, candidate, later, memo
     router = router / temperature if drawn else router
     turned = w_h.mT, w_c.mT, w_candidate.mT, w_after.mT
     tensors |= dict(zip(names, _whole(dout, reset, valid, *turned, router, fresh), strict=True))
-    tensors |= {"past": new(_segment(), *dM.shape), "writes": new(batch, banks, 3 * n), "shares": new(batch, banks)}
+    tensors |= {
+        "past": new(_segment(), batch, banks, slots, -(-n // 4) * 4),
+        "writes": new(batch, banks, 3 * n),
+        "shares": new(batch, banks),
+    }
     tensors |= {"queries": new(batch, banks, n), "routes": new(batch, banks), "dc": new(batch, n), "base": new(batch, width)}
     with torch.cuda.device_of(dh):
         _launch("backward", tensors, (banks, slots), length)

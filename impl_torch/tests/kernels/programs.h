@@ -1,0 +1,143 @@
+// Several blocks of CUDA threads at once on one thread of a CPU, in place of mom_gru/primitives.cu: each thread runs until it waits for
+// others, at a barrier of its block or its warp, or for a value that another block has to store. What a kernel reads of shared memory
+// before it was written is NaN.
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __launch_bounds__(...)
+#define DEVICE inline
+#define SHARED(name) float* name = (float*)blocks[program()].room.data()
+
+typedef unsigned char u8;
+typedef long long i64;
+struct alignas(16) float4 { float x, y, z, w; };
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+struct Barrier {
+  int arrived = 0, round = 0;
+};
+struct Thread {
+  ucontext_t context;
+  std::vector<char> stack;
+  int number, block;
+  bool ended;
+};
+struct Warp {
+  Barrier barrier;
+  float value[32];
+  unsigned a[32][4], b[32][2];
+};
+struct Block {
+  Barrier barrier;
+  std::vector<float4> room;
+};
+static std::vector<Thread> threads;
+static std::vector<Warp> warps;
+static std::vector<Block> blocks;
+static ucontext_t outside;
+static int current, count;  // count: threads of a block
+static std::function<void()> kernel;
+
+static void others() { swapcontext(&threads[current].context, &outside); }
+static void meet(Barrier& at, int all) {
+  const int round = at.round;
+  if (++at.arrived == all)
+    at.arrived = 0, at.round++;
+  else
+    while (at.round == round) others();
+}
+
+inline int thread() { return threads[current].number; }
+inline int program() { return threads[current].block; }
+static Warp& own() { return warps[current / 32]; }
+inline void sync() { meet(blocks[program()].barrier, count); }
+inline void sync_warp() { meet(own().barrier, 32); }
+inline float from_lane(float x, int mask) {
+  const int lane = thread() % 32;
+  own().value[lane] = x;
+  sync_warp();
+  x = own().value[lane ^ mask];
+  sync_warp();
+  return x;
+}
+inline unsigned bits(float x) {
+  unsigned y;
+  memcpy(&y, &x, 4);
+  return y;
+}
+inline float number(unsigned x) {
+  float y;
+  memcpy(&y, &x, 4);
+  return y;
+}
+inline float exp2_(float x) { return exp2f(x); }
+inline void hold(float&) {}
+inline float4 peek4(const float* p) {
+  others();
+  return {p[0], p[1], p[2], p[3]};
+}
+inline float peek(const float* p) {
+  others();
+  return *p;
+}
+inline void poke(float* p, float v) { *p = v; }
+inline void copy16(float* to, const float* from) { memcpy(to, from, 16); }
+inline void arrived() {}
+
+inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  const int lane = thread() % 32;
+  Warp& warp = own();
+  memcpy(warp.a[lane], a, sizeof a);
+  warp.b[lane][0] = b0, warp.b[lane][1] = b1;
+  sync_warp();
+  for (int e = 0; e < 4; e++) {
+    const int row = lane / 4 + e / 2 * 8, column = lane % 4 * 2 + e % 2;
+    for (int k = 0; k < 8; k++)  // of operands the first 11 bits
+      c[e] += number(warp.a[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2] & ~0x1fffu) * number(warp.b[column * 4 + k % 4][k / 4] & ~0x1fffu);
+  }
+  sync_warp();
+}
+
+static void begin() {
+  kernel();
+  threads[current].ended = true;
+  others();
+}
+
+// Whether all came to their ends
+static bool run_all(int programs, int each, int bytes) {
+  count = each;
+  threads.assign(programs * each, Thread());
+  warps.assign(programs * each / 32, Warp());
+  blocks.assign(programs, Block());
+  for (Block& block : blocks) {
+    block.room.resize(bytes / 16 + 1);
+    memset((void*)block.room.data(), 0xff, block.room.size() * 16);
+  }
+  for (int i = 0; i < programs * each; i++) {
+    Thread& thread = threads[i];
+    thread.number = i % each, thread.block = i / each, thread.ended = false;
+    thread.stack.resize(1 << 16);
+    getcontext(&thread.context);
+    thread.context.uc_stack.ss_sp = thread.stack.data();
+    thread.context.uc_stack.ss_size = thread.stack.size();
+    makecontext(&thread.context, begin, 0);
+  }
+  for (int round = 0; round < 100000; round++) {
+    bool some = false;
+    for (current = 0; current < programs * each; current++) {
+      if (threads[current].ended) continue;
+      swapcontext(&outside, &threads[current].context);
+      some |= !threads[current].ended;
+    }
+    if (!some) return true;
+  }
+  return false;
+}
