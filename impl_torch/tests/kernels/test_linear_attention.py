@@ -24,9 +24,9 @@ SMALL = (
     Case(1, 40, 1, 16, 16, BF16, "elu1", reset=True, valid=True, segments=True),
     Case(1, 20, 1, 16, 20, F16, "learned", packed=True),
     Case(2, 1, 1, 3, 4, F32, "elu1", reset=True),
-    Case(2, 40, 1, 4, 5, F32, "taylor2", reset=True, valid=True, segments=True),
+    Case(2, 36, 1, 4, 5, F32, "taylor2", reset=True, valid=True, segments=True),
     Case(1, 34, 1, 3, 20, BF16, "taylor2", segments=True),
-    Case(1, 18, 2, 5, 3, F16, "taylor2", valid=True),
+    Case(1, 18, 2, 11, 3, F16, "taylor2", valid=True),
 )
 WIDTHS = ((16, 16), (20, 33), (64, 64), (64, 128), (80, 48), (128, 128), (200, 256), (256, 16))
 LARGE = tuple(
