@@ -185,9 +185,9 @@ class _Call:
             **self.strides("k", "k"), **self.strides("v", "v"), "g0": g[0], "g1": g[1], "g3": g[3], "UNIT": self.unit, "C": 64,
             "STAGES": table.HOPPER_SWEEP, "num_warps": 4,
         }  # fmt: skip
-        kernel: Any = hopper_sweep.forward
+        sweep: Any = hopper_sweep
         with torch.cuda.device_of(o):
-            kernel[(strips * count,)](**arguments)
+            sweep.forward[(strips * count,)](**arguments)
 
     def launch_on_hopper(self, name: str, more: dict[str, Any]) -> None:
         from unisono_torch.kernels.multiscale import hopper_segments
@@ -294,7 +294,8 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
         call.launch_on_hopper("of_keys", given)
         dweight.copy_(_of_weights(delta, call.length, dweight.shape))
         if fades:
-            dlog_decay.copy_(sum(a.reshape(call.batch * call.heads, call.scales, -1).sum((0, 2)) for a in (read, sent, through)))
+            made = (a.reshape(call.batch * call.heads, call.scales, -1).sum((0, 2)) for a in (read, sent, through) if a is not None)
+            dlog_decay.copy_(sum(made))
         return dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out
     more = {"do": call.moved["do"], "BV": call.size(call.V), "FADES": fades, **call.strides("do", "d")}
     read = None if not fades else call.empty(*shape, padded)
