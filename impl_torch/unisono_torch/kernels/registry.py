@@ -54,7 +54,7 @@ IMPLEMENTATIONS = (
     _triton(
         "mom_gru",
         FLOATS[1:],
-        "one launch each way for all tokens",
+        "one launch each way for all tokens; in CUDA C++ since compute capability 9.0",
         widths={"n": (1, 16), "L": (1, 256), "d_m": (1, 128), "hidden": (1, 128)},
     ),
     _triton(
