@@ -24,6 +24,7 @@ CASES = [
     gru.Case(2, 9, 11, 2, 5, 6, 7, marked=True),
     gru.Case(17, 3, 40, 3, 40, 9, 5, marked=True),
     gru.Case(1, 2, 3, 3, 1, 1, 5),
+    gru.Case(1, 6, 12, 1, 250, 126, 5),
     gru.Case(3, 5, 20, 1, 40, 8, 33),
 ]
 PROGRAMS = 3
