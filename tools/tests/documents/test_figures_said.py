@@ -94,6 +94,9 @@ def test_models_in_training():
         f"{longest[0] / longest[1]:.2f} times at 65,536" in README
     )
     assert "InfinityFormer 0.85, 1.19 and 1.63 times" in README
+    rows = [row for row in numbers("models-65536-h200")["training"] if row["size"] == 152_000_000]
+    longest = [of(rows, model=name, length=65536)["tokens_per_s"] for name in ("infinityformer", "transformer")]
+    assert f"and {longest[0] / longest[1]:.2f} times at 65,536 on an H200" in README
 
 
 def test_layers_on_a_cpu():
