@@ -222,10 +222,13 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, sum(
 """
 
 
-@pytest.mark.parametrize(("name", "megabytes"), [("bytes", 192), ("byte level", 3)])
-def test_memory_does_not_grow_with_the_text(subwords, tmp_path, name, megabytes):
+RUSSIAN, THAI = "\r\n\r\nВсе счастливые семьи похожи ", "ภาษาไทยไม่มีช่องว่างระหว่างคำ"
+
+
+@pytest.mark.parametrize(("name", "megabytes", "words"), [("bytes", 192, RUSSIAN), ("byte level", 3, RUSSIAN), ("byte level", 2, THAI)])
+def test_memory_does_not_grow_with_the_text(subwords, tmp_path, name, megabytes, words):
     path = tmp_path / "text.txt"
-    line = "\r\n\r\nВсе счастливые семьи похожи " * 20
+    line = words * 20
     with path.open("w", newline="") as file:
         for _ in range(megabytes * 2**20 // len(line.encode())):
             file.write(line)

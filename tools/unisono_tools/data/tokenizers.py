@@ -19,7 +19,7 @@ from unisono_tools.data.decoders import REPLACEMENT, ByteDecoder, Decoder, Immed
 TOKENIZERS = ("bytes", "chars", "gpt2")
 KNOWN = ("bytes", "gpt2")  # their name says all
 DEFINITION = "tokenizer.json"  # beside a model, of every other one
-PIECE = 1 << 18  # characters tokenized at once
+PIECE = 1 << 16  # characters tokenized at once; of 1 << 18, what the library holds for a text without spaces grew with the text
 MAX_DEFINITION = 1 << 27  # bytes of a tokenizer.json; those of 256,000 ids have some 20 MB
 CONTEXT = 1 << 10  # characters before a piece that it is tokenized with
 
