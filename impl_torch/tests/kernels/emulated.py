@@ -19,13 +19,15 @@ CASES = [
     scan.Case(1, 130, 40, 9, torch.float16, marked=False, gated=False),
     scan.Case(1, 290, 3, 1, torch.float32, marked=False, warps=64),
 ]
+RUNS = "program = [&] {{ {}; }}; for (int i = 0; i < programs; ++i) run_block(i); return true;"
 
 
 @pytest.fixture(autouse=True)
 def _emulated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp()
     monkeypatch.setattr(native, "_there", lambda device: True)
-    monkeypatch.setattr(native, "_kernel", functools.cache(lambda name, device, constants: emulator.Kernel(folder, name, constants)))
+    kernel = functools.cache(lambda name, _, constants: emulator.Kernel(native.__file__, "device.h", RUNS, "scan", folder, name, constants))
+    monkeypatch.setattr(native, "_kernel", kernel)
     monkeypatch.setattr(operator, "WARPS", 1)
 
 

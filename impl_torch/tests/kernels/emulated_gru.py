@@ -3,20 +3,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import hashlib
-import pathlib
-import re
-import subprocess
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from unisono_torch.kernels.mom_gru import loop, native, operator
 
+from . import emulator
 from . import test_mom_gru as gru
 
 CASES = [
@@ -30,36 +24,13 @@ CASES = [
 PROGRAMS = 3
 
 
-class Kernel:
-    """What native._kernel gives, on a CPU."""
-
-    def __init__(self, folder: pathlib.Path, name: str, device: int, constants: tuple[tuple[str, int], ...]):
-        sources = pathlib.Path(native.__file__).parent
-        head = "".join(f"#define {each} {value}\n" for each, value in constants)
-        files = pathlib.Path(__file__).with_name("programs.h"), sources / "common.cu", sources / f"{name}.cu"
-        source = files[0].read_text("utf-8") + head + "".join(file.read_text("utf-8") for file in files[1:])
-        source = source.replace('extern "C" __device__ const', "const")
-        parameters = source.rsplit(f" {name}(", 1)[1].split(") {", 1)[0]
-        named = ", ".join(re.findall(r"(\w+)(?:,|$)", parameters.strip()))
-        source += f'extern "C" bool run(int programs, int each, {parameters}) {{\n  kernel = [=] {{ {name}({named}); }};\n'
-        source += "  return run_all(programs, each, shared_bytes);\n}\n"
-        written = folder / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.cpp"
-        library = written.with_suffix(".so")
-        if not library.exists():
-            written.write_text(source, encoding="utf-8")
-            command = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", "-Wno-unknown-pragmas", str(written), "-o", str(library)]
-            subprocess.run(command, check=True)
-        self.run = ctypes.CDLL(str(library)).run
-        self.run.restype = ctypes.c_bool
-
-    def __call__(self, programs: int, each: int, arguments: Sequence[Tensor | int | None]) -> None:
-        pointers = (ctypes.c_int(a) if isinstance(a, int) else ctypes.c_void_p(None if a is None else a.data_ptr()) for a in arguments)
-        assert self.run(ctypes.c_int(programs), ctypes.c_int(each), *pointers), "programs wait for each other for ever"
+RUNS = "kernel = [=] {{ {}; }}; return run_all(programs, each, shared_bytes);"
 
 
 @pytest.fixture(autouse=True)
 def _emulated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    kernel = functools.cache(functools.partial(Kernel, tmp_path_factory.getbasetemp()))
+    folder = tmp_path_factory.getbasetemp()
+    kernel = functools.cache(lambda name, _, constants: emulator.Kernel(native.__file__, "programs.h", RUNS, name, folder, name, constants))
     monkeypatch.setattr(native, "_there", lambda device: True)
     monkeypatch.setattr(native, "_kernel", kernel)
     monkeypatch.setattr(operator, "_multiprocessors", lambda device: PROGRAMS)
