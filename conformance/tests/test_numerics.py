@@ -12,7 +12,7 @@ import pytest
 from unisono_conformance.cases import case
 from unisono_conformance.cases.draw import Draw
 from unisono_conformance.cases.pairwise import pairwise
-from unisono_conformance.judging import numerics, truth
+from unisono_conformance.judging import judge, numerics, truth
 from unisono_conformance.judging.patches import patched
 from unisono_conformance.report import ledger
 
@@ -105,6 +105,11 @@ def test_inputs_that_say_too_little_are_drawn_anew() -> None:
 def test_share_is_infinite_without_a_number() -> None:
     assert numerics.share(np.array([np.nan, np.inf, 1.0]), np.ones(3), np.full(3, 1.0)).tolist() == [np.inf, np.inf, 0]
     assert numerics.share(np.array([2.0]), np.ones(1), np.zeros(1)).tolist() == [np.inf]
+
+
+def test_arrays_of_other_names_are_not_the_same() -> None:
+    with pytest.raises(judge.Disagreement, match="S stands where z is expected"):
+        judge.same({"S": np.ones(2)}, {"z": np.ones(2)})
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -65,7 +65,9 @@ def same(found: Any, true: Any, limit: float | None = None, what: str = "") -> f
     """Every array of `found` is its twin in `true`: integers exactly, floats up to `limit` (default: what two forms of a small model in
     float64 may differ by) of the largest value, or of 1 where that is smaller. Arrays may be nested in tuples, lists and dicts."""
     worst = 0.0
-    for (name, a), (_, b) in zip(_leaves(found, what), _leaves(true, what), strict=True):
+    for (name, a), (twin, b) in zip(_leaves(found, what), _leaves(true, what), strict=True):
+        if name != twin:
+            raise Disagreement(f"{name} stands where {twin} is expected")
         if a.dtype.kind != b.dtype.kind:
             raise Disagreement(f"{name} is {a.dtype}, expected {b.dtype}")
         exact = b.dtype.kind in "iub"
