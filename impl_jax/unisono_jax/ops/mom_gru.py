@@ -31,7 +31,6 @@ Arrays = Mapping[str, jax.Array]
 State = tuple[jax.Array, jax.Array]
 X_PARTS = ("router.0", "query", "input")  # products with x, which need no h
 H_PARTS = ("key", "value", "gate", "erase")  # products with h'; the last where erase="separate"
-UNROLL = 1
 
 
 class _Token(NamedTuple):
@@ -153,7 +152,7 @@ def hoisted(
 
     @jax.checkpoint
     def segment(carry: tuple[State, jax.Array], tokens: _Token) -> tuple[tuple[State, jax.Array], jax.Array]:
-        return lax.scan(token, carry, tokens, unroll=UNROLL)
+        return lax.scan(token, carry, tokens)
 
     tokens = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), _Token(router, query, gates, reset, valid, noise))  # [T, B, …]
     whole = length // size * size

@@ -6,8 +6,8 @@ A bare step is what one would write without these tools: forward, loss, backward
 on the device, with nothing read, drawn, logged or saved. The loop draws its batches from a corpus, watches for NaN and signals, and writes
 its log; what it takes is read off the log, between the first steps and the last, so that start and final checkpoint are left out. Each is
 measured in a process of its own, which has the devices to itself, or with `--together` in one, where the loop stops before it would
-evaluate and save. With `devices=2` the bare step is one device's with the same batch, or
-with `batch_size=…` with that of `--batch_size`: 200 % would be perfect scaling.
+evaluate and save. With `devices=2` the bare step is one device's with the same batch, or with `batch_size=…` with that of
+`--batch_size`: 200 % would be perfect scaling.
 """
 
 from __future__ import annotations
