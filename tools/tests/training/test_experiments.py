@@ -104,10 +104,70 @@ def test_a_table_of_tasks_chooses_its_rate_at_the_first(two_tasks, command, tmp_
     assert copying["parameters"] == text["parameters"]
     tests = copying["runs"][0]["tests"]
     each = " / ".join(f"{100 * score:.1f}" for score in tests.values())
-    assert f"| {each} | – | {100 * sum(tests.values()) / 2:.1f} (of 1 of 2) |" in said
+    assert "| mean: copying |" in said
+    assert f"| {each} | – | {100 * sum(tests.values()) / 2:.1f} |" in said
     assert "- copying, not run for decay: slow" in said
     assert "- far, not run for printed, decay: too long" in said
     assert not (out / "two.png").exists()
+
+
+def test_a_mean_counts_only_what_all_models_were_run_on(two_tasks, tmp_path):
+    """A model that was run on none of its tasks does not count; one that was run on some has no figure for the others."""
+    table = tables.load(str(two_tasks))
+    results = {"page": tables.page(table), "rows": []}
+    scores = {"0-printed": {"copying": 0.5, "far": 0.25}, "1-decay": {"copying": 0.75}}
+    for name, row in table.rows.items():
+        found = scores[name.split(".")[0]].get(row.task)
+        runs = [{"lr": 1, "score": found, "tests": {"4": found}, "status": "done", "metric": "accuracy"}] if found else []
+        results["rows"].append({"row": name, "label": row.label, "task": row.task, "rate": 1, "not_run": row.not_run, "runs": runs})
+    lines = drawn.by_task(results)
+    assert lines[1].endswith("| mean: copying |")
+    assert [line.split(" | ")[-1] for line in lines[3:5]] == ["50.0 |", "75.0 |"]
+    for row in results["rows"]:
+        if row["row"] == "1-decay.copying":
+            row["runs"] = []
+    assert [line.split(" | ")[-1] for line in drawn.by_task(results)[3:5]] == ["37.5 |", "– |"]
+
+
+def test_results_of_several_calls_become_one(two_tasks, command, refused, tmp_path):
+    """What another call did is not run again, the run that went further counts, and each keeps where it was made."""
+    first, second = tmp_path / "a" / "two.json", tmp_path / "b" / "two.json"
+    assert command("experiment", two_tasks, "--out", first.parent, "--rows", "0-*")[0] == 0
+    there = json.loads(first.read_text())
+    there["about"]["device"] = "elsewhere"
+    for row in there["rows"]:
+        for run in row["runs"]:
+            run["device"] = "elsewhere"
+            if row["row"] == "0-printed.copying":
+                run |= {"status": "out of time", "steps": 1}
+    first.write_text(json.dumps(there))
+    assert command("experiment", two_tasks, "--out", second.parent, "--join", f"[{first}]", "--rows", "1-*.text,0-*")[0] == 0
+    rows = {row["row"]: row["runs"] for row in json.loads(second.read_text())["rows"]}
+    assert {run["device"] for run in rows["0-printed.text"]} == {"elsewhere"}
+    assert [run["status"] for run in rows["0-printed.copying"]] == ["done"]
+    assert len(rows["1-decay.text"]) == 3
+    here = rows["1-decay.text"][0]["device"]
+    assert command("experiment", two_tasks, "--out", tmp_path / "c", "--join", f"[{second}, {first}]", "--jobs", 0)[0] == 0
+    joined = json.loads((tmp_path / "c" / "two.json").read_text())
+    assert {row["row"]: row["runs"] for row in joined["rows"]} == rows
+    assert joined["about"]["device"] == f"elsewhere; {here}"
+    (two_tasks / "0-printed.yaml").write_text("label: printed\ntrain: {steps: 3}\n")
+    assert "0-printed.text was run with other train.steps" in refused(
+        "experiment", two_tasks, "--out", tmp_path / "d", "--join", f"[{second}]"
+    )
+    assert "has the results of 'two'; name files of this table" in refused("experiment", "mqar", "--out", tmp_path, "--join", f"[{second}]")
+
+
+def test_runs_come_in_the_order_of_the_patterns_and_the_first_seed_before_the_others(two_tasks, tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(running, "_pool", lambda runs, jobs, deadline: done.extend(Path(run.out).name for run in runs) or iter(()))
+    for rate in (0.001, 0.01):
+        for name in ("0-printed", "1-decay"):
+            folder = tables.plan(tables.load(str(two_tasks)), f"{name}.text", 0, rate, tmp_path).folder
+            folder.mkdir(parents=True)
+            (folder / "result.json").write_text(json.dumps({"status": "done", "score": rate, "metric": "bits"}))
+    running.run(tables.load(str(two_tasks)), tmp_path, "", 1, 0.0, Console(quiet=True), rows="*.copying,1-*,*.text")
+    assert done[:3] == ["0-printed.copying-lr-0.001-seed-0", "1-decay.text-lr-0.001-seed-1", "0-printed.text-lr-0.001-seed-1"]
 
 
 def test_the_tables_that_come_with_the_tools(command):
@@ -135,7 +195,7 @@ def test_tables_that_do_not_fit(small, refused, tmp_path):
     with pytest.raises(InputError, match="name a row that has rates of its own"):
         tables.load(str(small))
     assert "did you mean 'departures-1m'" in refused("experiment", "departure-1m")
-    assert "positive number of runs" in refused("experiment", "mqar", "--jobs", 0)
+    assert "positive number of runs" in refused("experiment", "mqar", "--jobs", -1)
     assert "rows: 'x*' fits none that is run" in refused("experiment", "mqar", "--rows", "x*", "--out", tmp_path)
     assert "minutes: -1" in refused("experiment", "mqar", "--minutes", -1, "--out", tmp_path)
     assert "cannot be read" in refused("experiment", "mqar", "--draw", tmp_path / "nothing.json")

@@ -22,6 +22,7 @@ def run(
     backend: Literal["torch", "jax"] | None = None,
     device: str | None = None,
     rows: str = "*",
+    join: list[str] | None = None,
     draw: str | None = None,
 ) -> int:
     """Do the runs of a table, or go on with them, and write its results, page and figure.
@@ -29,12 +30,14 @@ def run(
     Args:
         table: name of a table, `list` for their names, or the path of a folder with table.yaml and a YAML file for each row
         quick: small models and few steps, in minutes on a CPU: whether everything works
-        jobs: runs at a time, in as many processes, each of which does one after another
+        jobs: runs at a time, in as many processes, each of which does one after another; 0 runs none, and writes what is there
         minutes: begin no run after so many; 0 has no limit. The same command goes on
         out: folder of the runs and of the results
         backend: torch or jax; by default what is installed
         device: cpu or cuda; by default the backend's own choice
-        rows: only those whose names fit this pattern, such as '*.listops' or '07-*'; the results have all that are there
+        rows: only those whose names fit a pattern, such as '*.listops', or one of several with commas between, in whose order they are run;
+            the results have all that are there
+        join: results files of other calls, as '[here/table1.json, there/table1.json]', whose runs are not run again
         draw: a results file: write its page and figure anew, and run nothing
     """
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -42,14 +45,15 @@ def run(
         for name in tables.names():
             console.print(f"{name:<20} {tables.load(name).title}")
         return 0
-    if jobs < 1:
-        raise InputError(f"jobs: {jobs}; use a positive number of runs at a time")
+    if jobs < 0:
+        raise InputError(f"jobs: {jobs}; use a positive number of runs at a time, or 0 for none")
     loaded = tables.load(table, quick)
     folder = Path(out).expanduser()
     if draw is None:
         command = shlex.join(
             ["unisono", "experiment", table, *(["--quick"] if quick else []), *(["--jobs", str(jobs)] if jobs > 1 else [])]
         )
+        running.join(loaded, folder, join or [], quick, backend=backend, device=device)
         path = running.run(loaded, folder, command, jobs, minutes, console, quick, rows, backend=backend, device=device)
     else:
         path = Path(draw).expanduser()

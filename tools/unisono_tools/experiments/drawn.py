@@ -76,11 +76,17 @@ def _unit(rows: list[dict[str, Any]], metric: str) -> str:
 
 
 def by_task(results: Results) -> list[str]:
-    """A line a model, a column a task: the score on the test split; then means over the tasks that were run; below, why some were not."""
-    columns, means = results["page"]["tasks"], results["page"]["mean"]
+    """A line a model, a column a task: the score on the test split; then means over those tasks alone that all models were run on that
+    were run on one of them at all; below, why some were not."""
+    columns = results["page"]["tasks"]
     models: dict[str, dict[str, dict[str, Any]]] = {}
     for row in results["rows"]:
         models.setdefault(row["label"], {})[row["task"]] = row
+    means = {}
+    for name, of in results["page"]["mean"].items():
+        begun = [tasks for tasks in models.values() if any(_tested(tasks[task]) for task in of)]
+        common = [task for task in of if begun and all(_tested(tasks[task]) for tasks in begun)]
+        means[f"{name}: {', '.join(columns[task] for task in common) or 'no task that all have'}"] = common
     heads, notes = ["model", "learning rate", *columns.values(), *means], {}
     lines = ["", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for label, tasks in models.items():
@@ -98,7 +104,7 @@ def by_task(results: Results) -> list[str]:
                 notes.setdefault((columns[task], _why(row)), []).append(label)
         for of in means.values():
             found = [100 * sum(scores) / len(scores) for task in of if (scores := _tested(tasks[task]))]
-            cells.append(f"{sum(found) / len(found):.1f} (of {len(found)} of {len(of)})" if found else "–")
+            cells.append(f"{sum(found) / len(found):.1f}" if found else "–")
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Percent, but for bits; one seed where no spread is shown."]
     lines += ["", *(f"- {task}, not run for {', '.join(who)}: {why}" for (task, why), who in notes.items())] if notes else []

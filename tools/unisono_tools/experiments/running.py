@@ -22,14 +22,11 @@ from unisono_spec.contract.errors import shown
 from unisono_spec.contract.files import write_bytes
 from unisono_spec.contract.plain import read_json
 
-from unisono_tools.backends import backend
-from unisono_tools.bench.report import about
-from unisono_tools.config import TrainConfig, default_backend, dump
+from unisono_tools.config import TrainConfig, dump
 from unisono_tools.experiments import tables
-from unisono_tools.experiments.tables import Table
-from unisono_tools.experiments.worker import CONFIG, RESULT, commit, do
+from unisono_tools.experiments.tables import Row, Table, config_of
+from unisono_tools.experiments.worker import CONFIG, RESULT, do, origin
 
-PACKAGES = ("unisono", "numpy", "torch", "triton", "jax", "flax")
 MOST = 1 << 26  # bytes of a results file
 
 
@@ -42,23 +39,25 @@ def run(
 ) -> Path:
     """Do what is not done yet, and write the results after each run; a run that is not `done` is taken up again.
 
-    minutes: none is begun after so many. rows: a pattern of their names. options: fields of TrainConfig.
+    jobs: at a time; with none, what is there is written. minutes: none is begun after so many. rows: patterns of their names with commas
+    between, in whose order they are done. options: fields of TrainConfig.
     """
     if not 0 <= minutes < math.inf:
         raise InputError(f"minutes: {minutes}; use a positive number, or 0 for no limit")
-    active = [name for name, row in table.rows.items() if not row.not_run and fnmatch.fnmatch(name, rows)]
+    meant = dict.fromkeys(name for pattern in rows.split(",") for name in table.rows if fnmatch.fnmatch(name, pattern))
+    active = [name for name in meant if not table.rows[name].not_run]
     if not active:
         raise InputError(f"rows: {shown(rows)} fits none that is run; {nearest(rows, table.rows)}")
     out.mkdir(parents=True, exist_ok=True)
     path, deadline = path_of(table, out), time.monotonic() + 60 * minutes if minutes else float("inf")
     header = {"table": table.name, "page": tables.page(table), "quick": quick}
-    about = _about(command, options)
+    here = origin(options.get("backend"), options.get("device"))
 
     def write() -> None:
         rows = [_row(table, name, out, options) for name in table.rows]
-        commits = dict.fromkeys(run["commit"] for row in rows for run in row["runs"] if run.get("commit"))
-        said = {**about, "commit": ", ".join(commits) or commit()}
-        write_bytes(path, json.dumps({**header, "about": said, "rows": rows}, indent=1).encode())
+        runs = [run for row in rows for run in row["runs"]]
+        made = {key: "; ".join(dict.fromkeys(run[key] for run in runs if run.get(key))) or value for key, value in here.items()}
+        write_bytes(path, json.dumps({**header, "about": {"command": command, **made}, "rows": rows}, indent=1).encode())
 
     def phase(runs: list[TrainConfig]) -> None:
         for done in _pool([run for run in runs if _result(run).get("status") != "done"], jobs, deadline):
@@ -71,14 +70,17 @@ def run(
     tried = [(name, table.rows[name].seeds[0], rate) for name in active if not table.rows[name].rate_of for rate in table.rows[name].rates]
 
     def known() -> list[tuple[str, int, float]]:
-        return [(name, seed, rate) for name in active if (rate := _best(table, name, out, options)) for seed in table.rows[name].seeds]
+        """The first seed of all, then the others."""
+        rates = {name: _best(table, name, out, options) for name in active}
+        found = [(at, name, rate) for name, rate in rates.items() if rate for at in range(len(table.rows[name].seeds))]
+        return [(name, table.rows[name].seeds[at], rate) for at, name, rate in sorted(found, key=lambda run: run[0])]
 
     def settled() -> list[tuple[str, int, float]]:
         """Of what is known, the rows whose rates were all tried before."""
         begun = {base for base, seed, rate in tried if not _result(tables.plan(table, base, seed, rate, out, **options))}
         return [run for run in known() if (table.rows[run[0]].rate_of or run[0]) not in begun]
 
-    for chosen in (lambda: [*tried, *settled()], known):
+    for chosen in (lambda: [*tried, *settled()], known) if jobs else ():
         phase([tables.plan(table, name, seed, rate, out, **options) for name, seed, rate in dict.fromkeys(chosen())])
     write()
     return path
@@ -151,7 +153,7 @@ def _best(table: Table, name: str, out: Path, options: dict[str, Any]) -> float 
 
 def _row(table: Table, name: str, out: Path, options: dict[str, Any]) -> dict[str, Any]:
     """What the results say of a row: every run of it, and which learning rate counts."""
-    row, config = table.rows[name], tables.config_of(table.rows[name])
+    row, config = table.rows[name], config_of(table.rows[name])
     rate = _best(table, name, out, options)
     tried = [(row.seeds[0], each) for each in row.rates if not row.rate_of]
     tried += [(seed, rate) for seed in row.seeds if rate is not None and (seed, rate) not in tried]
@@ -169,14 +171,49 @@ def _row(table: Table, name: str, out: Path, options: dict[str, Any]) -> dict[st
         "rate": rate,
         "not_run": row.not_run,
         "seeds": row.seeds,
-        "train": {key: value for key, value in row.train.items() if key != "data"} | {"data": row.train.get("data", {})},
+        "train": _settings(row),
         "runs": runs,
     }
 
 
-def _about(command: str, options: dict[str, Any]) -> dict[str, str]:
-    device = backend(options.get("backend") or default_backend()).device_name(options.get("device"))
-    return about(command, device, *PACKAGES)
+def join(table: Table, out: Path, files: list[str], quick: bool = False, **options: Any) -> None:
+    """Take in the runs of other calls' results, each where it went further than what is there; InputError where settings differ."""
+    for file in files:
+        results = load(Path(file).expanduser())
+        if results["table"] != table.name or results["quick"] != quick:
+            whose = f"{results['table']!r}{', of --quick' if results['quick'] else ''}"
+            raise InputError(f"join: {file} has the results of {whose}; name files of this table")
+        for row in filter(lambda row: row["runs"], results["rows"]):
+            if row["row"] not in table.rows:
+                raise InputError(f"join: {file}: {row['row']!r} is no row of the table; {nearest(row['row'], table.rows)}")
+            other = _differs(table.rows[row["row"]], row)
+            if other:
+                raise InputError(f"join: {file}: {row['row']} was run with other {', '.join(other)}; run it anew, or join the others")
+            for run in row["runs"]:
+                plan = tables.plan(table, row["row"], run["seed"], run["lr"], out, **options)
+                old = _result(plan)
+                if not old or _reached(old) < _reached(run):
+                    plan.folder.mkdir(parents=True, exist_ok=True)
+                    made = {key: value for key, value in results["about"].items() if key != "command"}
+                    write_bytes(plan.folder / RESULT, json.dumps(made | run).encode())
+
+
+def _differs(row: Row, found: dict[str, Any]) -> list[str]:
+    """Which settings a row of results was made with that this one has not, but for the time it had."""
+    now = json.loads(json.dumps({"config": config_to_dict(config_of(row)), "train": _settings(row)}))
+    then = {part: found[part] for part in now}
+    for settings in (now, then):
+        settings["train"] = {key: value for key, value in settings["train"].items() if key != "max_minutes"}
+    keys = {part: {**now[part], **then[part]} for part in now}
+    return [f"{part}.{key}" for part in now for key in keys[part] if now[part].get(key) != then[part].get(key)]
+
+
+def _settings(row: Row) -> dict[str, Any]:
+    return row.train | {"data": row.train.get("data", {})}
+
+
+def _reached(run: dict[str, Any]) -> tuple[bool, int]:
+    return run["status"] == "done", run["steps"]
 
 
 def load(path: Path) -> dict[str, Any]:

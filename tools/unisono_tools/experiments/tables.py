@@ -2,7 +2,7 @@
 
 `table.yaml` has the title, what all rows share (`row`), and what `--quick` changes (`quick`); each other file is a row, in the order of
 their names. A row names a model of `unisono match`, which is fitted to its number of parameters. With `tasks` each file is a model, and
-a row for each of them: the first task chooses the learning rate.
+a row for each of them, with its own `quick` besides: the first task chooses the learning rate.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def load(name: str, quick: bool = False) -> Table:
     rows = {}
     for path in sorted(folder.glob("*.yaml")):
         if path.name != "table.yaml":
-            for name, values in _rows_of(path, shared):
-                rows[name] = _read(Row, merged(values, shared.quick if quick else {}), f"{folder.name}/{path.name}")
+            for name, values in _rows_of(path, shared, quick):
+                rows[name] = _read(Row, values, f"{folder.name}/{path.name}")
                 if not rows[name].seeds or not rows[name].rates:
                     raise InputError(f"{folder.name}/{path.name}: seeds and rates; give one at least of each")
     if not rows:
@@ -117,18 +117,19 @@ def page(table: Table) -> dict[str, Any]:
     return {field.name: getattr(table, field.name) for field in dataclasses.fields(table) if field.name not in ("name", "rows")}
 
 
-def _rows_of(path: Path, shared: _File) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows_of(path: Path, shared: _File, quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows that a file stands for: one, or one for each task."""
-    own = dict(read_yaml(path))
+    own, small = dict(read_yaml(path)), shared.quick if quick else {}
     if not shared.tasks:
-        yield path.stem, merged(shared.row, own)
+        yield path.stem, merged(shared.row, own, small)
         return
     special = own.pop("tasks", {})
     first = next(iter(shared.tasks))
     for task, values in shared.tasks.items():
         chosen = {} if task == first else {"rate_of": f"{path.stem}.{first}"}
-        values = {key: value for key, value in values.items() if key != "label"}
-        yield f"{path.stem}.{task}", merged(shared.row, values, own, special.get(task, {}), chosen, {"task": task})
+        smaller = merged(small, values.get("quick", {})) if quick else {}
+        values = {key: value for key, value in values.items() if key not in ("label", "quick")}
+        yield f"{path.stem}.{task}", merged(shared.row, values, own, special.get(task, {}), smaller, chosen, {"task": task})
 
 
 def _read(cls: type[Any], values: dict[str, Any], where: str) -> Any:

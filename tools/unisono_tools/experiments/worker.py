@@ -23,6 +23,7 @@ from unisono_spec.contract.files import write_bytes
 
 import unisono_tools
 from unisono_tools.backends import backend, open_reader
+from unisono_tools.bench.report import about
 from unisono_tools.config import TrainConfig, default_backend, from_dict
 from unisono_tools.evaluation import evaluate
 from unisono_tools.reading import read_yaml
@@ -35,6 +36,7 @@ from unisono_tools.train.logs import read as read_log
 from unisono_tools.train.task_datamodule import evaluate_task
 
 CONFIG, RESULT = "row.yaml", "result.json"
+PACKAGES = ("unisono", "numpy", "torch", "triton", "jax", "flax")
 LOSSES = 60  # of a run's minibatches that are kept, in bits a target
 EXAMPLES = 1000  # of each setting of a task, on the test split, and at most eight times those of an evaluation
 
@@ -42,7 +44,8 @@ EXAMPLES = 1000  # of each setting of a task, on the test split, and at most eig
 def work(train: TrainConfig, console: Console | None = None, alone: bool = False) -> dict[str, Any]:
     """What a table keeps of a run. status: "done", or why it ended early. alone: in this process, whose memory is then told."""
     console = console or Console(stderr=True, quiet=True)
-    found: dict[str, Any] = {"seed": train.seed, "lr": train.optimizer.lr, "steps": 0, "of": train.steps, "commit": commit()}
+    found: dict[str, Any] = {"seed": train.seed, "lr": train.optimizer.lr, "steps": 0, "of": train.steps}
+    found |= origin(train.backend, train.device)
     start = time.monotonic()
     try:
         result = run(train, console=console)
@@ -86,6 +89,12 @@ def _tested(train: TrainConfig, folder: Path) -> dict[str, float]:
         found = evaluate_task(reader, task, "test", setting, most if size is None else min(size, most))
         out[setting] = found.score if task.metric else found.bits
     return out
+
+
+def origin(name: str | None, device: str | None) -> dict[str, str]:
+    """Of what is run here: date, device, versions and commit."""
+    found = about("", backend(name or default_backend()).device_name(device), *PACKAGES)
+    return {key: value for key, value in found.items() if key != "command"} | {"commit": commit()}
 
 
 def commit() -> str:
