@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from unisono_spec.contract import InputError
+from unisono_tools import trivial
 from unisono_tools.data import labelled, mails
 from unisono_tools.tasks import open_task
+from unisono_tools.tasks.base import Examples, Task
 
 
 def _all(task, split):
@@ -156,3 +158,51 @@ def test_trivial_predictors_are_what_they_are_called(command):
     assert scores["majority"] in ((labels == 0).mean(), (labels == 1).mean())
     found = open_task("listops", {"max_depth": 3, "max_args": 3, "min_length": 3, "max_length": 12}).baselines(number=64)["lists"]
     assert 0 < found["majority"] < 1
+
+
+@pytest.mark.parametrize(("columns", "loud", "best"), [(1, 10.0, 0), (60, 1.0, 2)])
+def test_validation_chooses_the_ridge(columns, loud, best):
+    """A faint sign of the class beside one loud column of noise needs a small ridge; beside as many columns as examples, a large one."""
+    random = np.random.default_rng(3)
+    classes = {split: random.integers(0, 2, n) for split, n in (("train", 60), ("validation", 400), ("test", 400))}
+
+    def drawn(y):
+        sign = 2 * y - 1 + 0.7 * random.standard_normal(len(y))
+        return np.concatenate([sign[:, None], loud * random.standard_normal((len(y), columns))], 1)
+
+    values = {split: drawn(y) for split, y in classes.items()}
+
+    class Made(Task):
+        name, source = "made", ""
+
+        @property
+        def vocab_size(self):
+            return 2
+
+        def settings(self, split):
+            return {"one": 1.0}
+
+        def length(self, setting):
+            return 1
+
+        def size(self, split, setting):
+            return len(classes[split])
+
+        def examples(self, split, setting, numbers, seed=0):
+            y = classes[split][numbers, None]
+            return Examples(values[split][numbers, :, None], y, np.ones(y.shape, bool))
+
+    def fitted(ridge, split):
+        """Least squares of rows below which √(ridge · mean square) stands on the diagonal."""
+        x, judged = (np.concatenate([values[part], np.ones((len(values[part]), 1))], 1) for part in ("train", split))
+        size = x.shape[1]
+        below = np.sqrt(ridge * np.square(x).sum() / size) * np.eye(size)
+        wanted = np.concatenate([np.eye(2)[classes["train"]], np.zeros((size, 2))])
+        weights, *_ = np.linalg.lstsq(np.concatenate([x, below]), wanted, rcond=None)
+        return (judged @ weights).argmax(1)
+
+    scores = [float((fitted(ridge, "validation") == classes["validation"]).mean()) for ridge in trivial.RIDGES]
+    assert scores.index(max(scores)) == best
+    assert scores[best] > scores[2 - best]
+    predict = trivial.linear(Made(), lambda examples: examples.inputs[..., 0])
+    assert np.array_equal(predict(Made().examples("test", "one", np.arange(400)))[:, 0], fitted(trivial.RIDGES[best], "test"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 from rich.console import Console
+from unisono_tools.backends import backend
+from unisono_tools.config import default_backend
 from unisono_tools.experiments import running, tables
 
 
@@ -22,3 +24,6 @@ def test_a_process_does_many_runs_and_another_follows_one_that_failed(tmp_path, 
     assert [run["status"].split(":")[0] for run in rows["0-wrong"]] == ["failed"]
     assert [run["status"] for run in rows["1-right"]] == ["done"] * 3
     assert len({run["score"] for run in rows["1-right"]}) == 3
+    # memory is told where it is of one run alone: of the first of a process, or where the device forgets
+    told = sum(run["peak_bytes"] is not None for run in rows["1-right"])
+    assert told == 3 if backend(default_backend()).forget_peak() else 1 <= told < 3

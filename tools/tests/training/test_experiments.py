@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -59,6 +60,26 @@ def test_a_table_is_run_resumed_and_drawn_from_its_results(small, command, tmp_p
         run["score"] = score
     assert "1.500 (1.250–1.750)" in drawn.markdown(results)
     assert "1.500 (1.250–1.750)" not in (out / "small.md").read_text()
+
+
+def test_no_run_is_begun_after_the_minutes(small, tmp_path, monkeypatch):
+    table, clock, begun = tables.load(str(small)), [0.0], []
+
+    def forty_seconds(folder):
+        begun.append(folder.name)
+        clock[0] += 40
+
+    def now():
+        clock[0] += 1e-3
+        return clock[0]
+
+    monkeypatch.setattr(running, "do", forty_seconds)
+    monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=now))
+    running.run(table, tmp_path / "alone", "here", 1, 1.0, Console(quiet=True))
+    assert len(begun) == 2  # at 0 and 40 seconds, of three
+    for jobs in (1, 2):
+        path = running.run(table, tmp_path / "none", "here", jobs, 1e-9, Console(quiet=True))
+        assert [row["runs"] for row in json.loads(path.read_text())["rows"]] == [[]] * 3
 
 
 @pytest.mark.parametrize(("metric", "better"), [("bits", 0.001), ("accuracy", 0.01)])

@@ -1,7 +1,7 @@
 """LAT at its readme's configuration: `python -m unisono_tools.bench.lat --device cpu --output docs/results/lat-cpu`, or on a GPU.
 
-Six layers of 512, heads of 64, GPT-2's vocabulary (the preset lat-base). Tokens a second of reading, of a training step and of generating,
-and the memory that one sequence more takes in training, which the readme gives as 2.1 GB with no length.
+Six layers of 512, heads of 64, GPT-2's vocabulary (the preset lat-base). Tokens a second of reading, of a training step and of generating;
+on a GPU, the memory that one sequence more takes in training and in generating, which the readme gives as 2.1 GB with no length.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def measure(device: str, dtype: str, repeats: int) -> list[Row]:
         with torch.no_grad():
             model(tokens[:1, : LENGTHS[0]])
 
-    def write() -> None:
-        state = model.init_state(1)
+    def write(batch: int = 1) -> None:
+        state = model.init_state(batch)
         with torch.no_grad():
             for t in range(32):
-                _, state = model.step(tokens[:1, t], state)
+                _, state = model.step(tokens[:batch, t], state)
 
     rows: list[Row] = []
     for what, call, number in (
@@ -54,11 +54,12 @@ def measure(device: str, dtype: str, repeats: int) -> list[Row]:
         ("training step of 1,024", lambda: train(1, 1024), 1024),
         ("generating", write, 32),
     ):
-        rows.append({"what": what, "dtype": dtype, "tokens_a_second": number / _seconds(call, device, repeats)})
-    if device != "cpu":
-        for length in LENGTHS:
-            two, eight = (peak_bytes(lambda n=n, t=length: train(n, t), device) for n in (2, 8))
-            rows.append({"what": f"a sequence of {length:,} in training", "dtype": dtype, "bytes": ((eight or 0) - (two or 0)) / 6})
+        speed = number / _seconds(call, device, repeats)
+        rows.append({"what": what, "dtype": dtype, "threads": torch.get_num_threads() if device == "cpu" else 0, "tokens_a_second": speed})
+    calls = [(f"a sequence of {length:,} in training", lambda n, t=length: train(n, t)) for length in LENGTHS]
+    for what, call in [*calls, ("a sequence in generating", write)] if device != "cpu" else []:
+        two, eight = (peak_bytes(lambda n=n, call=call: call(n), device) or 0 for n in (2, 8))
+        rows.append({"what": what, "dtype": dtype, "bytes": (eight - two) / 6})
     return rows
 
 
@@ -79,26 +80,29 @@ def _seconds(call: Callable[[], object], device: str, repeats: int) -> float:
 def markdown(content: dict[str, Any]) -> str:
     lines = ["# LAT at its readme's configuration", "", *(f"- {name}: {value}" for name, value in content["run"].items()), ""]
     lines += ["lat-base: 6 layers of 512, heads of 64, vocabulary 50,257; one sequence at a time.", ""]
-    lines += ["| what | dtype | tokens/s | GB |", "|---" * 4 + "|"]
+    lines += ["| what | dtype | threads | tokens/s | MB |", "|---" * 5 + "|"]
     for row in content["rows"]:
         speed = f"{row['tokens_a_second']:,.0f}" if "tokens_a_second" in row else ""
-        size = f"{row['bytes'] / 1e9:.2f}" if "bytes" in row else ""
-        lines.append(f"| {row['what']} | {row['dtype']} | {speed} | {size} |")
+        size = f"{row['bytes'] / 1e6:,.1f}" if "bytes" in row else ""
+        lines.append(f"| {row['what']} | {row['dtype']} | {row.get('threads') or ''} | {speed} | {size} |")
     return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.lat", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="*", default=[1], help="of a CPU, one after another")
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="where to write, without extension: .json and .md are added")
     options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
-    rows = [row for dtype in options.dtypes for row in measure(options.device, dtype, options.repeats)]
-    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} thread{'s' * (options.threads > 1)}"
-    command = f"python -m unisono_tools.bench.lat --device {options.device} --threads {options.threads} --dtypes {' '.join(options.dtypes)}"
+    rows = []
+    for threads in options.threads if options.device == "cpu" else [1]:
+        torch.set_num_threads(threads)
+        rows += [row for dtype in options.dtypes for row in measure(options.device, dtype, options.repeats)]
+    chosen = f"--threads {' '.join(map(str, options.threads))} " * (options.device == "cpu")
+    command = f"python -m unisono_tools.bench.lat --device {options.device} {chosen}--dtypes {' '.join(options.dtypes)}"
+    where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     content = {"run": about(command, where, "torch"), "rows": rows}
     print(markdown(content))
     if options.output:
