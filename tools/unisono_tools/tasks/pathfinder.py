@@ -196,13 +196,15 @@ class _Canvas:
             start = tuple(free[self.random.integers(len(free))].astype(float))
         angle = self.random.uniform(0, 2 * math.pi)
         first = (*start, start[0] + self.length * math.sin(angle), start[1] + self.length * math.cos(angle))
-        if not self._fits(first, []):
+        near = np.zeros_like(self.taken)  # to its own paddles, but for the last one
+        if not self._fits(first, near):
             return None
         paddles = [first]
         while len(paddles) < links:
             for _ in range(1 + RETRIES):
                 following = self._next(paddles[-1])
-                if following is not None and self._fits(following, paddles):
+                if following is not None and self._fits(following, near):
+                    near |= self._near(paddles[-1], self.margin)
                     paddles.append(following)
                     break
             else:
@@ -225,15 +227,12 @@ class _Canvas:
         y, x = last[2] + self.margin * math.sin(angle), last[3] + self.margin * math.cos(angle)
         return y, x, y + self.length * math.sin(angle), x + self.length * math.cos(angle)
 
-    def _fits(self, paddle: tuple[float, float, float, float], own: list[tuple[float, float, float, float]]) -> bool:
-        """Whether it lies on the canvas, apart from all that is drawn, and from its own contour but for the paddle before it."""
+    def _fits(self, paddle: tuple[float, float, float, float], near: np.ndarray) -> bool:
+        """Whether it lies on the canvas, apart from all that is drawn, and from what is `near` to its own contour."""
         ends = np.array(paddle)
         if ends.min() < 0 or ends.max() > self.size - 1:
             return False
-        mask = self._near(paddle, 0)
-        if (mask & self.taken).any():
-            return False
-        return not any((mask & self._near(other, self.margin)).any() for other in own[:-1])
+        return not (self._near(paddle, 0) & (self.taken | near)).any()
 
     def _near(self, paddle: tuple[float, float, float, float], distance: float) -> np.ndarray:
         """Pixels within half a thickness and `distance` of a paddle."""
