@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import operator
 
+import pytest
+import torch
 from unisono_conformance import numerics
+from unisono_tools.bench import marks, recurrences, workers
 from unisono_tools.bench.attention import SUITES, main
+from unisono_tools.bench.contests import OURS, SDPA, Case, contest, names
 
 
 def test_a_run_on_a_cpu(tmp_path, capsys):
@@ -19,9 +24,64 @@ def test_a_run_on_a_cpu(tmp_path, capsys):
             assert row["error_gradient"] < numerics.formula("float32", case["length"], gradient=True)
     text = (tmp_path / "run.md").read_text(encoding="utf-8")
     assert text.count("| plain |") == text.count("| unisono | ") == 2
-    assert "| shape | floor | unisono |\n" in text
+    assert "| shape | floor | unisono, graph | unisono, eager | unisono, errors |\n" in text
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
     assert "plain" in capsys.readouterr().out
+    lost = result["cases"][0]["rows"].pop()
+    (tmp_path / "run.json").write_text(json.dumps(result), encoding="utf-8")
+    assert main(["--repeats", "1", "--resume", "--output", str(tmp_path / "run")]) == 0
+    again = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert again["cases"][0]["rows"][0] == result["cases"][0]["rows"][0]  # as it was
+    assert again["cases"][0]["rows"][1]["contestant"] == lost["contestant"]
+    again["run"]["sources"] = "others"
+    (tmp_path / "run.json").write_text(json.dumps(again), encoding="utf-8")
+    with pytest.raises(SystemExit, match="has sources others"):
+        main(["--repeats", "1", "--resume", "--output", str(tmp_path / "run")])
+
+
+def test_contestants_take_turns_in_processes_of_their_own():
+    calls, fails = operator.methodcaller("__call__"), operator.methodcaller("nothing")
+    (_, first), (_, second), (_, third) = workers.rows(operator.call, [(calls,), (fails,), (calls,)], 60)
+    assert (first, third) == (None, None)  # what a turn returns
+    assert "has no attribute 'nothing'" in second
+
+
+def test_softmax_attention_and_retention_are_held_to_float64():
+    softmax = contest(Case(1, 40, 2, 16, "float32"), SDPA, "cpu", 1, lambda: None)
+    one = contest(Case(1, 40, 2, 16, "float32", scales=1), OURS, "cpu", 1, lambda: None)
+    for row in (softmax, one):
+        assert row.error_o is not None
+        assert row.error_o < numerics.formula("float32", 40)
+        assert row.error_gradient is not None
+        assert row.error_gradient < numerics.formula("float32", 40, gradient=True)
+
+
+def test_the_recurrence_of_peers():
+    q, k, v = (torch.rand(1, 10, 2, 3, dtype=torch.float64) for _ in range(3))
+    S, one_by_one = torch.zeros(1, 2, 3, 3, dtype=torch.float64), []
+    for t in range(10):
+        S = S * torch.e**-0.25 + k[:, t, :, :, None] * v[:, t, :, None]
+        one_by_one.append((q[:, t, :, None] @ S)[:, :, 0])
+    difference = recurrences.exact(q, k, v, -0.25, chunk=4) - torch.stack(one_by_one, 1)
+    assert float(difference.norm() / S.norm()) < numerics.formula("float64", 10)
+
+
+def test_peers_by_case(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name in ("fla", "jla", "torch"))
+    found = {case.name: names(case, "cuda") for case in SUITES["attention"]}
+    assert all(rows[0] == OURS for rows in found.values())
+    assert [sum(row.startswith("fla") for row in rows) for rows in found.values()] == [2, 2, 2, 2, 0, 2, 2]
+    assert [sum(row.startswith("jax") for row in rows) for rows in found.values()] == [1, 1, 1, 1, 1, 0, 1]
+    assert names(SUITES["lengths"][0], "cuda") == [OURS, SDPA]
+
+
+def test_what_is_met():
+    most, least = (marks.Mark("", "", 1.1, 1.25, 1.0, least, "") for least in (False, True))
+    assert [most.met(bound) for bound in (most.must, most.aim, None)] == ["yes", "**no**", "–"]
+    assert [least.met(bound) for bound in (least.must, least.aim)] == ["**no**", "yes"]
+    case = SUITES["attention"][0]
+    inputs = 4 * case.array_bytes()[0]
+    assert marks.memory({"held_bytes": case.held_bytes()}, {"peak_bytes": inputs}) == 1.0
 
 
 def test_floors_count_each_byte_once():

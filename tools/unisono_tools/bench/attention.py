@@ -1,69 +1,35 @@
-"""Normalised linear attention and multi-scale attention (scales.py): `python -m unisono_tools.bench.attention --device cuda --output …`
+"""Linear attention and multi-scale attention beside their peers: `python -m unisono_tools.bench.attention --device cuda --output …`
 
-Peers: torch.compile of the plain form; flash-linear-attention with its normaliser, given φ(q) and φ(k); quadratic causal SDPA;
-jax-linear-attention's recurrence, which has no normaliser. Those that are not installed are left out.
+Peers: torch.compile of the plain form; flash-linear-attention, given φ(q) and φ(k); quadratic causal SDPA; jax-linear-attention's
+recurrence, which has no normaliser. Those that are not installed are left out. Case by case, each contestant in a process of its own
+(workers.py); a row is written as soon as it is there, and `--resume` measures those that are missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
-import importlib.util
+import hashlib
 import json
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-from unisono_torch.ops import mapped_attention
-from unisono_torch.ops.features import elu1
+import unisono_torch
 
-from unisono_tools.bench import scales
-from unisono_tools.bench.contestants import serving
-from unisono_tools.bench.measure import ceilings, median_ms, peak_bytes
-from unisono_tools.bench.report import about
-
-SETS = 3
-OURS, PLAIN, COMPILED, SDPA = "unisono", "plain", "torch.compile of plain", "causal SDPA (softmax, quadratic)"
-FLA, JLA = "fla", "jax-linear-attention, no normaliser"
-Function = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """Shapes of one call. tabled: it has a table of its own, with every peer; the others make the plot. scales: multi-scale."""
-
-    batch: int
-    length: int
-    heads: int
-    width: int
-    dtype: str = "bfloat16"
-    tabled: bool = True
-    scales: int = 0
-
-    @property
-    def name(self) -> str:
-        scales = "one decay, " if self.scales == 1 else f"{self.scales} scales with gates, " if self.scales else ""
-        return f"B{self.batch} T{self.length} H{self.heads} K=V={self.width}, {scales}{self.dtype}"
-
-    def floor_bytes(self) -> tuple[int, int]:
-        """Forward reads q, k, v and writes o; backward reads those of them that are inputs, and do, and writes three gradients."""
-        one = self.batch * self.length * self.heads * self.width * torch.finfo(getattr(torch, self.dtype)).bits // 8
-        return 4 * one, 7 * one
-
+from unisono_tools.bench import marks, report, workers
+from unisono_tools.bench.contests import OURS, Case, Row, contest, names
+from unisono_tools.bench.measure import ceilings
 
 SUITES = {
     "attention": [
         Case(8, 4096, 16, 64),
-        Case(8, 4096, 16, 128),
         Case(8, 4096, 16, 64, scales=1),
-        Case(8, 4096, 16, 64, scales=4),
+        Case(8, 4096, 16, 128),
         Case(8, 1024, 16, 64),
+        Case(8, 4096, 16, 64, scales=4),
+        Case(8, 4096, 16, 16, values=64, feature_map="taylor2"),
         Case(1, 32768, 16, 128),
     ],
     # for the plot
@@ -75,119 +41,15 @@ SUITES = {
         Case(1, 40, 1, 16, "float32", scales=2),
     ],
 }
+PAIRS = (("forward_ms", "both_ms", ".3f"), ("host_forward_ms", "host_both_ms", ".3f"), ("error_o", "error_gradient", ".1e"))
 
 
-@dataclasses.dataclass
-class Row:
-    """forward and both ways in ms; errors ‖a − exact‖ / ‖exact‖ of o and the worst gradient, of one head; bytes. None: not measured."""
-
-    contestant: str
-    forward_ms: float
-    both_ms: float
-    error_o: float | None = None
-    error_gradient: float | None = None
-    peak_bytes: int | None = None
-
-
-def _ours(implementation: str) -> Function:
-    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        (batch, _, heads, width), V = q.shape, v.shape[-1]
-        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-        state = (
-            torch.zeros(batch, heads, width, V, dtype=wide, device=q.device),
-            torch.zeros(batch, heads, width, dtype=wide, device=q.device),
-        )
-        return mapped_attention.parallel(q, k, v, state, None, None, "elu1", implementation=implementation)[0]
-
-    return run
-
-
-def _fla() -> dict[str, Function]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ops = importlib.import_module("fla.ops.linear_attn")
-
-    def of(function: Callable) -> Function:
-        return lambda q, k, v: function(q, k, v, scale=1.0, normalize=True)[0]
-
-    return {f"{FLA} {name}": of(getattr(ops, f"{name}_linear_attn")) for name in ("chunk", "fused_chunk")}
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True).transpose(1, 2)
-
-
-def contestants(case: Case, device: str) -> dict[str, tuple[Function, bool]]:
-    """By name; whether it computes what ours does of q, k and v, or is given φ(q) and φ(k)."""
-    widths, settings = {"K": case.width, "V": case.width}, {"feature_map": "elu1", "one_dtype": True}
-    best, *_ = serving("torch", "linear_attention", device, case.dtype, widths, settings)
-    found: dict[str, tuple[Function, bool]] = {OURS: (_ours(best), False)}
-    if case.tabled:
-        found[PLAIN] = _ours("plain"), False
-    if device == "cuda":
-        if case.tabled:
-            found[COMPILED] = torch.compile(_ours("plain"), dynamic=False), False
-        if importlib.util.find_spec("fla"):
-            found |= {name: (run, True) for name, run in _fla().items() if case.tabled}  # it tunes each length
-        found[SDPA] = _sdpa, False
-    return found
-
-
-def random_inputs(case: Case, device: str, seed: int) -> tuple[Tensor, ...]:
-    """q, k, v, do."""
-    made = torch.Generator(device).manual_seed(seed)
-    shape = (case.batch, case.length, case.heads, case.width)
-    return tuple(torch.randn(shape, generator=made, device=device).to(getattr(torch, case.dtype)) for _ in range(4))
-
-
-def both(run: Function, q: Tensor, k: Tensor, v: Tensor, do: Tensor) -> tuple[Tensor, ...]:
-    """o, dq, dk, dv."""
-    leaves = [a.detach().requires_grad_() for a in (q, k, v)]
-    o = run(*leaves)
-    return o.detach(), *torch.autograd.grad(o, leaves, do.to(o.dtype))
-
-
-def _error(found: Tensor, exact: Tensor) -> float:
-    return float((found.double() - exact).norm() / exact.norm())
-
-
-def measure(case: Case, device: str, repeats: int) -> list[Row]:
-    if case.scales:
-        return _measure_scales(case, device, repeats)
-    sets, rows = [random_inputs(case, device, seed) for seed in range(SETS)], []
-    head = [a[:1, :, :1].double() for a in sets[0]]  # heads do not mix
-    exact = both(_ours("plain"), *head)
-    features = [(elu1(q), elu1(k), v, do) for q, k, v, do in sets]
-    of_features = both(lambda q, k, v: _normalised(q, k, v), *(a[:1, :, :1].double() for a in features[0])) if case.length <= 8192 else None
-    for name, (run, given) in contestants(case, device).items():
-        arrays = features if given else sets
-        try:
-            found, true = both(run, *arrays[0]), of_features if given else exact
-            errors = None if name == SDPA or true is None else [_error(a[:1, :, :1], b) for a, b in zip(found, true, strict=True)]
-            forward = median_ms([lambda s=s, run=run: run(*s[:3]) for s in arrays], device, repeats)
-            whole = median_ms([lambda s=s, run=run: both(run, *s) for s in arrays], device, repeats)
-            peak = peak_bytes(lambda run=run, arrays=arrays: both(run, *arrays[0]), device)
-            rows.append(Row(name, forward, whole, *((None, None) if errors is None else (errors[0], max(errors[1:]))), peak))
-        except (RuntimeError, ValueError, TypeError) as error:  # a peer that refuses the shape
-            if name == OURS:
-                raise
-            print(f"{name}: {str(error).splitlines()[0]}", flush=True)
-        if device == "cuda":
-            torch.cuda.empty_cache()
-    if case.tabled and device == "cuda" and importlib.util.find_spec("jla"):
-        rows.append(Row(JLA, *scales.time_jax(features, 0.0, repeats)))
-    return rows
-
-
-def _normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Of features, quadratically."""
-    scores = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).tril()
-    return ((scores @ v.transpose(1, 2)) / (scores.sum(-1, keepdim=True) + 1e-6)).transpose(1, 2)
-
-
-def _measure_scales(case: Case, device: str, repeats: int) -> list[Row]:
-    shape = case.batch, case.length, case.heads, case.width, case.scales
-    return [Row(name, *numbers) for name, numbers in scales.measure(*shape, case.dtype, device, repeats).items()]
+def sources() -> str:
+    """A digest of the operators and their kernels, so that figures of two runs tell whether they are of the same."""
+    folder, digest = Path(unisono_torch.__path__[0]), hashlib.sha256()
+    for path in sorted(path for part in ("kernels", "ops") for path in (folder / part).rglob("*") if path.suffix in (".py", ".cu")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -196,9 +58,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines += [
         f"- measured ceiling: copy {rate / 1e9:.0f} GB/s, read plus written; floor: each input read once, each output written once",
         "",
-    ]
-    lines += [
-        "Medians, device time. Errors: ‖a − exact‖ / ‖exact‖ against float64, of o and of the worst gradient. × ours: its time over ours."
+        "Medians, device time. Errors: ‖a − exact‖ / ‖exact‖ against what each computes, in float64: of o and the worst gradient. × ours: "
+        "its time over ours. Peak: what both ways take beyond the inputs; in all: with these, over inputs and outputs.",
     ]
     for case in result["cases"]:
         if not case["tabled"]:
@@ -206,8 +67,8 @@ def markdown(result: dict[str, Any]) -> str:
         floor = case["floor_ms"]
         lines += ["", f"## {case['name']}", "", f"Floor: forward {floor[0]:.3f} ms, both ways {sum(floor):.3f} ms.", ""]
         lines += [
-            "| contestant | forward ms | × ours | of floor | both ms | × ours | of floor | error o | error gradient | peak MiB |",
-            "|---" * 10 + "|",
+            "| contestant | forward ms | × ours | of floor | both ms | × ours | of floor | error o | error gradient | peak MiB | in all |",
+            "|---" * 11 + "|",
         ]
         ours = case["rows"][0]
         for row in case["rows"]:
@@ -215,16 +76,28 @@ def markdown(result: dict[str, Any]) -> str:
             for way, least in (("forward_ms", floor[0]), ("both_ms", sum(floor))):
                 cells += [f"{row[way]:.3f}", f"{row[way] / ours[way]:.2f}", f"{least / row[way]:.0%}"]
             cells += ["–" if row[e] is None else f"{row[e]:.1e}" for e in ("error_o", "error_gradient")]
-            cells += ["–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"]
+            peak = row["peak_bytes"]
+            cells += ["–", "–"] if peak is None else [f"{peak / 2**20:.0f}", f"{marks.memory(case, row):.2f}"]
             lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", *(f"{name}: {why}." for name, why in case["missing"].items())] if case["missing"] else []
     lengths = [case for case in result["cases"] if not case["tabled"]]
     if lengths:
-        names = list(dict.fromkeys(row["contestant"] for case in lengths for row in case["rows"]))
-        lines += ["", "## By length", "", "Forward and both ways, ms.", "", f"| shape | floor | {' | '.join(names)} |"]
-        lines += ["|---" * (2 + len(names)) + "|"]
+        found = list(dict.fromkeys(row["contestant"] for case in lengths for row in case["rows"]))
+        lines += [
+            "",
+            "## By length",
+            "",
+            "Forward / both ways, ms. On a GPU by CUDA graph, and beside it with what the host takes to launch each",
+        ]
+        lines += ["call. Errors: of o / of the worst gradient.", ""]
+        columns = [f"{name}, {what}" for name in found for what in ("graph", "eager", "errors")]
+        lines += [f"| shape | floor | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
         for case in lengths:
-            floor, rows = case["floor_ms"], {row["contestant"]: row for row in case["rows"]}
-            cells = [f"{rows[name]['forward_ms']:.3f} / {rows[name]['both_ms']:.3f}" if name in rows else "–" for name in names]
+            floor, rows, cells = case["floor_ms"], {row["contestant"]: row for row in case["rows"]}, []
+            for name in found:
+                row = rows.get(name, {})
+                for a, b, form in PAIRS:
+                    cells.append("–" if row.get(a) is None else f"{row[a]:{form}} / {row[b]:{form}}")
             lines.append(f"| {case['name']} | {floor[0]:.3f} / {sum(floor):.3f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -251,36 +124,72 @@ def plot(path: Path, result: dict[str, Any]) -> None:
         figures.legend_below(panels[0], len(names) + 1)
 
 
+def begun(output: Path, run: dict[str, str]) -> dict[str, Any]:
+    """What an earlier run of the same kernels on the same kind of device left there."""
+    old = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
+    for what in ("device", "versions", "sources"):
+        if old["run"].get(what) != run[what]:
+            raise SystemExit(f"--resume: {output} has {what} {old['run'].get(what)}, here {run[what]}; begin a new file")
+    return old
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.attention", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--suite", choices=sorted(SUITES), help="default: attention on a GPU, small on a CPU")
-    parser.add_argument("--only", default="", help="cases whose name contains this; peers tune and compile for minutes at each shape")
+    parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="cases whose name contains one of these")
     parser.add_argument("--repeats", type=int, default=10, help="rounds over the input sets")
+    parser.add_argument("--patience", type=float, help="seconds a case's contestants may compile, side by side (GPU: 180); 0: one by one")
     parser.add_argument("--output", type=Path, help="where to write, without extension: .json, .md and .png are added")
+    parser.add_argument("--resume", action="store_true", help="measure what is missing in OUTPUT.json only, of the same kernels")
     options = parser.parse_args(argv)
     suite = options.suite or ("attention" if options.device == "cuda" else "small")
+    patience = options.patience if options.patience is not None else 180.0 * (options.device == "cuda")
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} thread(s)"
-    command = f"python -m unisono_tools.bench.attention --device {options.device} --suite {suite} --repeats {options.repeats}"
-    command += f" --only '{options.only}'" if options.only else ""
-    packages = "torch", "triton", "fla-core", "jax", "jax-linear-attention"
-    result: dict[str, Any] = {"run": about(command, device, *packages), "ceilings": ceilings(options.device), "cases": []}
-    cases = [case for case in SUITES[suite] if options.only in case.name]
+    cases = [case for case in SUITES[suite] if not options.only or any(part in case.name for part in options.only)]
     if not cases:
         parser.error(f"--only {options.only!r}: no such case in {suite}; there are: {'; '.join(case.name for case in SUITES[suite])}")
+    command = f"python -m unisono_tools.bench.attention --device {options.device} --suite {suite} --repeats {options.repeats}"
+    run = report.about(command, device, "torch", "triton", "fla-core", "jax", "jax-linear-attention") | {"sources": sources()}
+    if options.resume and options.output and options.output.with_suffix(".json").exists():
+        result = begun(options.output, run)
+    else:
+        result = {"run": run, "ceilings": ceilings(options.device), "cases": []}
+    if options.device == "cuda":
+        torch.cuda.empty_cache()
     for case in cases:
-        rows = measure(case, options.device, options.repeats)
-        floor = [size / result["ceilings"]["copy_bytes_per_s"] * 1e3 for size in case.floor_bytes()]
-        made = {"name": case.name, **dataclasses.asdict(case), "floor_ms": floor, "rows": [dataclasses.asdict(row) for row in rows]}
-        result["cases"].append(made)
-        print(case.name, *(f"{row.contestant}: {row.forward_ms:.3f} / {row.both_ms:.3f}" for row in rows), sep="\n  ", flush=True)
-        if options.output:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            options.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
-    if options.output and not all(case.tabled for case in cases):
+        _one(case, result, options.device, options.repeats, patience, options.output, [each.name for each in SUITES[suite]])
+    if options.output and not all(case["tabled"] for case in result["cases"]):
         plot(options.output.with_suffix(".png"), result)
     return 0
+
+
+def _one(case: Case, result: dict[str, Any], device: str, repeats: int, patience: float, output: Path | None, order: list[str]) -> None:
+    """Measure the rows of a case that are missing, and write them down one by one."""
+    made = next((old for old in result["cases"] if old["name"] == case.name), None)
+    if made is None:
+        floor = [size / result["ceilings"]["copy_bytes_per_s"] * 1e3 for size in case.floor_bytes()]
+        made = {"name": case.name, **dataclasses.asdict(case), "floor_ms": floor, "held_bytes": case.held_bytes()}
+        made |= {"rows": [], "missing": {}}
+        result["cases"].append(made)
+        result["cases"].sort(key=lambda old: order.index(old["name"]))
+    wanted = names(case, device)
+    there = {row["contestant"] for row in made["rows"]}
+    print(case.name, flush=True)
+    tasks = [(case, name, device, repeats) for name in wanted if name not in there]
+    for (_, name, *_), row in workers.rows(contest, tasks, patience):
+        if isinstance(row, Row):
+            made["missing"].pop(name, None)
+            made["rows"].append(dataclasses.asdict(row))
+            made["rows"].sort(key=lambda row: wanted.index(row["contestant"]))
+            off = "" if row.error_o is None else f", errors {row.error_o:.1e} {row.error_gradient:.1e}"
+            print(f"  {name}: {row.forward_ms:.3f} / {row.both_ms:.3f}{off}", flush=True)
+        elif name == OURS:
+            raise RuntimeError(f"{case.name}: {row}")
+        else:
+            made["missing"][name] = row
+            print(f"  {name}: {row}", flush=True)
+        report.keep(output, result, markdown(result))
 
 
 if __name__ == "__main__":

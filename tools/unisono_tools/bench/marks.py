@@ -1,0 +1,111 @@
+"""What attention's kernels were to reach, and what was measured: `python -m unisono_tools.bench.marks docs/results`
+
+Reads kernels-attention-h100.json and kernels-attention-lengths-h100.json there; writes kernels-attention-marks-h100.md beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Content = dict[str, Any]
+WAYS = {"forward": "forward_ms", "both ways": "both_ms"}
+JLA, SDPA = "jax-linear-attention", "causal SDPA"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """ratio: measured. It is to be at most `must` and `aim`, or with `least` at least; or below 1 or above it, where it says "ahead"."""
+
+    what: str
+    against: str
+    ratio: float
+    must: float
+    aim: float | None
+    least: bool
+    figures: str
+
+    def met(self, bound: float | None) -> str:
+        if bound is None:
+            return "–"
+        reached = self.ratio >= bound if self.least else self.ratio <= bound
+        return "yes" if reached else "**no**"
+
+
+def memory(case: Content, row: Content) -> float:
+    """Bytes at the peak of both ways over those of inputs and outputs: q, k, v, do, which are held, o and three gradients."""
+    return (row["peak_bytes"] + case["held_bytes"] / 2) / case["held_bytes"]
+
+
+def _row(case: Content, begins: str) -> Content:
+    return next(row for row in case["rows"] if row["contestant"].startswith(begins))
+
+
+def found(attention: Content, lengths: Content) -> Iterator[Mark]:
+    cases = {case["name"].removesuffix(", bfloat16"): case for case in attention["cases"]}
+
+    def times(case: Content, peer: Content, way: str, must: float, aim: float, least: bool, what: str) -> Mark:
+        ours, its = _row(case, "unisono")[WAYS[way]], peer[WAYS[way]]
+        ratio = its / ours if least else ours / its
+        return Mark(f"{what}, {way}", peer["contestant"], ratio, must, aim, least, f"{ours:.3f} for {its:.3f} ms")
+
+    for what, name, most in (
+        ("linear attention with its normaliser", "B8 T4096 H16 K=V=64", 1.25),
+        ("linear attention", "B8 T4096 H16 K=V=128", 1.3),
+        ("linear attention", "B8 T1024 H16 K=V=64", 1.3),
+        ("retention", "B8 T4096 H16 K=V=64, one decay", 1.25),
+    ):
+        for way in WAYS:
+            yield times(cases[name], _row(cases[name], JLA), way, most, 1.0, False, f"{what}, {name}")
+    name = "B8 T4096 H16 K=V=64, 4 scales with gates"
+    yield times(cases[name], _row(cases[name], JLA), "both ways", 2, 3, True, f"S = 3 and the context path, {name}")
+    name = "B8 T4096 H16 K=16 V=64, taylor2"
+    best = min((row for row in cases[name]["rows"] if row["contestant"].startswith("fla")), key=lambda row: row["both_ms"])
+    yield times(cases[name], best, "both ways", 3, 8, True, name)
+    for host, how in (("", "by CUDA graph"), ("host_", "eager")):
+        for way, key in WAYS.items():
+            ratios = {case["length"]: _row(case, SDPA)[host + key] / _row(case, "unisono")[host + key] for case in lengths["cases"]}
+            figures = f"T from 1,024: {', '.join(f'{ratio:.2f}' for length, ratio in ratios.items() if length >= 1024)}"
+            least = min(ratio for length, ratio in ratios.items() if length >= 1024)
+            yield Mark(f"linear attention, K = 64, T from 1,024, {way}, {how}", SDPA, least, 1, None, True, figures)
+            at = next(case for case in lengths["cases"] if case["length"] == 4096)
+            figures = f"{_row(at, 'unisono')[host + key]:.3f} for {_row(at, SDPA)[host + key]:.3f} ms"
+            yield Mark(f"… T = 4,096, {way}, {how}", SDPA, ratios[4096], 2.5, 4.7, True, figures)
+    for what, most, several in (("linear attention", 1.3, False), ("one scale or several, taylor2", 1.6, True)):
+        chosen = [case for case in attention["cases"] if (case["scales"] > 0 or case["feature_map"] == "taylor2") == several]
+        of = {case["name"]: memory(case, _row(case, "unisono")) for case in chosen}
+        worst = max(of, key=of.__getitem__)
+        yield Mark(f"peak memory, {what}", "inputs and outputs", of[worst], most, None, False, f"most at {worst}")
+
+
+def markdown(attention: Content, lengths: Content) -> str:
+    lines = ["# Attention's kernels: what they were to reach", ""]
+    lines += ["Made by `python -m unisono_tools.bench.marks docs/results` from the figures of", ""]
+    for name, content in (("kernels-attention-h100", attention), ("kernels-attention-lengths-h100", lengths)):
+        run = content["run"]
+        lines += [f"- [{name}]({name}.md): {run['device']}, {run['date']}, sources {run['sources']}"]
+    lines += ["", "≤: our time over the peer's (memory: bytes over those of inputs and outputs). ≥: the peer's time over ours.", ""]
+    lines += ["| what | beside | must | aim | measured | must met | aim met | figures |", "|---" * 8 + "|"]
+    for mark in found(attention, lengths):
+        sign = "≥" if mark.least else "≤"
+        aim = "–" if mark.aim is None else f"{sign} {mark.aim:g}"
+        met = f"{mark.met(mark.must)} | {mark.met(mark.aim)}"
+        lines.append(f"| {mark.what} | {mark.against} | {sign} {mark.must:g} | {aim} | {mark.ratio:.2f} | {met} | {mark.figures} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(folder: Path) -> Path:
+    attention, lengths = (
+        json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("kernels-attention-h100", "kernels-attention-lengths-h100")
+    )
+    page = folder / "kernels-attention-marks-h100.md"
+    page.write_text(markdown(attention, lengths), encoding="utf-8")
+    return page
+
+
+if __name__ == "__main__":
+    print(main(Path(sys.argv[1])))

@@ -1,0 +1,96 @@
+"""Contestants in processes of their own: they compile and tune at once, then each is timed while the others wait.
+
+So a case takes as long as its slowest contestant compiles, and one that ends its process, or never ends, costs its own row only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+Turn = Callable[[], None]  # says that all is compiled, and waits until the device is free
+Contest = Callable[..., Any]  # of a task's arguments and a Turn: what was measured
+
+
+def rows(contest: Contest, tasks: Sequence[tuple[Any, ...]], patience: float) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """(task, what `contest(*task, turn)` measured, or in words why it did not), in the order of `tasks`, each as soon as it is there.
+
+    contest: a module's function. patience: seconds that all may compile, and then each be timed; 0: one by one, in this process.
+    """
+    if not patience:
+        yield from ((task, contest(*task, lambda: None)) for task in tasks)
+        return
+    context = multiprocessing.get_context("forkserver")  # what is imported once is forked; no process inherits a GPU's context
+    context.set_forkserver_preload([contest.__module__])
+    held = []
+    for task in tasks:
+        mine, its = context.Pipe()
+        process = context.Process(target=_work, args=(its, contest, task))
+        process.start()
+        its.close()
+        held.append((task, process, mine))
+    try:
+        deadline = time.monotonic() + patience
+        waiting = [(task, mine, _answer(mine, deadline - time.monotonic())) for task, _, mine in held]
+        for (_, process, _), (task, mine, said) in zip(held, waiting, strict=True):
+            if said is None:  # its turn
+                mine.send(None)
+                said = _answer(mine, patience)
+            yield task, said
+            process.kill()  # and its memory is free
+    finally:
+        for _, process, _ in held:
+            process.kill()
+            process.join()
+
+
+def _answer(mine: Connection, seconds: float) -> Any:
+    try:
+        return mine.recv() if mine.poll(max(0.0, seconds)) else f"not ready after {max(0.0, seconds):.0f} s"
+    except EOFError:
+        return "its process ended"
+
+
+def _work(its: Connection, contest: Contest, task: tuple[Any, ...]) -> None:
+    above = multiprocessing.parent_process()
+    if above is not None:  # a contestant that compiles does not outlive a run that is cut
+        threading.Thread(target=lambda: wait([above.sentinel]) and os._exit(1), daemon=True).start()
+
+    def turn() -> None:
+        its.send(None)
+        its.recv()
+
+    try:
+        its.send(contest(*task, turn))
+    except EOFError:  # nobody waits any more
+        return
+    except Exception as error:  # a contestant that refuses is told of, and the others go on
+        its.send(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+
+
+def compile_at_once() -> None:
+    """Let Triton's autotuner compile a kernel's configurations side by side before it times them; by itself it goes one by one.
+
+    flash-linear-attention tries some 200 at each width, two seconds each.
+    """
+    from triton.runtime._async_compile import AsyncCompileMode
+    from triton.runtime.autotuner import Autotuner
+
+    prune = Autotuner.prune_configs
+
+    def prune_configs(self: Any, kwargs: dict[str, Any]) -> list[Any]:
+        configs = prune(self, kwargs)
+        with ThreadPoolExecutor(os.cpu_count()) as pool, AsyncCompileMode(pool, ignore_errors=True):
+            for config in configs:
+                with contextlib.suppress(Exception):  # what cannot be compiled says so when it is timed
+                    self.fn.run(*self.nargs.values(), **{**kwargs, **config.all_kwargs(), "warmup": True})
+        return configs
+
+    Autotuner.prune_configs = prune_configs
