@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 from unisono_spec.contract import InputError
+from unisono_tools.bench import loop as benchmark
 from unisono_tools.bench import scaling
 from unisono_tools.bench.loop import main
 from unisono_tools.config import TrainConfig, dump
@@ -90,6 +91,19 @@ def test_the_benchmark_of_the_loop(tmp_path):
     assert run["run"]["command"] == f"python -m unisono_tools.bench.loop {' '.join(words)}"
     assert [row["with"] for row in run["rows"]] == ["", "dtype=float16,ema=0.9"]
     assert all(row["loop"] > 0 and row["bare"] > 0 and row["memory"].endswith("iB") for row in run["rows"])
+
+
+def test_rounds_of_the_benchmark_of_the_loop(tmp_path, monkeypatch):
+    """Bare steps and loops in turn, and their medians; in float16 the bare step scales its loss as well."""
+    bare, loop = iter([100.0, 300.0, 200.0]), iter([90.0, 80.0, 260.0, 270.0, 190.0, 180.0])
+    monkeypatch.setattr(benchmark, "bare_rate", lambda config: next(bare))
+    monkeypatch.setattr(benchmark, "pace", lambda config: (next(loop), 1.0))
+    words = ["--device", "cpu", "--steps", "10", "--together", "--rounds", "3", "--with", "ema=0.9"]
+    assert main([*words, "--output", str(tmp_path / "loop")]) == 0
+    (run,) = json.loads((tmp_path / "loop.json").read_text())
+    assert [(row["with"], row["bare"], row["loop"], row["rounds"]) for row in run["rows"]] == [("", 200, 190, 3), ("ema=0.9", 200, 180, 3)]
+    with pytest.raises(SystemExit):
+        main([*words, "--rounds", "0"])
 
 
 def test_the_benchmark_of_scaling(tmp_path, monkeypatch):

@@ -3,11 +3,12 @@
     python -m unisono_tools.bench.loop --output docs/results/loop
 
 A bare step is what one would write without these tools: forward, loss, backward, clipping and the framework's AdamW on one batch that lies
-on the device, with nothing read, drawn, logged or saved. The loop draws its batches from a corpus, watches for NaN and signals, and writes
-its log; what it takes is read off the log, between the first steps and the last, so that start and final checkpoint are left out. Each is
-measured in a process of its own, which has the devices to itself, or with `--together` in one, where the loop stops before it would
-evaluate and save. With `devices=2` the bare step is one device's with the same batch, or with `batch_size=…` with that of
-`--batch_size`: 200 % would be perfect scaling.
+on the device, with nothing read, drawn, logged or saved; in float16 with the framework's loss scaling. The loop draws its batches from a
+corpus, watches for NaN and signals, and writes its log; what it takes is read off the log, between the first steps and the last, so that
+start and final checkpoint are left out. Each is measured in a process of its own, which has the devices to itself, or with `--together` in
+one, where the loop stops before it would evaluate and save. With `--rounds` each is measured so often, in turn, and the table has the
+medians. With `devices=2` the bare step is one device's with the same batch, or with `batch_size=…` with that of `--batch_size`: 200 %
+would be perfect scaling.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import gc
 import json
 import math
 import multiprocessing
 import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -75,6 +78,7 @@ def loop_rate(config: TrainConfig, together: bool = False) -> dict[str, Any]:
 
 def pace(config: TrainConfig) -> tuple[float, float]:
     """As rate_of, of a run in this process that is left before its last step, so that it neither evaluates nor saves."""
+    gc.collect()  # of a run before it, whose room is needed
     config = dataclasses.replace(config, steps=config.steps + 1)
     model = config.validate()
     data, trainer = open_datamodule(config, model), open_trainer(config, model)
@@ -132,13 +136,16 @@ def _bare_torch(train: TrainConfig, params: Any, rows: np.ndarray) -> Any:
         model = torch.compile(model, dynamic=False)
     opt = train.optimizer
     adamw = torch.optim.AdamW(model.parameters(), opt.lr, (opt.beta1, opt.beta2), opt.eps, opt.weight_decay, fused=True)
+    scaler = torch.amp.GradScaler(torch.device(device).type, enabled=train.dtype == "float16")
     inputs, targets = (torch.tensor(a, device=device) for a in (rows[:, :-1], rows[:, 1:]))
 
     def step() -> None:
         logits, _ = model(inputs)
-        F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()).backward()
+        scaler.scale(F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())).backward()
+        scaler.unscale_(adamw)
         torch.nn.utils.clip_grad_norm_(model.parameters(), opt.clip)
-        adamw.step()
+        scaler.step(adamw)
+        scaler.update()
         adamw.zero_grad(set_to_none=True)
 
     return step, torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -187,7 +194,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--with", dest="layouts", nargs="*", default=[], help="runs with options, as in ema=0.999 devices=2,parallel=fsdp")
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added, rows appended")
     parser.add_argument("--together", action="store_true", help="all in this process, which starts once")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each is measured, in turn")
     options = parser.parse_args(argv)
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: use 1 or more")
     if options.steps % 10:
         parser.error(f"--steps {options.steps}: use a multiple of 10, since every tenth step is logged")
 
@@ -201,19 +211,29 @@ def main(argv: list[str] | None = None) -> int:
         else []
     )
     rows: list[dict[str, Any]] = []
-    plain = plan(options)
-    bare = alone(bare_rate, plain)
-    print(f"bare step: {bare:,.0f} tokens/s", file=sys.stderr, flush=True)
-    for text in ["", *options.layouts]:
-        config = plan(options, **changes(text))
-        beside = alone(bare_rate, config) if changes(text).keys() & {"compile", "dtype"} else bare
-        batch = f"{config.batch_size} × {config.seq_len}"
-        about_it = {"backend": options.backend, "model": options.model, "batch": batch, "dtype": options.dtype, "with": text}
-        rows.append({**about_it, "bare": beside, **loop_rate(config, options.together)})
-        print(_line(rows[-1]), flush=True)
+    bares: dict[str, list[float]] = {}
+    loops: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(options.rounds):
+        plain = alone(bare_rate, plan(options))
+        print(f"bare step: {plain:,.0f} tokens/s", file=sys.stderr, flush=True)
+        for text in ["", *options.layouts]:
+            config = plan(options, **changes(text))
+            bares.setdefault(text, []).append(alone(bare_rate, config) if changes(text).keys() & {"compile", "dtype"} else plain)
+            loops.setdefault(text, []).append(loop_rate(config, options.together))
+            print(f"{text or 'loop'}: {loops[text][-1]['loop']:,.0f} tokens/s", file=sys.stderr, flush=True)
+        rows = [_row(options, text, bares[text], loops[text]) for text in loops]
         if options.output:
             _write([*before, {"run": run, "rows": rows}], options.output)
+    print(*map(_line, rows), sep="\n", flush=True)
     return 0
+
+
+def _row(options: argparse.Namespace, text: str, bare: list[float], loop: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the table says of one layout: medians over the rounds."""
+    config = plan(options, **changes(text))
+    about_it = {"backend": options.backend, "model": options.model, "batch": f"{config.batch_size} × {config.seq_len}"}
+    rates = {"bare": statistics.median(bare), "loop": statistics.median(one["loop"] for one in loop)}
+    return {**about_it, "dtype": config.dtype, "with": text, **loop[-1], **rates, "rounds": len(loop)}
 
 
 def changes(text: str) -> dict[str, Any]:

@@ -12,7 +12,6 @@ each: 200 % would be perfect for two.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import pathlib
 import sys
@@ -70,10 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     before = json.loads(stored.read_text()) if stored and stored.is_file() else []
     rows: list[dict[str, Any]] = []
     for text, config in runs(options):
-        about_it = {"backend": options.backend, "model": options.model, "dtype": options.dtype, "seq_len": options.seq_len}
+        about_it = {"backend": options.backend, "model": options.model, "dtype": config.dtype, "seq_len": config.seq_len}
         layout = {"devices": config.devices, "with": text, "batch_size": config.batch_size}
         rate, loss = pace(config)
-        gc.collect()  # of what the next one needs the room
         rows.append({**about_it, **layout, "tokens_per_s": rate, "loss": loss})
         if first:
             print(rows[-1], flush=True)
