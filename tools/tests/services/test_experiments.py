@@ -1,13 +1,16 @@
-"""Runs of a table in processes of their own."""
+"""Runs of a table, and of a comparison, in processes of their own."""
 
 from __future__ import annotations
 
 import json
 
 from rich.console import Console
+from unisono_tools import cli
 from unisono_tools.backends import backend
 from unisono_tools.config import default_backend
-from unisono_tools.experiments import running, tables
+from unisono_tools.experiments import compare, running, tables
+from unisono_tools.experiments.match import FAMILIES, match
+from unisono_tools.experiments.worker import RESULT
 
 
 def test_a_process_does_many_runs_and_another_follows_one_that_failed(tmp_path, text):
@@ -27,3 +30,17 @@ def test_a_process_does_many_runs_and_another_follows_one_that_failed(tmp_path, 
     # memory is told where it is of one run alone: of the first of a process, or where the device forgets
     told = sum(run["peak_bytes"] is not None for run in rows["1-right"])
     assert told == 3 if backend(default_backend()).forget_peak() else 1 <= told < 3
+
+
+def test_models_are_compared_by_several_processes_as_by_one(tmp_path, text, monkeypatch):
+    monkeypatch.setattr(compare, "match", lambda params, vocab: match(100_000, vocab))
+    monkeypatch.setattr("unisono_tools.experiments.match.FAMILIES", {"cram (fixed)": FAMILIES["cram (fixed)"]})
+    argv = ["compare", "--corpus", str(text), "--steps", "2", "--batch_size", "2", "--seq_len", "16", "--backend", "torch", "--seeds", "2"]
+    found = []
+    for jobs, done in ("1", 0), ("2", 2):
+        out = tmp_path / jobs
+        assert cli.main([*argv, "--jobs", jobs, "--out", str(out)]) == 0
+        assert len(list(out.glob(f"*/{RESULT}"))) == done
+        (curve,) = json.loads((out / "compare.json").read_text())["curves"]
+        found.append({name: value for name, value in curve.items() if name != "speed"})
+    assert found[0] == found[1]

@@ -59,6 +59,7 @@ def test_models_see_the_same_tokens_and_are_drawn(backend, command, text, tmp_pa
 
 def test_an_unknown_model_is_refused(refused):
     assert "'lstm' is unknown" in refused("compare", "--models", '["lstm"]')
+    assert "jobs: 0; use a positive number" in refused("compare", "--jobs", "0")
 
 
 @pytest.mark.parametrize("name", FAMILIES)

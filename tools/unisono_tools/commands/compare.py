@@ -24,6 +24,7 @@ def run(
     backend: Literal["torch", "jax"] | None = None,
     models: list[str] | None = None,
     seeds: int = 3,
+    jobs: int = 1,
     out: str = "compare",
 ) -> int:
     """Train one model of each architecture, equal in size, on the same tokens, and draw what came out.
@@ -38,20 +39,20 @@ def run(
         backend: torch or jax; by default what is installed
         models: some of the names that `unisono match` prints; all by default
         seeds: runs of each model, which differ in initial weights and order of the data
+        jobs: runs at once, each in a process of its own
         out: folder of the runs and of the figures; runs that are there already are continued
     """
     console, folder, text = Console(soft_wrap=True, highlight=False), Path(out), load_corpus(corpus)
     chosen = compare.choose(models, number(params))
     if seeds < 1:
         raise InputError(f"seeds: {seeds}; use a positive number of runs")
+    if jobs < 1:
+        raise InputError(f"jobs: {jobs}; use a positive number of processes")
     shared = (steps, batch_size, seq_len, lr, backend)
     runs = {
         name: [compare.plan(name, config, folder, corpus, *shared, seed=seed) for seed in range(seeds)] for name, config in chosen.items()
     }
-    curves = []
-    for name, run in runs.items():
-        console.print(f"[bold]{name}[/]")
-        curves.append(compare.learn(name, run, text))
+    curves = compare.learn(runs, text, jobs, console)
     tokens, repeated = steps * batch_size * seq_len / 1e6, "one seed" if seeds == 1 else f"{seeds} seeds"
     budget = f"{params} parameters, {tokens:.1f}M tokens of {Path(text.name).name}, {repeated}"
     first = {name: each[0] for name, each in runs.items()}

@@ -20,6 +20,7 @@ from unisono_tools.data import Corpus
 from unisono_tools.experiments import figures, ngrams
 from unisono_tools.experiments.inspect import dependency_matrix
 from unisono_tools.experiments.match import FAMILIES, match
+from unisono_tools.experiments.running import pool
 from unisono_tools.train import train
 from unisono_tools.train.checkpoint import model_file
 from unisono_tools.train.logs import NAME as LOG
@@ -99,11 +100,18 @@ def plan(
     )
 
 
-def learn(name: str, runs: list[TrainConfig], text: Corpus) -> Curve:
-    """Train with each seed, or continue what an earlier call began."""
-    for run in runs:
-        train(run, text)
-    return curve(name, runs)
+def learn(runs: dict[str, list[TrainConfig]], text: Corpus, jobs: int, console: Console) -> list[Curve]:
+    """Train each model with each seed, `jobs` runs at once, or continue what an earlier call began."""
+    if jobs > 1:
+        for run in pool([run for each in runs.values() for run in each], jobs):
+            console.print(f"{run.folder.name} has ended")
+    curves = []
+    for name, each in runs.items():
+        console.print(f"[bold]{name}[/]")
+        for run in each:  # those that are whole return at once, and what failed in a process of its own says why
+            train(run, text)
+        curves.append(curve(name, each))
+    return curves
 
 
 def curve(name: str, runs: list[TrainConfig]) -> Curve:

@@ -49,7 +49,7 @@ def run(
     if not active:
         raise InputError(f"rows: {shown(rows)} fits none that is run; {nearest(rows, table.rows)}")
     out.mkdir(parents=True, exist_ok=True)
-    path, deadline = path_of(table, out), time.monotonic() + 60 * minutes if minutes else float("inf")
+    path, deadline = path_of(table, out), time.monotonic() + 60 * minutes if minutes else math.inf
     header = {"table": table.name, "page": tables.page(table), "quick": quick}
     here = origin(options.get("backend"), options.get("device"))
 
@@ -60,7 +60,7 @@ def run(
         write_bytes(path, json.dumps({**header, "about": {"command": command, **made}, "rows": rows}, indent=1).encode())
 
     def phase(runs: list[TrainConfig]) -> None:
-        for done in _pool([run for run in runs if _result(run).get("status") != "done"], jobs, deadline):
+        for done in pool([run for run in runs if _result(run).get("status") != "done"], jobs, deadline):
             found = _result(done)
             console.print(f"{Path(done.out).name}: {found.get('status', 'no result')}, {found.get('score')}")
             write()
@@ -86,7 +86,7 @@ def run(
     return path
 
 
-def _pool(runs: list[TrainConfig], jobs: int, deadline: float) -> Iterator[TrainConfig]:
+def pool(runs: list[TrainConfig], jobs: int, deadline: float = math.inf) -> Iterator[TrainConfig]:
     """Each run once it has ended. One at a time in this process; more in processes of their own, which take one after another."""
     waiting: deque[TrainConfig] = deque()
     for run in runs:
