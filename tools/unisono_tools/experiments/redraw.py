@@ -36,6 +36,12 @@ def _lengths_page(content: Content) -> str:
     return lengths.markdown(content)
 
 
+def _lat_page(content: Content) -> str:
+    from unisono_tools.bench import lat
+
+    return lat.markdown(content)
+
+
 def _lengths(content: Content, path: Path) -> None:
     from unisono_tools.bench import lengths
 
@@ -49,6 +55,7 @@ FIGURES: dict[str, Callable[[Content, Path], object]] = {
     "kernels-h100": report.plot,
     "linear-cpu": lambda content, path: linear.plot(path, _points(content)),
     "lengths-h100": _lengths,
+    "lengths-h200": _lengths,
     "models-h100": _models,
     "scales-infinityformer": lambda content, path: scales.plot(path, content),
 }
@@ -57,7 +64,11 @@ TABLES: dict[str, Callable[[Content], str]] = {
     "linear-cpu": lambda content: linear.markdown(content["run"], _points(content)),
     "clip": clip.markdown,
     "tasks": task_page.markdown,
+    "lat-cpu": _lat_page,
+    "lat-h100": _lat_page,
+    "lat-h200": _lat_page,
     "lengths-h100": _lengths_page,
+    "lengths-h200": _lengths_page,
     "scales-infinityformer": scales.markdown,
 }
 
