@@ -153,7 +153,8 @@ def draw(results: Results, path: Path) -> Path:
         values = [[value for _, value in curve[:points]] for curve in runs]
         x, mean = [at for at, _ in runs[0][:points]], [sum(column) / len(column) for column in zip(*values, strict=True)]
         low, high = ([f(column) for column in zip(*values, strict=True)] for f in (min, max))
-        lines[f"{row['label']}  {mean[-1]:.3f}"] = (x, mean, low, high)
+        scores = [run["score"] for run in counted(row)]
+        lines[f"{row['label']}  {sum(scores) / len(scores):.3f}"] = (x, mean, low, high)
     text = metric == "bits"
     what = f"validation, {_unit(results['rows'], metric)}" if text else f"validation {metric}"
     return figures.curves(path, lines, {}, "training tokens" if text else "training examples", what, page["title"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def look(name: str, number: int = 0) -> dict[str, Any]:
     """Colour and marker of a model or a contestant, by the beginning of its name; by its number where it has none of its own."""
     known = {**MODELS, **CONTESTANTS, **ATTENTIONS}
     found = known.get(name) or next((known[k] for k in sorted(known, key=len, reverse=True) if name.startswith((f"{k},", f"{k}  "))), None)
-    colour, marker = found or (MANY[number % len(MANY)], OTHERS[number // len(MANY) % len(OTHERS)])
+    turn, at = divmod(number, len(MANY))  # neighbours differ in both, those of one colour in the marker
+    colour, marker = found or (MANY[at], OTHERS[(turn + at) % len(OTHERS)])
     return {"color": colour, "marker": marker}
 
 
@@ -112,6 +114,11 @@ def marked(path: str | Path) -> str | None:
 def legend_below(axes: Axes, columns: int) -> None:
     """One legend for all panels, under them, from what the first of them shows."""
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9)
+
+
+def _columns(names: Iterable[str]) -> int:
+    """Of a legend under a figure that is ten inches wide: as many as there is room for."""
+    return max(1, 160 // (7 + max(map(len, names))))
 
 
 @contextlib.contextmanager
@@ -258,11 +265,11 @@ def against(path: str | Path, lines: Mapping[str, Sequence[tuple[float, float]]]
         for number, (name, points) in enumerate(lines.items()):
             axes.plot(*zip(*points, strict=True), **look(name, number), linewidth=1.5, markersize=5, label=name)
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_formatter(lambda n, _: f"{n / 1024:g}Ki" if n >= 1024 else f"{n:g}")
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        axes.figure.legend(loc="outside right upper", fontsize=9)
+        legend_below(axes, _columns(lines))
     return Path(path)
 
 
@@ -275,7 +282,8 @@ def curves(
     title: str,
 ) -> Path:
     """lines: by name, x, y, and the least and the most that y was (or nothing), a shade; baselines: dashed levels."""
-    with figure(path, title, 10, 5.5) as axes:
+    columns = _columns(lines)
+    with figure(path, title, 10, 5 + 0.2 * math.ceil(len(lines) / columns)) as axes:
         for number, (name, (xs, ys, low, high)) in enumerate(lines.items()):
             axes.plot(xs, ys, **look(name, number), linewidth=1.5, markersize=4.5, label=name)
             if len(low):
@@ -295,9 +303,9 @@ def curves(
             )
         ends = [float(line[1][-1]) for line in lines.values()]
         highest = max(float(max(line[1])) for line in lines.values())
-        axes.set_ylim(0.95 * min([*ends, *baselines.values()]), min(1.1 * highest, 2.2 * min(ends)))
+        axes.set_ylim(0.95 * min([*ends, *baselines.values()]), min(1.1 * highest, max(2.2 * min(ends), 1.05 * max(ends))))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        axes.figure.legend(loc="outside right upper", fontsize=9)
+        legend_below(axes, columns)
     return Path(path)
