@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from unisono_spec.contract import InputError
 
 
 def fold(
     step: Callable[..., tuple[Tensor, Any]], inputs: Sequence[Tensor], initial_state: Any, reset: Tensor | None, valid: Tensor | None
 ) -> tuple[Tensor, Any]:
     """inputs [B, T, …]: step(*inputs at t, state, reset at t, valid at t) → outputs [B, T, …], final state."""
+    check_length(inputs[0])
     length = inputs[0].shape[1]
     state, out = initial_state, []
     # unbind, since the gradient of each x[:, t] would be as long as x
@@ -28,3 +30,9 @@ def masked(valid: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
     if valid is None:
         return inputs
     return tuple(torch.where(valid.reshape(*valid.shape, *(1,) * (x.ndim - valid.ndim)), x, 0) for x in inputs)
+
+
+def check_length(x: Tensor) -> None:
+    """Raises InputError where x [B, T, …] has no token."""
+    if x.shape[1] == 0:
+        raise InputError("T is 0; give at least one token")

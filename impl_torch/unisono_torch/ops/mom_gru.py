@@ -24,7 +24,7 @@ from torch import Tensor
 
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import linear, sigmoid, tanh, wide
-from unisono_torch.ops.fold import masked
+from unisono_torch.ops.fold import check_length, masked
 from unisono_torch.ops.mom_gru_loop import Sizes, Weights, loop
 from unisono_torch.ops.precision import exact
 
@@ -122,7 +122,8 @@ def hoisted(
 ) -> tuple[Tensor, State]:
     """The recurrence has no parallel form. This one takes every product with x out of the loop, as one matmul over all T; what is
     left in it depends on h. Its gradient is written out, and keeps one memory in 32 (mom_gru_loop.py), whatever the chunk size."""
-    kernel = by_kernel(implementation, x.device, x.dtype, p) and min(x.shape[:2]) > 0
+    check_length(x)
+    kernel = by_kernel(implementation, x.device, x.dtype, p) and len(x) > 0
     kernel = kernel and (x.shape[1] <= LONGEST or not torch.is_grad_enabled())
     dtype, (banks, slots) = wide(x.dtype), p["memory"].shape[:2]
     x, weights = prepared(x, p, valid)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unisono_torch.ops.dispatch import shorter
+from unisono_torch.ops.fold import check_length
 
 UPPER_CHUNK = 64  # chunks that one chunk of the second level holds
 
@@ -84,6 +85,7 @@ def _weights(
 
 def chunks(x: Tensor, size: int) -> Tensor:
     """[B, T, ...] → [B, N, C, ...], padded by zeros."""
+    check_length(x)
     batch, length = x.shape[:2]
     chunks = (length + size - 1) // size
     padding = chunks * size - length

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
-from unisono_torch.ops.fold import fold, masked
+from unisono_torch.ops.fold import check_length, fold, masked
 from unisono_torch.ops.linear_scan import linear_scan
 from unisono_torch.ops.precision import exact
 from unisono_torch.ops.transforms import transformed
@@ -79,6 +79,7 @@ def parallel(
         from unisono_torch.kernels.selective_scan import selective_scan
 
         return selective_scan(u, dt, A, B, C, D, initial_state, reset, valid)
+    check_length(u)
     dtype = wide(u.dtype)
     u, dt, B, C = (a.to(dtype) for a in masked(valid, u, dt, B, C))
     A, h, out = A.to(dtype), initial_state.to(dtype), []

@@ -17,7 +17,7 @@ from unisono_torch.arrays import readable
 from unisono_torch.ops.compact import segments, take
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
-from unisono_torch.ops.fold import fold, masked
+from unisono_torch.ops.fold import check_length, fold, masked
 from unisono_torch.ops.graphs import capturing
 from unisono_torch.ops.precision import exact
 from unisono_torch.ops.transforms import attention
@@ -73,6 +73,7 @@ def parallel(
     fresh: the caller knows that nothing was read before, which a compiled graph cannot see in the state's values.
     """
     use_triton(implementation, "softmax_attention", v.device, v.dtype)
+    check_length(q)
     keys, values, count = initial_state
     length, capacity, dtype = q.shape[1], keys.shape[1], wide(v.dtype)
     fresh = fresh or (readable(count) and not count.any())
