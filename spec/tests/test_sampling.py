@@ -185,7 +185,9 @@ def test_every_seed_draws(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 7, 2**64 - 1])
 def test_many_numbers_are_those_drawn_one_by_one(seed: int) -> None:
-    found = uniform(seed, 3, 2**32 - 4, 3)
-    for (i, row), value in np.ndenumerate(found):
-        key = np.array([seed, (row << 32) | (2**32 - 4 + i)], dtype=np.uint64)
-        assert value == np.random.Generator(np.random.Philox(key=key)).random()
+    for count in (1, 3):  # few, and more than `FEW`
+        found = uniform(seed, 3, 2**32 - 4, count)
+        assert found.shape == (count, 3)
+        for (i, row), value in np.ndenumerate(found):
+            key = np.array([seed, (row << 32) | (2**32 - 4 + i)], dtype=np.uint64)
+            assert value == np.random.Generator(np.random.Philox(key=key)).random()

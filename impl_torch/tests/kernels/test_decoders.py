@@ -21,14 +21,14 @@ def test_batches_models_and_threads_in_turns(device: str, monkeypatch: pytest.Mo
     widths, batches = (8, 12), (2, 1, 3, 2)
     configs = {width: CRAMConfig(d_model=width, n_layers=1, vocab_size=30) for width in widths}
     alone = {width: made(configs[width], "cpu", implementation="plain")[0] for width in widths}
-    truth = {(width, batch): alone[width].generate(text(5, batch), 5, CUT).tokens for width in widths for batch in set(batches)}
+    truth = {(width, batch): alone[width].generate(text(5, batch), 3, CUT).tokens for width in widths for batch in set(batches)}
     monkeypatch.setattr(decoder, "FEWEST", 1)
     monkeypatch.setattr(decoder, "_serves", lambda model: True)
     models, found = {width: made(configs[width], device)[0] for width in widths}, []
 
     def write(width: int) -> None:
         with torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else contextlib.nullcontext():
-            found.extend(((width, batch), models[width].generate(text(5, batch), 5, CUT).tokens) for batch in batches)
+            found.extend(((width, batch), models[width].generate(text(5, batch), 3, CUT).tokens) for batch in batches)
 
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         list(threads.map(write, 2 * widths))
@@ -72,7 +72,7 @@ def test_tokens_read_one_a_call(name: str, device: str, monkeypatch: pytest.Monk
     assert np.array_equal(np.concatenate(tokens, 1), truth.tokens)
     assert all(torch.equal(state[key], a) for state, copy in states for key, a in copy.items())
     assert decoder._reads[model] == 5
-    assert any(key[0] == "logits" for key in decoder._decoders[model])
+    assert {key[0] for key in decoder._decoders[model]} == {"drawn"}
 
 
 def test_trained_parameters_are_read(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,14 +100,14 @@ def test_trained_parameters_are_read(device: str, monkeypatch: pytest.MonkeyPatc
 def test_what_acts_on_modules_is_no_graph() -> None:
     """Hooks, parametrisations, and modules that wrap those of a model: their steps are taken one by one."""
     models: dict[str, Any] = {name: made(config, "cpu")[0] for name, config in CONFIGS.items()}
-    assert all(decoder._ordinary(model) for model in models.values())
+    assert all(decoder._tensors(model) is not None for model in models.values())
     a, b, c = (models[name] for name in ("fixed", "mamba", "lat"))
     seen = a.head.register_forward_hook(lambda *given: None)
-    assert not decoder._ordinary(a)
+    assert decoder._tensors(a) is None
     seen.remove()
-    assert decoder._ordinary(a)
+    assert decoder._tensors(a) is not None
     torch.nn.utils.parametrizations.weight_norm(b.layers[0].mixer.in_proj)
-    assert not decoder._ordinary(b)
+    assert decoder._tensors(b) is None
 
     class Adapted(torch.nn.Module):
         def __init__(self, inner: torch.nn.Module) -> None:
@@ -115,4 +115,4 @@ def test_what_acts_on_modules_is_no_graph() -> None:
             self.inner, self.weight = inner, inner.weight
 
     c.layers[0].ffn.up = Adapted(c.layers[0].ffn.up)
-    assert not decoder._ordinary(c)
+    assert decoder._tensors(c) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from unisono_torch import create
 from unisono_torch.arrays import numpy_state, to_numpy
 from unisono_torch.decoding import Decoder
 from unisono_torch.kernels.decode import attention
-from unisono_torch.kernels.decode.project import Finish
+from unisono_torch.kernels.decode.project import MOST, Finish, projected
 from unisono_torch.kernels.registry import interpreted
 
 ASKED = ("P15",) if interpreted() else ("P1", "P3", "P9", "P10", "P15", "P16")
@@ -41,20 +43,41 @@ def test_linear_attention(device: str) -> None:
     assert verdict.holds, verdict.failed
 
 
+@pytest.mark.parametrize(("norm", "act"), [("rms", "none"), ("layer", "gelu"), ("none", "gelu_tanh"), ("layer", "relu"), ("rms", "swiglu"),
+                                           ("layer", "gated_gelu"), ("none", "glu")])  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_sequences_as_few(norm: str, act: str, dtype: torch.dtype, device: str) -> None:
+    """By matrix products and by kernels that read a row of weights once: the same numbers, but for the order of sums."""
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    x, weight, second, residual = drawn(MOST + 3, 12), drawn(10, 12) / 4, drawn(10, 12) / 4, drawn(MOST + 3, 10)
+    how: dict[str, Any] = {"bias": drawn(10), "act": act, "norm": (norm, drawn(12), drawn(12), 1e-5)}
+    if act in ("swiglu", "gated_gelu", "glu"):
+        how |= {"second": second, "second_bias": drawn(10)}
+    many = projected(x, weight, residual=residual, **how)
+    few = torch.cat([projected(x[rows], weight, residual=residual[rows], **how) for rows in (slice(MOST), slice(MOST, None))])
+    limit = numerics.rounding("float32", 2**6) + (numerics.rounding("bfloat16", 2**3) if dtype == torch.bfloat16 else 0)
+    judge.same(many.double().cpu(), few.double().cpu(), limit)
+
+
 NARROW: dict[str, Config] = {"mamba": MambaConfig(d_model=8, n_layers=2, vocab_size=30, d_state=4)}
 
 
+@pytest.mark.parametrize("batch", [1, MOST + 1])
 @pytest.mark.parametrize("name", NARROW)
-def test_steps_in_bfloat16(name: str, device: str) -> None:
+def test_steps_in_bfloat16(name: str, batch: int, device: str) -> None:
     """Tiles of a state so small that several warps hold them: one that stored before another had loaded made texts of Mamba wrong."""
     config, random = NARROW[name], np.random.default_rng(3)
     initial = init_params(config, seed=3).items()
     params = {n: numerics.representable(p + 0.1 * random.standard_normal(p.shape), "bfloat16") for n, p in initial}
     model = create(config, params, dtype="bfloat16", device=device)
-    tokens = torch.from_numpy(random.integers(0, 30, (1, 3 if interpreted() else 60)))
+    tokens = torch.from_numpy(random.integers(0, 30, (batch, 3 if interpreted() else 60)))
     with torch.no_grad():
-        before = model.init_state(1, 64)
-        decoder = Decoder(model, before, "logits")
+        before = model.init_state(batch, 64)
+        decoder = Decoder(model, before, "greedy")
         for key, own in decoder.state.items():
             own.copy_(before[key])
         logits = [decoder.one(token).clone() for token in tokens.to(device).T]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import threading
 import weakref
 from collections.abc import Callable
@@ -30,15 +31,15 @@ KEPT = 4  # decoders of a model; each holds a state, and a graph's memory
 FEWEST = 8  # ids for which a graph is worth making: that takes as long as a hundred steps without one
 
 _decoders: weakref.WeakKeyDictionary[Model, collections.OrderedDict] = weakref.WeakKeyDictionary()
-_reads: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()  # tokens read one a call
+_reads: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()  # ids that were asked for
 _lock = threading.Lock()
 
 Follow = Callable[..., tuple[np.ndarray, np.ndarray, "State"] | None]
 
 
 class Decoder:
-    """Steps of `model` for states like `state`; kind: how ids are chosen, "greedy" or "drawn", or "logits", where they are not.
-    penalised: under a repetition penalty, for which `seen` [B, V] holds the ids of each text.
+    """Steps of `model` for states like `state`; kind: how ids are chosen, "greedy" or "drawn". penalised: under a repetition penalty,
+    for which `seen` [B, V] holds the ids of each text.
 
     It depends on the model's parameters where they are in memory now. Calls may come from several streams, one after another.
 
@@ -60,7 +61,8 @@ class Decoder:
             self.seen = new((batch, model.config.vocab_size), dtype=torch.bool) if penalised else None  # pyright: ignore[reportAttributeAccessIssue]
             self.held = Held()
             self.state, self.one = self._stepper(model, state)
-            self.graph = self._captured() if device.type == "cuda" else None
+            self.graph = self._captured(self._step) if device.type == "cuda" else None
+            self.fresh = self._captured(self.held.refresh) if device.type == "cuda" and self.held else None
 
     def _stepper(self, model: Model, state: State) -> tuple[State, Callable[[Tensor], Tensor]]:
         made = fused(model, state, self.held)
@@ -78,40 +80,40 @@ class Decoder:
         return own, one
 
     def _step(self) -> None:
-        logits = self.one(self.token)
-        if self.kind == "logits":
-            self.logits = logits
-            return
-        if self.kind == "greedy" and self.seen is None and logits.dtype != torch.float64 and available(self.device):
+        logits, kernels, wrong = self.one(self.token), available(self.device), None
+        if self.seen is not None:
+            logits, wrong = law.penalised(logits, self.seen, self.penalty)
+        into = self.number, self.ids, self.ties, self.trouble, self.token
+        if kernels and self.kind == "drawn":
+            from unisono_torch.kernels.decode.draw import draw
+
+            draw(logits, self.u, self.temperature, self.top_k, self.top_p, *into)
+        elif kernels and logits.dtype != torch.float64:
             from unisono_torch.kernels.decode.choose import choose
 
-            choose(logits, self.number, self.ids, self.ties, self.trouble, self.token)
+            choose(logits, *into)
         else:
             at = self.number[None]
-            u, wrong = self.u.index_select(0, at)[0], None
-            if self.seen is not None:
-                logits, wrong = law.penalised(logits, self.seen, self.penalty)
             if self.kind == "greedy":
                 ids, ties, bad = law.greedy(logits)
             else:
-                ids, ties, bad = law.drawn(logits, u, self.temperature, self.top_k, self.top_p)
-            if self.seen is not None and wrong is not None:
-                bad = wrong
-                self.seen.scatter_(1, ids[:, None].clamp(max=self.seen.shape[1] - 1), True)
-            for rows, row in ((self.ids, ids), (self.ties, ties), (self.trouble, bad.int())):
+                ids, ties, bad = law.drawn(logits, self.u.index_select(0, at)[0], self.temperature, self.top_k, self.top_p)
+            for rows, row in ((self.ids, ids), (self.ties, ties), (self.trouble, (bad if wrong is None else wrong).int())):
                 rows.index_copy_(0, at, row[None])
             self.token.copy_(ids)
+        if self.seen is not None:
+            self.seen.scatter_(1, self.token[:, None].clamp(max=self.seen.shape[1] - 1), True)
         self.number += 1
 
-    def _captured(self) -> torch.cuda.CUDAGraph:
+    def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # once without a graph, in which libraries could not set themselves up
-            self._step()
+            work()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._step()
+            work()
         return graph
 
     @torch.no_grad()
@@ -124,7 +126,14 @@ class Decoder:
         """
         ids, ties = np.empty((len(first), count), np.int64), np.empty((len(first), count), bool)
         with _on(self.device):
-            self._begin(torch.from_numpy(first), state)
+            if self.left is not None:
+                torch.cuda.current_stream().wait_event(self.left)
+            if self.fresh is None:
+                self.held.refresh()
+            else:
+                self.fresh.replay()
+            copied(self.state, state)
+            self.token.copy_(torch.from_numpy(first))
             if self.kind == "drawn":
                 self.temperature.fill_(sampling.temperature)
                 self.top_p.fill_(sampling.top_p)
@@ -148,25 +157,10 @@ class Decoder:
                     raise InputError(trouble(int(bad[at].max() if 1 not in bad[at] else 1), number + start + at))
             return ids, ties, self._ended(state)
 
-    @torch.no_grad()
-    def read(self, token: Tensor, state: State) -> tuple[Tensor, State]:
-        """One token [B]: its logits [B, V], and the state after it."""
-        with _on(self.device):
-            self._begin(token, state)
-            self.advance()
-            return self.logits.clone(), self._ended(state)
-
-    def _begin(self, token: Tensor, state: State) -> None:
-        if self.left is not None:
-            torch.cuda.current_stream().wait_event(self.left)
-        self.held.refresh()
-        for name, own in self.state.items():
-            own.copy_(state[name])
-        self.token.copy_(token)
-
     def _ended(self, like: State) -> State:
         """Copies of the state, in the dtypes of `like`."""
-        copies = {name: own.to(like[name].dtype, copy=True) for name, own in self.state.items()}
+        copies = {name: torch.empty(own.shape, dtype=like[name].dtype, device=own.device) for name, own in self.state.items()}
+        copied(copies, self.state)
         self.left = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
         return copies
 
@@ -178,48 +172,60 @@ class Decoder:
             self._step()
 
 
+def copied(to: State, given: State) -> None:
+    """`to` becomes `given`, in a launch for each pair of dtypes."""
+    for kinds in {(own.dtype, given[name].dtype) for name, own in to.items()}:
+        names = [name for name, own in to.items() if (own.dtype, given[name].dtype) == kinds]
+        torch._foreach_copy_([to[name] for name in names], [given[name] for name in names])  # pyright: ignore[reportPrivateImportUsage]
+
+
 def follower(model: Model) -> Follow | None:
     """What generates all ids after the first; None where a step at a time is what there is."""
     return (lambda *given: follow(model, *given)) if _serves(model) else None
 
 
 def _serves(model: Model) -> bool:
-    """Whether steps of it can be a graph here and now."""
+    """Whether steps of it can be a graph here and now, if they are what its parameters say."""
     if model.device.type != "cuda" or transformed() or torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
         return False
-    if getattr(model.config, "compress_every", 0):  # a singular value decomposition waits for the host
-        return False
-    return _ordinary(model)
+    return not getattr(model.config, "compress_every", 0)  # a singular value decomposition waits for the host
 
 
-def _ordinary(model: Model) -> bool:
-    """Whether a step is what its parameters say, and no hook, adapter, parametrisation, shard or quantised weight acts in it."""
-    for module in model.modules():
-        foreign = not type(module).__module__.startswith(("unisono_torch.", "torch.nn.modules."))
-        if foreign or module._forward_hooks or module._forward_pre_hooks:
-            return False
-    return all(type(p) in (nn.Parameter, Tensor) for p in model.parameters())
+def _tensors(model: Model) -> tuple[Tensor, ...] | None:
+    """Its parameters and buffers; None where a hook, adapter, parametrisation, shard or quantised weight acts in a step.
+
+    One walk of our own, since each call of `generate` asks: PyTorch's take a millisecond for a hundred layers.
+    """
+    found: list[Tensor | None] = []
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is None:
+            continue
+        if _foreign(type(module)) or module._forward_hooks or module._forward_pre_hooks:
+            return None
+        found.extend(module._parameters.values())
+        found.extend(module._buffers.values())
+        waiting.extend(module._modules.values())
+    held = tuple(a for a in found if a is not None)
+    return held if all(type(a) in (nn.Parameter, Tensor) for a in held) else None
+
+
+@functools.cache
+def _foreign(kind: type) -> bool:
+    return not kind.__module__.startswith(("unisono_torch.", "torch.nn.modules."))
 
 
 def follow(
     model: Model, first: np.ndarray, state: State, sampling: Sampling, number: int, count: int, seen: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, State] | None:
-    """As `Decoder.run`, by a decoder that is kept; None where none is, and so few ids are worth none."""
+    """As `Decoder.run`, by a decoder that is kept; None where none is, and so few ids, in all calls, are worth none."""
     if not len(first) or _ends_within(model, state, count):
         return None  # a step at a time says where it ends, and reads no rows as well
     with _lock:
-        decoder = _decoder(model, state, "greedy" if sampling.temperature == 0 else "drawn", count, seen is not None)
+        _reads[model] = asked = _reads.get(model, 0) + count
+        decoder = _decoder(model, state, "greedy" if sampling.temperature == 0 else "drawn", asked, seen is not None)
         return None if decoder is None else decoder.run(first, state, sampling, number, count, seen)
-
-
-def read_one(model: Model, token: Tensor, state: State) -> tuple[Tensor, State] | None:
-    """`Model.step` of evaluation by a decoder that is kept, once there have been some calls; None before, and where there can be none."""
-    if not len(token) or not _serves(model) or _ends_within(model, state, 1):
-        return None
-    with _lock:
-        _reads[model] = _reads.get(model, 0) + 1
-        decoder = _decoder(model, state, "logits", _reads[model])
-        return None if decoder is None else decoder.read(token, state)
 
 
 def _ends_within(model: Model, state: State, count: int) -> bool:
@@ -230,7 +236,10 @@ def _ends_within(model: Model, state: State, count: int) -> bool:
 def _decoder(model: Model, state: State, kind: str, count: int, penalised: bool = False) -> Decoder | None:
     key = kind, penalised, tuple((name, a.shape, a.dtype) for name, a in state.items())
     key = *key, model.implementation, model.dtype, model.compute_dtype
-    key = *key, tuple((p.data_ptr(), p.dtype) for p in (*model.parameters(), *model.buffers()))
+    tensors = _tensors(model)
+    if tensors is None:
+        return None
+    key = *key, tuple((a.data_ptr(), a.dtype) for a in tensors)
     kept = _decoders.setdefault(model, collections.OrderedDict())
     if key not in kept:
         if count < FEWEST:

@@ -124,9 +124,14 @@ def _mamba_block(block: Any, norm: nn.Module | None, conv: Tensor, ssm: Tensor, 
     from unisono_torch.kernels.decode import scans
 
     own = {name: p.detach() for name, p in block.named_parameters()}
-    into = parts.linear(block.in_proj, norm, conv=(own["conv1d.weight"], own.get("conv1d.bias"), conv))
-    inner, finish = parts.held.cast(block.x_proj.weight, parts.dtype), parts.finish(block.out_proj, 1)
-    return lambda x, residual=None: scans.mamba_step(into(x), ssm, own, inner, finish, residual)
+    convolution, chosen = (own["conv1d.weight"], own.get("conv1d.bias"), conv), parts.held.cast(block.x_proj.weight, parts.dtype)
+    into, finish = parts.linear(block.in_proj, norm, conv=convolution, then=chosen), parts.finish(block.out_proj, 0)
+
+    def step(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        uz, part = into(x)
+        return scans.mamba_step(uz, part, ssm, own, finish, residual)
+
+    return step
 
 
 def _s4d(model: Any, state: State, parts: Parts) -> Step:

@@ -24,6 +24,9 @@ class Held:
     def __init__(self) -> None:
         self._made: list[tuple[Tensor, Callable[[], Tensor]]] = []
 
+    def __bool__(self) -> bool:
+        return bool(self._made)
+
     def __call__(self, make: Callable[[], Tensor]) -> Tensor:
         found = make().clone()
         self._made.append((found, make))
@@ -54,10 +57,10 @@ class Parts:
         return ("rms", weight, None, norm.eps) if isinstance(norm, RMSNorm) else ("layer", weight, norm.bias.detach(), 0.0)
 
     def linear(
-        self, layer: Linear | Any, norm: nn.Module | None = None, act: str = "none", weight: Tensor | None = None, conv: Any = None
-    ) -> Callable[..., Tensor]:
+        self, layer: Linear | Any, norm: nn.Module | None = None, act: str = "none", weight: Tensor | None = None, **more: Any
+    ) -> Callable[..., Any]:
         """x [B, in] and perhaps a residual → [B, out]. With "gated_gelu" and "glu", the two halves of the rows are the two products.
-        beside: another product of the same norm."""
+        beside: another product of the same norm. more: as `projected` takes it."""
         from unisono_torch.kernels.decode.project import projected
 
         before = self.norm(norm)
@@ -67,7 +70,7 @@ class Parts:
             (w, w2), (b, b2) = w.chunk(2), (None, None) if b is None else b.chunk(2)
         else:
             w2 = b2 = None
-        how: dict[str, Any] = {"second": w2, "second_bias": b2, "norm": before, "act": act, "conv": conv}
+        how: dict[str, Any] = {"second": w2, "second_bias": b2, "norm": before, "act": act, **more}
         return lambda x, residual=None, beside=None: projected(x, w, b, residual=residual, beside=beside, **how)
 
     def finish(self, layer: Linear | Any, owners: int, alone: bool = False) -> Finish:

@@ -18,7 +18,7 @@ from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import GREEDY, Sampling
 
 from unisono_torch.arrays import DTYPES, check_device, from_numpy, numpy_params, owned, readable
-from unisono_torch.decoding import follower, read_one
+from unisono_torch.decoding import follower
 from unisono_torch.layers.reading import Marks, Mask, Reading, Training
 from unisono_torch.ops.dispatch import check_implementation
 from unisono_torch.ops.precision import autocast_dtype, uncast
@@ -177,7 +177,7 @@ class Model(nn.Module):
         assert ids is not None
         self._check(ids, state, None, mask)
         if mask is None and ids.shape[1] == 1:
-            logits, state = read_one(self, ids[:, 0], state) or self._decoded(ids[:, 0], state)
+            logits, state = self._decoded(ids[:, 0], state)
         else:
             end = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
             latest = end if mask is None else end - mask.flip(1).int().argmax(1)

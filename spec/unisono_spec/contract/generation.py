@@ -71,7 +71,10 @@ def generate(
         raise InputError(f"valid: row {int(valid.any(1).argmin())} has no token that counts; give each row one at least")
     check_fits(9 * len(prompt) * count, f"max_new_tokens: {count}", "generate fewer at once, and go on from what is returned")
     marks = _seen(config, prompt, valid, seen) if sampling.repetition_penalty != 1 else None
-    logits, state = _prompted(last, prompt, begin(state, len(prompt), prompt.shape[1] + count), valid)
+    state = begin(state, len(prompt), prompt.shape[1] + count)
+    if prompt.shape[1] == 1 and count and follow is not None and (found := follow(prompt[:, 0], state, sampling, number, count, marks)):
+        return _found(*found, number, marks)
+    logits, state = _prompted(last, prompt, state, valid)
     ids, ties = np.empty((len(prompt), count), np.int64), np.empty((len(prompt), count), bool)
     for n in range(count):
         if n:
@@ -81,10 +84,14 @@ def generate(
             np.put_along_axis(marks, ids[:, n, None], True, 1)
         if n == 0 and count > 1 and follow is not None and (found := follow(ids[:, 0], state, sampling, number + 1, count - 1, marks)):
             ids[:, 1:], ties[:, 1:], state = found
-            if marks is not None:
-                np.put_along_axis(marks, ids, True, 1)
             break
-    return Generated(ids, ties, state, number + count, marks)
+    return _found(ids, ties, state, number, marks)
+
+
+def _found(ids: np.ndarray, ties: np.ndarray, state: Any, number: int, marks: np.ndarray | None) -> Generated:
+    if marks is not None:
+        np.put_along_axis(marks, ids, True, 1)
+    return Generated(ids, ties, state, number + ids.shape[1], marks)
 
 
 def _seen(config: Config, prompt: np.ndarray, valid: np.ndarray | None, before: np.ndarray | None) -> np.ndarray:

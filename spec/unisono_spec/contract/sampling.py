@@ -17,6 +17,7 @@ from unisono_spec.contract.errors import InputError, shown
 
 # Logits closer than this share of their spread may swap order between float32 backends.
 NEAR_TIE = 1e-5
+FEW = 8  # random numbers that NumPy draws sooner one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,8 @@ def uniform(seed: int, rows: int, n_generated: int, count: int) -> np.ndarray:
 
     Philox4x64-10 under the key (seed, row · 2³² + number), at the counter that NumPy's begins with.
     """
+    if rows * count <= FEW:
+        return np.array([[_uniform(seed, row, n_generated + i) for row in range(rows)] for i in range(count)]).reshape(count, rows)
     number = np.arange(n_generated, n_generated + count, dtype=np.uint64)[:, None]
     key = [np.uint64(seed), (np.arange(rows, dtype=np.uint64) << np.uint64(32)) | number]
     a, b, c, d = (np.full((count, rows), value, np.uint64) for value in (1, 0, 0, 0))
@@ -113,6 +116,10 @@ def uniform(seed: int, rows: int, n_generated: int, count: int) -> np.ndarray:
             a, b, c, d = high_c ^ b ^ key[0], low_c, high_a ^ d ^ key[1], low_a
             key = [key[0] + np.uint64(0x9E3779B97F4A7C15), key[1] + np.uint64(0xBB67AE8584CAA73B)]
     return (a >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _uniform(seed: int, row: int, number: int) -> float:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, (row << 32) | number], dtype=np.uint64))).random()
 
 
 def _product(a: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
@@ -147,8 +154,7 @@ def _draw(z: np.ndarray, sampling: Sampling, row: int, n_generated: int) -> tupl
         before[0] = -np.inf  # the best stays
         few, p, many = (np.where(before >= enough + by, 0, p) for by in (-NEAR_TIE, 0, NEAR_TIE))
     cdf = np.cumsum(p)
-    key = np.array([sampling.seed, (row << 32) | n_generated], dtype=np.uint64)
-    u = np.random.Generator(np.random.Philox(key=key)).random()
+    u = _uniform(sampling.seed, row, n_generated)
     rank = int(min(np.searchsorted(cdf, u * cdf[-1], side="right"), np.count_nonzero(p) - 1))
     return int(order[rank]), _turns(z[order], rank, u, few, many)
 

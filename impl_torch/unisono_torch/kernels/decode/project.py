@@ -14,7 +14,6 @@ weights, which nobody writes, then wait for its results.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from unisono_torch.kernels import barrier
 from unisono_torch.kernels.gelu import share, sigmoid
 from unisono_torch.kernels.registry import interpreted
-from unisono_torch.ops.elementwise import LAYER_NORM_EPS, gelu, gelu_tanh, layer_norm, rms_norm, silu
+from unisono_torch.ops.elementwise import LAYER_NORM_EPS
 
 MOST = 8  # sequences; more are a matter of matrix products
 LONGEST = 8192  # of a row of W
@@ -35,7 +34,6 @@ FINISHING = 200  # programs that wait for others of their launch, about
 NORMS = {"none": 0, "rms": 1, "layer": 2}
 # activations of one product, then those of two
 ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "swiglu": 4, "gated_gelu": 5, "glu": 6}
-PAIRED = ("swiglu", "gated_gelu", "glu")
 LOG2E = tl.constexpr(1.4426950408889634)
 LAYER_EPS = tl.constexpr(LAYER_NORM_EPS)
 
@@ -131,6 +129,55 @@ def normed(x, k, K: tl.constexpr, gain, shift, NORM: tl.constexpr, EPS: tl.const
 
 
 @triton.jit
+def activated(y, gate, ACT: tl.constexpr, TYPE: tl.constexpr):
+    """What ACTIVATIONS[…] = ACT makes of a product, and of a second one, both float32 and rounded to TYPE."""
+    if ACT == 1:
+        y = exact_gelu(y)
+    if ACT == 2:
+        y = y * sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
+    if ACT == 3:
+        y = tl.maximum(y, 0.0)
+    if ACT == 4:
+        y = (y * sigmoid(y)).to(TYPE).to(tl.float32) * gate
+    if ACT == 5:
+        y = exact_gelu((y * sigmoid(gate).to(TYPE).to(tl.float32)).to(TYPE).to(tl.float32))
+    if ACT == 6:
+        y = y * sigmoid(gate).to(TYPE).to(tl.float32)
+    return y
+
+
+@triton.jit
+def norm_rows(
+    x, gain, shift, out, x_row, K: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, TYPE: tl.constexpr, COLUMNS: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """out [B, K]: the norm of x [B, K]."""
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, COLUMNS)
+    ready(EARLY)
+    given = tl.load(x + row * x_row + k, mask=k < K, other=0.0).to(tl.float32)
+    tl.store(out + row * K + k, normed(given, k, K, gain, shift, NORM, EPS, TYPE).to(TYPE), mask=k < K)
+
+
+@triton.jit
+def activate(
+    y, gate, residual, out, SIZE, ACT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """out: what `activated` makes of y and gate, and residual; SIZE numbers each."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    ready(EARLY)
+    own = tl.load(y + i, mask=i < SIZE, other=0.0).to(tl.float32)
+    other = own
+    if ACT >= 4:
+        other = tl.load(gate + i, mask=i < SIZE, other=0.0).to(tl.float32)
+    found = activated(own, other, ACT, TYPE).to(TYPE)
+    if HAS_RESIDUAL:
+        found = (found.to(tl.float32) + tl.load(residual + i, mask=i < SIZE, other=0.0).to(tl.float32)).to(TYPE)
+    tl.store(out + i, found, mask=i < SIZE)
+
+
+@triton.jit
 def convolved(y, n, state, weight, bias, mask, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, TYPE: tl.constexpr):
     """SiLU of channels n of the convolution at the token y, float32; weight [D, 1, TAPS], state [TAPS − 1, D], which moves on."""
     total = y * tl.load(weight + n * TAPS + TAPS - 1, mask=mask, other=0.0).to(tl.float32)
@@ -178,13 +225,15 @@ def _beside(
 
 @triton.jit
 def project(
-    x, W, W2, bias, bias2, gain, shift, residual, out, conv, conv_weight, conv_bias, beside, beside_bias, beside_out, N, x_row, out_row,
-    MORE: tl.constexpr, PROGRAMS: tl.constexpr, K: tl.constexpr, BATCH: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
-    ACT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
-    CONV_BIAS: tl.constexpr, TYPE: tl.constexpr, EARLY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, W, W2, bias, bias2, gain, shift, residual, out, conv, conv_weight, conv_bias, then, part, beside, beside_bias, beside_out, N, x_row,
+    out_row, THEN: tl.constexpr, BT: tl.constexpr, PARTS: tl.constexpr, MORE: tl.constexpr, PROGRAMS: tl.constexpr, K: tl.constexpr,
+    BATCH: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, ACT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    CHANNELS: tl.constexpr, TAPS: tl.constexpr, CONV_BIAS: tl.constexpr, TYPE: tl.constexpr, EARLY: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """x [BATCH, K], W and W2 [N, K] → out [BATCH, N]; residual as out. The first CHANNELS rows go through a convolution. The programs from
-    PROGRAMS on: MORE rows of another product of the same norm, `_beside`."""
+    """x [BATCH, K], W and W2 [N, K] → out [BATCH, N]; residual as out. The first CHANNELS rows go through a convolution, and each program's
+    part of them through its columns of then [THEN, CHANNELS] to part [BATCH, PARTS, THEN]. The programs from PROGRAMS on: MORE rows of
+    another product of the same norm, `_beside`."""
     if MORE > 0 and tl.program_id(0) >= PROGRAMS:
         _beside(
             tl.program_id(0) - PROGRAMS, x, beside, beside_bias, beside_out, gain, shift, x_row, K, BATCH, MORE, NORM, EPS, TYPE, EARLY,
@@ -198,6 +247,9 @@ def project(
         w = tl.load(W + at, mask=inside, other=0.0)
         if ACT >= 4:
             w2 = tl.load(W2 + at, mask=inside, other=0.0)
+        j = tl.arange(0, BT)
+        if THEN > 0:
+            chosen = tl.load(then + j[:, None] * CHANNELS + n[None, :], mask=(j < THEN)[:, None] & (n < CHANNELS)[None, :], other=0.0)
         ready(EARLY)
         for row in tl.static_range(BATCH):
             given = tl.load(x + row * x_row + k, mask=k < K, other=0.0).to(tl.float32)
@@ -206,28 +258,21 @@ def project(
             if HAS_BIAS:
                 y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
             y = y.to(TYPE).to(tl.float32)
-            if ACT == 1:
-                y = exact_gelu(y)
-            if ACT == 2:
-                y = y * sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
-            if ACT == 3:
-                y = tl.maximum(y, 0.0)
+            gate = y
             if ACT >= 4:
                 gate = tl.sum(w2.to(tl.float32) * given, 1)
                 if HAS_BIAS:
                     gate += tl.load(bias2 + n, mask=n < N, other=0.0).to(tl.float32)
                 gate = gate.to(TYPE).to(tl.float32)
-                if ACT == 4:
-                    y = (y * sigmoid(y)).to(TYPE).to(tl.float32) * gate
-                if ACT == 5:
-                    y = exact_gelu((y * sigmoid(gate).to(TYPE).to(tl.float32)).to(TYPE).to(tl.float32))
-                if ACT == 6:
-                    y = y * sigmoid(gate).to(TYPE).to(tl.float32)
+            y = activated(y, gate, ACT, TYPE)
             if CHANNELS > 0:
                 own = conv + row * (TAPS - 1) * CHANNELS
                 through = convolved(y, n, own, conv_weight, conv_bias, n < CHANNELS, CHANNELS, TAPS, CONV_BIAS, TYPE)
                 y = tl.where(n < CHANNELS, through, y)
             y = y.to(TYPE)
+            if THEN > 0 and tl.program_id(0) < PARTS:
+                product = tl.sum(chosen.to(tl.float32) * y.to(tl.float32)[None, :], 1)
+                tl.store(part + (row * PARTS + tl.program_id(0)) * THEN + j, product, mask=j < THEN)
             if HAS_RESIDUAL:
                 y = (y.to(tl.float32) + tl.load(residual + row * out_row + n, mask=n < N, other=0.0).to(tl.float32)).to(TYPE)
             tl.store(out + row * out_row + n, y, mask=n < N)
@@ -312,33 +357,39 @@ def projected(
     act: str = "none",
     residual: Tensor | None = None,
     conv: Convolution | None = None,
+    then: Tensor | None = None,
     beside: tuple[Tensor, Tensor, Tensor] | None = None,
-) -> Tensor:
+) -> Any:
     """x [B, K], weight [N, K] and, where `act` takes two products, second [N, K] → [B, N], in weight's dtype.
 
     residual [B, N]: what the result is added to. conv: the first C of
-    N go through SiLU of this convolution, whose state moves on. beside: weight and bias in float32, and where their product goes.
+    N go through SiLU of this convolution, whose state moves on. then [J, C]: a product with those; the result is a pair, of which the
+    second is parts of it [B, ·, J], to be summed. beside: weight and bias in float32, and where their product goes.
     """
     (batch, k), n = x.shape, weight.shape[0]
     if batch > MOST or k > LONGEST:
         if beside is not None:
             more, more_bias, to = beside
             to.copy_(_by_matmul(x, more, more_bias, None, None, norm, weight.dtype, "none", None, None))
-        return _by_matmul(x, weight, bias, second, second_bias, norm, weight.dtype, act, residual, conv)
+        y = _by_matmul(x, weight, bias, second, second_bias, norm, weight.dtype, act, residual, conv)
+        return y if then is None else (y, F.linear(y[:, : then.shape[1]], then)[:, None])
     out = weight.new_empty((batch, n))
     kind, gain, shift, eps = norm
     conv_weight, conv_bias, state = (None, None, None) if conv is None else conv
     rows = rows_of(n, k, second is not None)
     more, more_bias, to = beside or (None, None, None)
     programs, rest = triton.cdiv(n, rows), 0 if more is None else len(more)
+    wide, parts = (0, 1) if then is None else (len(then), triton.cdiv(then.shape[1], rows))
+    part = None if then is None else out.new_empty((batch, parts, wide), dtype=torch.float32)
     project[(programs + triton.cdiv(rest, rows),)](
-        x, weight, second, bias, second_bias, gain, shift, residual, out, state, conv_weight, conv_bias, more, more_bias, to, n,
-        x.stride(0), n, MORE=rest, PROGRAMS=programs, K=k, BATCH=batch, NORM=NORMS[kind], EPS=eps, ACT=ACTIVATIONS[act],
-        HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, CHANNELS=0 if conv_weight is None else conv_weight.shape[0],
-        TAPS=1 if conv_weight is None else conv_weight.shape[-1], CONV_BIAS=conv_bias is not None, TYPE=_type(weight.dtype), ROWS=rows,
-        COLUMNS=triton.next_power_of_2(k), num_warps=4, **launch(x.device),
+        x, weight, second, bias, second_bias, gain, shift, residual, out, state, conv_weight, conv_bias, then, part, more, more_bias, to, n,
+        x.stride(0), n, THEN=wide, BT=triton.next_power_of_2(max(wide, 1)), PARTS=parts, MORE=rest, PROGRAMS=programs, K=k, BATCH=batch,
+        NORM=NORMS[kind], EPS=eps, ACT=ACTIVATIONS[act], HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
+        CHANNELS=0 if conv_weight is None else conv_weight.shape[0], TAPS=1 if conv_weight is None else conv_weight.shape[-1],
+        CONV_BIAS=conv_bias is not None, TYPE=_type(weight.dtype), ROWS=rows, COLUMNS=triton.next_power_of_2(k), num_warps=4,
+        **launch(x.device),
     )  # fmt: skip
-    return out
+    return out if then is None else (out, part)
 
 
 def _type(dtype: torch.dtype) -> Any:
@@ -352,27 +403,30 @@ def _by_matmul(
     second: Tensor | None,
     second_bias: Tensor | None,
     norm: Norm,
-    normed: torch.dtype,
+    dtype: torch.dtype,
     act: str,
     residual: Tensor | None,
     conv: Convolution | None,
 ) -> Tensor:
+    """As `projected`, by matrix products; the norm is rounded to `dtype`. With a convolution there is no activation."""
     kind, gain, shift, eps = norm
     if kind != "none":
-        assert gain is not None
-        x = (rms_norm(x, gain, eps) if shift is None else layer_norm(x, gain, shift)).to(normed)
+        given, k = x, x.shape[1]
+        x = torch.empty(given.shape, dtype=dtype, device=given.device)
+        norm_rows[(len(x),)](
+            given, gain, shift, x, given.stride(0), K=k, NORM=NORMS[kind], EPS=eps, TYPE=_type(dtype), COLUMNS=triton.next_power_of_2(k),
+            num_warps=4, **launch(x.device),
+        )  # fmt: skip
     x = x.to(weight.dtype)
     y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
-    if second is not None:
-        gate = F.linear(x, second, None if second_bias is None else second_bias.to(x.dtype))
-        pairs: dict[str, Callable[[Any, Any], Tensor]] = {
-            "swiglu": lambda a, b: silu(a) * b,
-            "gated_gelu": lambda a, b: gelu(a * b.sigmoid()),
-            "glu": lambda a, b: a * b.sigmoid(),
-        }
-        y = pairs[act](y, gate)
-    elif act != "none":
-        y = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": torch.relu}[act](y)
+    gate = None if second is None else F.linear(x, second, None if second_bias is None else second_bias.to(x.dtype))
+    if act != "none":
+        out = torch.empty_like(y)
+        activate[(triton.cdiv(y.numel(), 1024),)](
+            y, gate, residual, out, y.numel(), ACT=ACTIVATIONS[act], HAS_RESIDUAL=residual is not None, TYPE=_type(y.dtype), BLOCK=1024,
+            num_warps=4, **launch(y.device),
+        )  # fmt: skip
+        return out
     if conv is not None:
         conv_weight, conv_bias, state = conv
         d, taps = conv_weight.shape[0], conv_weight.shape[-1]
