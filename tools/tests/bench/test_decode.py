@@ -22,13 +22,13 @@ def test_a_floor_is_what_must_move() -> None:
 
 
 def test_rows_stand_beside_their_transformer() -> None:
-    row = {"batch": 1, "context": 1024, "parameters": 10**6, "floor_bytes": 3e6}
+    row = {"batch": 1, "context": 1024, "parameters": 10**6, "floor_bytes": 3e6, "layers": 6, "kernels": 30.0}
     rows = [
-        {**row, "model": "lat", "twin": "transformer", "graph_us": 2.0, "step_us": 1000.0},
+        {**row, "model": "lat", "twin": "transformer", "graph_us": 2.0, "step_us": 1000.0, "one_us": 400.0, "drawn_us": 3.0},
         {**row, "model": "transformer", "graph_us": 5.0},
         {**row, "model": "transformer", "context": 2048, "note": "a state of 99 GB"},
     ]
     page = decode.markdown({"run": {}, "ceilings": {"copy_bytes_per_s": 3e12}, "rows": rows})
-    assert "| lat | 1.0M | 1 | 1,024 | 1,000 | 2 | 50% | 2.50 |" in page
-    assert "| transformer | 1.0M | 1 | 1,024 | – | 5 | 20% | – |" in page
-    assert "| transformer | 1.0M | 1 | 2,048 | – | a state of 99 GB | | |" in page
+    assert "| lat | 1.0M | 1 | 1,024 | 1,000 | 400 | 3 | 2 | 30 / 6 | 50% | 2.50 |" in page
+    assert "| transformer | 1.0M | 1 | 1,024 | – | – | – | 5 | 30 / 6 | 20% | – |" in page
+    assert "| transformer | 1.0M | 1 | 2,048 | – | – | – | a state of 99 GB | | | |" in page

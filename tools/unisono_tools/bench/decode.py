@@ -2,8 +2,9 @@
 
 python -m unisono_tools.bench.decode --output docs/results/decode-h200      # writes .json and .md
 
-Contexts are set, not read: states are zeros, at the position that so many tokens would have left. A token is greedy. Beside each model a
-Transformer with as many parameters (`unisono match`), by the same kind of graph.
+Contexts are set, not read: states are zeros, at the position that so many tokens would have left. A token is greedy, and at the first
+context drawn, too (top_k, top_p), and one a call. Beside each model a Transformer with as many parameters (`unisono match`), by the same
+kind of graph.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 import unisono_torch
 from unisono_spec.contract import Config, count_params, preset
 from unisono_spec.contract.base import ANY
+from unisono_spec.contract.sampling import Sampling
 from unisono_torch.decoding import Decoder
 
 from unisono_tools.bench import report
@@ -35,6 +37,8 @@ LARGE, LARGE_CONTEXTS = 256, (1 << 10, 1 << 15)
 ROOM = 1024  # tokens that a cache holds beyond its context
 MEMORY = 60e9  # bytes of state, at most
 BASE = "transformer-base"
+DRAWN = Sampling(0.8, top_k=50, top_p=0.95, seed=1)
+WARM_UP = 10  # ids one a call, after which a decoder is kept
 Row = dict[str, Any]
 
 
@@ -72,6 +76,27 @@ def graph_us(decoder: Decoder, steps: int) -> float:
     return statistics.median(times)
 
 
+def one_us(model: Any, state: dict[str, torch.Tensor], calls: int) -> float:
+    """The median of calls of `generate` for one id each, which take the state and hand it out."""
+    token, number, times = np.zeros((1, 1), np.int64), 0, []
+    for _ in range(calls + WARM_UP):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        found = model.generate(token, 1, DRAWN, state, number)
+        times.append(1e6 * (time.perf_counter() - begin))
+        token, state, number = found.tokens, found.state, found.n_generated
+    return statistics.median(times[WARM_UP:])
+
+
+def kernels(decoder: Decoder, steps: int = 10) -> float:
+    """Of a token."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        for _ in range(steps):
+            decoder.advance()
+        torch.cuda.synchronize()
+    return sum(each.count for each in seen.key_averages() if each.device_time_total) / steps
+
+
 def twin(config: Config) -> tuple[str, Config]:
     """The Transformer of its size, by name."""
     count, base = count_params(config), preset(BASE)
@@ -91,22 +116,27 @@ def drawn(config: Config) -> Any:
 
 
 def measure(name: str, model: Any, batch: int, context: int, before: bool) -> Row:
-    row: Row = {"model": name, "parameters": count_params(model.config), "batch": batch, "context": context}
+    config = model.config
+    row: Row = {"model": name, "parameters": count_params(config), "layers": config.n_layers, "batch": batch, "context": context}
     with torch.no_grad():
-        numbers = sum(math.prod(s.shape) for s in model.config.states(context + ROOM).values())
+        numbers = sum(math.prod(s.shape) for s in config.states(context + ROOM).values())
         if 4 * batch * numbers > MEMORY:
             return {**row, "note": f"a state of {4e-9 * batch * numbers:.0f} GB"}
         state = state_at(model, batch, context)
         size = sum(a.nbytes for a in state.values())
         row["state_bytes"] = size
         if before:
-            row["step_us"] = steps_us(model, state, 12)
+            row["step_us"], row["one_us"] = steps_us(model, state, 12), one_us(model, state, 12)
+            decoder = Decoder(model, state, "drawn")
+            for setting, value in ((decoder.temperature, DRAWN.temperature), (decoder.top_k, DRAWN.top_k), (decoder.top_p, DRAWN.top_p)):
+                setting.fill_(value)
+            row["drawn_us"] = graph_us(decoder, 50)
         decoder = Decoder(model, state, "greedy")
         for key, own in decoder.state.items():
             own.copy_(state[key])
         state.clear()
-        row["floor_bytes"] = floor_bytes(model.config, decoder.state, context)
-        row["graph_us"] = graph_us(decoder, 50)
+        row["floor_bytes"] = floor_bytes(config, decoder.state, context)
+        row["graph_us"], row["kernels"] = graph_us(decoder, 50), kernels(decoder)
     return row
 
 
@@ -122,23 +152,27 @@ def markdown(result: dict[str, Any]) -> str:
     lines = ["# Decoding on a GPU", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
     lines += [
         "- bfloat16, parameters too; microseconds a token of the whole batch, the choice of its id included; step: `Model.step` and a",
-        "  choice on the host; graph: what `generate` replays. Contexts are set, not read. Ratios: to a Transformer of as many parameters.",
+        f"  choice on the host; graph: what `generate` replays, greedy; drawn: that, with top_k {DRAWN.top_k} and top_p {DRAWN.top_p};",
+        "  one a call: `generate` of one id, drawn, whose state is handed out and in. Contexts are set, not read. Ratios: to a Transformer",
+        "  of as many parameters. kernels: of a token, by the profiler.",
         f"- floor: weights and caches read once, states read and written, at a copy's {rate / 1e12:.2f} TB/s",
         "",
-        "| model | parameters | batch | context | step µs | graph µs | of floor | × its Transformer |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | parameters | batch | context | step µs | one a call µs | drawn µs | graph µs | kernels / layers | of floor | "
+        "× its Transformer |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     found = {(row["model"], row["batch"], row["context"]): row.get("graph_us") for row in result["rows"]}
     for row in result["rows"]:
         start = f"| {row['model']} | {row['parameters'] / 1e6:.1f}M | {row['batch']} | {row['context']:,} |"
         if "graph_us" not in row:
-            lines.append(f"{start} – | {row['note']} | | |")
+            lines.append(f"{start} – | – | – | {row['note']} | | | |")
             continue
-        step = f"{row['step_us']:,.0f}" if "step_us" in row else "–"
+        dear = " | ".join(f"{row[each]:,.0f}" if each in row else "–" for each in ("step_us", "one_us", "drawn_us"))
         base = found.get((row.get("twin"), row["batch"], row["context"]))
         ratio = f"{base / row['graph_us']:.2f}" if base else "–"
         share = row["floor_bytes"] / rate / (1e-6 * row["graph_us"])
-        lines.append(f"{start} {step} | {row['graph_us']:,.0f} | {share:.0%} | {ratio} |")
+        launched = f"{row['kernels']:.0f} / {row['layers']}"
+        lines.append(f"{start} {dear} | {row['graph_us']:,.0f} | {launched} | {share:.0%} | {ratio} |")
     return "\n".join(lines) + "\n"
 
 
