@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.sampling import GREEDY
+from unisono_torch import load
 from unisono_torch.decoding import Decoder, decoder
 
 from .test_decoding import CONFIGS, CUT, WARM, made, text
@@ -95,6 +98,19 @@ def test_trained_parameters_are_read(device: str, monkeypatch: pytest.MonkeyPatc
     model.double()
     alone.double()
     agree()
+
+
+def test_models_with_decoders_are_copied_and_saved(device: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(decoder, "FEWEST", 1)
+    monkeypatch.setattr(decoder, "_serves", lambda model: True)
+    model, _ = made(CONFIGS["fixed"], device)
+    tokens = model.generate(text(3), 3).tokens
+    assert decoder._decoders[model]
+    other = copy.deepcopy(model)
+    assert other not in decoder._decoders
+    model.save(tmp_path / "model.safetensors")
+    for again in (other, load(tmp_path / "model.safetensors", device=device)):
+        assert np.array_equal(again.generate(text(3), 3).tokens, tokens)
 
 
 def test_what_acts_on_modules_is_no_graph() -> None:

@@ -86,12 +86,13 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) 
         out = parts.finish(mixer.out, 0)
         return lambda x, rotaries: scans.conv_step(into(x), state[0], weight, bias, out, x)
     normed = getattr(mixer, "head_norm", None)
-    finish = parts.finish(mixer.out, len(state[0]) * mixer.heads, alone=normed is not None)
+    # programs that wait for those of softmax attention cost more than a launch of their own
+    alone = normed is not None or mixer.kind == "softmax"
+    finish, out = parts.finish(mixer.out, len(state[0]) * mixer.heads, alone), parts.linear(mixer.out)
     qkv, width = parts.linear(mixer.qkv, block.mixer_norm), mixer.width
     if mixer.kind == "linear":
         tau = None if mixer.tau is None else mixer.tau.detach()
         S, z = state
-        out = parts.linear(mixer.out)
 
         def linear(x: Tensor, rotaries: dict) -> Tensor:
             o = attention.linear_step(qkv(x), S, z, width, mixer.feature_map, tau, rotaries.get(width), finish, x)
@@ -100,8 +101,10 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) 
             return out(normed(o.unflatten(-1, (mixer.heads, -1))).flatten(-2).to(o.dtype), x)
 
         return linear
-    op, (keys, values) = attention.window_step if mixer.kind == "window" else attention.softmax_step, state
-    return lambda x, rotaries: op(qkv(x), keys, values, position, rotaries.get(width), finish, x)
+    keys, values = state
+    if mixer.kind == "window":
+        return lambda x, rotaries: attention.window_step(qkv(x), keys, values, position, rotaries.get(width), finish, x)
+    return lambda x, rotaries: out(attention.softmax_step(qkv(x), keys, values, position, rotaries.get(width), finish, None), x)
 
 
 def _mamba(model: Any, state: State, parts: Parts) -> Step:
@@ -124,14 +127,9 @@ def _mamba_block(block: Any, norm: nn.Module | None, conv: Tensor, ssm: Tensor, 
     from unisono_torch.kernels.decode import scans
 
     own = {name: p.detach() for name, p in block.named_parameters()}
-    convolution, chosen = (own["conv1d.weight"], own.get("conv1d.bias"), conv), parts.held.cast(block.x_proj.weight, parts.dtype)
-    into, finish = parts.linear(block.in_proj, norm, conv=convolution, then=chosen), parts.finish(block.out_proj, 0)
-
-    def step(x: Tensor, residual: Tensor | None = None) -> Tensor:
-        uz, part = into(x)
-        return scans.mamba_step(uz, part, ssm, own, finish, residual)
-
-    return step
+    into = parts.linear(block.in_proj, norm, conv=(own["conv1d.weight"], own.get("conv1d.bias"), conv))
+    inner, finish = parts.held.cast(block.x_proj.weight, parts.dtype), parts.finish(block.out_proj, 1)
+    return lambda x, residual=None: scans.mamba_step(into(x), ssm, own, inner, finish, residual)
 
 
 def _s4d(model: Any, state: State, parts: Parts) -> Step:

@@ -57,10 +57,10 @@ class Parts:
         return ("rms", weight, None, norm.eps) if isinstance(norm, RMSNorm) else ("layer", weight, norm.bias.detach(), 0.0)
 
     def linear(
-        self, layer: Linear | Any, norm: nn.Module | None = None, act: str = "none", weight: Tensor | None = None, **more: Any
-    ) -> Callable[..., Any]:
+        self, layer: Linear | Any, norm: nn.Module | None = None, act: str = "none", weight: Tensor | None = None, conv: Any = None
+    ) -> Callable[..., Tensor]:
         """x [B, in] and perhaps a residual → [B, out]. With "gated_gelu" and "glu", the two halves of the rows are the two products.
-        beside: another product of the same norm. more: as `projected` takes it."""
+        beside: another product of the same norm."""
         from unisono_torch.kernels.decode.project import projected
 
         before = self.norm(norm)
@@ -70,7 +70,7 @@ class Parts:
             (w, w2), (b, b2) = w.chunk(2), (None, None) if b is None else b.chunk(2)
         else:
             w2 = b2 = None
-        how: dict[str, Any] = {"second": w2, "second_bias": b2, "norm": before, "act": act, **more}
+        how: dict[str, Any] = {"second": w2, "second_bias": b2, "norm": before, "act": act, "conv": conv}
         return lambda x, residual=None, beside=None: projected(x, w, b, residual=residual, beside=beside, **how)
 
     def finish(self, layer: Linear | Any, owners: int, alone: bool = False) -> Finish:

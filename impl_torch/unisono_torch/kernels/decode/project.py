@@ -225,15 +225,13 @@ def _beside(
 
 @triton.jit
 def project(
-    x, W, W2, bias, bias2, gain, shift, residual, out, conv, conv_weight, conv_bias, then, part, beside, beside_bias, beside_out, N, x_row,
-    out_row, THEN: tl.constexpr, BT: tl.constexpr, PARTS: tl.constexpr, MORE: tl.constexpr, PROGRAMS: tl.constexpr, K: tl.constexpr,
-    BATCH: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, ACT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    CHANNELS: tl.constexpr, TAPS: tl.constexpr, CONV_BIAS: tl.constexpr, TYPE: tl.constexpr, EARLY: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    x, W, W2, bias, bias2, gain, shift, residual, out, conv, conv_weight, conv_bias, beside, beside_bias, beside_out, N, x_row, out_row,
+    MORE: tl.constexpr, PROGRAMS: tl.constexpr, K: tl.constexpr, BATCH: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
+    ACT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
+    CONV_BIAS: tl.constexpr, TYPE: tl.constexpr, EARLY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """x [BATCH, K], W and W2 [N, K] → out [BATCH, N]; residual as out. The first CHANNELS rows go through a convolution, and each program's
-    part of them through its columns of then [THEN, CHANNELS] to part [BATCH, PARTS, THEN]. The programs from PROGRAMS on: MORE rows of
-    another product of the same norm, `_beside`."""
+    """x [BATCH, K], W and W2 [N, K] → out [BATCH, N]; residual as out. The first CHANNELS rows go through a convolution. The programs from
+    PROGRAMS on: MORE rows of another product of the same norm, `_beside`."""
     if MORE > 0 and tl.program_id(0) >= PROGRAMS:
         _beside(
             tl.program_id(0) - PROGRAMS, x, beside, beside_bias, beside_out, gain, shift, x_row, K, BATCH, MORE, NORM, EPS, TYPE, EARLY,
@@ -247,9 +245,6 @@ def project(
         w = tl.load(W + at, mask=inside, other=0.0)
         if ACT >= 4:
             w2 = tl.load(W2 + at, mask=inside, other=0.0)
-        j = tl.arange(0, BT)
-        if THEN > 0:
-            chosen = tl.load(then + j[:, None] * CHANNELS + n[None, :], mask=(j < THEN)[:, None] & (n < CHANNELS)[None, :], other=0.0)
         ready(EARLY)
         for row in tl.static_range(BATCH):
             given = tl.load(x + row * x_row + k, mask=k < K, other=0.0).to(tl.float32)
@@ -270,9 +265,6 @@ def project(
                 through = convolved(y, n, own, conv_weight, conv_bias, n < CHANNELS, CHANNELS, TAPS, CONV_BIAS, TYPE)
                 y = tl.where(n < CHANNELS, through, y)
             y = y.to(TYPE)
-            if THEN > 0 and tl.program_id(0) < PARTS:
-                product = tl.sum(chosen.to(tl.float32) * y.to(tl.float32)[None, :], 1)
-                tl.store(part + (row * PARTS + tl.program_id(0)) * THEN + j, product, mask=j < THEN)
             if HAS_RESIDUAL:
                 y = (y.to(tl.float32) + tl.load(residual + row * out_row + n, mask=n < N, other=0.0).to(tl.float32)).to(TYPE)
             tl.store(out + row * out_row + n, y, mask=n < N)
@@ -357,39 +349,33 @@ def projected(
     act: str = "none",
     residual: Tensor | None = None,
     conv: Convolution | None = None,
-    then: Tensor | None = None,
     beside: tuple[Tensor, Tensor, Tensor] | None = None,
-) -> Any:
+) -> Tensor:
     """x [B, K], weight [N, K] and, where `act` takes two products, second [N, K] → [B, N], in weight's dtype.
 
     residual [B, N]: what the result is added to. conv: the first C of
-    N go through SiLU of this convolution, whose state moves on. then [J, C]: a product with those; the result is a pair, of which the
-    second is parts of it [B, ·, J], to be summed. beside: weight and bias in float32, and where their product goes.
+    N go through SiLU of this convolution, whose state moves on. beside: weight and bias in float32, and where their product goes.
     """
     (batch, k), n = x.shape, weight.shape[0]
     if batch > MOST or k > LONGEST:
         if beside is not None:
             more, more_bias, to = beside
             to.copy_(_by_matmul(x, more, more_bias, None, None, norm, weight.dtype, "none", None, None))
-        y = _by_matmul(x, weight, bias, second, second_bias, norm, weight.dtype, act, residual, conv)
-        return y if then is None else (y, F.linear(y[:, : then.shape[1]], then)[:, None])
+        return _by_matmul(x, weight, bias, second, second_bias, norm, weight.dtype, act, residual, conv)
     out = weight.new_empty((batch, n))
     kind, gain, shift, eps = norm
     conv_weight, conv_bias, state = (None, None, None) if conv is None else conv
     rows = rows_of(n, k, second is not None)
     more, more_bias, to = beside or (None, None, None)
     programs, rest = triton.cdiv(n, rows), 0 if more is None else len(more)
-    wide, parts = (0, 1) if then is None else (len(then), triton.cdiv(then.shape[1], rows))
-    part = None if then is None else out.new_empty((batch, parts, wide), dtype=torch.float32)
     project[(programs + triton.cdiv(rest, rows),)](
-        x, weight, second, bias, second_bias, gain, shift, residual, out, state, conv_weight, conv_bias, then, part, more, more_bias, to, n,
-        x.stride(0), n, THEN=wide, BT=triton.next_power_of_2(max(wide, 1)), PARTS=parts, MORE=rest, PROGRAMS=programs, K=k, BATCH=batch,
-        NORM=NORMS[kind], EPS=eps, ACT=ACTIVATIONS[act], HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
-        CHANNELS=0 if conv_weight is None else conv_weight.shape[0], TAPS=1 if conv_weight is None else conv_weight.shape[-1],
-        CONV_BIAS=conv_bias is not None, TYPE=_type(weight.dtype), ROWS=rows, COLUMNS=triton.next_power_of_2(k), num_warps=4,
-        **launch(x.device),
+        x, weight, second, bias, second_bias, gain, shift, residual, out, state, conv_weight, conv_bias, more, more_bias, to, n,
+        x.stride(0), n, MORE=rest, PROGRAMS=programs, K=k, BATCH=batch, NORM=NORMS[kind], EPS=eps, ACT=ACTIVATIONS[act],
+        HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, CHANNELS=0 if conv_weight is None else conv_weight.shape[0],
+        TAPS=1 if conv_weight is None else conv_weight.shape[-1], CONV_BIAS=conv_bias is not None, TYPE=_type(weight.dtype), ROWS=rows,
+        COLUMNS=triton.next_power_of_2(k), num_warps=4, **launch(x.device),
     )  # fmt: skip
-    return out if then is None else (out, part)
+    return out
 
 
 def _type(dtype: torch.dtype) -> Any:
