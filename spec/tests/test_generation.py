@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,3 +98,43 @@ def test_bad_arguments_are_named_with_a_remedy() -> None:
         given: dict[str, Any] = {"prompt": prompt, "max_new_tokens": 2, **arguments}
         with pytest.raises(InputError, match=message):
             model.generate(**given)
+
+
+@pytest.mark.parametrize("law", [WARM, Sampling(1.5, seed=7, repetition_penalty=1.3)])
+def test_who_follows_is_asked_as_early_as_can_be(law: Sampling) -> None:
+    """For the ids after the first, and for the first where the prompt is one token; where it refuses, a step at a time is right."""
+    case, variant = CASES[0]
+    model, prompt = made(case, variant)
+    before, asked = model.generate(prompt, 1, law), []
+
+    def last(tokens: np.ndarray, state: Any, valid: np.ndarray | None) -> tuple[np.ndarray, Any]:
+        logits, state = model.forward(tokens, state)
+        return logits[:, -1], state
+
+    def follow(refuses: bool, ids: np.ndarray, state: Any, law: Sampling, number: int, count: int, seen: np.ndarray | None) -> Any:
+        asked.append((number, count))
+        if refuses:
+            return None
+        found = model.generate(ids[:, None], count, law, state, number, seen=seen)
+        return found.tokens, found.near_ties, found.state
+
+    for given, how in ((prompt, {}), (before.tokens, {"state": before.state, "n_generated": 1, "seen": before.seen})):
+        true = model.generate(given, 4, law, **how)
+        for refuses in (False, True):
+            found = generation.generate(
+                model.config,
+                lambda state, batch, more: model.init_state(batch, 64) if state is None else state,
+                last,
+                given,
+                4,
+                law,
+                how.get("state"),
+                how.get("n_generated", 0),
+                None,
+                how.get("seen"),
+                partial(follow, refuses),
+            )
+            assert np.array_equal(found.tokens, true.tokens)
+            assert found.n_generated == true.n_generated
+            assert (found.seen is None and true.seen is None) or np.array_equal(found.seen, true.seen)
+    assert asked == [(1, 3), (1, 3), (1, 4), (1, 4), (2, 3)]
