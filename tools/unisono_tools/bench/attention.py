@@ -41,6 +41,11 @@ SUITES = {
         Case(1, 40, 1, 16, "float32", scales=2),
     ],
 }
+TOLD = (
+    "fla and jax-linear-attention are given φ(q) and φ(k), whose making is no part of their time; fla's based makes its own. The latter",
+    "of the two is timed by the host's clock, all input sets in one call, the others by events. Of several scales its time is that of",
+    "one recurrence, taken as many times, and of PyTorch's sum with the gates; its errors are the recurrence's. Retention has no gate.",
+)
 PAIRS = (("forward_ms", "both_ms", ".3f"), ("host_forward_ms", "host_both_ms", ".3f"), ("error_o", "error_gradient", ".1e"))
 
 
@@ -52,7 +57,8 @@ def sources() -> str:
     return digest.hexdigest()[:12]
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: dict[str, Any], picture: str = "") -> str:
+    """picture: the file of the plot by length, if there is one."""
     lines = ["# Linear attention: kernels beside their peers", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
     rate = result["ceilings"]["copy_bytes_per_s"]
     lines += [
@@ -61,6 +67,8 @@ def markdown(result: dict[str, Any]) -> str:
         "Medians, device time. Errors: ‖a − exact‖ / ‖exact‖ against what each computes, in float64: of o and the worst gradient. × ours: "
         "its time over ours. Peak: what both ways take beyond the inputs; in all: with these, over inputs and outputs.",
     ]
+    if any(case["tabled"] for case in result["cases"]):
+        lines += ["", *TOLD]
     for case in result["cases"]:
         if not case["tabled"]:
             continue
@@ -99,6 +107,7 @@ def markdown(result: dict[str, Any]) -> str:
                 for a, b, form in PAIRS:
                     cells.append("–" if row.get(a) is None else f"{row[a]:{form}} / {row[b]:{form}}")
             lines.append(f"| {case['name']} | {floor[0]:.3f} / {sum(floor):.3f} | {' | '.join(cells)} |")
+        lines += ["", f"![time against the length of a sequence, with the floor]({picture})"] * bool(picture)
     return "\n".join(lines) + "\n"
 
 
@@ -119,8 +128,10 @@ def plot(path: Path, result: dict[str, Any]) -> None:
                 xscale="log",
                 yscale="log",
                 title=f"{title}, ms",
-                xlabel=f"tokens a sequence ({cases[0]['batch'] * cases[0]['length']} in all)",
+                xlabel=f"tokens a sequence ({cases[0]['batch'] * cases[0]['length']:,} in all)",
             )
+            axes.set_xticks([case["length"] for case in cases], [f"{case['length']:,}" for case in cases], fontsize=8)
+            axes.minorticks_off()
         figures.legend_below(panels[0], len(names) + 1)
 
 
@@ -189,7 +200,8 @@ def _one(case: Case, result: dict[str, Any], device: str, repeats: int, patience
         else:
             made["missing"][name] = row
             print(f"  {name}: {row}", flush=True)
-        report.keep(output, result, markdown(result))
+        picture = f"{output.name}.png" if output and not case.tabled else ""
+        report.keep(output, result, markdown(result, picture))
 
 
 if __name__ == "__main__":

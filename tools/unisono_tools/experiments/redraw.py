@@ -24,6 +24,13 @@ def _attention(content: Content, path: Path) -> None:
     attention.plot(path, content)
 
 
+def _attention_page(content: Content) -> str:
+    from unisono_tools.bench import attention
+
+    plotted = any(not case["tabled"] for case in content["cases"])
+    return attention.markdown(content, "kernels-attention-lengths-h200.png" if plotted else "")
+
+
 def _models(content: Content, path: Path) -> None:
     from unisono_tools.bench import models
 
@@ -51,7 +58,7 @@ def _lengths(content: Content, path: Path) -> None:
 # by the name of the file of numbers
 FIGURES: dict[str, Callable[[Content, Path], object]] = {
     "compare-1m": compare.plot,
-    "kernels-attention-lengths-h100": _attention,
+    "kernels-attention-lengths-h200": _attention,
     "kernels-h100": report.plot,
     "linear-cpu": lambda content, path: linear.plot(path, _points(content)),
     "lengths-h100": _lengths,
@@ -61,6 +68,8 @@ FIGURES: dict[str, Callable[[Content, Path], object]] = {
 }
 TABLES: dict[str, Callable[[Content], str]] = {
     "kernels-h100": report.markdown,
+    "kernels-attention-h200": _attention_page,
+    "kernels-attention-lengths-h200": _attention_page,
     "linear-cpu": lambda content: linear.markdown(content["run"], _points(content)),
     "clip": clip.markdown,
     "tasks": task_page.markdown,

@@ -274,6 +274,7 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
     dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out = _backward_fake(*given)
     if do.numel() == 0:
         return dq, dk, dv, dq_norm, dk_norm, dlog_decay.zero_(), dweight.zero_(), S_out.copy_(dS), z_out.copy_(dz)
+    del dk, dv  # made again once the states are gone: both at once would be the most that this takes
     call = _Call(q, k, v, q_norm, k_norm, log_decay, weight, reset, valid, do)
     kept, kept_z, _ = call.states(S.contiguous(), z.contiguous(), torch.empty_like(S_out), torch.empty_like(z_out))
     padded = call.segments * call.span
@@ -288,6 +289,8 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
         }  # fmt: skip
         call.launch_on_hopper("of_queries", given)
         after, after_z, through = call.states(dS.contiguous(), dz.contiguous(), S_out, z_out, (back, back_z), kept_for)
+        del given, kept, kept_z, kept_for
+        dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
         given = {
             "dS": after, "dz": after_z, "shares": shares, "lost": lost, "dk": dk, "dv": dv, "fades": sent, "FADES": fades,
         }  # fmt: skip
@@ -306,6 +309,8 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
     }  # fmt: skip
     call.launch(backward.of_queries, -(-call.K // call.cut.columns), given)
     after, after_z, through = call.states(dS.contiguous(), dz.contiguous(), S_out, z_out, (back, back_z), kept_for)
+    del given, kept, kept_z, kept_for
+    dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
     blocks = -(-max(call.K, call.V) // call.cut.columns)
     sent = None if not fades else call.empty(blocks, *shape, padded)
     head = None if not fades else call.empty(blocks, *shape, call.segments * call.cut.blocks)
