@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 import torch
+from unisono_conformance import judge, numerics
 from unisono_spec.contract import count_params, preset
-from unisono_tools.bench import models, tune
+from unisono_tools.bench import lat, lengths, models, tune
 from unisono_tools.experiments.match import nearest
 
 
@@ -54,3 +57,32 @@ def test_what_the_tuner_tries():
     assert list(tune.candidates(tune.FIELDS["multiscale"], 64, {"chunk": [64], "columns": [64], "warps": [4], "registers": [168]})) == [
         {"chunk": 64, "blocks": 2, "columns": 64, "warps": 4, "state_warps": 4, "stages": 2, "registers": 168}
     ]
+
+
+def test_exponents_are_those_of_powers():
+    """From FITTED tokens on alone; a kind with one point there has none."""
+    rows = [
+        {"model": "a", "kind": "training", "length": n, "seconds": 1e-3 if n < 1 << 14 else 1e-9 * n**1.5, "peak": 3.0 * n}
+        for n in (1 << 10, 1 << 14, 1 << 15, 1 << 16)
+    ]
+    rows.append({"model": "a", "kind": "reading", "length": 1 << 16, "seconds": 1.0, "peak": 1.0})
+    found = lengths.exponents([*rows, {"model": "a", "kind": "reading", "length": 1 << 17, "ended": "out of memory"}])
+    assert list(found["a"]) == ["training"]
+    judge.same(np.array([found["a"]["training"][what] for what in ("seconds", "peak")]), np.array([1.5, 1.0]),
+               limit=numerics.rounding("float64", 2**10))  # fmt: skip
+    page = lengths.markdown({"run": {}, "rows": [*rows, {"model": "a", "kind": "reading", "length": 1 << 17, "ended": "out of memory"}]})
+    assert "| a | 1.50 | 1.00 | – | – |" in page
+    assert "not run: out of memory" in page
+
+
+def test_lat_is_timed_with_each_number_of_threads(monkeypatch, tmp_path):
+    monkeypatch.setattr(lat, "CONFIG", preset("lat-1m", d_model=16, n_layers=1, head_width=8, qk_width=8))
+    monkeypatch.setattr(lat, "LENGTHS", (32, 64))
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    assert lat.main(["--threads", "1", "2", "--dtypes", "float32", "--repeats", "1", "--output", str(tmp_path / "lat")]) == 0
+    assert chosen == [1, 2]
+    content = json.loads((tmp_path / "lat.json").read_text())
+    assert [row["what"].split()[0] for row in content["rows"]] == 2 * ["reading", "training", "generating"]
+    assert all(row["tokens_a_second"] > 0 for row in content["rows"])
+    assert (tmp_path / "lat.md").read_text() == lat.markdown(content)

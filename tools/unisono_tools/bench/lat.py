@@ -50,8 +50,8 @@ def measure(device: str, dtype: str, repeats: int) -> list[Row]:
 
     rows: list[Row] = []
     for what, call, number in (
-        ("reading 1,024", read, 1024),
-        ("training step of 1,024", lambda: train(1, 1024), 1024),
+        (f"reading {LENGTHS[0]:,}", read, LENGTHS[0]),
+        (f"training step of {LENGTHS[0]:,}", lambda: train(1, LENGTHS[0]), LENGTHS[0]),
         ("generating", write, 32),
     ):
         speed = number / _seconds(call, device, repeats)
