@@ -138,8 +138,12 @@ def test_what_a_task_does_not_go_with(task, refused, command, tmp_path):
     assert "did you mean 'mqar'" in refused("train", "--config", path, "--data.task", "mqarr")
 
 
-# tasks of data sets, small: what differs from their defaults, and a model that reads them
+# other tasks, small: what differs from their defaults, and a model that reads them
 SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "copying": ({"longest": 4, "test": [5]}, {}),
+    "listops": ({"max_depth": 3, "max_args": 3, "min_length": 3, "max_length": 12}, {}),
+    "phonebook": ({"train": [3], "test": [4]}, {}),
+    "pathfinder": ({}, {}),
     "text": ({"bytes": 16}, {}),
     "image": ({"side": 4}, {}),
     "retrieval": ({"bytes": 16}, {"vocab_size": 257, "code_bits": 9}),
@@ -150,7 +154,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.usefixtures("small_sets")
 @pytest.mark.parametrize("name", SMALL)
-def test_a_data_set_is_learned_from(backend, name, tiny, command):
+def test_a_task_is_learned_from(backend, name, tiny, command):
     options, overrides = SMALL[name]
     data = DataChoice(task=name, task_options=options, eval_examples=8)
     config = tiny(backend=backend, overrides={"n_layers": 1, **overrides}, data=data, steps=2, eval_every=2, dtype="float64")
