@@ -39,6 +39,8 @@ MODELS = {
     "cram-plus": ("#332288", "h"),
     "lat": ("#44AA99", ">"),
     "linear transformer": ("#999933", "*"),
+    "attention after a convolution": ("#661100", "p"),
+    "lat after a convolution": (SKY, "d"),
 }
 OTHERS = ("p", "h", "d", "1", "2")  # markers of what has no look of its own
 DTYPES = {"float64": "#000000", "float32": BLUE, "bfloat16": VERMILION, "float16": GREEN}
