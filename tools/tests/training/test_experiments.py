@@ -181,7 +181,7 @@ def test_results_of_several_calls_become_one(two_tasks, command, refused, tmp_pa
 
 def test_runs_come_in_the_order_of_the_patterns_and_the_first_seed_before_the_others(two_tasks, tmp_path, monkeypatch):
     done = []
-    monkeypatch.setattr(running, "_pool", lambda runs, jobs, deadline: done.extend(Path(run.out).name for run in runs) or iter(()))
+    monkeypatch.setattr(running, "pool", lambda runs, jobs, deadline: done.extend(Path(run.out).name for run in runs) or iter(()))
     for rate in (0.001, 0.01):
         for name in ("0-printed", "1-decay"):
             folder = tables.plan(tables.load(str(two_tasks)), f"{name}.text", 0, rate, tmp_path).folder
