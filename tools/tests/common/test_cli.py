@@ -207,6 +207,8 @@ def test_a_dry_run_says_what_would_be(command, refused, text, tmp_path):
 
 def test_half_a_surrogate_pair(refused, model):
     assert "half a surrogate pair" in refused("generate", model, "--prompt", "a\ud800", "--backend", "numpy")
+    # what Python makes of é where the locale is not UTF-8
+    assert "PYTHONUTF8=1" in refused("generate", model, "--prompt", "\udcc3\udca9", "--backend", "numpy")
 
 
 @pytest.mark.parametrize("stop", [["zz"], ["b c"], ["c", "b"], ["d e", "e f"], ["f"], ["ab cd", "b cx"]])

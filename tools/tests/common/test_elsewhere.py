@@ -47,8 +47,11 @@ def test_the_command_says_so(refused, text, tiny, made, tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("num_train_epochs: 3\n")
     assert "num_train_epochs: no such argument; here it is --epochs" in refused("train", "--config", config)
-    config.write_text("training: {fp16: true}\n")
     assert "did you mean" in refused("train", "--stepps", 3)
+    assert "did you mean '--model.preset'" in refused("train", "--preset", "lat-1m")
+    assert "did you mean '--data.order'" in refused("train", "--order=streamed")
+    config.write_text("preset: lat-1m\n")
+    assert "did you mean 'model.preset'" in refused("train", "--config", config)
     assert "here it is --optimizer.lr (if learning_rate is meant)" in refused("train", "--lerning_rate", 3)
     assert "did you mean '--data.eval_tokens'" in refused("train", "--data.eval_tokenz", 3)
     few = ("--data.corpus", text, "--data.eval_tokens", 64, "--seq_len", 16, "--out", tmp_path / "run", "--dry_run")

@@ -141,7 +141,8 @@ def _named(name: str, known: Mapping[str, Argument], positional: list[str], verb
     options = [f"--{other}" for other in known if other not in positional]
     if (here := known_elsewhere(verb, name, known)) is not None:
         raise InputError(f"--{name}: no such argument; here it is {here}")
-    raise InputError(f"--{name}: no such argument; {nearest(f'--{name}', [*options, '--config'])}")
+    meant = next((option for option in options if option.endswith(f".{name}")), f"--{name}")
+    raise InputError(f"--{name}: no such argument; {nearest(meant, [*options, '--config'])}")
 
 
 def _flat(values: Mapping[str, Any], arguments: list[Argument], prefix: str = "", verb: str = "") -> dict[str, Any]:
@@ -159,7 +160,8 @@ def _flat(values: Mapping[str, Any], arguments: list[Argument], prefix: str = ""
             raise InputError(f"{name}: no such argument; here it is {here}")
         else:
             level = {other.removeprefix(prefix).split(".")[0] for other in known if other.startswith(prefix)}
-            raise InputError(f"{name}: no such argument; {nearest(key, level)}")
+            meant = [other for other in known if other.endswith(f".{name}")]
+            raise InputError(f"{name}: no such argument; {nearest(meant[0], known) if meant else nearest(key, level)}")
     return out
 
 

@@ -300,7 +300,9 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"text: character {error.start} is half a surrogate pair, which is no text; remove it") from error
+        raise InputError(
+            f"text: character {error.start} is half a surrogate pair, which is no text; remove it, or set PYTHONUTF8=1 if it is UTF-8"
+        ) from error
 
 
 def _points(text: str) -> np.ndarray:
