@@ -27,15 +27,17 @@ def test_a_run_on_a_cpu(tmp_path, capsys):
     assert "| shape | floor | unisono, graph | unisono, eager | unisono, errors |\n" in text
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
     assert "plain" in capsys.readouterr().out
-    lost = result["cases"][0]["rows"].pop()
+    lost, changed = result["cases"][0]["rows"].pop(), result["cases"][1]
+    changed["kernels"], changed["rows"][0]["forward_ms"] = "others", -1
     (tmp_path / "run.json").write_text(json.dumps(result), encoding="utf-8")
     assert main(["--repeats", "1", "--resume", "--output", str(tmp_path / "run")]) == 0
     again = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert again["cases"][0]["rows"][0] == result["cases"][0]["rows"][0]  # as it was
     assert again["cases"][0]["rows"][1]["contestant"] == lost["contestant"]
-    again["run"]["sources"] = "others"
+    assert again["cases"][1]["rows"][0]["forward_ms"] > 0
+    again["run"]["versions"] = "others"
     (tmp_path / "run.json").write_text(json.dumps(again), encoding="utf-8")
-    with pytest.raises(SystemExit, match="has sources others"):
+    with pytest.raises(SystemExit, match="has versions others"):
         main(["--repeats", "1", "--resume", "--output", str(tmp_path / "run")])
 
 

@@ -49,10 +49,10 @@ TOLD = (
 PAIRS = (("forward_ms", "both_ms", ".3f"), ("host_forward_ms", "host_both_ms", ".3f"), ("error_o", "error_gradient", ".1e"))
 
 
-def sources() -> str:
-    """A digest of the operators and their kernels, so that figures of two runs tell whether they are of the same."""
-    folder, digest = Path(unisono_torch.__path__[0]), hashlib.sha256()
-    for path in sorted(path for part in ("kernels", "ops") for path in (folder / part).rglob("*") if path.suffix in (".py", ".cu")):
+def sources(op: str) -> str:
+    """A digest of an operator's kernels, so that figures of two runs tell whether they are of the same."""
+    folder, digest = Path(unisono_torch.__path__[0]) / "kernels" / op, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
@@ -70,10 +70,16 @@ def markdown(result: dict[str, Any], picture: str = "") -> str:
     if any(case["tabled"] for case in result["cases"]):
         lines += ["", *TOLD]
     for case in result["cases"]:
-        if not case["tabled"]:
+        if not case["tabled"] or OURS not in (row["contestant"] for row in case["rows"]):
             continue
         floor = case["floor_ms"]
-        lines += ["", f"## {case['name']}", "", f"Floor: forward {floor[0]:.3f} ms, both ways {sum(floor):.3f} ms.", ""]
+        lines += [
+            "",
+            f"## {case['name']}",
+            "",
+            f"Floor: forward {floor[0]:.3f} ms, both ways {sum(floor):.3f} ms. Kernels {case['kernels']}.",
+            "",
+        ]
         lines += [
             "| contestant | forward ms | × ours | of floor | both ms | × ours | of floor | error o | error gradient | peak MiB | in all |",
             "|---" * 11 + "|",
@@ -97,7 +103,7 @@ def markdown(result: dict[str, Any], picture: str = "") -> str:
             "",
             "Forward / both ways, ms. On a GPU by CUDA graph, and beside it with what the host takes to launch each",
         ]
-        lines += ["call. Errors: of o / of the worst gradient.", ""]
+        lines += [f"call. Errors: of o / of the worst gradient. Kernels {', '.join(sorted({case['kernels'] for case in lengths}))}.", ""]
         columns = [f"{name}, {what}" for name in found for what in ("graph", "eager", "errors")]
         lines += [f"| shape | floor | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
         for case in lengths:
@@ -136,11 +142,12 @@ def plot(path: Path, result: dict[str, Any]) -> None:
 
 
 def begun(output: Path, run: dict[str, str]) -> dict[str, Any]:
-    """What an earlier run of the same kernels on the same kind of device left there."""
+    """What an earlier run on the same kind of device left there; without cases whose kernels are others now."""
     old = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
-    for what in ("device", "versions", "sources"):
-        if old["run"].get(what) != run[what]:
-            raise SystemExit(f"--resume: {output} has {what} {old['run'].get(what)}, here {run[what]}; begin a new file")
+    for what in ("device", "versions"):
+        if old["run"][what] != run[what]:
+            raise SystemExit(f"--resume: {output} has {what} {old['run'][what]}, here {run[what]}; begin a new file")
+    old["cases"] = [case for case in old["cases"] if case["kernels"] == sources(case["op"])]
     return old
 
 
@@ -152,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=10, help="rounds over the input sets")
     parser.add_argument("--patience", type=float, help="seconds a case's contestants may compile, side by side (GPU: 180); 0: one by one")
     parser.add_argument("--output", type=Path, help="where to write, without extension: .json, .md and .png are added")
-    parser.add_argument("--resume", action="store_true", help="measure what is missing in OUTPUT.json only, of the same kernels")
+    parser.add_argument("--resume", action="store_true", help="measure only what is missing in OUTPUT.json, or of other kernels there")
     options = parser.parse_args(argv)
     suite = options.suite or ("attention" if options.device == "cuda" else "small")
     patience = options.patience if options.patience is not None else 180.0 * (options.device == "cuda")
@@ -161,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     if not cases:
         parser.error(f"--only {options.only!r}: no such case in {suite}; there are: {'; '.join(case.name for case in SUITES[suite])}")
     command = f"python -m unisono_tools.bench.attention --device {options.device} --suite {suite} --repeats {options.repeats}"
-    run = report.about(command, device, "torch", "triton", "fla-core", "jax", "jax-linear-attention") | {"sources": sources()}
+    run = report.about(command, device, "torch", "triton", "fla-core", "jax", "jax-linear-attention")
     if options.resume and options.output and options.output.with_suffix(".json").exists():
         result = begun(options.output, run)
     else:
@@ -181,7 +188,7 @@ def _one(case: Case, result: dict[str, Any], device: str, repeats: int, patience
     if made is None:
         floor = [size / result["ceilings"]["copy_bytes_per_s"] * 1e3 for size in case.floor_bytes()]
         made = {"name": case.name, **dataclasses.asdict(case), "floor_ms": floor, "held_bytes": case.held_bytes()}
-        made |= {"rows": [], "missing": {}}
+        made |= {"op": case.op, "kernels": sources(case.op), "rows": [], "missing": {}}
         result["cases"].append(made)
         result["cases"].sort(key=lambda old: order.index(old["name"]))
     wanted = names(case, device)

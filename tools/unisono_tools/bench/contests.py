@@ -47,6 +47,10 @@ class Case:
         return self.values or self.width
 
     @property
+    def op(self) -> str:
+        return "multiscale" if self.scales else "linear_attention"
+
+    @property
     def name(self) -> str:
         kind = "one decay, " if self.scales == 1 else f"{self.scales} scales with gates, " if self.scales else ""
         kind += f"{self.feature_map}, " if self.feature_map != "elu1" else ""
@@ -140,10 +144,9 @@ def entry(case: Case, name: str, device: str) -> Entry:
         return Entry(_sdpa, drawn, _sdpa if case.length <= QUADRATIC else None)
     how = PLAIN
     if name == OURS:
-        op = "multiscale" if case.scales else "linear_attention"
         widths = {"K": case.width, "V": case.V} | ({"scales": case.scales} if case.scales else {})
         settings = {} if case.scales else {"feature_map": case.feature_map, "one_dtype": True}
-        how, *_ = serving("torch", op, device, case.dtype, widths, settings)
+        how, *_ = serving("torch", case.op, device, case.dtype, widths, settings)
     if decay is None:
         run = _linear(how, case.feature_map)
         return Entry(torch.compile(run, dynamic=False) if name == COMPILED else run, drawn, _linear(PLAIN, case.feature_map))

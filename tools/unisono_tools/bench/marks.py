@@ -87,7 +87,7 @@ def markdown(attention: Content, lengths: Content) -> str:
     lines += ["Made by `python -m unisono_tools.bench.marks docs/results` from the figures of", ""]
     for name, content in (("kernels-attention-h200", attention), ("kernels-attention-lengths-h200", lengths)):
         run = content["run"]
-        lines += [f"- [{name}]({name}.md): {run['device']}, {run['date']}, sources {run['sources']}"]
+        lines += [f"- [{name}]({name}.md): {run['device']}, {run['date']}"]
     lines += ["", "≤: our time over the peer's (memory: bytes over those of inputs and outputs). ≥: the peer's time over ours.", ""]
     lines += ["| what | beside | must | aim | measured | must met | aim met | figures |", "|---" * 8 + "|"]
     for mark in found(attention, lengths):
