@@ -41,6 +41,7 @@ MODELS = {
     "linear transformer": ("#999933", "*"),
     "attention after a convolution": ("#661100", "p"),
     "lat after a convolution": (SKY, "d"),
+    "attention with a head of its own": ("#AA4499", "p"),
 }
 OTHERS = ("p", "h", "d", "1", "2")  # markers of what has no look of its own
 DTYPES = {"float64": "#000000", "float32": BLUE, "bfloat16": VERMILION, "float16": GREEN}
