@@ -115,8 +115,10 @@ def test_the_benchmark_of_scaling(tmp_path, monkeypatch):
     (run,) = json.loads((tmp_path / "scaling.json").read_text())
     assert [(row["devices"], row["batch_size"]) for row in run["rows"]] == [(1, 4), (1, 2)]
     one, half = run["rows"]
-    run["rows"].append({**one, "devices": 2, "with": "parallel=fsdp", "tokens_per_s": 1.5 * half["tokens_per_s"]})
-    scaling.write([run], tmp_path / "scaling")
-    last = (tmp_path / "scaling.md").read_text().splitlines()[-1]
-    assert "| 2 | parallel=fsdp | 2 × 16 |" in last
-    assert last.endswith("| 150% |")
+    two = {**one, "devices": 2, "with": "parallel=fsdp", "tokens_per_s": 1.5 * half["tokens_per_s"]}
+    compiled = {**two, "with": "parallel=fsdp,compile=true"}
+    scaling.write([{**run, "rows": [two, compiled]}, run], tmp_path / "scaling")
+    first, second, *_ = (line for line in (tmp_path / "scaling.md").read_text().splitlines() if line.startswith("| 1 |"))
+    assert first.endswith(f"| 2 | parallel=fsdp | 2 × 16 | {two['tokens_per_s']:,.0f} | 150% of call 2 |")
+    assert second.endswith("|  |")  # no device alone was compiled
+    assert [scaling.alone(text) for text in ("parallel=ddp", "context=2,compile=true,accumulation=4")] == ["", "compile=true"]

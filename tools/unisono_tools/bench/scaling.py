@@ -4,9 +4,9 @@
     torchrun --nproc-per-node 2 -m unisono_tools.bench.scaling --output scaling
     python -m unisono_tools.bench.scaling --backend jax --devices 1 2 --output scaling
 
-Each number of devices reads one device's batch together, and one each; several do so under each layout of `--with`. Rates are those of
-`bench.loop`'s `pace`: the training loop, without evaluations and checkpoints. The table's ratio is to one device that reads as much as
-each: 200 % would be perfect for two.
+Each number of devices reads one device's batch together, and one each; several do so under each layout of `--with`, and one under what of
+it means something there. Rates are those of `bench.loop`'s `pace`: the training loop, without evaluations and checkpoints. The table's
+ratio is to one device that reads as much as each: 200 % would be perfect for two.
 """
 
 from __future__ import annotations
@@ -30,9 +30,14 @@ def runs(options: argparse.Namespace) -> Iterator[tuple[str, TrainConfig]]:
     for number in [started] if started > 1 else options.devices if options.backend == "jax" else [1]:
         # one device also reads what each of several does
         batches = [size, size // max(options.devices)] if number == 1 else [size * number, size]
-        for text in options.layouts if number > 1 else [""]:
+        for text in options.layouts if number > 1 else dict.fromkeys(map(alone, options.layouts)):
             for batch in batches:
                 yield text, plan(options, devices=number, batch_size=batch, **changes(text))
+
+
+def alone(layout: str) -> str:
+    """What of a layout's options means something on one device."""
+    return ",".join(pair for pair in layout.split(",") if pair.partition("=")[0] not in ("parallel", "context", "accumulation"))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,28 +89,35 @@ def main(argv: list[str] | None = None) -> int:
 
 def write(found: list[dict[str, Any]], stem: pathlib.Path) -> None:
     stem.with_suffix(".json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    rows = [row for one in found for row in one["rows"]]
+    rows = [(call, row) for call, one in enumerate(found, 1) for row in one["rows"]]
     lines = [
         "# How training scales with devices",
         "",
         "Tokens a second in training (`bench/scaling.py` says of what). The last column compares with one device that reads as much as",
-        "each of these does: N devices make N × 100 % at best.",
+        "each of these does, and says in which of the calls that was: N devices make N × 100 % at best.",
         "",
     ]
-    for one in found:
-        lines += [*(f"- {name}: {value}" for name, value in one["run"].items()), ""]
+    for call, one in enumerate(found, 1):
+        lines += [f"Call {call}:", "", *(f"- {name}: {value}" for name, value in one["run"].items()), ""]
     lines += [
-        "| backend | model | dtype | devices | with | batch a device | tokens/s | one device with as much |",
-        "|---|---|---|---|---|---|---|---|",
+        "| call | backend | model | dtype | devices | with | batch a device | tokens/s | one device with as much |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for call, row in rows:
         each = row["batch_size"] / row["devices"]
-        same = ("backend", "model", "dtype", "seq_len")
-        alone = [r for r in rows if r["devices"] == 1 and r["batch_size"] == each and all(r[name] == row[name] for name in same)]
-        ratio = f"{row['tokens_per_s'] / alone[-1]['tokens_per_s']:.0%}" if alone and row["devices"] > 1 else ""
-        what = f"{row['backend']} | {row['model']} | {row['dtype']} | {row['devices']} | {row['with']}"
-        lines.append(f"| {what} | {each:g} × {row['seq_len']} | {row['tokens_per_s']:,.0f} | {ratio} |")
+        what = f"{call} | {row['backend']} | {row['model']} | {row['dtype']} | {row['devices']} | {row['with']}"
+        lines.append(f"| {what} | {each:g} × {row['seq_len']} | {row['tokens_per_s']:,.0f} | {_ratio(row, rows)} |")
     stem.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _ratio(row: dict[str, Any], rows: list[tuple[int, dict[str, Any]]]) -> str:
+    """To the last measured one device that does the same with as much."""
+    same = ("backend", "model", "dtype", "seq_len")
+    wanted = (alone(row["with"]), row["batch_size"] / row["devices"], *(row[name] for name in same))
+    for call, other in reversed(rows) if row["devices"] > 1 else ():
+        if other["devices"] == 1 and (other["with"], other["batch_size"], *(other[name] for name in same)) == wanted:
+            return f"{row['tokens_per_s'] / other['tokens_per_s']:.0%} of call {call}"
+    return ""
 
 
 if __name__ == "__main__":
