@@ -20,8 +20,9 @@ CASES = [
     gru.Case(1, 2, 3, 3, 1, 1, 5),
     gru.Case(1, 6, 12, 1, 250, 126, 5),
     gru.Case(3, 5, 20, 1, 40, 8, 33),
+    gru.Case(10, 6, 11, 2, 5, 6, 7, "separate", drawn=True, marked=True),  # by two teams
 ]
-PROGRAMS = 3
+PROGRAMS = 5
 
 
 RUNS = "kernel = [=] {{ {}; }}; return run_all(programs, each, shared_bytes);"
@@ -47,6 +48,7 @@ def test_values_and_gradients(case: gru.Case, monkeypatch: pytest.MonkeyPatch) -
 
 def test_marks_pieces_and_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     gru.test_a_reset_cuts_nan("cpu")
+    gru.test_where_nothing_is_valid_no_weight_has_a_gradient("cpu")
     gru.test_without_gradients_in_pieces_and_launches("cpu", monkeypatch)
     gru.test_the_same_bits_twice("cpu")
 

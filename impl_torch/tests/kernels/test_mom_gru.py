@@ -45,6 +45,10 @@ ON_GPU = [
     Case(3, 67, 640, 4, 128, 64, 32, "separate", drawn=True, marked=True),
     Case(64, 20, 144, 4, 64, 32, 32, marked=True),
     Case(40, 34, 100, 6, 256, 128, 32, marked=True),
+    Case(1, 40, 640, 4, 128, 64, 32, marked=True),
+    Case(2, 33, 77, 5, 31, 23, 19, "separate", drawn=True),
+    Case(10, 35, 333, 3, 100, 50, 20, "separate", drawn=True, marked=True),
+    Case(64, 12, 640, 4, 128, 64, 32, drawn=True),
 ]
 
 
@@ -148,6 +152,16 @@ def test_a_reset_cuts_nan(device: str) -> None:
     assert torch.isnan(out[1:3]).all()
     assert torch.isfinite(out[3:]).all()
     assert torch.isfinite(last).all()
+
+
+def test_where_nothing_is_valid_no_weight_has_a_gradient(device: str) -> None:
+    given, _, sizes = inputs(Case(2, 4, 4, 2, 3, 2, 3, "separate"), device)
+    h, M, x, _, *weights = (a.float().requires_grad_() for a in given)
+    out, last = loop(h, M, x, None, torch.zeros(4, 2, dtype=torch.bool, device=device), None, sizes, Weights._make(weights))
+    *none, of_h, of_M = torch.autograd.grad(out.sum() + last.sum(), [x, *weights, h, M])
+    assert not any(a.any() for a in none)
+    assert (of_h == 4).all()
+    assert (of_M == 1).all()
 
 
 def test_second_derivatives_are_those_of_plain_operations(device: str) -> None:

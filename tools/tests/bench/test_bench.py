@@ -48,3 +48,9 @@ def test_a_contestant_that_failed_has_no_figures():
     text = report.markdown({"run": {}, "ceilings": {"copy_bytes_per_s": 1e9, "matmul_flop_per_s": 1e12}, "cases": [case]})
     assert "| x | – | – | – | – | – | – | – | – | – |" in text
     assert "x: failed: why." in text
+
+
+def test_marks_say_what_was_met():
+    rows = [("ms", 0.44, 0.65, 0.45), ("ms", 0.5, 0.65, 0.45), ("ms", 0.7, 0.65, 0.45), ("times", 5.0, 5, None), ("times", 4.9, 5, None)]
+    said = [line.split(" | ")[-1] for line in report.marks(rows)[2:]]
+    assert said == ["must and aim |", "must |", "no |", "must |", "no |"]

@@ -9,6 +9,7 @@ import json
 import math
 import pathlib
 import platform
+from collections.abc import Iterable
 from typing import Any
 
 COLUMNS = ("contestant", "forward ms", "× ours", "of floor", "backward ms", "× ours", "of floor", "error ξ", "error ∂x", "peak MiB")
@@ -36,6 +37,19 @@ def keep(output: pathlib.Path | None, result: dict[str, Any], text: str) -> None
         output.parent.mkdir(parents=True, exist_ok=True)
         output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         output.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
+def marks(rows: Iterable[tuple[str, float, float, float | None]], form: str = ".2f") -> list[str]:
+    """Lines of a table from (what, measured, must, aim): a must above its aim is a ceiling, others are floors."""
+    lines = ["| mark | must | aim | measured | met |", "|---|---|---|---|---|"]
+    for what, measured, must, aim in rows:
+        ceiling = aim is not None and aim < must
+        sign = "≤" if ceiling else "≥"
+        both = [(name, mark) for name, mark in (("must", must), ("aim", aim)) if mark is not None]
+        met = [name for name, mark in both if (measured <= mark if ceiling else measured >= mark)]
+        aimed = "–" if aim is None else f"{sign} {aim:g}"
+        lines.append(f"| {what} | {sign} {must:g} | {aimed} | {measured:{form}} | {' and '.join(met) or 'no'} |")
+    return lines
 
 
 def _processor() -> str:

@@ -31,8 +31,10 @@ from unisono_tools.bench.measure import ceilings, median_ms, peak_bytes
 from unisono_tools.bench.models import operations
 from unisono_tools.experiments.match import nearest
 
-SHAPES = ((8, 2048, 512, 32), (8, 4096, 512, 32), (1, 16384, 512, 32))  # B, T, D, pairs; bfloat16
-CHECKED = (2, 500, 100, 32)  # errors are measured here, against float64
+SHAPES = ((8, 2048, 512, 32), (8, 4096, 512, 32), (1, 16384, 512, 32), (8, 2049, 500, 30))  # B, T, D, pairs; bfloat16
+FASTER = 5  # times as fast as plain operations: the mark of the op
+HALF = 0.5  # of the tokens a second of a LAT as large: mamba-130m's mark
+CHECKED = (2, 501, 99, 30)  # errors are measured here, against float64
 MATCHED = "lat, as large as mamba-130m"
 MODELS = {"s4d-base": (8, 2048), "mamba-130m": (8, 2048), MATCHED: (8, 2048), "maru": (8, 256), "lat-base": (8, 2048)}
 STEPS = 4
@@ -140,6 +142,22 @@ def beside_transformers(flops: float) -> list[dict[str, Any]]:
     return rows
 
 
+def ratios(rows: list[dict[str, Any]]) -> Iterator[tuple[str, float, float, None]]:
+    """Of each shape what plain operations take over what kernels do."""
+    for row, plain in ((a, b) for a in rows for b in rows if b["by"] == "plain" != a["by"] and a["shape"] == b["shape"]):
+        shape = ", ".join(map(str, row["shape"]))
+        for name, what in (("forward_ms", "forward"), ("both_ms", "forward and backward")):
+            yield f"{shape}: {what}, times as fast as plain", plain[name] / row[name], FASTER, None
+
+
+def of_lat(rows: list[dict[str, Any]]) -> Iterator[tuple[str, float, float, None]]:
+    """What mamba-130m makes of the tokens a second of a LAT as large."""
+    for row, lat in ((a, b) for a in rows for b in rows if (a["model"], b["model"]) == ("mamba-130m", MATCHED)):
+        if all(row[name] == lat[name] for name in ("compiled", "batch", "length")):
+            compiled = ", compiled" * row["compiled"]
+            yield f"mamba-130m{compiled}: of the tokens/s of {MATCHED}", row["tokens_per_s"] / lat["tokens_per_s"], HALF, None
+
+
 def markdown(result: dict[str, Any]) -> str:
     title = "S4D's recurrence on a GPU, and models in training" if result["ops"] else "Mamba, S4D and MARU in training on a GPU"
     lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
@@ -149,6 +167,7 @@ def markdown(result: dict[str, Any]) -> str:
         for row in result["ops"]:
             shape = ", ".join(map(str, row["shape"]))
             lines.append(f"| {shape} | {row['by']} | {row['forward_ms']:.3f} | {row['both_ms']:.2f} | {row['peak_bytes'] / 2**20:.0f} |")
+        lines += ["", *report.marks(ratios(result["ops"]), ".1f")]
         shown = ", ".join(f"{name} {value:.1e}" for name, value in result["errors"].items())
         lines += ["", f"Errors of the kernel against float64, ‖a − exact‖ / ‖exact‖, at {', '.join(map(str, CHECKED))}: {shown}.", ""]
     if result["training"]:
@@ -158,13 +177,15 @@ def markdown(result: dict[str, Any]) -> str:
             name = row["model"] + (", compiled" if row["compiled"] else "")
             figures = f"{row['tokens_per_s']:,.0f} | {row['mfu']:.1%} | {row['peak_bytes'] / 2**30:.1f}"
             lines.append(f"| {name} | {row['batch']} × {row['length']} | {figures} | {row['first_s']:.0f} |")
+        shares = list(of_lat(result["training"]))
+        lines += ["", *report.marks(shares)] if shares else []
     return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="unisono_tools.bench.ssm", description=__doc__)
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension")
-    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--models", nargs="*", default=list(MODELS), help="to train; none: the op alone")
     parser.add_argument("--alone", action="store_true", help="without plain operations and transformers, which take minutes")
     parser.add_argument("--training", action="store_true", help="models alone")
     parser.add_argument(
@@ -205,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         result["training"].append(row)
         print(row, flush=True)
         report.keep(options.output, result, markdown(result))
-    if importlib.util.find_spec("transformers") is not None and not options.alone:
+    if options.models and importlib.util.find_spec("transformers") is not None and not options.alone:
         result["training"] += beside_transformers(flops)
     report.keep(options.output, result, markdown(result))
     print(markdown(result))

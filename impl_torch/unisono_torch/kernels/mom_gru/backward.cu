@@ -74,17 +74,17 @@ struct Written {
 DEVICE void remake(float* at, float* shared, const Kept& kept, float* past, int which, int start, int u) {
   const int me = thread(), warp = me / 32, lane = me % 32, b = which / BANKS, bank = which % BANKS;
   float *key = shared + AT_VECTORS, *add = key + 2 * NARROW, *erase = add + NARROW, *scores = shared + AT_SCORES;
-  load_bank(at, kept.memories + (start / SEGMENT * (i64)(BATCH * BANKS) + which) * BANK);
+  load_bank(at, kept.memories + (start / SEGMENT * (i64)(ALL * BANKS) + which) * BANK);
   Written next;
-  next.load(kept, start * (i64)BATCH + b, bank);
+  next.load(kept, start * (i64)ALL + b, bank);
   for (int s = start; s <= u; s++) {
-    const i64 row = s * (i64)BATCH + b;
+    const i64 row = s * (i64)ALL + b;
     const bool write = s < u && (!HAS_VALID || kept.valid[row]);
     const float share = next.rho * sigmoid(next.gamma);
     sync();
     if (HAS_RESET && kept.reset[row]) load_bank(at, kept.first + bank * BANK);
     next.store(key, add, erase);
-    if (s < u) next.load(kept, row + BATCH, bank);
+    if (s < u) next.load(kept, row + ALL, bank);
     sync();
     const int slot = me / GANG, part = me % GANG;
     float of_key = 0;
@@ -102,7 +102,7 @@ DEVICE void remake(float* at, float* shared, const Kept& kept, float* past, int 
     for (int i = 0; i < LINES / 32; i++)
       if ((i * 32 + lane) / TURN == warp) own[i * 32 + lane] = w[i] * share;
     sync_warp();
-    float* to = past + ((i64)(s - start) * BATCH * BANKS + which) * QUAD_BANK;
+    float* to = past + ((i64)(s - start) * ALL * BANKS + which) * QUAD_BANK;
     const int m = lane % QUADS * 4, side = lane / QUADS;
     const float4 a = *(const float4*)(add + m), e = *(const float4*)(erase + m);
     if (side < SIDE)
@@ -125,7 +125,7 @@ DEVICE void recall(
     float* G, float* now, float* old, float* shared, int which, const Kept& kept, float* past, const float* dc, float* pieces,
     float* dfresh, float& share_before, int t, int T, unsigned parity) {
   const int me = thread(), warp = me / 32, lane = me % 32, b = which / BANKS, bank = which % BANKS, u = t - 1;
-  const i64 row = t * (i64)BATCH + b, last = row - BATCH;
+  const i64 row = t * (i64)ALL + b, last = row - ALL;
   const bool reads = t < T, writes = t > 0;
   const bool cuts = HAS_RESET && reads && kept.reset[row];
   const bool silent = cuts || !writes || (HAS_VALID && !kept.valid[last]);
@@ -282,7 +282,7 @@ DEVICE void recall(
   }
   share_before = of_share;
   if (u > 0 && u % SEGMENT != 0) {  // the memory before the next token, over that after this one
-    const float* from = past + ((i64)((u - 1) % SEGMENT) * BATCH * BANKS + which) * QUAD_BANK;
+    const float* from = past + ((i64)((u - 1) % SEGMENT) * ALL * BANKS + which) * QUAD_BANK;
     for (int i = me; i < SLOTS * QUADS; i += THREADS) copy16(now + i / QUADS * PITCH + i % QUADS * 4, from + i * 4);
   }
 }
@@ -292,9 +292,9 @@ DEVICE void gather(
     float* whole, const float* pieces, const float* router, int which, const Kept& kept, float* dx, float* dafter, float* dlogits, int t,
     int T, unsigned parity) {
   const int me = thread(), b = which / BANKS, bank = which % BANKS, last_ones = THREADS - 1 - me;
-  const i64 row = t * (i64)BATCH + b, last = row - BATCH;
+  const i64 row = t * (i64)ALL + b, last = row - ALL;
   const bool reads = t < T, writes = t > 0;
-  const bool away = reads && ((HAS_RESET && kept.reset[row]) || (HAS_VALID && !kept.valid[row]));  // from h before this token
+  const bool away = HAS_RESET && reads && kept.reset[row];  // from h before this token
   pieces += b * BANKS * PIECE;
   whole += b * VECTOR;
   for (int k = (me * BANKS + bank) * 4; k <= LAST; k += THREADS * BANKS * 4) {
@@ -333,8 +333,8 @@ DEVICE void gather(
   }
 }
 
-// Weights transposed, as in backward.py; past: [SEGMENT, B, n, QUAD_BANK]; exchange: zeros,
-// [B, n, PIECE | B, VECTOR | B, WIDE | 2, B, WIDE | B, WIDE | B, NARROW]
+// Weights transposed, as in backward.py; past: [SEGMENT, B, n, QUAD_BANK]; exchange: zeros, of each team
+// [BATCH, n, PIECE | BATCH, VECTOR | BATCH, WIDE | 2, BATCH, WIDE | BATCH, WIDE | BATCH, NARROW], EXCHANGED in all
 extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(
     const float* h, float* dM, const float* dout, const u8* reset, const u8* valid, const float* w_h, const float* w_c,
     const float* w_candidate, const float* w_after, const float* router, const float* first, const float* before, const float* rho,
@@ -342,8 +342,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(
     float* dh, float* dfresh, float* past, float* exchange, int T) {
   SHARED(shared);
   const int me = thread(), warp = me / 32, lane = me % 32;
-  const int column = program() * COLUMNS, component = program() * OF_C;
-  float *pieces = exchange, *whole = pieces + BATCH * BANKS * PIECE;
+  const int column = member() * COLUMNS, component = member() * OF_C;
+  {  // of arrays [T, B, …] and [B, …] what follows this team's first sequence
+    const i64 ours = team() * BATCH;
+    h += ours * D, dM += ours * BANKS * BANK, dout += ours * D, reset += ours, valid += ours, before += ours * KNOWN, rho += ours * BANKS;
+    gates += ours * 2 * D, candidate += ours * D, later += ours * AFTER, memories += ours * BANKS * BANK, dx += ours * GIVEN;
+    dafter += ours * AFTER, dlogits += ours * BANKS, dh += ours * D, dfresh += ours * BANKS * BANK, past += ours * BANKS * QUAD_BANK;
+  }
+  float *pieces = exchange + team() * EXCHANGED, *whole = pieces + BATCH * BANKS * PIECE;
   float *to_candidate = whole + BATCH * VECTOR, *to_zeta = to_candidate + BATCH * WIDE, *to_r = to_zeta + 2 * BATCH * WIDE;
   float* to_c = to_r + BATCH * WIDE;
   Kept kept;
@@ -378,7 +384,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(
   float share[HOLDS];
 #pragma unroll
   for (int held = 0; held < HOLDS; held++) {
-    const int which = held * PROGRAMS + (PROGRAMS - 1 - program());
+    const int which = held * PROGRAMS + (PROGRAMS - 1 - member());
     share[held] = 0;
     if (which < BATCH * BANKS) load_bank(shared + AT_MEMORY + held * 3 * STATES, dM + (i64)which * BANK);
   }
@@ -391,7 +397,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(
   for (int done = 0; done <= T; done++) {
     const int t = T - done;
     const unsigned parity = (done + 1) & 1;
-    const i64 now = t * (i64)BATCH, last = now - BATCH;
+    const i64 now = t * (i64)ALL, last = now - ALL;
     float* zeta_here = to_zeta + done % 2 * BATCH * WIDE;  // read after what tells others to go on
     const unsigned zeta_parity = (done / 2 + 1) & 1;
 
@@ -406,7 +412,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(
     }
 #pragma unroll
     for (int held = 0; held < HOLDS; held++) {
-      const int which = held * PROGRAMS + (PROGRAMS - 1 - program());
+      const int which = held * PROGRAMS + (PROGRAMS - 1 - member());
       float *G = shared + AT_MEMORY + held * 3 * STATES, *one = G + STATES, *other = one + STATES;
       if (which < BATCH * BANKS)
         recall(G, done % 2 ? one : other, done % 2 ? other : one, shared, which, kept, past, to_c, pieces, dfresh, share[held], t, T, parity);
@@ -414,7 +420,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(
 
 #pragma unroll
     for (int held = 0; held < HOLDS; held++) {
-      const int which = held * PROGRAMS + (PROGRAMS - 1 - program());
+      const int which = held * PROGRAMS + (PROGRAMS - 1 - member());
       if (which < BATCH * BANKS) gather(whole, pieces, shared + AT_ROUTER, which, kept, dx, dafter, dlogits, t, T, parity);
     }
     product(by_vector, whole, VECTOR, warp, WARPS, VECTOR, parity, shared + AT_V + warp * SEQUENCES * apart(RV));
@@ -478,7 +484,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(
   sync();
 #pragma unroll
   for (int held = 0; held < HOLDS; held++) {
-    const int which = held * PROGRAMS + (PROGRAMS - 1 - program());
+    const int which = held * PROGRAMS + (PROGRAMS - 1 - member());
     if (which < BATCH * BANKS)
       for (int i = me; i < BANK; i += THREADS) dM[(i64)which * BANK + i] = shared[AT_MEMORY + held * 3 * STATES + i / WIDTH * PITCH + i % WIDTH];
   }

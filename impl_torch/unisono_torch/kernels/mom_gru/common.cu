@@ -1,14 +1,19 @@
 // What MoM-GRU's kernels share (forward.cu, backward.cu): how programs exchange values, products with weights that stay in registers,
 // σ and tanh.
 //
-// PROGRAMS programs of WARPS warps, all of them on the GPU at once, go through the tokens together, each with COLUMNS columns of h, rows of
-// the other products, and banks of memory. What all need goes through arrays in L2, one token's values over the last one's. A value's last
+// TEAMS teams of PROGRAMS programs of WARPS warps are on the GPU at once. A team goes through the tokens of its BATCH sequences, each program
+// with COLUMNS columns of h, rows of the other products, and banks of memory. What all of a team need goes through arrays in L2, one token's
+// values over the last one's, of which each program loads all: a team of half the programs has half the sequences to load. A value's last
 // bit says whether the token's number is even: who needs it loads until it is the right one, so that an exchange is one store and one
 // load, without a barrier or a flag. It may be overwritten as soon as everyone has it, which is sure where what one waited for in between
 // depends on it.
 
 const int THREADS = 32 * WARPS;
+const int ALL = BATCH * TEAMS;  // sequences
 const int TILES = (BATCH + 15) / 16;  // of 16 sequences
+
+DEVICE int team() { return program() / PROGRAMS; }
+DEVICE int member() { return program() % PROGRAMS; }
 
 DEVICE constexpr int cut(int n, int by) { return (n + by - 1) / by; }
 DEVICE constexpr int round4(int n) { return (n + 3) / 4 * 4; }
@@ -45,11 +50,14 @@ DEVICE bool fresh4(float4 v, unsigned parity) {
   return (bits(v.x) ^ flip) & (bits(v.y) ^ flip) & (bits(v.z) ^ flip) & (bits(v.w) ^ flip) & 1;
 }
 
+// Without the bit: what was 0 is 0 again, as gradients of nothing have to be. (A product's operands in tf32 end above it.)
+DEVICE float received(float x) { return number(bits(x) & ~1u); }
+
 DEVICE float expect(const float* p, unsigned parity) {
   float v;
   do v = peek(p);
   while ((bits(v) & 1) != parity);
-  return v;
+  return received(v);
 }
 
 // The sum of PARTS pieces, APART from each other
@@ -65,9 +73,10 @@ template <int PARTS, int APART> DEVICE float4 expect4(const float* p, unsigned p
 #pragma unroll
     for (int i = 0; i < PARTS; i++) again |= !fresh4(v[i], parity);
   } while (again);
+  float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
-  for (int i = 1; i < PARTS; i++) v[0].x += v[i].x, v[0].y += v[i].y, v[0].z += v[i].z, v[0].w += v[i].w;
-  return v[0];
+  for (int i = 0; i < PARTS; i++) sum.x += received(v[i].x), sum.y += received(v[i].y), sum.z += received(v[i].z), sum.w += received(v[i].w);
+  return sum;
 }
 
 DEVICE void load_bank(float* to, const float* from) {  // [SLOTS, WIDTH] → [SLOTS, PITCH], zeros beside it
@@ -168,11 +177,9 @@ DEVICE void product(const Rows<NT, CHUNKS>& w, const float* x, int row, int firs
   int lane = thread() % 32;
   for (int tile = 0; tile < TILES; tile++) {
     float4 v[2][CHUNKS];
-    auto there = [&](int n, int i) { return tile * 16 + n * 8 + lane / 4 < BATCH && (first + i * every) * 16 + lane % 4 * 4 < K; };
+    // n * 8: so that the compiler knows of few sequences
+    auto there = [&](int n, int i) { return n * 8 < BATCH && tile * 16 + n * 8 + lane / 4 < BATCH && (first + i * every) * 16 + lane % 4 * 4 < K; };
     auto at = [&](int n, int i) { return x + (tile * 16 + n * 8 + lane / 4) * row + (first + i * every) * 16 + lane % 4 * 4; };
-    if (there(0, 0))
-      while (!fresh4(peek4(at(0, 0)), parity)) {
-      }
     bool again;
 #pragma unroll
     for (int n = 0; n < 2; n++)

@@ -27,12 +27,12 @@ DEVICE void remember(
     float* at, float* shared, int held, float (&share)[HOLDS], const Exchange& of, int t, int T, const float* drawn, const u8* reset,
     const u8* valid, const float* first, float* rho, float* memories) {
   const int me = thread(), warp = me / 32, lane = me % 32;
-  const int which = held * PROGRAMS + (PROGRAMS - 1 - program()), b = which / BANKS, bank = which % BANKS;
+  const int which = held * PROGRAMS + (PROGRAMS - 1 - member()), b = which / BANKS, bank = which % BANKS;
   const unsigned parity = (t + 1) & 1;
   float *key = shared + AT_VECTORS, *query = key + NARROW, *both = query + NARROW, *add = both + NARROW, *erase = add + NARROW;
   float *hidden = erase + NARROW, *scores = shared + AT_SCORES, *shares = shared + AT_SHARES, *read = shared + AT_READ;
-  const bool cut_here = HAS_RESET && t < T && reset[t * (i64)BATCH + b];
-  const bool write = t > 0 && !cut_here && (!HAS_VALID || valid[(t - 1) * (i64)BATCH + b]);
+  const bool cut_here = HAS_RESET && t < T && reset[t * (i64)ALL + b];
+  const bool write = t > 0 && !cut_here && (!HAS_VALID || valid[(t - 1) * (i64)ALL + b]);
   const float* known = of.known + b * KNOWN;
   const float* later = of.later + b * AFTER;
   if (cut_here) load_bank(at, first + bank * BANK);
@@ -73,7 +73,7 @@ DEVICE void remember(
     float y = 0;
     for (int u = lane; u < HIDDEN; u += 32) y += shared[AT_ROUTER + i * HIDDEN + u] * hidden[u];
     y = warp_sum(y) + shared[AT_ROUTER + BANKS * HIDDEN + i];
-    if (HAS_DRAWN && t < T) y += drawn[(t * (i64)BATCH + b) * BANKS + i];
+    if (HAS_DRAWN && t < T) y += drawn[(t * (i64)ALL + b) * BANKS + i];
     if (lane == 0) shares[i] = y;
   }
   sync();
@@ -120,7 +120,7 @@ DEVICE void remember(
       if (slot / TURN == warp) own[slot] = w[i], own[LINES + slot] = s[i] * sum;
     }
     share[held] = now;
-    if (KEEP && t < T && me == 0) rho[(t * (i64)BATCH + b) * BANKS + bank] = now;
+    if (KEEP && t < T && me == 0) rho[(t * (i64)ALL + b) * BANKS + bank] = now;
   }
   sync_warp();
 
@@ -129,7 +129,7 @@ DEVICE void remember(
     const float4 a = *(const float4*)(add + m), e = *(const float4*)(erase + m);
     float4 sum = make_float4(0, 0, 0, 0);
     const bool keep = KEEP && t < T && t % SEGMENT == 0;
-    float* kept = memories + (t / SEGMENT * (i64)(BATCH * BANKS) + which) * BANK;
+    float* kept = memories + (t / SEGMENT * (i64)(ALL * BANKS) + which) * BANK;
     if (side < SIDE)
       for (int i = side; i < TURN; i += SIDE) {
         int slot = warp * TURN + i;
@@ -164,7 +164,7 @@ DEVICE void remember(
   }
 }
 
-// exchange: zeros, [B, WIDE | KNOWN | AFTER | BANKS · NARROW | WIDE]
+// exchange: zeros, of each team [BATCH, WIDE | WIDE | BANKS · NARROW | KNOWN | AFTER], EXCHANGED in all
 extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(
     float* h, float* M, const float* given, const float* drawn, const u8* reset, const u8* valid, const float* w_h, const float* w_c,
     const float* w_candidate, const float* w_after, const float* after_bias, const float* router, const float* router_bias,
@@ -172,10 +172,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(
     float* exchange, int T) {
   SHARED(shared);
   const int me = thread(), warp = me / 32, lane = me % 32;
-  const int column = program() * COLUMNS, wanted = program() * WANTED;
+  const int column = member() * COLUMNS, wanted = member() * WANTED;
   float *sums_h = shared + AT_H, *sums_c = shared + AT_C, *sums_r = shared + AT_R, *of_gates = shared + AT_GATES;
+  {  // of arrays [T, B, …] and [B, …] what follows this team's first sequence
+    const i64 ours = team() * BATCH;
+    h += ours * D, M += ours * BANKS * BANK, given += ours * GIVEN, drawn += ours * BANKS, reset += ours, valid += ours;
+    before += ours * KNOWN, rho += ours * BANKS, c += ours * WIDTH, gates += ours * 2 * D, candidate += ours * D, later += ours * AFTER;
+    memories += ours * BANKS * BANK;
+  }
   Exchange of;
-  of.h = exchange;
+  of.h = exchange + team() * EXCHANGED;
   of.reset_h = of.h + BATCH * WIDE;
   of.read = of.reset_h + BATCH * WIDE;
   of.known = of.read + BATCH * BANKS * NARROW;
@@ -202,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(
   float share[HOLDS];
 #pragma unroll
   for (int held = 0; held < HOLDS; held++) {
-    int which = held * PROGRAMS + (PROGRAMS - 1 - program());
+    int which = held * PROGRAMS + (PROGRAMS - 1 - member());
     share[held] = 0;
     if (which < BATCH * BANKS) load_bank(shared + AT_MEMORY + held * SLOTS * PITCH, M + (i64)which * BANK);
   }
@@ -216,13 +222,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(
       int o = me + n * THREADS, i = o % (2 * COLUMNS + WANTED), b = o / (2 * COLUMNS + WANTED), j = column + i % COLUMNS;
       int k = i < 2 * COLUMNS ? KNOWN + i / COLUMNS * D + j : wanted + i - 2 * COLUMNS;
       bool there = b < BATCH && t < T && (i < 2 * COLUMNS ? j < D : k < KNOWN);
-      next[n] = there ? given[(t * (i64)BATCH + b) * GIVEN + k] : 0;
+      next[n] = there ? given[(t * (i64)ALL + b) * GIVEN + k] : 0;
       if (b < BATCH && i >= 2 * COLUMNS && k >= KNOWN && k < KNOWN + AFTER) next[n] = after_bias[k - KNOWN];
     }
 #pragma unroll
     for (int n = 0; n < OWN; n++) {
       int o = me + n * THREADS, j = column + o % COLUMNS, b = o / COLUMNS;
-      drawn_in[n] = b < BATCH && j < D && t < T ? given[(t * (i64)BATCH + b) * GIVEN + KNOWN + 2 * D + j] : 0;
+      drawn_in[n] = b < BATCH && j < D && t < T ? given[(t * (i64)ALL + b) * GIVEN + KNOWN + 2 * D + j] : 0;
     }
   };
 #pragma unroll
@@ -237,7 +243,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(
   const float scale = 1 / sqrtf(float(WIDTH));
   for (int t = 0; t <= T; t++) {
     const unsigned parity = (t + 1) & 1;
-    const i64 now = t * (i64)BATCH, last = now - BATCH;
+    const i64 now = t * (i64)ALL, last = now - ALL;
     product(by_h, of.h, WIDE, warp, WARPS, WIDE, parity, sums_h + warp * SEQUENCES * apart(RH));
     sync();
 #pragma unroll
@@ -263,7 +269,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(
     }
 #pragma unroll
     for (int held = 0; held < HOLDS; held++)
-      if (held * PROGRAMS + (PROGRAMS - 1 - program()) < BATCH * BANKS)
+      if (held * PROGRAMS + (PROGRAMS - 1 - member()) < BATCH * BANKS)
         remember(shared + AT_MEMORY + held * SLOTS * PITCH, shared, held, share, of, t, T, drawn, reset, valid, first, rho, memories);
     if (t == T) break;
 
@@ -275,7 +281,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(
         for (int n = 0; n < 2; n++) {
           const int b = tile * 16 + n * 8 + lane / 4;
           if (b < BATCH && m < NARROW) v[n][0] = expect4<BANKS, NARROW>(of.read + b * BANKS * NARROW + m, parity);
-          if (KEEP && program() == 0 && b < BATCH) {
+          if (KEEP && member() == 0 && b < BATCH) {
             float all[4] = {v[n][0].x, v[n][0].y, v[n][0].z, v[n][0].w};
             for (int e = 0; e < 4; e++)
               if (m + e < WIDTH) c[(now + b) * WIDTH + m + e] = all[e];
@@ -307,13 +313,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(
       float y = sigmoid(zeta[n]) * old[n] + sigmoid(-zeta[n]) * tanh_(x);  // 1 − ζ keeps its digits
       if (!HAS_VALID || valid[now + b]) old[n] = j < D ? y : 0;
       publish(of.h + b * WIDE + j, old[n], parity ^ 1);
-      if (j < D) h[(now + BATCH + b) * D + j] = old[n];
+      if (j < D) h[(now + ALL + b) * D + j] = old[n];
       if (KEEP && j < D) candidate[(now + b) * D + j] = x;
     }
   }
 #pragma unroll
   for (int held = 0; held < HOLDS; held++) {
-    int which = held * PROGRAMS + (PROGRAMS - 1 - program());
+    int which = held * PROGRAMS + (PROGRAMS - 1 - member());
     if (which < BATCH * BANKS)
       for (int i = me; i < BANK; i += THREADS) M[(i64)which * BANK + i] = shared[AT_MEMORY + held * SLOTS * PITCH + i / WIDTH * PITCH + i % WIDTH];
   }

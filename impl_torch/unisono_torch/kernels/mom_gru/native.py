@@ -16,7 +16,7 @@ from unisono_torch.kernels import nvrtc
 
 WARPS = 8  # of a program
 SHARED = 227 * 1024  # bytes that a program can have
-WIDEST, COLUMNS = 768, 6  # of h; of a program: its weights are in registers
+WIDEST, COLUMNS, MOST = 768, 6, 10  # of h; of a program of one team, of two: its weights are in registers
 # Each kernel's arguments in its order
 FORWARD = (
     "h M given drawn reset valid w_h w_c w_candidate w_after after_bias router router_bias fresh "
@@ -53,8 +53,10 @@ def _kernel(name: str, device: int, constants: tuple[tuple[str, int], ...]) -> n
 def constants(name: str, tensors: dict[str, Any], sizes: tuple[int, int], programs: int, segment: int, keep: bool) -> dict[str, int]:
     """What is compiled into a kernel."""
     _, batch, width = tensors["h"].shape
+    teams = 2 if batch % 2 == 0 and width <= MOST * (programs // 2) else 1
     found = {
-        "BATCH": batch,
+        "TEAMS": teams,
+        "BATCH": batch // teams,
         "D": width,
         "WIDTH": tensors["fresh"].shape[1],
         "HIDDEN": tensors["router"].shape[1],
@@ -64,18 +66,20 @@ def constants(name: str, tensors: dict[str, Any], sizes: tuple[int, int], progra
         "HAS_RESET": int(tensors["reset"] is not None),
         "HAS_VALID": int(tensors["valid"] is not None),
         "SEGMENT": segment,
-        "PROGRAMS": programs,
+        "PROGRAMS": programs // teams,
         "WARPS": WARPS,
     }
-    return found | {"HAS_DRAWN": int(tensors["drawn"] is not None), "KEEP": int(keep)} if name == "forward" else found
+    if name == "forward":
+        found |= {"HAS_DRAWN": int(tensors["drawn"] is not None), "KEEP": int(keep)}
+    return found | {"EXCHANGED": exchanged(name, found)}
 
 
 def exchanged(name: str, constants: dict[str, int]) -> int:
-    """How many values programs exchange."""
+    """How many values a team's programs exchange; rounded up to quads."""
     wide, narrow = (-(-constants[each] // 4) * 4 for each in ("D", "WIDTH"))
     banks, after, memory = (constants[each] for each in ("BANKS", "AFTER", "WIDTH"))
     if name == "forward":
-        return constants["BATCH"] * (2 * wide + banks * narrow + constants["HIDDEN"] + memory + after)
+        return -(-constants["BATCH"] * (2 * wide + banks * narrow + constants["HIDDEN"] + memory + after) // 4) * 4
     kinds = 4 if after > 2 * memory + 1 else 3
     piece = kinds * narrow + 4
     return constants["BATCH"] * (banks * piece + piece + -(-constants["HIDDEN"] // 4) * 4 + 4 * wide + narrow)
@@ -90,6 +94,6 @@ def launch(name: str, tensors: dict[str, Any], sizes: tuple[int, int], programs:
     kernel = _kernel(name, h.device.index or 0, tuple(found.items()))
     if kernel is None:
         return False
-    arguments = {**tensors, "exchange": torch.zeros(exchanged(name, found), device=h.device), "T": length}
-    kernel(programs, 32 * WARPS, [arguments[each] for each in ARGUMENTS[name]])
+    arguments = {**tensors, "exchange": torch.zeros(found["TEAMS"] * found["EXCHANGED"], device=h.device), "T": length}
+    kernel(found["TEAMS"] * found["PROGRAMS"], 32 * WARPS, [arguments[each] for each in ARGUMENTS[name]])
     return True
