@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
+import pytest
 from jax import numpy as jnp
 from unisono_conformance import judge_op
+from unisono_conformance.adapters import jax as adapter
 from unisono_jax.ops.elementwise import sigmoid
 
 
@@ -32,3 +35,16 @@ def test_values_and_gradients():
     verdict = judge_op(pairs, **asked)
     assert verdict.holds, verdict
     assert list(judge_op(cut, **asked).failed) == ["P7"]
+
+
+def test_a_cotangent_is_widened_but_not_rounded(monkeypatch):
+    """o may come wider than a rounded do; an o that is too narrow is told, and not met halfway."""
+    x = np.ones((1, 2), np.float32)
+    for dtype, cotangent in ((jnp.float32, jnp.bfloat16), (jnp.bfloat16, np.float32)):
+        monkeypatch.setattr(adapter, "_function", lambda *_, dtype=dtype: lambda x, initial_state: (x.astype(dtype), initial_state))
+        asked = ("decayed_sum", str(dtype), {"x": x, "initial_state": x}, {}, x.astype(cotangent), x, "cpu", "plain")
+        if dtype == jnp.float32:
+            assert adapter.make().op_vjp(*asked)[2]["x"].dtype == np.float32
+        else:
+            with pytest.raises(ValueError, match="dtype"):
+                adapter.make().op_vjp(*asked)

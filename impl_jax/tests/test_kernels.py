@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import sys
+import types
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from unisono_conformance import judge, numerics
 from unisono_jax import InputError, registry
+from unisono_jax.kernels import jla as jla_kernel
 from unisono_jax.kernels import linear_attention as attention_kernel
 from unisono_jax.kernels import multiscale as scales_kernel
 from unisono_jax.kernels import selective_scan as scan_kernel
@@ -119,6 +122,37 @@ def test_what_a_kernel_does_not_serve(rng: np.random.Generator, monkeypatch: pyt
     monkeypatch.delenv(registry.INTERPRET)
     with pytest.raises(InputError, match="'pallas' cannot run on cpu"):
         selective_scan.parallel(u, dt, a, b, c, d, h, implementation="pallas")
+
+
+def test_auto_takes_the_extra_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(registry.INTERPRET)
+    monkeypatch.setattr(registry, "_hopper", lambda: True)
+    monkeypatch.setattr(registry, "unavailable", lambda name: None)
+    assert registry.chosen("auto", "selective_scan", "float32", {"N": 16}) == "jla"
+    assert registry.chosen("auto", "linear_attention", "float32", {"K": 16, "V": 16}) == "pallas"
+    monkeypatch.setattr(registry, "divided", lambda: True)
+    assert registry.chosen("auto", "selective_scan", "float32", {"N": 16}) == "pallas"
+    monkeypatch.setattr(registry, "unavailable", lambda name: "not here" if name == "jla" else None)
+    assert registry.chosen("auto", "selective_scan", "float32", {"N": 16}) == "pallas"
+
+
+def test_the_extra_has_derivatives_and_runs_elsewhere(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for its scan that answers wrongly: it is traced, and what runs on a CPU is plain."""
+    padded = []
+
+    def mamba1(C: Any, B: Any, u: Any, dt: Any, A: Any, *, d: Any, initial_state: Any, **_: Any) -> Any:
+        padded.append((u.shape, A.shape))
+        return (C.sum() + B.sum() + A.sum() + d.sum()) * (u + dt), 2 * initial_state
+
+    module: Any = types.ModuleType("mamba1")
+    module.mamba1 = mamba1
+    monkeypatch.setitem(sys.modules, "jla.ops.mosaic_gpu.mamba1", module)
+    given = cast(inputs("selective_scan", rng), jnp.float32)
+    found = pulled(jla_kernel.scan, given, {})
+    wanted = pulled(functools.partial(selective_scan.parallel, implementation="plain"), given, {})
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        judge.same(np.asarray(a), np.asarray(b), numerics.formula("float32", T, gradient=True))
+    assert set(padded) == {((B, 32, 128), (128, 4))}
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -46,6 +46,16 @@ def test_a_reset_restores_the_learned_memory_and_gradients_reach_it(close, rng):
         assert (np.asarray(reached) != 0).all()
 
 
+def test_a_memory_of_width_1(close, rng):
+    with jax.enable_x64(True):
+        p, x = cell(SMALL.replace(d_memory=1, erase="separate")), rng.normal(size=(B, 5, 6))
+        state = rng.normal(size=(B, 6)), rng.normal(size=(B, 2, 3, 1))
+        for found, truth in zip(
+            *(jax.tree.leaves(jax.jit(form)(x, p, state)) for form in (mom_gru.hoisted, mom_gru.recurrent)), strict=True
+        ):
+            close(found, truth)
+
+
 def test_noise_temperature_and_balance_act_in_training_only(close, rng):
     p = cell(GUMBEL)
     x, h = rng.normal(size=(2, 5, 6))

@@ -57,3 +57,13 @@ def test_turns_keep_their_digits_in_float32(close):
 
 def test_memory_of_the_backward_is_linear_in_length():
     assert residual_floats(SMALL, 4096) < 5 * residual_floats(SMALL, 1024)
+
+
+def test_states_between_chunks_as_sums_of_sums(close, rng):
+    """What a GPU takes, where chunks are no power of the radix; the truth is the loop over chunks."""
+    size, turn = rng.uniform(0.8, 1, (3, 4)), rng.uniform(0, 7, (3, 4))
+    factor = np.stack([size * np.cos(turn), size * np.sin(turn)], -1)
+    own, first = rng.normal(size=(3, 4, 2, B, 83)), rng.normal(size=(B, 3, 4, 2))
+    with jax.enable_x64(True):
+        found = jax.jit(diagonal_ssm._summed)(factor, own, first)
+        close(found, jax.jit(diagonal_ssm._carried)(factor, own, first))

@@ -31,7 +31,7 @@ IMPLEMENTATIONS = (
             "diagonal_ssm": "Toeplitz matmuls in chunks",
             "window": "a banded mask in chunks",
             "softmax_attention": "masked attention of C queries at a time, made again for the gradient",
-            "mom_gru": "a scan over tokens, products with x before it",
+            "mom_gru": "a scan over tokens, products with x before it, gradients of weights after it",
         },
         ("float64", "float32", "bfloat16", "float16"),
     ),
@@ -56,13 +56,16 @@ def check_implementation(implementation: str) -> None:
 def chosen(implementation: str, op: str, dtype: object, widths: Mapping[str, int], size: int = 1) -> str:
     """Which implementation of `op` serves this call, of arrays with `size` elements.
 
-    The one that is named, else InputError with the reason. For "auto", Pallas' kernel on a GPU of the kind that it was measured on, where
-    it can, else "plain", and a debug log that says why, once.
+    The one that is named, else InputError with the reason. For "auto", the fastest kernel that is here, on a GPU of the kind that it was
+    measured on, where it can, else "plain", and a debug log that says why, once.
     """
     check_implementation(implementation)
     if implementation == PLAIN or not size:
         return PLAIN
-    name = "pallas" if implementation == "auto" else implementation
+    name = implementation
+    if name == "auto":  # jla's, where somebody installed it: it is the faster one; inside a shard_map it was not tried
+        theirs = (op, "jla") in _KERNELS and not unavailable("jla") and not divided()
+        name = "jla" if theirs else "pallas"
     if (op, name) not in _KERNELS:
         raise InputError(f"implementation: {name!r} has no {op}; use 'auto' or 'plain'")
     if implementation == "auto" and interpreted():

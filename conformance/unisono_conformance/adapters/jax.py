@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import unisono_jax
 from flax import nnx
@@ -141,7 +142,8 @@ def _op(name, form, settings, implementation, arrays):
 def _op_vjp(name, form, settings, implementation, floats, marks, do, dstate):
     f = _function(name, form, settings, implementation)
     found, pull = jax.vjp(lambda a: f(**grouped(a), **marks), floats)
-    return found, pull((do.astype(found[0].dtype), dstate))[0]  # a kernel takes do as it was rounded, whatever o comes in
+    # where a kernel may round, do was rounded already, and o may come wider than it; to round do here would hide a narrow o
+    return found, pull((do.astype(jnp.promote_types(do.dtype, found[0].dtype)), dstate))[0]
 
 
 def make() -> Adapter:

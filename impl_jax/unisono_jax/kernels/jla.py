@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from unisono_jax.kernels import selective_scan
+from unisono_jax.kernels.operator import operator
+
 CHANNELS, TOKENS, STATES = 128, 32, (4, 8, 16, 32)  # its widths: multiples, and these
 
 
-def scan(
-    u: jax.Array,
-    dt: jax.Array,
-    A: jax.Array,
-    B: jax.Array,
-    C: jax.Array,
-    D: jax.Array,
-    state: jax.Array,
-    reset: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """u, dt [B, T, D], A [D, N], B, C [B, T, N], D [D], state [B, D, N], reset [B, T] or None → y, the final state, in float32.
-
-    It is given u and Δ of one dtype, float32, and zeros up to its widths: Δ = 0 keeps a state.
-    """
+def _scan(arrays: Any, reset: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """It is given u and Δ of one dtype, float32, and zeros up to its widths: Δ = 0 keeps a state."""
+    u, dt, A, B, C, D, state = arrays
     (_, length, width), states = u.shape, A.shape[1]
     time, channel, more = -length % TOKENS, -width % CHANNELS, next(n for n in STATES if n >= states) - states
 
@@ -45,3 +38,34 @@ def scan(
         segment_ids=reset,
     )
     return y[:, :length, :width], last[:, :width, :states]
+
+
+def _pulled(arrays: Any, reset: jax.Array | None) -> Any:
+    return jax.vjp(lambda *given: _scan(given, reset), *arrays)
+
+
+def _forward(_: bool, arrays: Any, reset: jax.Array | None) -> Any:
+    outputs, pull = _pulled(arrays, reset)
+    return outputs, tuple(jax.tree.leaves(pull))
+
+
+def _backward(_: bool, arrays: Any, reset: jax.Array | None, saved: Any, cotangents: Any) -> Any:
+    pull = jax.tree.structure(jax.eval_shape(_pulled, arrays, reset)[1])  # traced again, and not computed
+    return jax.tree.unflatten(pull, saved)(cotangents)
+
+
+_run = operator(_forward, _backward, selective_scan.plain)
+
+
+def scan(
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    state: jax.Array,
+    reset: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """u, dt [B, T, D], A [D, N], B, C [B, T, N], D [D], state [B, D, N], reset [B, T] or None → y, the final state, in float32."""
+    return _run(False, (u, dt, A, B, C, D, state), reset)

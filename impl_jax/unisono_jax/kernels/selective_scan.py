@@ -328,13 +328,13 @@ def _backward_of(interpret: bool, arrays: Any, reset: jax.Array | None, saved: A
     return du, ddt, dA, dB, dC, found["dD"].sum((0, 1))[:width], jnp.swapaxes(found["dh"][:, 0, :states, :width], 1, 2)
 
 
-def _plain(arrays: Any, reset: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def plain(arrays: Any, reset: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     from unisono_jax.ops import selective_scan
 
     return selective_scan.parallel(*arrays, reset=reset, implementation="plain")
 
 
-_run = operator(_forward_of, _backward_of, _plain)
+_run = operator(_forward_of, _backward_of, plain)
 
 
 def scan(

@@ -21,6 +21,8 @@ from unisono_jax.ops.fold import fold
 from unisono_jax.ops.packing import packing, segments, take
 from unisono_jax.registry import check_implementation
 
+RADIX = 8  # terms of a sum of `_summed`
+
 
 def discretised(dt: jax.Array, A: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """e^{ΔA}, e^{ΔA} − 1 and (e^{ΔA} − 1) / A, each [D, P, 2]."""
@@ -106,8 +108,8 @@ def parallel(
     Valid tokens are moved together first: the kernel is then one Toeplitz matrix [C, C] a channel, and all work is matmuls.
     """
     check_implementation(implementation)
-    batch, length, _ = u.shape
-    size = min(chunk_size, length)
+    batch, length, width = u.shape
+    size, pairs = min(chunk_size, length), 2 * A.shape[1]
     u, dt, A, C, D, h0 = widened(*masked(valid, u), dt, A, C, D, initial_state)
     tokens, segment = packing(valid, batch, length), segments(reset, batch, length)
     x, now = chunks(tokens.pack(u), size), chunks(tokens.pack(segment), size)  # [B, N, C, D], [B, N, C]
@@ -115,35 +117,66 @@ def parallel(
     *_, gain = discretised(dt, A)
     power = _powers(dt[:, None, None] * A, size)  # e^{pΔA}, p = 0 … C: [C+1, D, P, 2]
     become = times(power[:-1], gain)  # what an input is p tokens later [C, D, P, 2]
-    kernel = _toeplitz(2 * times(become, C)[..., 0].sum(-1))  # [D, C, C], query by key
+    into = jnp.moveaxis(become[::-1], 0, -1)  # and at the chunk's end [D, P, 2, C]
+    skip = jnp.zeros((size, width), D.dtype).at[0].set(D)
+    kernel = _toeplitz(2 * times(become, C)[..., 0].sum(-1) + skip)  # [D, C, C], query by key
+    read = 2 * times(power[1:], C) * jnp.array([1, -1], C.dtype)  # Re(ab) = aᵣbᵣ − aᵢbᵢ
+    read = jnp.moveaxis(read.reshape(size, width, pairs), 0, 1)  # [D, C, 2P]
 
     before = jnp.concatenate([jnp.zeros((batch, 1), jnp.int32), now[:, :-1, -1]], 1)  # the segment that each chunk continues
-    first = now == before[..., None]
-    if reset is None:
-        y, last = dot("dtj,bnjd->bntd", kernel, x), x
+    if reset is None:  # a channel's tokens and states by one matrix
+        by_channel = jnp.transpose(x, (3, 2, 0, 1))  # [D, C, B, N]
+        h = _carried(power[-1], dot("dpcj,djbn->dpcbn", into, by_channel), h0)  # before each chunk [D, P, 2, B, N]
+        both = jnp.concatenate([by_channel, h.reshape(width, pairs, *h.shape[3:])], 1)
+        y = dot("dtj,djbn->bntd", jnp.concatenate([kernel, read], 2), both)
     else:
-        y = _masked_convolution(kernel, x, now)
-        (last,) = masked(now == now[..., -1:], x)
-    own = dot("jdpc,bnjd->bndpc", become[::-1], last)
-
-    def chunk(h: jax.Array, at_n: tuple) -> tuple[jax.Array, jax.Array]:
-        added, goes_on = at_n
-        return masked(goes_on, times(power[-1], h))[0] + added, h
-
-    _, h = lax.scan(chunk, h0, (jnp.swapaxes(own, 0, 1), first[..., -1].T))
-    h = jnp.swapaxes(h, 0, 1)  # before each chunk [B, N, D, P, 2]
-    read = 2 * times(power[1:], C) * jnp.array([1, -1], C.dtype)  # Re(ab) = aᵣbᵣ − aᵢbᵢ
-    y = y + masked(first, dot("tdpc,bndpc->bntd", read, h))[0]
-    y = tokens.unpack(joined(y + D * x, length))
+        first, (last,) = now == before[..., None], masked(now == now[..., -1:], x)
+        h = _carried(power[-1], dot("dpcj,bnjd->dpcbn", into, last), h0, first[..., -1])
+        past = dot("dtj,djbn->bntd", read, h.reshape(width, pairs, *h.shape[3:]))
+        y = _masked_convolution(kernel, x, now) + masked(first, past)[0]
+    y = tokens.unpack(joined(y, length))
 
     # the final state is that after the last valid token, which need not end a chunk: its chunk, shifted to where it does
     chunk_of, beyond = jnp.divmod(jnp.maximum(tokens.count - 1, 0), size)
     count = jnp.minimum(beyond + 1, tokens.count)  # [B] valid tokens of that chunk
-    ends, h, began = (take(a, chunk_of[:, None])[:, 0] for a in (jnp.where((now == segment[:, -1:, None])[..., None], x, 0), h, before))
+
+    def its(a: jax.Array) -> jax.Array:
+        return a[:, -1] if valid is None else take(a, chunk_of[:, None])[:, 0]
+
     place = jnp.arange(size) - (size - count[:, None])  # [B, C]
-    (ends,) = masked(place >= 0, take(ends, place % size))
-    (h,) = masked(began == segment[:, -1], times(power[count], h))
-    return masked(valid, y)[0], h + dot("jdpc,bjd->bdpc", become[::-1], ends)
+    (ends,) = masked((place >= 0) & (take(its(now), place % size) == segment[:, -1:]), take(its(x), place % size))
+    (h,) = masked(its(before) == segment[:, -1], times(power[count], its(jnp.moveaxis(h, (3, 4), (0, 1)))))
+    return masked(valid, y)[0], h + dot("dpcj,bjd->bdpc", into, ends)
+
+
+def _carried(factor: jax.Array, own: jax.Array, initial: jax.Array, goes_on: jax.Array | None = None) -> jax.Array:
+    """The states before each chunk [D, P, 2, B, N], from what chunks add to them and `factor` [D, P, 2] a chunk; where only some chunks
+    [B, N] go on with what was before, those."""
+    if goes_on is None and jax.default_backend() == "gpu":
+        return _summed(factor, own, initial)
+
+    def chunk(h: jax.Array, at_n: tuple) -> tuple[jax.Array, jax.Array]:
+        added, on = at_n
+        kept = times(factor, h)
+        return (kept if on is None else masked(on, kept)[0]) + added, h
+
+    _, h = lax.scan(chunk, initial, (jnp.moveaxis(own, (4, 3), (0, 1)), None if goes_on is None else goes_on.T))
+    return jnp.moveaxis(h, (0, 1), (4, 3))
+
+
+def _summed(factor: jax.Array, own: jax.Array, initial: jax.Array) -> jax.Array:
+    """The same as sums over R chunks, then over R such sums, …: a GPU's launches cost more than the few operations of a chunk."""
+    h = jnp.concatenate([jnp.moveaxis(initial, 0, -1)[..., None], own[..., :-1]], -1)
+    number, reach = own.shape[-1], 1
+    while reach < number:
+        terms = -(-min(number, RADIX * reach) // reach)
+        power, summed = factor, h
+        for k in range(reach, terms * reach, reach):
+            back = jnp.pad(h[..., : number - k], [(0, 0)] * 4 + [(k, 0)])
+            summed = summed + jnp.moveaxis(times(power[:, :, None, None], jnp.moveaxis(back, 2, -1)), -1, 2)
+            power = times(power, factor)
+        h, factor, reach = summed, power, reach * terms
+    return h
 
 
 def _powers(z: jax.Array, most: int) -> jax.Array:

@@ -16,9 +16,10 @@ a token is not valid. noise is what training with router="gumbel" draws: with it
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,14 +35,25 @@ H_PARTS = ("key", "value", "gate", "erase")  # products with h'; the last where 
 
 
 class _Token(NamedTuple):
-    """What is known of a token before the cell runs: its products with x [B, …], its marks [B] and noise [B, n]."""
+    """What is known of a token before the loop and added to a product in it [B, …], each slope of which is the product's too; its marks
+    [B]."""
 
     router: jax.Array
     query: jax.Array
     gates: jax.Array
+    logits: jax.Array  # of the router's second product
+    written: jax.Array  # of the products with h' of H_PARTS
     reset: jax.Array | None
     valid: jax.Array | None
-    noise: jax.Array | None
+
+
+class _Weights(NamedTuple):
+    """Of the products in the loop: with h and h' (router, query, r and ζ, H_PARTS), with c, with r∘h, and the router's second."""
+
+    h: jax.Array
+    c: jax.Array
+    candidate: jax.Array
+    router: jax.Array
 
 
 def routing(x: jax.Array, h: jax.Array, p: Arrays, noise: jax.Array | None = None, temperature: float = 1.0) -> jax.Array:
@@ -119,50 +131,111 @@ def hoisted(
 ) -> tuple[jax.Array, State]:
     """The recurrence has no parallel form. This one takes every product with x out of the loop, as one matmul for all tokens, and joins
     those with h: what the next token asks of h' and what is written with it are one matmul. For the gradient, the states are kept once
-    in C tokens and computed again between."""
+    in C tokens and computed again between, and the gradients of weights are matmuls after the loop."""
     check_implementation(implementation)
-    length, d = x.shape[1], x.shape[-1]
-    size = min(chunk_size, length)
-    p, x, (h, M) = _widened(p, x, initial_state)
+    d = x.shape[-1]
+    p, x, initial_state = _widened(p, x, initial_state)
     (x,) = masked(valid, x)
-    noise = None if noise is None else masked(valid, noise)[0]
     from_x = jnp.concatenate([p[f"{name}.weight"][:, :d] for name in X_PARTS])
     bias = jnp.concatenate([p[f"{name}.bias"] for name in X_PARTS])
     router, query, gates = _split(linear(x, from_x, bias), [len(p[f"{name}.bias"]) for name in X_PARTS])
+    logits = p["router.1.bias"]
+    if noise is not None:
+        logits = logits + p["balance_bias"] + masked(valid, noise)[0]
     written = [name for name in H_PARTS if f"{name}.weight" in p]
     parts = [*(p[f"{name}.weight"][:, d:] for name in X_PARTS[:2]), p["hidden.weight"][: 2 * d], *(p[f"{name}.weight"] for name in written)]
-    from_h, widths = jnp.concatenate(parts), [len(a) for a in parts]
-    from_c, U = p["input.weight"][:, d:], p["hidden.weight"][2 * d :]
+    weights = _Weights(jnp.concatenate(parts), p["input.weight"][:, d:], p["hidden.weight"][2 * d :], p["router.1.weight"])
+    biases = jnp.concatenate([p[f"{name}.bias"] for name in written])
+    logits, biases = (jnp.broadcast_to(a, (*x.shape[:2], a.shape[-1])) for a in (logits, biases))
+    tokens = _Token(router, query, gates, logits, biases, reset, valid)
+    tokens = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), tokens)  # [T, B, …]
+    size = min(chunk_size, x.shape[1])
+    found: Any = _loop((size, 1.0 if noise is None else temperature), weights, tokens, p["memory"], initial_state)
+    out, state = found
+    return jnp.swapaxes(out, 0, 1), state
 
-    def token(carry: tuple[State, jax.Array], at_t: _Token) -> tuple[tuple[State, jax.Array], jax.Array]:
-        (h, M), of_h = carry  # of_h: its products, without biases
-        if at_t.reset is not None:
-            (h, of_h), M = masked(~at_t.reset, h, of_h), jnp.where(at_t.reset[:, None, None, None], p["memory"], M)
-        for_router, for_query, for_gates, *_ = _split(of_h, widths)
-        rho = _shares(at_t.router + for_router, p, at_t.noise, temperature)
-        c = _read(M, rho, at_t.query + for_query)
-        new_h = _gated(at_t.gates + linear(c, from_c), for_gates, h, U)
-        new_of_h = linear(new_h, from_h)
-        new_M = _remembered(M, rho, *(a + p[f"{name}.bias"] for name, a in zip(written, _split(new_of_h, widths)[3:], strict=True)))
-        if at_t.valid is not None:
-            read = at_t.valid[:, None]
+
+def _run(how: tuple[int, float], weights: _Weights, tokens: _Token, memory: jax.Array, initial: State) -> tuple[Any, jax.Array]:
+    """(h [T, B, D], the final state), and what was read of the memory, c [T, B, d_m]."""
+    size, temperature = how
+    length, d, m = len(tokens.query), initial[0].shape[-1], memory.shape[-1]
+    widths = [tokens.router.shape[-1], m, 2 * d, tokens.written.shape[-1]]
+    each = [m, m, 1, *([m] if widths[-1] > 2 * m + 1 else [])]  # of H_PARTS
+
+    def token(carry: tuple[State, jax.Array], known: _Token) -> tuple[tuple[State, jax.Array], tuple[jax.Array, jax.Array]]:
+        (h, M), of_h = carry  # of_h: its products
+        if known.reset is not None:
+            (h, of_h), M = masked(~known.reset, h, of_h), jnp.where(known.reset[:, None, None, None], memory, M)
+        router, query, gates, _ = _split(of_h, widths)
+        rho = jax.nn.softmax((linear(jax.nn.relu(known.router + router), weights.router) + known.logits) / temperature)
+        c = _read(M, rho, known.query + query)
+        new_h = _gated(known.gates + linear(c, weights.c), gates, h, weights.candidate)
+        new_of_h = linear(new_h, weights.h)
+        new_M = _remembered(M, rho, *_split(known.written + _split(new_of_h, widths)[-1], each))
+        if known.valid is not None:
+            read = known.valid[:, None]
             new_h, new_of_h = jnp.where(read, new_h, h), jnp.where(read, new_of_h, of_h)
-            new_M = jnp.where(at_t.valid[:, None, None, None], new_M, M)
-        return ((new_h, new_M), new_of_h), new_h
+            new_M = jnp.where(known.valid[:, None, None, None], new_M, M)
+        return ((new_h, new_M), new_of_h), (new_h, c)
+
+    unroll = 4 if jax.default_backend() == "gpu" else 1  # a turn of a loop costs a GPU's host as much as some launches
 
     @jax.checkpoint
-    def segment(carry: tuple[State, jax.Array], tokens: _Token) -> tuple[tuple[State, jax.Array], jax.Array]:
-        return lax.scan(token, carry, tokens)
+    def segment(carry: tuple[State, jax.Array], tokens: _Token) -> tuple[tuple[State, jax.Array], Any]:
+        return lax.scan(token, carry, tokens, unroll=unroll)
 
-    tokens = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), _Token(router, query, gates, reset, valid, noise))  # [T, B, …]
     whole = length // size * size
     segments = jax.tree.map(lambda a: a[:whole].reshape(whole // size, size, *a.shape[1:]), tokens)
-    carry, out = lax.scan(segment, ((h, M), linear(h, from_h)), segments)
-    out = out.reshape(whole, *out.shape[2:])
+    carry, out = lax.scan(segment, (initial, linear(initial[0], weights.h)), segments)
+    out = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), out)
     if whole < length:
         carry, last = segment(carry, jax.tree.map(lambda a: a[whole:], tokens))
-        out = jnp.concatenate([out, last])
-    return jnp.swapaxes(out, 0, 1), carry[0]
+        out = jax.tree.map(lambda *a: jnp.concatenate(a), out, last)
+    h, c = out
+    return (h, carry[0]), c
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loop(how: tuple[int, float], weights: _Weights, tokens: _Token, memory: jax.Array, initial: State) -> tuple[jax.Array, State]:
+    """The loop, whose weights' gradients are a product each over all tokens, not a sum that every token adds to."""
+    return _run(how, weights, tokens, memory, initial)[0]
+
+
+def _loop_ahead(how: tuple[int, float], weights: _Weights, tokens: _Token, memory: jax.Array, initial: State) -> Any:
+    reset, valid = tokens.reset, tokens.valid
+
+    def run(tokens: _Token, *rest: Any) -> tuple[Any, jax.Array]:
+        return _run(how, weights, tokens._replace(reset=reset, valid=valid), *rest)
+
+    out, pull, c = jax.vjp(run, tokens._replace(reset=None, valid=None), memory, initial, has_aux=True)
+    return out, (pull, weights, tokens, jnp.concatenate([initial[0][None], out[0]]), c)
+
+
+def _loop_back(how: tuple[int, float], saved: Any, cotangents: Any) -> Any:
+    pull, weights, tokens, h, c = saved
+    slope, memory, initial = pull(cotangents)
+    d, routers = h.shape[-1], slope.router.shape[-1]
+    before, after = h[:-1], h[1:]  # as a token found it, and left it
+    if tokens.reset is not None:
+        (before,) = masked(~tokens.reset, before)
+    hidden = jax.nn.relu(tokens.router + linear(before, weights.h[:routers]))
+    at_r = routers + slope.query.shape[-1]
+    r = sigmoid(tokens.gates[..., :d] + linear(c, weights.c[:d]) + linear(before, weights.h[at_r : at_r + d]))
+
+    def outer(slopes: jax.Array, inputs: jax.Array) -> jax.Array:
+        return dot("tbo,tbi->oi", slopes, inputs)
+
+    asked = jnp.concatenate([slope.router, slope.query, slope.gates[..., : 2 * d]], -1)
+    to_weights = _Weights(
+        jnp.concatenate([outer(asked, before), outer(slope.written, after)]),
+        outer(slope.gates, c),
+        outer(slope.gates[..., 2 * d :], r * before),
+        outer(slope.logits, hidden),
+    )
+    return to_weights, slope, memory, initial
+
+
+_loop.defvjp(_loop_ahead, _loop_back)
 
 
 def _split(a: jax.Array, widths: list[int]) -> list[jax.Array]:

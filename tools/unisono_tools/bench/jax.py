@@ -6,12 +6,12 @@ python -m unisono_tools.bench.jax --output docs/results/kernels-jax-h100      # 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
@@ -21,30 +21,22 @@ import optax
 import unisono_jax
 from flax import nnx
 from unisono_jax import decoding
-from unisono_jax.ops import linear_attention, multiscale, selective_scan
 from unisono_spec.contract import preset
 from unisono_spec.contract.sampling import GREEDY
 
 from unisono_tools.bench import report
-from unisono_tools.bench.contestants import serving
-from unisono_tools.bench.jax_ops import Arrays, associative, attention_inputs, chunked_einsum, scales_inputs, scan_inputs
+from unisono_tools.bench.jax_ops import OPS, contestants, exact, slopes
 
-# B, T, H, K = V, of features elu(x) + 1; and M; B, T, D, N
-ATTENTION = ((8, 4096, 16, 64), (8, 1024, 16, 64), (8, 4096, 16, 128), (1, 32768, 16, 128))
-SCALES = ((8, 4096, 16, 64, 4), (8, 4096, 16, 64, 1))
-SCAN = ((8, 4096, 1536, 16), (1, 16384, 1536, 16))
 LONGEST_EXACT = 4096  # tokens: errors are measured up to here
 MODELS = (  # batch, length, implementations
-    ("mamba-130m", 8, 2048, ("auto", "jla", "plain")),
-    ("mamba-130m", 1, 16384, ("auto",)),
+    ("mamba-130m", 8, 2048, ("jla", "pallas")),
     ("lat-base", 8, 2048, ("auto", "plain")),
-    ("lat-base", 1, 16384, ("auto", "plain")),
+    ("lat-base", 1, 16384, ("auto",)),
     ("s4d-base", 8, 2048, ("auto",)),
     ("maru", 8, 512, ("auto",)),
 )
 DECODED, CONTEXTS = ("lat-base", "mamba-130m", "transformer-base"), (1 << 10, 1 << 15)
-AXES = {"linear_attention": "BTHK", "multiscale": "BTHKM", "selective_scan": "BTDN"}
-PARTS = ("attention", "scales", "scan", "models", "decode")
+PARTS = (*OPS, "models", "decode")
 SETS = 3
 Row = dict[str, Any]
 
@@ -66,88 +58,45 @@ def copy_rate() -> float:
     return 2 * source.nbytes / median_ms([lambda: negative(source)] * SETS, 7) * 1e3
 
 
-def contestants(op: str, widths: dict[str, int]) -> dict[str, Callable[..., jax.Array]]:
-    """By name: functions of the op's inputs."""
-    found: dict[str, Callable[..., jax.Array]] = {}
-    for name in sorted(serving("jax", op, "cuda", "bfloat16", widths), key=["pallas", "plain", "jla"].index):
-        if op == "linear_attention":
-            found[name] = lambda q, k, v, S, z, name=name: linear_attention.parallel(q, k, v, (S, z), implementation=name)[0]
-        elif op == "multiscale":
-            found[name] = lambda q, k, v, a, c, S, z, name=name: multiscale.parallel(q, k, v, q, k, a, c, (S, z), implementation=name)[0]
-        else:
-            found[name] = lambda *given, name=name: selective_scan.parallel(*given, implementation=name)[0]
-    jla = importlib.import_module("jla.ops") if importlib.util.find_spec("jla") else None
-    if op == "linear_attention":
-        found["chunked einsum, associative_scan"] = lambda q, k, v, S, z: chunked_einsum(q, k, v)
-        if jla:
-            found["jla simple_gla, no normaliser"] = lambda q, k, v, S, z: jla.linear_attention(
-                "simple_gla", q, k, v, g=z.sum() * jnp.zeros(q.shape[:3]), scale=1.0
-            )[0]
-    elif op == "multiscale":
-        if jla:  # a recurrence a scale, summed
-
-            def each(q: jax.Array, k: jax.Array, v: jax.Array, a: jax.Array, c: jax.Array, S: jax.Array, z: jax.Array) -> jax.Array:
-                logs = [jnp.broadcast_to(a[..., s, None], q.shape[:3]) for s in range(a.shape[2])]
-                return sum(c[:, :, s] * jla.linear_attention("simple_gla", q, k, v, g=g, scale=1.0)[0] for s, g in enumerate(logs))  # pyright: ignore[reportReturnType]
-
-            found["jla simple_gla, a scale each, no normaliser"] = each
-    else:
-        found["lax.associative_scan"] = associative
-        if jla:
-            found["jla mamba1, Δ in bf16"] = lambda u, dt, A, B, C, D, h: jla.linear_attention(
-                "mamba1", C, B, u, dt=dt.astype(u.dtype), a=A, d=D, initial_state=h
-            )[0]
-    return found
-
-
-def slopes(run: Callable[..., jax.Array]) -> Callable[..., Any]:
-    def both(do: jax.Array, *given: jax.Array) -> tuple[jax.Array, Any]:
-        o, pull = jax.vjp(run, *given)
-        return o, pull(do.astype(o.dtype))
-
-    return both
-
-
-def exact(op: str, given: Arrays, do: jax.Array) -> tuple[np.ndarray, ...]:
-    """o and the gradients of the tokens' arrays in float64: of one sequence, and one head or 32 channels of it."""
-    with jax.enable_x64(True):
-        wide = [np.asarray(a.astype(jnp.float32), np.float64) for a in (do, *given)]
-        if op == "linear_attention":
-            cut = [a[:1, :, :1] for a in wide[:4]] + [a[:1, :1] for a in wide[4:]]
-
-            run: Callable[..., Any] = lambda q, k, v, S, z: linear_attention.recurrent(q, k, v, (S, z))[0]  # noqa: E731
-        elif op == "multiscale":
-            cut = [a[:1, :, :1] for a in wide[:4]] + [a[:1] for a in wide[4:6]] + [a[:1, :, :1] for a in wide[6:]]
-            run = lambda q, k, v, a, c, S, z: multiscale.recurrent(q, k, v, q, k, a, c, (S, z))[0]  # noqa: E731
-        else:
-            do_, u, dt, A, B, C, D, h = wide
-            cut = [do_[:1, :, :32], u[:1, :, :32], dt[:1, :, :32], A[:32], B[:1], C[:1], D[:32], h[:1, :32]]
-            run = lambda *given: selective_scan.recurrent(*given)[0]  # noqa: E731
-        o, found = jax.jit(slopes(run))(*map(jnp.asarray, cut))
-        return tuple(map(np.asarray, (o, *found[: 2 if op == "selective_scan" else 3])))
-
-
 def error(found: jax.Array, true: np.ndarray) -> float:
     part = np.asarray(found[tuple(slice(n) for n in true.shape)].astype(jnp.float32), np.float64)
     return float(np.linalg.norm(part - true) / np.linalg.norm(true))
 
 
-def measure_op(op: str, shape: tuple[int, ...], rate: float, repeats: int) -> Iterator[Row]:
+def built(run: Callable[..., jax.Array], do: Any, given: Any) -> tuple[Any, Any, float]:
+    """Programs for values alone and with gradients, and how long they took."""
+    begin = time.perf_counter()
+    return jax.jit(run).lower(*given).compile(), jax.jit(slopes(run)).lower(do, *given).compile(), time.perf_counter() - begin
+
+
+def given_to(op: str, shape: tuple[int, ...], seed: int = 0) -> tuple[jax.Array, Any]:
+    """do, and what the op reads."""
+    do = jax.random.normal(jax.random.key(9), shape[: OPS[op].axes_of_o]).astype(jnp.bfloat16)
+    return do, OPS[op].inputs(shape, seed)
+
+
+def prepared(pool: Executor, op: str, shape: tuple[int, ...]) -> dict[str, Future[Any]]:
+    """Programs of all contestants, and the truth."""
+    like = jax.eval_shape(lambda: given_to(op, shape))
+    found: dict[str, Future[Any]] = {name: pool.submit(built, run, *like) for name, run in contestants(op, shape).items()}
+    if shape[1] <= LONGEST_EXACT:
+        do, given = given_to(op, shape)
+        found["truth"] = pool.submit(exact, op, given, do)
+    return found
+
+
+def measure_op(op: str, shape: tuple[int, ...], ready: dict[str, Future[Any]], rate: float, repeats: int) -> Iterator[Row]:
     """A case with one more row each time."""
-    make = {"linear_attention": attention_inputs, "multiscale": scales_inputs, "selective_scan": scan_inputs}[op]
-    sets = [make(shape, seed) for seed in range(SETS)]
-    do = jax.random.normal(jax.random.key(9), shape[:3] if op == "selective_scan" else shape[:4]).astype(jnp.bfloat16)
-    truth = exact(op, sets[0], do) if shape[1] <= LONGEST_EXACT else ()
+    do, _ = given_to(op, shape)
+    sets = [OPS[op].inputs(shape, seed) for seed in range(SETS)]
+    truth = ready.pop("truth").result() if "truth" in ready else ()
     ins = sum(a.nbytes for a in sets[0])
     floor = [1e3 * (ins + do.nbytes) / rate, 1e3 * (2 * ins + do.nbytes) / rate]
-    widths = {"K": shape[3], "V": shape[3], "N": shape[3]}
     case: Row = {"op": op, "shape": shape, "floor_ms": floor, "rows": []}
-    for name, run in contestants(op, widths).items():
+    for name, programs in ready.items():
         row: Row = {"contestant": name}
         try:
-            forward, begin = jax.jit(run), time.perf_counter()
-            both = jax.jit(slopes(run)).lower(do, *sets[0]).compile()
-            row["compile_s"] = time.perf_counter() - begin
+            forward, both, row["compile_s"] = programs.result()
             o, found = both(do, *sets[0])
             if truth and "no normaliser" not in name:
                 row["error_o"], row["error_gradient"] = error(o, truth[0]), max(map(error, found, truth[1:]))
@@ -165,12 +114,12 @@ def measure_op(op: str, shape: tuple[int, ...], rate: float, repeats: int) -> It
         yield case
 
 
-def trained(name: str, batch: int, length: int, implementation: str, steps: int) -> Row:
-    """Forward, cross-entropy, backward, AdamW; bfloat16, parameters in float32."""
+def training(name: str, batch: int, length: int, implementation: str) -> tuple[Any, Any, Any, float]:
+    """A compiled step: forward, cross-entropy, backward, AdamW; bfloat16, parameters in float32. Its parameters and tokens."""
+    begin = time.perf_counter()
     model = unisono_jax.create(preset(name), seed=0, dtype="bfloat16", implementation=implementation)
     graph, params = nnx.split(model)
     optimizer = optax.adamw(1e-4)
-    state = optimizer.init(params)
     tokens = jax.random.randint(jax.random.key(1), (batch, length + 1), 0, model.config.vocab_size)
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
@@ -182,10 +131,14 @@ def trained(name: str, batch: int, length: int, implementation: str, steps: int)
         change, state = optimizer.update(slope, state, params)
         return optax.apply_updates(params, change), state, found
 
-    begin = time.perf_counter()
-    run: Any = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, tokens).compile()
-    row: Row = {"model": name, "batch": batch, "length": length, "implementation": implementation, "compile_s": time.perf_counter() - begin}
-    times, losses = [], []
+    run = jax.jit(step, donate_argnums=(0, 1)).lower(params, jax.eval_shape(optimizer.init, params), tokens).compile()
+    return run, (params, optimizer.init), tokens, time.perf_counter() - begin
+
+
+def trained(name: str, batch: int, length: int, implementation: str, ready: Future[Any], steps: int) -> Row:
+    run, (params, init), tokens, seconds = ready.result()
+    row: Row = {"model": name, "batch": batch, "length": length, "implementation": implementation, "compile_s": seconds}
+    state, times, losses = init(params), [], []
     for _ in range(steps + 2):
         begin = time.perf_counter()
         params, state, found = run(params, state, tokens)
@@ -223,7 +176,7 @@ def markdown(result: Row) -> str:
     ]
     for case in result["ops"]:
         floor = case["floor_ms"]
-        lines += ["", f"## {case['op']}, {' '.join(f'{a}{n}' for a, n in zip(AXES[case['op']], case['shape'], strict=True))}", ""]
+        lines += ["", f"## {case['op']}, {' '.join(f'{a}{n}' for a, n in zip(OPS[case['op']].axes, case['shape'], strict=True))}", ""]
         lines += [f"Floor: forward {floor[0]:.3f} ms, both ways {sum(floor):.3f} ms.", ""]
         lines += ["| contestant | forward ms | of floor | both ms | of floor | error o | error gradient | peak MiB | compiles in s |"]
         lines += ["|---" * 9 + "|"]
@@ -275,18 +228,22 @@ def main(argv: list[str] | None = None) -> int:
             options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             options.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
 
-    for part, op, shapes in zip(PARTS, AXES, (ATTENTION, SCALES, SCAN), strict=False):
-        for shape in shapes if part in options.parts else ():
-            for case in measure_op(op, shape, result["copy_bytes_per_s"], options.repeats):
-                kept("ops", case)
-    if "models" in options.parts:
-        for name, batch, length, implementations in MODELS:
-            for implementation in implementations:
-                try:
-                    kept("models", trained(name, batch, length, implementation, options.repeats))
-                except (jax.errors.JaxRuntimeError, unisono_jax.InputError) as problem:  # out of memory; jla is not here
-                    note = str(problem).splitlines()[0][:60]
-                    kept("models", {"model": name, "batch": batch, "length": length, "implementation": implementation, "note": note})
+    with ThreadPoolExecutor(16) as pool:  # nothing is timed while anything compiles
+        ops = {(op, shape): prepared(pool, op, shape) for op in OPS if op in options.parts for shape in OPS[op].shapes}
+        models = [(*m[:3], how) for m in MODELS if "models" in options.parts for how in m[3]]
+        steps = [pool.submit(training, *each) for each in models]
+        wait([*steps, *(program for each in ops.values() for program in each.values())])
+    print("compiled", flush=True)
+    for (op, shape), ready in ops.items():
+        for case in measure_op(op, shape, ready, result["copy_bytes_per_s"], options.repeats):
+            kept("ops", case)
+        ready.clear()
+    for each, ready in zip(models, steps, strict=True):
+        try:
+            kept("models", trained(*each, ready, options.repeats))
+        except (jax.errors.JaxRuntimeError, unisono_jax.InputError) as problem:  # out of memory; jla is not here
+            names = ("model", "batch", "length", "implementation")
+            kept("models", {**dict(zip(names, each, strict=True)), "note": str(problem).splitlines()[0][:60]})
     if "decode" in options.parts:
         for name in DECODED:
             for context in CONTEXTS:
