@@ -11,7 +11,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -37,7 +37,7 @@ MODELS = (  # batch, length, implementations
 )
 DECODED, CONTEXTS = ("lat-base", "mamba-130m", "transformer-base"), (1 << 10, 1 << 15)
 PARTS = (*OPS, "models", "decode")
-SETS = 3
+SETS, THREADS = 3, 16  # sets of inputs; programs that are compiled at a time
 Row = dict[str, Any]
 
 
@@ -228,16 +228,15 @@ def main(argv: list[str] | None = None) -> int:
             options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             options.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
 
-    with ThreadPoolExecutor(16) as pool:  # nothing is timed while anything compiles
-        ops = {(op, shape): prepared(pool, op, shape) for op in OPS if op in options.parts for shape in OPS[op].shapes}
-        models = [(*m[:3], how) for m in MODELS if "models" in options.parts for how in m[3]]
+    for op in OPS:
+        with ThreadPoolExecutor(THREADS) as pool:  # nothing is timed while anything compiles
+            cases = {shape: prepared(pool, op, shape) for shape in OPS[op].shapes if op in options.parts}
+        for shape, ready in cases.items():
+            for case in measure_op(op, shape, ready, result["copy_bytes_per_s"], options.repeats):
+                kept("ops", case)
+    models = [(*m[:3], how) for m in MODELS if "models" in options.parts for how in m[3]]
+    with ThreadPoolExecutor(THREADS) as pool:
         steps = [pool.submit(training, *each) for each in models]
-        wait([*steps, *(program for each in ops.values() for program in each.values())])
-    print("compiled", flush=True)
-    for (op, shape), ready in ops.items():
-        for case in measure_op(op, shape, ready, result["copy_bytes_per_s"], options.repeats):
-            kept("ops", case)
-        ready.clear()
     for each, ready in zip(models, steps, strict=True):
         try:
             kept("models", trained(*each, ready, options.repeats))
