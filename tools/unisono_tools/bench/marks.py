@@ -51,7 +51,8 @@ def found(attention: Content, lengths: Content) -> Iterator[Mark]:
     def times(case: Content, peer: Content, way: str, must: float, aim: float, least: bool, what: str) -> Mark:
         ours, its = _row(case, "unisono")[WAYS[way]], peer[WAYS[way]]
         ratio = its / ours if least else ours / its
-        return Mark(f"{what}, {way}", peer["contestant"], ratio, must, aim, least, f"{ours:.3f} for {its:.3f} ms")
+        slow = ", its host's time: both ways take it less" if its > peer["both_ms"] else ""
+        return Mark(f"{what}, {way}", peer["contestant"], ratio, must, aim, least, f"{ours:.3f} for {its:.3f} ms{slow}")
 
     for what, name, most in (
         ("linear attention with its normaliser", "B8 T4096 H16 K=V=64", 1.25),

@@ -68,6 +68,7 @@ FIGURES: dict[str, Callable[[Content, Path], object]] = {
 }
 TABLES: dict[str, Callable[[Content], str]] = {
     "kernels-h100": report.markdown,
+    "kernels-attention-h100": _attention_page,
     "kernels-attention-h200": _attention_page,
     "kernels-attention-lengths-h200": _attention_page,
     "linear-cpu": lambda content: linear.markdown(content["run"], _points(content)),
