@@ -63,7 +63,7 @@ def inputs(case: Case, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
     u = (u if valid is None else torch.where(valid[..., None], u, torch.nan)).to(case.dtype)
     rest = (op.powers(dt, A, 1)[1], op.gain(dt, A), normal(d, p, 2), normal(d), normal(b, d, p, 2))
     wide = operator.accumulator(case.dtype)
-    marks = {"reset": torch.rand(b, t, generator=made) < 0.15 if case.marked else None, "valid": valid}
+    marks = {"reset": torch.rand(b, t, generator=made) < 0.3 if case.marked else None, "valid": valid}
     tensors = dict(zip(NAMES, (u, *(a.to(wide) for a in rest)), strict=True))
     moved = {name: None if a is None else a.to(device) for name, a in marks.items()}
     return {name: a.to(device) for name, a in tensors.items()}, moved
