@@ -23,6 +23,8 @@ from unisono_torch.arrays import numpy_state
 from unisono_torch.decoding import Decoder, decoder, sampling
 from unisono_torch.decoding.fused import fused
 from unisono_torch.decoding.parts import Held
+from unisono_torch.kernels.decode.project import MOST
+from unisono_torch.kernels.registry import interpreted
 from unisono_torch.models.base import Model
 
 LAT = LATConfig(d_model=12, n_layers=2, vocab_size=30, head_width=6, qk_width=4, ffn_mult=2, window=5, conv_mult=2)
@@ -74,13 +76,14 @@ def text(length: int, batch: int = 2) -> np.ndarray:
     return np.random.default_rng(length).integers(0, 30, (batch, length))
 
 
+@pytest.mark.parametrize("batch", [2] if interpreted() else [2, MOST + 1])  # more are read by matrix products
 @pytest.mark.parametrize("name", CONFIGS)
-def test_steps_are_those_of_the_spec(name: str, device: str) -> None:
+def test_steps_are_those_of_the_spec(name: str, batch: int, device: str) -> None:
     """Logits of every token and the state after the last, from a state after others."""
     model, params = made(CONFIGS[name], device)
-    tokens = text(FIRST + 3)
+    tokens = text(FIRST + 3, batch)
     with torch.no_grad():
-        _, before = model(torch.as_tensor(tokens[:, :FIRST], device=device), model.init_state(2, 32))
+        _, before = model(torch.as_tensor(tokens[:, :FIRST], device=device), model.init_state(batch, 32))
         made_here = Decoder(model, before, "greedy")
         for key, own in made_here.state.items():
             own.copy_(before[key])  # making a graph advances it
