@@ -128,8 +128,13 @@ def _mamba_block(block: Any, norm: nn.Module | None, conv: Tensor, ssm: Tensor, 
 
     own = {name: p.detach() for name, p in block.named_parameters()}
     into = parts.linear(block.in_proj, norm, conv=(own["conv1d.weight"], own.get("conv1d.bias"), conv))
-    inner, finish = parts.held.cast(block.x_proj.weight, parts.dtype), parts.finish(block.out_proj, 1)
-    return lambda x, residual=None: scans.mamba_step(into(x), ssm, own, inner, finish, residual)
+    chosen, out, d = parts.linear(block.x_proj), parts.linear(block.out_proj), ssm.shape[1]
+
+    def step(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        uz = into(x)
+        return out(scans.mamba_step(uz, chosen(uz[:, :d]), ssm, own), residual)
+
+    return step
 
 
 def _s4d(model: Any, state: State, parts: Parts) -> Step:

@@ -1,6 +1,6 @@
 """What a decoded token costs on a GPU: a step at a time, and by the graph that `generate` replays.
 
-python -m unisono_tools.bench.decode --output docs/results/decode-h200      # writes .json and .md
+python -m unisono_tools.bench.decode --output docs/results/decode-h100      # writes .json and .md
 
 Contexts are set, not read: states are zeros, at the position that so many tokens would have left. A token is greedy, and at the first
 context drawn, too (top_k, top_p), and one a call. Beside each model a Transformer with as many parameters (`unisono match`), by the same

@@ -11,12 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisono_torch.kernels import barrier
-from unisono_torch.kernels.decode.project import Finish, done, exact_gelu, finished, launch, loaded, projected, ready
+from unisono_torch.kernels.decode.project import Finish, done, exact_gelu, finished, launch, loaded, ready
 from unisono_torch.kernels.gelu import sigmoid
-from unisono_torch.kernels.registry import interpreted
 from unisono_torch.kernels.selective_scan.functions import softplus
 
+CHANNELS = 8  # that a program of few sequences owns
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -40,71 +39,38 @@ def _moved(x, state, c, mask, D: tl.constexpr, TAPS: tl.constexpr):
 
 
 @triton.jit
-def _chosen(
-    program, uz, W, inner, chosen, D: tl.constexpr, N: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    TOGETHER: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """inner [BATCH, N]: δ, B and C of this token, W [N, D] times the first half of uz [BATCH, 2·D]."""
-    n = program * ROWS + tl.arange(0, ROWS)
-    k = tl.arange(0, COLUMNS)
-    w = tl.load(W + n[:, None] * D + k[None, :], mask=(n < N)[:, None] & (k < D)[None, :], other=0.0).to(tl.float32)
-    ready(EARLY)
-    for row in tl.static_range(BATCH):
-        given = tl.load(uz + row * 2 * D + k, mask=k < D, other=0.0).to(tl.float32)
-        tl.store(inner + row * N + n, tl.sum(w * given[None, :], 1).to(inner.dtype.element_ty), mask=n < N)
-    done(chosen, TOGETHER)
-
-
-@triton.jit
 def scan(
-    uz, W, inner, dt_weight, dt_bias, A_log, skip, h, o, chosen, out_weight, bias, residual, out, counters, M, CHOOSING: tl.constexpr,
-    D: tl.constexpr, RANK: tl.constexpr, N: tl.constexpr, CHANNELS: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BLOCKS: tl.constexpr,
-    FEW: tl.constexpr, BD: tl.constexpr, STEPS: tl.constexpr, BATCH: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    uz, inner, dt_weight, dt_bias, A_log, skip, h, o, D: tl.constexpr, RANK: tl.constexpr, N: tl.constexpr, CHANNELS: tl.constexpr,
+    BR: tl.constexpr, BN: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """o [B, D] = y ∘ SiLU(z) of uz [B, 2·D]; h [B, D, N] advances. inner [B, RANK + 2·N]: δ, B and C, made by the first CHOOSING
-    programs, or before. out: see `finished`."""
-    program = tl.program_id(0)
-    if CHOOSING > 0 and program < CHOOSING:
-        _chosen(program, uz, W, inner, chosen, D, RANK + 2 * N, BATCH, FEW, BD, TOGETHER, EARLY)
-    elif PROGRAMS > 0 and program >= STEPS:
-        finished(
-            program - STEPS, o, out_weight, bias, residual, out, counters, M, D, BATCH, STEPS - CHOOSING, PROGRAMS, HAS_BIAS, HAS_RESIDUAL,
-            ROWS, COLUMNS, TOGETHER, EARLY,
-        )  # fmt: skip
-        # all that waited for δ, B and C are done
-        tl.store(chosen, 0)
-    else:
-        row = ((program - CHOOSING) // BLOCKS).to(tl.int64)
-        TYPE: tl.constexpr = uz.dtype.element_ty
-        c = ((program - CHOOSING) % BLOCKS) * CHANNELS + tl.arange(0, CHANNELS)
-        mask = c < D
-        x = uz + row * 2 * D
-        inner += row * (RANK + 2 * N)
-        r = tl.arange(0, BR)
-        w = tl.load(dt_weight + c[:, None] * RANK + r[None, :], mask=mask[:, None] & (r < RANK)[None, :], other=0.0).to(tl.float32)
-        n = tl.arange(0, BN)
-        cell = c[:, None] * N + n[None, :]
-        both = mask[:, None] & (n < N)[None, :]
-        A = -tl.exp2(tl.load(A_log + cell, mask=both, other=0.0).to(tl.float32) * LOG2E)
-        ready(EARLY)
-        u = tl.load(x + c, mask=mask, other=0.0).to(tl.float32)
-        z = tl.load(x + D + c, mask=mask, other=0.0).to(tl.float32)
-        at = h + row * D * N + cell
-        old = tl.load(at, mask=both, other=0.0)
-        if CHOOSING > 0 and TOGETHER:
-            barrier.wait(chosen, CHOOSING)
-        delta = tl.load(inner + r, mask=r < RANK, other=0.0).to(tl.float32)
-        dt = softplus(tl.sum(w * delta[None, :], 1) + tl.load(dt_bias + c, mask=mask, other=0.0).to(tl.float32), tl.float32)
-        B = tl.load(inner + RANK + n, mask=n < N, other=0.0).to(tl.float32)
-        C = tl.load(inner + RANK + N + n, mask=n < N, other=0.0).to(tl.float32)
-        new = tl.exp2(dt[:, None] * A * LOG2E) * old + (dt * u)[:, None] * B[None, :]
-        loaded()
-        tl.store(at, new, mask=both)
-        y = tl.sum(new * C[None, :], 1) + tl.load(skip + c, mask=mask, other=0.0).to(tl.float32) * u
-        y = y.to(TYPE).to(tl.float32) * (z * sigmoid(z)).to(TYPE).to(tl.float32)
-        tl.store(o + row * D + c, y.to(TYPE), mask=mask)
-        done(counters, TOGETHER)
+    """o [B, D] = y ∘ SiLU(z) of uz [B, 2·D] and inner [B, RANK + 2·N]: δ, B and C; h [B, D, N] advances."""
+    row = tl.program_id(1).to(tl.int64)
+    TYPE: tl.constexpr = uz.dtype.element_ty
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    mask = c < D
+    x = uz + row * 2 * D
+    inner += row * (RANK + 2 * N)
+    r = tl.arange(0, BR)
+    w = tl.load(dt_weight + c[:, None] * RANK + r[None, :], mask=mask[:, None] & (r < RANK)[None, :], other=0.0).to(tl.float32)
+    n = tl.arange(0, BN)
+    cell = c[:, None] * N + n[None, :]
+    both = mask[:, None] & (n < N)[None, :]
+    A = -tl.exp2(tl.load(A_log + cell, mask=both, other=0.0).to(tl.float32) * LOG2E)
+    ready(EARLY)
+    u = tl.load(x + c, mask=mask, other=0.0).to(tl.float32)
+    z = tl.load(x + D + c, mask=mask, other=0.0).to(tl.float32)
+    at = h + row * D * N + cell
+    old = tl.load(at, mask=both, other=0.0)
+    delta = tl.load(inner + r, mask=r < RANK, other=0.0).to(tl.float32)
+    dt = softplus(tl.sum(w * delta[None, :], 1) + tl.load(dt_bias + c, mask=mask, other=0.0).to(tl.float32), tl.float32)
+    B = tl.load(inner + RANK + n, mask=n < N, other=0.0).to(tl.float32)
+    C = tl.load(inner + RANK + N + n, mask=n < N, other=0.0).to(tl.float32)
+    new = tl.exp2(dt[:, None] * A * LOG2E) * old + (dt * u)[:, None] * B[None, :]
+    loaded()
+    tl.store(at, new, mask=both)
+    y = tl.sum(new * C[None, :], 1) + tl.load(skip + c, mask=mask, other=0.0).to(tl.float32) * u
+    y = y.to(TYPE).to(tl.float32) * (z * sigmoid(z)).to(TYPE).to(tl.float32)
+    tl.store(o + row * D + c, y.to(TYPE), mask=mask)
 
 
 @triton.jit
@@ -173,25 +139,17 @@ def diagonal(
     tl.store(out + row * D + c, exact_gelu(y.to(TYPE).to(tl.float32)).to(TYPE), mask=mask)
 
 
-def mamba_step(uz: Tensor, h: Tensor, p: dict[str, Tensor], x_proj: Tensor, finish: Finish, x: Tensor | None) -> Tensor:
-    """uz [B, 2·D], h [B, D, N], which advances → what `finish` makes of y ∘ SiLU(z) [B, D], on x. p: the block's parameters by name;
-    x_proj [rank + 2·N, D] in uz's dtype."""
+def mamba_step(uz: Tensor, inner: Tensor, h: Tensor, p: dict[str, Tensor]) -> Tensor:
+    """uz [B, 2·D], inner [B, rank + 2·N]: δ, B and C, and h [B, D, N], which advances → y ∘ SiLU(z) [B, D]. p: the block's parameters by
+    name."""
     batch, d, n = h.shape
-    rank, inside = p["dt_proj.weight"].shape[1], len(x_proj)
-    o, inner = uz.new_empty((batch, d)), uz.new_empty((batch, inside))
-    channels, few = (16 if batch < 8 else 64), (triton.next_power_of_2(inside) if interpreted() else 1)
-    choosing = triton.cdiv(inside, few) if finish.joins(batch) else 0
-    if not choosing:
-        inner = projected(uz[:, :d], x_proj)
-    blocks = triton.cdiv(d, channels)
-    programs, out, given = finish.launched(choosing + blocks * batch, o, x)
-    weight, size = given.pop("W"), given.pop("N")
-    scan[(programs,)](
-        uz, x_proj, inner, p["dt_proj.weight"], p["dt_proj.bias"], p["A_log"], p["D"], h, o, finish.turns, out_weight=weight, M=size,
-        CHOOSING=choosing, D=d, RANK=rank, N=n, CHANNELS=channels, BR=triton.next_power_of_2(rank), BN=triton.next_power_of_2(n),
-        BLOCKS=blocks, FEW=few, BD=triton.next_power_of_2(d), num_warps=4, **given,
+    rank, o = p["dt_proj.weight"].shape[1], uz.new_empty((batch, d))
+    channels = CHANNELS if batch < 8 else 64
+    scan[(triton.cdiv(d, channels), batch)](
+        uz, inner, p["dt_proj.weight"], p["dt_proj.bias"], p["A_log"], p["D"], h, o, D=d, RANK=rank, N=n, CHANNELS=channels,
+        BR=triton.next_power_of_2(rank), BN=triton.next_power_of_2(n), num_warps=4, **launch(uz.device),
     )  # fmt: skip
-    return finish.after(out, x)
+    return o
 
 
 def conv_step(ab: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, finish: Finish, x: Tensor | None) -> Tensor:
