@@ -123,7 +123,8 @@ def _why(row: dict[str, Any]) -> str:
 def _cells(row: dict[str, Any], tests: list[str], several: bool, width: int, perplexity: bool) -> list[str]:
     runs, first = counted(row), [row["label"], f"{row['parameters']:,}", f"{row['state_bytes']:,}"]
     if not runs:
-        return [*first, f"not run: {_why(row)}", *[""] * (width - 4)]
+        why = _why(row)
+        return [*first, why if why.startswith("failed") else f"not run: {why}", *[""] * (width - 4)]
     digits = 3 if _metric(row) == "bits" else 4
     part = [run for run in runs if run["status"] != "done"]
     note = f" ({part[0]['status']} at step {part[0]['steps']} of {part[0]['of']})" if part else ""
