@@ -41,19 +41,15 @@ def test_cram_kernels():
     assert f"the adaptive one's at {c} % and {d} %" in README
 
 
-def test_the_selective_scan():
-    found = numbers("kernels-scan-h100")
-    shape = found["scans"][0]["shape"]
-    ours, plain = (of(found["scans"], shape=shape, by=by) for by in ("triton", "plain"))
+def test_the_selective_scan_and_mom_gru():
+    rows = numbers("kernels-scan-h100")["scans"]
+    ours, peer = (of(rows, shape=rows[0]["shape"], by=by) for by in ("triton", "jax-linear-attention"))
     assert f"takes {ours['forward_ms']:.2f} ms forward and {ours['both_ms']:.2f} both ways" in README
-    assert round(plain["forward_ms"] / ours["forward_ms"], -1) == 70
-    assert "a seventieth of the time of plain operations" in README
-    page = (RESULTS / "kernels-scan-h100.md").read_text("utf-8")
-    for by, said in (("kernel", "163,900"), ("plain operations", "5,800")):
-        rate = re.search(rf"^\| {by} \| ([\d,]+) \|", page, re.MULTILINE)
-        assert rate
-        assert f"{round(int(rate[1].replace(',', '')), -2):,}" == said
-        assert said in README
+    a, b = (100 * ours[name] / peer[name] for name in ("forward_ms", "both_ms"))
+    assert f"{a:.0f} % and {b:.0f} % of jax-linear-attention's time" in README.replace("\n", " ")
+    ours, plain = (of(numbers("kernels-gru-h100")["loops"], batch=16, by=by) for by in ("kernels", "plain"))
+    assert f"takes {ours['forward_us']:.1f} µs a token forward and {ours['both_us']:.1f} both ways" in README.replace("\n", " ")
+    assert [round(plain[name] / ours[name]) for name in ("forward_us", "both_us")] == [6, 7]
     rows = numbers("trained-ssm-h100")["training"]
     for compiled in (False, True):
         mamba, lat = (of(rows, model=name, compiled=compiled) for name in ("mamba-130m", "lat, as large as mamba-130m"))

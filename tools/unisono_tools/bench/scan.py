@@ -6,19 +6,13 @@ python -m unisono_tools.bench.scan --output docs/results/kernels-scan-h100      
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import functools
 import importlib.util
-import json
 import os
 import pathlib
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -86,16 +80,8 @@ def timed(call: Callable[[list[Tensor]], Any], shape: tuple[int, int, int, int],
     return {"forward_ms": forward, "both_ms": together, "peak_bytes": peak_bytes(lambda: both(leaves[0]), "cuda")}
 
 
-@contextlib.contextmanager
-def alone(lock: str) -> Iterator[None]:
-    """One process at a time; others compile meanwhile."""
-    with pathlib.Path(lock).open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-
-
-def jla(shape: tuple[int, int, int, int], repeats: int, turn: AbstractContextManager) -> dict[str, Any]:
-    """jax-linear-attention's mamba1, in JAX, whose calls are timed by the host, a round at once, inside `turn`; it compiles for minutes."""
+def jla(shape: tuple[int, int, int, int], repeats: int) -> dict[str, Any]:
+    """jax-linear-attention's mamba1, in JAX, whose calls are timed by the host, a round at once."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     jax, ops = importlib.import_module("jax"), importlib.import_module("jla.ops")
     sets = [tuple(jax.dlpack.from_dlpack(a.contiguous()) for a in inputs(shape, seed)) for seed in range(SETS)]
@@ -107,13 +93,12 @@ def jla(shape: tuple[int, int, int, int], repeats: int, turn: AbstractContextMan
         y, pull = jax.vjp(forward, *given)
         return y, pull(upstream)
 
-    one, two = jax.jit(forward).lower(*sets[0]).compile(), jax.jit(both).lower(sets[0][0], *sets[0]).compile()
-    with turn:
-        return {
-            "forward_ms": throughput_ms([lambda a=a: one(*a) for a in sets], jax.block_until_ready, repeats),
-            "both_ms": throughput_ms([lambda a=a: two(a[0], *a) for a in sets], jax.block_until_ready, repeats),
-            "peak_bytes": None,
-        }
+    one, two = jax.jit(forward), jax.jit(both)
+    return {
+        "forward_ms": throughput_ms([lambda a=a: one(*a) for a in sets], jax.block_until_ready, repeats),
+        "both_ms": throughput_ms([lambda a=a: two(a[0], *a) for a in sets], jax.block_until_ready, repeats),
+        "peak_bytes": None,
+    }
 
 
 def errors(implementation: str) -> dict[str, float]:
@@ -210,13 +195,36 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measure(options: argparse.Namespace, result: dict[str, Any], peers: dict[str, Callable[[list[Tensor]], Any]], clock: float) -> None:
-    multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="unisono_tools.bench.scan", description=__doc__)
+    parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--alone", action="store_true", help="without peers, one of which compiles for minutes")
+    parser.add_argument("--compiled", action="store_true", help="train compiled, too: minutes")
+    options = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        parser.error("torch sees no GPU here")
+    properties = torch.cuda.get_device_properties(0)
+    clock = 1e3 * getattr(properties, "clock_rate", 1_980_000)  # Hz
+    peers: dict[str, Callable[[list[Tensor]], Any]] = {}
+    if importlib.util.find_spec("mamba_ssm") is not None and not options.alone:
+        peers["mamba_ssm"] = mamba_ssm
+    command = "python -m unisono_tools.bench.scan" + " --alone" * options.alone + " --compiled" * options.compiled
+    result: dict[str, Any] = {
+        "run": report.about(
+            command, torch.cuda.get_device_name(), "unisono", "torch", "triton", "mamba-ssm", "jax", "jax-linear-attention"
+        ),
+        "ceilings": ceilings("cuda"),
+        "scans": [],
+        "errors": errors("triton"),
+        "training": [],
+    }
     for shape in SHAPES:
         b, t, d, n = shape
         floors = {
             "copy_ms": 1e3 * 4 * 2 * b * t * d / result["ceilings"]["copy_bytes_per_s"],
-            "exp2_ms": 1e3 * b * t * d * n / (EXP2 * multiprocessors * clock),
+            "exp2_ms": 1e3 * b * t * d * n / (EXP2 * properties.multi_processor_count * clock),
         }
         ours = serving("torch", "selective_scan", "cuda", "bfloat16", {"N": n})
         timed_here = {how: functools.partial(scan, implementation=how) for how in ours if how != "plain" or shape in PLAIN} | peers
@@ -233,50 +241,11 @@ def measure(options: argparse.Namespace, result: dict[str, Any], peers: dict[str
             result["training"].append({"by": by, **training(implementation, options.steps, compiled, preset(MODEL))})
             print(result["training"][-1], flush=True)
             report.keep(options.output, result, markdown(result))
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="unisono_tools.bench.scan", description=__doc__)
-    parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--alone", action="store_true", help="without peers, one of which compiles for minutes")
-    parser.add_argument("--compiled", action="store_true", help="train compiled, too: minutes")
-    parser.add_argument("--jla", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if not torch.cuda.is_available():
-        parser.error("torch sees no GPU here")
-    if options.jla:
-        print(json.dumps(jla(SHAPES[0], options.repeats, alone(options.jla))))
-        return 0
-    properties = torch.cuda.get_device_properties(0)
-    clock = 1e3 * getattr(properties, "clock_rate", 1_980_000)  # Hz
-    peers: dict[str, Callable[[list[Tensor]], Any]] = {}
-    if importlib.util.find_spec("mamba_ssm") is not None and not options.alone:
-        peers["mamba_ssm"] = mamba_ssm
-    command = "python -m unisono_tools.bench.scan" + " --alone" * options.alone + " --compiled" * options.compiled
-    result: dict[str, Any] = {
-        "run": report.about(
-            command, torch.cuda.get_device_name(), "unisono", "torch", "triton", "mamba-ssm", "jax", "jax-linear-attention"
-        ),
-        "ceilings": ceilings("cuda"),
-        "scans": [],
-        "errors": errors("triton"),
-        "training": [],
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        lock, peer = f"{folder}/lock", None
-        with alone(lock):
-            if importlib.util.find_spec("jla") is not None and not options.alone:
-                command = [sys.executable, "-m", "unisono_tools.bench.scan", "--repeats", str(options.repeats), "--jla", lock]
-                peer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-            measure(options, result, peers, clock)
-        if peer is not None:
-            said, _ = peer.communicate()
-            if peer.returncode == 0:  # what went wrong stands in the terminal
-                first = {name: result["scans"][0][name] for name in ("shape", "copy_ms", "exp2_ms")}
-                result["scans"].insert(1, {**first, "by": "jax-linear-attention", **json.loads(said.splitlines()[-1])})
-                print(result["scans"][1], flush=True)
+    if importlib.util.find_spec("jla") is not None and not options.alone:
+        # last: compiling its gradient takes minutes
+        first = {name: result["scans"][0][name] for name in ("shape", "copy_ms", "exp2_ms")}
+        result["scans"].insert(1, {**first, "by": "jax-linear-attention", **jla(SHAPES[0], options.repeats)})
+        print(result["scans"][1], flush=True)
     report.keep(options.output, result, markdown(result))
     print(markdown(result))
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import importlib.util
 import itertools
 import json
@@ -90,6 +91,14 @@ def trained(name: str, compiled: bool, flops: float, turn: contextlib.AbstractCo
     row = scan.training("auto", STEPS, compiled, config, batch, length, turn)
     mfu = operations(config) * row["tokens_per_s"] / flops
     return {"model": name, "compiled": compiled, "batch": batch, "length": length, **row, "mfu": mfu}
+
+
+@contextlib.contextmanager
+def alone(lock: str) -> Iterator[None]:
+    """One process at a time; others compile meanwhile."""
+    with pathlib.Path(lock).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 def all_compiled(names: list[str], flops: float) -> Iterator[dict[str, Any]]:
@@ -189,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU here")
     if options.one:
-        print(json.dumps(trained(options.one, True, options.flops, scan.alone(options.lock))))
+        print(json.dumps(trained(options.one, True, options.flops, alone(options.lock))))
         return 0
     command = shlex.join(["python", "-m", "unisono_tools.bench.ssm", *(sys.argv[1:] if argv is None else argv)])
     result: dict[str, Any] = {
