@@ -155,8 +155,8 @@ def test_bad_input_is_named_with_a_remedy() -> None:
     with pytest.raises(InputError, match="max_positions: token 61 of a sequence, 60 positions were learned; use positions='rope'"):
         create(VARIANTS["hybrid"]).forward(tokens(61))
     q, k, v = heads(3)
-    with pytest.raises(InputError, match="no Triton kernel of window"):
-        window.parallel(q, k, v, (k[:, :2], v[:, :2], torch.tensor([0, 0])), implementation="triton")
+    with pytest.raises(InputError, match="no Triton kernel of softmax_attention"):
+        softmax_attention.parallel(q, k, v, (k[:, :2], v[:, :2], torch.tensor([0, 0])), implementation="triton")
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -71,9 +71,9 @@ class Model:
 
 OPS_OF = "unisono_torch.ops."
 
-# Ops whose kernels walk token by token, or are five with many products each, which costs their interpreter seconds an example: there the
-# room's own tests judge them, on a GPU the court does.
-LONG = ("selective_scan", "diagonal_ssm", "multiscale", "mom_gru")
+# Ops whose kernels walk token by token, or are several with many products each, which costs their interpreter seconds an example: there
+# the room's own tests judge them, on a GPU the court does.
+LONG = ("selective_scan", "diagonal_ssm", "multiscale", "mom_gru", "window")
 
 
 class Adapter:

@@ -206,6 +206,7 @@ class OpCase(Case):
     # For implementations that round before products: how often a term of o, of a state's gradient or of an argument's meets a rounding,
     # or one of a final state, "final " and its name.
     rounds: Mapping[str, int] = {}
+    always_rounds = False  # so do plain operations, by a framework's own fused attention
 
     def rounding(self, draw: Draw) -> Mapping[str, int]:
         """`rounds` of the variant of `draw`."""
@@ -239,7 +240,7 @@ class OpCase(Case):
 
     def reference(self, setting: dict[str, Any], inputs: Inputs, form: str, dtype: str = "float64", rounded: Any = None) -> Output:
         def wide(a: np.ndarray) -> np.ndarray:
-            return a if a.dtype.kind == "c" else a.astype(DTYPES[dtype])
+            return a if a.dtype.kind in "ci" else a.astype(DTYPES[dtype])
 
         arrays = {name: wide(a) for name, a in {**inputs.arrays, **inputs.params, **inputs.state}.items()}
         state = [arrays.pop(name) for name in self.states]

@@ -20,6 +20,7 @@ from unisono_conformance.cases.inputs import Arrays, Inputs
 from unisono_conformance.cases.lat_laws import LAWS
 from unisono_conformance.cases.linear_attention import LinearAttention
 from unisono_conformance.cases.pairwise import pairwise
+from unisono_conformance.cases.window import Window
 from unisono_conformance.judging import numerics
 
 # Initial weights are small (N(0, 0.02²), and 0.1 of noise): attention would weigh all tokens alike.
@@ -158,4 +159,4 @@ def _accepted(small: dict, row: dict) -> bool:
     return True
 
 
-CASES = (LinearAttention(), LAT())
+CASES = (LinearAttention(), Window(), LAT())

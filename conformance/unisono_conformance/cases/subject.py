@@ -179,7 +179,7 @@ class OpSubject(Subject):
 
     def vjp(self, inputs: Inputs, do: np.ndarray, dstate: Arrays) -> Gradients:
         t, form = self.target, self.target.form
-        last = [dstate[name] for name in self.case.states]
+        last = [dstate.get(name, np.zeros_like(inputs.state[name])) for name in self.case.states]  # counters have none
         cotangents = do, tuple(last) if len(last) > 1 else last[0]
         settings = {**self.setting, **self._chunks(form, None)}
         arrays = self._arguments(inputs)
@@ -223,7 +223,8 @@ class OpSubject(Subject):
     @property
     def rounds(self) -> Mapping[str, int]:
         adapter = self.target.adapter  # none where a trial asks the spec alone
-        return self.case.rounding(self.draw) if adapter is not None and self.target.implementation in adapter.capabilities.rounds else {}
+        may = adapter is not None and (self.case.always_rounds or self.target.implementation in adapter.capabilities.rounds)
+        return self.case.rounding(self.draw) if may else {}
 
     def more_rounded(self, argument: str, length: int) -> float:
         if argument not in self.rounds:

@@ -64,6 +64,7 @@ IMPLEMENTATIONS = (
         widths={"K": (2, 256)},
         settings={"feature_map": ("none", "elu1", "relu", "learned")},
     ),
+    _triton("window", FLOATS[1:], "a query's keys where they lie, one pass forward, two back", widths={"K": (1, 128), "V": (1, 128)}),
 )
 REGISTRY: Mapping[tuple[str, str], Implementation] = {(each.op, each.name): each for each in IMPLEMENTATIONS}
 

@@ -66,18 +66,39 @@ def parallel(
     chunk_size: int = 64,
     implementation: str = "auto",
 ) -> tuple[Tensor, State]:
-    """A banded mask over the C valid tokens of a chunk and the w before them. Chunks are w tokens long at least: shorter ones
-    would copy each key more often than twice."""
-    use_triton(implementation, "window", v.device, v.dtype)
-    dtype, length = wide(v.dtype), q.shape[1]
+    """A banded mask over the C valid tokens of a chunk and the w before them, or a kernel. Chunks are w tokens long at least: shorter
+    ones would copy each key more often than twice."""
+    dtype = wide(v.dtype)
     keys, values, count = initial_state
     w = keys.shape[1]
     compact, segment = Compact(valid, q), segments(reset, q)
     now = compact.pack(segment)  # [B, T]
-    slots = torch.arange(w, device=q.device)
-    owner = torch.cat([torch.where(slots >= w - count[:, None], 0, -1), now], 1)  # the segment of each key [B, w+T]; −1: an empty slot
     q, k, v = (compact.pack(a) for a in (q, k, v))
+    if use_triton(implementation, "window", v.device, v.dtype, {"K": q.shape[-1], "V": v.shape[-1]}):
+        from unisono_torch.kernels.window import window as kernel
 
+        o = kernel(q.to(v.dtype), k.to(v.dtype), v, keys, values, count, None if reset is None else now.int())
+        if reset is None and valid is None:
+            return o, _newest(k, v, initial_state, dtype)
+    else:
+        o = banded(q, k, v, initial_state, now, chunk_size)
+
+    slots = torch.arange(w, device=q.device)
+    owner = _owners(count, now, w)
+    newest = compact.read[:, None] + slots  # [B, w]
+    kept = take(owner, newest) == segment[:, -1:]
+    keys, values = masked(kept, *(_of_both(old.to(dtype), new, newest) for old, new in ((keys, k), (values, v))))
+    held = ((now == segment[:, -1:]) & compact.present).sum(1)
+    count = held + torch.where(segment[:, -1] == 0, count, 0)
+    return compact.unpack(o), (keys, values, count.int())
+
+
+def banded(q: Tensor, k: Tensor, v: Tensor, state: State, segment: Tensor | None, chunk_size: int = 64) -> Tensor:
+    """o of tokens that are all valid, segment [B, T]: how many resets came up to each. By a banded mask, in chunks."""
+    keys, values, count = state
+    length, w = q.shape[1], keys.shape[1]
+    now = segments(None, q) if segment is None else segment
+    owner = _owners(count, now, w)
     size = shorter(max(chunk_size, w), length)
     queries = chunks(q, size).transpose(2, 3)  # [B, N, H, C, K]
     number = queries.shape[1]
@@ -89,14 +110,23 @@ def parallel(
     o = attention(  # a token always reads itself, so that no row is empty
         queries.flatten(0, 1), band_k.flatten(0, 1), band_v.flatten(0, 1), (band & reads).flatten(0, 1)[:, None]
     )
-    o = o.unflatten(0, (q.shape[0], number)).transpose(2, 3).flatten(1, 2)[:, :length]
+    return o.unflatten(0, (q.shape[0], number)).transpose(2, 3).flatten(1, 2)[:, :length]
 
-    newest = compact.read[:, None] + slots  # [B, w]
-    kept = take(owner, newest) == segment[:, -1:]
-    keys, values = masked(kept, *(_of_both(old.to(dtype), new, newest) for old, new in ((keys, k), (values, v))))
-    held = ((now == segment[:, -1:]) & compact.present).sum(1)
-    count = held + torch.where(segment[:, -1] == 0, count, 0)
-    return compact.unpack(o), (keys, values, count.int())
+
+def _newest(k: Tensor, v: Tensor, state: State, dtype: torch.dtype) -> State:
+    """The state after tokens that are all of one sequence."""
+    *old, count = state
+    w, count = old[0].shape[1], count + k.shape[1]
+    filled = torch.arange(w, device=k.device) >= w - count[:, None]
+    keys, values = (torch.cat([a.to(dtype), b[:, -w:].to(dtype)], 1)[:, -w:] for a, b in zip(old, (k, v), strict=True))
+    keys, values = masked(filled, keys, values)
+    return keys, values, count
+
+
+def _owners(count: Tensor, now: Tensor, w: int) -> Tensor:
+    """The segment of each of the w carried keys and of those of `now` [B, T]: [B, w+T]; −1: an empty slot."""
+    slots = torch.arange(w, device=now.device)
+    return torch.cat([torch.where(slots >= w - count[:, None], 0, -1), now], 1)
 
 
 def _bands(old: Tensor, new: Tensor, behind: int, size: int) -> Tensor:

@@ -60,10 +60,10 @@ def _fla() -> dict[str, Function]:
     }
 
 
-def _window(_: str) -> Function:
+def _window(implementation: str) -> Function:
     def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         keys = q.new_zeros(q.shape[0], WINDOW, *q.shape[2:])
-        return window.parallel(q, k, v, (keys, keys, q.new_zeros(q.shape[:1], dtype=torch.int32)))[:1]
+        return window.parallel(q, k, v, (keys, keys, q.new_zeros(q.shape[:1], dtype=torch.int32)), implementation=implementation)[:1]
 
     return run
 
@@ -140,8 +140,6 @@ def measure(case: Case, device: str, repeats: int) -> list[dict[str, Any]]:
     contestants = {"unisono": case.ours("auto"), "plain": case.ours("plain")}
     if device == "cuda":
         contestants["torch.compile of plain"] = torch.compile(case.ours("plain"), dynamic=False)  # pyright: ignore[reportArgumentType]
-    if case.ours is _window:
-        del contestants["plain"]  # ours
     sets, rows = [inputs(case, SHAPES[device], device, seed) for seed in range(SETS)], []
     for name, run in (contestants | case.peers()).items():
         with torch.no_grad():

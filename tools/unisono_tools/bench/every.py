@@ -21,9 +21,11 @@ from unisono_torch.ops import (
     gated_scan,
     mapped_attention,
     multiscale,
+    rotary,
     selective_scan,
     short_conv,
     weighted_sum,
+    window,
 )
 
 ROUNDINGS = 7  # to the dtype, at most, on the way to a gradient
@@ -87,6 +89,20 @@ def small(dtype: torch.dtype) -> Iterator[tuple[str, Call, Tensors]]:
         lambda q, k, v, S, z, how: mapped_attention.parallel(q, k, v, (S, z), **marks, feature_map="taylor2", implementation=how),
         (x(b, t, h, 11), x(b, t, h, 11, seed=1), x(b, t, h, 40), _draw(b, h, 133, 40), torch.zeros(b, h, 133, device="cuda")),
     )
+    for K, numerator in ((20, False), (64, False), (64, True)):
+        where = torch.arange(t, dtype=torch.int32, device="cuda").expand(b, t)
+        yield (
+            f"rotary {K}, {'in the numerator' if numerator else 'before φ'}",
+            lambda q, k, tau, how, where=where, numerator=numerator: _turned(q, k, tau, where, numerator, how),
+            (x(b, t, h, K), x(b, t, h, K, seed=1), torch.ones(1, device="cuda")),
+        )
+    for K, V, w in ((20, 33, 70), (64, 64, 64), (128, 128, 50)):
+        count = torch.tensor([3, 2 * w], dtype=torch.int32, device="cuda")
+        yield (
+            f"window {K} × {V}",
+            lambda q, k, v, keys, values, how, count=count: _windowed(q, k, v, keys, values, count, marks, how),
+            (x(b, t, h, K), x(b, t, h, K, seed=1), x(b, t, h, V), _draw(b, w, h, K), _draw(b, w, h, V)),
+        )
     for n in (16, 24):
         scan = x(b, t, d), x(b, t, d, seed=1) - 3, -_draw(d, n).exp(), x(b, t, n), x(b, t, n, seed=1), _draw(d), _draw(b, d, n)
         yield (
@@ -113,6 +129,19 @@ def small(dtype: torch.dtype) -> Iterator[tuple[str, Call, Tensors]]:
         lambda u, A, C, D, s, how: diagonal_ssm.parallel(u, dt.to(D.dtype), A, C, D, s, **marks, implementation=how),
         (x(b, t, d), A, _draw(d, p, 2), _draw(d), _draw(b, d, p, 2)),
     )
+
+
+def _turned(q: Tensor, k: Tensor, tau: Tensor, where: Tensor, numerator: bool, how: str) -> tuple[Tensor, Tensors]:
+    turns = rotary.cos_sin(where, q.shape[-1], dtype=torch.promote_types(q.dtype, torch.float32))
+    first, *others = rotary.turned(q, k, *turns, "learned", tau, numerator, how)
+    return first, tuple(others if numerator else others[:1])
+
+
+def _windowed(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, count: Tensor, marks: dict[str, Any], how: str
+) -> tuple[Tensor, Tensors]:
+    o, (keys, values, _) = window.parallel(q, k, v, (keys, values, count), **marks, implementation=how)
+    return o, (keys, values)
 
 
 def both(op: Call, given: Tensors, how: str) -> list[Tensor]:
