@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from unisono_torch.layers.basic import Linear
-from unisono_torch.ops.elementwise import gelu, gelu_tanh, sigmoid, silu
+from unisono_torch.ops.elementwise import gated_gelu, gelu, gelu_tanh, silu
 
 
 class FFN(nn.Module):
@@ -54,5 +54,4 @@ class GatedGELU(nn.Module):
         self.down = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b = self.up(x).chunk(2, -1)
-        return self.down(gelu(a * sigmoid(b)))
+        return self.down(gated_gelu(self.up(x)))

@@ -71,10 +71,14 @@ class _Fused(torch.autograd.Function):
         return backward(dy, x, ctx.tanh), None, None
 
 
+def _serves(x: Tensor) -> bool:
+    """Whether a kernel may take x: on a GPU, in float32 or narrower, where operations are not transformed."""
+    return x.device.type == "cuda" and x.dtype != torch.float64 and not transformed() and available(x.device)
+
+
 def _fuses(x: Tensor) -> bool:
-    """Whether a kernel may take x: on a GPU, in float32 or narrower, where operations are neither compiled nor transformed."""
-    plain = x.device.type != "cuda" or x.dtype == torch.float64 or torch.compiler.is_compiling() or transformed()
-    return not plain and available(x.device)
+    """... and not compiled: a compiler fuses plain operations as well."""
+    return not torch.compiler.is_compiling() and _serves(x)
 
 
 def _smooth(x: Tensor, value: Function, plain: Function, slope: Function, back: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -169,6 +173,17 @@ def gelu(x: Tensor) -> Tensor:
     return _Fused.apply(x, False, slope) if _fuses(x) else _smooth(x, value, plain, slope, back)  # pyright: ignore[reportReturnType]
 
 
+def gated_gelu(x: Tensor) -> Tensor:
+    """[a, b] [..., 2F] → [..., F]: GELU(a ∘ σ(b)), exact GELU. On a GPU one kernel each way, compiled or not: a compiler makes a result
+    so wide twice rather than to keep it."""
+    if _serves(x):
+        from unisono_torch.kernels.gelu import gated
+
+        return gated(x)
+    a, b = x.chunk(2, -1)
+    return gelu(a * sigmoid(b))
+
+
 def silu(x: Tensor) -> Tensor:
     """[...] → [...]: x σ(x)."""
     # torch's first derivative keeps its digits, its second does not
@@ -211,6 +226,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     long: there rows of the result lie in memory padded, and so do those of its gradient. Only its strides tell.
     """
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    if len(weight) == 1 and torch.compiler.is_compiling():  # which a compiler adds up where it makes x; a product reads and writes it again
+        y = (x * weight[0]).sum(-1, keepdim=True)
+        return y if bias is None else y + bias
     if not _unaligned(x, weight):
         return F.linear(x, weight, bias)
     pad = -len(weight) % ALIGNED

@@ -1,4 +1,5 @@
-"""GELU and its slope on a GPU in one pass each, with the digits of their tails; by plain operations they take six passes and more."""
+"""GELU, and GELU of what a gate lets through, on a GPU in one pass each way, with the digits of their tails; by plain operations they take
+six passes and more."""
 
 # Triton's own language, which checkers of Python read wrongly
 # pyright: basic, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false, reportAssignmentType=false
@@ -10,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from unisono_torch.ops.transforms import again
 
 LOG2E = tl.constexpr(1.4426950408889634)
 C, D = tl.constexpr(1.5957691216057308), tl.constexpr(0.07135481627260025)  # 2u = x (C + D x²)
@@ -80,3 +83,86 @@ def backward(dy: Tensor, x: Tensor, tanh: bool) -> Tensor:
     if x.numel():
         _backward[grid](dy, x, dx, x.numel(), tanh, BLOCK)
     return dx
+
+
+@triton.jit
+def _slope(a):
+    return share(a) + a * 0.3989422804014327 * tl.exp2(a * a * (-0.5 * LOG2E))
+
+
+@triton.jit
+def _gated_forward(x, y, step, F, BLOCK: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    a = tl.load(x + row * step + column, mask=column < F, other=0.0).to(tl.float32)
+    b = tl.load(x + row * step + F + column, mask=column < F, other=0.0).to(tl.float32)
+    a *= sigmoid(b)
+    tl.store(y + row * F + column, (a * share(a)).to(y.dtype.element_ty), mask=column < F)
+
+
+@triton.jit
+def _gated_backward(dy, x, dx, dstep, step, F, BLOCK: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    a = tl.load(x + row * step + column, mask=column < F, other=0.0).to(tl.float32)
+    b = tl.load(x + row * step + F + column, mask=column < F, other=0.0).to(tl.float32)
+    d = tl.load(dy + row * dstep + column, mask=column < F, other=0.0).to(tl.float32)
+    gate = sigmoid(b)
+    d *= _slope(a * gate) * gate
+    tl.store(dx + row * 2 * F + column, d.to(dx.dtype.element_ty), mask=column < F)
+    tl.store(dx + row * 2 * F + F + column, (d * a * sigmoid(-b)).to(dx.dtype.element_ty), mask=column < F)
+
+
+@torch.library.custom_op("unisono::gated_gelu", mutates_args=(), schema="(Tensor x) -> Tensor")
+def gated(x):
+    """[a, b] [..., 2F] → GELU(a σ(b)) [..., F], float32 or narrower, in its dtype. Opaque to torch.compile, which would make it twice."""
+    y, rows = gated_fake(x), _rows(x)
+    if y.numel():
+        width = y.shape[-1]
+        _gated_forward[(len(rows), triton.cdiv(width, BLOCK))](rows, y, rows.stride(0), width, BLOCK)
+    return y
+
+
+@gated.register_fake
+def gated_fake(x):
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+
+
+@torch.library.custom_op("unisono::gated_gelu_backward", mutates_args=(), schema="(Tensor dy, Tensor x) -> Tensor")
+def gated_backward(dy, x):
+    dx, rows, upstream = gated_backward_fake(dy, x), _rows(x), _rows(dy)
+    if dx.numel():
+        grid = len(rows), triton.cdiv(dy.shape[-1], BLOCK)
+        _gated_backward[grid](upstream, rows, dx, upstream.stride(0), rows.stride(0), dy.shape[-1], BLOCK)
+    return dx
+
+
+@gated_backward.register_fake
+def gated_backward_fake(dy, x):
+    return x.new_empty(x.shape)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[..., D] as rows that each lie in one piece."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def _setup(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradient(ctx, dy):
+    (x,) = ctx.saved_tensors
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return again(_plain, (x,), ctx.needs_input_grad, (dy,))
+    return gated_backward(dy, x)
+
+
+def _plain(x: Tensor) -> Tensor:
+    """The same in plain operations, for second derivatives."""
+    from unisono_torch.ops import elementwise
+
+    a, b = x.chunk(2, -1)
+    return elementwise.gelu(a * elementwise.sigmoid(b))
+
+
+gated.register_autograd(_gradient, setup_context=_setup)

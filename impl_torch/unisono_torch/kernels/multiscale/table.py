@@ -47,7 +47,7 @@ ONE: dict[tuple[str, int], Cut] = {
 HOPPER, HOPPER_SWEEP = HopperCut(2, 128), 3
 INTERPRETED = Cut(16, 2, 16, 1, 1, 1)
 # Time is cut into pieces of segments where heads and scales leave a GPU half idle: a piece costs reading keys and values again.
-FEW, PROGRAMS, SHORTEST = 96, 264, 4
+FEW, PROGRAMS, SHORTEST = 96, 528, 4
 
 
 def width_of(K: int, V: int) -> int:

@@ -1,0 +1,46 @@
+"""GELU of what a gate lets through, as kernels, against float64: values, slopes, rows apart, second derivatives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from unisono_conformance import judge, numerics
+from unisono_torch.kernels import gelu
+from unisono_torch.ops import elementwise
+
+
+def both(x: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = x.detach().requires_grad_()
+    y = elementwise.gated_gelu(leaf)
+    (slope,) = torch.autograd.grad(
+        y, leaf, torch.linspace(-1, 1, y.numel(), device=x.device, dtype=torch.float64).reshape(y.shape).to(y.dtype)
+    )
+    return y.detach(), slope
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_values_and_slopes(dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More columns than a block holds, in rows that lie apart; gates and tails far out."""
+    made = torch.Generator().manual_seed(0)
+    x = (4 * torch.randn(2, 3, 2100, generator=made)).to(device, dtype)[..., :2060]
+    exact = both(x.double())
+    monkeypatch.setattr(elementwise, "_serves", lambda x: True)
+    found = both(x)
+    name = str(dtype).removeprefix("torch.")
+    for a, e in zip(found, exact, strict=True):
+        assert a.dtype == dtype
+        # a σ(b) to some 2⁴ roundings, which e^−z² takes 2⁸ times; the result is rounded, by the interpreter towards zero
+        budget = numerics.rounding("float32", 2**12) * (1 + e.abs()) + numerics.rounding(name, 4) * e.abs() + numerics.TINY[name]
+        judge.within(a.double().cpu(), e.cpu(), budget.cpu(), "value or slope")
+
+
+def test_second_derivatives_are_those_of_plain_operations(device: str) -> None:
+    x = torch.linspace(-2, 2, 12, device=device).reshape(2, 6)
+
+    def curvature(function) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(function(leaf).sum(), leaf, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), leaf)[0]
+
+    judge.same(curvature(gelu.gated).cpu(), curvature(gelu._plain).cpu(), limit=numerics.rounding("float32", 2**8))
