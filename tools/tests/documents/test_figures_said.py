@@ -137,6 +137,9 @@ def test_the_comparison():
     page = (ROOT / "docs/comparison.md").read_text("utf-8")
     rows = re.findall(r"^\| .+? \| ([\d,]+) \| ([\d.]+) \| ([\d,]+) \|$", page, re.MULTILINE)
     assert rows == [(f"{c['parameters']:,}", f"{c['bits'][-1]:.3f}", f"{c['speed']:,.0f}") for c in curves]
+    spread = numbers("compare-1m-seeds")["curves"]
+    said = re.findall(r"^\| .+? \| ([\d,]+) \| ([\d.]+) \(([\d.]+)–([\d.]+)\) \|$", page, re.MULTILINE)
+    assert said == [(f"{c['parameters']:,}", *(f"{c[name][-1]:.3f}" for name in ("bits", "low", "high"))) for c in spread]
     counts = [f"{bits:.3f}" for bits in reversed(numbers("compare-1m")["baselines"].values())]
     assert "; ".join(counts) in page
 

@@ -58,6 +58,7 @@ def _lengths(content: Content, path: Path) -> None:
 # by the name of the file of numbers
 FIGURES: dict[str, Callable[[Content, Path], object]] = {
     "compare-1m": compare.plot,
+    "compare-1m-seeds": compare.plot,
     "kernels-attention-lengths-h200": _attention,
     "kernels-h100": report.plot,
     "linear-cpu": lambda content, path: linear.plot(path, _points(content)),
