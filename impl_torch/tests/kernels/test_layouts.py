@@ -24,7 +24,7 @@ LENGTH = 5 if interpreted() else 70
 # their kernels cost an interpreter seconds a call: there their plain forms are asked, on a GPU the kernels
 LONG = ("multiscale", "mom_gru", "selective_scan", "diagonal_ssm", "gated_scan", "taylor2") if interpreted() else ()
 FULL = 3  # tokens that a window and a cache hold before
-WITHOUT = ("window", "softmax_attention")  # kernels
+WITHOUT = ("softmax_attention",)  # kernels
 COURT = {
     "decayed_sum": ("cram/decayed_sum", "half"),
     "weighted_sum": ("cram/weighted_sum", "exclusive"),
