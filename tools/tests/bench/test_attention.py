@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import multiprocessing
 import operator
+import os
+import time
 
 import pytest
 import torch
@@ -46,6 +50,18 @@ def test_contestants_take_turns_in_processes_of_their_own():
     (_, first), (_, second), (_, third) = workers.rows(operator.call, [(calls,), (fails,), (calls,)], 60)
     assert (first, third) == (None, None)  # what a turn returns
     assert "has no attribute 'nothing'" in second
+
+
+def test_what_is_not_ready_is_ended_before_others_are_timed(monkeypatch):
+    slow, ends = functools.partial(min, 60, key=time.sleep), functools.partial(min, 3, key=os._exit)
+    answer, said = workers._answer, iter(["not ready"])
+    monkeypatch.setattr(workers, "_answer", lambda mine, seconds: next(said, None) or answer(mine, seconds))
+    found, alive = [], []
+    for _, row in workers.rows(operator.call, [(slow,), (ends,), (operator.methodcaller("__call__"),)], 60):
+        found.append(row)
+        alive.append(len(multiprocessing.active_children()))
+    assert found == ["not ready", "its process ended", None]
+    assert alive[0] <= 1  # the third
 
 
 def test_softmax_attention_and_retention_are_held_to_float64():

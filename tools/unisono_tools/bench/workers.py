@@ -39,12 +39,18 @@ def rows(contest: Contest, tasks: Sequence[tuple[Any, ...]], patience: float) ->
     try:
         deadline = time.monotonic() + patience
         waiting = [(task, mine, _answer(mine, deadline - time.monotonic())) for task, _, mine in held]
+        for (_, process, _), (_, _, said) in zip(held, waiting, strict=True):
+            if said is not None:  # nothing compiles while others are timed
+                process.kill()
+                process.join()
         for (_, process, _), (task, mine, said) in zip(held, waiting, strict=True):
             if said is None:  # its turn
-                mine.send(None)
+                with contextlib.suppress(BrokenPipeError):  # it has ended, as its answer says
+                    mine.send(None)
                 said = _answer(mine, patience)
             yield task, said
-            process.kill()  # and its memory is free
+            process.kill()
+            process.join()  # and its memory is free
     finally:
         for _, process, _ in held:
             process.kill()
@@ -54,7 +60,7 @@ def rows(contest: Contest, tasks: Sequence[tuple[Any, ...]], patience: float) ->
 def _answer(mine: Connection, seconds: float) -> Any:
     try:
         return mine.recv() if mine.poll(max(0.0, seconds)) else f"not ready after {max(0.0, seconds):.0f} s"
-    except EOFError:
+    except (EOFError, ConnectionResetError):
         return "its process ended"
 
 

@@ -63,7 +63,6 @@ FIGURES: dict[str, Callable[[Content, Path], object]] = {
     "kernels-h100": report.plot,
     "linear-cpu": lambda content, path: linear.plot(path, _points(content)),
     "lengths-h100": _lengths,
-    "lengths-h200": _lengths,
     "models-h100": _models,
     "scales-infinityformer": lambda content, path: scales.plot(path, content),
 }
@@ -76,10 +75,7 @@ TABLES: dict[str, Callable[[Content], str]] = {
     "clip": clip.markdown,
     "tasks": task_page.markdown,
     "lat-cpu": _lat_page,
-    "lat-h100": _lat_page,
-    "lat-h200": _lat_page,
     "lengths-h100": _lengths_page,
-    "lengths-h200": _lengths_page,
     "scales-infinityformer": scales.markdown,
 }
 

@@ -44,10 +44,12 @@ def run(
     """
     if not 0 <= minutes < math.inf:
         raise InputError(f"minutes: {minutes}; use a positive number, or 0 for no limit")
-    meant = dict.fromkeys(name for pattern in rows.split(",") for name in table.rows if fnmatch.fnmatch(name, pattern))
-    active = [name for name in meant if not table.rows[name].not_run]
-    if not active:
-        raise InputError(f"rows: {shown(rows)} fits none that is run; {nearest(rows, table.rows)}")
+    runnable = [name for name, row in table.rows.items() if not row.not_run]
+    meant = {pattern: fnmatch.filter(runnable, pattern) for pattern in rows.split(",")}
+    for pattern, fits in meant.items():
+        if not fits:
+            raise InputError(f"rows: {shown(pattern)} fits none that is run; {nearest(pattern, table.rows)}")
+    active = list(dict.fromkeys(name for fits in meant.values() for name in fits))
     out.mkdir(parents=True, exist_ok=True)
     path, deadline = path_of(table, out), time.monotonic() + 60 * minutes if minutes else math.inf
     header = {"table": table.name, "page": tables.page(table), "quick": quick}
