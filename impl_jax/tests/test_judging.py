@@ -8,6 +8,7 @@ import pytest
 from jax import numpy as jnp
 from unisono_conformance import judge_op
 from unisono_conformance.adapters import jax as adapter
+from unisono_jax.ops import window
 from unisono_jax.ops.elementwise import sigmoid
 
 
@@ -48,3 +49,8 @@ def test_a_cotangent_is_widened_but_not_rounded(monkeypatch):
         else:
             with pytest.raises(ValueError, match="dtype"):
                 adapter.make().op_vjp(*asked)
+
+
+def test_a_counter_in_the_state_has_no_gradient():
+    verdict = judge_op(window.parallel, "window", framework="jax", dtypes=("float32",), properties=("P7",))
+    assert verdict.holds, verdict

@@ -33,7 +33,9 @@ class Torch:
         import torch
         from unisono_torch.arrays import from_numpy, to_numpy
 
-        self.torch, self.to_numpy = torch, to_numpy
+        from unisono_conformance.adapters.torch import widened
+
+        self.torch, self.to_numpy, self.widened = torch, to_numpy, widened
         self.tensor = lambda a: from_numpy(np.ascontiguousarray(a), "cpu")
 
     def run(self, call: Callable[..., Any], arrays: Arrays) -> tuple[np.ndarray, OpState]:
@@ -46,7 +48,7 @@ class Torch:
         leaves = {n: t.requires_grad_() for n, t in tensors.items() if t.is_floating_point()}
         o, last = call(**grouped(tensors))
         outputs = (o, *flatten(last))
-        pairs = [(a, self.tensor(c).to(a.dtype)) for a, c in zip(outputs, cotangents, strict=True) if a.requires_grad]
+        pairs = [(a, self.widened(self.tensor(c), a)) for a, c in zip(outputs, cotangents, strict=True) if a.requires_grad]
         found = self.torch.autograd.grad([a for a, _ in pairs], list(leaves.values()), [c for _, c in pairs], allow_unused=True)
         # what no output depends on has a gradient of zero
         gradients = {n: self.torch.zeros_like(t) if g is None else g for (n, t), g in zip(leaves.items(), found, strict=True)}
@@ -71,11 +73,18 @@ class JAX:
 
     def vjp(self, call: Callable[..., Any], arrays: Arrays, cotangents: tuple[np.ndarray, ...]) -> tuple[np.ndarray, OpState, Arrays]:
         with self.jax.enable_x64(_wide(arrays)):
-            marks = {n: a for n, a in arrays.items() if a.dtype.kind == "b"}
-            floats = {n: self.jax.numpy.asarray(a) for n, a in arrays.items() if n not in marks}
-            (o, last), pull = self.jax.vjp(lambda given: _flat(call(**grouped({**given, **marks}))), floats)
-            (found,) = pull((cotangents[0], tuple(cotangents[1:])))
+            given = self.jax.tree.map(self.jax.numpy.asarray, arrays)
+            fixed = {n: given.pop(n) for n, a in arrays.items() if a.dtype.kind in "bi"}  # marks and counters
+            (o, last), pull = self.jax.vjp(lambda given: _flat(call(**grouped({**given, **fixed}))), given)
+            upstream, *of_last = map(self._upstream, cotangents, (o, *last))
+            (found,) = pull((upstream, tuple(of_last)))
             return np.asarray(o), tuple(map(np.asarray, last)), {n: np.asarray(g) for n, g in found.items()}
+
+    def _upstream(self, c: np.ndarray, o: Any) -> np.ndarray:
+        """A cotangent of o, which may come wider than c was rounded, and is nothing where o counts."""
+        if c.dtype.kind == "i":
+            return np.zeros(c.shape, self.jax.dtypes.float0)
+        return c.astype(self.jax.numpy.promote_types(c.dtype, o.dtype))
 
 
 FRAMEWORKS: dict[str, Callable[[], Any]] = {"numpy": NumPy, "torch": Torch, "jax": JAX}

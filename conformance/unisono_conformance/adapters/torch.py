@@ -128,9 +128,16 @@ def _call(name: str, form: str, tensors: dict[str, torch.Tensor], settings: Mapp
 def _gradients(outputs: list[torch.Tensor], cotangents: list[torch.Tensor], leaves: dict[str, torch.Tensor]) -> Arrays:
     """By name; what no output depends on has a gradient of zero."""
     pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-    given = [c.to(o.dtype) for o, c in pairs]
+    given = [widened(c, o) for o, c in pairs]
     found = torch.autograd.grad([o for o, _ in pairs], list(leaves.values()), given, allow_unused=True)
     return {n: to_numpy(torch.zeros_like(leaf) if g is None else g) for (n, leaf), g in zip(leaves.items(), found, strict=True)}
+
+
+def widened(c: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
+    """A cotangent in the dtype of o, which may come wider than c was rounded; to round c, as autograd would, would hide a narrow o."""
+    if torch.promote_types(c.dtype, o.dtype) != o.dtype:
+        raise TypeError(f"an output of dtype {o.dtype} for a cotangent of dtype {c.dtype}")
+    return c.to(o.dtype)
 
 
 def _whole(kernels: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
