@@ -206,6 +206,14 @@ def test_no_rows_and_no_tokens(name: str, batch: int, length: int, device: str) 
             judge.same(slopes[n].cpu(), (2 * a if n.startswith("initial_state") else torch.zeros_like(a)).cpu(), LIMIT, n)
 
 
+@pytest.mark.parametrize("mark", ["reset", "valid"])
+@pytest.mark.parametrize("name", ["window", "short_conv"])
+def test_marks_of_no_tokens(name: str, mark: str, device: str) -> None:
+    op, given = made(name, device, length=0)
+    with pytest.raises(InputError, match="T is 0; give at least one token"):
+        op({**given, mark: torch.ones(2, 0, dtype=torch.bool, device=device)})
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_some_gradients_are_those_of_all(name: str, device: str) -> None:
     op, given = made(name, device)

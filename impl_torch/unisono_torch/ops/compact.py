@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unisono_torch.ops.fold import masked
+from unisono_torch.ops.fold import check_length, masked
 
 
 class Compact:
@@ -21,6 +21,7 @@ class Compact:
             self.read = torch.full((batch,), length, device=like.device)
             self.present = torch.ones(batch, length, dtype=torch.bool, device=like.device)
             return
+        check_length(like)
         order = valid.cumsum(1)  # [B, T]
         time = torch.arange(length, device=valid.device).expand(batch, length)
         self.read = order[:, -1]
@@ -56,4 +57,5 @@ def segments(reset: Tensor | None, like: Tensor) -> Tensor:
     """How many resets came so far [B, T]; like [B, T, …]."""
     if reset is None:
         return torch.zeros(like.shape[:2], dtype=torch.long, device=like.device)
+    check_length(like)
     return reset.cumsum(1)

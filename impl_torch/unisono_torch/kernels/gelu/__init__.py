@@ -47,6 +47,11 @@ def share(x):
 
 
 @triton.jit
+def _slope(a):
+    return share(a) + a * 0.3989422804014327 * tl.exp2(a * a * (-0.5 * LOG2E))
+
+
+@triton.jit
 def _forward(x, y, N, TANH: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     a = tl.load(x + at, mask=at < N, other=0.0).to(tl.float32)
@@ -63,7 +68,7 @@ def _backward(dy, x, dx, N, TANH: tl.constexpr, BLOCK: tl.constexpr):
         z = a * (C + D * a * a)
         slope = sigmoid(z) * (1 + a * (C + 3 * D * a * a) * sigmoid(-z))
     else:
-        slope = share(a) + a * 0.3989422804014327 * tl.exp2(a * a * (-0.5 * LOG2E))
+        slope = _slope(a)
     tl.store(dx + at, (d * slope).to(dx.dtype.element_ty), mask=at < N)
 
 
@@ -72,7 +77,8 @@ def forward(x: Tensor, tanh: bool) -> Tensor:
     x = x.contiguous()
     y, grid = torch.empty_like(x), (triton.cdiv(x.numel(), BLOCK),)
     if x.numel():
-        _forward[grid](x, y, x.numel(), tanh, BLOCK)
+        with torch.cuda.device_of(x):
+            _forward[grid](x, y, x.numel(), tanh, BLOCK)
     return y
 
 
@@ -81,13 +87,9 @@ def backward(dy: Tensor, x: Tensor, tanh: bool) -> Tensor:
     dy, x = dy.contiguous(), x.contiguous()
     dx, grid = torch.empty_like(x), (triton.cdiv(x.numel(), BLOCK),)
     if x.numel():
-        _backward[grid](dy, x, dx, x.numel(), tanh, BLOCK)
+        with torch.cuda.device_of(x):
+            _backward[grid](dy, x, dx, x.numel(), tanh, BLOCK)
     return dx
-
-
-@triton.jit
-def _slope(a):
-    return share(a) + a * 0.3989422804014327 * tl.exp2(a * a * (-0.5 * LOG2E))
 
 
 @triton.jit
@@ -117,7 +119,8 @@ def gated(x):
     y, rows = gated_fake(x), _rows(x)
     if y.numel():
         width = y.shape[-1]
-        _gated_forward[(len(rows), triton.cdiv(width, BLOCK))](rows, y, rows.stride(0), width, BLOCK)
+        with torch.cuda.device_of(x):
+            _gated_forward[(len(rows), triton.cdiv(width, BLOCK))](rows, y, rows.stride(0), width, BLOCK)
     return y
 
 
@@ -131,7 +134,8 @@ def gated_backward(dy, x):
     dx, rows, upstream = gated_backward_fake(dy, x), _rows(x), _rows(dy)
     if dx.numel():
         grid = len(rows), triton.cdiv(dy.shape[-1], BLOCK)
-        _gated_backward[grid](upstream, rows, dx, upstream.stride(0), rows.stride(0), dy.shape[-1], BLOCK)
+        with torch.cuda.device_of(x):
+            _gated_backward[grid](upstream, rows, dx, upstream.stride(0), rows.stride(0), dy.shape[-1], BLOCK)
     return dx
 
 
