@@ -39,6 +39,8 @@ def test_a_run_on_a_cpu(tmp_path, capsys):
     assert again["cases"][0]["rows"][0] == result["cases"][0]["rows"][0]  # as it was
     assert again["cases"][0]["rows"][1]["contestant"] == lost["contestant"]
     assert again["cases"][1]["rows"][0]["forward_ms"] > 0
+    with pytest.raises(SystemExit, match=r"has command .* --repeats 1, here .* --repeats 2"):
+        main(["--repeats", "2", "--resume", "--output", str(tmp_path / "run")])
     again["run"]["versions"] = "others"
     (tmp_path / "run.json").write_text(json.dumps(again), encoding="utf-8")
     with pytest.raises(SystemExit, match="has versions others"):

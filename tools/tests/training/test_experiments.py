@@ -221,6 +221,10 @@ def test_tables_that_do_not_fit(small, refused, tmp_path):
         assert "rows: 'x*' fits none that is run" in refused("experiment", "mqar", "--rows", rows, "--out", tmp_path)
     assert "minutes: -1" in refused("experiment", "mqar", "--minutes", -1, "--out", tmp_path)
     assert "cannot be read" in refused("experiment", "mqar", "--draw", tmp_path / "nothing.json")
+    made = {"table": "mqar", "page": {}, "quick": False, "about": {}}
+    for part, found in enumerate(({"table": "mqar", "rows": []}, {**made, "rows": [{}]}, {**made, "rows": 3})):
+        (tmp_path / f"{part}.json").write_text(json.dumps(found))
+        assert "no results of" in refused("experiment", "mqar", "--out", tmp_path, "--join", f"[{tmp_path / f'{part}.json'}]")
 
 
 def test_spread_shows_seeds():

@@ -142,9 +142,9 @@ def plot(path: Path, result: dict[str, Any]) -> None:
 
 
 def begun(output: Path, run: dict[str, str]) -> dict[str, Any]:
-    """What an earlier run on the same kind of device left there; without cases whose kernels are others now."""
+    """What the same command on the same kind of device left there; without cases whose kernels are others now."""
     old = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
-    for what in ("device", "versions"):
+    for what in ("command", "device", "versions"):
         if old["run"][what] != run[what]:
             raise SystemExit(f"--resume: {output} has {what} {old['run'][what]}, here {run[what]}; begin a new file")
     old["cases"] = [case for case in old["cases"] if case["kernels"] == sources(case["op"])]

@@ -28,6 +28,7 @@ from unisono_tools.experiments.tables import Row, Table, config_of
 from unisono_tools.experiments.worker import CONFIG, RESULT, do, origin
 
 MOST = 1 << 26  # bytes of a results file
+PARTS, OF_A_ROW = {"table", "page", "quick", "about", "rows"}, {"row", "label", "config", "train", "runs"}  # of its contents
 
 
 def path_of(table: Table, out: Path) -> Path:
@@ -225,6 +226,7 @@ def load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); run the experiment first") from error
     found = read_json(data, str(path), "run the experiment again", MOST)
-    if not isinstance(found, dict) or "rows" not in found or "table" not in found:
+    rows = found["rows"] if isinstance(found, dict) and found.keys() >= PARTS else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= OF_A_ROW for row in rows):
         raise InputError(f"{path}: no results of `unisono experiment`; run it again")
     return found
