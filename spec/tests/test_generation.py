@@ -113,11 +113,14 @@ def test_who_follows_is_asked_as_early_as_can_be(law: Sampling) -> None:
 
     def follow(refuses: bool, ids: np.ndarray, state: Any, law: Sampling, number: int, count: int, seen: np.ndarray | None) -> Any:
         asked.append((number, count))
+        assert ids.dtype == np.int64
+        assert ids.flags.writeable
         if refuses:
             return None
         found = model.generate(ids[:, None], count, law, state, number, seen=seen)
         return found.tokens, found.near_ties, found.state
 
+    before.tokens.flags.writeable = False
     for given, how in ((prompt, {}), (before.tokens, {"state": before.state, "n_generated": 1, "seen": before.seen})):
         true = model.generate(given, 4, law, **how)
         for refuses in (False, True):
@@ -138,3 +141,14 @@ def test_who_follows_is_asked_as_early_as_can_be(law: Sampling) -> None:
             assert found.n_generated == true.n_generated
             assert (found.seen is None and true.seen is None) or np.array_equal(found.seen, true.seen)
     assert asked == [(1, 3), (1, 3), (1, 4), (1, 4), (2, 3)]
+
+
+def test_positions_are_asked_for_before_who_follows() -> None:
+    case, variant = next(pair for pair in CASES if "position" in made(*pair)[0].init_state(1, 8))
+    model, prompt = made(case, variant)
+    state = model.init_state(2, 64)
+    state["position"] = np.array([3, -1], np.int32)
+    with pytest.raises(InputError, match="state: position is -1"):
+        generation.generate(
+            model.config, lambda state, batch, more: state, pytest.fail, prompt[:, :1], 9, GREEDY, state, follow=lambda *given: given
+        )

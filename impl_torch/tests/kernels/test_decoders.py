@@ -5,16 +5,20 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from unisono_spec.contract import InputError
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.sampling import GREEDY
 from unisono_torch import load
 from unisono_torch.decoding import Decoder, decoder
+from unisono_torch.decoding.fused import fused
+from unisono_torch.decoding.parts import Held
 
 from .test_decoding import CONFIGS, CUT, WARM, made, text
 
@@ -74,8 +78,49 @@ def test_tokens_read_one_a_call(name: str, device: str, monkeypatch: pytest.Monk
         states.append((found.state, {key: a.clone() for key, a in found.state.items()}))
     assert np.array_equal(np.concatenate(tokens, 1), truth.tokens)
     assert all(torch.equal(state[key], a) for state, copy in states for key, a in copy.items())
-    assert decoder._reads[model] == 5
+    assert decoder._missed[model] == 0
     assert {key[0] for key in decoder._decoders[model]} == {"drawn"}
+
+
+def test_a_token_of_any_layout_and_a_state_from_elsewhere(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt of one token goes to the decoder at once."""
+    monkeypatch.setattr(decoder, "FEWEST", 1)
+    monkeypatch.setattr(decoder, "_serves", lambda model: True)
+    model, _ = made(CONFIGS["fixed"], device)
+    prompt = np.array([[3], [4]], np.int32)
+    prompt.flags.writeable = False
+    found = model.generate(prompt[::-1], 2, WARM)
+    assert np.array_equal(found.tokens, model.generate(prompt[::-1].astype(np.int64), 2, WARM).tokens)
+    with pytest.raises(InputError, match="on meta, the model is on"):
+        model.generate(prompt, 2, state={name: a.to("meta") for name, a in found.state.items()})
+
+
+def test_sizes_in_turns_make_no_graph_a_call(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_here: list[int] = []
+
+    class Counted(Decoder):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            made_here.append(len(self.token))
+
+    for name, value in (("FEWEST", 3), ("KEPT", 1), ("_serves", lambda model: True), ("Decoder", Counted)):
+        monkeypatch.setattr(decoder, name, value)
+    model, _ = made(CONFIGS["fixed"], device)
+    for batch in (1, 2, 1, 2, 1, 2):
+        model.generate(text(1, batch), 1)
+    assert made_here == [1]
+    monkeypatch.setattr(decoder, "MOST", 1)
+    monkeypatch.setattr(decoder, "FEWEST", 1)
+    assert decoder.follow(model, text(1)[:, 0], model.init_state(2), GREEDY, 0, 2) is None
+
+
+@pytest.mark.parametrize("name", ["lat", "transformer", "mamba"])
+def test_weights_are_cast_once(name: str, device: str) -> None:
+    model, _ = made(CONFIGS[name], device, dtype="bfloat16", param_dtype="float32")
+    held = Held()
+    assert fused(model, model.init_state(2, 8), held) is not None
+    assert held
+    assert not any(torch.equal(a, b) for (a, _), (b, _) in itertools.combinations(held._made, 2))
 
 
 def test_trained_parameters_are_read(device: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,14 +170,18 @@ def test_a_penalty_goes_on(device: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert any(key[1] for key in decoder._decoders[found])
 
 
-def test_damaged_logits_are_named(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("law", "dtype"), [(GREEDY, "float32"), (WARM, "float32"), (Sampling(repetition_penalty=2.0), "float32"), (GREEDY, "float64")]
+)
+def test_damaged_logits_are_named(law: Sampling, dtype: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After more tokens, which read what was chosen beside a NaN."""
     monkeypatch.setattr(decoder, "FEWEST", 1)
-    model, _ = made(CONFIGS["fixed"], device)
+    model, _ = made(CONFIGS["s4d"], device, dtype=dtype)
     with torch.no_grad():
         model.get_parameter("head.weight").fill_(torch.nan)
-    state = model.init_state(2)
+    state, seen = model.init_state(2), None if law.repetition_penalty == 1 else np.zeros((2, 30), bool)
     with pytest.raises(InputError, match="NaN at generated token 5"):
-        decoder.follow(model, text(1)[:, 0], state, GREEDY, 5, 3)
+        decoder.follow(model, text(1)[:, 0], state, law, 5, 3, seen)
 
 
 def logits_of(kind: str) -> np.ndarray:

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 BLOCK = 512  # ids between two looks of the host at what was chosen
 KEPT = 4  # decoders of a model; each holds a state, and a graph's memory
 FEWEST = 8  # ids for which a graph is worth making: that takes as long as a hundred steps without one
+MOST = 65535  # sequences: programs along the second axis of a grid
 
 _decoders: weakref.WeakKeyDictionary[Model, collections.OrderedDict] = weakref.WeakKeyDictionary()
-_reads: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()  # ids that were asked for
+_missed: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()  # ids, since one was made, for which there was none
 _lock = threading.Lock()
 
 Follow = Callable[..., tuple[np.ndarray, np.ndarray, "State"] | None]
@@ -102,7 +103,7 @@ class Decoder:
                 rows.index_copy_(0, at, row[None])
             self.token.copy_(ids)
         if self.seen is not None:
-            self.seen.scatter_(1, self.token[:, None].clamp(max=self.seen.shape[1] - 1), True)
+            self.seen.scatter_(1, self.token[:, None], True)
         self.number += 1
 
     def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
@@ -219,12 +220,11 @@ def _foreign(kind: type) -> bool:
 def follow(
     model: Model, first: np.ndarray, state: State, sampling: Sampling, number: int, count: int, seen: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, State] | None:
-    """As `Decoder.run`, by a decoder that is kept; None where none is, and so few ids, in all calls, are worth none."""
-    if not len(first) or _ends_within(model, state, count):
+    """As `Decoder.run`, by a decoder that is kept; None where none is, and too few ids have missed one so far to make it."""
+    if not 0 < len(first) <= MOST or _ends_within(model, state, count):
         return None  # a step at a time says where it ends, and reads no rows as well
     with _lock:
-        _reads[model] = asked = _reads.get(model, 0) + count
-        decoder = _decoder(model, state, "greedy" if sampling.temperature == 0 else "drawn", asked, seen is not None)
+        decoder = _decoder(model, state, "greedy" if sampling.temperature == 0 else "drawn", count, seen is not None)
         return None if decoder is None else decoder.run(first, state, sampling, number, count, seen)
 
 
@@ -242,8 +242,10 @@ def _decoder(model: Model, state: State, kind: str, count: int, penalised: bool 
     key = *key, tuple((a.data_ptr(), a.dtype) for a in tensors)
     kept = _decoders.setdefault(model, collections.OrderedDict())
     if key not in kept:
-        if count < FEWEST:
+        _missed[model] = missed = _missed.get(model, 0) + count
+        if missed < FEWEST:
             return None
+        _missed[model] = 0  # so that sizes that take turns make no graph a call
         for other in [other for other in kept if other[-1] != key[-1]]:
             del kept[other]  # of parameters that are gone
         try:

@@ -88,22 +88,28 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) 
     normed = getattr(mixer, "head_norm", None)
     # programs that wait for those of softmax attention cost more than a launch of their own
     alone = normed is not None or mixer.kind == "softmax"
-    finish, out = parts.finish(mixer.out, len(state[0]) * mixer.heads, alone), parts.linear(mixer.out)
+    finish = parts.finish(mixer.out, len(state[0]) * mixer.heads, alone)
     qkv, width = parts.linear(mixer.qkv, block.mixer_norm), mixer.width
     if mixer.kind == "linear":
         tau = None if mixer.tau is None else mixer.tau.detach()
         S, z = state
 
         def linear(x: Tensor, rotaries: dict) -> Tensor:
-            o = attention.linear_step(qkv(x), S, z, width, mixer.feature_map, tau, rotaries.get(width), finish, x)
-            if normed is None:
-                return o
-            return out(normed(o.unflatten(-1, (mixer.heads, -1))).flatten(-2).to(o.dtype), x)
+            return attention.linear_step(qkv(x), S, z, width, mixer.feature_map, tau, rotaries.get(width), finish, x)
 
-        return linear
+        if normed is None:
+            return linear
+        after = parts.linear(mixer.out)
+
+        def within(x: Tensor, rotaries: dict) -> Tensor:
+            o = linear(x, rotaries)
+            return after(normed(o.unflatten(-1, (mixer.heads, -1))).flatten(-2).to(o.dtype), x)
+
+        return within
     keys, values = state
     if mixer.kind == "window":
         return lambda x, rotaries: attention.window_step(qkv(x), keys, values, position, rotaries.get(width), finish, x)
+    out = parts.linear(mixer.out)
     return lambda x, rotaries: out(attention.softmax_step(qkv(x), keys, values, position, rotaries.get(width), finish, None), x)
 
 

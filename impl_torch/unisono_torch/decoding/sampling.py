@@ -14,8 +14,9 @@ def greedy(logits: Tensor) -> Chosen:
     z, trouble = _numbers(logits)
     half = z / 2  # so that no difference overflows
     best = half.amax(-1, keepdim=True)
-    ids = torch.where(half == best, torch.arange(z.shape[-1], device=z.device), z.shape[-1]).amin(-1)
-    second = half.scatter(1, ids[:, None].clamp(max=z.shape[-1] - 1), -torch.inf).amax(-1)
+    # an id even beside a NaN, where none is the best: it is read before the host looks
+    ids = torch.where(half == best, torch.arange(z.shape[-1], device=z.device), z.shape[-1] - 1).amin(-1)
+    second = half.scatter(1, ids[:, None], -torch.inf).amax(-1)
     least = torch.where(half > -torch.inf, half, torch.inf).amin(-1)
     return ids, best[:, 0] - second <= NEAR_TIE * (best[:, 0] - least), trouble
 

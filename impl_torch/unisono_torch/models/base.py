@@ -168,7 +168,10 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def _begin(self, state: State | None, batch: int, more: int) -> State:
-        return self.init_state(batch, more) if state is None else generation.roomy(self.config, state, more, _padded)
+        if state is None:
+            return self.init_state(batch, more)
+        check_device(self.device, state)
+        return generation.roomy(self.config, state, more, _padded)
 
     @torch.no_grad()
     def _last(self, tokens: np.ndarray, state: State, valid: np.ndarray | None) -> tuple[np.ndarray, State]:

@@ -12,6 +12,7 @@ import numpy as np
 from unisono_spec.contract.base import ANY, Config
 from unisono_spec.contract.checks import check_ids, check_inputs
 from unisono_spec.contract.errors import InputError, shown
+from unisono_spec.contract.files import check_positions
 from unisono_spec.contract.memory import check_fits
 from unisono_spec.contract.sampling import Sampling, choose
 
@@ -54,9 +55,9 @@ def generate(
     begin(state or None, B, n): a state with room for n more tokens. last(tokens [B, T], state, valid): the logits [B, V] of each
     row's last valid token, and the state after all; where a row has none, its logits are not looked at.
     seen [B, V]: ids that the texts hold before the prompt, for a repetition penalty.
-    follow(ids [B], state, sampling, number, n, seen): the n ids and near-ties [B, n] that come after ids by the same law, `number` ids
-    after the first, and the state after all but the last; None where it does not want to. seen: as here, where there is a penalty, with
-    ids; else None.
+    follow(ids [B], state, sampling, number, n, seen), ids int64: the n ids and near-ties [B, n] that come after ids by the same law,
+    `number` ids after the first, and the state after all but the last; None where it does not want to. seen: as here, where there is a
+    penalty, with ids; else None.
     """
     if config.reads_frames:
         raise InputError("generate: a frame model predicts distributions of frames, not ids; call step and draw the next frame")
@@ -67,13 +68,17 @@ def generate(
         raise InputError(f"n_generated: {number} and {count} new ones are more than 2**32; use another seed, and n_generated=0")
     check_inputs(config, prompt, state, None, valid)
     check_ids(prompt, config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+    if state is not None and "position" in state:  # who follows asks no more
+        check_positions({"position": np.array(state["position"].tolist(), np.int64)}, 1)
     if valid is not None and not valid.any(1).all():
         raise InputError(f"valid: row {int(valid.any(1).argmin())} has no token that counts; give each row one at least")
     check_fits(9 * len(prompt) * count, f"max_new_tokens: {count}", "generate fewer at once, and go on from what is returned")
     marks = _seen(config, prompt, valid, seen) if sampling.repetition_penalty != 1 else None
     state = begin(state, len(prompt), prompt.shape[1] + count)
-    if prompt.shape[1] == 1 and count and follow is not None and (found := follow(prompt[:, 0], state, sampling, number, count, marks)):
-        return _found(*found, number, marks)
+    if prompt.shape[1] == 1 and count and follow is not None:
+        first = prompt[:, 0].astype(np.int64)  # a copy: a caller's may be read-only, or lie backwards
+        if found := follow(first, state, sampling, number, count, marks):
+            return _found(*found, number, marks)
     logits, state = _prompted(last, prompt, state, valid)
     ids, ties = np.empty((len(prompt), count), np.int64), np.empty((len(prompt), count), bool)
     for n in range(count):
