@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import unisono_jax
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from unisono_jax.layers.leaves import Buffer
 from unisono_jax.ops import mom_gru
 from unisono_spec.contract import init_params
@@ -44,6 +45,21 @@ def test_a_reset_restores_the_learned_memory_and_gradients_reach_it(close, rng):
         assert (np.asarray(after[:, 0]) != np.asarray(alone[:, 0])).all()
         reached = jax.grad(lambda memory: run(memory, x, reset, *used)[0].sum())(p["memory"])
         assert (np.asarray(reached) != 0).all()
+
+
+def test_gradients_inside_a_shard_map(close, rng):
+    """Tokens and states are divided, parameters are not."""
+    p, x, state = cell(SMALL), rng.normal(size=(B, 2, 6)), (rng.normal(size=(B, 6)), rng.normal(size=(B, 2, 3, 4)))
+    mesh, share = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("rows",)), P("rows")
+    with jax.enable_x64(True):
+
+        def run(p: Any, x: Any, state: Any) -> Any:
+            return mom_gru.hoisted(x, p, state)[0]
+
+        divided = jax.shard_map(run, mesh=mesh, in_specs=(P(), share, share), out_specs=share)
+        found, truth = (jax.jit(jax.grad(lambda p, run=run: jnp.sin(run(p, x, state)).sum()))(p) for run in (divided, run))
+    for name, a in truth.items():
+        close(found[name], a)
 
 
 def test_a_memory_of_width_1(close, rng):

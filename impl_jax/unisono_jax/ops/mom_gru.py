@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from unisono_jax.kernels.operator import alike
 from unisono_jax.ops.elementwise import dot, linear, masked, sigmoid, tanh, wide
 from unisono_jax.registry import check_implementation
 
@@ -150,7 +151,8 @@ def hoisted(
     tokens = _Token(router, query, gates, logits, biases, reset, valid)
     tokens = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), tokens)  # [T, B, …]
     size = min(chunk_size, x.shape[1])
-    found: Any = _loop((size, 1.0 if noise is None else temperature), weights, tokens, p["memory"], initial_state)
+    given = alike((weights, tokens, p["memory"], initial_state))  # inside a shard_map, as the gradients of weights will vary
+    found: Any = _loop((size, 1.0 if noise is None else temperature), *given)
     out, state = found
     return jnp.swapaxes(out, 0, 1), state
 
