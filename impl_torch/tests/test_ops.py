@@ -157,10 +157,10 @@ def test_auto_says_once_why_it_is_plain(caplog: pytest.LogCaptureFixture) -> Non
     dispatch._tell.cache_clear()
     with caplog.at_level("DEBUG", logger="unisono_torch"):
         for _ in range(2):
-            assert not dispatch.use_triton("auto", "window", torch.device("cpu"), torch.float32)
+            assert not dispatch.use_triton("auto", "softmax_attention", torch.device("cpu"), torch.float32)
             assert not dispatch.use_triton("plain", "short_conv", torch.device("cpu"), torch.float32)
     assert [record.getMessage() for record in caplog.records] == [
-        "window: plain tensor operations, since there is no Triton kernel of window; use 'auto' or 'plain'"
+        "softmax_attention: plain tensor operations, since there is no Triton kernel of softmax_attention; use 'auto' or 'plain'"
     ]
 
 
