@@ -234,7 +234,7 @@ def _ends_within(model: Model, state: State, count: int) -> bool:
 
 
 def _decoder(model: Model, state: State, kind: str, count: int, penalised: bool = False) -> Decoder | None:
-    key = kind, penalised, tuple((name, a.shape, a.dtype) for name, a in state.items())
+    key = kind, penalised, tuple((name, state[name].shape, state[name].dtype) for name in sorted(state))  # in whatever order they came
     key = *key, model.implementation, model.dtype, model.compute_dtype
     tensors = _tensors(model)
     if tensors is None:
