@@ -68,8 +68,8 @@ def given(case: Case, device: str) -> tuple[list[Tensor], Tensor, Tensor | None,
         tokens = [a.unflatten(-1, (case.heads, -1)) for a in torch.cat([a.flatten(2) for a in tokens], -1).split(widths, -1)]
     state = [normal(case.batch, case.window, case.heads, n).to(device) for n in (case.K, case.V)]
     count = torch.randint(0, 2 * case.window, (case.batch,), generator=made, dtype=torch.int32).to(device)
-    marks = (m.to(device) if case.marks in (n, "both") else None for m, n in ((reset, "reset"), (valid, "valid")))
-    return [*tokens, *state], count, *marks
+    reset, valid = (m.to(device) if case.marks in (n, "both") else None for m, n in ((reset, "reset"), (valid, "valid")))
+    return [*tokens, *state], count, reset, valid
 
 
 def run(case: Case, leaves: list[Tensor], count: Tensor, reset: Tensor | None, valid: Tensor | None, how: str) -> dict[str, Tensor]:
@@ -85,13 +85,13 @@ def run(case: Case, leaves: list[Tensor], count: Tensor, reset: Tensor | None, v
 
 
 def test_values_and_gradients(case: Case, device: str) -> None:
-    leaves, *rest = given(case, device)
+    leaves, count, reset, valid = given(case, device)
     torch.use_deterministic_algorithms(True)  # fresh memory holds NaN
     try:
-        found, again = (run(case, leaves, *rest, "triton") for _ in range(2))
+        found, again = (run(case, leaves, count, reset, valid, "triton") for _ in range(2))
     finally:
         torch.use_deterministic_algorithms(False)
-    exact = run(case, [a.double() for a in leaves], *rest, "plain")
+    exact = run(case, [a.double() for a in leaves], count, reset, valid, "plain")
     dtype = str(case.dtype).removeprefix("torch.")
     for name, a in found.items():
         assert torch.equal(a, again[name]), name
