@@ -59,3 +59,12 @@ def test_slopes_at_zero_and_far_away(name: str) -> None:
     for slope in slopes:
         assert torch.isfinite(slope).all()
     assert torch.equal(slopes[0][:2], slopes[1][:2])
+
+
+def test_one_row_of_weights_compiled_keeps_its_products() -> None:
+    """(1 + 2⁻⁷)² − 1 has digits that bfloat16 has not: 512 of them less what they round to are 2⁻⁵, exact in float32 in any order."""
+    x, weight = (torch.full((1, 513), 1 + 2**-7, dtype=torch.bfloat16) for _ in range(2))
+    x[0, -1], weight[0, -1] = -520, 1
+    y = torch.compile(elementwise.linear, backend="eager")(x, weight)
+    assert y.dtype == torch.bfloat16
+    assert float(y) == 2**-5

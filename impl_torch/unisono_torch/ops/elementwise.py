@@ -227,8 +227,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if len(weight) == 1 and torch.compiler.is_compiling():  # which a compiler adds up where it makes x; a product reads and writes it again
-        y = (x * weight[0]).sum(-1, keepdim=True)
-        return y if bias is None else y + bias
+        y = (x.to(wide(x.dtype)) * weight[0]).sum(-1, keepdim=True)
+        return (y if bias is None else y + bias).to(x.dtype)
     if not _unaligned(x, weight):
         return F.linear(x, weight, bias)
     pad = -len(weight) % ALIGNED
