@@ -62,9 +62,9 @@ def test_slopes_at_zero_and_far_away(name: str) -> None:
 
 
 def test_one_row_of_weights_compiled_keeps_its_products() -> None:
-    """(1 + 2⁻⁷)² − 1 has digits that bfloat16 has not: 512 of them less what they round to are 2⁻⁵, exact in float32 in any order."""
-    x, weight = (torch.full((1, 513), 1 + 2**-7, dtype=torch.bfloat16) for _ in range(2))
+    """(1 + 1/128)² has a digit that bfloat16 has not: of 512 such squares less 520, 1/32 is left, exact in float32 in any order."""
+    x, weight = (torch.full((1, 513), 1 + 1 / 128, dtype=torch.bfloat16) for _ in range(2))
     x[0, -1], weight[0, -1] = -520, 1
     y = torch.compile(elementwise.linear, backend="eager")(x, weight)
     assert y.dtype == torch.bfloat16
-    assert float(y) == 2**-5
+    assert float(y) == 1 / 32
