@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -53,6 +54,15 @@ def test_where_learned_positions_end_is_told() -> None:
     model, _ = made(MIXED.replace(positions="learned", max_positions=12))
     with pytest.raises(InputError, match="max_positions"):
         model.generate(text(5), 20)
+
+
+def test_float64_is_not_rounded_in_silence() -> None:
+    """A prompt of one token goes straight into the loop, which asks for JAX's 64-bit mode as any call does."""
+    with jax.enable_x64(True):
+        model = create(MIXED, dtype="float64")
+        state = model.init_state(2, 32)
+    with pytest.raises(InputError, match=r"jax\.enable_x64"):
+        model.generate(text(1), 20, state=state)
 
 
 def test_damaged_logits_are_named() -> None:

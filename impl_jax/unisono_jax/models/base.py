@@ -245,6 +245,7 @@ class Compiled:
         seen: np.ndarray | None = None,
     ) -> Generated:
         """prompt [B, T] → ids [B, max_new_tokens]: see `Model.generate`."""
+        check_x64(self.model.dtype)
         prompt = np.asarray(as_array("prompt", prompt))
         valid = None if valid is None else np.asarray(as_array("valid", valid))
         more = partial(follow, self.graph, self.params, self.model.config)  # all ids after the first
