@@ -1,5 +1,6 @@
-// A block of 128 CUDA threads on one thread of a CPU, in place of primitives.cu: each runs until it meets the others, at a barrier or an
-// exchange, which all threads of these kernels do equally often. What a kernel reads before it was written is NaN.
+// A block of 128 CUDA threads on one thread of a CPU, in place of primitives.cu: each runs until it meets the others of its block at a
+// barrier, or those of its warp at an exchange. In each round half of the warps, drawn anew, stand still, so that one warp is ahead of
+// another wherever no barrier keeps them together. What a kernel reads before it was written is NaN.
 
 #include <ucontext.h>
 
@@ -40,19 +41,28 @@ static bool ended[COUNT], turn[COUNT];
 static float exchanged[2][COUNT];
 static std::function<void()> program;
 
-static void meet() { swapcontext(&threads[threadIdx.x], &outside); }
-inline void __syncthreads() { meet(); }
+struct Barrier { int arrived, round; };
+static Barrier of_block, of_warp[COUNT / 32];
+static void others() { swapcontext(&threads[threadIdx.x], &outside); }
+static void meet(Barrier& at, int all) {
+  const int round = at.round;
+  if (++at.arrived == all)
+    at.arrived = 0, at.round++;
+  else
+    while (at.round == round) others();
+}
+inline void __syncthreads() { meet(of_block, COUNT); }
 inline float __shfl_xor_sync(unsigned, float x, int mask) {
   const int me = threadIdx.x, side = turn[me] = !turn[me];
   exchanged[side][me] = x;
-  meet();
+  meet(of_warp[me / 32], 32);
   return exchanged[side][me ^ mask];
 }
 
 static void begin() {
   program();
   ended[threadIdx.x] = true;
-  meet();
+  others();
 }
 
 static void run_block(int block) {
@@ -66,12 +76,14 @@ static void run_block(int block) {
     makecontext(&threads[i], begin, 0);
     ended[i] = turn[i] = false;
   }
-  for (bool some = true; some;) {
+  static unsigned drawn = 1;
+  for (bool some = true, slow = false; some;) {
     some = false;
     for (int i = 0; i < COUNT; ++i) {
+      if (i % 32 == 0) drawn = drawn * 1664525u + 1013904223u, slow = drawn >> 31;
       if (ended[i]) continue;
       threadIdx.x = i;
-      swapcontext(&outside, &threads[i]);
+      if (!slow) swapcontext(&outside, &threads[i]);
       some |= !ended[i];
     }
   }

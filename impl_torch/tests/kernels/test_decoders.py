@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import copy
 import itertools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,28 @@ def test_batches_models_and_threads_in_turns(device: str, monkeypatch: pytest.Mo
     assert len(found) == 16
     assert all(np.array_equal(tokens, truth[key]) for key, tokens in found)
     assert {len(decoder._decoders[model]) for model in models.values()} == {3}
+
+
+def test_another_decoder_need_not_wait(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For one that runs in another thread."""
+    monkeypatch.setattr(decoder, "FEWEST", 1)
+    monkeypatch.setattr(decoder, "_serves", lambda model: True)
+    (first, _), (second, _) = made(CONFIGS["fixed"], device), made(CONFIGS["fixed"], device)
+    begun, written, run = threading.Event(), threading.Event(), Decoder.run
+
+    def late(self: Decoder, *given: Any) -> Any:
+        if not begun.is_set():
+            begun.set()
+            assert written.wait(20)
+        return run(self, *given)
+
+    monkeypatch.setattr(Decoder, "run", late)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        one = thread.submit(first.generate, text(3), 3)
+        assert begun.wait(20)
+        other = second.generate(text(3), 3)
+        written.set()
+        assert np.array_equal(one.result().tokens, other.tokens)
 
 
 def test_decoders_of_other_batches_leave_where_memory_ends(device: str, monkeypatch: pytest.MonkeyPatch) -> None:

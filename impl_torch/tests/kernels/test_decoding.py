@@ -16,16 +16,19 @@ from unisono_spec.contract.lat import LATConfig
 from unisono_spec.contract.mamba import MambaConfig
 from unisono_spec.contract.maru import MARUConfig
 from unisono_spec.contract.s4d import S4DConfig
-from unisono_spec.contract.sampling import GREEDY, Sampling, choose, trouble, uniform
+from unisono_spec.contract.sampling import GREEDY, Sampling, choose
 from unisono_spec.contract.transformer import TransformerConfig
 from unisono_torch import create
 from unisono_torch.arrays import numpy_state
-from unisono_torch.decoding import Decoder, decoder, sampling
+from unisono_torch.decoding import Decoder, decoder
 from unisono_torch.decoding.fused import fused
 from unisono_torch.decoding.parts import Held
+from unisono_torch.kernels.decode import attention, project
 from unisono_torch.kernels.decode.project import MOST
 from unisono_torch.kernels.registry import interpreted
 from unisono_torch.models.base import Model
+
+from .together import together
 
 LAT = LATConfig(d_model=12, n_layers=2, vocab_size=30, head_width=6, qk_width=4, ffn_mult=2, window=5, conv_mult=2)
 CONFIGS: dict[str, Config] = {
@@ -39,6 +42,7 @@ CONFIGS: dict[str, Config] = {
     "mamba": MambaConfig(d_model=6, n_layers=2, vocab_size=30, d_state=3, norm_eps=1e-3),
     "s4d": S4DConfig(d_model=6, n_layers=2, vocab_size=30, d_state=6, ffn_mult=2),
     "adaptive": CRAMConfig(scheme="adaptive", d_model=8, n_layers=2, vocab_size=30, position_bits=6),
+    "exclusive": CRAMConfig(scheme="adaptive", d_model=20, n_layers=1, vocab_size=30, position_bits=6, exclusive=True),
     "fixed": CRAMConfig(d_model=8, n_layers=1, vocab_size=30),
     "infinity": InfinityFormerConfig(d_model=8, n_layers=1, n_heads=2, d_ffn=8, vocab_size=30),
     "numerator": InfinityFormerConfig(
@@ -76,14 +80,25 @@ def text(length: int, batch: int = 2) -> np.ndarray:
     return np.random.default_rng(length).integers(0, 30, (batch, length))
 
 
-@pytest.mark.parametrize("batch", [2] if interpreted() else [2, MOST + 1])  # more are read by matrix products
-@pytest.mark.parametrize("name", CONFIGS)
-def test_steps_are_those_of_the_spec(name: str, batch: int, device: str) -> None:
+FEW = [(name, 2, MOST) for name in CONFIGS]
+# read by matrix products
+MANY = [(name, 2, 1) for name in ("taylor2", "s4d", "numerator")] if interpreted() else [(name, MOST + 1, MOST) for name in CONFIGS]
+
+
+@pytest.mark.parametrize(("name", "batch", "most"), FEW + MANY)
+def test_steps_are_those_of_the_spec(name: str, batch: int, most: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of every token and the state after the last, from a state after others."""
-    model, params = made(CONFIGS[name], device)
+    monkeypatch.setattr(project, "MOST", most)
+    if interpreted():  # heads are wide enough for two programs each
+        monkeypatch.setattr(attention, "_slices", lambda owners, width: 2 - width % 2)
+        if name in ("rope", "taylor2", "infinity") and most == MOST:
+            together(monkeypatch)
+            monkeypatch.setattr(project, "at_once", lambda: True)
+    model, params = made(CONFIGS[name], device, implementation="triton" if name == "maru" else "auto")  # so that its cell has a kernel
+    alone, _ = made(CONFIGS[name], device, implementation="plain")
     tokens = text(FIRST + 3, batch)
     with torch.no_grad():
-        _, before = model(torch.as_tensor(tokens[:, :FIRST], device=device), model.init_state(batch, 32))
+        _, before = alone(torch.as_tensor(tokens[:, :FIRST], device=device), alone.init_state(batch, 32))
         made_here = Decoder(model, before, "greedy")
         for key, own in made_here.state.items():
             own.copy_(before[key])  # making a graph advances it
@@ -143,14 +158,15 @@ def test_no_rows_and_weights_of_another_place(device: str, monkeypatch: pytest.M
     for law in (GREEDY, WARM, Sampling(repetition_penalty=2.0)):
         assert model.generate(text(3)[:0], 4, law).tokens.shape == (0, 4)
     more = dataclasses.replace(WARM, top_k=2**70)  # than there are keeps all
-    assert np.array_equal(model.generate(text(3), 3, more).tokens, model.generate(text(3), 3, WARM).tokens)
-    before = model.generate(text(3), 6).tokens
+    assert np.array_equal(model.generate(text(3), 2, more).tokens, model.generate(text(3), 2, WARM).tokens)
+    before = model.generate(text(3), 3).tokens
     moved = {name: -a.clone() for name, a in model.state_dict().items()}
     model.load_state_dict(moved, assign=True)
     other, _ = made(CONFIGS["transformer"], device)
     other.load_state_dict(moved)
-    assert np.array_equal(model.generate(text(3), 6).tokens, other.generate(text(3), 6).tokens)
-    assert not np.array_equal(model.generate(text(3), 6).tokens, before)
+    after = model.generate(text(3), 3).tokens
+    assert np.array_equal(after, other.generate(text(3), 3).tokens)
+    assert not np.array_equal(after, before)
 
 
 def test_a_penalty_goes_on(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,55 +198,6 @@ def test_damaged_logits_are_named(law: Sampling, dtype: str, device: str, monkey
     state, seen = model.init_state(2), None if law.repetition_penalty == 1 else np.zeros((2, 30), bool)
     with pytest.raises(InputError, match="NaN at generated token 5"):
         decoder.follow(model, text(1)[:, 0], state, law, 5, 3, seen)
-
-
-def logits_of(kind: str) -> np.ndarray:
-    z = 3 * np.random.default_rng(5).standard_normal((4, 3000))
-    if kind == "ties":
-        z[:, 100] = z[:, 2900] = z.max(-1)
-        z[1, 7] = z[1].max() * (1 + 1e-7)
-    if kind == "infinite":
-        z[:, 1::2] = -np.inf
-        z[2, [4, 2500]], z[3, 6] = np.inf, np.inf
-    return z.astype(np.float32)
-
-
-@pytest.mark.parametrize("kind", ["plain", "ties", "infinite"])
-@pytest.mark.parametrize("narrow", [None, torch.bfloat16])
-def test_choices_are_those_of_the_contract(kind: str, narrow: torch.dtype | None, device: str) -> None:
-    from unisono_torch.kernels.decode.choose import choose as kernel
-    from unisono_torch.kernels.decode.draw import draw
-
-    logits = torch.from_numpy(logits_of(kind)).to(device, narrow)
-    host = logits.float().cpu().numpy()
-    number = torch.tensor(1, device=device)
-    ids, ties, bad = (torch.full((3, 4), 9, dtype=kind, device=device) for kind in (torch.int64, torch.bool, torch.int32))
-    token = torch.zeros(4, dtype=torch.int64, device=device)
-    kernel(logits, number, ids, ties, bad, token)
-    for found in ((ids[1], ties[1], bad[1]), sampling.greedy(logits)):
-        for a, b in zip(found, (*choose(host, GREEDY, 0), np.zeros(4)), strict=True):
-            assert np.array_equal(a.cpu(), b)
-    assert np.array_equal(token.cpu(), ids[1].cpu())
-    assert (ids[::2] == 9).all()
-    for law in (WARM, Sampling(0.5, top_k=40, seed=3), Sampling(2.0, top_p=0.6), Sampling(1e-300), Sampling(1.0, 5, 0.5, 11)):
-        u = torch.from_numpy(uniform(law.seed, 4, 12, 1))[0].to(device)
-        temperature, top_p = (torch.tensor(a, dtype=torch.float64, device=device) for a in (law.temperature, law.top_p))
-        top_k, uniforms = torch.tensor(law.top_k, device=device), u.repeat(3, 1)
-        draw(logits, uniforms, temperature, top_k, top_p, number, ids, ties, bad, token)
-        for found in (sampling.drawn(logits, u, temperature, top_k, top_p), (ids[1], ties[1], bad[1])):
-            for a, b in zip(found, (*choose(host, law, 12), np.zeros(4)), strict=True):
-                assert np.array_equal(a.cpu(), b)
-    assert torch.equal(token, ids[1])
-
-
-def test_trouble_is_told() -> None:
-    z = torch.zeros(3, 5)
-    z[0, 3], z[1] = torch.nan, -torch.inf
-    assert sampling.greedy(z)[2].tolist() == [1, 2, 0]
-    for row, kind in ((z[:1], 1), (z[1:2], 2)):
-        with pytest.raises(InputError) as error:
-            choose(row.numpy(), GREEDY, 4)
-        assert str(error.value) == trouble(kind, 4)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 200), (3, 90)])

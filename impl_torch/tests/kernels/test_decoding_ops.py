@@ -17,6 +17,7 @@ from unisono_torch.decoding import Decoder
 from unisono_torch.kernels.decode import attention
 from unisono_torch.kernels.decode.project import MOST, Finish, projected
 from unisono_torch.kernels.registry import interpreted
+from unisono_torch.ops import rotary
 
 ASKED = ("P15",) if interpreted() else ("P1", "P3", "P9", "P10", "P15", "P16")
 
@@ -53,7 +54,7 @@ def test_many_sequences_as_few(norm: str, act: str, dtype: torch.dtype, device: 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    x, weight, second, residual = drawn(MOST + 3, 12), drawn(10, 12) / 4, drawn(10, 12) / 4, drawn(MOST + 3, 10)
+    x, weight, second, residual = drawn(MOST + 3, 15)[:, :12], drawn(10, 12) / 4, drawn(10, 12) / 4, drawn(MOST + 3, 10)
     how: dict[str, Any] = {"bias": drawn(10), "act": act, "norm": (norm, drawn(12), drawn(12), 1e-5)}
     if act in ("swiglu", "gated_gelu", "glu"):
         how |= {"second": second, "second_bias": drawn(10)}
@@ -61,6 +62,15 @@ def test_many_sequences_as_few(norm: str, act: str, dtype: torch.dtype, device: 
     few = torch.cat([projected(x[rows], weight, residual=residual[rows], **how) for rows in (slice(MOST), slice(MOST, None))])
     limit = numerics.rounding("float32", 2**6) + (numerics.rounding("bfloat16", 2**3) if dtype == torch.bfloat16 else 0)
     judge.same(many.double().cpu(), few.double().cpu(), limit)
+
+
+def test_angles_of_any_position(device: str) -> None:
+    """Each of its four digits."""
+    position = torch.tensor([0, 255, 300, 70_000, 3_000_000, 2**31 - 1], dtype=torch.int32)
+    table = torch.from_numpy(rotary.prepare(6))
+    found = attention.cos_sin(position.to(device), table.to(device, torch.float32))
+    true = rotary.cos_sin(position, 6, dtype=torch.float64)
+    judge.same([a.double().cpu() for a in found], list(true), numerics.rounding("float32", 2**4))
 
 
 NARROW: dict[str, Config] = {"mamba": MambaConfig(d_model=8, n_layers=2, vocab_size=30, d_state=4)}

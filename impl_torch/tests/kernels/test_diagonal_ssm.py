@@ -144,8 +144,21 @@ def test_the_same_bits_twice_and_from_strided_inputs(device: str) -> None:
     upstream = upstream_of(case, device)
     first = differentiate(lambda **a: diagonal_ssm(**a, **marks), tensors, upstream)
     tensors["u"] = torch.cat([tensors["u"], tensors["u"]], -1)[..., :3]
+    upstream = (torch.stack([upstream[0], upstream[0]], -1)[..., 0], upstream[1])
     for name, value in differentiate(lambda **a: diagonal_ssm(**a, **marks), tensors, upstream).items():
         assert torch.equal(value, first[name]), name
+
+
+def test_one_gradient_is_that_of_all(device: str) -> None:
+    """And of sequences that do not lie end to end."""
+    case = Case(2, 2, 1, 1, torch.float32, marked=False)
+    tensors, _ = inputs(case, device)
+    upstream = upstream_of(case, device)
+    whole = differentiate(diagonal_ssm, tensors, upstream)
+    tensors["u"] = torch.cat([tensors["u"], tensors["u"]], 1)[:, :2]
+    for name, a in tensors.items():
+        alone = differentiate(lambda **some: diagonal_ssm(**{**tensors, **some}), {name: a}, upstream)
+        assert torch.equal(alone[f"d{name}"], whole[f"d{name}"]), name
 
 
 def test_second_derivatives_are_those_of_plain_operations(device: str) -> None:

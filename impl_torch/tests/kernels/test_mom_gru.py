@@ -11,10 +11,12 @@ import unisono_torch
 from torch import Tensor
 from unisono_conformance import judge, numerics
 from unisono_spec.contract.maru import MARUConfig
-from unisono_torch.kernels.mom_gru import loop, operator
+from unisono_torch.kernels.mom_gru import backward, forward, loop, operator
 from unisono_torch.kernels.registry import interpreted
 from unisono_torch.ops import mom_gru
 from unisono_torch.ops.mom_gru_loop import Sizes, Weights
+
+from .together import together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Case:
     erase: str = "coupled"
     drawn: bool = False
     marked: bool = False
+    programs: int = 1  # in the interpreter, of Triton's kernels
 
     def __str__(self) -> str:
         kinds = "".join(f"-{name}" for name in ("drawn", "marked") if getattr(self, name))
@@ -36,7 +39,7 @@ class Case:
 
 
 CASES = [
-    Case(2, 6, 11, 2, 5, 6, 7, "separate", drawn=True, marked=True),
+    Case(2, 6, 11, 2, 5, 6, 7, "separate", drawn=True, marked=True, programs=3),
     Case(17, 2, 10, 1, 2, 9, 2, marked=True),
     Case(1, 2, 3, 3, 1, 1, 5),
 ]
@@ -55,6 +58,22 @@ ON_GPU = [
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", CASES if interpreted() else CASES + ON_GPU, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _few(request, monkeypatch) -> None:
+    """Tokens of a test are few: of a launch, too. And programs of a case that has several wait for each other."""
+    if not interpreted():
+        return
+    monkeypatch.setattr(operator, "LONGEST", 4)
+    case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
+    if case and case.programs > 1:
+        together(monkeypatch)
+        monkeypatch.setattr(operator, "SEGMENT", 4)
+        monkeypatch.setattr(operator, "interpreted", lambda: False)
+        monkeypatch.setattr(operator, "_multiprocessors", lambda device: case.programs)
+        for module in (forward, backward):
+            monkeypatch.setattr(module, "fetch", lambda p, programs: None)
 
 
 def inputs(case: Case, device: str) -> tuple[list[Tensor], list[Tensor | None], Sizes]:
@@ -162,6 +181,20 @@ def test_where_nothing_is_valid_no_weight_has_a_gradient(device: str) -> None:
     assert not any(a.any() for a in none)
     assert (of_h == 4).all()
     assert (of_M == 1).all()
+
+
+def test_one_gradient_is_that_of_all(device: str) -> None:
+    given, _, sizes = inputs(Case(1, 1, 2, 1, 2, 1, 2), device)
+    given = [a.float() for a in given]
+    _, _, *whole = differentiate(loop, given, (None, None), sizes, True)
+    for i in (0, 1, 3, 13):  # h, M, noise and M₀
+        leaf = given[i].clone().requires_grad_()
+        h, M, x, noise, *weights = *given[:i], leaf, *given[i + 1 :]
+        out, last = loop(h, M, x, None, None, noise, sizes, Weights._make(weights))
+        made = torch.Generator().manual_seed(1)
+        upstream = [torch.randn(o.shape, generator=made, dtype=torch.float64).to(o) for o in (out, last)]
+        (alone,) = torch.autograd.grad((out, last), leaf, upstream)
+        assert torch.equal(alone, whole[i]), i
 
 
 def test_second_derivatives_are_those_of_plain_operations(device: str) -> None:

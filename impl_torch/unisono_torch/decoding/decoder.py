@@ -21,6 +21,7 @@ from unisono_torch.decoding import sampling as law
 from unisono_torch.decoding.fused import buffers, fused
 from unisono_torch.decoding.parts import Held
 from unisono_torch.kernels.registry import available
+from unisono_torch.ops.graphs import captured
 from unisono_torch.ops.transforms import transformed
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ MOST = 65535  # sequences: programs along the second axis of a grid
 
 _decoders: weakref.WeakKeyDictionary[Model, collections.OrderedDict] = weakref.WeakKeyDictionary()
 _missed: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()  # ids, since one was made, for which there was none
-_lock = threading.Lock()
+_lock = threading.Lock()  # of both
 
 Follow = Callable[..., tuple[np.ndarray, np.ndarray, "State"] | None]
 
@@ -42,7 +43,8 @@ class Decoder:
     """Steps of `model` for states like `state`; kind: how ids are chosen, "greedy" or "drawn". penalised: under a repetition penalty,
     for which `seen` [B, V] holds the ids of each text.
 
-    It depends on the model's parameters where they are in memory now. Calls may come from several streams, one after another.
+    It depends on the model's parameters where they are in memory now. Calls may come from several streams, one after another: under
+    `lock`.
 
     Its buffers belong to no parameter and to no caller, and are no tensors of inference mode: it runs inside that mode and outside,
     in any order.
@@ -50,7 +52,7 @@ class Decoder:
 
     def __init__(self, model: Model, state: State, kind: str, penalised: bool = False) -> None:
         batch, device = next(iter(state.values())).shape[0], model.device
-        self.kind, self.device = kind, device
+        self.kind, self.device, self.lock = kind, device, threading.Lock()
         self.left: Any = None  # an event on a GPU: the last call has copied what it returns
         with torch.inference_mode(False), torch.no_grad(), _on(device):
             new = torch.empty(0, device=device).new_zeros
@@ -62,8 +64,8 @@ class Decoder:
             self.seen = new((batch, model.config.vocab_size), dtype=torch.bool) if penalised else None  # pyright: ignore[reportAttributeAccessIssue]
             self.held = Held()
             self.state, self.one = self._stepper(model, state)
-            self.graph = self._captured(self._step) if device.type == "cuda" else None
-            self.fresh = self._captured(self.held.refresh) if device.type == "cuda" and self.held else None
+            self.graph = captured(self._step)[0] if device.type == "cuda" else None
+            self.fresh = captured(self.held.refresh)[0] if device.type == "cuda" and self.held else None
 
     def _stepper(self, model: Model, state: State) -> tuple[State, Callable[[Tensor], Tensor]]:
         made = fused(model, state, self.held)
@@ -105,17 +107,6 @@ class Decoder:
         if self.seen is not None:
             self.seen.scatter_(1, self.token[:, None], True)
         self.number += 1
-
-    def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # once without a graph, in which libraries could not set themselves up
-            work()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            work()
-        return graph
 
     @torch.no_grad()
     def run(
@@ -225,7 +216,10 @@ def follow(
         return None  # a step at a time says where it ends, and reads no rows as well
     with _lock:
         decoder = _decoder(model, state, "greedy" if sampling.temperature == 0 else "drawn", count, seen is not None)
-        return None if decoder is None else decoder.run(first, state, sampling, number, count, seen)
+    if decoder is None:
+        return None
+    with decoder.lock:
+        return decoder.run(first, state, sampling, number, count, seen)
 
 
 def _ends_within(model: Model, state: State, count: int) -> bool:

@@ -255,25 +255,21 @@ def _infinityformer(model: Any, state: State, parts: Parts) -> Step:
     return step
 
 
-def _cell(p: dict[str, Tensor], parts: Parts) -> Callable[..., tuple[Tensor, tuple[Tensor, Tensor]]] | None:
-    """mom_gru.step by one launch: x [B, D], h, memory → h, both after it; None where the kernel does not serve."""
+def _cell(p: dict[str, Tensor], parts: Parts, implementation: str) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """mom_gru.step by one launch: x [B, D], h and memory, which advance → h; None where the kernel does not serve."""
     from unisono_torch.ops import mom_gru
 
     memory = p["memory"]
     (banks, slots, _), device = memory.shape, memory.device
-    if not mom_gru.by_kernel("auto", device, torch.float32, p):
+    if not mom_gru.by_kernel(implementation, device, torch.float32, p):
         return None
-    from unisono_torch.kernels.mom_gru import loop
+    from unisono_torch.kernels.mom_gru.operator import advance
     from unisono_torch.ops.mom_gru_loop import Sizes, Weights
 
     d = p["hidden.weight"].shape[1]
     weights = Weights._make(parts.held(lambda i=i: mom_gru.packed(p, d)[i]) for i in range(len(Weights._fields)))
 
-    def step(x: Tensor, h: Tensor, memory: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        out, M = loop(h, memory.flatten(1, 2), x[None].float(), None, None, None, Sizes(banks, slots, 1.0), weights)
-        return out[0], (out[0], M.unflatten(1, (banks, slots)))
-
-    return step
+    return lambda x, h, memory: advance(h, memory.flatten(1, 2), x.float(), Sizes(banks, slots, 1.0), weights)
 
 
 def _maru(model: Any, state: State, parts: Parts) -> Step:
@@ -285,14 +281,17 @@ def _maru(model: Any, state: State, parts: Parts) -> Step:
         named = {**dict(block.cell.named_parameters()), **dict(block.cell.named_buffers())}
         own = {name: parts.held.cast(p, torch.float32) for name, p in named.items()}
         stacked = block.mamba_norm is not None
-        cell = _cell(own, parts) if h.is_cuda else None
+        cell = _cell(own, parts, model.implementation)
 
         def step(x: Tensor) -> Tensor:
             x = mamba(x, x if stacked else None)
             given = project(x)
-            update, after = mom_gru.step(given, own, (h, memory)) if cell is None else cell(given, h, memory)
-            h.copy_(after[0])
-            memory.copy_(after[1])
+            if cell is None:
+                update, after = mom_gru.step(given, own, (h, memory))
+                h.copy_(after[0])
+                memory.copy_(after[1])
+            else:
+                update = cell(given, h, memory)
             return x + update.to(x.dtype) if stacked else update.to(x.dtype)
 
         return step

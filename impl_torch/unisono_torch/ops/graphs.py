@@ -5,16 +5,32 @@ from __future__ import annotations
 import collections
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from unisono_torch.ops.transforms import transformed
 
+_Found = TypeVar("_Found")
 CAPACITY = 16  # graphs; each keeps its memory
 _graphs: collections.OrderedDict[Any, _Graph] = collections.OrderedDict()
 _lock = threading.Lock()
+
+
+def captured(work: Callable[[], _Found]) -> tuple[torch.cuda.CUDAGraph, _Found]:
+    """A graph of what `work` launches on the current device, which is run once before, and what it returns."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # once without a graph, in which libraries could not set themselves up
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    torch._C._cuda_clearCublasWorkspaces()  # graphs that share one cannot run beside each other
+    # PyTorch's own stream for this is one of the device of the first graph
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        found = work()
+    return graph, found
 
 
 class _Graph:
@@ -24,14 +40,7 @@ class _Graph:
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], settings: tuple, inputs: list[Tensor | None]) -> None:
         own = [None if a is None else torch.empty(a.shape, dtype=a.dtype, device=a.device).copy_(a) for a in inputs]
         self.inputs = [a for a in own if a is not None]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # once without a graph, in which libraries could not set themselves up
-            function(*settings, *own)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.outputs = function(*settings, *own)
+        self.graph, self.outputs = captured(lambda: function(*settings, *own))
 
     def __call__(self, inputs: list[Tensor | None]) -> tuple[Tensor, ...]:
         for own, given in zip(self.inputs, (a for a in inputs if a is not None), strict=True):

@@ -311,7 +311,7 @@ class Finish:
         given = {
             "W": weight, "bias": self.bias, "residual": residual, "out": out, "counters": self.counters, "N": n, "STEPS": steps,
             "BATCH": batch if join else 1, "PROGRAMS": programs, "HAS_BIAS": self.bias is not None, "HAS_RESIDUAL": residual is not None,
-            "ROWS": rows, "COLUMNS": columns, "TOGETHER": join and not interpreted(), **launch(o.device),
+            "ROWS": rows, "COLUMNS": columns, "TOGETHER": join and at_once(), **launch(o.device),
         }  # fmt: skip
         return steps + programs, out, given
 
@@ -320,6 +320,11 @@ class Finish:
         if self.weight is None or self.joins(len(out)):
             return out
         return projected(out, self.weight, self.bias, residual=residual)
+
+
+def at_once() -> bool:
+    """Whether programs of one launch run beside each other."""
+    return not interpreted()
 
 
 @functools.cache

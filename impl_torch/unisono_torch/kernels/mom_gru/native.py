@@ -50,10 +50,11 @@ def _kernel(name: str, device: int, constants: tuple[tuple[str, int], ...]) -> n
     return nvrtc.Kernel(module, name, shared, cooperative=True) if shared <= SHARED else None
 
 
-def constants(name: str, tensors: dict[str, Any], sizes: tuple[int, int], programs: int, segment: int, keep: bool) -> dict[str, int]:
-    """What is compiled into a kernel."""
+def constants(
+    name: str, tensors: dict[str, Any], sizes: tuple[int, int], teams: int, programs: int, segment: int, keep: bool
+) -> dict[str, int]:
+    """What is compiled into a kernel of `teams` teams."""
     _, batch, width = tensors["h"].shape
-    teams = 2 if batch % 2 == 0 and width <= MOST * (programs // 2) else 1
     found = {
         "TEAMS": teams,
         "BATCH": batch // teams,
@@ -90,10 +91,12 @@ def launch(name: str, tensors: dict[str, Any], sizes: tuple[int, int], programs:
     h = tensors["h"]
     if not (h.dtype == torch.float32 and _there(h.device) and h.shape[2] <= min(WIDEST, COLUMNS * programs)):
         return False
-    found = constants(name, tensors, sizes, programs, segment, keep)
-    kernel = _kernel(name, h.device.index or 0, tuple(found.items()))
-    if kernel is None:
-        return False
-    arguments = {**tensors, "exchange": torch.zeros(found["TEAMS"] * found["EXCHANGED"], device=h.device), "T": length}
-    kernel(found["TEAMS"] * found["PROGRAMS"], 32 * WARPS, [arguments[each] for each in ARGUMENTS[name]])
-    return True
+    _, batch, width = h.shape
+    for teams in (2, 1) if batch % 2 == 0 and width <= MOST * (programs // 2) else (1,):
+        found = constants(name, tensors, sizes, teams, programs, segment, keep)
+        kernel = _kernel(name, h.device.index or 0, tuple(found.items()))
+        if kernel is not None:
+            arguments = {**tensors, "exchange": torch.zeros(teams * found["EXCHANGED"], device=h.device), "T": length}
+            kernel(teams * found["PROGRAMS"], 32 * WARPS, [arguments[each] for each in ARGUMENTS[name]])
+            return True
+    return False

@@ -76,7 +76,7 @@ def _launch(kernel: str, tensors: dict[str, Tensor | None], sizes: tuple[int, in
         "HAS_VALID": tensors["valid"] is not None,
         "SEGMENT": _segment(),
         "PROGRAMS": programs,
-        "BB": 16 if batch <= 16 else 32,
+        "BB": 16 if batch <= 16 or interpreted() else 32,  # whose tests are of few sequences
         "RB": rows,
         "S": min(8, size(-(-width // 16), 1)),
         "SW": min(8, size(-(-memory // 16), 1)),
@@ -103,12 +103,18 @@ def _whole(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 )
 def _loop(h, M, x, reset, valid, drawn, *rest):
     """The first state and h of each token [T+1, B, D], the last M; and of each token (of one, unless `save`) what the backward wants."""
-    w_x, x_bias, w_h, w_c, w_candidate, w_after, after_bias, router, router_bias, fresh, banks, slots, temperature, save = rest
     found = _loop_fake(h, M, x, reset, valid, drawn, *rest)
-    outs, memory, before, rho, c, gates, candidate, later, memories = found
-    outs[0] = h
-    memory.copy_(M)
-    batch, length = h.shape[0], len(x)
+    found[0][0] = h
+    found[1].copy_(M)
+    _run(found, x, reset, valid, drawn, *rest)
+    return found
+
+
+def _run(into, x, reset, valid, drawn, *rest):
+    """Into what `_loop` returns, which holds the first h and M."""
+    w_x, x_bias, w_h, w_c, w_candidate, w_after, after_bias, router, router_bias, fresh, banks, slots, temperature, save = rest
+    outs, memory, before, rho, c, gates, candidate, later, memories = into
+    h, length = outs[0], len(x)
     given = F.linear(x, w_x, x_bias)
     if drawn is not None:  # (logits + noise) / temperature
         drawn, router, router_bias = drawn / temperature, router / temperature, router_bias / temperature
@@ -116,7 +122,7 @@ def _loop(h, M, x, reset, valid, drawn, *rest):
     inputs = given, drawn, reset, valid, w_h, w_c, w_candidate, w_after, after_bias, router, router_bias, fresh
     tensors = dict(zip(names, _whole(*inputs), strict=True))
     kept = {"rho": rho, "c": c, "gates": gates, "candidate": candidate, "later": later, "before": before, "memories": memories}
-    tensors |= kept | {"M": memory, "parts": h.new_empty(batch, banks, fresh.shape[1]), "reads": torch.empty_like(h)}
+    tensors |= kept | {"M": memory, "parts": h.new_empty(len(h), banks, fresh.shape[1]), "reads": torch.empty_like(h)}
     with torch.cuda.device_of(h):
         for first in range(0, length, LONGEST):
             last = min(first + LONGEST, length)
@@ -125,7 +131,6 @@ def _loop(h, M, x, reset, valid, drawn, *rest):
                 some |= {name: a[first:last] for name, a in kept.items() if name != "memories"}
                 some["memories"] = memories[first // _segment() :]
             _launch("forward", tensors | some | {"h": outs[first:]}, (banks, slots), last - first, HAS_DRAWN=drawn is not None, KEEP=save)
-    return found
 
 
 @_loop.register_fake
@@ -227,3 +232,12 @@ def loop(h: Tensor, M: Tensor, x: Tensor, reset: Any, valid: Any, drawn: Any, si
     save = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in (h, M, x, drawn, *weights))
     outs, M, *_ = torch.ops.unisono.mom_gru(h, M, x, reset, valid, drawn, *weights, *sizes, save)
     return outs[1:], M
+
+
+def advance(h: Tensor, M: Tensor, x: Tensor, sizes: Any, weights: Any) -> Tensor:
+    """One token x [B, D] of `loop`, without a gradient: h [B, D] and M, each in one piece, advance in place. → h."""
+    rest = *weights, *sizes, False
+    outs, _, *kept = _loop_fake(h, M, x[None], None, None, None, *rest)
+    outs[0] = h
+    _run((outs, M, *kept), x[None], None, None, None, *rest)
+    return h.copy_(outs[1])

@@ -1,0 +1,92 @@
+"""The choice of the next id by kernels, and in PyTorch's operations, against the contract: ids, near-ties, trouble."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from unisono_spec.contract import InputError
+from unisono_spec.contract import sampling as contract
+from unisono_spec.contract.sampling import GREEDY, Sampling, choose, trouble, uniform
+from unisono_torch.decoding import sampling
+from unisono_torch.kernels.decode.choose import choose as kernel
+from unisono_torch.kernels.decode.draw import draw
+
+WARM = Sampling(temperature=1.5, seed=7)
+
+
+def logits_of(kind: str) -> np.ndarray:
+    z = 3 * np.random.default_rng(5).standard_normal((4, 3000))
+    if kind == "ties":
+        z[:, 100] = z[:, 2900] = z.max(-1)
+        z[1, 7] = z[1].max() * (1 + 1e-7)
+    if kind == "infinite":
+        z[:, 1::2] = -np.inf
+        z[2, [4, 2500]], z[3, 6] = np.inf, np.inf
+    return z.astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["plain", "ties", "infinite"])
+@pytest.mark.parametrize("narrow", [None, torch.bfloat16])
+def test_choices_are_those_of_the_contract(kind: str, narrow: torch.dtype | None, device: str) -> None:
+    logits = torch.from_numpy(np.repeat(logits_of(kind), 2, 0)).to(device, narrow)[::2]
+    host = logits.float().cpu().numpy()
+    number = torch.tensor(1, device=device)
+    ids, ties, bad = (torch.full((3, 4), 9, dtype=kind, device=device) for kind in (torch.int64, torch.bool, torch.int32))
+    token = torch.zeros(4, dtype=torch.int64, device=device)
+    kernel(logits, number, ids, ties, bad, token)
+    for found in ((ids[1], ties[1], bad[1]), sampling.greedy(logits)):
+        for a, b in zip(found, (*choose(host, GREEDY, 0), np.zeros(4)), strict=True):
+            assert np.array_equal(a.cpu(), b)
+    assert np.array_equal(token.cpu(), ids[1].cpu())
+    assert (ids[::2] == 9).all()
+    laws = WARM, Sampling(1.0, 5, 0.5, 11), Sampling(0.5, top_k=40, seed=3), Sampling(2.0, top_p=0.6), Sampling(1e-300)
+    for law in laws if narrow is None else laws[:2]:
+        u = torch.from_numpy(uniform(law.seed, 4, 12, 1))[0].to(device)
+        temperature, top_p = (torch.tensor(a, dtype=torch.float64, device=device) for a in (law.temperature, law.top_p))
+        top_k, uniforms = torch.tensor(law.top_k, device=device), u.repeat(3, 1)
+        draw(logits, uniforms, temperature, top_k, top_p, number, ids, ties, bad, token)
+        for found in (sampling.drawn(logits, u, temperature, top_k, top_p), (ids[1], ties[1], bad[1])):
+            for a, b in zip(found, (*choose(host, law, 12), np.zeros(4)), strict=True):
+                assert np.array_equal(a.cpu(), b)
+    assert torch.equal(token, ids[1])
+
+
+BESIDE = [False, True, True, False]
+
+
+@pytest.mark.parametrize(("where", "near"), [("within", BESIDE), ("cut", BESIDE), ("end", [False] * 4)])
+def test_draws_beside_an_edge(where: str, near: list[bool], device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the CDF: ties where u is less than NEAR_TIE away from it, on either side; or where it lies between u's shares of the least and
+    the most that a top_p may keep, which ends near an edge itself. The end is no edge, wherever ids follow that have no probability."""
+    z = logits_of("plain")[:1].repeat(4, 0)
+    if where == "end":
+        z[:, 6:] = -np.inf
+    p = np.exp(np.sort(z[0].astype(np.float64))[::-1] - z[0].max())
+    edges, beside = np.cumsum(p / p.sum()), np.array([-1.5, -0.5, 0.5, 1.5])
+    u, law = edges[2] + beside * contract.NEAR_TIE, Sampling(1.0)
+    if where == "cut":
+        ends = edges[2] / edges[[5, 4]]
+        u, law = ends.mean() + beside * (ends[1] - ends[0]) / 2, Sampling(1.0, top_p=float(edges[4] + contract.NEAR_TIE / 2))
+    if where == "end":
+        u = 1 - np.arange(1, 5) * contract.NEAR_TIE / 3
+    monkeypatch.setattr(contract, "_uniform", lambda seed, row, number: u[row])
+    true = choose(z, law, 0)
+    assert true[1].tolist() == near
+    logits, uniforms = torch.from_numpy(z).to(device), torch.from_numpy(u)[None].to(device)
+    temperature, top_p = (torch.tensor(a, dtype=torch.float64, device=device) for a in (law.temperature, law.top_p))
+    top_k = number = torch.tensor(0, device=device)
+    ids, ties, bad = (torch.zeros((1, 4), dtype=kind, device=device) for kind in (torch.int64, torch.bool, torch.int32))
+    draw(logits, uniforms, temperature, top_k, top_p, number, ids, ties, bad, torch.zeros(4, dtype=torch.int64, device=device))
+    for found in ((ids[0], ties[0]), sampling.drawn(logits, uniforms[0], temperature, top_k, top_p)[:2]):
+        assert all(np.array_equal(a.cpu(), b) for a, b in zip(found, true, strict=True))
+
+
+def test_trouble_is_told() -> None:
+    z = torch.zeros(3, 5)
+    z[0, 3], z[1] = torch.nan, -torch.inf
+    assert sampling.greedy(z)[2].tolist() == [1, 2, 0]
+    for row, kind in ((z[:1], 1), (z[1:2], 2)):
+        with pytest.raises(InputError) as error:
+            choose(row.numpy(), GREEDY, 4)
+        assert str(error.value) == trouble(kind, 4)

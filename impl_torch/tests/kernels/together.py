@@ -1,0 +1,90 @@
+"""Programs of one launch beside each other in Triton's interpreter, which by itself runs one after another: each goes on until it arrives
+at a barrier or waits there, and which is next is drawn."""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import itertools
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from triton.runtime import interpreter
+from unisono_torch.kernels import barrier
+
+LOOKS = 10_000  # of all programs at barriers where none arrives
+
+
+class Program(threading.Thread):
+    def __init__(self, index: tuple[int, ...], work: Callable[[], None], turns: Turns) -> None:
+        super().__init__(daemon=True)
+        self.index, self.work, self.turns = index, work, turns
+        self.go, self.ended, self.error = threading.Semaphore(0), False, None
+
+    def run(self) -> None:
+        self.go.acquire()
+        try:
+            self.work()
+        except Exception as error:
+            self.error = error
+        self.ended = True
+        self.turns.back.release()
+
+
+class Turns:
+    def __init__(self) -> None:
+        self.back, self.random, self.looks = threading.Semaphore(0), random.Random(1), 0
+
+    def take(self, programs: list[Program]) -> None:
+        for program in programs:
+            program.start()
+        while programs:
+            program = self.random.choice(programs)
+            interpreter.interpreter_builder.set_grid_idx(*program.index)
+            program.go.release()
+            self.back.acquire()
+            if program.error is not None:
+                raise program.error
+            assert self.looks < LOOKS, "programs wait for each other for ever"
+            programs = [each for each in programs if not each.ended]
+
+    def others(self) -> None:
+        program = threading.current_thread()
+        assert isinstance(program, Program)
+        self.back.release()
+        program.go.acquire()
+
+
+def together(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns()
+
+    def count(at: Any) -> ctypes.c_int32:
+        return ctypes.c_int32.from_address(int(at.handle.data.item()))
+
+    def arrive(at: Any) -> None:
+        count(at).value += 1
+        turns.looks = 0
+        turns.others()
+
+    def wait(at: Any, wanted: Any) -> None:
+        wanted = wanted if isinstance(wanted, int) else int(wanted.handle.data.item())
+        while count(at).value < wanted:
+            turns.looks += 1
+            turns.others()
+
+    def launch(self: Any, *given: Any, **named: Any) -> None:
+        named = {name: a for name, a in named.items() if name in inspect.getfullargspec(self.fn).args}
+        scope = interpreter._patch_lang(self.fn)
+        found = inspect.getcallargs(self.fn, *given, **named)
+        found = {name: a if name in self.constexprs else interpreter._implicit_cvt(a) for name, a in found.items()}
+        grid = (*self.grid, 1, 1)[:3]
+        interpreter.interpreter_builder.set_grid_dim(*grid)
+        turns.take([Program(index, lambda: self.fn(**found), turns) for index in itertools.product(*map(range, grid))])
+        scope.restore()
+
+    monkeypatch.setattr(barrier, "arrive", arrive)
+    monkeypatch.setattr(barrier, "wait", wait)
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
