@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 
 import numpy as np
@@ -104,44 +103,90 @@ def test_a_phone_book_has_the_number():
     assert task.right(wrong, found) == (63, 64)
 
 
-def test_pathfinder_draws_two_discs_and_a_fair_coin():
+def _drawn(monkeypatch, side, number):
+    """Images by the generator: picture, class, margin, the two contours, distractors, places of the discs, all in pixels."""
+    seen, image = [], pathfinder.Canvas.image
+
+    def noted(canvas, long, short, markers):
+        seen.append((canvas.margin, long.reshape(2, 14, 4) - canvas.edge, short - canvas.edge, markers - canvas.edge))
+        return image(canvas, long, short, markers)
+
+    monkeypatch.setattr(pathfinder.Canvas, "image", noted)
+    random = np.random.default_rng(side)
+    drawn = [pathfinder.draw(pathfinder.STYLES[side], side, random) for _ in range(number)]
+    return [(*one, *other) for one, other in zip(drawn, seen, strict=True)]
+
+
+def _distances(a, b):
+    """Between paddles [N, 4] and [M, 4], by 21 points of each: [N, M]."""
+    share = np.linspace(0, 1, 21)[:, None]
+    one, other = (p[:, None, :2] * (1 - share) + p[:, None, 2:] * share for p in (a, b))
+    return np.hypot(*np.moveaxis(one[:, None, :, None] - other[None, :, None], -1, 0)).min((2, 3))
+
+
+def _turns(before, after):
+    """Angles by which paddles [N, 4] turn from those before them."""
+    one, other = (np.arctan2(p[:, 2] - p[:, 0], p[:, 3] - p[:, 1]) for p in (before, after))
+    return np.angle(np.exp(1j * (other - one)))
+
+
+@pytest.mark.parametrize(("side", "number"), [(32, 8), (128, 3)])
+def test_pathfinder_is_what_its_rules_say(monkeypatch, side, number):
+    """Geometry of contours and discs; that two discs lie on one contour is found by a flood fill from paddle to paddle."""
+    style, limit = pathfinder.STYLES[side], numerics.rounding("float64", 2**12)  # few operations on places up to 2⁷ from lengths of about 1
+    assert style.margins == {32: (1,), 128: (2, 3)}[side]
+    for image, label, margin, contours, short, markers in _drawn(monkeypatch, side, number):
+        assert margin in style.margins
+        first, second = contours[:, 0]
+        assert 2 * style.apart <= first.min()
+        assert first.max() <= side - 1 - 2 * style.apart
+        judge.same(np.hypot(*(first[:2] - second[:2])), np.float64(style.apart), limit=limit)
+        everything = np.concatenate([contours.reshape(28, 4), short])
+        judge.same(np.hypot(*(everything[:, 2:] - everything[:, :2]).T), np.full(len(everything), float(style.paddle)), limit=limit)
+        assert min(everything.min(), side - 1 - everything.max()) > style.padding + margin - 1
+        for contour in contours:
+            turns = _turns(contour[:-1], contour[1:])
+            judge.same(np.hypot(*(contour[1:, :2] - contour[:-1, 2:]).T), 2 * margin * np.cos(turns / 2), limit=limit)
+            assert (np.abs(turns) < np.pi / 2 / style.continuity).all()
+        # no two are nearer than two margins and a thickness, to within a pixel's half diagonal, but for neighbours in a contour
+        assert len(short) <= style.distractors * style.links + style.singles
+        near = _distances(everything, everything) < 2 * margin + style.thickness - np.sqrt(0.5)
+        assert not (near & (np.abs(np.subtract.outer(range(len(near)), range(len(near)))) > 1)).any()
+        # from the disc at a start, over gaps of two margins at most
+        ends = everything.reshape(-1, 2, 2)
+        reached = np.hypot(*np.moveaxis(ends - markers[0], -1, 0)).min(1) == 0
+        for _ in everything:
+            gaps = np.hypot(*np.moveaxis(ends[:, None, :, None] - ends[None, reached][:, :, None], -1, 0)).min((1, 2, 3))
+            reached |= gaps <= 2 * margin
+        assert reached.sum() == 14
+        assert (np.hypot(*np.moveaxis(ends[reached] - markers[1], -1, 0)).min() == 0) == label
+        # squares of three pixels are brightest where the discs are
+        light = np.lib.stride_tricks.sliding_window_view(np.pad(image, 1), (3, 3)).mean((2, 3))
+        far = np.hypot(*np.moveaxis(np.argwhere(image >= 0)[:, None] - markers, -1, 0)).min(1) > style.marker + 2
+        assert light[tuple(np.rint(markers).astype(int).T)].min() > light[far.reshape(image.shape)].max()
+        assert image.max() == 255
+
+
+def test_pathfinder_turns_by_its_law():
+    """Where there is room a turn by θ has a density ∝ cos² cθ up to 90°/c, whose distribution is ½ + cθ/π + sin(2cθ)/2π."""
+    for side, style in pathfinder.STYLES.items():
+        canvas = pathfinder.Canvas(style, side, style.margins[-1], np.random.default_rng(side))
+        angles = canvas.random.uniform(0, 2 * np.pi, 4000)
+        last = canvas._paddles(np.full((4000, 2), canvas.edge + side / 2), angles)
+        found, fits = canvas._following(last, canvas.taken[None], np.zeros(4000, int))
+        assert fits.all()
+        turned = style.continuity * _turns(last, found)
+        shares = np.bincount((20 * (0.5 + turned / np.pi + np.sin(2 * turned) / (2 * np.pi))).astype(int), minlength=20)
+        assert len(shares) == 20
+        assert _chi(shares, [200] * 20) < 4
+
+
+def test_pathfinder_is_a_fair_coin():
     task = open_task("pathfinder")
     assert (task.length("images"), task.size("train", "images"), task.size("test", "images")) == (1024, 160_000, 20_000)
     found = task.examples("train", "images", np.arange(16), 3)
-    labels = found.targets[found.scored]
-    assert 2 <= labels.sum() <= 14  # of 16; outside with a probability of 5e-4
-    for row in found.inputs:
-        image = row.reshape(32, 32)
-        bright = int((image > 230).sum())
-        assert 6 <= bright <= 40  # two discs of radius 1.5
-        drawn = (image > 40).mean()
-        assert 0.08 < drawn < 0.45
-    large = open_task("pathfinder", {"side": 128})
-    assert large.length("images") == 16_384
-
-
-def test_pathfinders_markers_stand_at_the_ends_that_the_class_says():
-    """From the canvas itself: starts lie `apart`, each contour has 14 paddles, each near the one before it, and none crosses another."""
-    style = pathfinder.STYLES[32]
-    canvas = None
-    for seed in range(20):
-        canvas = pathfinder._Canvas(style, 32, np.random.default_rng(seed))
-        contours = canvas.contours()
-        if contours is not None:
-            break
-    assert canvas is not None
-    assert contours is not None
-    assert len(canvas.paddles) == 2 * 14
-    (a, _), (b, _) = contours
-    limit = numerics.rounding("float64", 2**10)  # few operations on places up to 2⁷ from lengths of about 1
-    judge.same(np.hypot(a[0] - b[0], a[1] - b[1]), np.float64(style.apart * style.scale), limit=limit)
-    for first in (0, 14):
-        chain = canvas.paddles[first : first + 14]
-        for before, after in itertools.pairwise(chain):
-            gap = np.hypot(after[0] - before[2], after[1] - before[3])
-            judge.same(gap, np.float64(style.margin * style.scale), limit=limit)
-            heading = np.arctan2(before[2] - before[0], before[3] - before[1]) - np.arctan2(after[2] - after[0], after[3] - after[1])
-            assert np.cos(heading) > np.cos(np.pi / 2 / style.continuity)  # turns by less than that
+    assert 2 <= found.targets[found.scored].sum() <= 14  # of 16; outside with a probability of 5e-4
+    assert open_task("pathfinder", {"side": 128}).length("images") == 16_384
 
 
 def test_published_images_are_read_where_they_lie(tmp_path):

@@ -12,7 +12,7 @@ from unisono_tools.experiments import redraw, task_page
 @pytest.mark.usefixtures("small_sets")
 def test_the_page_says_what_was_measured(tmp_path, monkeypatch):
     lines = {
-        "copying": ("copying", {"longest": 4, "test": [4]}, 64),
+        "copying": ("copying", {"shortest": 1, "longest": 4, "test": [4]}, 64),
         "image": ("image", {"side": 4}, 0),
         "dna": ("dna", {"train": [16], "test": [16, 32]}, 0),
         "video": ("video", {"side": 4, "frames": 2}, 0),

@@ -132,7 +132,7 @@ def test_examples_that_are_drawn_together_stay_together_in_an_epoch(monkeypatch)
 
 
 def test_copying_asks_for_the_string_again():
-    task = open_task("copying", {"letters": 5, "longest": 6, "test": [4]})
+    task = open_task("copying", {"letters": 5, "shortest": 1, "longest": 6, "test": [4]})
     found = _some(task)["6"]
     for inputs, targets, scored in zip(found.inputs, found.targets, found.scored, strict=True):
         n = int(scored.sum()) - 1
@@ -149,6 +149,12 @@ def test_copying_asks_for_the_string_again():
         assert np.square(counts - mean).sum() / mean < free + 4 * math.sqrt(2 * free)
         assert free in (4, 5)
     assert (_some(task, "test")["4"].scored.sum(1) == 5).all()
+    lengths = _some(open_task("copying"), number=6400)["20"].scored.sum(1) - 1
+    shares = np.bincount(lengths)[5:]
+    assert shares.sum() == 6400
+    assert np.square(shares - 400).sum() / 400 < 15 + 4 * math.sqrt(2 * 15)  # sixteen lengths, 5 to 20, alike
+    with pytest.raises(InputError, match="longest: 4; use 5, which is shortest"):
+        open_task("copying", {"longest": 4})
 
 
 def test_the_metric_is_the_tasks_own():
@@ -161,7 +167,7 @@ def test_the_metric_is_the_tasks_own():
     predicted[tuple(at.T)] += 1
     assert task.right(predicted, found) == (27, 32)
     copying = open_task("copying")
-    strings = copying.examples("train", "30", np.arange(8))
+    strings = copying.examples("train", "20", np.arange(8))
     predicted = strings.targets.copy()
     predicted[tuple(np.argwhere(strings.scored)[0])] += 1
     assert copying.right(predicted, strings) == (7, 8)
@@ -169,7 +175,7 @@ def test_the_metric_is_the_tasks_own():
 
 def test_judging_reads_the_asked_places_alone():
     """Nats are those of the asked places; an untrained model is at chance."""
-    task = open_task("copying", {"letters": 5, "longest": 6})
+    task = open_task("copying", {"letters": 5, "shortest": 1, "longest": 6})
     config = preset("cram-1m", d_model=8, n_layers=1, vocab_size=8)
     reader = Reader(config, init_params(config, 1), "float64")
     found = evaluate_task(reader, task, "validation", "6", 100)

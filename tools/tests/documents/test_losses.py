@@ -8,7 +8,7 @@ from pathlib import Path
 PAGE = Path(__file__).parents[3] / "docs/where-we-lose.md"
 NUMBER = re.compile(r"(?<![\w.,])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w])")
 ROW = re.compile(r"^\| (.+?) \| (.+?) \| (.+?) \| ([\d.]+) \| \[.+?\]\((.+?)\) \|$", re.MULTILINE)
-MORE_IS_BETTER = ("tokens a call", "tokens a second")
+MORE_IS_BETTER = ("tokens a call", "tokens a second", "right", "of the variance")
 
 
 def figures(text: str) -> set[str]:

@@ -102,7 +102,7 @@ def two_tasks(tmp_path, text):
     (folder / "table.yaml").write_text(
         f"title: Two\nfigure: none\ntasks:\n  text:\n    label: text, bits\n    rates: [0.001, 0.01]\n    seeds: [0, 1]\n"
         f"    train: {{seq_len: 8, data: {{corpus: {text}, eval_tokens: 64}}}}\n"
-        "  copying: {train: {data: {task: copying, task_options: {longest: 3, test: [3, 4]}, eval_examples: 4}}}\n"
+        "  copying: {train: {data: {task: copying, task_options: {shortest: 1, longest: 3, test: [3, 4]}, eval_examples: 4}}}\n"
         "  far: {not_run: too long}\nmean: {mean: [copying, far]}\n"
         "row:\n  vocab: 256\n  model: cram (adaptive)\n  overrides: {d_model: 8, n_layers: 1}\n  seeds: [0]\n"
         "  train: {steps: 2, batch_size: 2}\n"

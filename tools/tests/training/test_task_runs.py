@@ -140,7 +140,7 @@ def test_what_a_task_does_not_go_with(task, refused, command, tmp_path):
 
 # other tasks, small: what differs from their defaults, and a model that reads them
 SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "copying": ({"longest": 4, "test": [5]}, {}),
+    "copying": ({"shortest": 1, "longest": 4, "test": [5]}, {}),
     "listops": ({"max_depth": 3, "max_args": 3, "min_length": 3, "max_length": 12}, {}),
     "phonebook": ({"train": [3], "test": [4]}, {}),
     "pathfinder": ({}, {}),

@@ -1,7 +1,7 @@
 """Copying a string (Jelassi et al. 2024, "Repeat After Me", section 3): letters, a mark, and the letters again.
 
-A string's length is drawn uniformly up to the setting's; what is asked is each letter of the copy, and the mark that ends it. The
-metric counts strings that are right from end to end.
+In training a string's length is drawn uniformly, in test strings are longer too; what is asked is each letter of the copy, and the mark
+that ends it. The metric counts strings that are right from end to end. One string an example, where the published code packs several.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ class Copying(Drawn):
     """Settings are the longest string."""
 
     letters: int = 26
-    longest: int = 30
-    """Of a string in training."""
-    test: tuple[int, ...] = (30, 50, 100)
+    shortest: int = 5
+    longest: int = 20
+    """Lengths of a string in training, from and to."""
+    test: tuple[int, ...] = (20, 50, 100)
     """Lengths of the strings that test has: each of just that length."""
 
     name = "copying"
@@ -31,9 +32,11 @@ class Copying(Drawn):
     metric = "exact"
 
     def __post_init__(self) -> None:
-        for field, value in (("letters", self.letters), ("longest", self.longest), ("test", min(self.test, default=0))):
+        for field, value in (("letters", self.letters), ("shortest", self.shortest), ("test", min(self.test, default=0))):
             if value < 1:
                 raise InputError(f"data.task_options.{field}: {value}; use a positive integer")
+        if self.longest < self.shortest:
+            raise InputError(f"data.task_options.longest: {self.longest}; use {self.shortest}, which is shortest, or more, or lower that")
 
     @property
     def vocab_size(self) -> int:
@@ -47,7 +50,7 @@ class Copying(Drawn):
 
     def block(self, setting: str, random: np.random.Generator, split: str) -> Examples:
         most, total = int(setting), self.length(setting)
-        sizes = np.full(BLOCK, most) if split == "test" else random.integers(1, most + 1, BLOCK)
+        sizes = np.full(BLOCK, most) if split == "test" else random.integers(self.shortest, most + 1, BLOCK)
         strings = random.integers(3, 3 + self.letters, (BLOCK, most))
         inputs = np.full((BLOCK, total), END)
         targets, scored = inputs.copy(), np.zeros((BLOCK, total), bool)

@@ -2,7 +2,8 @@
 
 Two long dashed contours, distractors, and two discs: one at the start of a contour, the other at its own end (class 1) or at the end of
 the other (class 0), a fair coin. `side=128` is Path-X. What is asked at the last pixel is the class. Which image is drawn hangs on this
-generator, not on the published files; `folder` reads those.
+generator, not on the published files; `folder` reads those. Their places are whole pixels, here any. Of paddles by themselves the published
+script has none and the class below it as many as there is room for; here are a few.
 """
 
 from __future__ import annotations
@@ -18,35 +19,43 @@ from unisono_spec.contract import InputError
 from unisono_tools.tasks.base import Drawn, Examples, classified
 
 PADDLES = 14  # of each of the two contours
-RETRIES = 2  # of a paddle that does not fit, before the image is begun anew
+RETRIES = 2  # of a paddle that does not fit, before the two contours are begun anew
+REDRAWN = 4  # of a distractor that does not fit, before it is left out
+PLACES = 100  # where it may begin that are looked at
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 PUBLISHED = 200_000
+SCALE = 2  # pixels that are drawn to one of the image
 
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """Lengths in pixels of the image. apart: between the starts of the two contours. scale: pixels of the canvas to one of the image.
+    """Lengths in pixels of the image. apart: between the starts of the two contours.
 
-    distractors: contours of `links` paddles each; singles: paddles by themselves. continuity: how sharply a turn is held against it.
+    margins: about each paddle, one of them an image. continuity: how sharply a turn is held against it. distractors: contours of `links`
+    paddles each; singles: paddles by themselves. contrast, clutter: light of the two contours and of all others, that of the discs being 1.
+    tries: of the two contours, at once.
     """
 
     padding: int
-    margin: float
+    margins: tuple[float, ...]
     paddle: float
     thickness: float
     marker: float
     continuity: float
     contrast: float
+    clutter: float
     apart: float
     distractors: int
     links: int
     singles: int
-    scale: int
+    tries: int
 
 
+# LRA's parameters of Linsley et al.'s generator. That multiplies the contrasts of paddles and contours, 0.75 and 2, for the two contours,
+# and has the latter alone for distractors; 14 / 3 and 35 / 4 are quotients of integers
 STYLES = {
-    32: Style(1, 1, 2, 0.5, 1.5, 1.0, 0.75, 7, 5, 4, 4, 2),
-    128: Style(2, 3, 5, 1.5, 3, 1.8, 0.9, 20, 7, 5, 8, 1),
+    32: Style(1, (1,), 2, 0.5, 1.5, 1.0, 1.5, 2.0, 7, 5, 4, 4, 64),
+    128: Style(1, (2, 3), 5, 1.5, 3, 1.8, 0.9, 0.9, 20, 8, 4, 8, 128),
 }
 
 
@@ -64,7 +73,7 @@ class Pathfinder(Drawn):
     name = "pathfinder"
     source = "arXiv:2011.04006"
     by_class = pictured = True
-    block_size = together = 4  # each takes a few hundredths of a second
+    block_size = together = 4  # each takes a few hundredths of a second, of Path-X a fifth
 
     def __post_init__(self) -> None:
         if self.side not in STYLES:
@@ -135,131 +144,153 @@ def _read(path: str, side: int) -> np.ndarray:
 
 def draw(style: Style, side: int, random: np.random.Generator) -> tuple[np.ndarray, int]:
     """An image [side, side] of grey values 0–255, and its class."""
-    label = int(random.integers(2))
-    while True:
-        canvas = _Canvas(style, side, random)
-        contours = canvas.contours()
-        if contours is None:
-            continue
-        kept = all(canvas.snake(style.links) is not None for _ in range(style.distractors))
-        if kept and all(canvas.snake(1) is not None for _ in range(style.singles)):
-            break
+    label, canvas = int(random.integers(2)), Canvas(style, side, float(random.choice(style.margins)), random)
+    contours = canvas.contours()
+    short = [canvas.distractor(links) for links, number in ((style.links, style.distractors), (1, style.singles)) for _ in range(number)]
     own = int(random.integers(2))
-    start, end = contours[own][0], contours[own if label else 1 - own][1]
-    return canvas.image((start, end)), label
+    markers = contours[own, 0, :2], contours[own if label else 1 - own, -1, 2:]
+    return canvas.image(contours.reshape(-1, 4), np.concatenate(short), np.array(markers)), label
 
 
-class _Canvas:
-    """What has been drawn so far, in pixels of the canvas; `taken` is where nothing may be drawn any more."""
+class Canvas:
+    """Where paddles may still lie. A paddle is (y, x) of its foot, then of its head; many are tried at once, the first that fit are kept.
 
-    def __init__(self, style: Style, side: int, random: np.random.Generator) -> None:
-        self.style, self.side, self.random = style, side, random
-        self.scale, self.size = style.scale, side * style.scale
-        self.length, self.margin = style.paddle * style.scale, style.margin * style.scale
-        self.paddles: list[tuple[float, float, float, float]] = []
-        border = round(style.padding * style.scale)
-        self.taken = np.ones((self.size, self.size), bool)
-        self.taken[border : self.size - border, border : self.size - border] = False
-        self.grid = np.stack(np.meshgrid(np.arange(self.size), np.arange(self.size), indexing="ij"), -1).astype(float)
+    Two paddles are apart by twice the margin, as each has one of its own, and so are the tip of a paddle and the foot of the next one in
+    a straight contour.
+    """
 
-    def contours(self) -> list[tuple[tuple[float, float], tuple[float, float]]] | None:
-        """Start and end of the two long ones; None where they found no room."""
-        first = self.snake(PADDLES)
-        if first is None:
+    def __init__(self, style: Style, side: int, margin: float, random: np.random.Generator) -> None:
+        self.style, self.side, self.margin, self.random = style, side, margin, random
+        self.length, self.clear = style.paddle, 2 * margin + style.thickness
+        self.window = np.arange(-math.ceil(self.length / 2 + self.clear), math.ceil(self.length / 2 + self.clear) + 1)
+        self.edge = math.ceil(self.length + 2 * margin) + len(self.window)  # beyond it no pixel is looked at
+        border = self.edge + math.ceil(style.padding + margin)
+        self.taken = np.ones((side + 2 * self.edge,) * 2, bool)
+        self.taken[border:-border, border:-border] = False
+
+    def contours(self) -> np.ndarray:
+        """The two long ones, [2, PADDLES, 4]. They start apart and grow in turn; where one finds no room both begin anew.
+
+        The first paddle lies in the middle: nowhere nearer to the border than twice the distance of the starts.
+        """
+        apart, tries = self.style.apart, self.style.tries
+        low, high = 2 * apart, self.side - 1 - 2 * apart
+        while True:
+            first = self._paddles(self.edge + self.random.uniform(low, high, (tries, 2)), self._angles(tries))
+            middle = (self.edge + low <= first) & (first <= self.edge + high)
+            first = first[middle.all(1)]
+            second = self._paddles(first[:, :2] + apart * _towards(self._angles(len(first))), self._angles(len(first)))
+            found = self._grown(np.stack([first, second], 1), PADDLES)
+            if found is not None:
+                return found
+
+    def distractor(self, links: int) -> np.ndarray:
+        """A contour of so many paddles anywhere, [links, 4]; [0, 4] where a few tries find no room."""
+        free = np.argwhere(~self.taken)
+        if len(free):
+            feet, angles = free[self.random.integers(len(free), size=(1 + REDRAWN, PLACES))], self._angles(1 + REDRAWN)
+            first = self._paddles(feet, np.broadcast_to(angles[:, None], feet.shape[:2]))
+            fits = self._fits(first, self.taken[None], np.zeros(feet.shape[:2], int))
+            first = np.take_along_axis(first, fits.argmax(1)[:, None, None], 1)[fits.any(1)]
+            found = self._grown(first, links)
+            if found is not None:
+                return found[0]
+        return np.zeros((0, 4))
+
+    def _grown(self, first: np.ndarray, links: int) -> np.ndarray | None:
+        """Contours [C, links, 4] of the first of the tries [N, C, 4] that has room for all, a paddle of each in turn."""
+        tries, contours = first.shape[:2]
+        paddles = np.zeros((tries, contours, links, 4))
+        # by try and contour: what blocks the next paddle, all but the contour's own last one, beside which it begins
+        blocked = np.broadcast_to(self.taken, (tries, contours, *self.taken.shape)).copy()
+        alive = np.arange(tries)
+        for link in range(links):
+            for i in range(contours):
+                if link:
+                    following, fits = self._following(paddles[alive, i, link - 1], blocked[:, i], alive)
+                else:
+                    following = first[alive, i]
+                    fits = self._fits(following, blocked[:, i], alive)
+                alive = alive[fits]
+                paddles[alive, i, link] = following[fits]
+                for j in range(contours):
+                    if j != i:
+                        self._take(blocked[:, j], alive, paddles[alive, i, link])
+                    elif link:
+                        self._take(blocked[:, i], alive, paddles[alive, i, link - 1])
+        if not len(alive):
             return None
-        for _ in range(20):
-            angle, apart = self.random.uniform(0, 2 * math.pi), self.style.apart * self.scale
-            start = first[0][0] + apart * math.sin(angle), first[0][1] + apart * math.cos(angle)
-            second = self.snake(PADDLES, start)
-            if second is not None:
-                return [first, second]
-        return None
+        found = paddles[alive[0]]
+        for paddle in found.reshape(-1, 1, 4):
+            self._take(self.taken[None], np.zeros(1, int), paddle)
+        return found
 
-    def snake(self, links: int, start: tuple[float, float] | None = None) -> tuple[tuple[float, float], tuple[float, float]] | None:
-        """Draw a contour of so many paddles; where it begins and ends. None, and nothing drawn, where there is no room."""
-        for _ in range(1 if start else 1 + 10 * RETRIES):
-            drawn = self._grown(links, start)
-            if drawn is not None:
-                self.paddles += drawn
-                mask = np.zeros_like(self.taken)
-                for paddle in drawn:
-                    mask |= self._near(paddle, self.margin)
-                self.taken |= mask
-                return drawn[0][:2], drawn[-1][2:]
-        return None
+    def _following(self, last: np.ndarray, blocked: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Paddles [N, 4], and which of them fit.
 
-    def _grown(self, links: int, start: tuple[float, float] | None) -> list[tuple[float, float, float, float]] | None:
-        if start is None:
-            free = np.argwhere(~self.taken)
-            if not len(free):
-                return None
-            start = tuple(free[self.random.integers(len(free))].astype(float))
-        angle = self.random.uniform(0, 2 * math.pi)
-        first = (*start, start[0] + self.length * math.sin(angle), start[1] + self.length * math.cos(angle))
-        near = np.zeros_like(self.taken)  # to its own paddles, but for the last one
-        if not self._fits(first, near):
-            return None
-        paddles = [first]
-        while len(paddles) < links:
-            for _ in range(1 + RETRIES):
-                following = self._next(paddles[-1])
-                if following is not None and self._fits(following, near):
-                    near |= self._near(paddles[-1], self.margin)
-                    paddles.append(following)
-                    break
-            else:
-                return None
-        return paddles
-
-    def _next(self, last: tuple[float, float, float, float]) -> tuple[float, float, float, float] | None:
-        """The head of a paddle lies on a circle about the tip of the last one; a turn by Δθ has weight cos²(min(c |Δθ|, 90°))."""
+        Their heads lie on circles about pivots, a margin beyond the tips of the last ones, and point away from them. A turn by Δθ has
+        weight cos²(min(c |Δθ|, 90°)) where the head is free.
+        """
+        ahead = (last[:, 2:] - last[:, :2]) / self.length
+        pivots, headings = last[:, 2:] + self.margin * ahead, np.arctan2(ahead[:, 0], ahead[:, 1])[:, None]
         reach = self.length + self.margin
-        heading = math.atan2(last[2] - last[0], last[3] - last[1])
-        number = max(8, math.ceil(2 * math.pi * reach))
-        turns = np.linspace(-math.pi, math.pi, number, endpoint=False)
-        weight = np.cos(np.minimum(self.style.continuity * np.abs(turns), math.pi / 2)) ** 2
-        at = np.rint([last[2] + reach * np.sin(heading + turns), last[3] + reach * np.cos(heading + turns)]).astype(int)
-        inside = ((at >= 0) & (at < self.size)).all(0)
-        weight = np.where(inside & ~self.taken[tuple(np.where(inside, at, 0))], weight, 0)
-        if weight.sum() < 1e-9:
-            return None
-        angle = heading + turns[self.random.choice(number, p=weight / weight.sum())]
-        y, x = last[2] + self.margin * math.sin(angle), last[3] + self.margin * math.cos(angle)
-        return y, x, y + self.length * math.sin(angle), x + self.length * math.cos(angle)
+        number = math.ceil(2 * math.pi * reach)  # a pixel of the circle each
+        turns = 2 * math.pi * (np.arange(number) + self.random.random((len(last), 1))) / number - math.pi
+        heads = np.rint(pivots[:, None] + reach * _towards(headings + turns)).astype(int)
+        free = ~blocked[alive[:, None], heads[..., 0], heads[..., 1]]
+        weights = np.cumsum(free * np.cos(np.minimum(self.style.continuity * np.abs(turns), math.pi / 2)) ** 2, 1)
+        found, fits = np.zeros_like(last), np.zeros(len(last), bool)
+        for _ in range(1 + RETRIES):
+            drawn = (weights > weights[:, -1:] * self.random.random((len(last), 1))).argmax(1)[:, None]
+            angles = (headings + np.take_along_axis(turns, drawn, 1))[:, 0]
+            paddles = self._paddles(pivots + self.margin * _towards(angles), angles)
+            new = ~fits & (weights[:, -1] > 1e-4) & self._fits(paddles, blocked, alive)
+            found[new], fits = paddles[new], fits | new
+        return found, fits
 
-    def _fits(self, paddle: tuple[float, float, float, float], near: np.ndarray) -> bool:
-        """Whether it lies on the canvas, apart from all that is drawn, and from what is `near` to its own contour."""
-        ends = np.array(paddle)
-        if ends.min() < 0 or ends.max() > self.size - 1:
-            return False
-        return not (self._near(paddle, 0) & (self.taken | near)).any()
+    def _angles(self, number: int) -> np.ndarray:
+        return self.random.uniform(0, 2 * math.pi, number)
 
-    def _near(self, paddle: tuple[float, float, float, float], distance: float) -> np.ndarray:
-        """Pixels within half a thickness and `distance` of a paddle."""
-        a, b = np.array(paddle[:2]), np.array(paddle[2:])
-        reach = max(0.5, self.style.thickness * self.scale / 2) + distance
-        low, high = np.floor(np.minimum(a, b) - reach).astype(int), np.ceil(np.maximum(a, b) + reach).astype(int) + 1
-        low, high = np.maximum(low, 0), np.minimum(high, self.size)
-        out = np.zeros_like(self.taken)
-        part = self.grid[low[0] : high[0], low[1] : high[1]] - a
-        along = np.clip((part @ (b - a)) / max(1e-9, (b - a) @ (b - a)), 0, 1)
-        out[low[0] : high[0], low[1] : high[1]] = np.square(part - along[..., None] * (b - a)).sum(-1) <= reach**2
-        return out
+    def _paddles(self, feet: np.ndarray, angles: np.ndarray) -> np.ndarray:
+        return np.concatenate([feet, feet + self.length * _towards(angles)], -1)
 
-    def image(self, markers: tuple[tuple[float, float], ...]) -> np.ndarray:
-        """Drawn, and made smaller by Lanczos's filter."""
+    def _fits(self, paddles: np.ndarray, blocked: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Whether paddles [..., 4] lie where blocked[rows] has room, in steps of half a pixel at most."""
+        share = np.linspace(0, 1, math.ceil(2 * self.length) + 1)[:, None]
+        at = np.rint(paddles[..., None, :2] * (1 - share) + paddles[..., None, 2:] * share).astype(int)
+        return ~blocked[rows[..., None], at[..., 0], at[..., 1]].any(-1)
+
+    def _take(self, blocked: np.ndarray, rows: np.ndarray, paddles: np.ndarray) -> None:
+        """Block in blocked[rows] what is near to paddles [N, 4]."""
+        middle = np.rint((paddles[:, :2] + paddles[:, 2:]) / 2).astype(int)
+        y, x = (middle[:, :1] + self.window)[:, :, None], (middle[:, 1:] + self.window)[:, None, :]
+        foot_y, foot_x, ahead_y, ahead_x = np.concatenate([paddles[:, :2], paddles[:, 2:] - paddles[:, :2]], 1).T[:, :, None, None]
+        along = np.clip(((y - foot_y) * ahead_y + (x - foot_x) * ahead_x) / self.length**2, 0, 1)
+        near = (y - foot_y - along * ahead_y) ** 2 + (x - foot_x - along * ahead_x) ** 2 <= self.clear**2
+        blocked[rows[:, None, None], y, x] |= near
+
+    def image(self, long: np.ndarray, short: np.ndarray, markers: np.ndarray) -> np.ndarray:
+        """Contours, distractors [N, 4] and discs [2, 2], each made smaller by Lanczos's filter; the brightest pixel has 255."""
         from PIL import Image, ImageDraw
 
-        canvas = Image.new("L", (self.size, self.size))
-        pen, grey = ImageDraw.Draw(canvas), round(255 * self.style.contrast)
-        for y0, x0, y1, x1 in self.paddles:
-            pen.line((x0, y0, x1, y1), fill=grey, width=max(1, round(self.style.thickness * self.scale)))
-        radius = self.style.marker * self.scale
-        for y, x in markers:
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-        if self.scale > 1:
-            canvas = canvas.resize((self.side, self.side), Image.Resampling.LANCZOS)
-        return np.asarray(canvas)
+        size, thick, layers = self.side * SCALE, round(self.style.thickness * SCALE), []
+        discs = np.concatenate([markers - self.style.marker, markers + self.style.marker], 1)
+        for light, shapes in ((self.style.contrast, long), (self.style.clutter, short), (1, discs)):
+            canvas = Image.new("L", (size, size))
+            pen = ImageDraw.Draw(canvas)
+            for y0, x0, y1, x1 in (shapes - self.edge + 0.5) * SCALE - 0.5:  # middles of pixels
+                if shapes is discs:
+                    pen.ellipse((x0, y0, x1, y1), fill=255)
+                else:
+                    pen.line((x0, y0, x1, y1), fill=255, width=thick)
+            layers.append(light * np.asarray(canvas.resize((self.side, self.side), Image.Resampling.LANCZOS), float))
+        image = np.maximum.reduce(layers)
+        return np.rint(255 * image / image.max()).astype(np.uint8)
+
+
+def _towards(angles: np.ndarray) -> np.ndarray:
+    """Unit vectors (y, x)."""
+    return np.stack([np.sin(angles), np.cos(angles)], -1)
 
 
 TASK = Pathfinder

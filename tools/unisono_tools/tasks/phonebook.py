@@ -1,7 +1,8 @@
 """Looking a number up in a phone book (Jelassi et al. 2024, "Repeat After Me", section 4.2), in bytes.
 
 Lines `First Last: ten digits`, then two of them again as examples of what is wanted, then a name: what is asked is its number, digit by
-digit. The metric counts numbers that are right from end to end. The names are ours; no person occurs twice in a book.
+digit. The metric counts numbers that are right from end to end. The names are ours; no person occurs twice in a book, which the published
+code leaves to chance, as it leaves an empty line before the examples and one behind them, and begins numbers with 6 to 9.
 """
 
 from __future__ import annotations
