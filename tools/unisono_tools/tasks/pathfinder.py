@@ -258,7 +258,7 @@ class Canvas:
         """Whether paddles [..., 4] lie where blocked[rows] has room, in steps of half a pixel at most."""
         share = np.linspace(0, 1, math.ceil(2 * self.length) + 1)[:, None]
         at = np.rint(paddles[..., None, :2] * (1 - share) + paddles[..., None, 2:] * share).astype(int)
-        return ~blocked[rows[..., None], at[..., 0], at[..., 1]].any(-1)
+        return np.logical_not(blocked[rows[..., None], at[..., 0], at[..., 1]].any(-1))
 
     def _take(self, blocked: np.ndarray, rows: np.ndarray, paddles: np.ndarray) -> None:
         """Block in blocked[rows] what is near to paddles [N, 4]."""
