@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from unisono_spec.contract import InputError
 from unisono_spec.contract.errors import shown
-from unisono_spec.contract.plain import MAX_BYTES, is_file, read_json
+from unisono_spec.contract.plain import MAX_BYTES, expanded, is_file, read_json
 from unisono_spec.contract.sampling import Sampling
 
 from unisono_tools.backends.base import Reader
@@ -64,7 +63,7 @@ def continued(
 
 def _prompts(file: str) -> Iterator[str]:
     """Each line of a text, or the field `prompt` of each line of a .jsonl file; empty lines are none."""
-    path, fields = Path(file).expanduser(), file.endswith((".jsonl", ".ndjson"))
+    path, fields = expanded(file), file.endswith((".jsonl", ".ndjson"))
     if not is_file(path):
         raise InputError(f"prompts: {shown(file)} is no file; give a text with one prompt a line, or JSON lines")
     try:

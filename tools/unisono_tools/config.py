@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from unisono_spec.contract import ANY, Config, InputError, preset
 from unisono_spec.contract.memory import check_fits
-from unisono_spec.contract.plain import build
+from unisono_spec.contract.plain import build, expanded
 
 BACKENDS = ("torch", "jax", "numpy", "onnx")
 
@@ -169,7 +169,7 @@ class TrainConfig:
 
     @property
     def folder(self) -> Path:
-        return Path(self.out).expanduser()
+        return expanded(self.out)
 
     @property
     def param_dtype(self) -> str:
@@ -235,6 +235,10 @@ class TrainConfig:
         ):
             if not (fits and math.isfinite(value)):
                 yield f"{name}: {value} is not valid, {remedy}"
+        named = {"out": self.out, "init_from": self.init_from, "device": self.device, "wandb_project": self.wandb_project}
+        for name, text in (named | {"data.precomputed": self.data.precomputed, "data.tokenizer": self.data.tokenizer}).items():
+            if text is not None and not text.strip():
+                yield f"{name}: {text!r} names nothing; give a name, or leave it out"
         rows = self.batch_size * (self.seq_len + 1 if self.mode == "sequences" else 1)
         yield from _too_large(rows)
         if self.accumulation >= 1 and self.batch_size % self.accumulation:
@@ -249,6 +253,10 @@ class TrainConfig:
         yield from self._device_problems()
 
     def _device_problems(self) -> Iterator[str]:
+        if self.devices > 1 and self.devices % max(1, self.context):
+            yield f"context: {self.context} does not divide devices {self.devices}, use a divisor of it"
+        elif self.devices > 1 and self.batch_size % (parts := max(1, self.accumulation) * self.devices // max(1, self.context)):
+            yield f"batch_size: {self.batch_size} does not divide into {parts} parts, accumulation times devices; use a multiple of {parts}"
         if self.context > 1:
             for name, clashes, remedy in (
                 ("parallel", self.parallel == "fsdp", "use ddp"),
@@ -318,24 +326,6 @@ def dump(config: TrainConfig) -> str:
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """The inverse of `to_dict`. InputError where a field is unknown or has the wrong type."""
     return build(TrainConfig, values, "")
-
-
-# A continued run may change these: they touch neither the arithmetic nor the order of the data, but for roundings, and that each part
-# of an accumulated batch draws dropout of its own. More steps stretch the cosine.
-FREE = (
-    *("steps", "epochs", "max_minutes", "patience", "enough", "wandb_project", "eval_every", "checkpoint_every", "log_every", "keep"),
-    *("data.eval_tokens", "data.eval_examples", "data.eval_window", "backend", "device", "implementation", "threads", "out"),
-    *("accumulation", "gradient_checkpointing", "compile", "devices", "parallel", "context"),
-)
-
-
-def check_continues(config: TrainConfig, saved: TrainConfig, source: str) -> None:
-    """Raise InputError, naming the fields, where `config` is not the run that `saved` began."""
-    new, old = flatten(to_dict(config)), flatten(to_dict(saved))
-    changed = [name for name in sorted(old | new) if new.get(name) != old.get(name) and name not in FREE]
-    if changed:
-        said = ", ".join(f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in changed)
-        raise InputError(f"{source}: {said}; use the run's own values, or another --out (with --init_from to start from its weights)")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

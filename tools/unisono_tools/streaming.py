@@ -7,12 +7,12 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 from unisono_spec.contract import InputError
 from unisono_spec.contract.continuing import Continuation, load_continuation, save_continuation
 from unisono_spec.contract.generation import MOST, PIECE, Generated
+from unisono_spec.contract.plain import expanded
 from unisono_spec.contract.sampling import Sampling
 
 from unisono_tools.backends.base import Reader
@@ -61,7 +61,7 @@ def write(reader: Reader, coder: Tokenizer, asked: Request) -> int:
     A first signal ends the text after the token that is being made, and the state is saved all the same; a second Ctrl-C ends at once.
     """
     asked.check()
-    before = load_continuation(asked.state, reader.config) if asked.state is not None else None
+    before = load_continuation(expanded(asked.state), reader.config) if asked.state is not None else None
     sampling = asked.sampling(before.sampling if before and before.sampling else SAMPLING)
     prompt = PROMPT if before is None and asked.prompt is None and asked.prompt_file is None else asked.prompt or ""
     pieces = _pieces(coder, coder.encode(prompt), asked.prompt_file, before.unread if before else ())
@@ -149,9 +149,9 @@ def _pieces(coder: Tokenizer, prompt: np.ndarray, file: str | None, unread: tupl
 
 def _blocks(file: str) -> Iterator[bytes]:
     try:
-        if file != "-" and Path(file).expanduser().is_char_device():
+        if file != "-" and expanded(file).is_char_device():
             raise ValueError("a device, which may never end")
-        with contextlib.nullcontext(sys.stdin.buffer) if file == "-" else Path(file).expanduser().open("rb") as source:
+        with contextlib.nullcontext(sys.stdin.buffer) if file == "-" else expanded(file).open("rb") as source:
             while block := source.read(BLOCK):
                 yield block
     except (OSError, ValueError) as error:

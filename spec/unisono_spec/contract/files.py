@@ -170,7 +170,8 @@ def _ordered(data: bytes) -> bytes:
 def load_arrays(path: str | Path, kind: str, check: Check | None = None) -> tuple[Config, Arrays]:
     """Read what `save_arrays` wrote under `kind`. check: looks at what the file declares before anything of that size is read."""
     if not isinstance(path, (str, os.PathLike)) or not is_file(Path(path)):
-        raise InputError(f"{shown(path)}: no such file; give the path of a .safetensors file that unisono wrote")
+        named = path if isinstance(path, os.PathLike) else shown(path)
+        raise InputError(f"{named}: no such file; give the path of a .safetensors file that unisono wrote")
     remedy = "it may be truncated, restore it or save it again"
     try:
         metadata, declared = read_header(Path(path))

@@ -99,6 +99,8 @@ def typed(value: Any, hint: Any, name: str) -> Any:
                 _check_field(part, f"{name}.{key}")
             return dict(value)
         return value
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise InputError(f"{name}: {shown(value)} is too large; use a number up to {MAX_INTEGER}")
     raise InputError(f"{name}: {shown(value)} has type {type(value).__name__}; give {expected(hint)}")
 
 
@@ -167,6 +169,14 @@ def check_integer(name: str, value: object, least: int, most: int | None = None)
     if value < least or (most is not None and value > most):  # pyright: ignore[reportOperatorIssue]
         upper = "" if most is None else f" and ≤ {most}"
         raise InputError(f"{name}: {shown(value)}; use an integer ≥ {least}{upper}")
+
+
+def expanded(name: str | Path) -> Path:
+    """The path that a user wrote, with ~ and ~user written out; a user who is not known here leaves it as it is."""
+    try:
+        return Path(name).expanduser()
+    except (RuntimeError, ValueError):
+        return Path(name)
 
 
 def is_file(path: Path) -> bool:

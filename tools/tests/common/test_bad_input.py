@@ -38,6 +38,9 @@ def test_verbs_and_arguments(refused, run):
     assert "neither a file" in refused("train", "--config", "no-such-config")
     assert "which run?" in refused("train", "--resume")
     assert "holds no run" in refused("train", "--resume", run / "checkpoints")
+    assert "resume: given twice, or beside --out" in refused("train", "--resume", run, "--out", run.parent / "other")
+    assert "resume: given twice, or beside --out" in refused("train", "--resume", run, f"--resume={run}")
+    assert "resume: '' names no" in refused("train", "--resume", "")
 
 
 def test_yaml(refused, tmp_path):

@@ -41,7 +41,7 @@ for n in range(1, 100):
         for name in ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir"):
             setattr(os, name, deadly(getattr(os, name), n))
         checkpoint.save(run, new)
-        checkpoint.prune(run, 1, None)
+        checkpoint.prune(run, 1, None, 4)
         os._exit(0)
     if os.waitpid(child, 0)[1] == 0:
         break
@@ -120,9 +120,22 @@ def test_a_limit_on_file_size_is_a_clear_error(tiny, made, tmp_path):
 def test_the_newest_and_the_best_are_kept(tiny, made, tmp_path):
     for step in (2, 4, 6, 8, 10):
         checkpoint.save(tmp_path, made(tiny(), step))
-    checkpoint.prune(tmp_path, 2, Best(4, 1.0))
+    checkpoint.prune(tmp_path, 2, Best(4, 1.0), 10)
     assert list(checkpoint.steps(tmp_path)) == [4, 8, 10]
     assert checkpoint.latest(tmp_path) == tmp_path / "checkpoints" / "step-00000010"
+
+
+def test_damaged_ones_that_a_run_went_back_from_push_out_no_whole_one(tiny, made, tmp_path):
+    for step in (2, 8, 10):
+        checkpoint.save(tmp_path, made(tiny(), step))
+    for step in (8, 10):
+        _damage(checkpoint.steps(tmp_path)[step] / checkpoint.MODEL, "truncated")
+    checkpoint.save(tmp_path, made(tiny(), 4))
+    checkpoint.prune(tmp_path, 1, None, 4)
+    assert list(checkpoint.steps(tmp_path)) == [4, 8, 10]
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found[1].step == 4
 
 
 @pytest.mark.parametrize("name", [checkpoint.MODEL, checkpoint.OPTIMIZER, checkpoint.TRAINER])

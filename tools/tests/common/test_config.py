@@ -10,8 +10,9 @@ import yaml
 from unisono_conformance import numerics
 from unisono_spec.contract import InputError, presets
 from unisono_tools.commands.arguments import of_class, parse, read_config
-from unisono_tools.config import FREE, ModelChoice, Optimizer, Schedule, TrainConfig, check_continues, dump, flatten, from_dict, to_dict
+from unisono_tools.config import ModelChoice, Optimizer, Schedule, TrainConfig, dump, flatten, from_dict, to_dict
 from unisono_tools.schedule import learning_rate
+from unisono_tools.train.continuing import FREE, check_continues
 
 
 def test_all_problems_are_told_at_once():
@@ -29,6 +30,34 @@ def test_all_problems_are_told_at_once():
     for field in ("optimizer.lr", "optimizer.beta2", "optimizer.eps", "steps", "accumulation", "seed", "data.precomputed", "d_modle"):
         assert f"{field}: " in str(error.value)
     assert "did you mean 'd_model'" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["out", "init_from", "device", "wandb_project", "data.tokenizer", "data.precomputed"])
+@pytest.mark.parametrize("text", ["", " "])
+def test_a_variable_of_the_shell_that_is_not_set_names_nothing(refused, name, text):
+    """An empty name of a folder would mean the one that the command is started in."""
+    assert f"{name}: {text!r} names nothing" in refused("train", f"--{name}", text)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"devices": 3}, "batch_size: 16 does not divide into 3 parts"),
+        ({"devices": 4, "accumulation": 8}, "batch_size: 16 does not divide into 32 parts"),
+        ({"devices": 8, "context": 2, "accumulation": 8}, "batch_size: 16 does not divide into 32 parts"),
+        ({"devices": 8, "context": 3, "seq_len": 48}, "context: 3 does not divide devices 8"),
+    ],
+)
+def test_what_devices_ask_of_a_batch_is_told_before_they_are_started(more, said):
+    with pytest.raises(InputError, match=said):
+        TrainConfig(**more).validate()
+    TrainConfig(devices=8, context=2, accumulation=4).validate()
+
+
+def test_numbers_that_are_too_large(refused, tmp_path):
+    assert f"steps: {10**20} is too large" in refused("train", "--steps", 10**20)
+    (tmp_path / "text.txt").write_text("some words " * 100)
+    assert "epochs: 1e+308 of " in refused("train", "--data.corpus", tmp_path / "text.txt", "--epochs", "1e308", "--seq_len", 8)
 
 
 def test_positions_need_a_model_whose_xi_is_data():

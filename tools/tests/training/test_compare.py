@@ -6,10 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from unisono_tools.config import check_continues, from_dict, to_dict
+from unisono_tools.config import from_dict, to_dict
 from unisono_tools.experiments import compare, figures
 from unisono_tools.experiments.match import FAMILIES, match
 from unisono_tools.experiments.ngrams import witten_bell
+from unisono_tools.train.continuing import check_continues
 from unisono_tools.train.logs import read
 
 

@@ -161,7 +161,7 @@ def test_one_process_in_a_folder(tiny, tmp_path, refused):
     assert train(tiny(steps=1)).steps == 1
 
 
-def test_another_text_is_not_the_same_run(backend, tiny, tmp_path, refused):
+def test_another_text_is_not_the_same_run(backend, tiny, tmp_path, refused, command):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("what was learned from " * 40)
     config = dataclasses.replace(tiny(backend=backend, steps=2), data=DataChoice(corpus=str(corpus)))
@@ -173,6 +173,12 @@ def test_another_text_is_not_the_same_run(backend, tiny, tmp_path, refused):
     assert f"step-00000002 learned from {digest[:12]}" in said
     corpus.write_text("what was learned from " * 40)
     assert train(dataclasses.replace(config, steps=3)).steps == 3
+    # the same text elsewhere is the same; another one is named
+    moved = corpus.rename(tmp_path / "moved.txt")
+    assert command("train", "--resume", tmp_path / "run", "--steps", 4, "--data.corpus", moved)[0] == 0
+    corpus.write_text("what was learned From " * 40)
+    said = refused("train", "--resume", tmp_path / "run", "--steps", 5, "--data.corpus", corpus)
+    assert f"data.corpus is '{moved}' there and '{corpus}' here" in said
 
 
 def test_a_damaged_checkpoint_falls_back_aloud(backend, tiny, tmp_path, capsys):

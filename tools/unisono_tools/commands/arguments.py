@@ -20,7 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from unisono_spec.contract import InputError, nearest, presets
 from unisono_spec.contract.errors import shown
-from unisono_spec.contract.plain import expected, read_json, typed
+from unisono_spec.contract.plain import expanded, expected, read_json, typed
 
 from unisono_tools.commands.elsewhere import known_elsewhere
 
@@ -120,7 +120,7 @@ def parse(verb: str, description: str, arguments: list[Argument], argv: list[str
 def read_config(name: str) -> dict[str, Any]:
     """What `--config` names: a YAML file, one of the configs that come with the tools, or a preset, which is trained as it is."""
     known = {Path(file.name).stem: file for file in resources.files("unisono_tools.configs").iterdir() if file.name.endswith(".yaml")}
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file() or name in known:
         try:
             from unisono_tools.reading import read_yaml

@@ -7,6 +7,7 @@ from typing import Literal
 
 from rich.console import Console
 from unisono_spec.contract import InputError
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.commands.arguments import call
 from unisono_tools.commands.match import number
@@ -42,7 +43,7 @@ def run(
         jobs: runs at once, each in a process of its own
         out: folder of the runs and of the figures; runs that are there already are continued
     """
-    console, folder, text = Console(soft_wrap=True, highlight=False), Path(out), load_corpus(corpus)
+    console, folder, text = Console(soft_wrap=True, highlight=False), expanded(out), load_corpus(corpus)
     chosen = compare.choose(models, number(params))
     if seeds < 1:
         raise InputError(f"seeds: {seeds}; use a positive number of runs")

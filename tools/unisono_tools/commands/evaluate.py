@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unisono_spec.contract import InputError
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.backends import open_reader
 from unisono_tools.backends.base import Reader
@@ -54,7 +55,7 @@ def run(
         task: judge by a task instead of a corpus; the one that it was trained on by default, with its options.
         task_options: what differs from the task's published parameters.
     """
-    path = model_file(Path(model))
+    path = model_file(expanded(model))
     reader = open_reader(path, backend, dtype, device)
     training = training_of(path)
     data = training.data if training else DataChoice()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 from unisono_spec.contract import InputError
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.commands.arguments import call
 from unisono_tools.experiments import drawn, figures, running, tables
@@ -48,7 +48,7 @@ def run(
     if jobs < 0:
         raise InputError(f"jobs: {jobs}; use a positive number of runs at a time, or 0 for none")
     loaded = tables.load(table, quick)
-    folder = Path(out).expanduser()
+    folder = expanded(out)
     if draw is None:
         command = shlex.join(
             ["unisono", "experiment", table, *(["--quick"] if quick else []), *(["--jobs", str(jobs)] if jobs > 1 else [])]
@@ -56,7 +56,7 @@ def run(
         running.join(loaded, folder, join or [], quick, backend=backend, device=device)
         path = running.run(loaded, folder, command, jobs, minutes, console, quick, rows, backend=backend, device=device)
     else:
-        path = Path(draw).expanduser()
+        path = expanded(draw)
         folder = path.parent
     results = running.load(path)
     if results["table"] != loaded.name:

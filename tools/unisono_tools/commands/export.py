@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.backends import backend
 from unisono_tools.commands.arguments import call
@@ -19,9 +19,11 @@ def run(checkpoint: str, out: str = "model.onnx", target: str = "portable", prec
         target: portable holds standard operators of opset 23 only; ort uses onnxruntime's own for linear attention, selective scans and
             convolutions; opset27 the standard's for the same, which needs onnxruntime 1.32.
     """
-    path = model_file(Path(checkpoint))
+    path = model_file(expanded(checkpoint))
     training = training_of(path)
-    backend("onnx").export(path, Path(out), tokenizer_of(path), training.seq_len if training else None, target=target, precision=precision)
+    backend("onnx").export(
+        path, expanded(out), tokenizer_of(path), training.seq_len if training else None, target=target, precision=precision
+    )
     print(f"{out}: written from {path}")
     return 0
 

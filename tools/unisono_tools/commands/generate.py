@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Literal
 
 from unisono_spec.contract import InputError
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.backends import open_reader
 from unisono_tools.batched import write_many
@@ -62,7 +62,7 @@ def run(
         device: cpu or cuda; the backend's own choice by default.
     """
     asked = Request(prompt, prompt_file, max_new_tokens, temperature, top_k, top_p, seed, repetition_penalty, stop, state, save_state)
-    path = model_file(Path(model))
+    path = model_file(expanded(model))
     if prompts is None:
         asked.check()
     reader = open_reader(path, backend, dtype, device)

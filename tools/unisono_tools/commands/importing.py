@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from unisono_spec.contract import InputError, count_params
 from unisono_spec.contract.files import save_params, write_bytes
-from unisono_spec.contract.plain import read_file
+from unisono_spec.contract.plain import expanded, read_file
 from unisono_spec.contract.published import read
 
 from unisono_tools.commands.arguments import call
@@ -23,7 +22,7 @@ def run(source: str, out: str = "imported", revision: str | None = None) -> int:
         out: folder that gets model.safetensors, and tokenizer.json where the source has one.
         revision: branch, tag or commit of the hub's repository.
     """
-    folder = Path(out).expanduser()
+    folder = expanded(out)
     if (folder / MODEL).exists():
         raise InputError(f"out: {folder} holds a model already; give another folder, or remove it")
     published = read(source, revision)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from unisono_spec.contract import InputError, nearest, presets
 from unisono_spec.contract.errors import shown
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.commands.arguments import call
 from unisono_tools.experiments.inspect import inspect
@@ -20,11 +19,11 @@ def run(model: str, out: str = "inspect", length: int = 48) -> int:
         out: folder of the PNGs.
         length: tokens of the dependency matrix.
     """
-    if model not in presets() and not Path(model).exists():
+    if model not in presets() and not expanded(model).exists():
         raise InputError(
             f"model: {shown(model)} is neither a preset nor a run's folder nor a .safetensors file; {nearest(model, presets())}"
         )
-    target = model if model in presets() else model_file(Path(model))
+    target = model if model in presets() else model_file(expanded(model))
     for name, path in inspect(target, out, length).items():
         print(f"{name}: {path}")
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.commands.arguments import call
 from unisono_tools.experiments.history import plot as plot_history
@@ -15,8 +15,8 @@ def run(run: str, out: str | None = None) -> int:
         run: folder of a run.
         out: the PNG to write; by default history.png in that folder.
     """
-    folder = Path(run).expanduser()
-    print(plot_history(folder, folder / "history.png" if out is None else Path(out).expanduser()))
+    folder = expanded(run)
+    print(plot_history(folder, folder / "history.png" if out is None else expanded(out)))
     return 0
 
 

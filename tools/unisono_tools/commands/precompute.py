@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 from unisono_spec.contract import preset as find_preset
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.commands.arguments import call
 from unisono_tools.data import load_corpus
@@ -37,7 +38,7 @@ def run(
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("ξ", total=len(text.train))
         made = precompute(
-            config, text.train, out, documents=text.documents["train"], progress=lambda done, _: bar.update(task, completed=done)
+            config, text.train, expanded(out), documents=text.documents["train"], progress=lambda done, _: bar.update(task, completed=done)
         )
     print(f"{made.folder}: ξ of {len(made.xi):,} positions, {made.xi.shape[1]} numbers each")
     return 0

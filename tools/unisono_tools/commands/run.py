@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from unisono_spec.contract import InputError
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.backends import open_reader
 from unisono_tools.commands.arguments import call
@@ -46,7 +45,7 @@ def run(
     """
     asked, path = (
         Request(prompt, prompt_file, max_new_tokens, temperature, top_k, top_p, seed, repetition_penalty, stop, state, save_state),
-        Path(model).expanduser(),
+        expanded(model),
     )
     if path.suffix != ".onnx":
         raise InputError(f"model: {model!r} is not a .onnx file; write one with `unisono export`, or use `unisono generate`")

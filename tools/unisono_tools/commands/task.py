@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 from unisono_spec.contract import InputError
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.commands.arguments import call
 from unisono_tools.tasks import names, open_task
@@ -55,7 +55,7 @@ def run(
             for what, score in found.items():
                 console.print(f"{split:<12} {setting:<12} {what:<20} {score:.4f}")
     if write is not None:
-        path = Path(write).expanduser()
+        path = expanded(write)
         task.write(path, examples)
         console.print(f"written: {path}, {path.stat().st_size:,} bytes")
     return 0

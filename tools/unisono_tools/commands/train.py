@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from unisono_spec.contract import InputError
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.backends import backend
 from unisono_tools.commands.arguments import Argument, of_class, parse
@@ -60,13 +61,19 @@ def main(argv: list[str]) -> int:
 
 def _resumed(argv: list[str]) -> tuple[Path | None, list[str]]:
     """The run that --resume names, whose config comes before the other arguments; those others."""
+    flags = [word.partition("=")[0] for word in argv]
+    if "--resume" in flags and (flags.count("--resume") > 1 or "--out" in flags):
+        raise InputError("resume: given twice, or beside --out; name one run: --resume continues it where it lies")
     for i, word in enumerate(argv):
         flag, equals, value = word.partition("=")
         if flag != "--resume":
             continue
         if not equals and i + 1 == len(argv):
             raise InputError("resume: which run? give its folder, as in --resume runs/cram-demo")
-        run = Path(value if equals else argv[i + 1]).expanduser()
+        name = value if equals else argv[i + 1]
+        if not name.strip():
+            raise InputError(f"resume: {name!r} names no run; give its folder")
+        run = expanded(name)
         if checkpoint.latest(run) is None or not (run / "config.yaml").is_file():
             raise InputError(f"resume: {run} holds no run with a checkpoint; give the folder that --out named")
         return run, [*argv[:i], *argv[i + (1 if equals else 2) :]]

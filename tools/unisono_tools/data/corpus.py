@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from unisono_spec.contract import InputError
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.data import store
 from unisono_tools.data.sources import Source, character_start, open_source
@@ -84,7 +85,7 @@ def load_corpus(
     if limit is not None and limit < 1:
         raise InputError(f"limit: {limit}; use a positive number of bytes")
     if name.endswith(".npy"):
-        return _frames(Path(name).expanduser())
+        return _frames(expanded(name))
     source = open_source(name, limit, cache, field)
     segments: dict[str, list[Segment]] = dict(zip(SPLITS, _segments(source), strict=True))
     if validation is not None:

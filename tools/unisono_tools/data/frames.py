@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from unisono_spec.contract import InputError, nearest
 from unisono_spec.contract.aside import written
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.data import registry
 from unisono_tools.data.cache import locked
@@ -29,7 +30,7 @@ def reduced(dataset: str, side: int, cache: Path) -> np.ndarray:
 
 def _recording(dataset: str, cache: Path) -> np.ndarray:
     """Frames [T, H, W]."""
-    path = Path(dataset).expanduser()
+    path = expanded(dataset)
     if dataset in SETS:
         (film,) = registry.fetch(dataset, cache)
         path = film.with_suffix(".npy")

@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 from unisono_spec.contract import InputError, nearest
 from unisono_spec.contract.files import write_bytes
 from unisono_spec.contract.memory import memory
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.data import hub, mails, registry
 from unisono_tools.data.cache import folder, locked
@@ -68,7 +69,7 @@ def open_labelled(dataset: str, cache: Path | None = None) -> Labelled:
 
 @functools.lru_cache(maxsize=4)
 def _opened(dataset: str, cache: Path) -> Labelled:
-    path = Path(dataset).expanduser()
+    path = expanded(dataset)
     if dataset not in MADE and dataset not in (*hub.SETS, *hub.PICTURES) and not dataset.startswith(hub.PREFIX):
         if not path.is_file():
             raise InputError(f"dataset: {dataset!r} is neither a file nor a known set; {nearest(dataset, [*MADE, 'imdb', *hub.PICTURES])}")

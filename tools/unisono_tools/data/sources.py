@@ -13,16 +13,19 @@ import hashlib
 import importlib.util
 import json
 import lzma
+import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from unisono_spec.contract import InputError, nearest
-from unisono_spec.contract.files import write_bytes
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.data import hub, registry
-from unisono_tools.data.cache import folder, locked
+from unisono_tools.data.cache import folder, made
 
 DEFAULT = "sotu"
 PIECE = 1 << 20  # bytes read at once
@@ -67,13 +70,16 @@ def open_source(name: str, limit: int | None = None, cache: Path | None = None, 
 def _local(name: str, field: str, cache: Path | None) -> Source:
     if not name.strip():
         raise InputError(f"data: {name!r} names nothing; give a corpus, or . for this folder")
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         files, base = _below(path), path
     elif path.is_file():
         files, base = [path], None
     elif glob.has_magic(name):
-        files, base = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()], Path()
+        # a link to a folder above makes a pattern find each file over and over
+        matches = sorted(glob.glob(str(path), recursive=True), key=lambda match: (match.count(os.sep), match), reverse=True)
+        found = {os.path.realpath(match): Path(match) for match in matches if Path(match).is_file()}
+        files, base = sorted(found.values(), key=str), Path()
         if not files:
             raise InputError(f"data: no file matches {name!r}; correct the pattern, or quote it so that the shell does not expand it")
     else:
@@ -107,15 +113,25 @@ def _kind(path: Path) -> str:
 def _parsed(path: Path, field: str) -> Iterator[Iterable[bytes]]:
     """Each document in pieces, which are to be read before the next one is asked for."""
     kind = _kind(path)
+    with _reading(path), OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
+        if kind == "jsonl":
+            yield from ((text,) for text in _json_lines(path, file, field))
+        else:
+            documents = _bases(file) if kind == "fasta" else (iter(lambda: file.read(PIECE), b""),)
+            yield from (_pieces(path, document) for document in documents)
+
+
+def _pieces(path: Path, document: Iterable[bytes]) -> Iterator[bytes]:
+    """Of a document that is read by another than the one who lists them, and whose errors are to name the file all the same."""
+    with _reading(path):
+        yield from document
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
-            if kind == "jsonl":
-                yield from ((text,) for text in _json_lines(path, file, field))
-            elif kind == "fasta":
-                yield from _bases(file)
-            else:
-                yield iter(lambda: file.read(PIECE), b"")
-    except (OSError, EOFError, lzma.LZMAError) as error:
+        yield
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error}); check its permissions and that it is whole") from error
 
 
@@ -168,28 +184,25 @@ def _bases(file: IO[bytes]) -> Iterator[Iterable[bytes]]:
 
 def spool(name: str, place: Path, rows: Iterable[tuple[int, Iterable[bytes]]]) -> Source:
     """Documents (split, pieces of text) written to one file in folder `place`, or found there. Empty ones are left out."""
-    manifest = place / "manifest.json"
-    with locked(place):
-        if not manifest.is_file():
-            place.mkdir(parents=True, exist_ok=True)
-            digest, sizes, splits = hashlib.sha256(), [], [0, 0, 0]
-            try:
-                with (place / "text.bin").open("wb") as file:
-                    for split, pieces in rows:
-                        size = 0
-                        for piece in pieces:
-                            file.write(piece)
-                            digest.update(piece)
-                            size += len(piece)
-                        if size:
-                            sizes.append(size)
-                            splits[split] += 1
-            except OSError as error:
-                raise InputError(f"{place}: cannot be written ({error.strerror}); free some space or set $UNISONO_CACHE") from error
-            np.save(place / "sizes.npy", np.array(sizes, np.int64))
-            digest.update(np.array(sizes, "<i8").tobytes())
-            write_bytes(manifest, json.dumps({"digest": digest.hexdigest(), "splits": splits}).encode())
-    about, sizes = json.loads(manifest.read_text()), np.load(place / "sizes.npy")
+
+    def write() -> dict[str, Any]:
+        digest, sizes, splits = hashlib.sha256(), [], [0, 0, 0]
+        with (place / "text.bin").open("wb") as file:
+            for split, pieces in rows:
+                size = 0
+                for piece in pieces:
+                    file.write(piece)
+                    digest.update(piece)
+                    size += len(piece)
+                if size:
+                    sizes.append(size)
+                    splits[split] += 1
+        np.save(place / "sizes.npy", np.array(sizes, np.int64))
+        digest.update(np.array(sizes, "<i8").tobytes())
+        return {"digest": digest.hexdigest(), "splits": splits}
+
+    about = made(place, ("digest", "splits"), write)
+    sizes = np.load(place / "sizes.npy")
     starts = np.concatenate([[0], np.cumsum(sizes)])
     text = place / "text.bin"
     own = tuple(about["splits"]) if any(about["splits"][1:]) else None
@@ -216,7 +229,15 @@ def _speeches() -> Path:
 
 def _below(path: Path) -> list[Path]:
     """Every file below `path`, by its path; hidden files are left out. Names of speeches begin with their year: oldest first."""
-    return sorted(p for p in path.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts))
+    found: list[Path] = []
+    for place, inner, names in os.walk(path, onerror=_unreadable):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        found += [file for name in names if not name.startswith(".") and (file := Path(place, name)).is_file()]
+    return sorted(found)
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _files(name: str, files: list[Path], base: Path | None) -> Source:

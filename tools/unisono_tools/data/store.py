@@ -2,7 +2,7 @@
 
 train.ids, validation.ids, test.ids     little-endian ids, one after the other
 train.documents, …                      where each document starts, int64
-manifest.json                           dtype, bytes of each split; written last: without it the folder is unfinished
+manifest.json                           dtype, bytes of each split, the files' lengths; written last: without it the folder is unfinished
 progress.json                           how far an unfinished one has come: it is continued from there
 """
 
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from unisono_spec.contract import InputError
 from unisono_spec.contract.files import write_bytes
 
-from unisono_tools.data.cache import folder, locked
+from unisono_tools.data.cache import folder, made
 from unisono_tools.data.sources import Source
 from unisono_tools.data.tokenizers import Tokenizer, identity
 
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
+PROGRESS = "progress.json"
 VERSION = 1
 EVERY = 1 << 25  # bytes of text between two records of progress
 PATIENCE = 5.0  # seconds before progress is shown
@@ -63,10 +63,7 @@ def tokenised(segments: dict[str, list[Segment]], tokenizer: Tokenizer, cache: P
     """The ids of each split's segments, from the cache or else made now."""
     digest = _digest(segments, tokenizer)
     place = folder(cache) / "tokens" / digest[:32]
-    with locked(place):
-        if not (place / "manifest.json").is_file():
-            _Writer(place, segments, tokenizer).run()
-    about = json.loads((place / "manifest.json").read_text())
+    about = made(place, ("dtype", "sizes"), lambda: _Writer(place, segments, tokenizer).run())
     dtype = np.dtype(about["dtype"])
     ids = {split: _map(place / f"{split}.ids", dtype) for split in SPLITS}
     documents = {split: np.fromfile(place / f"{split}.documents", "<i8").astype(np.int64) for split in SPLITS}
@@ -94,22 +91,23 @@ class _Writer:
         self.read = self.kept = 0
         self.begun = self.said = time.monotonic()
 
-    def run(self) -> None:
-        try:
-            self.place.mkdir(parents=True, exist_ok=True)
-            done = self._progress()
-            for split in SPLITS:
-                self._split(split, done)
-            sizes = {split: sum(s.stop - s.start for s in self.segments[split]) for split in SPLITS}
-            write_bytes(self.place / "manifest.json", json.dumps({"dtype": self.dtype.str, "sizes": sizes}).encode())
-            (self.place / "progress.json").unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.place}: cannot be written ({error.strerror}); free some space or set $UNISONO_CACHE") from error
+    def run(self) -> dict[str, Any]:
+        """The manifest."""
+        done = self._progress()
+        for split in SPLITS:
+            self._split(split, done)
+        (self.place / PROGRESS).unlink(missing_ok=True)
+        return {"dtype": self.dtype.str, "sizes": {split: sum(s.stop - s.start for s in self.segments[split]) for split in SPLITS}}
 
     def _progress(self) -> dict[str, Any]:
+        """What an earlier process recorded; nothing where that, or what it wrote, is damaged."""
         try:
-            return json.loads((self.place / "progress.json").read_text())
-        except (OSError, ValueError):
+            done = json.loads((self.place / PROGRESS).read_text())
+            split, numbers = done["split"], {name: int(done[name]) for name in ("segment", "bytes", "context", "ids", "documents")}
+            lengths = {f"{split}.ids": numbers["ids"] * self.dtype.itemsize, f"{split}.documents": numbers["documents"] * 8}
+            whole = split in SPLITS and all((self.place / name).stat().st_size >= length for name, length in lengths.items())
+            return {"split": split, **numbers} if whole else {}
+        except (OSError, ValueError, TypeError, KeyError):
             return {}
 
     def _split(self, split: str, done: dict[str, Any]) -> None:
@@ -148,7 +146,7 @@ class _Writer:
                     self._show()
 
     def _record(self, values: dict[str, Any]) -> None:
-        write_bytes(self.place / "progress.json", json.dumps(values).encode())
+        write_bytes(self.place / PROGRESS, json.dumps(values).encode())
         self.kept = self.read
 
     def _show(self) -> None:

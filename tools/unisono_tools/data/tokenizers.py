@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from unisono_spec.contract import InputError, nearest
-from unisono_spec.contract.plain import read_file
+from unisono_spec.contract.plain import expanded, read_file
 
 from unisono_tools.data import registry
 from unisono_tools.data.decoders import REPLACEMENT, ByteDecoder, Decoder, Immediate, Window
@@ -73,7 +73,7 @@ def load_tokenizer(name: str, cache: Path | None = None) -> Tokenizer:
         return Bytes()
     if name == "gpt2":
         return _gpt2(cache)
-    path = Path(name).expanduser()
+    path = expanded(name)
     path = path / "tokenizer.json" if path.is_dir() else path
     if path.is_file():
         try:

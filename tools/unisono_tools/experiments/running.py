@@ -20,7 +20,7 @@ from rich.console import Console
 from unisono_spec.contract import InputError, config_to_dict, count_params, nearest
 from unisono_spec.contract.errors import shown
 from unisono_spec.contract.files import write_bytes
-from unisono_spec.contract.plain import read_json
+from unisono_spec.contract.plain import expanded, read_json
 
 from unisono_tools.config import TrainConfig, dump
 from unisono_tools.experiments import tables
@@ -182,7 +182,7 @@ def _row(table: Table, name: str, out: Path, options: dict[str, Any]) -> dict[st
 def join(table: Table, out: Path, files: list[str], quick: bool = False, **options: Any) -> None:
     """Take in the runs of other calls' results, each where it went further than what is there; InputError where settings differ."""
     for file in files:
-        results = load(Path(file).expanduser())
+        results = load(expanded(file))
         if results["table"] != table.name or results["quick"] != quick:
             whose = f"{results['table']!r}{', of --quick' if results['quick'] else ''}"
             raise InputError(f"join: {file} has the results of {whose}; name files of this table")

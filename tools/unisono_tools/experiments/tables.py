@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unisono_spec.contract import ANY, DTYPES, Config, InputError, nearest, preset, state_dtype
-from unisono_spec.contract.plain import build
+from unisono_spec.contract.plain import build, expanded
 
 from unisono_tools.commands.match import number
 from unisono_tools.config import TrainConfig, from_dict
@@ -92,7 +92,7 @@ def names() -> list[str]:
 def load(name: str, quick: bool = False) -> Table:
     """A table by its name, or by the path of its folder. InputError where a file does not fit."""
     known = names()
-    folder = Path(str(resources.files("unisono_tools.tables") / name)) if name in known else Path(name).expanduser()
+    folder = Path(str(resources.files("unisono_tools.tables") / name)) if name in known else expanded(name)
     if not (folder / "table.yaml").is_file():
         raise InputError(f"table: {name!r} is neither one of them nor a folder with table.yaml; {nearest(name, known)}")
     shared = _read(_File, read_yaml(folder / "table.yaml"), f"{folder.name}/table.yaml")

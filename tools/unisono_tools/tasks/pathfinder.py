@@ -11,10 +11,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from pathlib import Path
 
 import numpy as np
 from unisono_spec.contract import InputError
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.tasks.base import Drawn, Examples, classified
 
@@ -113,7 +113,7 @@ def published(folder: str) -> tuple[tuple[str, int], ...]:
 
     Each line has folder, file, number and label (Linsley et al.'s generator).
     """
-    base, found = Path(folder).expanduser(), []
+    base, found = expanded(folder), []
     for listing in sorted((base / "metadata").glob("*.npy")):
         for line in listing.read_text("utf-8").splitlines():
             parts = line.split()

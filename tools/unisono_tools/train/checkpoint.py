@@ -231,12 +231,12 @@ def latest(run: Path) -> Path | None:
     return found[max(found)] if found else None
 
 
-def prune(run: Path, keep: int, best: Best | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the best."""
-    found = steps(run)
-    for step in list(found)[:-keep]:
-        if best is None or step != best.step:
-            remove(found[step])
+def prune(run: Path, keep: int, best: Best | None, step: int) -> None:
+    """Remove all but the best and the newest `keep` checkpoints up to `step`. Later ones are damaged, or the run had not gone back."""
+    found = {number: path for number, path in steps(run).items() if number <= step}
+    for number in list(found)[:-keep]:
+        if best is None or number != best.step:
+            remove(found[number])
 
 
 def sweep(run: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from unisono_spec.contract import Arrays, Config, InputError, zero_state
 from unisono_spec.contract.checks import check_ids
 from unisono_spec.contract.initial import generator
+from unisono_spec.contract.plain import MAX_INTEGER
 
 from unisono_tools.backends.base import Batch
 from unisono_tools.config import TrainConfig
@@ -110,9 +111,10 @@ def _documents(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
     first = corpus.documents["train"]
     sizes = np.diff(first, append=len(corpus.train))
     if len(first) < 2 or not (sizes > 1).any():
+        found = "one document" if len(first) < 2 else f"{len(first):,} documents of one id each"
         raise InputError(
-            f"data.documents: truncated, and {corpus.name} is {len(first)} document to learn from; give a folder, a pattern, JSON lines "
-            "or FASTA, or use data.documents=joined"
+            f"data.documents: truncated, and {corpus.name} is {found} to learn from; give a folder, a pattern, JSON lines "
+            "or FASTA of longer ones, or use data.documents=joined"
         )
     return first[sizes > 1], sizes[sizes > 1]
 
@@ -132,7 +134,10 @@ def steps_of(train: TrainConfig, corpus: Corpus | Mixture) -> int:
             rows += len(_documents(one)[0])
         else:
             rows += len(one.train) - 1 if train.mode == "positions" else (len(one.train) - 1) // train.seq_len
-    return max(1, math.ceil(train.epochs * rows / train.batch_size))
+    steps = train.epochs * rows / train.batch_size
+    if not steps < MAX_INTEGER:
+        raise InputError(f"epochs: {train.epochs} of {rows:,} sequences are more steps than can be counted; use fewer")
+    return max(1, math.ceil(steps))
 
 
 def check_corpus(config: Config, corpus: Corpus) -> None:

@@ -16,15 +16,17 @@ import numpy as np
 from rich.console import Console
 from unisono_spec.contract import Arrays, Config, InputError, config_to_dict, init_params
 from unisono_spec.contract.files import load_params, save_arrays, write_bytes
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.backends import open_trainer
 from unisono_tools.backends.base import Batch, Pending, Trainer
-from unisono_tools.config import TrainConfig, check_continues, default_backend, dump, processes, to_dict
+from unisono_tools.config import TrainConfig, default_backend, dump, processes, to_dict
 from unisono_tools.data import Corpus, Mixture
 from unisono_tools.schedule import learning_rate
 from unisono_tools.signals import Signals, Stopped
 from unisono_tools.train import checkpoint as checkpoints
 from unisono_tools.train.checkpoint import Best, Checkpoint
+from unisono_tools.train.continuing import check_same_run
 from unisono_tools.train.datamodule import DataModule, TextDataModule
 from unisono_tools.train.datamodule import load as load_data
 from unisono_tools.train.gauges import gauges
@@ -81,8 +83,7 @@ def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: C
         found = checkpoints.newest(run)
         last, before, damaged = found or (None, None, [])
         if before is not None:
-            check_continues(train, before.train, str(last))
-            check_same_corpus(train, datamodule, before, str(last))
+            check_same_run(train, datamodule, before, str(last))
         trainer = open_trainer(train, config)
         if before is None:
             trainer.init(initial(train, config))
@@ -106,16 +107,6 @@ def open_datamodule(train: TrainConfig, config: Config, corpus: Corpus | Mixture
     if train.data.task:
         return TaskDataModule(train, config)
     return TextDataModule(train, config, load_data(train.data) if corpus is None else corpus)
-
-
-def check_same_corpus(train: TrainConfig, datamodule: DataModule, before: Checkpoint, source: str) -> None:
-    """Raise InputError where the corpus is not the one that the run began with."""
-    if before.corpus and datamodule.digest and before.corpus != datamodule.digest:
-        raise InputError(
-            f"data.corpus: {Path(train.data.corpus).absolute() if Path(datamodule.name).exists() else datamodule.name} now holds "
-            f"{datamodule.digest[:12]}, {source} learned from {before.corpus[:12]}: the text, its splits or the tokenizer changed; "
-            "restore it, or choose another --out (with --init_from to start from its weights)"
-        )
 
 
 class _Asked(NamedTuple):
@@ -318,7 +309,7 @@ class Run:
             self.unjudged,
         )
         self.last = checkpoints.save(self.folder, saved)
-        checkpoints.prune(self.folder, self.train.keep, self.best)
+        checkpoints.prune(self.folder, self.train.keep, self.best, self.done)
 
     def _keep(self, asked: _Asked) -> Path:
         """Write the batch of a step that failed, to be looked at."""
@@ -342,7 +333,7 @@ def initial(train: TrainConfig, config: Config) -> Arrays:
         return init_params(config, train.seed, train.param_dtype)
     if train.init_from in ELSEWHERE and not Path(train.init_from).exists():
         raise InputError(f"init_from: {train.init_from}; {ELSEWHERE[train.init_from]}")
-    source = checkpoints.model_file(Path(train.init_from).expanduser())
+    source = checkpoints.model_file(expanded(train.init_from))
     other, params = load_params(source)
     if other != config:
         changed = {name: value for name, value in config_to_dict(other).items() if config_to_dict(config).get(name) != value}

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 from unisono_spec.contract import count_params
 
-from unisono_tools.config import TrainConfig, check_continues, default_backend, processes
+from unisono_tools.config import TrainConfig, default_backend, processes
 from unisono_tools.train import checkpoint
+from unisono_tools.train.continuing import check_same_run
 from unisono_tools.train.datamodule import TextDataModule
-from unisono_tools.train.loop import check_same_corpus, initial, open_datamodule
+from unisono_tools.train.loop import initial, open_datamodule
 from unisono_tools.train.task_datamodule import TaskDataModule
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -23,8 +24,7 @@ def outlook(train: TrainConfig) -> Iterator[tuple[str, str]]:
     datamodule = open_datamodule(train, config)
     found = checkpoint.newest(train.folder)
     if found:
-        check_continues(train, found[1].train, str(found[0]))
-        check_same_corpus(train, datamodule, found[1], str(found[0]))
+        check_same_run(train, datamodule, found[1], str(found[0]))
     elif train.init_from:
         initial(train, config)
     train = dataclasses.replace(train, steps=datamodule.steps)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from unisono_spec.contract.errors import InputError, shown
-from unisono_spec.contract.plain import is_file
+from unisono_spec.contract.plain import expanded, is_file
 
 HUB = "hf:"
 _REPOSITORY = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
@@ -37,7 +37,7 @@ def find(source: str | Path, revision: str | None = None) -> Place:
     if not isinstance(source, (str, Path)):
         raise InputError(f"source: {shown(source)} has type {type(source).__name__}; give a folder, or owner/name on the hub")
     text = str(source)
-    path, named = _expanded(text), text.removeprefix(HUB)
+    path, named = expanded(text), text.removeprefix(HUB)
     if is_file(path):
         return _File(path)
     if text and not text.startswith(HUB) and _is_folder(path):
@@ -47,13 +47,6 @@ def find(source: str | Path, revision: str | None = None) -> Place:
     if not _REPOSITORY.fullmatch(named):
         raise InputError(f"{shown(text)}: no such folder; give the folder of a checkpoint, or owner/name on the hub")
     return _Repository(named, revision)
-
-
-def _expanded(text: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except (RuntimeError, ValueError):  # no such user
-        return Path(text)
 
 
 def _is_folder(path: Path) -> bool:
