@@ -30,6 +30,7 @@ def captured(work: Callable[[], _Found]) -> tuple[torch.cuda.CUDAGraph, _Found]:
     # PyTorch's own stream for this is one of the device of the first graph
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         found = work()
+    torch._C._cuda_clearCublasWorkspaces()  # nor beside work of a stream that took the graph's
     return graph, found
 
 
