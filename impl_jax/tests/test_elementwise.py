@@ -17,7 +17,7 @@ NAMES = [name for name in tails.FUNCTIONS if name == "elu1" or hasattr(elementwi
 @pytest.mark.parametrize("name", NAMES)
 def test_tails(name: str, compiled: bool) -> None:
     """XLA's tanh has rounded to −1 where GELU is −2.3e-7; jax's y(1−y) and 1−y² have no digits where y is near 1."""
-    x = tails.points(name, "float32")
+    x = np.concatenate([tails.points(name, "float32"), tails.limits("float32")])
     f = elu1 if name == "elu1" else getattr(elementwise, name)
     slope = jax.grad(f)
     for order, g in enumerate((f, jax.vmap(slope), jax.vmap(jax.grad(slope)))):

@@ -24,7 +24,7 @@ def held(name: str, found: torch.Tensor, x: np.ndarray, dtype: str, order: int =
 @pytest.mark.parametrize("name", NAMES)
 def test_tails(name: str, dtype: str) -> None:
     """F.gelu(−5) is 17 % off in float32, its tanh form 30 %; y(1−y), 1−y² and what torch derives twice have no digits where y is near 1."""
-    points, f = tails.points(name, dtype), function(name)
+    points, f = np.concatenate([tails.points(name, dtype), tails.limits(dtype)]), function(name)
     x = torch.tensor(points.astype(np.float64)).to(getattr(torch, dtype))
     held(name, f(x), points, dtype)
     x.requires_grad_()
@@ -41,7 +41,7 @@ def test_tails(name: str, dtype: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
 @pytest.mark.parametrize("name", NAMES)
 def test_tails_under_transforms(name: str) -> None:
-    points, f = tails.points(name, "float32"), function(name)
+    points, f = np.concatenate([tails.points(name, "float32"), tails.limits("float32")]), function(name)
     x = torch.tensor(points)
     slope = torch.func.grad(f)
     held(name, torch.func.vmap(f)(x), points, "float32")

@@ -1,7 +1,7 @@
 """Functions without memory where they fall to 0: each value, slope and curvature is held to itself, not to the largest of an array.
 
 A function, its terms and the exponents that it takes are written out in float64 by what loses nothing: e^−|x|, erfc, log1p. An exponent z
-that errs by a rounding costs |z| roundings of e^z, so that the budget is the op's formula times 1 + |z|.
+that errs by a rounding costs |z| roundings of e^z, so that the budget is the op's formula times 1 + |z|; where e^−|z| is 0, nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from unisono_spec.contract.base import DTYPES, state_dtype
 from unisono_conformance.judging import judge, numerics
 
 _erfc = np.frompyfunc(math.erfc, 1, 1)
+FADED = 746.0  # from here on e^−|z| is 0 in float64
 
 # of a function, by its derivative (0, 1, 2): values, and the absolute terms that add up to them
 Orders = tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -96,11 +97,17 @@ def points(name: str, dtype: str) -> np.ndarray:
     return np.concatenate([-x[::-1], x]).astype(DTYPES[dtype])
 
 
+def limits(dtype: str) -> np.ndarray:
+    """Where a function and its derivatives are their limits, though the square or the cube of x be infinite."""
+    x = np.geomspace(1e3, 8e3 if dtype == "float16" else 1e37, 4)
+    return np.concatenate([-x[::-1], x]).astype(DTYPES[dtype])
+
+
 def hold(name: str, found: Any, x: np.ndarray, dtype: str, order: int = 0) -> float:
     """Hold the `order`-th derivative of FUNCTIONS[name] at x, as `dtype` rounds it, to its truth; the worst share of the budget."""
     orders, exponent = FUNCTIONS[name](np.asarray(x, np.float64))
     value, terms = orders[order]
     # the exponent is known as well as the accumulator holds it; the result is rounded once
-    inner = numerics.formula(state_dtype(dtype), 1, gradient=order > 0) * (1 + exponent)
+    inner = numerics.formula(state_dtype(dtype), 1, gradient=order > 0) * (1 + np.where(exponent < FADED, exponent, 0))
     outer = numerics.formula(dtype, 1, order + 1, gradient=order > 0) if dtype != state_dtype(dtype) else 0.0
     return judge.within(np.asarray(found, np.float64), value, (inner + outer) * terms + numerics.TINY[dtype], f"{name}, derivative {order}")

@@ -11,6 +11,7 @@ from jax import lax
 
 LAYER_NORM_EPS = 1e-5
 RMS_NORM_EPS = 1e-6
+FAR = 100.0  # where GELU is its limit, x or 0, to the last digit: beyond, its slope times the cube of x is 0 times infinity
 
 
 def wide(*arrays: jax.Array) -> np.dtype:
@@ -69,8 +70,9 @@ def _tanh_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
 def gelu_tanh(x: jax.Array) -> jax.Array:
     """[...] → [...]: GELU in its tanh form (Hendrycks & Gimpel 2016, section 2), rounded once to the dtype of x."""
     y = x.astype(wide(x))
+    near = jnp.clip(y, -FAR, FAR)
     # ½(1 + tanh u) is σ(2u), which keeps the digits of its tail and of its derivative, where XLA's tanh has rounded to ±1
-    return (y * sigmoid(2 * np.sqrt(2 / np.pi).item() * (y + 0.044715 * y**3))).astype(x.dtype)
+    return (y * sigmoid(2 * np.sqrt(2 / np.pi).item() * (near + 0.044715 * near**3))).astype(x.dtype)
 
 
 def gelu(x: jax.Array) -> jax.Array:

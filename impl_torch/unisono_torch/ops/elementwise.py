@@ -16,6 +16,7 @@ from unisono_torch.ops.transforms import transformed
 LAYER_NORM_EPS = 1e-5
 RMS_NORM_EPS = 1e-6
 ALIGNED = 64  # numbers that padded rows of a product are a multiple of
+FAR = 100.0  # where GELU is its limit, x or 0, to the last digit: beyond, its slope times the cube of x is 0 times infinity
 FEWEST = 1024  # rows of x, and of the weights, for which that is worth a copy of these: narrow products are faster as they are
 
 
@@ -128,10 +129,12 @@ def gelu_tanh(x: Tensor) -> Tensor:
     c, d = (8 / math.pi) ** 0.5, (8 / math.pi) ** 0.5 * 0.044715  # 2u = x (c + d x²)
 
     def slope(x: Tensor) -> Tensor:
+        x = x.clamp(-FAR, FAR)
         z = x * (c + d * (x * x))
         return sigmoid(z) * (1 + x * (c + 3 * d * (x * x)) * sigmoid(-z))
 
     def back(dy: Tensor, x: Tensor) -> Tensor:
+        x = x.clamp(-FAR, FAR)
         square = x * x
         z = (square * d).add_(c).mul_(x)
         y = torch.sigmoid(z)
@@ -143,7 +146,8 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
     def plain(x: Tensor) -> Tensor:
         y = x.to(wide(x.dtype))
-        return (y * sigmoid(y * (c + d * (y * y)))).to(x.dtype)
+        near = y.clamp(-FAR, FAR)
+        return (y * sigmoid(near * (c + d * (near * near)))).to(x.dtype)
 
     return _Fused.apply(x, True, slope) if _fuses(x) else _smooth(x, value, plain, slope, back)  # pyright: ignore[reportReturnType]
 

@@ -16,6 +16,7 @@ from unisono_torch.ops.transforms import again
 
 LOG2E = tl.constexpr(1.4426950408889634)
 C, D = tl.constexpr(1.5957691216057308), tl.constexpr(0.07135481627260025)  # 2u = x (C + D x²)
+FAR = tl.constexpr(100.0)  # as in ops/elementwise.py
 BLOCK = 1024
 
 
@@ -65,6 +66,7 @@ def _backward(dy, x, dx, N, TANH: tl.constexpr, BLOCK: tl.constexpr):
     a = tl.load(x + at, mask=at < N, other=0.0).to(tl.float32)
     d = tl.load(dy + at, mask=at < N, other=0.0).to(tl.float32)
     if TANH:
+        a = tl.clamp(a, -FAR, FAR, propagate_nan=tl.PropagateNan.ALL)
         z = a * (C + D * a * a)
         slope = sigmoid(z) * (1 + a * (C + 3 * D * a * a) * sigmoid(-z))
     else:
