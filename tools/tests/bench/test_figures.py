@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from PIL import Image
@@ -25,3 +26,18 @@ def test_they_show_their_numbers(tmp_path):
         assert figures.marked(path) == figures.marked(kept) == numbers, REMEDY
         with Image.open(path) as made, Image.open(kept) as before:
             assert made.size == before.size, REMEDY
+
+
+def test_they_say_where_they_come_from():
+    """The command, the date, the device and versions; of what was trained the commit and the seeds, too."""
+    for path in sorted(RESULTS.glob("*.json")):
+        content = json.loads(path.read_text("utf-8"))
+        for part in content if isinstance(content, list) else [content]:
+            made = part["about" if "table" in part else "run"]
+            assert {name for name in ("command", "date", "device", "versions") if not made.get(name)} == set(), path.name
+            if "curves" in part:
+                assert made["commit"], path.name
+                assert {curve.get("seeds", 1) for curve in part["curves"]} == {len(made["seeds"])}, path.name
+            for row in part["rows"] if "table" in part else ():
+                assert made["commit"], path.name
+                assert {run["seed"] for run in row["runs"]} <= set(row["seeds"]), (path.name, row["row"])

@@ -75,14 +75,20 @@ def test_exponents_are_those_of_powers():
     assert "not run: out of memory" in page
 
 
-def test_lat_is_timed_with_each_number_of_threads(monkeypatch, tmp_path):
+def test_lat_is_timed_with_each_number_of_threads(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(lat, "CONFIG", preset("lat-1m", d_model=16, n_layers=1, head_width=8, qk_width=8))
     monkeypatch.setattr(lat, "LENGTHS", (32, 64))
+    assert lat.main(["--peak", "1", "32"]) == 0
+    held = int(capsys.readouterr().out)
+    assert held > 1 << 20
+    monkeypatch.setattr(lat, "_grown", lambda batch, length, dtype: held + 4 * length * batch)
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     assert lat.main(["--threads", "1", "2", "--dtypes", "float32", "--repeats", "1", "--output", str(tmp_path / "lat")]) == 0
     assert chosen == [1, 2]
     content = json.loads((tmp_path / "lat.json").read_text())
-    assert [row["what"].split()[0] for row in content["rows"]] == 2 * ["reading", "training", "generating"]
-    assert all(row["tokens_a_second"] > 0 for row in content["rows"])
+    assert [row["what"].split()[0] for row in content["rows"]] == [*2 * ["reading", "training", "generating"], "a", "the"]
+    assert all(row["tokens_a_second"] > 0 for row in content["rows"][:6])
+    # a position; S [2, 8, 8] and z [2, 8] of one layer
+    assert [row["bytes"] for row in content["rows"][6:]] == [4 * 32, 4 * (1 + 2 * 8 * 8 + 2 * 8)]
     assert (tmp_path / "lat.md").read_text() == lat.markdown(content)

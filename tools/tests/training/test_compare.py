@@ -38,6 +38,8 @@ def test_models_see_the_same_tokens_and_are_drawn(backend, command, text, tmp_pa
     code, out, _ = command(*argv)
     assert code == 0
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert set(found["run"]) == {"command", "date", "device", "versions", "commit", "seeds"}
+    assert "--steps 4 --batch_size 2 --seq_len 16" in found["run"]["command"]
     assert {curve["model"] for curve in found["curves"]} == {"cram (fixed)", "cram (adaptive)"}
     for curve in found["curves"]:
         assert curve["tokens"][-1] == 4 * 2 * 16

@@ -172,6 +172,14 @@ def test_results_of_several_calls_become_one(two_tasks, command, refused, tmp_pa
     joined = json.loads((tmp_path / "c" / "two.json").read_text())
     assert {row["row"]: row["runs"] for row in joined["rows"]} == rows
     assert joined["about"]["device"] == f"elsewhere; {here}"
+    for field, value in (("lr", 0.5), ("seed", 7)):
+        for row in ("0-printed.text", "0-printed.copying"):  # which takes the rate of the other
+            foreign = json.loads(second.read_text())
+            next(each for each in foreign["rows"] if each["row"] == row)["runs"][0][field] = value
+            (tmp_path / "foreign.json").write_text(json.dumps(foreign))
+            assert f"a run of {row} has {field} {value}, the table 0" in refused(
+                "experiment", two_tasks, "--out", tmp_path / "e", "--join", f"[{tmp_path / 'foreign.json'}]"
+            )
     (two_tasks / "0-printed.yaml").write_text("label: printed\ntrain: {steps: 3}\n")
     assert "0-printed.text was run with other train.steps" in refused(
         "experiment", two_tasks, "--out", tmp_path / "d", "--join", f"[{second}]"

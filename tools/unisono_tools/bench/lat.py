@@ -1,14 +1,18 @@
 """LAT at its readme's configuration: `python -m unisono_tools.bench.lat --device cpu --output docs/results/lat-cpu`, or on a GPU.
 
 Six layers of 512, heads of 64, GPT-2's vocabulary (the preset lat-base). Tokens a second of reading, of a training step and of generating;
-on a GPU, the memory that one sequence more takes in training and in generating, which the readme gives as 2.1 GB with no length.
+the memory that one sequence more takes in training and, on a GPU, in generating, which the readme gives as 2.1 GB with no length. On a
+CPU it is the growth of a process of its own, and the state is counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,8 +22,9 @@ from typing import Any
 import torch
 import unisono_torch
 from torch.nn import functional as F
-from unisono_spec.contract import preset
+from unisono_spec.contract import DTYPES, InputError, preset, state_dtype
 
+from unisono_tools.bench.linear import peak_mebibytes
 from unisono_tools.bench.measure import peak_bytes
 from unisono_tools.bench.report import about
 
@@ -31,12 +36,10 @@ Row = dict[str, Any]
 def measure(device: str, dtype: str, repeats: int) -> list[Row]:
     """Rows with tokens_a_second (the median) or bytes a sequence."""
     model: Any = unisono_torch.create(CONFIG, dtype=dtype, device=device)
-    tokens = torch.randint(0, CONFIG.vocab_size, (8, max(LENGTHS) + 1), generator=torch.Generator().manual_seed(0)).to(device)
+    tokens = _tokens(8, max(LENGTHS)).to(device)
 
     def train(batch: int, length: int) -> None:
-        logits, _ = model(tokens[:batch, :length])
-        F.cross_entropy(logits.flatten(0, 1).float(), tokens[:batch, 1 : length + 1].flatten()).backward()
-        model.zero_grad()
+        _train(model, tokens[:batch, : length + 1])
 
     def read() -> None:
         with torch.no_grad():
@@ -61,6 +64,36 @@ def measure(device: str, dtype: str, repeats: int) -> list[Row]:
         two, eight = (peak_bytes(lambda n=n, call=call: call(n), device) or 0 for n in (2, 8))
         rows.append({"what": what, "dtype": dtype, "bytes": (eight - two) / 6})
     return rows
+
+
+def memory(dtype: str) -> list[Row]:
+    """Of a CPU: bytes that a sequence more takes in training, and those of its state."""
+    one, three = (_grown(batch, LENGTHS[0], dtype) for batch in (1, 3))
+    size = sum(math.prod(state.shape) for state in CONFIG.states().values()) * DTYPES[state_dtype(dtype)].itemsize
+    return [
+        {"what": f"a sequence of {LENGTHS[0]:,} in training", "dtype": dtype, "bytes": (three - one) / 2},
+        {"what": "the state of a sequence, counted", "dtype": state_dtype(dtype), "bytes": size},
+    ]
+
+
+def _tokens(batch: int, length: int) -> torch.Tensor:
+    return torch.randint(0, CONFIG.vocab_size, (batch, length + 1), generator=torch.Generator().manual_seed(0))
+
+
+def _train(model: Any, tokens: torch.Tensor) -> None:
+    """The loss of tokens [B, T + 1], and its gradient."""
+    logits, _ = model(tokens[:, :-1])
+    F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten()).backward()
+    model.zero_grad()
+
+
+def _grown(batch: int, length: int, dtype: str) -> int:
+    """Bytes that a process of its own takes at most for a training step."""
+    command = [sys.executable, "-m", "unisono_tools.bench.lat", "--dtypes", dtype, "--peak", str(batch), str(length)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"{batch} sequences of {length} tokens: {done.stderr.strip().splitlines()[-1]}; free some memory")
+    return int(done.stdout)
 
 
 def _seconds(call: Callable[[], object], device: str, repeats: int) -> float:
@@ -95,15 +128,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="where to write, without extension: .json and .md are added")
+    parser.add_argument("--peak", type=int, nargs=2, metavar=("BATCH", "LENGTH"), help="bytes that this process takes for a training step")
     options = parser.parse_args(argv)
-    rows = []
+    if options.peak:
+        batch, length = options.peak
+        _train(unisono_torch.create(CONFIG, dtype=options.dtypes[0]), _tokens(batch, length))
+        print(int(peak_mebibytes() * (1 << 20)))
+        return 0
+    rows, load = [], f"{os.getloadavg()[0]:.1f} when it began"
     for threads in options.threads if options.device == "cpu" else [1]:
         torch.set_num_threads(threads)
         rows += [row for dtype in options.dtypes for row in measure(options.device, dtype, options.repeats)]
+    rows += [row for dtype in options.dtypes for row in memory(dtype)] if options.device == "cpu" else []
     chosen = f"--threads {' '.join(map(str, options.threads))} " * (options.device == "cpu")
     command = f"python -m unisono_tools.bench.lat --device {options.device} {chosen}--dtypes {' '.join(options.dtypes)}"
+    command += f" --repeats {options.repeats}"
     where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
-    content = {"run": about(command, where, "torch"), "rows": rows}
+    run = about(command, where, "torch") | {"load": f"{load}, {os.getloadavg()[0]:.1f} when it ended"}
+    content = {"run": run, "rows": rows}
     print(markdown(content))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

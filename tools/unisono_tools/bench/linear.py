@@ -1,14 +1,17 @@
 """What a model costs as its sequence grows: `python -m unisono_tools.bench.linear --output docs/results/linear-cpu`
 
-Each point is a process of its own (PyTorch, CPU, one layer, D = 64, one sequence), so that its peak memory is its own. Time is fitted by
-a power of the length, and so is the memory beyond what the process held before.
+Each point is a process of its own (PyTorch, CPU, one sequence; one layer, D = 64, or `--params 1M`), so that its peak memory is its own.
+Time is fitted by a power of the length, and so is the memory beyond what the process held before: of reading, without what a gradient
+needs, and of forward and backward.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -21,9 +24,13 @@ import numpy as np
 from unisono_spec.contract import Config, InputError, preset
 
 from unisono_tools.bench.report import about
+from unisono_tools.commands.match import number
+from unisono_tools.experiments.match import FAMILIES, nearest
 
 LENGTHS = tuple(2**k for k in range(10, 16))  # 1K … 32K
-FITTED = 4096  # from here on: below it, fixed costs are seen
+FITTED = 8  # from the longest over this on: below it, fixed costs are seen
+BYTES = 256  # ids of a text
+PATIENCE = 3600.0  # seconds
 SHORT: dict[str, Any] = {"d_model": 64, "n_layers": 1}
 MODELS: dict[str, Config] = {
     "cram (fixed)": preset("cram-demo", **SHORT),
@@ -36,30 +43,49 @@ MODELS: dict[str, Config] = {
     "s4d": preset("s4d-1m", **SHORT),
     "transformer": preset("transformer-1m", **SHORT),
 }
-KINDS = {"forward": "s", "backward": "s", "peak": "MiB"}
+KINDS = {"reading": "s", "read": "MiB", "forward": "s", "backward": "s", "peak": "MiB"}
+TITLES = {"read": "memory of reading", "peak": "peak"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """forward, backward: median seconds; peak: MiB that the process grew by."""
+    """reading, forward, backward: median seconds, of which the first keeps nothing for a gradient; read: MiB that the process grew by
+    while it read; peak: in all."""
 
     model: str
     length: int
     forward: float
     backward: float
     peak: float
+    reading: float | None = None
+    read: float | None = None
 
 
-def measure(name: str, length: int, repeats: int) -> Point:
+def config_of(name: str, params: str) -> Config:
+    """MODELS[name], or the model of `unisono match` with so many parameters."""
+    if params:
+        return nearest(name, number(params), BYTES)
+    if name not in MODELS:
+        raise InputError(f"models: {name!r} is none of {', '.join(MODELS)}; use one of them, or say --params")
+    return MODELS[name]
+
+
+def measure(name: str, length: int, repeats: int, params: str = "") -> Point:
     """One point, in this process."""
     import torch
     import unisono_torch
 
     torch.set_num_threads(1)
-    model: Any = unisono_torch.create(MODELS[name])
-    tokens = torch.randint(0, 256, (1, length), generator=torch.Generator().manual_seed(0))
+    model: Any = unisono_torch.create(config_of(name, params))
+    tokens = torch.randint(0, BYTES, (1, length), generator=torch.Generator().manual_seed(0))
     model(tokens[:, :128])[0].sum().backward()
-    before, forward, backward = _peak(), [], []
+    before, reading, forward, backward = peak_mebibytes(), [], [], []
+    with torch.no_grad():
+        for _ in range(repeats):
+            start = time.perf_counter()
+            model(tokens)
+            reading.append(time.perf_counter() - start)
+    read = peak_mebibytes() - before
     for _ in range(repeats):
         start = time.perf_counter()
         logits, _ = model(tokens)
@@ -67,36 +93,66 @@ def measure(name: str, length: int, repeats: int) -> Point:
         logits.square().mean().backward()
         forward.append(middle - start)
         backward.append(time.perf_counter() - middle)
-    return Point(name, length, statistics.median(forward), statistics.median(backward), _peak() - before)
+    middle = statistics.median
+    return Point(name, length, middle(forward), middle(backward), peak_mebibytes() - before, middle(reading), read)
 
 
-def _peak() -> float:
+def peak_mebibytes() -> float:
+    """The most that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1 << 20)
 
 
+def kinds(points: list[Point]) -> list[str]:
+    """What was measured of all of them."""
+    return [kind for kind in KINDS if all(getattr(point, kind) is not None for point in points)]
+
+
 def exponents(points: list[Point]) -> dict[str, dict[str, float]]:
-    """By model and kind, p of the power Tᵖ that fits best from FITTED tokens on (least squares of logarithms)."""
-    out: dict[str, dict[str, float]] = {}
-    for name in dict.fromkeys(point.model for point in points):
-        mine = [point for point in points if point.model == name and point.length >= FITTED]
+    """By model and kind, p of the power Tᵖ that fits best (least squares of logarithms), from an eighth of the longest on."""
+    return {name: {kind: float(np.polyfit(*logs, 1)[0]) for kind, logs in found.items()} for name, found in _logarithms(points).items()}
+
+
+def spreads(points: list[Point]) -> dict[str, dict[str, tuple[float, float]]]:
+    """... and the least and the greatest of the powers between one length and the next."""
+    out: dict[str, dict[str, tuple[float, float]]] = {}
+    for name, found in _logarithms(points).items():
+        slopes = {kind: np.diff(y) / np.diff(x) for kind, (x, y) in found.items()}
+        out[name] = {kind: (float(each.min()), float(each.max())) for kind, each in slopes.items()}
+    return out
+
+
+def _logarithms(points: list[Point]) -> dict[str, dict[str, tuple[Any, Any]]]:
+    """By model and kind: of the lengths that are fitted, and of what was measured there."""
+    out: dict[str, dict[str, tuple[Any, Any]]] = {}
+    for name, group in itertools.groupby(points, key=lambda point: point.model):
+        mine = list(group)
+        mine = [point for point in mine if point.length * FITTED >= mine[-1].length]
         x = np.log([point.length for point in mine])
-        out[name] = {kind: float(np.polyfit(x, np.log([max(getattr(p, kind), 1e-9) for p in mine]), 1)[0]) for kind in KINDS}
+        out[name] = {kind: (x, np.log([max(getattr(p, kind), 1e-9) for p in mine])) for kind in kinds(points)}
     return out
 
 
 def markdown(run: dict[str, str], points: list[Point]) -> str:
-    fitted = exponents(points)
+    fitted, apart, measured = exponents(points), spreads(points), kinds(points)
+    longest = max(point.length for point in points)
     lines = ["# Cost against length", "", *(f"- {name}: {value}" for name, value in run.items()), ""]
     lines += [
-        "One layer, D = 64, one sequence, float32. Exponents p of Tᵖ, fitted from 4K to 32K tokens; 1 is linear. Then milliseconds of",
-        "forward and backward, and MiB, at 32K.",
+        f"{run.get('models', 'One layer, D = 64')}, one sequence, float32. Exponents p of Tᵖ, fitted from an eighth of a model's longest",
+        "on; 1 is linear; in brackets the least and the greatest between one length and the next.",
         "",
     ]
-    lines += ["| model | forward | backward | memory | forward, ms | backward, ms | peak, MiB |", "|---" * 7 + "|"]
+    names = [TITLES.get(kind, kind) for kind in measured]
+    lines += [f"| model | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for name, found in fitted.items():
+        powers = [f"{found[kind]:.2f} ({apart[name][kind][0]:.2f}–{apart[name][kind][1]:.2f})" for kind in measured]
+        lines.append(f"| {name} | {' | '.join(powers)} |")
+    heads = [f"{name}, {'ms' if KINDS[kind] == 's' else 'MiB'}" for name, kind in zip(names, measured, strict=True)]
+    lines += ["", f"At {longest // 1024}K tokens, or the longest that was measured:", ""]
+    lines += [f"| model | tokens | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
+    for name in fitted:
         last = max((p for p in points if p.model == name), key=lambda p: p.length)
-        powers = " | ".join(f"{found[kind]:.2f}" for kind in KINDS)
-        lines.append(f"| {name} | {powers} | {1e3 * last.forward:.0f} | {1e3 * last.backward:.0f} | {last.peak:.0f} |")
+        cells = [f"{getattr(last, kind) * (1e3 if KINDS[kind] == 's' else 1):,.0f}" for kind in measured]
+        lines.append(f"| {name} | {last.length:,} | {' | '.join(cells)} |")
     lengths = sorted({point.length for point in points})
     lines += ["", "Milliseconds of both ways, by tokens:", "", f"| model | {' | '.join(f'{n:,}' for n in lengths)} |"]
     lines += ["|---" * (len(lengths) + 1) + "|"]
@@ -110,8 +166,9 @@ def plot(path: Path, points: list[Point]) -> None:
     """Time and memory against length, with the slopes of what is linear and what is quadratic."""
     from unisono_tools.experiments import figures
 
-    with figures.panels(path, len(KINDS), 12, 5.0) as panels:
-        for axes, (kind, unit) in zip(panels, KINDS.items(), strict=True):
+    measured, lengths = kinds(points), sorted({point.length for point in points})
+    with figures.panels(path, len(measured), 4 * len(measured), 5.0) as panels:
+        for axes, kind in zip(panels, measured, strict=True):
             highest = 0.0
             for i, name in enumerate(dict.fromkeys(point.model for point in points)):
                 mine = [p for p in points if p.model == name]
@@ -121,11 +178,11 @@ def plot(path: Path, points: list[Point]) -> None:
             limits = axes.get_ylim()
             for power, dash in ((1, "--"), (2, ":")):
                 # through one point above all curves' beginnings, so that they are seen
-                guide = [2 * highest * (n / LENGTHS[0]) ** power for n in LENGTHS]
-                axes.plot(LENGTHS, guide, dash, color=figures.GREY, linewidth=1.2, label=f"slope {power}")
-            axes.set(xscale="log", yscale="log", title=f"{kind}, {unit}", xlabel="tokens")
+                guide = [2 * highest * (n / lengths[0]) ** power for n in lengths]
+                axes.plot(lengths, guide, dash, color=figures.GREY, linewidth=1.2, label=f"slope {power}")
+            axes.set(xscale="log", yscale="log", title=f"{TITLES.get(kind, kind)}, {KINDS[kind]}", xlabel="tokens")
             axes.set_ylim(top=4 * limits[1])
-            axes.set_xticks(LENGTHS, [f"{n // 1024}K" for n in LENGTHS])
+            axes.set_xticks(lengths, [f"{n // 1024}K" for n in lengths])
             axes.minorticks_off()
         figures.legend_below(panels[0], 6)
 
@@ -133,24 +190,34 @@ def plot(path: Path, points: list[Point]) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.linear", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, help="where to write, without extension: .json, .md and .png are added")
-    parser.add_argument("--models", nargs="*", choices=sorted(MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="*", choices=sorted({*MODELS, *FAMILIES}), help="all by default")
+    parser.add_argument("--params", default="", help="parameters of each model, such as 1M; one layer, D = 64, by default")
+    parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="tokens")
+    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds both ways after which no longer ones are tried")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--point", nargs=2, metavar=("MODEL", "LENGTH"), help="measure one point in this process")
     options = parser.parse_args(argv)
     if options.point:
-        print(json.dumps(dataclasses.asdict(measure(options.point[0], int(options.point[1]), options.repeats))))
+        print(json.dumps(dataclasses.asdict(measure(options.point[0], int(options.point[1]), options.repeats, options.params))))
         return 0
-    points = []
-    for name in options.models:
-        for length in LENGTHS:
-            command = [sys.executable, "-m", "unisono_tools.bench.linear", "--repeats", str(options.repeats), "--point", name, str(length)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+    points, load = [], f"{os.getloadavg()[0]:.1f} when it began"
+    chosen = ["--params", options.params] if options.params else []
+    for name in options.models or (FAMILIES if options.params else MODELS):
+        for length in filter(lambda length: length <= options.longest, LENGTHS):
+            command = [sys.executable, "-m", "unisono_tools.bench.linear", *chosen, "--repeats", str(options.repeats)]
+            done = subprocess.run([*command, "--point", name, str(length)], capture_output=True, text=True, check=False)
             if done.returncode:
                 raise InputError(f"{name} at {length} tokens: {done.stderr.strip().splitlines()[-1]}")
             p = Point(**json.loads(done.stdout.splitlines()[-1]))
             points.append(p)
             print(f"{name:<16} {length:>6}  {1e3 * p.forward:9.1f} ms  {1e3 * p.backward:9.1f} ms  {p.peak:8.0f} MiB", flush=True)
-    run = about(f"python -m unisono_tools.bench.linear --repeats {options.repeats}", "1 thread", "torch")
+            if p.forward + p.backward > options.patience:
+                break
+    given = [*chosen, *(["--longest", str(options.longest)] if options.longest != LENGTHS[-1] else [])]
+    given += ["--patience", f"{options.patience:g}"] if options.patience < PATIENCE else []
+    run = about(" ".join(["python -m unisono_tools.bench.linear", *given, f"--repeats {options.repeats}"]), "1 thread", "torch")
+    run |= {"load": f"{load}, {os.getloadavg()[0]:.1f} when it ended"}
+    run |= {"models": f"{options.params} parameters each"} if options.params else {}
     print(markdown(run, points))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

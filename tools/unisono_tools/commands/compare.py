@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from unisono_tools.commands.arguments import call
 from unisono_tools.commands.match import number
 from unisono_tools.data import load_corpus
 from unisono_tools.experiments import compare
+from unisono_tools.experiments.worker import origin
 
 
 def run(
@@ -57,7 +59,10 @@ def run(
     tokens, repeated = steps * batch_size * seq_len / 1e6, "one seed" if seeds == 1 else f"{seeds} seeds"
     budget = f"{params} parameters, {tokens:.1f}M tokens of {Path(text.name).name}, {repeated}"
     first = {name: each[0] for name, each in runs.items()}
-    drawn = compare.report(curves, text, folder, budget, console), compare.dependencies(first, folder)
+    said = ["--params", params, "--corpus", corpus, "--steps", steps, "--batch_size", batch_size, "--seq_len", seq_len, "--lr", lr]
+    said += ["--seeds", seeds, *(["--models", f"[{', '.join(models)}]"] if models else [])]
+    made = {"command": shlex.join(["unisono", "compare", *map(str, said)]), **origin(backend, None), "seeds": list(range(seeds))}
+    drawn = compare.report(curves, text, folder, budget, made, console), compare.dependencies(first, folder)
     console.print(f"drawn: {', '.join(map(str, drawn))}")
     return 0
 

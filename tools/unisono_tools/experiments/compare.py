@@ -139,8 +139,8 @@ def dependencies(runs: dict[str, TrainConfig], out: Path) -> Path:
     return figures.dependencies(out / "dependency.png", matrices, "What each output depends on, after training")
 
 
-def report(curves: list[Curve], text: Corpus, out: Path, budget: str, console: Console) -> Path:
-    """The table, best first; the figure; and both as numbers in compare.json."""
+def report(curves: list[Curve], text: Corpus, out: Path, budget: str, run: dict[str, Any], console: Console) -> Path:
+    """The table, best first; the figure; and both as numbers in compare.json. run: the command, date, device, versions, seeds, commit."""
     order = sorted(curves, key=lambda curve: curve.bits[-1])
     bits = ngrams.witten_bell(np.asarray(text.train), np.asarray(text.validation))
     # a context of three bytes and the byte that follows are a 4-gram
@@ -153,7 +153,7 @@ def report(curves: list[Curve], text: Corpus, out: Path, budget: str, console: C
     for name, value in baselines.items():
         table.add_row(f"{name}, Witten–Bell", "", f"{value:.3f}", "")
     console.print(table)
-    content = {"budget": budget, "baselines": baselines, "curves": [dataclasses.asdict(curve) for curve in order]}
+    content = {"run": run, "budget": budget, "baselines": baselines, "curves": [dataclasses.asdict(curve) for curve in order]}
     write_bytes(out / "compare.json", json.dumps(content, indent=1).encode())
     return plot(content, out / "compare.png")
 

@@ -154,13 +154,15 @@ def _best(table: Table, name: str, out: Path, options: dict[str, Any]) -> float 
     return max(scores, key=lambda rate: scores[rate]) if scores else None
 
 
+def _rates(table: Table, row: Row) -> list[float]:
+    return table.rows[row.rate_of].rates if row.rate_of else row.rates
+
+
 def _row(table: Table, name: str, out: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """What the results say of a row: every run of it, and which learning rate counts."""
+    """What the results say of a row: every run of it that there is, and which learning rate counts."""
     row, config = table.rows[name], config_of(table.rows[name])
     rate = _best(table, name, out, options)
-    tried = [(row.seeds[0], each) for each in row.rates if not row.rate_of]
-    tried += [(seed, rate) for seed in row.seeds if rate is not None and (seed, rate) not in tried]
-    plans = [tables.plan(table, name, seed, each, out, **options) for seed, each in tried]
+    plans = [tables.plan(table, name, seed, each, out, **options) for seed in row.seeds for each in _rates(table, row)]
     runs = [found for each in plans if (found := _result(each))]
     return {
         "row": name,
@@ -180,7 +182,8 @@ def _row(table: Table, name: str, out: Path, options: dict[str, Any]) -> dict[st
 
 
 def join(table: Table, out: Path, files: list[str], quick: bool = False, **options: Any) -> None:
-    """Take in the runs of other calls' results, each where it went further than what is there; InputError where settings differ."""
+    """Take in the runs of other calls' results, each where it went further than what is there; InputError where settings differ, as a
+    learning rate or a seed that the table has not."""
     for file in files:
         results = load(expanded(file))
         if results["table"] != table.name or results["quick"] != quick:
@@ -192,7 +195,14 @@ def join(table: Table, out: Path, files: list[str], quick: bool = False, **optio
             other = _differs(table.rows[row["row"]], row)
             if other:
                 raise InputError(f"join: {file}: {row['row']} was run with other {', '.join(other)}; run it anew, or join the others")
+            asked = table.rows[row["row"]]
             for run in row["runs"]:
+                for field, value, known in (("lr", run["lr"], _rates(table, asked)), ("seed", run["seed"], asked.seeds)):
+                    if value not in known:
+                        raise InputError(
+                            f"join: {file}: a run of {row['row']} has {field} {value:g}, the table {', '.join(map(str, known))}; "
+                            f"add it to the table's {'rates' if field == 'lr' else 'seeds'}, or take the run out of the file"
+                        )
                 plan = tables.plan(table, row["row"], run["seed"], run["lr"], out, **options)
                 old = _result(plan)
                 if not old or _reached(old) < _reached(run):
