@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 from unisono_conformance import judge, numerics
@@ -40,3 +43,8 @@ def test_a_page():
     page = bench.markdown(result)
     assert "| pallas | 2.000 | 50% | 6.000 | 50% | 1.0e-06 | 2.0e-06 | 1 | 1.0 |\n" in page
     assert "| lat-base | 1,024 | 100 | 1 |\n" in page
+
+
+def test_the_page_is_its_numbers():
+    numbers = Path(__file__).parents[3] / "docs/results/kernels-jax-h100.json"
+    assert bench.markdown(json.loads(numbers.read_text("utf-8"))) == numbers.with_suffix(".md").read_text("utf-8")
