@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
@@ -111,7 +112,8 @@ def _run(verb: str, argv: list[str]) -> int:
 
 def _fail(name: str, message: str, code: int = WRONG) -> int:
     line = f"{name}: error: {' '.join(message.split())}"
-    print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody may be left to tell
+        print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
     return code
 
 

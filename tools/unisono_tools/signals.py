@@ -7,7 +7,7 @@ import threading
 from types import FrameType
 
 # what schedulers send before they kill, and the keyboard
-CAUGHT = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name))
+CAUGHT = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU") if hasattr(signal, name))
 
 
 _pressed: list[int] = []  # Ctrl-C, since the command began

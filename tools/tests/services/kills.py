@@ -20,7 +20,7 @@ from unisono_tools import cli
 from unisono_tools.backends import backend as loaded
 from unisono_tools.train import checkpoint
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGKILL)
 STEPS = 30  # for each kill: more than a run makes from one to the next
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import importlib
+import io
 import json
 import os
 import signal
@@ -261,6 +263,25 @@ def test_no_patience(backend, tiny, capsys):
     assert (result.steps, result.best.step) == (8, 2)
     assert "no better validation since step 2" in capsys.readouterr().err
     assert 8 in checkpoint.steps(result.run)
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device"), OSError(5, "Input/output error")]
+)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_run_whose_reader_is_gone_goes_on(error, terminal, tiny, tmp_path, monkeypatch):
+    """As where `| head` has read enough, the disk of a redirected log is full, or the connection to a terminal is lost."""
+
+    class Gone(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+        def write(self, _: str) -> int:
+            raise error
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert train(tiny()).steps == 8
+    assert [row["step"] for row in read(tmp_path / "run" / "log.jsonl") if "loss" in row] == list(range(1, 9))
 
 
 def test_a_limit_of_time(backend, tiny):

@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from unisono_spec.contract import InputError
 from unisono_spec.contract.plain import expanded
 
@@ -14,7 +13,11 @@ from unisono_tools.commands.arguments import call
 from unisono_tools.commands.match import number
 from unisono_tools.data import load_corpus
 from unisono_tools.experiments import compare
+<<<<<<< HEAD
 from unisono_tools.experiments.worker import origin
+=======
+from unisono_tools.voice import Voice
+>>>>>>> 35bb50a (A run goes on where nobody reads what it says; SIGXCPU ends it with a checkpoint)
 
 
 def run(
@@ -45,7 +48,7 @@ def run(
         jobs: runs at once, each in a process of its own
         out: folder of the runs and of the figures; runs that are there already are continued
     """
-    console, folder, text = Console(soft_wrap=True, highlight=False), expanded(out), load_corpus(corpus)
+    console, folder, text = Voice(soft_wrap=True, highlight=False), expanded(out), load_corpus(corpus)
     chosen = compare.choose(models, number(params))
     if seeds < 1:
         raise InputError(f"seeds: {seeds}; use a positive number of runs")

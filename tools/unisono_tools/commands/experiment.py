@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from typing import Literal
 
-from rich.console import Console
 from unisono_spec.contract import InputError
 from unisono_spec.contract.plain import expanded
 
 from unisono_tools.commands.arguments import call
 from unisono_tools.experiments import drawn, figures, running, tables
+from unisono_tools.voice import Voice
 
 
 def run(
@@ -40,7 +40,7 @@ def run(
         join: results files of other calls, as '[here/table1.json, there/table1.json]', whose runs are not run again
         draw: a results file: write its page and figure anew, and run nothing
     """
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Voice(soft_wrap=True, highlight=False, markup=False)
     if table == "list":
         for name in tables.names():
             console.print(f"{name:<20} {tables.load(name).title}")

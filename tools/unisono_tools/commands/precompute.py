@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 from unisono_spec.contract import preset as find_preset
 from unisono_spec.contract.plain import expanded
@@ -13,6 +12,7 @@ from unisono_tools.commands.arguments import call
 from unisono_tools.data import load_corpus
 from unisono_tools.precompute import precompute
 from unisono_tools.train.loader import check_corpus
+from unisono_tools.voice import Voice
 
 
 def run(
@@ -34,7 +34,7 @@ def run(
     config = find_preset(preset, **(overrides or {}))
     text = load_corpus(corpus, tokenizer)
     check_corpus(config, text)
-    console = Console(stderr=True)
+    console = Voice(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("ξ", total=len(text.train))
         made = precompute(

@@ -155,9 +155,9 @@ class _Writer:
             self.said = now
             rate = self.read / (now - self.begun)
             text = f"tokenizing: {self.read / 1e6:,.0f} of {self.total / 1e6:,.0f} MB, {(self.total - self.read) / rate / 60:.1f} min left"
-            from rich.console import Console
+            from unisono_tools.voice import Voice
 
-            Console(stderr=True).print(text, highlight=False)
+            Voice(stderr=True).print(text, highlight=False)
 
 
 def _continued(path: Path, size: int) -> Any:

@@ -32,6 +32,7 @@ from unisono_tools.train import train
 from unisono_tools.train.checkpoint import model_file
 from unisono_tools.train.logs import NAME as LOG
 from unisono_tools.train.logs import read as read_log
+from unisono_tools.voice import Voice
 
 ANOTHER = "another"
 PROMPT = "The people of the United States "
@@ -54,7 +55,7 @@ def run(out: str = "demo", corpus: str = "sotu", seconds: float = 200, steps: in
     """
     if not seconds > 0:
         raise InputError(f"seconds: {seconds}; use a positive number")
-    console, folder = Console(soft_wrap=True, highlight=False), Path(out)
+    console, folder = Voice(soft_wrap=True, highlight=False), Path(out)
     text = load_corpus(corpus)
     console.print(f"[bold]{text.name}[/]: {len(text.train):,} bytes to learn from; held out: " + _periods(text))
     plan = _plan(folder, corpus, text)

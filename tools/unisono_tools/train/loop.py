@@ -35,6 +35,7 @@ from unisono_tools.train.logs import NAME as LOG
 from unisono_tools.train.logs import Log
 from unisono_tools.train.progress import ProgressBar
 from unisono_tools.train.task_datamodule import TaskDataModule
+from unisono_tools.voice import Voice
 
 AHEAD = 2  # steps
 # what nanoGPT's init_from may be
@@ -70,7 +71,7 @@ def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: C
     a checkpoint. SIGINT, SIGTERM and what else schedulers send end it likewise. Every random number is a function of (seed, step), so
     a continued run ends with the same weights as one that was never interrupted, bit for bit on equal software and thread count.
     """
-    console = console or Console(stderr=True, quiet=processes()[0] > 0)
+    console = console or Voice(stderr=True, quiet=processes()[0] > 0)
     config, run = train.validate(), train.folder
     datamodule = open_datamodule(train, config, corpus)
     train = dataclasses.replace(train, steps=datamodule.steps)

@@ -8,6 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from unisono_tools.voice import Voice
+
 INTERVAL = 10.0  # seconds between plain lines
 
 
@@ -15,7 +17,7 @@ class ProgressBar:
     """Step, loss, tokens/s, time left. `unit` is what a step reads: tokens, positions or frames."""
 
     def __init__(self, done: int, steps: int, unit: str, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Voice(stderr=True)
         self.first, self.steps, self.unit = done, steps, unit
         self.start = self.last = time.monotonic()
         self.read = 0
