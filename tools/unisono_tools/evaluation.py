@@ -70,7 +70,7 @@ def evaluate(
         raise InputError(f"evaluation: {len(ids)} tokens predict nothing; give at least 2")
     width = 2 * ids.shape[1] if config.reads_frames else config.vocab_size
     chunk = max(1, min(CHUNK, LOGITS // width))
-    state, nats, targets = reader.init_state(1, window or number), 0.0, 0
+    state, nats, targets = reader.init_state(1, min(window or number, number)), 0.0, 0
     for start in range(0, number, chunk):
         if progress is not None:
             progress()

@@ -70,6 +70,8 @@ def test_missing_corpus(refused, run, tmp_path):
 
 def test_unknown_tokenizer(refused, run):
     assert "tokenizer: 'gpt3'" in _eval(refused, run, "--tokenizer", "gpt3")
+    assert "'chars' is learned from a corpus" in _eval(refused, run, "--tokenizer", "chars")
+    assert "task_options: given for a corpus" in _eval(refused, run, "--task_options", "{side: 4}")
     assert "tokenizer: 'gpt3'" in refused("generate", run, "--tokenizer", "gpt3", "--backend", "numpy")
 
 

@@ -43,6 +43,9 @@ def test_windows_start_anew(monkeypatch):
     monkeypatch.setattr(evaluation, "CHUNK", 7)
     assert evaluate(reader, ids, window=10).nats == pytest.approx(separate, rel=SUMS)
     assert evaluate(reader, ids).nats != pytest.approx(separate, rel=numerics.mistake())
+    # one that is longer than the text needs no more room than the text
+    softmax = _reader("transformer-1m", d_model=8, n_layers=1, head_width=8)
+    assert evaluate(softmax, ids, window=10**11) == evaluate(softmax, ids)
 
 
 @pytest.mark.parametrize("window", [0, 10])

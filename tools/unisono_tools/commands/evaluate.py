@@ -62,6 +62,8 @@ def run(
     if task or (corpus is None and data.task):
         chosen = open_task(task or str(data.task), task_options if task or task_options else data.task_options)
         return _task_score(reader, path, chosen, split, limit)
+    if task_options:
+        raise InputError("task_options: given for a corpus; name the task in task, or leave them out")
     if corpus is None and training is None:
         raise InputError(f"corpus: nothing beside {path} says what it was trained on; give --corpus or --task")
     coder = load_tokenizer(tokenizer) if tokenizer else saved_tokenizer(path, reader.tokenizer)

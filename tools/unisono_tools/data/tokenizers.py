@@ -73,6 +73,8 @@ def load_tokenizer(name: str, cache: Path | None = None) -> Tokenizer:
         return Bytes()
     if name == "gpt2":
         return _gpt2(cache)
+    if name == "chars":
+        raise InputError("tokenizer: 'chars' is learned from a corpus, and lies beside the model that was trained with it; leave it out")
     path = expanded(name)
     path = path / "tokenizer.json" if path.is_dir() else path
     if path.is_file():
