@@ -13,11 +13,8 @@ from unisono_tools.commands.arguments import call
 from unisono_tools.commands.match import number
 from unisono_tools.data import load_corpus
 from unisono_tools.experiments import compare
-<<<<<<< HEAD
 from unisono_tools.experiments.worker import origin
-=======
 from unisono_tools.voice import Voice
->>>>>>> 35bb50a (A run goes on where nobody reads what it says; SIGXCPU ends it with a checkpoint)
 
 
 def run(
