@@ -1,6 +1,7 @@
 """Unisono's models in JAX, as Flax NNX modules: the spec's names, shapes, files and states."""
 
 from unisono_spec.contract import InputError, preset, presets
+from unisono_spec.contract.sampling import Sampling
 
 from unisono_jax.arrays import numpy_params, numpy_state, state_from_numpy
 from unisono_jax.models import create, from_hf, load
@@ -10,6 +11,7 @@ __all__ = [
     "Compiled",
     "InputError",
     "Model",
+    "Sampling",
     "create",
     "from_hf",
     "load",

@@ -34,8 +34,8 @@ def test_tails(name: str, tmp_path: Path) -> None:
     given = g.input("x", np.float32, "N")
     found = typed(WRITTEN[name](g, given), np.float32, "N")
     found.name = "y"
-    initializers, opsets = list(g.initializers.values()), {"": 23, DOMAIN: 1}
-    model = ir.Model(ir.Graph([given], [found], nodes=g.nodes, initializers=initializers, opset_imports=opsets), ir_version=11)
+    initializers, opsets = list(g.initializers.values()), {"": 21, DOMAIN: 1}
+    model = ir.Model(ir.Graph([given], [found], nodes=g.nodes, initializers=initializers, opset_imports=opsets), ir_version=10)
     inlined(model)
     file, x = tmp_path / "a.onnx", tails.points(name, "float32")
     ir.save(model, file)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from unisono_spec.contract import Config, InputError
 
 from unisono_onnx.precision import MICROSOFT, shrink, shrinks
-from unisono_onnx.targets import OPSETS
+from unisono_onnx.targets import IR_VERSIONS, OPSETS
 
 DOMAIN = "unisono"
 Value = ir.Value
@@ -111,7 +111,7 @@ class Builder:
         """LayerNorm, which has a bias, or RMSNorm."""
         weight = self.param(f"{name}.weight")
         if not self.has(f"{name}.bias"):
-            return self("RMSNormalization", x, weight, axis=-1, epsilon=self.config.norm_eps)
+            return self.own("RMSNorm", x, weight, epsilon=self.config.norm_eps)
         # onnxruntime computes x² − mean²: where all of x shares a large part, as the entries of ξ do, little would be left of it
         centred = self("Sub", x, self("ReduceMean", x, [-1], keepdims=1))
         return self("LayerNormalization", centred, weight, self.param(f"{name}.bias"), axis=-1, epsilon=LAYER_NORM_EPS)
@@ -233,7 +233,7 @@ def inlined(model: ir.Model) -> None:
     for proto in definitions():
         function = ir.from_proto(proto)
         for domain, version in model.opset_imports.items():
-            function.opset_imports[domain] = version  # what they use means the same in every opset from 23
+            function.opset_imports[domain] = version  # what they use means the same in every opset from 21
         model.functions[function.identifier()] = function
     for step in (
         common.InlinePass(),
@@ -245,6 +245,7 @@ def inlined(model: ir.Model) -> None:
         step(model)
     model.opset_imports.pop(DOMAIN, None)
     name_once(model)
+    rank_carried(model)
 
 
 def name_once(model: ir.Model) -> None:
@@ -265,6 +266,19 @@ def name_once(model: ir.Model) -> None:
             if attribute.type == ir.AttributeType.GRAPH:
                 for place, value in enumerate(attribute.as_graph().inputs):
                     value.name = f"{node.name}.given.{place}"
+
+
+def rank_carried(model: ir.Model) -> None:
+    """Say how many axes the outputs of each Scan's body have: onnxruntime before 1.24 runs no Scan without, and cannot tell them itself."""
+    from onnx_ir.passes import common
+
+    inferred = model.clone()
+    common.ShapeInferencePass()(inferred)
+    for node, known in zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True):
+        if node.op_type == "Scan":
+            for value, found in zip(node.attributes["body"].as_graph().outputs, known.attributes["body"].as_graph().outputs, strict=True):
+                assert found.shape is not None, f"{value.name}: of unknown rank"
+                value.type, value.shape = found.type, ir.Shape([None] * len(found.shape))
 
 
 def build(config: Config, params: Mapping[str, np.ndarray], target: str = "portable", precision: str = "float32") -> ir.Model:
@@ -288,7 +302,7 @@ def build(config: Config, params: Mapping[str, np.ndarray], target: str = "porta
         opset_imports=opsets,
         name=config.arch,
     )
-    model = ir.Model(graph, ir_version=11 if OPSETS[target] < 27 else 13, producer_name="unisono")
+    model = ir.Model(graph, ir_version=IR_VERSIONS[OPSETS[target]], producer_name="unisono")
     inlined(model)
     if OPSETS[target] >= 27:  # which has them, too
         for node in model.graph.all_nodes():

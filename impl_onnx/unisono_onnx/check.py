@@ -47,7 +47,13 @@ def compare(config: Config, params: Arrays, path: Path, runtime: Any) -> None:
     """Raise InputError unless onnxruntime, reading the file at `path`, and the spec, with `params`, agree."""
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors only
-    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common class for what it raises
+        raise InputError(
+            f"{path.name}: onnxruntime {runtime.__version__} does not read this graph ({str(error).strip()}), so no "
+            "file was written; install a newer onnxruntime, or give another target or precision"
+        ) from error
     asked = [example(config, batch, length, seed=1) for batch, length in COMPARED]
     # one after the other, for a model may be as large as half the memory
     expected, moved = _answers(config, params, asked), _answers(config, _erring(params), asked)

@@ -51,8 +51,16 @@ def test_damaged_files_are_refused(file: Path, tmp_path: Path) -> None:
             load_params(path)
     with pytest.raises(InputError, match="no such file"):
         load_params(tmp_path / "nothing.safetensors")
+    with pytest.raises(InputError, match=r"a folder; give the file in it, such as .*model\.safetensors"):
+        load_params(tmp_path)
     with pytest.raises(InputError, match="expected 'state'"):
         load_state(file)
+
+
+@pytest.mark.parametrize(("path", "words"), [(".", "a folder; name a file in it"), (None, "path: None has type NoneType")])
+def test_a_file_needs_a_name(path, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        save_params(path, CONFIG, init_params(CONFIG))
 
 
 def test_wrong_parameters_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -40,6 +41,20 @@ def read(name: str) -> str:
     """A file, or all modules of a folder."""
     paths = sorted((ROOT / name).glob("*.py")) if name.endswith("/") else [ROOT / name]
     return "\n".join(path.read_text("utf-8") for path in paths)
+
+
+def offered(room: str) -> set[str]:
+    """The names in the `__all__` of a room, whose framework need not be here."""
+    tree = ast.parse(read(f"{room}/__init__.py"))
+    assigned = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
+    return set(ast.literal_eval(assigned["__all__"]))
+
+
+def test_rooms_offer_the_same_names() -> None:
+    names = offered("spec/unisono_spec")
+    assert "Sampling" in names
+    assert offered("impl_torch/unisono_torch") == names
+    assert offered("impl_jax/unisono_jax") - {"Compiled"} == names  # what jax.jit compiled
 
 
 def behind_transformers(arch: str) -> list[str]:

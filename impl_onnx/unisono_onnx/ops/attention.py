@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from onnxscript import graph, script
-from onnxscript import opset23 as op
+from onnxscript import opset21 as op
 
 from unisono_onnx.ops.chunks import (
     OWN,

@@ -13,7 +13,7 @@ later, and with no reset between them), `kept` [B, C, 1] whether it still reads 
 
 from __future__ import annotations
 
-from onnxscript import opset23 as op
+from onnxscript import opset21 as op
 from onnxscript import script
 from onnxscript.values import Opset
 

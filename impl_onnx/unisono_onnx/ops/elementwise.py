@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from onnxscript import opset23 as op
+from onnxscript import opset21 as op
 from onnxscript import script
 
 from unisono_onnx.ops.chunks import OWN
@@ -29,6 +29,14 @@ def Logistic(x):
     """
     one = op.Constant(value_float=1.0)
     return op.Div(one, op.Add(one, op.Exp(op.Clip(op.Neg(x), None, op.Constant(value_float=88.0)))))
+
+
+@script(OWN)
+def RMSNorm(x, weight, epsilon: float):
+    """x / √(mean x² + ε) · weight, by the nodes in which onnxruntime knows one norm; opset 23 was the first to have an operator."""
+    square = op.Pow(x, op.Constant(value_float=2.0))
+    mean = op.ReduceMean(square, op.Constant(value_ints=[-1]), keepdims=1)
+    return op.Mul(op.Div(x, op.Sqrt(op.Add(mean, op.Constant(value_float=epsilon)))), weight)
 
 
 @script(OWN)

@@ -10,7 +10,7 @@ NaN in a state that a reset shall forget; it is cleared where the first token of
 
 from __future__ import annotations
 
-from onnxscript import opset23 as op
+from onnxscript import opset21 as op
 from onnxscript import script
 from onnxscript.values import Opset
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from onnxscript import opset23 as op
+from onnxscript import opset21 as op
 from onnxscript import script
 
 from unisono_onnx.ops.chunks import OWN

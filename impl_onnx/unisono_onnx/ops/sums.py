@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from onnxscript import graph, script
-from onnxscript import opset23 as op
+from onnxscript import opset21 as op
 
 from unisono_onnx.ops.chunks import OWN, Chunks, Count, Counted, Joined, LastRow, Masked, Numbers, Own, Reads
 from unisono_onnx.ops.elementwise import Logistic
@@ -62,9 +62,9 @@ def Position(count_0, reset, valid):
     def chunk(count, reset_n, valid_n):
         reads, kept = Reads(reset_n, valid_n)
         earlier = op.And(reads, op.Not(Own(reads)))
-        carried = op.Where(op.Squeeze(kept, last), count, op.Constant(value_int=0))  # [B, C]
-        where = op.Add(carried, op.ReduceSum(op.Cast(earlier, to=7), last, keepdims=0))
-        return Counted(count, reads, kept), op.Unsqueeze(where, last)
+        carried = op.Where(kept, op.Unsqueeze(count, op.Constant(value_ints=[1])), op.Constant(value_int=0))  # [B, C, 1]
+        where = op.Add(carried, op.ReduceSum(op.Cast(earlier, to=7), op.Constant(value_ints=[2])))
+        return Counted(count, reads, kept), where
 
     start = op.Unsqueeze(op.Cast(count_0, to=7), one)
     count_T, where = op.Scan(start, Chunks(Numbers(reset)), Chunks(Numbers(valid)), body=chunk, num_scan_inputs=2)

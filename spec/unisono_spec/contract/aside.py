@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from unisono_spec.contract.errors import InputError
+from unisono_spec.contract.errors import InputError, shown
 
 try:
     import fcntl
@@ -22,7 +22,11 @@ except ImportError:  # Windows: what a killed writer leaves there stays
 @contextmanager
 def written(path: str | Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` once the block has ended, whole or not at all. Its mode follows the umask."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"path: {shown(path)} has type {type(path).__name__}; give the name of a file")
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; name a file in it")
     with cannot_be_written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside(path) as draft:

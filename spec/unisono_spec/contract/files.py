@@ -21,7 +21,7 @@ from unisono_spec.contract.aside import written
 from unisono_spec.contract.base import ANY, DTYPES, Arrays, Config, state_dtype
 from unisono_spec.contract.errors import InputError, nearest, shown
 from unisono_spec.contract.memory import check_fits
-from unisono_spec.contract.plain import build, is_file, read_json
+from unisono_spec.contract.plain import build, is_file, is_folder, read_json
 
 VERSION = "1"
 MAX_HEADER = 1 << 25  # bytes; the largest config's names take a fifth of it
@@ -169,6 +169,8 @@ def _ordered(data: bytes) -> bytes:
 
 def load_arrays(path: str | Path, kind: str, check: Check | None = None) -> tuple[Config, Arrays]:
     """Read what `save_arrays` wrote under `kind`. check: looks at what the file declares before anything of that size is read."""
+    if isinstance(path, (str, os.PathLike)) and is_folder(Path(path)):
+        raise InputError(f"{path}: a folder; give the file in it, such as {Path(path) / 'model.safetensors'}")
     if not isinstance(path, (str, os.PathLike)) or not is_file(Path(path)):
         named = path if isinstance(path, os.PathLike) else shown(path)
         raise InputError(f"{named}: no such file; give the path of a .safetensors file that unisono wrote")

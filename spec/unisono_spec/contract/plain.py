@@ -187,6 +187,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Likewise of a folder."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def read_file(path: Path, remedy: str, limit: int = MAX_BYTES) -> bytes:
     """The bytes of a small regular file; InputError where it is not one, is longer than `limit`, or cannot be read."""
     if not is_file(path):

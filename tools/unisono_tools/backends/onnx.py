@@ -79,7 +79,9 @@ class Reader:
             if lost is not None:
                 name = Path(lost[1] or lost[2]).name
                 raise InputError(f"{path}: its weights are not beside it, in {name}; move both files, or export it again") from error
-            raise InputError(f"{path}: onnxruntime cannot read it ({error}); it may be truncated, export it again") from error
+            raise InputError(
+                f"{path}: onnxruntime {onnxruntime.__version__} cannot read it ({error}); it may be truncated, or need a newer one"
+            ) from error
         self.metadata = self.session.get_modelmeta().custom_metadata_map
         if "unisono.config" not in self.metadata:
             raise InputError(f"{path}: an ONNX graph, but not one of unisono's; write it with `unisono export`")

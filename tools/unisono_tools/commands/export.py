@@ -16,7 +16,7 @@ def run(checkpoint: str, out: str = "model.onnx", target: str = "portable", prec
         checkpoint: folder of a run or of a checkpoint, or a .safetensors file.
         out: where the graph goes; a name that ends in .onnx.
         precision: of matrices and embeddings in the file: float32, float16, int8, or int4, which needs onnxruntime.
-        target: portable holds standard operators of opset 23 only; ort uses onnxruntime's own for linear attention, selective scans and
+        target: portable holds standard operators of opset 21 only; ort uses onnxruntime's own for linear attention, selective scans and
             convolutions; opset27 the standard's for the same, which needs onnxruntime 1.32.
     """
     path = model_file(expanded(checkpoint))
