@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from unisono_conformance import judge, numerics
 from unisono_jax.ops import selective_scan
@@ -24,6 +25,25 @@ def test_slow_decays_stay_within_the_random_walk_of_float32_roundings(rng):
     assert found.dtype == np.float32
     # every term has one sign; a decay below 1 is rounded by u / 2, alike at every token
     judge.within(found, truth, (numerics.formula("float32", length) + numerics.rounding("float32", length) / 2) * truth)
+
+
+def test_rows_of_tokens_as_a_gpu_takes_them(close, rng, monkeypatch):
+    """Values and gradients beside those of a token after the other, of chunks that are no squares, the last one not whole."""
+    dt, b, c = rng.uniform(0.1, 1, (B, 17, 3)), *rng.normal(size=(2, B, 17, 2))
+    given = rng.normal(size=(B, 17, 3)), dt, -rng.uniform(0.1, 2, (3, 2)), b, c, rng.normal(size=3), rng.normal(size=(B, 3, 2))
+    marks = rng.random((B, 17)) < 0.2, rng.random((B, 17)) < 0.7
+
+    def slopes():
+        def loss(given):
+            y, h = selective_scan.parallel(*given, *marks, chunk_size=7, implementation="plain")
+            return jnp.sin(y).sum() + jnp.cos(h).sum(), (y, h)
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(given)
+
+    with jax.enable_x64(True):
+        truth = slopes()
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        jax.tree.map(close, slopes(), truth)
 
 
 def test_the_backward_keeps_no_state_of_each_token():

@@ -62,6 +62,21 @@ def test_gradients_inside_a_shard_map(close, rng):
         close(found[name], a)
 
 
+def test_forward_mode(close, rng):
+    """The loop's own rule beside a fold of steps, with marks, noise and a change of every argument."""
+    p, x, state = cell(GUMBEL), rng.normal(size=(B, 4, 6)), (rng.normal(size=(B, 6)), rng.normal(size=(B, 2, 3, 4)))
+    given = p, x, state, rng.gumbel(size=(B, 4, 2))
+    change = jax.tree.map(lambda a: rng.normal(size=a.shape), given)
+    reset, valid = rng.random((B, 4)) < 0.3, rng.random((B, 4)) < 0.7
+    with jax.enable_x64(True):
+
+        def both(form: Any, **more: Any) -> Any:
+            run = lambda p, x, state, noise: form(x, p, state, reset, valid, noise=noise, temperature=0.7, **more)  # noqa: E731
+            return jax.jit(lambda *a: jax.jvp(run, *a))(given, change)
+
+        jax.tree.map(close, both(mom_gru.hoisted, chunk_size=2), both(mom_gru.recurrent))
+
+
 def test_a_memory_of_width_1(close, rng):
     with jax.enable_x64(True):
         p, x = cell(SMALL.replace(d_memory=1, erase="separate")), rng.normal(size=(B, 5, 6))

@@ -67,3 +67,12 @@ def test_states_between_chunks_as_sums_of_sums(close, rng):
     with jax.enable_x64(True):
         found = jax.jit(diagonal_ssm._summed)(factor, own, first)
         close(found, jax.jit(diagonal_ssm._carried)(factor, own, first))
+
+
+def test_chunks_as_a_gpu_takes_them(close, monkeypatch):
+    """Longer ones than asked for, the last one not whole, sums between them."""
+    given = arrays(300)
+    with jax.enable_x64(True):
+        truth = jax.jit(diagonal_ssm.recurrent)(*given)
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        jax.tree.map(close, jax.jit(diagonal_ssm.parallel)(*given), truth)

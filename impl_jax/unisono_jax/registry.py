@@ -26,7 +26,7 @@ IMPLEMENTATIONS = (
             "weighted_sum": "a matmul in each chunk, by levels",
             "linear_attention": "masked matmuls in chunks, states by a scan over chunks",
             "multiscale": "masked matmuls in chunks, states by a scan over chunks",
-            "selective_scan": "rows of √C tokens, composed side by side; a scan over chunks, made again for the gradient",
+            "selective_scan": "a token after the other, on a GPU rows of √C tokens side by side; chunks made again for the gradient",
             "short_conv": "one shifted product a tap",
             "diagonal_ssm": "Toeplitz matmuls in chunks",
             "window": "a banded mask in chunks",

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 
 
@@ -32,6 +33,13 @@ def alike(arrays: Any) -> Any:
         return lax.pvary(a, missing)  # pyright: ignore[reportAttributeAccessIssue]  (before 0.9)
 
     return jax.tree.map(vary, arrays)
+
+
+def within(state: dict[str, jax.Array], *beside: Any) -> dict[str, jax.Array]:
+    """`state`, inside a shard_map varying as what is beside it does, modules among it: what a loop carries keeps its type."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return state
+    return alike((state, [nnx.state(a) if isinstance(a, nnx.Module) else a for a in beside]))[0]
 
 
 def outlined(shapes: Iterable[tuple[tuple[int, ...], Any]], like: jax.Array) -> list[jax.ShapeDtypeStruct]:

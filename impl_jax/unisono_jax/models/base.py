@@ -21,6 +21,7 @@ from unisono_spec.contract.sampling import GREEDY, Sampling
 
 from unisono_jax.arrays import ARRAYS, check_x64, numpy_params
 from unisono_jax.decoding import follow
+from unisono_jax.kernels.operator import within
 from unisono_jax.layers.reading import Marks, Reading, Training
 from unisono_jax.registry import check_implementation
 
@@ -86,8 +87,9 @@ class Model(nnx.Module):
         self._check(tokens, state, reset, valid)
         self._check_call(tokens, form, chunk_size, dropout, noise, loads)
         dropout = self._dropout(tokens.shape[:2], dropout, rngs)
-        state = self.init_state(*tokens.shape[:2]) if state is None else self._state(state)
+        begun = self.init_state(*tokens.shape[:2]) if state is None else self._state(state)
         tokens, marks = self._tokens(tokens), Marks(*(None if m is None else jnp.asarray(m) for m in (reset, valid)))
+        state = within(begun, tokens, marks, dropout, noise, self)
         if form == "parallel":
             x, state = self._read(tokens, state, Reading(marks, chunk_size, self.implementation), Training(dropout, noise, loads))
             return self._head(x), state
@@ -122,7 +124,8 @@ class Model(nnx.Module):
 
     def _one(self, token: Any, state: State, reset: Any, valid: Any, dropout: Dropout) -> tuple[jax.Array, State]:
         marks = Marks(*(None if m is None else jnp.asarray(m) for m in (reset, valid)))
-        x, state = self._read(self._tokens(token), self._state(state), Reading(marks), Training(dropout))
+        token = self._tokens(token)
+        x, state = self._read(token, within(self._state(state), token, marks, dropout, self), Reading(marks), Training(dropout))
         return self._head(x), state
 
     def _dropout(self, shape: Sequence[int], given: Dropout, rngs: nnx.Rngs | None) -> Dropout:

@@ -13,6 +13,7 @@ from unisono_spec.contract import layer as described
 from unisono_spec.contract.checks import as_array, check_reading
 
 from unisono_jax.arrays import ARRAYS, check_x64, place
+from unisono_jax.kernels.operator import within
 from unisono_jax.layers.reading import Marks, Reading
 from unisono_jax.ops.elementwise import masked, wide
 from unisono_jax.registry import check_implementation
@@ -112,6 +113,7 @@ class Layer(nnx.Module):
         x, marks = jnp.asarray(x), Marks(*(None if m is None else jnp.asarray(m) for m in (reset, valid)))
         floats, (x,) = wide(x), masked(marks.valid, x)  # before a projection, whose weights' gradient a NaN would reach
         held = {name: jnp.asarray(state[name], jnp.int32 if s.integer else floats) for name, s in self.layer.states().items()}
+        held = within(held, x, marks, self)
         return self._mix(x, held, Reading(marks, chunk_size, self.implementation), **training)
 
     def _mix(self, x: jax.Array, state: State, read: Reading) -> tuple[jax.Array, State]:

@@ -11,6 +11,9 @@ Each form returns (y [B, T, D], final state), float32 or wider. y is 0 where a t
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -22,6 +25,7 @@ from unisono_jax.ops.packing import packing, segments, take
 from unisono_jax.registry import check_implementation
 
 RADIX = 8  # terms of a sum of `_summed`
+LEAST = 128  # tokens of a chunk on a GPU, where fewer and larger products are faster
 
 
 def discretised(dt: jax.Array, A: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -109,29 +113,29 @@ def parallel(
     """
     check_implementation(implementation)
     batch, length, width = u.shape
-    size, pairs = min(chunk_size, length), 2 * A.shape[1]
+    least = LEAST if reset is None and jax.default_backend() == "gpu" else 1
+    size, pairs = min(max(chunk_size, least), length), 2 * A.shape[1]
     u, dt, A, C, D, h0 = widened(*masked(valid, u), dt, A, C, D, initial_state)
     tokens, segment = packing(valid, batch, length), segments(reset, batch, length)
     x, now = chunks(tokens.pack(u), size), chunks(tokens.pack(segment), size)  # [B, N, C, D], [B, N, C]
 
     *_, gain = discretised(dt, A)
-    power = _powers(dt[:, None, None] * A, size)  # e^{pΔA}, p = 0 … C: [C+1, D, P, 2]
-    become = times(power[:-1], gain)  # what an input is p tokens later [C, D, P, 2]
-    into = jnp.moveaxis(become[::-1], 0, -1)  # and at the chunk's end [D, P, 2, C]
+    power = _Powers.of(dt[:, None, None] * A, size)
+    into = jnp.moveaxis(power.times(gain)[size - 1 :: -1], 0, -1)  # what an input is at the chunk's end [D, P, 2, C]
     skip = jnp.zeros((size, width), D.dtype).at[0].set(D)
-    kernel = _toeplitz(2 * times(become, C)[..., 0].sum(-1) + skip)  # [D, C, C], query by key
-    read = 2 * times(power[1:], C) * jnp.array([1, -1], C.dtype)  # Re(ab) = aᵣbᵣ − aᵢbᵢ
+    kernel = _toeplitz(power.real(2 * times(gain, C))[:size] + skip)  # [D, C, C], query by key
+    read = power.times(2 * times(power.low[1], C))[:size] * jnp.array([1, -1], C.dtype)  # Re(ab) = aᵣbᵣ − aᵢbᵢ
     read = jnp.moveaxis(read.reshape(size, width, pairs), 0, 1)  # [D, C, 2P]
 
     before = jnp.concatenate([jnp.zeros((batch, 1), jnp.int32), now[:, :-1, -1]], 1)  # the segment that each chunk continues
     if reset is None:  # a channel's tokens and states by one matrix
         by_channel = jnp.transpose(x, (3, 2, 0, 1))  # [D, C, B, N]
-        h = _carried(power[-1], dot("dpcj,djbn->dpcbn", into, by_channel), h0)  # before each chunk [D, P, 2, B, N]
+        h = _carried(power[size], dot("dpcj,djbn->dpcbn", into, by_channel), h0)  # before each chunk [D, P, 2, B, N]
         both = jnp.concatenate([by_channel, h.reshape(width, pairs, *h.shape[3:])], 1)
         y = dot("dtj,djbn->bntd", jnp.concatenate([kernel, read], 2), both)
     else:
         first, (last,) = now == before[..., None], masked(now == now[..., -1:], x)
-        h = _carried(power[-1], dot("dpcj,bnjd->dpcbn", into, last), h0, first[..., -1])
+        h = _carried(power[size], dot("dpcj,bnjd->dpcbn", into, last), h0, first[..., -1])
         past = dot("dtj,djbn->bntd", read, h.reshape(width, pairs, *h.shape[3:]))
         y = _masked_convolution(kernel, x, now) + masked(first, past)[0]
     y = tokens.unpack(joined(y, length))
@@ -179,18 +183,47 @@ def _summed(factor: jax.Array, own: jax.Array, initial: jax.Array) -> jax.Array:
     return h
 
 
-def _powers(z: jax.Array, most: int) -> jax.Array:
-    """e⁰ … e^{most·z} of pairs z. Sizes from p · Re z; turns by doubling, since p · Im z loses the digits of one that goes round often.
+class _Powers(NamedTuple):
+    """e^{pz} of pairs z [D, P, 2] for p = 0 … most: high[p // R] low[p % R]. Products with them are made of such small tables."""
 
-    Each turn is brought back to size 1, lest its roundings add up to a decay of their own.
+    high: jax.Array
+    low: jax.Array
+
+    @classmethod
+    def of(cls, z: jax.Array, most: int) -> _Powers:
+        radix = max(2, math.isqrt(most))
+        low = _turns(jnp.stack([jnp.cos(z[..., 1]), jnp.sin(z[..., 1])], -1), radix)
+        high = _turns(low[radix], most // radix)
+
+        def sized(turns: jax.Array, step: int) -> jax.Array:
+            return turns * jnp.exp(step * jnp.arange(len(turns), dtype=z.dtype)[:, None, None] * z[..., 0])[..., None]
+
+        return cls(sized(high, radix), sized(low[:radix], 1))
+
+    def __getitem__(self, p: int | jax.Array) -> jax.Array:
+        high, low = divmod(p, len(self.low))
+        return times(self.high[high], self.low[low])
+
+    def times(self, a: jax.Array) -> jax.Array:
+        """a e^{pz} [most + 1 or more, D, P, 2]."""
+        return times(self.high[:, None], times(self.low, a)).reshape(-1, *a.shape)
+
+    def real(self, a: jax.Array) -> jax.Array:
+        """Re Σ_P a e^{pz} [most + 1 or more, D]."""
+        conjugate = self.high * jnp.array([1, -1], a.dtype)  # Re(ab) = aᵣbᵣ − aᵢbᵢ
+        return dot("adpc,bdpc->abd", conjugate, times(self.low, a)).reshape(-1, len(a))
+
+
+def _turns(turn: jax.Array, most: int) -> jax.Array:
+    """turn⁰ … turn^most of pairs of size 1, by doubling: p times an angle loses the digits of one that goes round often.
+
+    Each is brought back to size 1, lest its roundings add up to a decay of their own.
     """
-    a = jnp.stack([jnp.cos(z[..., 1]), jnp.sin(z[..., 1])], -1)
-    out = jnp.stack([jnp.broadcast_to(jnp.array([1, 0], a.dtype), a.shape), a])
+    out = jnp.stack([jnp.broadcast_to(jnp.array([1, 0], turn.dtype), turn.shape), turn])
     while len(out) <= most:
         more = times(out[1:], out[-1])
         out = jnp.concatenate([out, more * lax.rsqrt(jnp.square(more).sum(-1, keepdims=True))])
-    size = jnp.exp(jnp.arange(most + 1, dtype=z.dtype)[:, None, None] * z[..., 0])
-    return out[: most + 1] * size[..., None]
+    return out[: most + 1]
 
 
 def _toeplitz(kernel: jax.Array) -> jax.Array:

@@ -197,47 +197,43 @@ def _run(how: tuple[int, float], weights: _Weights, tokens: _Token, memory: jax.
     return (h, carry[0]), c
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _loop(how: tuple[int, float], weights: _Weights, tokens: _Token, memory: jax.Array, initial: State) -> tuple[jax.Array, State]:
-    """The loop, whose weights' gradients are a product each over all tokens, not a sum that every token adds to."""
+    """The loop. What a weight changes is added to products of tokens before it, so that its gradient is a product over all tokens
+    after it, not a sum that every token adds to."""
     return _run(how, weights, tokens, memory, initial)[0]
 
 
-def _loop_ahead(how: tuple[int, float], weights: _Weights, tokens: _Token, memory: jax.Array, initial: State) -> Any:
+@_loop.defjvp
+def _loop_jvp(how: tuple[int, float], given: Any, changes: Any) -> Any:
+    weights, tokens, memory, initial = given
+    change, token, *others = changes
     reset, valid = tokens.reset, tokens.valid
 
     def run(tokens: _Token, *rest: Any) -> tuple[Any, jax.Array]:
         return _run(how, weights, tokens._replace(reset=reset, valid=valid), *rest)
 
-    out, pull, c = jax.vjp(run, tokens._replace(reset=None, valid=None), memory, initial, has_aux=True)
-    return out, (pull, weights, tokens, jnp.concatenate([initial[0][None], out[0]]), c)
-
-
-def _loop_back(how: tuple[int, float], saved: Any, cotangents: Any) -> Any:
-    pull, weights, tokens, h, c = saved
-    slope, memory, initial = pull(cotangents)
-    d, routers = h.shape[-1], slope.router.shape[-1]
+    out, push, c = jax.linearize(run, tokens._replace(reset=None, valid=None), memory, initial, has_aux=True)
+    h = jnp.concatenate([initial[0][None], out[0]])
+    d, widths = h.shape[-1], [token.router.shape[-1], token.query.shape[-1]]
+    routers, asked = widths[0], sum(widths) + 2 * h.shape[-1]
     before, after = h[:-1], h[1:]  # as a token found it, and left it
-    if tokens.reset is not None:
-        (before,) = masked(~tokens.reset, before)
+    if reset is not None:
+        (before,) = masked(~reset, before)
     hidden = jax.nn.relu(tokens.router + linear(before, weights.h[:routers]))
-    at_r = routers + slope.query.shape[-1]
-    r = sigmoid(tokens.gates[..., :d] + linear(c, weights.c[:d]) + linear(before, weights.h[at_r : at_r + d]))
-
-    def outer(slopes: jax.Array, inputs: jax.Array) -> jax.Array:
-        return dot("tbo,tbi->oi", slopes, inputs)
-
-    asked = jnp.concatenate([slope.router, slope.query, slope.gates[..., : 2 * d]], -1)
-    to_weights = _Weights(
-        jnp.concatenate([outer(asked, before), outer(slope.written, after)]),
-        outer(slope.gates, c),
-        outer(slope.gates[..., 2 * d :], r * before),
-        outer(slope.logits, hidden),
+    r = sigmoid(tokens.gates[..., :d] + linear(c, weights.c[:d]) + linear(before, weights.h[asked - 2 * d : asked - d]))
+    router, query, gates = _split(linear(before, change.h[:asked]), [*widths, 2 * d])
+    gates = jnp.concatenate([gates, linear(r * before, change.candidate)], -1)
+    token = _Token(
+        token.router + router,
+        token.query + query,
+        token.gates + gates + linear(c, change.c),
+        token.logits + linear(hidden, change.router),
+        token.written + linear(after, change.h[asked:]),
+        None,
+        None,
     )
-    return to_weights, slope, memory, initial
-
-
-_loop.defvjp(_loop_ahead, _loop_back)
+    return out, push(token, *others)
 
 
 def _split(a: jax.Array, widths: list[int]) -> list[jax.Array]:

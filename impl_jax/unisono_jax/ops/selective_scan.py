@@ -8,6 +8,7 @@ valid [B, T] bool or None. Each form returns (y [B, T, D], final state), float32
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -69,11 +70,10 @@ def parallel(
     chunk_size: int = 64,
     implementation: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
-    """Inside a chunk of C tokens, rows of about √C: the maps h → a h + b are composed down all rows at once, then h goes from row to
-    row. A carry goes from chunk to chunk.
+    """Chunks of C tokens are computed again for the gradient: states [D, N] of one chunk's tokens are all that is ever held.
 
-    A reset is a map with a = 0, a token that is not valid one with a = 1 and b = 0. Chunks are computed again for the gradient: states
-    [D, N] of one chunk's tokens are all that is ever held. C is rounded up to whole rows.
+    Inside a chunk, a token after the other; on a GPU, where that is a launch each, rows of about √C: the maps h → a h + b are composed
+    down all rows at once, then h goes from row to row. A reset is a map with a = 0, a token that is not valid one with a = 1 and b = 0.
     """
     widest = jnp.result_type(u, *(a for a in (dt, A, B, C, D, initial_state) if a.dtype == jnp.float64))
     served = chosen(implementation, "selective_scan", widest, {"N": A.shape[-1]}, u.size)
@@ -86,28 +86,44 @@ def parallel(
         u, dt, B, C = masked(valid, u, dt, B, C)
         return scan(u, dt, A, B, C, D, initial_state, reset)
     length = u.shape[1]
-    rows = math.isqrt(min(chunk_size, length) - 1) + 1
-    width = -(-min(chunk_size, length) // rows)  # tokens a row
+    size = min(chunk_size, length)
+    rows = math.isqrt(size - 1) + 1 if jax.default_backend() == "gpu" else 1
+    width = -(-size // rows)  # tokens a row
     u, dt, B, C, A, D, state = widened(*masked(valid, u, dt, B, C), A, D, initial_state)
+
+    @jax.checkpoint
+    def chunk(h: jax.Array, tokens: tuple) -> tuple[jax.Array, jax.Array]:
+        return _composed(h, tokens, A, rows) if rows > 1 else lax.scan(functools.partial(_token, A), h, tokens)
+
+    # [N, C, B, ·], whole rows; zeros after the end are tokens that are not valid
+    by_chunk = jax.tree.map(lambda x: jnp.moveaxis(chunks(x, rows * width), 0, 2), (u, dt, B, C, reset))
+    state, y = lax.scan(chunk, state, by_chunk)
+    return joined(jnp.moveaxis(y, 2, 0), length) + D * u, state
+
+
+def _token(A: jax.Array, h: jax.Array, token: tuple) -> tuple[jax.Array, jax.Array]:
+    """h [B, D, N] after a token, and what C reads of it [B, D]."""
+    u, dt, B, C, cut = token
+    if cut is not None:
+        (h,) = masked(~cut, h)
+    h = jnp.exp(dt[..., None] * A) * h + (dt * u)[..., None] * B[:, None]
+    return h, (h * C[:, None]).sum(-1)
+
+
+def _composed(h: jax.Array, tokens: tuple, A: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+    """h [B, D, N] after the tokens of a chunk [C, B, ·], and what C reads of it [C, B, D]."""
 
     def compose(before: tuple[jax.Array, jax.Array], token: tuple[jax.Array, jax.Array]) -> Any:
         a, b = token
         both = a * before[0], a * before[1] + b
         return both, both
 
-    @jax.checkpoint
-    def chunk(h: jax.Array, tokens: tuple) -> tuple[jax.Array, jax.Array]:
-        u, dt, B, C, cut = jax.tree.map(lambda x: x.reshape(rows, width, *x.shape[1:]).swapaxes(0, 1), tokens)  # [T', R, B, ·]
-        a = jnp.exp(dt[..., None] * A)  # [T', R, B, D, N]
-        b = (dt * u)[..., None] * B[..., None, :]
-        if cut is not None:
-            (a,) = masked(~cut, a)
-        whole, upto = lax.scan(compose, (jnp.ones_like(a[0]), jnp.zeros_like(b[0])), (a, b))
-        last, entry = lax.scan(lambda h, row: (row[0] * h + row[1], h), h, whole)  # [R, B, D, N]
-        y = dot("trbdn,trbn->rtbd", upto[0] * entry + upto[1], C)
-        return last, y.reshape(rows * width, *y.shape[2:])
-
-    # [N, C, B, ·]; zeros after the end are tokens that are not valid
-    by_chunk = jax.tree.map(lambda x: jnp.moveaxis(chunks(x, rows * width), 0, 2), (u, dt, B, C, reset))
-    state, y = lax.scan(chunk, state, by_chunk)
-    return joined(jnp.moveaxis(y, 2, 0), length) + D * u, state
+    u, dt, B, C, cut = jax.tree.map(lambda x: x.reshape(rows, -1, *x.shape[1:]).swapaxes(0, 1), tokens)  # [T', R, B, ·]
+    a = jnp.exp(dt[..., None] * A)  # [T', R, B, D, N]
+    b = (dt * u)[..., None] * B[..., None, :]
+    if cut is not None:
+        (a,) = masked(~cut, a)
+    whole, upto = lax.scan(compose, (jnp.ones_like(a[0]), jnp.zeros_like(b[0])), (a, b))
+    last, entry = lax.scan(lambda h, row: (row[0] * h + row[1], h), h, whole)  # [R, B, D, N]
+    y = dot("trbdn,trbn->rtbd", upto[0] * entry + upto[1], C)
+    return last, y.reshape(-1, *y.shape[2:])
