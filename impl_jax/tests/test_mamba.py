@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,12 +32,12 @@ def test_slow_decays_stay_within_the_random_walk_of_float32_roundings(rng):
 def test_rows_of_tokens_as_a_gpu_takes_them(close, rng, monkeypatch):
     """Values and gradients beside those of a token after the other, of chunks that are no squares, the last one not whole."""
     dt, b, c = rng.uniform(0.1, 1, (B, 17, 3)), *rng.normal(size=(2, B, 17, 2))
-    given = rng.normal(size=(B, 17, 3)), dt, -rng.uniform(0.1, 2, (3, 2)), b, c, rng.normal(size=3), rng.normal(size=(B, 3, 2))
-    marks = rng.random((B, 17)) < 0.2, rng.random((B, 17)) < 0.7
+    given: Any = rng.normal(size=(B, 17, 3)), dt, -rng.uniform(0.1, 2, (3, 2)), b, c, rng.normal(size=3), rng.normal(size=(B, 3, 2))
+    marks: Any = rng.random((B, 17)) < 0.2, rng.random((B, 17)) < 0.7
 
     def slopes():
         def loss(given):
-            y, h = selective_scan.parallel(*given, *marks, chunk_size=7, implementation="plain")
+            y, h = selective_scan.parallel(*given, *marks, 7, "plain")
             return jnp.sin(y).sum() + jnp.cos(h).sum(), (y, h)
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(given)
