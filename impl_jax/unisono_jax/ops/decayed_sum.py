@@ -11,6 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops import chunked
 from unisono_jax.ops.elementwise import sigmoid, wide
@@ -35,6 +36,7 @@ def step(
     return xi, xi
 
 
+@shaped
 def recurrent(
     x: jax.Array, decay: float, initial_state: jax.Array, reset: jax.Array | None = None, valid: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -49,6 +51,7 @@ def recurrent(
     return jnp.swapaxes(xi, 0, 1), state
 
 
+@shaped
 def parallel(
     x: jax.Array,
     decay: float,

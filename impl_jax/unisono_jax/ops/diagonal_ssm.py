@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops.carry import chunks, joined
 from unisono_jax.ops.elementwise import dot, masked, widened
@@ -59,6 +60,7 @@ def step(
     return _step(u, *discretised(dt, A), C, D, state, reset, valid)
 
 
+@shaped
 def recurrent(
     u: jax.Array,
     dt: jax.Array,
@@ -95,6 +97,7 @@ def _step(
     return (y, new) if valid is None else (masked(valid, y)[0], jnp.where(valid[:, None, None, None], new, state))
 
 
+@shaped
 def parallel(
     u: jax.Array,
     dt: jax.Array,

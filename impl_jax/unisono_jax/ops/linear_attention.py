@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops.carry import carried, chunks, joined, shared
 from unisono_jax.ops.elementwise import dot, masked, widened
@@ -35,6 +36,7 @@ def step(
     return o, (S, z)
 
 
+@shaped
 def recurrent(
     q: jax.Array, k: jax.Array, v: jax.Array, initial_state: State, reset: jax.Array | None = None, valid: jax.Array | None = None
 ) -> tuple[jax.Array, State]:
@@ -43,6 +45,7 @@ def recurrent(
     return fold(step, (q, k, v), tuple(state), reset, valid)
 
 
+@shaped
 def parallel(
     q: jax.Array,
     k: jax.Array,

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.kernels.operator import alike
 from unisono_jax.ops.elementwise import dot, linear, masked, sigmoid, tanh, wide
@@ -97,6 +98,7 @@ def step(
     return new_h, (new_h, new_M)
 
 
+@shaped
 def recurrent(
     x: jax.Array,
     p: Arrays,
@@ -119,6 +121,7 @@ def recurrent(
     return jnp.swapaxes(h, 0, 1), state
 
 
+@shaped
 def hoisted(
     x: jax.Array,
     p: Arrays,

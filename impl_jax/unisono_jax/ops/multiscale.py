@@ -3,9 +3,9 @@
 S^s_t = λ^s_t S^s_{t−1} + k_t v_tᵀ,  z^s_t = λ^s_t z^s_{t−1} + k'_t,  r^s_t = q_tᵀ S^s_t / (q'_t·z^s_t + ε),  o_t = Σ_s c^s_t ∘ r^s_t.
 q, k are φ(q), φ(k) of the numerator, q', k' those of the normaliser: the same arrays, unless RoPE turns the numerator only.
 
-Shapes: q, k, q_norm, k_norm [B, T, H, K], v [B, T, H, V], log_decay (log λ ≤ 0) [B, T, M], weight (c) [B, T, M, H or 1, V or 1],
-state (S [B, M, H, K, V], z [B, M, H, K]), reset and valid [B, T] bool or None. Each form returns (o [B, T, H, V], final state),
-float32 or wider. o is 0 where a token is not valid, and its decay is not applied.
+Shapes: q, k, q_norm, k_norm [B, T, H, K], v [B, T, H, V], log_decay (log λ ≤ 0) [B or 1, T or 1, M],
+weight (c) [B or 1, T or 1, M, H or 1, V or 1], state (S [B, M, H, K, V], z [B, M, H, K]), reset and valid [B, T] bool or None.
+Each form returns (o [B, T, H, V], final state), float32 or wider. o is 0 where a token is not valid, and its decay is not applied.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops.carry import carried, chunks, joined, shared
 from unisono_jax.ops.elementwise import dot, masked, widened
@@ -66,6 +67,7 @@ def step(
     return (weight * read).sum(1), (S, z)
 
 
+@shaped
 def recurrent(
     q: jax.Array,
     k: jax.Array,
@@ -81,6 +83,7 @@ def recurrent(
     rank: int = 0,
 ) -> tuple[jax.Array, State]:
     """The definition: a fold of `step`, [B, T, …] → [B, T, …]. compress [B, T]: it is not associative, so this is its only form."""
+    log_decay, weight = _of_each(q, log_decay, weight)
     *inputs, S, z = widened(q, k, v, q_norm, k_norm, log_decay, weight, *initial_state)
     if compress is None:
         return fold(step, inputs, (S, z), reset, valid)
@@ -91,6 +94,7 @@ def recurrent(
     return fold(compressing, (compress, *inputs), (S, z), reset, valid)
 
 
+@shaped
 def parallel(
     q: jax.Array,
     k: jax.Array,
@@ -110,6 +114,7 @@ def parallel(
     All scales share q kᵀ. With weights that are alike along V, they share one masked matmul with v too, whose mask is
     Σ_s c^s_t λ^s(t, j) / (q'_t·z^s_t + ε).
     """
+    log_decay, weight = _of_each(q, log_decay, weight)
     wide_v = jnp.result_type(v, *(a for a in (q, k, q_norm, k_norm, log_decay, weight, *initial_state) if a.dtype == jnp.float64))
     if chosen(implementation, "multiscale", wide_v, {"K": q.shape[-1], "V": v.shape[-1]}, v.size) != "plain":
         from unisono_jax.kernels.multiscale import attend
@@ -153,6 +158,11 @@ def parallel(
         read = read + dot("bnthk,bnhkv->bnthv", q * by_time[:, :, :, m, None], S[:, :, m])
         o = o + share[:, :, :, m] * read
     return joined(o, length), (S_last, z_last)
+
+
+def _of_each(q: jax.Array, *inputs: jax.Array) -> tuple[jax.Array, ...]:
+    """inputs [B or 1, T or 1, …] for each token of q: [B, T, …]."""
+    return tuple(jnp.broadcast_to(a, (*q.shape[:2], *a.shape[2:])) for a in inputs)
 
 
 def _between(log_decay: jax.Array) -> jax.Array:

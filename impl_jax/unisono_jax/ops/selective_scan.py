@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops.carry import chunks, joined
 from unisono_jax.ops.elementwise import dot, masked, widened
@@ -41,6 +42,7 @@ def step(
     return dot("bdn,bn->bd", h, C) + D * u, h
 
 
+@shaped
 def recurrent(
     u: jax.Array,
     dt: jax.Array,
@@ -57,6 +59,7 @@ def recurrent(
     return fold(lambda u, dt, B, C, *rest: step(u, dt, A, B, C, D, *rest), (u, dt, B, C), state, reset, valid)
 
 
+@shaped
 def parallel(
     u: jax.Array,
     dt: jax.Array,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops.elementwise import masked, wide, widened
 from unisono_jax.ops.fold import fold
@@ -36,6 +37,7 @@ def step(
     return jnp.where(valid[:, None], y, 0), jnp.where(valid[:, None, None], seen[:, 1:], state)
 
 
+@shaped
 def recurrent(
     x: jax.Array,
     weight: jax.Array,
@@ -49,6 +51,7 @@ def recurrent(
     return fold(lambda x_t, *rest: step(x_t, weight, bias, *rest), (x,), state, reset, valid)
 
 
+@shaped
 def parallel(
     x: jax.Array,
     weight: jax.Array,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops import position
 from unisono_jax.ops.carry import chunks, joined
@@ -42,6 +43,7 @@ def step(
     return o, (keys, values, count + (1 if valid is None else valid.astype(jnp.int32)))
 
 
+@shaped
 def recurrent(
     q: jax.Array, k: jax.Array, v: jax.Array, initial_state: State, reset: jax.Array | None = None, valid: jax.Array | None = None
 ) -> tuple[jax.Array, State]:
@@ -50,6 +52,7 @@ def recurrent(
     return fold(step, (q, k, v), (keys, values, initial_state[2]), reset, valid)
 
 
+@shaped
 def parallel(
     q: jax.Array,
     k: jax.Array,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops import chunked
 from unisono_jax.ops.elementwise import sigmoid, wide
@@ -37,6 +38,7 @@ def step(
     return (state if exclusive else xi), xi
 
 
+@shaped
 def recurrent(
     x: jax.Array,
     s: jax.Array,
@@ -56,6 +58,7 @@ def recurrent(
     return jnp.swapaxes(xi, 0, 1), state
 
 
+@shaped
 def parallel(
     x: jax.Array,
     s: jax.Array,

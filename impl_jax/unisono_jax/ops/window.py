@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops.carry import chunks, joined
 from unisono_jax.ops.elementwise import dot, masked, widened
@@ -44,6 +45,7 @@ def step(
     return jnp.where(valid[:, None, None], o, 0), kept
 
 
+@shaped
 def recurrent(
     q: jax.Array, k: jax.Array, v: jax.Array, initial_state: State, reset: jax.Array | None = None, valid: jax.Array | None = None
 ) -> tuple[jax.Array, State]:
@@ -52,6 +54,7 @@ def recurrent(
     return fold(step, (q, k, v), (keys, values, initial_state[2]), reset, valid)
 
 
+@shaped
 def parallel(
     q: jax.Array,
     k: jax.Array,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import sigmoid, wide
@@ -33,6 +34,7 @@ def step(x: Tensor, decay: float, state: Tensor, reset: Tensor | None = None, va
     return xi, xi
 
 
+@shaped
 @exact
 def recurrent(
     x: Tensor, decay: float, initial_state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None
@@ -47,6 +49,7 @@ def recurrent(
     return torch.stack(out, 1), state
 
 
+@shaped
 @exact
 def parallel(
     x: Tensor,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.ops.compact import Compact, segments, take
 from unisono_torch.ops.dispatch import use_triton
@@ -49,6 +50,7 @@ def step(
     return torch.where(valid[:, None], y, 0), torch.where(valid[:, None, None, None], new, state)
 
 
+@shaped
 @exact
 def recurrent(
     u: Tensor,
@@ -64,6 +66,7 @@ def recurrent(
     return fold(lambda u, *rest: step(u, dt, A, C, D, *rest), (u,), initial_state, reset, valid)
 
 
+@shaped
 @exact
 def parallel(
     u: Tensor,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.ops.dispatch import shorter, use_triton
 from unisono_torch.ops.elementwise import wide
@@ -36,6 +37,7 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: State, reset: Tensor | None = N
     return o, (S, z)
 
 
+@shaped
 @exact
 def recurrent(
     q: Tensor, k: Tensor, v: Tensor, initial_state: State, reset: Tensor | None = None, valid: Tensor | None = None
@@ -44,6 +46,7 @@ def recurrent(
     return fold(step, (q, k, v), initial_state, reset, valid)
 
 
+@shaped
 @exact
 def parallel(
     q: Tensor,

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import linear, sigmoid, tanh, wide
@@ -89,6 +90,7 @@ def step(
     return new_h, (new_h, new_M)
 
 
+@shaped
 @exact
 def recurrent(
     x: Tensor,
@@ -108,6 +110,7 @@ def recurrent(
     return torch.stack(out, 1), state
 
 
+@shaped
 @exact
 def hoisted(
     x: Tensor,

@@ -3,8 +3,8 @@
 S^s_t = λ^s_t S^s_{t−1} + k_t v_tᵀ,  z^s_t = λ^s_t z^s_{t−1} + k'_t,  r^s_t = q_tᵀ S^s_t / (q'_t·z^s_t + ε),  o_t = Σ_s c^s_t ∘ r^s_t.
 q, k are φ(q), φ(k) of the numerator, q', k' those of the normaliser: the same arrays, unless RoPE turns the numerator only.
 
-Shapes: q, k, q_norm, k_norm [B, T, H, K], v [B, T, H, V], log_decay (log λ ≤ 0) [B, T, M], or [1, 1, M] where it is one for all
-tokens, weight (c) [B, T, M, H or 1, V or 1], state (S [B, M, H, K, V], z [B, M, H, K]), reset and valid [B, T] bool or None.
+Shapes: q, k, q_norm, k_norm [B, T, H, K], v [B, T, H, V], log_decay (log λ ≤ 0) [B or 1, T or 1, M],
+weight (c) [B or 1, T or 1, M, H or 1, V or 1], state (S [B, M, H, K, V], z [B, M, H, K]), reset and valid [B, T] bool or None.
 Each form returns (o [B, T, H, V], final state), float32 or wider. o is 0 where a token is not valid, and its decay is not applied.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.arrays import readable
 from unisono_torch.ops.carry import carried, faded
@@ -69,6 +70,7 @@ def step(
     return (weight * read).sum(1), (S, z)
 
 
+@shaped
 @exact
 def recurrent(
     q: Tensor,
@@ -85,7 +87,8 @@ def recurrent(
     rank: int = 0,
 ) -> tuple[Tensor, State]:
     """The definition: a fold of `step`, [B, T, …] → [B, T, …]. compress [B, T]: it is not associative, so this is its only form."""
-    inputs = (q, k, v, q_norm, k_norm, log_decay.expand(*q.shape[:2], -1), weight)
+    tokens = q.shape[:2]
+    inputs = (q, k, v, q_norm, k_norm, log_decay.expand(*tokens, -1), weight.expand(*tokens, -1, -1, -1))
     if compress is None:
         return fold(step, inputs, initial_state, reset, valid)
 
@@ -95,6 +98,7 @@ def recurrent(
     return fold(compressing, (compress, *inputs), initial_state, reset, valid)
 
 
+@shaped
 @exact
 def parallel(
     q: Tensor,
@@ -126,6 +130,7 @@ def parallel(
     dtype, length = wide(v.dtype), q.shape[1]
     S0, z0 = (a.to(dtype) for a in initial_state)
     log_decay = log_decay.expand(log_decay.shape[0] if valid is None else q.shape[0], length, -1)
+    weight = weight.expand(-1, length, -1, -1, -1)
     q, k, v, q_norm, k_norm, log_decay, weight = masked(valid, q, k, v, q_norm, k_norm, log_decay, weight)
     size = shorter(chunk_size, length)
     q, k, v = (chunks(a.to(dtype), size).transpose(2, 3).contiguous() for a in (q, k, v))  # [B, N, H, C, ·]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
@@ -41,6 +42,7 @@ def step(
     return (h @ C[..., None])[..., 0] + D.to(dtype) * u, h
 
 
+@shaped
 @exact
 def recurrent(
     u: Tensor,
@@ -57,6 +59,7 @@ def recurrent(
     return fold(lambda u, dt, B, C, *rest: step(u, dt, A, B, C, D, *rest), (u, dt, B, C), initial_state, reset, valid)
 
 
+@shaped
 @exact
 def parallel(
     u: Tensor,

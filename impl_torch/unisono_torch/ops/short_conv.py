@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.ops.compact import Compact, segments, take
 from unisono_torch.ops.dispatch import use_triton
@@ -35,6 +36,7 @@ def step(
     return torch.where(valid[:, None], y, 0), torch.where(valid[:, None, None], seen[:, 1:], state)
 
 
+@shaped
 @exact
 def recurrent(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None
@@ -58,6 +60,7 @@ def parallel(
     return through(x, weight, bias, initial_state, reset, valid, implementation)
 
 
+@shaped
 @exact
 def through(
     x: Tensor,

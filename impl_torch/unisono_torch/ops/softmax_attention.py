@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from unisono_spec.contract import InputError
+from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.arrays import readable
 from unisono_torch.ops.compact import segments, take
@@ -48,6 +49,7 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: State, reset: Tensor | None = N
     return o, (keys, values, count)
 
 
+@shaped
 @exact
 def recurrent(
     q: Tensor, k: Tensor, v: Tensor, initial_state: State, reset: Tensor | None = None, valid: Tensor | None = None
@@ -56,6 +58,7 @@ def recurrent(
     return fold(step, (q, k, v), initial_state, reset, valid)
 
 
+@shaped
 @exact
 def parallel(
     q: Tensor,

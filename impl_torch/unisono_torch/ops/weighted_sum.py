@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import sigmoid, wide
@@ -31,6 +32,7 @@ def step(
     return (state if exclusive else xi), xi
 
 
+@shaped
 @exact
 def recurrent(
     x: Tensor, s: Tensor, initial_state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None, exclusive: bool = False
@@ -45,6 +47,7 @@ def recurrent(
     return torch.stack(out, 1), state
 
 
+@shaped
 @exact
 def parallel(
     x: Tensor,

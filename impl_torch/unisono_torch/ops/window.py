@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.ops.compact import Compact, segments, take
 from unisono_torch.ops.dispatch import shorter, use_triton
@@ -47,6 +48,7 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: State, reset: Tensor | None = N
     return torch.where(valid[:, None, None], o, 0), kept
 
 
+@shaped
 @exact
 def recurrent(
     q: Tensor, k: Tensor, v: Tensor, initial_state: State, reset: Tensor | None = None, valid: Tensor | None = None
@@ -55,6 +57,7 @@ def recurrent(
     return fold(step, (q, k, v), initial_state, reset, valid)
 
 
+@shaped
 @exact
 def parallel(
     q: Tensor,

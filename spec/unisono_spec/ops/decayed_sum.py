@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from unisono_spec.contract.shapes import shaped
 from unisono_spec.ops.elementwise import sigmoid
 
 
@@ -24,6 +25,7 @@ def step(
     return xi, xi
 
 
+@shaped
 def recurrent(
     x: np.ndarray, decay: float, initial_state: np.ndarray, reset: np.ndarray | None = None, valid: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -35,6 +37,7 @@ def recurrent(
     return np.stack(out, 1), state
 
 
+@shaped
 def parallel(
     x: np.ndarray,
     decay: float,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from unisono_spec.contract.shapes import shaped
 from unisono_spec.ops.fold import fold
 
 
@@ -45,6 +46,7 @@ def step(
     return np.where(valid[:, None], o, 0), np.where(valid[:, None, None, None], new, state)
 
 
+@shaped
 def recurrent(
     u: np.ndarray,
     dt: np.ndarray,
@@ -59,6 +61,7 @@ def recurrent(
     return fold(lambda u, *rest: step(u, dt, A, C, D, *rest), (u,), initial_state, reset, valid)
 
 
+@shaped
 def parallel(
     u: np.ndarray,
     dt: np.ndarray,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from unisono_spec.contract.shapes import shaped
 from unisono_spec.ops.fold import fold
 
 EPS = 1e-6
@@ -32,6 +33,7 @@ def step(
     return o, (S, z)
 
 
+@shaped
 def recurrent(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, initial_state: State, reset: np.ndarray | None = None, valid: np.ndarray | None = None
 ) -> tuple[np.ndarray, State]:
@@ -39,6 +41,7 @@ def recurrent(
     return fold(step, (q, k, v), initial_state, reset, valid)
 
 
+@shaped
 def parallel(
     q: np.ndarray,
     k: np.ndarray,

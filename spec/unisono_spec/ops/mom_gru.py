@@ -19,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from unisono_spec.contract.base import Arrays
+from unisono_spec.contract.shapes import shaped
 from unisono_spec.ops.elementwise import linear, sigmoid, softmax
 
 State = tuple[np.ndarray, np.ndarray]
@@ -75,6 +76,7 @@ def step(
     return new_h, (new_h, new_M)
 
 
+@shaped
 def recurrent(
     x: np.ndarray,
     p: Arrays,
@@ -93,6 +95,7 @@ def recurrent(
     return np.stack(out, 1), state
 
 
+@shaped
 def hoisted(
     x: np.ndarray,
     p: Arrays,

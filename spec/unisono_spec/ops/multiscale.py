@@ -3,15 +3,16 @@
 S^s_t = λ^s_t S^s_{t−1} + k_t v_tᵀ,  z^s_t = λ^s_t z^s_{t−1} + k'_t,  r^s_t = q_tᵀ S^s_t / (q'_t·z^s_t + ε),  o_t = Σ_s c^s_t ∘ r^s_t.
 q, k are φ(q), φ(k) of the numerator, q', k' those of the normaliser: the same arrays, unless RoPE turns the numerator only.
 
-Shapes: q, k, q_norm, k_norm [B, T, H, K], v [B, T, H, V], log_decay (log λ ≤ 0) [B, T, M], weight (c) [B, T, M, H or 1, V or 1],
-state (S [B, M, H, K, V], z [B, M, H, K]), reset and valid [B, T] bool or None. Each form returns (o [B, T, H, V], final state).
-o is 0 where a token is not valid, and its decay is not applied.
+Shapes: q, k, q_norm, k_norm [B, T, H, K], v [B, T, H, V], log_decay (log λ ≤ 0) [B or 1, T or 1, M],
+weight (c) [B or 1, T or 1, M, H or 1, V or 1], state (S [B, M, H, K, V], z [B, M, H, K]), reset and valid [B, T] bool or None.
+Each form returns (o [B, T, H, V], final state). o is 0 where a token is not valid, and its decay is not applied.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from unisono_spec.contract.shapes import shaped
 from unisono_spec.ops.fold import fold
 
 EPS = 1e-6
@@ -59,6 +60,7 @@ def step(
     return (weight * read).sum(1), (S, z)
 
 
+@shaped
 def recurrent(
     q: np.ndarray,
     k: np.ndarray,
@@ -74,6 +76,8 @@ def recurrent(
     rank: int = 0,
 ) -> tuple[np.ndarray, State]:
     """The definition: a fold of `step`, [B, T, …] → [B, T, …]. compress [B, T]: it is not associative, so this is its only form."""
+    tokens = q.shape[:2]
+    log_decay, weight = (np.broadcast_to(a, (*tokens, *a.shape[2:])) for a in (log_decay, weight))
     inputs = (q, k, v, q_norm, k_norm, log_decay, weight)
     if compress is None:
         return fold(step, inputs, initial_state, reset, valid)
@@ -85,6 +89,7 @@ def recurrent(
     return fold(compressing, (compress, *inputs), initial_state, reset, valid)
 
 
+@shaped
 def parallel(
     q: np.ndarray,
     k: np.ndarray,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from unisono_spec.contract.shapes import shaped
 from unisono_spec.ops.fold import fold
 
 
@@ -33,6 +34,7 @@ def step(
     return (h * C[:, None]).sum(-1) + D * u, h
 
 
+@shaped
 def recurrent(
     u: np.ndarray,
     dt: np.ndarray,
@@ -48,6 +50,7 @@ def recurrent(
     return fold(lambda u, dt, B, C, *rest: step(u, dt, A, B, C, D, *rest), (u, dt, B, C), initial_state, reset, valid)
 
 
+@shaped
 def parallel(
     u: np.ndarray,
     dt: np.ndarray,

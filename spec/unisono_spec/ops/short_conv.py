@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from unisono_spec.contract.shapes import shaped
 from unisono_spec.ops.fold import fold
 
 
@@ -31,6 +32,7 @@ def step(
     return np.where(valid[:, None], y, 0), np.where(valid[:, None, None], seen[:, 1:], state)
 
 
+@shaped
 def recurrent(
     x: np.ndarray,
     weight: np.ndarray,
@@ -43,6 +45,7 @@ def recurrent(
     return fold(lambda x_t, *rest: step(x_t, weight, bias, *rest), (x,), initial_state, reset, valid)
 
 
+@shaped
 def parallel(
     x: np.ndarray,
     weight: np.ndarray,

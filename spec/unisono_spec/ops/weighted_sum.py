@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from unisono_spec.contract.shapes import shaped
 from unisono_spec.ops.elementwise import sigmoid
 
 
@@ -30,6 +31,7 @@ def step(
     return (state if exclusive else xi), xi
 
 
+@shaped
 def recurrent(
     x: np.ndarray,
     s: np.ndarray,
@@ -47,6 +49,7 @@ def recurrent(
     return np.stack(out, 1), state
 
 
+@shaped
 def parallel(
     x: np.ndarray,
     s: np.ndarray,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from unisono_spec.contract.shapes import shaped
 from unisono_spec.ops.fold import fold
 
 State = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -42,6 +43,7 @@ def step(
     return np.where(valid[:, None, None], o, 0), kept
 
 
+@shaped
 def recurrent(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, initial_state: State, reset: np.ndarray | None = None, valid: np.ndarray | None = None
 ) -> tuple[np.ndarray, State]:
@@ -49,6 +51,7 @@ def recurrent(
     return fold(step, (q, k, v), initial_state, reset, valid)
 
 
+@shaped
 def parallel(
     q: np.ndarray,
     k: np.ndarray,

@@ -1,0 +1,23 @@
+"""Arrays that do not fit each other, and arguments that say one thing for all tokens, in PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+
+import misfits
+import pytest
+import torch
+from unisono_conformance import judge
+from unisono_spec.contract.shapes import SHAPES
+from unisono_torch.ops import multiscale
+
+
+@pytest.mark.parametrize("op", SHAPES)
+def test_what_does_not_fit(op: str):
+    assert misfits.check(importlib.import_module(f"unisono_torch.ops.{op}"), torch.from_numpy) > 20
+
+
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("form", ["recurrent", "parallel"])
+def test_one_for_all(form: str, axes: tuple[int, ...]):
+    judge.same(*misfits.one_for_all(getattr(multiscale, form), torch.from_numpy, *axes))
