@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
+from typing import Any
 
+import numpy as np
 import pytest
 
 
@@ -37,3 +40,30 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
     return chosen_device(request.config)
+
+
+@pytest.fixture(autouse=True)
+def _greater_numbers(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a number and a NaN a GPU's maximum and minimum are the number; the interpreter's would be NaN."""
+    if device == "cpu":
+        from triton.runtime.interpreter import InterpreterBuilder
+
+        for name, function in (("create_maxnumf", np.fmax), ("create_minnumf", np.fmin)):
+            monkeypatch.setattr(InterpreterBuilder, name, functools.partialmethod(InterpreterBuilder.binary_op, op=function))
+
+
+@pytest.fixture
+def grids(device: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The grids of the kernels that the interpreter launches."""
+    launched: list[tuple[int, ...]] = []
+    if device == "cpu":
+        from triton.runtime.interpreter import GridExecutor
+
+        call = GridExecutor.__call__
+
+        def recorded(self: GridExecutor, *arguments: Any, **named: Any) -> None:
+            launched.append(self.grid)
+            call(self, *arguments, **named)
+
+        monkeypatch.setattr(GridExecutor, "__call__", recorded)
+    return launched

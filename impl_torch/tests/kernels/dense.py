@@ -29,7 +29,7 @@ class Case:
     reset: bool = False
     valid: bool = False
     segments: bool = False  # whether time is cut
-    packed: bool = False  # whether q, k and v are slices of one tensor
+    packed: bool = False  # whether q, k and v are slices of one tensor, and do lies head by head
 
     def __str__(self) -> str:
         marks = "".join(f"-{name}" for name in ("reset", "valid", "segments", "packed") if getattr(self, name))
@@ -46,6 +46,7 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
         return torch.randn(*shape, generator=made, dtype=torch.float64)
 
     q, k, v, do = (normal(*tokens, heads, width) for width in (case.K, case.K, case.V, case.V))
+    q[:, ::2, :, 0] = k[:, ::2, :, 0] = 0  # where slopes jump
     size = 1.0
     if case.feature_map == "none":
         # denominators about as small as ε; the slopes that come of that are beyond float16
@@ -58,6 +59,7 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
     if case.packed:
         q, k, v = torch.cat([a.flatten(2) for a in (q, k, v)], -1).split((heads * case.K, heads * case.K, heads * case.V), -1)
         q, k, v = q.unflatten(-1, (heads, -1)), k.unflatten(-1, (heads, -1)), v.unflatten(-1, (heads, -1))
+        do = do.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3)
     state = case.batch, heads, case.K
     z = 2 * size * normal(*state).abs()
     if case.feature_map == "taylor2":  # what three keys leave, and what nobody reads: a square's other half with a minus
@@ -68,7 +70,7 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
     tensors = {
         "q": q, "k": k, "v": v, "S": normal(*state, case.V).float(), "z": z.float(),
         "tau": torch.tensor([1.3]) if case.feature_map == "learned" else None,
-        "reset": torch.rand(tokens, generator=made) < 0.1 if case.reset else None, "valid": valid,
+        "reset": torch.rand(tokens, generator=made) < (0.1 if case.length < 64 else 0.02) if case.reset else None, "valid": valid,
         "do": do, "dS": normal(*state, case.V).float(), "dz": normal(*state).float(),
     }  # fmt: skip
     return {name: None if a is None else a.to(device) for name, a in tensors.items()}

@@ -32,13 +32,14 @@ class Case:
     valid: bool = False
     pieces: bool = False  # whether time is cut
     fast: bool = False  # decays that take a number out of its range within a segment
-    packed: bool = False  # whether q, k and v are slices of one tensor
+    packed: bool = False  # whether q, k and v are slices of one tensor, and do lies head by head
+    chunk: int = 16  # tokens C, in the interpreter; short ones leave several segments to each of several pieces
     trend: bool = False  # whether values turn from −1 to 1 midway, and do is about 1: gradients' terms add up
 
     def __str__(self) -> str:
         marks = "".join(f"-{n}" for n in ("same", "data", "reset", "valid", "pieces", "fast", "packed", "trend") if getattr(self, n))
         shape = "x".join(map(str, (self.batch, self.length, self.heads, self.K, self.V, self.scales)))
-        return f"{shape}-{str(self.dtype)[6:]}-{self.gates}{marks}"
+        return f"{shape}-{str(self.dtype)[6:]}-{self.gates}{marks}{'' if self.chunk == 16 else f'-C{self.chunk}'}"
 
 
 def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
@@ -73,6 +74,7 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
     if case.packed:
         q, k, v = torch.cat([a.flatten(2) for a in (q, k, v)], -1).split((heads * case.K, heads * case.K, heads * case.V), -1)
         q, k, v = (a.unflatten(-1, (heads, -1)) for a in (q, k, v))
+        do = do.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3)
     state = case.batch, M, heads, case.K
     tensors = {
         "q": q, "k": k, "v": v, "q_norm": None if case.same else q_norm, "k_norm": None if case.same else k_norm,
@@ -81,6 +83,10 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
         "reset": torch.rand(tokens, generator=made) < 0.1 if case.reset else None, "valid": valid,
         "do": do, "dS": normal(*state, case.V).float(), "dz": normal(*state).float(),
     }  # fmt: skip
+    if case.packed:  # other arrays lie as nothing else does
+        tensors |= {name: tensors[name].mT.contiguous().mT for name in ("S", "z", "dS", "dz")}
+        valid = tensors["valid"]
+        tensors["valid"] = None if valid is None else torch.stack([~valid, valid], -1)[..., 1]
     if case.trend:  # or log λ's gradient would be that of the final state
         tensors |= {name: tensors[name] / 512 for name in ("dS", "dz")}
     return {name: None if a is None else a.to(device) for name, a in tensors.items()}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from unisono_conformance import judge, numerics
+from unisono_spec.contract import InputError
 from unisono_torch.kernels import gelu
 from unisono_torch.ops import elementwise
 
@@ -44,3 +45,8 @@ def test_second_derivatives_are_those_of_plain_operations(device: str) -> None:
         return torch.autograd.grad(slope.square().sum(), leaf)[0]
 
     judge.same(curvature(gelu.gated).cpu(), curvature(gelu._plain).cpu(), limit=numerics.rounding("float32", 2**8))
+
+
+def test_an_odd_row_is_refused() -> None:
+    with pytest.raises(InputError, match="x: 5 entries, expected an even number"):
+        elementwise.gated_gelu(torch.zeros(2, 5))

@@ -129,13 +129,15 @@ def flat(found: tuple[Any, Any]) -> tuple[Tensor, ...]:
     return *(o if isinstance(o, tuple) else (o,)), *flatten(state)
 
 
-def gradients(op: Op, given: Tree, wanted: tuple[str, ...]) -> tuple[tuple[Tensor, ...], Tree]:
-    """What comes out, and how a sum of its squares moves with `wanted`, which are leaves of their own strides."""
+def gradients(
+    op: Op, given: Tree, wanted: tuple[str, ...], lay: Callable[[Tensor], Tensor] = Tensor.clone
+) -> tuple[tuple[Tensor, ...], Tree]:
+    """What comes out, and how the sum of its squares moves with `wanted`, which are leaves of their own strides; lay: what comes back."""
     given = {n: a.detach().requires_grad_(n in wanted) for n, a in given.items()}
     found = op(given)
-    total = sum((a.double().square().sum() for a in found if a.is_floating_point()), torch.zeros(()))
-    leaves = [given[n] for n in wanted]
-    slopes = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True) if leaves else ()
+    moved, leaves = [a for a in found if a.requires_grad], [given[n] for n in wanted]
+    upstream = [lay(2 * a.detach()) for a in moved]
+    slopes = torch.autograd.grad(moved, leaves, upstream, allow_unused=True, materialize_grads=True) if leaves else ()
     return tuple(a.detach() for a in found), dict(zip(wanted, slopes, strict=True))
 
 
@@ -166,11 +168,14 @@ LAYS = turned, offset, gaps, of_a_wider_row
 @pytest.mark.parametrize("first", range(1 if interpreted() else 4))
 @pytest.mark.parametrize("name", NAMES)
 def test_strides_change_nothing(name: str, first: int, device: str) -> None:
-    """Arrays that lie in memory in four ways, in turns. Nor do calls change what they are given."""
+    """Arrays and marks that lie in memory in four ways, in turns, and what comes back. Nor do calls change what they are given."""
     op, given = made(name, device)
+    if name != "rotary":
+        marks = torch.rand(2, 2, LENGTH, generator=torch.Generator().manual_seed(0)).to(device) < 0.7
+        given |= {"reset": ~marks[0], "valid": marks[1]}
     true = gradients(op, given, floats(given))
     laid = {n: LAYS[(first + i) % 4](a) for i, (n, a) in enumerate(given.items())}
-    found = gradients(op, laid, floats(given))
+    found = gradients(op, laid, floats(given), turned)
     judge.same(*([tuple(a.cpu() for a in each[0]), {n: a.cpu() for n, a in each[1].items()}] for each in (found, true)), limit=LIMIT)
     assert all(torch.equal(laid[n], a) for n, a in given.items())
 
@@ -183,6 +188,16 @@ def test_rows_that_share_their_memory(name: str, device: str) -> None:
     apart = {n: a.clone(memory_format=torch.contiguous_format) for n, a in given.items()}
     found, true = (gradients(op, each, floats(given)) for each in (given, apart))
     judge.same(*([tuple(a.cpu() for a in each[0]), {n: a.cpu() for n, a in each[1].items()}] for each in (found, true)), limit=LIMIT)
+
+
+@pytest.mark.parametrize("name", [n for n in OTHERS if n not in LONG + WITHOUT])
+def test_more_sequences_than_a_second_axis_counts(name: str, device: str, grids: list[tuple[int, ...]]) -> None:
+    """Programs beyond 65,535 lie along a grid's first axis."""
+    op, given = made(name, device, 2 if interpreted() else 70_000, 2)
+    found = op(given)
+    assert all(set(grid[1:]) <= {1} for grid in grids)
+    last = op({n: a[-1:] if shape[0] == "B" else a for (n, a), shape in zip(given.items(), OTHERS[name][1].values(), strict=True)})
+    judge.same([a[-1:].cpu() for a in found], [a.cpu() for a in last], LIMIT)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(0, LENGTH), (2, 0), (0, 0)])

@@ -19,14 +19,15 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 SMALL = (
     Case(2, 40, 1, 20, 12, F32, "elu1", reset=True, valid=True, segments=True),
     Case(1, 37, 2, 16, 32, F32, "none", packed=True),  # strides that count sixteens
-    Case(1, 40, 1, 17, 16, F32, "learned", reset=True, segments=True),
+    Case(1, 70, 1, 17, 16, F32, "learned", reset=True, segments=True),  # segments of more chunks than one
     Case(1, 20, 1, 16, 33, F32, "relu", valid=True),
     Case(1, 40, 1, 16, 16, BF16, "elu1", reset=True, valid=True, segments=True),
-    Case(1, 20, 1, 16, 20, F16, "learned", packed=True),
+    Case(2, 20, 1, 16, 20, F16, "learned", packed=True),
     Case(2, 1, 1, 3, 4, F32, "elu1", reset=True),
-    Case(2, 36, 1, 4, 5, F32, "taylor2", reset=True, valid=True, segments=True),
-    Case(1, 34, 1, 3, 20, BF16, "taylor2", segments=True),
+    Case(1, 70, 1, 4, 5, F32, "taylor2", reset=True, valid=True, segments=True),
+    Case(2, 5, 1, 3, 20, F32, "taylor2"),  # two blocks of values
     Case(1, 18, 2, 11, 3, F16, "taylor2", valid=True),
+    Case(1, 2, 1, 3, 4, BF16, "taylor2"),
 )
 WIDTHS = ((16, 16), (20, 33), (64, 64), (64, 128), (80, 48), (128, 128), (200, 256), (256, 16))
 LARGE = tuple(
@@ -57,7 +58,7 @@ def _poisoned():
 
 def run(case: Case, given: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     monkeypatch.setattr(table, "PROGRAMS", 1 << 20 if case.segments else 1)
-    monkeypatch.setattr(table, "SHORTEST", 16 if case.length < 64 else 128)
+    monkeypatch.setattr(table, "SHORTEST", 16 if case.length < 64 else 24 if case.length < 128 else 128)
     monkeypatch.setattr(table, "FEW", 1 << 20)
     monkeypatch.setattr(table, "NARROW", 16 if case.V < 64 else 64)
     # the halves that an H100 takes of 128 features and more
@@ -141,7 +142,7 @@ def test_second_derivatives(device: str):
 
 
 def test_what_is_computed_again_for_the_gradient(device: str):
-    given = inputs(SMALL[0], device)
+    given = inputs(Case(1, 5, 1, 3, 4, F32, "elu1", reset=True, valid=True), device)
     q, k, v, S, z = (given[name].detach().requires_grad_() for name in ("q", "k", "v", "S", "z"))
 
     def op() -> torch.Tensor:
@@ -159,6 +160,10 @@ def test_bad_input_is_named(device: str):
         linear_attention(q, k, v, (state[0], state[1][..., :2]))
     with pytest.raises(InputError, match="one dtype"):
         linear_attention(q, k, v.bfloat16(), state)
+    bad = ("elu", None, "feature_map: 'elu' is unknown"), ("learned", None, "tau: None"), ("learned", q[0, 0, 0], "tau: got")
+    for name, tau, words in bad:
+        with pytest.raises(InputError, match=words):
+            linear_attention(q, k, v, state, feature_map=name, tau=tau)
     wide = torch.zeros(1, 3, 1, 257, device=device)
     with pytest.raises(InputError, match="K from 1 to 256, not 257"):
         plain.parallel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -15,13 +16,13 @@ from .dense_multiscale import NAMES, Case, budget, inputs, written_out
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 SMALL = (
-    Case(2, 36, 1, 3, 4, 2, F32, data=True, reset=True, valid=True, pieces=True),
-    Case(1, 50, 1, 4, 3, 2, BF16, same=False, data=True, gates="head", reset=True, valid=True, pieces=True),
-    Case(1, 20, 2, 32, 16, 2, F32, packed=True),  # strides that count sixteens
-    Case(1, 17, 2, 4, 20, 1, F16, same=False, valid=True),
+    Case(1, 36, 1, 3, 4, 2, F32, data=True, valid=True, pieces=True, chunk=4),
+    Case(2, 36, 1, 4, 3, 2, F32, same=False, data=True, gates="head", reset=True, valid=True, pieces=True),
+    Case(1, 20, 2, 32, 16, 2, F16, packed=True),  # strides that count sixteens
+    Case(1, 17, 2, 4, 20, 1, F32, same=False, gates="head", valid=True, packed=True),
     Case(1, 33, 1, 4, 4, 2, F32, data=True, fast=True, gates="channel"),
     Case(1, 33, 1, 4, 4, 2, F32, fast=True),
-    Case(2, 1, 1, 3, 4, 2, F32, reset=True),
+    Case(2, 1, 1, 3, 4, 2, BF16, reset=True),
     Case(1, 33, 1, 4, 5, 2, F32, same=False, gates="head"),
     Case(1, 150, 1, 64, 64, 2, BF16, pieces=True, trend=True),  # as on a Hopper GPU
     Case(1, 150, 1, 64, 64, 1, BF16, pieces=True, trend=True),
@@ -53,7 +54,8 @@ def _poisoned():
 def run(case: Case, given: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     monkeypatch.setattr(table, "FEW", 1 << 20 if case.pieces else 0)
     monkeypatch.setattr(table, "PROGRAMS", 1 << 20)
-    monkeypatch.setattr(table, "SHORTEST", 1)
+    monkeypatch.setattr(table, "SHORTEST", 1 if case.chunk == 16 else 2)
+    monkeypatch.setattr(table, "INTERPRETED", dataclasses.replace(table.INTERPRETED, chunk=case.chunk))
     leaves = {n: given[n].detach().requires_grad_() for n in ("q", "k", "v", "q_norm", "k_norm", "log_decay", "weight", "S", "z")
               if given[n] is not None}  # fmt: skip
     *arguments, S, z = (leaves.get(n) for n in ("q", "k", "v", "q_norm", "k_norm", "log_decay", "weight", "S", "z"))
@@ -74,7 +76,7 @@ def test_values_and_gradients(case: Case, device: str, monkeypatch: pytest.Monke
 
 
 def test_the_same_bits(device: str, monkeypatch: pytest.MonkeyPatch):
-    case = Case(1, 33, 1, 3, 3, 2, F32, data=True, pieces=True)
+    case = Case(1, 33, 1, 3, 3, 1, F32, data=True, pieces=True)
     given = inputs(case, device)
     first, again = (run(case, given, monkeypatch) for _ in range(2))
     assert all(torch.equal(a, again[name]) for name, a in first.items())

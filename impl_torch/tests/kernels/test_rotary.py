@@ -124,5 +124,9 @@ def test_bad_calls_are_named(device: str) -> None:
         rotary.turned(q, k, cos[:, :2], sin, implementation="triton")
     with pytest.raises(InputError, match="q, k: got"):
         rotary.turned(q, k[:, :, :2], cos, sin, implementation="triton")
+    with pytest.raises(InputError, match="sin: got"):  # of which a kernel would read the first sequence's alone
+        rotary.turned(q, k, cos[:1], sin, implementation="triton")
+    with pytest.raises(InputError, match="tau: got"):
+        rotary.turned(q, k, cos, sin, "learned", torch.ones(8, device=device), implementation="triton")
     with pytest.raises(InputError, match="float64"):
         rotary.turned(q.double(), k.double(), cos.double(), sin.double(), implementation="triton")

@@ -12,7 +12,9 @@ import triton.language as tl
 from unisono_conformance import tails
 from unisono_torch.kernels import gelu
 from unisono_torch.kernels.decode import project
-from unisono_torch.kernels.linear_attention.sweep import _phi, _slope
+from unisono_torch.kernels.linear_attention.sweep import _narrow, _phi, _slope
+from unisono_torch.kernels.multiscale.functions import narrow
+from unisono_torch.kernels.rotary.sweep import _phi as turned_phi
 from unisono_torch.kernels.scan.sweep import _sigmoid, _sigmoid_and_slope
 from unisono_torch.kernels.selective_scan import functions
 from unisono_torch.ops import elementwise
@@ -86,3 +88,41 @@ def test_gelu_and_its_slope(name: str, dtype: str, device: str) -> None:
         tails.hold(name, slope.detach().double().cpu().numpy(), points, dtype, 1)
         if dtype == "float32":
             tails.hold(name, torch.autograd.grad(slope.sum(), x)[0].double().cpu().numpy(), points, dtype, 2)
+
+
+@triton.jit
+def map_all(x, y, N: tl.constexpr, MAP: tl.constexpr):
+    i = tl.arange(0, N)
+    a = tl.load(x + i)
+    tl.store(y + i, _phi(a, 1.0, MAP))
+    tl.store(y + N + i, turned_phi(a, 1.0, MAP))
+    tl.store(y + 2 * N + i, project.activated(a, a, 3, tl.float32))
+
+
+@pytest.mark.parametrize("name", ["relu", "elu1", "learned", "none"])
+def test_a_nan_stays_one(name: str, device: str) -> None:
+    """A GPU's greater of a NaN and a number is the number."""
+    x = torch.tensor([-1.0, torch.nan, 0.0, 2.0], device=device)
+    y = torch.empty(3, 4, device=device)
+    map_all[(1,)](x, y, 4, name)
+    assert bool(y[:, 1].isnan().all())
+    assert not bool(y[:, [0, 2, 3]].isnan().any())
+
+
+@triton.jit
+def shorten(x, y, z, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(y + i, _narrow(tl.load(x + i), tl.float32, True))
+    tl.store(z + i, narrow(tl.load(x + i), tl.float32, True))
+
+
+def test_tf32_is_rounded_to_the_nearest(device: str) -> None:
+    """Of two as near to the even one. The hardware drops a product's last 13 bits."""
+    last = torch.tensor([0, 0x0FFF, 0x1000, 0x1001, 0x2FFF, 0x3000, 0x3001, 0x3FFF], dtype=torch.int32)
+    near = torch.tensor([0, 0, 0, 0x2000, 0x2000, 0x4000, 0x4000, 0x4000], dtype=torch.int32)
+    for one in (0x3F800000, 0x3F800000 - 2**31):  # 1 and −1
+        x = (one + last).view(torch.float32).to(device)
+        y, z = torch.empty_like(x), torch.empty_like(x)
+        shorten[(1,)](x, y, z, 8)
+        assert torch.equal(y.cpu().view(torch.int32), one + near)
+        assert torch.equal(z, y)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 
 import torch
+from unisono_spec.contract.errors import InputError, nearest, shown
 from unisono_spec.contract.implementations import PLAIN, Implementation, plain, table
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -79,6 +80,15 @@ def why_not(
             "(pip install unisono[torch-cuda]), or Triton's interpreter (TRITON_INTERPRET=1 in the environment)"
         )
     return kernel.why_not(dtype, widths, settings)
+
+
+def check_map(op: str, feature_map: str, tau: object) -> None:
+    """Raises InputError unless `op`'s kernels know a feature map, which has the τ that it needs."""
+    known = tuple(map(str, REGISTRY[op, "triton"].settings["feature_map"]))
+    if feature_map not in known:
+        raise InputError(f"feature_map: {shown(feature_map)} is unknown; {nearest(feature_map, known)}")
+    if feature_map == "learned" and tau is None:
+        raise InputError("tau: None; the feature map 'learned' needs its τ [1]")
 
 
 @torch.compiler.assume_constant_result  # a compiler cannot look for modules

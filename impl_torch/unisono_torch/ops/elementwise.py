@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from unisono_spec.contract import InputError
 
 from unisono_torch.kernels.registry import available
 from unisono_torch.ops.transforms import transformed
@@ -180,6 +181,8 @@ def gelu(x: Tensor) -> Tensor:
 def gated_gelu(x: Tensor) -> Tensor:
     """[a, b] [..., 2F] → [..., F]: GELU(a ∘ σ(b)), exact GELU. On a GPU one kernel each way, compiled or not: a compiler makes a result
     so wide twice rather than to keep it."""
+    if x.shape[-1] % 2:
+        raise InputError(f"x: {x.shape[-1]} entries, expected an even number: as many gates as values")
     if _serves(x):
         from unisono_torch.kernels.gelu import gated
 

@@ -75,8 +75,8 @@ def _features(p, f, F: tl.constexpr, K: tl.constexpr, tau, cos, sin, MAP: tl.con
         if MAP == 2:
             x = x * tl.load(tau).to(tl.float32)
         if MAP < 4:
-            below = tl.exp2(tl.minimum(x, 0.0) * LOG2E)
-            x = tl.maximum(x, 0.0)
+            below = tl.exp2(tl.where(x > 0, 0.0, x) * LOG2E)
+            x = tl.where(x < 0, 0.0, x)  # a GPU's greater of two numbers would be the one that is no NaN
             if MAP != 1:
                 x += below
     return tl.where(f < F, x, 0.0)

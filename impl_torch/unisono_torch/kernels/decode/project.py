@@ -136,7 +136,7 @@ def activated(y, gate, ACT: tl.constexpr, TYPE: tl.constexpr):
     if ACT == 2:
         y = y * sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
     if ACT == 3:
-        y = tl.maximum(y, 0.0)
+        y = tl.where(y < 0, 0.0, y)  # and a NaN stays one
     if ACT == 4:
         y = (y * sigmoid(y)).to(TYPE).to(tl.float32) * gate
     if ACT == 5:

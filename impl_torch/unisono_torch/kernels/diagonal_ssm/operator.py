@@ -51,7 +51,7 @@ def _launch(kernel: str, u: Tensor, pairs: int, tensors: dict[str, Tensor | None
         "GROUP": 4 if interpreted() else GROUP,
         "TILE": _tile(),
     }
-    function[(-(-width // rows), batch)](**{name: arguments[name] for name in function.arg_names}, num_warps=4)
+    function[(batch * -(-width // rows),)](**{name: arguments[name] for name in function.arg_names}, num_warps=4)
 
 
 def _apart(a: Tensor, dtype: torch.dtype) -> Tensor:

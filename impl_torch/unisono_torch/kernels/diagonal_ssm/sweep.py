@@ -59,6 +59,13 @@ def _marks(p, batch, top, T, GROUP: tl.constexpr, HAS: tl.constexpr, DEFAULT: tl
 
 
 @triton.jit
+def _place(DIM: tl.constexpr, ROWS: tl.constexpr):
+    """This program's sequence and channels. A grid's first axis alone counts past 65,535."""
+    blocks: tl.constexpr = (DIM + ROWS - 1) // ROWS
+    return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
+
+
+@triton.jit
 def _advanced(hr, hi, ar, ai, gr, gi, x):
     return ar * hr - ai * hi + gr * x[:, None], ar * hi + ai * hr + gi * x[:, None]
 
@@ -70,8 +77,7 @@ def forward(
     ACC: tl.constexpr, ROWS: tl.constexpr, BP: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """y [B, T, DIM], final [B, 2, DIM, P], and with SAVE the states before each tile [B, count, 2, DIM, P]."""
-    batch = tl.program_id(1).to(tl.int64)
-    c = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    batch, c = _place(DIM, ROWS)
     p = tl.arange(0, BP)
     mask = (c < DIM)[:, None] & (p < P)[None, :]
     cell = c[:, None] * P + p[None, :]
@@ -110,8 +116,7 @@ def backward(
     ACC: tl.constexpr, ROWS: tl.constexpr, BP: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """All gradients; those of power, grown, C [B, 2, DIM, P] and D [B, DIM] a sequence."""
-    batch = tl.program_id(1).to(tl.int64)
-    c = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    batch, c = _place(DIM, ROWS)
     p = tl.arange(0, BP)
     mask = (c < DIM)[:, None] & (p < P)[None, :]
     cell = c[:, None] * P + p[None, :]

@@ -7,6 +7,7 @@ from torch import Tensor
 from unisono_spec.contract import InputError
 
 from unisono_torch.kernels.linear_attention import operator as _operator  # noqa: F401  (registers the operator)
+from unisono_torch.kernels.registry import check_map
 
 
 def linear_attention(
@@ -31,12 +32,13 @@ def linear_attention(
     shapes = {
         "k": (k, (batch, length, heads, width)), "v": (v, (batch, length, heads, v.shape[-1])),
         "initial_state's S": (S, (batch, heads, rows, v.shape[-1])), "initial_state's z": (z, (batch, heads, rows)),
-        "reset": (reset, (batch, length)), "valid": (valid, (batch, length)),
+        "reset": (reset, (batch, length)), "valid": (valid, (batch, length)), "tau": (tau, (1,)),
     }  # fmt: skip
     for name, (a, shape) in shapes.items():
         if a is not None and (a.shape != shape or a.device != q.device or (a.dtype == torch.bool) != (name in ("reset", "valid"))):
             raise InputError(f"{name}: got {a.dtype} {tuple(a.shape)} on {a.device}; give {shape} on {q.device}")
     if not q.dtype == k.dtype == v.dtype:
         raise InputError(f"q, k, v: got {q.dtype}, {k.dtype}, {v.dtype}; give one dtype")
+    check_map("linear_attention", feature_map, tau)
     o, S, z, _ = torch.ops.unisono.linear_attention(q, k, v, S, z, tau, reset, valid, feature_map)
     return o, (S, z)

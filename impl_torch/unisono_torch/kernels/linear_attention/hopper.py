@@ -19,10 +19,11 @@ from unisono_torch.kernels.gluon import async_copy, fence_async_shared, gl, jit,
 
 @jit
 def _phi(x, MAP: tl.constexpr):
+    """As sweep._phi."""
     if MAP == "relu":
-        return gl.maximum(x, 0.0)
+        return gl.where(x < 0, 0.0, x)
     if MAP == "elu1":
-        return gl.maximum(x + 1, gl.exp2(gl.minimum(x, 0.0) * 1.4426950408889634))
+        return gl.maximum(x + 1, gl.exp2(gl.where(x > 0, 0.0, x) * 1.4426950408889634))
     return x
 
 

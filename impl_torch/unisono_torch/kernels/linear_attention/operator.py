@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unisono_torch.kernels.linear_attention import table
 from unisono_torch.kernels.registry import hopper, interpreted
+from unisono_torch.kernels.rows import dense
 from unisono_torch.ops.transforms import again
 
 
@@ -171,10 +172,6 @@ def _products(o: Tensor, do: Tensor, strides: dict[str, int], unit: int) -> Tens
     return delta
 
 
-def _dense(a: Tensor) -> Tensor:
-    return a if a.stride(-1) == 1 else a.contiguous()
-
-
 _GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor S, Tensor z, Tensor? tau, Tensor? reset, Tensor? valid, str feature_map"
 
@@ -186,7 +183,7 @@ def _forward(q, k, v, S, z, tau, reset, valid, feature_map):
     o, S_end, z_end, denominator = _forward_fake(q, k, v, S, z, tau, reset, valid, feature_map)
     if o.numel() == 0:
         return o, S_end.copy_(S), z_end.copy_(z), denominator
-    q, k, v = _dense(q), _dense(k), _dense(v)
+    q, k, v = dense(q), dense(k), dense(v)
     reset, valid = (None if a is None else a.contiguous() for a in (reset, valid))
     tensors = {
         "tau": tau, "reset": reset, "valid": valid, "S": S.contiguous(), "z": z.contiguous(),
@@ -217,7 +214,7 @@ def _backward(do, dS, dz, o, denominator, q, k, v, S, z, tau, reset, valid, feat
     dq, dk, dv, S_out, z_out, dtau = _backward_fake(*given)
     if o.numel() == 0:
         return dq, dk, dv, S_out.copy_(dS), z_out.copy_(dz), dtau.zero_()
-    q, k, v, do = _dense(q), _dense(k), _dense(v), _dense(do)
+    q, k, v, do = dense(q), dense(k), dense(v), dense(do)
     reset, valid = (None if a is None else a.contiguous() for a in (reset, valid))
     tensors = {
         "tau": tau, "reset": reset, "valid": valid, "S": S.contiguous(), "z": z.contiguous(), "dS": dS.contiguous(), "dz": dz.contiguous(),

@@ -31,13 +31,13 @@ import triton.language as tl
 
 @triton.jit
 def _phi(x, tau, MAP: tl.constexpr):
-    """φ(x) in float32."""
+    """φ(x) in float32. A GPU's greater of two numbers is the one that is no NaN: hence `where`."""
     if MAP == "relu":
-        return tl.maximum(x, 0.0)
+        return tl.where(x < 0, 0.0, x)
     if MAP == "learned":
         x = x * tau
     if MAP == "elu1" or MAP == "learned":
-        return tl.maximum(x + 1, tl.exp2(tl.minimum(x, 0.0) * 1.4426950408889634))  # e^x ≥ x + 1
+        return tl.maximum(x + 1, tl.exp2(tl.where(x > 0, 0.0, x) * 1.4426950408889634))  # e^x ≥ x + 1
     return x
 
 

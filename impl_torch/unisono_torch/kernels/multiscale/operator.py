@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unisono_torch.kernels.multiscale import table
 from unisono_torch.kernels.registry import hopper, interpreted
+from unisono_torch.kernels.rows import dense
 from unisono_torch.ops.transforms import again
 
 
@@ -32,7 +33,7 @@ class _Call:
         self.log_decay, self.weight = log_decay, weight.expand(self.batch, self.length, self.scales, self.heads, 1)
         self.reset, self.valid = (None if a is None else a.contiguous() for a in (reset, valid))
         moved = {"q": q, "k": k, "v": v, "do": do, "q_norm": q_norm, "k_norm": k_norm}
-        self.moved = {n: a if a is None or a.stride(-1) == 1 else a.contiguous() for n, a in moved.items()}
+        self.moved = {n: a if a is None else dense(a) for n, a in moved.items()}
         steps = [a.stride(i) for a in self.moved.values() if a is not None for i in range(3)]
         self.unit = 16 if all(step % 16 == 0 for step in steps) else 1  # so that loads are as wide as strides allow
         shared = reset is None and valid is None and log_decay.shape[0] == 1  # by all sequences

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from unisono_spec.contract import InputError
 
+from unisono_torch.kernels.registry import check_map
 from unisono_torch.kernels.rotary import operator as _operator  # noqa: F401  (registers the operator)
 
 
@@ -21,7 +22,10 @@ def turned(
     if k.shape != q.shape or k.dtype != q.dtype or width % 2:
         raise InputError(f"q, k: got {q.dtype} {tuple(q.shape)}, {k.dtype} {tuple(k.shape)}; give one dtype and shape [B, T, H, K], K even")
     for name, a in (("cos", cos), ("sin", sin)):
-        if a.shape not in (turns, (1, *turns[1:])) or a.dtype != torch.float32 or a.device != q.device:
-            raise InputError(f"{name}: got {a.dtype} {tuple(a.shape)} on {a.device}; give float32 {turns} on {q.device}")
+        if a.shape not in (turns, (1, *turns[1:])) or a.shape != cos.shape or a.dtype != torch.float32 or a.device != q.device:
+            raise InputError(f"{name}: got {a.dtype} {tuple(a.shape)} on {a.device}; give both float32 {turns}, or [1, …], on {q.device}")
+    if tau is not None and (tau.shape != (1,) or tau.device != q.device):
+        raise InputError(f"tau: got {tuple(tau.shape)} on {tau.device}; give (1,) on {q.device}")
+    check_map("rotary", feature_map, tau)
     q, k, q_norm, k_norm = torch.ops.unisono.rotary(q, k, cos, sin, tau, feature_map, numerator)
     return (q, k, q_norm, k_norm) if numerator else (q, k, q, k)

@@ -17,12 +17,13 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _phi(x, tau, MAP: tl.constexpr):
+    """φ(x). A GPU's greater of two numbers is the one that is no NaN: hence `where`."""
     if MAP == "relu":
-        return tl.maximum(x, 0.0)
+        return tl.where(x < 0, 0.0, x)
     if MAP == "learned":
         x *= tau
     if MAP == "elu1" or MAP == "learned":
-        return tl.where(x > 0, x + 1, tl.exp2(tl.minimum(x, 0.0) * LOG2E))
+        return tl.where(x > 0, x + 1, tl.exp2(tl.where(x > 0, 0.0, x) * LOG2E))
     return x
 
 

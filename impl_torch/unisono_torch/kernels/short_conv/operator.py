@@ -39,6 +39,7 @@ def _launch(kernel: str, x: Tensor, taps: int, length: int, tensors: dict[str, T
         **flags,
         "x": x,
         "T": time,
+        "programs": programs,
         "X_ROW": x.stride(1),
         "D": width,
         "TAPS": taps,
@@ -48,8 +49,7 @@ def _launch(kernel: str, x: Tensor, taps: int, length: int, tensors: dict[str, T
         "ROWS": rows,
         "COLUMNS": COLUMNS,
     }
-    grid = -(-width // COLUMNS), programs, batch
-    function[grid](**{name: arguments[name] for name in function.arg_names}, num_warps=4)
+    function[(batch * programs * -(-width // COLUMNS),)](**{name: arguments[name] for name in function.arg_names}, num_warps=4)
 
 
 def _rows(a: Tensor) -> Tensor:

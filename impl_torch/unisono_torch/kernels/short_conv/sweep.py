@@ -12,7 +12,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-COUNTS = ("T",)  # so that no length is compiled anew
+COUNTS = ("T", "programs")  # so that no length is compiled anew
+
+
+@triton.jit
+def _place(programs, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """This program's sequence, its place among those of it, its rows and channels. A grid's first axis alone counts past 65,535."""
+    blocks: tl.constexpr = (D + COLUMNS - 1) // COLUMNS
+    block, which = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    order = which % programs
+    return (which // programs).to(tl.int64), order, order * ROWS + tl.arange(0, ROWS), block * COLUMNS + tl.arange(0, COLUMNS)
 
 
 @triton.jit
@@ -58,13 +67,11 @@ def _sigmoid(x):
 
 @triton.jit(do_not_specialize=COUNTS)
 def forward(
-    x, weight, bias, state, owner, dy, y, T, X_ROW: tl.constexpr, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    x, weight, bias, state, owner, dy, y, T, programs, X_ROW: tl.constexpr, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_OWNER: tl.constexpr, SILU: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """x [B, T, D], weight [TAPS, D], state [B, TAPS − 1, D], owner [B, TAPS − 1 + T] → y [B, T, D]; with SLOPE dy times SiLU's slope."""
-    batch = tl.program_id(2).to(tl.int64)
-    t = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    batch, _, t, c = _place(programs, D, ROWS, COLUMNS)
     total = _outputs(x, weight, bias, state, owner, batch, t, c, T, X_ROW, D, TAPS, HAS_BIAS, HAS_OWNER, ACC, ROWS, COLUMNS)
     at = (batch * T + t)[:, None] * D + c[None, :]
     mask = (t < T)[:, None] & (c < D)[None, :]
@@ -78,13 +85,11 @@ def forward(
 
 @triton.jit(do_not_specialize=COUNTS)
 def backward(
-    x, weight, state, owner, dy, dx, dstate, dweight, T, X_ROW: tl.constexpr, D: tl.constexpr, TAPS: tl.constexpr,
+    x, weight, state, owner, dy, dx, dstate, dweight, T, programs, X_ROW: tl.constexpr, D: tl.constexpr, TAPS: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_OWNER: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """dy [B, T, D] → dx, dstate, and of ROWS inputs each [B, ·, TAPS + 1, D] the gradients of the weight and, last, of the bias."""
-    batch = tl.program_id(2).to(tl.int64)
-    e = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    batch, order, e, c = _place(programs, D, ROWS, COLUMNS)
     inside = (c < D)[None, :] & (e < T + TAPS - 1)[:, None]
     s = _seen(x, state, batch, e, c, T, X_ROW, D, TAPS, ACC)
     total = tl.zeros((ROWS, COLUMNS), ACC)
@@ -92,7 +97,7 @@ def backward(
         t = e - i
         there = (t >= 0) & (t < T)
         d = tl.load(dy + (batch * T + t)[:, None] * D + c[None, :], mask=there[:, None] & (c < D)[None, :], other=0.0).to(ACC)
-        at = (batch * tl.num_programs(1) + tl.program_id(1)) * (TAPS + 1)
+        at = (batch * programs + order) * (TAPS + 1)
         if HAS_BIAS and i == 0:
             tl.store(dweight + (at + TAPS) * D + c, tl.sum(d, 0), mask=c < D)
         read = s
