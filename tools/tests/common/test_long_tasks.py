@@ -130,9 +130,9 @@ def _turns(before, after):
     return np.angle(np.exp(1j * (other - one)))
 
 
-@pytest.mark.parametrize(("side", "number"), [(32, 8), (128, 3)])
+@pytest.mark.parametrize(("side", "number"), [(32, 12), (128, 6)])
 def test_pathfinder_is_what_its_rules_say(monkeypatch, side, number):
-    """Geometry of contours and discs; that two discs lie on one contour is found by a flood fill from paddle to paddle."""
+    """Geometry of contours and discs, to within the rounding of places to pixels; whether two discs lie on one contour is traced."""
     style, limit = pathfinder.STYLES[side], numerics.rounding("float64", 2**12)  # few operations on places up to 2⁷ from lengths of about 1
     assert style.margins == {32: (1,), 128: (2, 3)}[side]
     for image, label, margin, contours, short, markers in _drawn(monkeypatch, side, number):
@@ -140,26 +140,29 @@ def test_pathfinder_is_what_its_rules_say(monkeypatch, side, number):
         first, second = contours[:, 0]
         assert 2 * style.apart <= first.min()
         assert first.max() <= side - 1 - 2 * style.apart
-        judge.same(np.hypot(*(first[:2] - second[:2])), np.float64(style.apart), limit=limit)
+        assert (style.apart - 1) ** 2 < np.square(first[:2] - second[:2]).sum() < (style.apart + 1) ** 2
         everything = np.concatenate([contours.reshape(28, 4), short])
         judge.same(np.hypot(*(everything[:, 2:] - everything[:, :2]).T), np.full(len(everything), float(style.paddle)), limit=limit)
         assert min(everything.min(), side - 1 - everything.max()) > style.padding + margin - 1
+        gaps, turns = [], []
         for contour in contours:
-            turns = _turns(contour[:-1], contour[1:])
-            judge.same(np.hypot(*(contour[1:, :2] - contour[:-1, 2:]).T), 2 * margin * np.cos(turns / 2), limit=limit)
-            assert (np.abs(turns) < np.pi / 2 / style.continuity).all()
+            turns += (of := _turns(contour[:-1], contour[1:])).tolist()
+            gaps += (np.hypot(*(contour[1:, :2] - contour[:-1, 2:]).T) - 2 * margin * np.cos(of / 2)).tolist()
+        assert max(map(abs, turns)) < np.pi / 2 / style.continuity
+        # between paddles are two margins, but for the rounding of a pivot and of a head
+        assert np.square(gaps).max() < 2
+        assert np.square(np.mean(gaps)) < 1 / 4
         # no two are nearer than two margins and a thickness, to within a pixel's half diagonal, but for neighbours in a contour
         assert len(short) <= style.distractors * style.links + style.singles
         near = _distances(everything, everything) < 2 * margin + style.thickness - np.sqrt(0.5)
         assert not (near & (np.abs(np.subtract.outer(range(len(near)), range(len(near)))) > 1)).any()
-        # from the disc at a start, over gaps of two margins at most
-        ends = everything.reshape(-1, 2, 2)
-        reached = (ends == markers[0]).all(-1).any(1)
-        for _ in everything:
-            between = np.square(ends[:, None, :, None] - ends[None, reached][:, :, None]).sum(-1).min((1, 2, 3))
-            reached |= between <= 4 * margin**2
-        assert reached.sum() == 14
-        assert (ends[reached] == markers[1]).all(-1).any() == label
+        # from the disc at a start: what follows a paddle points away from a place a margin beyond it
+        ahead = (everything[:, 2:] - everything[:, :2]) / style.paddle
+        (at,) = np.flatnonzero((everything[:, :2] == markers[0]).all(1))
+        for _ in range(13):
+            pivot = everything[at, 2:] + margin * ahead[at]
+            at = np.square(everything[:, :2] - margin * ahead - pivot).sum(1).argmin()
+        assert (everything[at, 2:] == markers[1]).all() == label
         # squares of three pixels are brightest where the discs are
         light = np.lib.stride_tricks.sliding_window_view(np.pad(image, 1), (3, 3)).mean((2, 3))
         far = np.square(np.argwhere(image >= 0)[:, None] - markers).sum(-1).min(1) > (style.marker + 2) ** 2
@@ -167,18 +170,30 @@ def test_pathfinder_is_what_its_rules_say(monkeypatch, side, number):
         assert image.max() == 255
 
 
-def test_pathfinder_turns_by_its_law():
-    """Where there is room a turn by θ has a density ∝ cos² cθ up to 90°/c, whose distribution is ½ + cθ/π + sin(2cθ)/2π."""
-    for side, style in pathfinder.STYLES.items():
-        canvas = pathfinder.Canvas(style, side, style.margins[-1], np.random.default_rng(side))
-        angles = canvas.random.uniform(0, 2 * np.pi, 4000)
-        last = canvas._paddles(np.full((4000, 2), canvas.edge + side / 2), angles)
-        found, fits = canvas._following(last, canvas.taken[None], np.zeros(4000, int))
+@pytest.mark.parametrize("side", [32, 128])
+def test_pathfinder_turns_by_its_law(side):
+    """Where there is room a paddle's head is a pixel of a circle, with weight cos² cθ for a turn by θ, none beyond 90°/c."""
+    style, number = pathfinder.STYLES[side], 4000
+    canvas = pathfinder.Canvas(style, side, style.margins[-1], np.random.default_rng(side))
+    reach, heads = style.paddle + style.margins[-1], canvas.shapes.heads
+    # each pixel of a band about the circle, and no others: half a diagonal to either side at most, all of half a side
+    y, x = np.mgrid[-2 * reach : 2 * reach + 1, -2 * reach : 2 * reach + 1]
+    off = np.square(np.sqrt(y**2 + x**2) - reach)
+    mine = {(int(a), int(b)) for a, b in heads}
+    assert {(int(a), int(b)) for a, b in zip(y[off < 1 / 16], x[off < 1 / 16], strict=True)} <= mine
+    assert mine <= {(int(a), int(b)) for a, b in zip(y[off <= 1 / 2], x[off <= 1 / 2], strict=True)}
+    for last in (0, len(heads) // 3):
+        middle = np.full((number, 2), canvas.edge + side // 2)
+        found, fits = canvas.following(np.c_[middle, np.full(number, last)], canvas.taken[None], np.zeros(number, int))
         assert fits.all()
-        turned = style.continuity * _turns(last, found)
-        shares = np.bincount((20 * (0.5 + turned / np.pi + np.sin(2 * turned) / (2 * np.pi))).astype(int), minlength=20)
-        assert len(shares) == 20
-        assert _chi(shares, [200] * 20) < 4
+        before, after = (np.arctan2(*heads[i].T) for i in (last, slice(None)))
+        turn = style.continuity * np.abs(np.angle(np.exp(1j * (after - before))))
+        law = np.where(turn < np.pi / 2, np.cos(turn) ** 2, 0)
+        counts, expected = np.bincount(found[:, 2], minlength=len(heads)), number * law / law.sum()
+        assert not counts[turn >= np.pi / 2].any()
+        many = expected > 5
+        assert many.sum() > 4
+        assert _chi(counts[many], expected[many]) < 4
 
 
 def test_pathfinder_is_a_fair_coin():

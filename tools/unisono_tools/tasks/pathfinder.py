@@ -2,8 +2,8 @@
 
 Two long dashed contours, distractors, and two discs: one at the start of a contour, the other at its own end (class 1) or at the end of
 the other (class 0), a fair coin. `side=128` is Path-X. What is asked at the last pixel is the class. Which image is drawn hangs on this
-generator, not on the published files; `folder` reads those. Their places are whole pixels, here any. Of paddles by themselves the published
-script has none and the class below it as many as there is room for; here are a few.
+generator, not on the published files; `folder` reads those. Of paddles by themselves the published script has none and the class below it
+as many as there is room for; here are a few.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Style:
 # LRA's parameters of Linsley et al.'s generator. That multiplies the contrasts of paddles and contours, 0.75 and 2, for the two contours,
 # and has the latter alone for distractors; 14 / 3 and 35 / 4 are quotients of integers
 STYLES = {
-    32: Style(1, (1,), 2, 0.5, 1.5, 1.0, 1.5, 2.0, 7, 5, 4, 4, 64),
-    128: Style(1, (2, 3), 5, 1.5, 3, 1.8, 0.9, 0.9, 20, 8, 4, 8, 128),
+    32: Style(1, (1,), 2, 0.5, 1.5, 1.0, 1.5, 2.0, 7, 5, 4, 4, 512),
+    128: Style(1, (2, 3), 5, 1.5, 3, 1.8, 0.9, 0.9, 20, 8, 4, 8, 256),
 }
 
 
@@ -73,7 +73,7 @@ class Pathfinder(Drawn):
     name = "pathfinder"
     source = "arXiv:2011.04006"
     by_class = pictured = True
-    block_size = together = 4  # each takes a few hundredths of a second, of Path-X a fifth
+    block_size = together = 4  # each takes a few hundredths of a second, of Path-X a tenth
 
     def __post_init__(self) -> None:
         if self.side not in STYLES:
@@ -152,18 +152,43 @@ def draw(style: Style, side: int, random: np.random.Generator) -> tuple[np.ndarr
     return canvas.image(contours.reshape(-1, 4), np.concatenate(short), np.array(markers)), label
 
 
-class Canvas:
-    """Where paddles may still lie. A paddle is (y, x) of its foot, then of its head; many are tried at once, the first that fit are kept.
+class Shapes:
+    """Paddles by their directions, which are those of the pixels on a circle about a pivot; all lengths in pixels.
 
-    Two paddles are apart by twice the margin, as each has one of its own, and so are the tip of a paddle and the foot of the next one in
-    a straight contour.
+    A paddle's head is a pixel of the circle, whose radius is its length and a margin; it points away from the pivot.
+    """
+
+    def __init__(self, style: Style, margin: float) -> None:
+        reach = style.paddle + margin
+        around = np.arange(4 * math.ceil(2 * math.pi * reach)) * (math.pi / 2 / math.ceil(2 * math.pi * reach))
+        self.heads = np.unique(np.rint(reach * _towards(around)).astype(int), axis=0)  # from the pivot, [K, 2]
+        self.angles = np.arctan2(*self.heads.T)
+        self.feet = -style.paddle * _towards(self.angles)  # from the head, as all that follows
+        self.pivots = np.rint(margin * _towards(self.angles)).astype(int)  # of the next one, a margin beyond
+        turns = np.abs(np.angle(np.exp(1j * (self.angles - self.angles[:, None]))))
+        self.weights = np.cos(np.minimum(style.continuity * turns, math.pi / 2)) ** 2  # of a direction after another, [K, K]
+        self.under = np.rint(np.linspace(0, 1, 2 * math.ceil(style.paddle) + 1)[:, None] * self.feet[:, None]).astype(int)
+        # two paddles are apart by two margins, as each has one of its own
+        clear = 2 * margin + style.thickness
+        self.middles = np.rint(self.feet / 2).astype(int)
+        self.window = np.arange(-math.ceil(style.paddle / 2 + clear), math.ceil(style.paddle / 2 + clear) + 1)
+        at = np.stack(np.meshgrid(self.window, self.window, indexing="ij"), -1) + self.middles[:, None, None]
+        along = np.clip((at * self.feet[:, None, None]).sum(-1) / style.paddle**2, 0, 1)
+        self.near = np.square(at - along[..., None] * self.feet[:, None, None]).sum(-1) <= clear**2  # about the middle, [K, W, W]
+
+
+shapes = functools.lru_cache(Shapes)
+
+
+class Canvas:
+    """Where paddles may still lie. Many contours are tried at once, the first that fits is kept.
+
+    A paddle is kept as the pixel of its head and its direction, (y, x, k), and given as (y, x) of its foot, then of its head.
     """
 
     def __init__(self, style: Style, side: int, margin: float, random: np.random.Generator) -> None:
-        self.style, self.side, self.margin, self.random = style, side, margin, random
-        self.length, self.clear = style.paddle, 2 * margin + style.thickness
-        self.window = np.arange(-math.ceil(self.length / 2 + self.clear), math.ceil(self.length / 2 + self.clear) + 1)
-        self.edge = math.ceil(self.length + 2 * margin) + len(self.window)  # beyond it no pixel is looked at
+        self.style, self.side, self.margin, self.random, self.shapes = style, side, margin, random, shapes(style, margin)
+        self.edge = math.ceil(style.paddle + 2 * margin) + len(self.shapes.window)  # beyond it no pixel is looked at
         border = self.edge + math.ceil(style.padding + margin)
         self.taken = np.ones((side + 2 * self.edge,) * 2, bool)
         self.taken[border:-border, border:-border] = False
@@ -174,13 +199,15 @@ class Canvas:
         The first paddle lies in the middle: nowhere nearer to the border than twice the distance of the starts.
         """
         apart, tries = self.style.apart, self.style.tries
-        low, high = 2 * apart, self.side - 1 - 2 * apart
+        low, high = self.edge + math.floor(2 * apart), self.edge + math.ceil(self.side - 1 - 2 * apart)
         while True:
-            first = self._paddles(self.edge + self.random.uniform(low, high, (tries, 2)), self._angles(tries))
-            middle = (self.edge + low <= first) & (first <= self.edge + high)
-            first = first[middle.all(1)]
-            second = self._paddles(first[:, :2] + apart * _towards(self._angles(len(first))), self._angles(len(first)))
-            found = self._grown(np.stack([first, second], 1), PADDLES)
+            first = np.concatenate([self.random.integers(low, high + 1, (tries, 2)), self._directions(tries)], 1)
+            feet = self.ends(first)[:, :2]
+            middle = ((low <= feet) & (feet <= high)).all(1)
+            second = self._directions(middle.sum())
+            feet = feet[middle] + apart * _towards(self.random.uniform(0, 2 * math.pi, len(second)))
+            heads = np.rint(feet - self.shapes.feet[second[:, 0]]).astype(int)
+            found = self._grown(np.stack([first[middle], np.concatenate([heads, second], 1)], 1), PADDLES)
             if found is not None:
                 return found
 
@@ -188,26 +215,31 @@ class Canvas:
         """A contour of so many paddles anywhere, [links, 4]; [0, 4] where a few tries find no room."""
         free = np.argwhere(~self.taken)
         if len(free):
-            feet, angles = free[self.random.integers(len(free), size=(1 + REDRAWN, PLACES))], self._angles(1 + REDRAWN)
-            first = self._paddles(feet, np.broadcast_to(angles[:, None], feet.shape[:2]))
-            fits = self._fits(first, self.taken[None], np.zeros(feet.shape[:2], int))
+            heads = free[self.random.integers(len(free), size=(1 + REDRAWN, PLACES))]
+            first = np.concatenate([heads, np.broadcast_to(self._directions(1 + REDRAWN)[:, None], (*heads.shape[:2], 1))], -1)
+            fits = self._fits(first, self.taken[None], np.zeros(first.shape[:2], int))
             first = np.take_along_axis(first, fits.argmax(1)[:, None, None], 1)[fits.any(1)]
             found = self._grown(first, links)
             if found is not None:
                 return found[0]
         return np.zeros((0, 4))
 
+    def ends(self, paddles: np.ndarray) -> np.ndarray:
+        """(y, x) of the feet, then of the heads, of paddles [..., 3]."""
+        heads = paddles[..., :2].astype(float)
+        return np.concatenate([heads + self.shapes.feet[paddles[..., 2]], heads], -1)
+
     def _grown(self, first: np.ndarray, links: int) -> np.ndarray | None:
-        """Contours [C, links, 4] of the first of the tries [N, C, 4] that has room for all, a paddle of each in turn."""
+        """Contours [C, links, 4] of the first of the tries [N, C, 3] that has room for all, a paddle of each in turn."""
         tries, contours = first.shape[:2]
-        paddles = np.zeros((tries, contours, links, 4))
+        paddles = np.zeros((tries, contours, links, 3), int)
         # by try and contour: what blocks the next paddle, all but the contour's own last one, beside which it begins
         blocked = np.broadcast_to(self.taken, (tries, contours, *self.taken.shape)).copy()
         alive = np.arange(tries)
         for link in range(links):
             for i in range(contours):
                 if link:
-                    following, fits = self._following(paddles[alive, i, link - 1], blocked[:, i], alive)
+                    following, fits = self.following(paddles[alive, i, link - 1], blocked[:, i], alive)
                 else:
                     following = first[alive, i]
                     fits = self._fits(following, blocked[:, i], alive)
@@ -221,53 +253,36 @@ class Canvas:
         if not len(alive):
             return None
         found = paddles[alive[0]]
-        for paddle in found.reshape(-1, 1, 4):
+        for paddle in found.reshape(-1, 1, 3):
             self._take(self.taken[None], np.zeros(1, int), paddle)
-        return found
+        return self.ends(found)
 
-    def _following(self, last: np.ndarray, blocked: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Paddles [N, 4], and which of them fit.
-
-        Their heads lie on circles about pivots, a margin beyond the tips of the last ones, and point away from them. A turn by Δθ has
-        weight cos²(min(c |Δθ|, 90°)) where the head is free.
-        """
-        ahead = (last[:, 2:] - last[:, :2]) / self.length
-        pivots, headings = last[:, 2:] + self.margin * ahead, np.arctan2(ahead[:, 0], ahead[:, 1])[:, None]
-        reach = self.length + self.margin
-        number = math.ceil(2 * math.pi * reach)  # a pixel of the circle each
-        turns = 2 * math.pi * (np.arange(number) + self.random.random((len(last), 1))) / number - math.pi
-        heads = np.rint(pivots[:, None] + reach * _towards(headings + turns)).astype(int)
-        free = ~blocked[alive[:, None], heads[..., 0], heads[..., 1]]
-        weights = np.cumsum(free * np.cos(np.minimum(self.style.continuity * np.abs(turns), math.pi / 2)) ** 2, 1)
+    def following(self, last: np.ndarray, blocked: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Paddles after the `last` ones [N, 3], and which fit. A turn by Δθ has weight cos²(min(c |Δθ|, 90°)) where the head is free."""
+        pivots = last[:, :2] + self.shapes.pivots[last[:, 2]]
+        heads = pivots[:, None] + self.shapes.heads
+        weights = np.cumsum(~blocked[alive[:, None], heads[..., 0], heads[..., 1]] * self.shapes.weights[last[:, 2]], 1)
         found, fits = np.zeros_like(last), np.zeros(len(last), bool)
         for _ in range(1 + RETRIES):
-            drawn = (weights > weights[:, -1:] * self.random.random((len(last), 1))).argmax(1)[:, None]
-            angles = (headings + np.take_along_axis(turns, drawn, 1))[:, 0]
-            paddles = self._paddles(pivots + self.margin * _towards(angles), angles)
+            drawn = (weights > weights[:, -1:] * self.random.random((len(last), 1))).argmax(1)
+            paddles = np.concatenate([pivots + self.shapes.heads[drawn], drawn[:, None]], 1)
             new = ~fits & (weights[:, -1] > 1e-4) & self._fits(paddles, blocked, alive)
             found[new], fits = paddles[new], fits | new
         return found, fits
 
-    def _angles(self, number: int) -> np.ndarray:
-        return self.random.uniform(0, 2 * math.pi, number)
-
-    def _paddles(self, feet: np.ndarray, angles: np.ndarray) -> np.ndarray:
-        return np.concatenate([feet, feet + self.length * _towards(angles)], -1)
+    def _directions(self, number: int) -> np.ndarray:
+        """[number, 1]."""
+        return self.random.integers(len(self.shapes.angles), size=(number, 1))
 
     def _fits(self, paddles: np.ndarray, blocked: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Whether paddles [..., 4] lie where blocked[rows] has room, in steps of half a pixel at most."""
-        share = np.linspace(0, 1, math.ceil(2 * self.length) + 1)[:, None]
-        at = np.rint(paddles[..., None, :2] * (1 - share) + paddles[..., None, 2:] * share).astype(int)
+        """Whether paddles [..., 3] lie where blocked[rows] has room."""
+        at = paddles[..., None, :2] + self.shapes.under[paddles[..., 2]]
         return np.logical_not(blocked[rows[..., None], at[..., 0], at[..., 1]].any(-1))
 
     def _take(self, blocked: np.ndarray, rows: np.ndarray, paddles: np.ndarray) -> None:
-        """Block in blocked[rows] what is near to paddles [N, 4]."""
-        middle = np.rint((paddles[:, :2] + paddles[:, 2:]) / 2).astype(int)
-        y, x = (middle[:, :1] + self.window)[:, :, None], (middle[:, 1:] + self.window)[:, None, :]
-        foot_y, foot_x, ahead_y, ahead_x = np.concatenate([paddles[:, :2], paddles[:, 2:] - paddles[:, :2]], 1).T[:, :, None, None]
-        along = np.clip(((y - foot_y) * ahead_y + (x - foot_x) * ahead_x) / self.length**2, 0, 1)
-        near = (y - foot_y - along * ahead_y) ** 2 + (x - foot_x - along * ahead_x) ** 2 <= self.clear**2
-        blocked[rows[:, None, None], y, x] |= near
+        """Block in blocked[rows] what is near to paddles [N, 3]."""
+        y, x = (paddles[:, :2] + self.shapes.middles[paddles[:, 2]]).T[:, :, None] + self.shapes.window
+        blocked[rows[:, None, None], y[:, :, None], x[:, None]] |= self.shapes.near[paddles[:, 2]]
 
     def image(self, long: np.ndarray, short: np.ndarray, markers: np.ndarray) -> np.ndarray:
         """Contours, distractors [N, 4] and discs [2, 2], each made smaller by Lanczos's filter; the brightest pixel has 255."""
