@@ -176,21 +176,22 @@ def test_pathfinder_turns_by_its_law(side):
     style, number = pathfinder.STYLES[side], 4000
     canvas = pathfinder.Canvas(style, side, style.margins[-1], np.random.default_rng(side))
     reach, heads = style.paddle + style.margins[-1], canvas.shapes.heads
-    # each pixel of a band about the circle, and no others: half a diagonal to either side at most, all of half a side
+    # every pixel whose middle is within a quarter of the circle, and none beyond half a diagonal
     y, x = np.mgrid[-2 * reach : 2 * reach + 1, -2 * reach : 2 * reach + 1]
-    off = np.square(np.sqrt(y**2 + x**2) - reach)
+    radii = 4 * np.sqrt(y**2 + x**2)
+    inner, outer = (radii > 4 * reach - 1) & (radii < 4 * reach + 1), np.square(radii - 4 * reach) <= 8
     mine = {(int(a), int(b)) for a, b in heads}
-    assert {(int(a), int(b)) for a, b in zip(y[off < 1 / 16], x[off < 1 / 16], strict=True)} <= mine
-    assert mine <= {(int(a), int(b)) for a, b in zip(y[off <= 1 / 2], x[off <= 1 / 2], strict=True)}
+    assert {(int(a), int(b)) for a, b in zip(y[inner], x[inner], strict=True)} <= mine
+    assert mine <= {(int(a), int(b)) for a, b in zip(y[outer], x[outer], strict=True)}
     for last in (0, len(heads) // 3):
         middle = np.full((number, 2), canvas.edge + side // 2)
         found, fits = canvas.following(np.c_[middle, np.full(number, last)], canvas.taken[None], np.zeros(number, int))
         assert fits.all()
         before, after = (np.arctan2(*heads[i].T) for i in (last, slice(None)))
         turn = style.continuity * np.abs(np.angle(np.exp(1j * (after - before))))
-        law = np.where(turn < np.pi / 2, np.cos(turn) ** 2, 0)
+        law = np.maximum(np.cos(np.minimum(turn, np.pi)), 0) ** 2
         counts, expected = np.bincount(found[:, 2], minlength=len(heads)), number * law / law.sum()
-        assert not counts[turn >= np.pi / 2].any()
+        assert not counts[law == 0].any()
         many = expected > 5
         assert many.sum() > 4
         assert _chi(counts[many], expected[many]) < 4
