@@ -262,6 +262,10 @@ def test_no_patience(backend, tiny, capsys):
     assert (result.steps, result.best.step) == (8, 2)
     assert "no better validation since step 2" in capsys.readouterr().err
     assert 8 in checkpoint.steps(result.run)
+    # the same command again, as of a job that is queued anew, trains no further
+    assert train(config).steps == 8
+    assert "no better validation since step 2; raise --patience" in " ".join(capsys.readouterr().err.split())
+    assert train(dataclasses.replace(config, patience=4)).steps == 10
 
 
 @pytest.mark.parametrize(
@@ -283,9 +287,10 @@ def test_a_run_whose_reader_is_gone_goes_on(error, terminal, tiny, tmp_path, mon
     assert [row["step"] for row in read(tmp_path / "run" / "log.jsonl") if "loss" in row] == list(range(1, 9))
 
 
-def test_a_limit_of_time(backend, tiny):
+def test_a_limit_of_time(backend, tiny, capsys):
     result = train(tiny(backend=backend, steps=50, max_minutes=1e-9))
     assert result.steps == 1
+    assert "out of time: stopped at step 1, which is saved" in capsys.readouterr().err
     assert train(tiny(backend=backend, steps=3)).steps == 3
 
 

@@ -94,9 +94,12 @@ def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: C
             checkpoints.sweep(run)
         for complaint in damaged:
             console.print(f"warning: {complaint}; going back to {last}", highlight=False, markup=False, soft_wrap=True)
-        if before is not None and last is not None and before.step >= train.steps and not before.unjudged:
-            console.print(f"{last} has all {train.steps} steps; raise --steps to train on")
-            return Result(run, last, before.best, before.step)
+        if before is not None and not before.unjudged and last is not None:
+            why = stopping(train, before.step, before.best)
+            if before.step >= train.steps or why:
+                over = f"{why}; raise --patience or --enough" if why else f"all {train.steps} steps are done; raise --steps"
+                console.print(f"{last}: {over} to train on", highlight=False, markup=False, soft_wrap=True)
+                return Result(run, last, before.best, before.step)
         if first:
             write_bytes(run / "config.yaml", dump(train).encode())
         with Signals() as signals:
@@ -108,6 +111,15 @@ def open_datamodule(train: TrainConfig, config: Config, corpus: Corpus | Mixture
     if train.data.task:
         return TaskDataModule(train, config)
     return TextDataModule(train, config, load_data(train.data) if corpus is None else corpus)
+
+
+def stopping(train: TrainConfig, done: int, best: Best | None) -> str | None:
+    """Why, after so many steps, the validation says that no more are needed, or of use."""
+    if train.enough and best is not None and best.score is not None and best.score >= train.enough:
+        return f"{best.score:.4f} is enough"
+    if train.patience and best is not None and done - best.step >= train.patience * train.eval_every:
+        return f"no better validation since step {best.step}"
+    return None
 
 
 class _Asked(NamedTuple):
@@ -138,7 +150,7 @@ class Run:
         deadline: float,
         signals: Signals,
     ) -> None:
-        self.deadline, self.ended, self.signals = deadline, False, signals
+        self.deadline, self.signals, self.late, self.ended = deadline, signals, False, False
         self.asked: deque[_Asked] = deque()
         self.row: dict[str, float] = {}
         self.skipped = 0 if before is None else int(before.optimizer.get("skipped", [0])[0])
@@ -188,6 +200,8 @@ class Run:
                 f"`unisono train --resume {shlex.quote(str(self.folder))}` continues"
             )
             return Result(self.folder, self.last, self.best, self.done, received)
+        if self.late:
+            self.progress.say(f"out of time: stopped at step {self.done}, which is saved; the same command continues")
         return Result(self.folder, self.last, self.best, self.done)
 
     def _make_up(self) -> None:
@@ -207,7 +221,8 @@ class Run:
         self.read(AHEAD)
         last = self.done == train.steps
         # one answer for all processes
-        self.ended = self.trainer.any(last or time.monotonic() > self.deadline or self.signals.received is not None)
+        self.late = time.monotonic() > self.deadline and not last
+        self.ended = self.trainer.any(last or self.late or self.signals.received is not None)
         signalled = self.ended and self.trainer.any(self.signals.received is not None)
         due = (self.ended or self.done % train.eval_every == 0) and not signalled
         if due or self.ended or self.done % train.checkpoint_every == 0:
@@ -216,7 +231,6 @@ class Run:
         better = due and self._evaluate()
         if due:
             self.ended |= self._is_over(last)
-        if due:
             better = self.trainer.any(better)  # what is saved lies with all of them
             # a signal may have come while evaluating
             self.ended = self.trainer.any(self.ended or self.signals.received is not None)
@@ -252,17 +266,11 @@ class Run:
             self._log(**self.row)
 
     def _is_over(self, last: bool) -> bool:
-        """Whether the validation says that no more steps are needed, or of use."""
-        train = self.train
-        if train.enough and self.best is not None and self.best.score is not None and self.best.score >= train.enough:
-            self.progress.say(f"step {self.done}: {self.best.score:.4f} is enough; stopping")
-            return True
-        if not train.patience:
-            return False
-        over = self.best is not None and self.done - self.best.step >= train.patience * train.eval_every and not last
-        if over and self.best is not None:
-            self.progress.say(f"step {self.done}: no better validation since step {self.best.step}; stopping")
-        return over
+        """Whether the validation ends the run before its last step."""
+        why = None if last else stopping(self.train, self.done, self.best)
+        if why:
+            self.progress.say(f"step {self.done}: {why}; stopping")
+        return why is not None
 
     def _evaluate(self) -> bool:
         """Whether the validation is the best so far."""
