@@ -122,6 +122,23 @@ def test_padding_on_the_left_is_not_read(name: str) -> None:
 
 @EACH
 @torch.no_grad()
+def test_positions_part_documents(name: str) -> None:
+    """As DataCollatorWithFlattening hands them over: each document is read as if it were alone."""
+    model, text = make(name), ids(9, 1)
+    first, second = model(text[:, :4]).logits, model(text[:, 4:])
+    packed = model(text, position_ids=torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]))
+    judge.same(torch.cat([first, second.logits], 1), packed.logits)
+    judge.same(model(text[:, :1], **{CACHE: packed[CACHE]}).logits, model(text[:, :1], **{CACHE: second[CACHE]}).logits)
+    mask, positions = [[0, 1, 1, 1, 1, 1, 1, 1, 0]], [[1, 0, 1, 2, 3, 4, 5, 6, 0]]
+    padded = model(text, attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions))
+    judge.same(padded.logits[:, 1:8], model(text[:, 1:8]).logits)
+    for wrong in ([[0, 1, 2, 3, 3, 4, 5, 6, 7]], [[0, 1]], [0]):
+        with pytest.raises(InputError, match="position_ids: "):
+            model(text, position_ids=torch.tensor(wrong))
+
+
+@EACH
+@torch.no_grad()
 def test_a_text_goes_on_from_its_cache_in_every_way(name: str) -> None:
     model, given = make(name), ids()
     whole = more(model, given)

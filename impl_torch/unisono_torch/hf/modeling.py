@@ -102,13 +102,15 @@ class UnisonoForCausalLM(PreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """input_ids [B, T] → logits [B, T, V], and the cache after them.
 
         attention_mask [B, T], or as long as all tokens since the cache began: where 0, a token is not read. past_key_values, cache: two
         names of one thing. labels [B, T]: as transformers' models take them, −100 where nothing is asked. logits_to_keep: only of the
-        last so many tokens. output_hidden_states: what each block is given, and what the last one hands on.
+        last so many tokens. output_hidden_states: what each block is given, and what the last one hands on. position_ids [B, T]: they
+        rise by one, and where they are 0 a document begins, as in rows of DataCollatorWithFlattening; these models count by themselves.
         """
         if input_ids is None or inputs_embeds is not None:
             raise InputError("inputs_embeds: these models embed ids themselves; give input_ids")
@@ -123,8 +125,9 @@ class UnisonoForCausalLM(PreTrainedModel, GenerationMixin):
         keeps = use_cache if use_cache is not None else not self.training
         fresh = held is None or not held.state
         before = model._begin(None if fresh else held.state, len(input_ids), tokens)  # pyright: ignore[reportPrivateUsage]
-        model._check(input_ids, before, None, valid)  # pyright: ignore[reportPrivateUsage]
-        read = Reading(Marks(None, valid), 64, model.implementation, fresh, model.compute_dtype)
+        reset = _begins(position_ids, input_ids, valid)
+        model._check(input_ids, before, reset, valid)  # pyright: ignore[reportPrivateUsage]
+        read = Reading(Marks(reset, valid), 64, model.implementation, fresh, model.compute_dtype)
         training = Training(model._dropout(input_ids.shape, None))  # pyright: ignore[reportPrivateUsage]
         with uncast(input_ids.device), _Watched(model, self._checkpointed(), bool(output_hidden_states)) as hidden:
             x, after = model._read(input_ids, before, read, training)  # pyright: ignore[reportPrivateUsage]
@@ -251,6 +254,22 @@ def _valid(mask: Tensor | dict[str, Tensor] | None, ids: Tensor) -> Tensor | Non
         raise InputError(f"attention_mask: shape {tuple(mask.shape)}, expected {tuple(ids.shape)}, or longer; give one number a token")
     valid = mask[:, -ids.shape[1] :].bool()
     return None if bool(valid.all()) else valid
+
+
+def _begins(positions: Tensor | None, ids: Tensor, valid: Tensor | None) -> Tensor | None:
+    """Where a document begins, by the positions of tokens within theirs; None where none does after the first token."""
+    if positions is None:
+        return None
+    if positions.ndim != 2 or positions.shape[1] != ids.shape[1] or len(positions) not in (1, len(ids)):
+        raise InputError(f"position_ids: shape {tuple(positions.shape)}, expected {tuple(ids.shape)}; give one number a token, or none")
+    where = positions.expand(ids.shape)
+    begins = where == 0 if valid is None else (where == 0) & valid
+    goes_on = begins[:, 1:] | (where[:, 1:] == where[:, :-1] + 1)
+    if valid is not None:  # what stands at a token that is not read says nothing
+        goes_on |= ~(valid[:, 1:] & valid[:, :-1])
+    if not bool(goes_on.all()):
+        raise InputError("position_ids: they neither rise by one nor begin anew at 0; leave them out, the state knows its position")
+    return begins if bool(begins[:, 1:].any()) else None
 
 
 class CRAMForCausalLM(UnisonoForCausalLM):
