@@ -2,7 +2,7 @@
 
 A node at depth d, the root's being 1, is an operator with 2 to `max_args` children if d < `max_depth` and one draw in four says so, else
 a digit. A tree is kept if it is between the lengths, an operator and its closing mark counting two and a digit one. What is asked, at the
-last token, is the value of the whole: one of ten classes.
+last token, is the value of the whole: one of ten classes. That no tree comes twice is left to chance, which at these lengths brings none.
 """
 
 from __future__ import annotations
