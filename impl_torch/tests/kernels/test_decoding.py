@@ -91,6 +91,8 @@ def test_steps_are_those_of_the_spec(name: str, batch: int, most: int, device: s
     monkeypatch.setattr(project, "MOST", most)
     if interpreted():  # heads are wide enough for two programs each
         monkeypatch.setattr(attention, "_slices", lambda owners, width: 2 - width % 2)
+        if name == "lat":  # … and features many enough for two turns
+            monkeypatch.setattr(attention, "FEATURES", (2, 2))
         if name in ("rope", "taylor2", "infinity") and most == MOST:
             together(monkeypatch)
             monkeypatch.setattr(project, "at_once", lambda: True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import inspect
-import itertools
+import math
 import random
 import threading
 from collections.abc import Callable
@@ -15,23 +15,7 @@ import pytest
 from triton.runtime import interpreter
 from unisono_torch.kernels import barrier
 
-LOOKS = 10_000  # of all programs at barriers where none arrives
-
-
-class Program(threading.Thread):
-    def __init__(self, index: tuple[int, ...], work: Callable[[], None], turns: Turns) -> None:
-        super().__init__(daemon=True)
-        self.index, self.work, self.turns = index, work, turns
-        self.go, self.ended, self.error = threading.Semaphore(0), False, None
-
-    def run(self) -> None:
-        self.go.acquire()
-        try:
-            self.work()
-        except Exception as error:
-            self.error = error
-        self.ended = True
-        self.turns.back.release()
+LOOKS = 10_000  # at barriers where nobody arrives meanwhile
 
 
 class Turns:
@@ -58,8 +42,43 @@ class Turns:
         program.go.acquire()
 
 
+class Program(threading.Thread):
+    def __init__(self, index: tuple[int, ...], work: Callable[[], None], turns: Turns) -> None:
+        super().__init__(daemon=True)
+        self.index, self.work, self.turns = index, work, turns
+        self.go, self.ended, self.error = threading.Semaphore(0), False, None
+
+    def run(self) -> None:
+        self.go.acquire()
+        try:
+            self.work()
+        except Exception as error:
+            self.error = error
+        self.ended = True
+        self.turns.back.release()
+
+
+class Beside:
+    """A kernel, called for one program after another, of which none begins before all are there."""
+
+    def __init__(self, kernel: Any, turns: Turns) -> None:
+        self.kernel, self.turns, self.programs = kernel, turns, []
+        self.__name__, self.__globals__, self.__signature__ = kernel.__name__, kernel.__globals__, inspect.signature(kernel)
+
+    def __call__(self, **given: Any) -> None:
+        builder = interpreter.interpreter_builder
+        self.programs.append(Program(builder.grid_idx, lambda: self.kernel(**given), self.turns))
+        if len(self.programs) == math.prod(builder.grid_dim):
+            self.turns.take(self.programs)
+
+
 def together(monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = Turns()
+    """So do programs of every launch of a test."""
+    turns, made = Turns(), interpreter.GridExecutor.__init__
+
+    def executor(self: Any, kernel: Any, *rest: Any) -> None:
+        made(self, kernel, *rest)
+        self.fn = Beside(kernel, turns)
 
     def count(at: Any) -> ctypes.c_int32:
         return ctypes.c_int32.from_address(int(at.handle.data.item()))
@@ -75,16 +94,6 @@ def together(monkeypatch: pytest.MonkeyPatch) -> None:
             turns.looks += 1
             turns.others()
 
-    def launch(self: Any, *given: Any, **named: Any) -> None:
-        named = {name: a for name, a in named.items() if name in inspect.getfullargspec(self.fn).args}
-        scope = interpreter._patch_lang(self.fn)
-        found = inspect.getcallargs(self.fn, *given, **named)
-        found = {name: a if name in self.constexprs else interpreter._implicit_cvt(a) for name, a in found.items()}
-        grid = (*self.grid, 1, 1)[:3]
-        interpreter.interpreter_builder.set_grid_dim(*grid)
-        turns.take([Program(index, lambda: self.fn(**found), turns) for index in itertools.product(*map(range, grid))])
-        scope.restore()
-
+    monkeypatch.setattr(interpreter.GridExecutor, "__init__", executor)
     monkeypatch.setattr(barrier, "arrive", arrive)
     monkeypatch.setattr(barrier, "wait", wait)
-    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)

@@ -26,7 +26,8 @@ def captured(work: Callable[[], _Found]) -> tuple[torch.cuda.CUDAGraph, _Found]:
         work()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    torch._C._cuda_clearCublasWorkspaces()  # graphs that share one cannot run beside each other
+    # a workspace of cuBLAS is this graph's own, in its memory: graphs that share one cannot run beside each other
+    torch._C._cuda_clearCublasWorkspaces()
     # PyTorch's own stream for this is one of the device of the first graph
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         found = work()

@@ -20,6 +20,7 @@ from unisono_torch.kernels.gelu import sigmoid
 LOG2E = tl.constexpr(1.4426950408889634)
 EPS = tl.constexpr(1e-6)
 MAPS = {"elu1": 0, "relu": 1, "learned": 2, "taylor2": 3, "none": 4}  # none: features are given
+FEATURES = 16, 64  # at once, at least and at most
 PIECE = 256  # slots of a cache that a program reads, at least
 PIECES = 64  # of a cache, at most
 
@@ -357,7 +358,7 @@ def linear_step(
     batch, heads, features, v = S.shape
     o = qkv.new_empty((batch, heads * v))
     cos, sin = (z, z) if rotary is None else rotary
-    block, slices = min(64, max(16, triton.next_power_of_2(features))), _slices(batch * heads, v)
+    block, slices = min(FEATURES[1], max(FEATURES[0], triton.next_power_of_2(features))), _slices(batch * heads, v)
     programs, out, given = finish.launched(batch * heads * slices, o, x)
     linear[(programs,)](
         qkv, S, z, tau, cos, sin, o, finish.turns, HEADS=heads, K=width, V=v, F=features, MAP=MAPS[feature_map], ROPE=rotary is not None,
