@@ -67,6 +67,21 @@ def test_listops_follows_its_rules():
     assert small.valid.sum(1).max() == 11
 
 
+def test_listops_grows_by_its_law():
+    """Lists of any length, of lists of digits: each has 2, 3 or 4 arguments alike, of which a quarter are lists where they may be."""
+    task = open_task("listops", {"max_depth": 3, "max_args": 4, "min_length": 1, "max_length": 1000})
+    found = task.examples("train", "lists", np.arange(640), 3)
+    assert found.valid is not None
+    arguments, roots, inner = np.zeros(3), 0, 0
+    for inputs, valid in zip(found.inputs, found.valid, strict=True):
+        *below, (_, number) = _parse(inputs[valid].tolist())[3]  # the root is the last
+        roots, inner = roots + number, inner + len(below)
+        for count in (number, *(n for _, n in below)):
+            arguments[count - 2] += 1
+    assert _chi(arguments, [arguments.sum() / 3] * 3) < 4
+    assert _chi(np.array([inner, roots - inner]), [roots / 4, 3 * roots / 4]) < 4
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
