@@ -72,8 +72,9 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
         log_decay = torch.where(valid[..., None], log_decay, math.nan) if case.data else log_decay
     q, k, v, q_norm, k_norm, do = (a.to(case.dtype) for a in (q, k, v, q_norm, k_norm, do))
     if case.packed:
-        q, k, v = torch.cat([a.flatten(2) for a in (q, k, v)], -1).split((heads * case.K, heads * case.K, heads * case.V), -1)
-        q, k, v = (a.unflatten(-1, (heads, -1)) for a in (q, k, v))
+        rows = torch.cat([a.flatten(2) for a in (q, k, v)], -1).split((heads * case.K, heads * case.K, heads * case.V), -1)
+        q, beside, v = (a.unflatten(-1, (heads, -1)) for a in rows)
+        k = beside if case.same else k  # strides of its own
         do = do.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3)
     state = case.batch, M, heads, case.K
     tensors = {

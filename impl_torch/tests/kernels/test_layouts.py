@@ -167,7 +167,7 @@ def of_a_longer_sequence(a: Tensor) -> Tensor:
     return torch.cat([a, torch.full_like(a, 9)], 1)[:, : a.shape[1]] if a.ndim > 1 else a
 
 
-LAYS = of_a_longer_sequence, offset, gaps, of_a_wider_row, turned
+LAYS = of_a_longer_sequence, of_a_wider_row, turned, offset, gaps
 
 
 @pytest.mark.parametrize("first", range(1 if interpreted() else len(LAYS)))
