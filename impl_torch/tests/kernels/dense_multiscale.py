@@ -32,7 +32,7 @@ class Case:
     valid: bool = False
     pieces: bool = False  # whether time is cut
     fast: bool = False  # decays that take a number out of its range within a segment
-    packed: bool = False  # whether q, k and v are slices of one tensor, and do lies head by head
+    packed: bool = False  # whether q, k and v are slices of one tensor, and do and q_norm lie head by head
     chunk: int = 16  # tokens C, in the interpreter; short ones leave several segments to each of several pieces
     trend: bool = False  # whether values turn from −1 to 1 midway, and do is about 1: gradients' terms add up
 
@@ -75,7 +75,7 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
         rows = torch.cat([a.flatten(2) for a in (q, k, v)], -1).split((heads * case.K, heads * case.K, heads * case.V), -1)
         q, beside, v = (a.unflatten(-1, (heads, -1)) for a in rows)
         k = beside if case.same else k  # strides of its own
-        do = do.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3)
+        do, q_norm = (a.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3) for a in (do, q_norm))
     state = case.batch, M, heads, case.K
     tensors = {
         "q": q, "k": k, "v": v, "q_norm": None if case.same else q_norm, "k_norm": None if case.same else k_norm,

@@ -29,7 +29,7 @@ def attention(feature_map: str) -> Callable[..., Tensor]:
 def scales(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     K, device = q.shape[-1], q.device
     state = torch.zeros(len(q), 1, 1, K, K, device=device), torch.zeros(len(q), 1, 1, K, device=device)
-    decay, weight = torch.full((1, 1, 1), -0.01, device=device), torch.ones(1, 1, 1, 1, 1, device=device)
+    decay, weight = torch.full((1, 1, 1), -0.01, device=device), q[:, :, None, :, :1]
     return multiscale.parallel(q, k, v, q, k, decay, weight, state, implementation="triton")[0]
 
 
