@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added, rows appended")
     options = parser.parse_args(argv)
+    if options.steps % 10:
+        parser.error(f"--steps {options.steps}: use a multiple of 10, since every tenth step is logged")
     words = sys.argv[1:] if argv is None else argv
     first, number = processes()[0] == 0, processes()[1]
     launch = f"torchrun --nproc-per-node {number} -m" if number > 1 else "python -m"
