@@ -5,8 +5,16 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from unisono_spec.contract import InputError
 
 from unisono_jax.ops.elementwise import masked
+
+
+def chunk_length(chunk_size: int, length: int) -> int:
+    """Tokens in a chunk; InputError where there are none at all."""
+    if not length:
+        raise InputError("T is 0; give at least one token")
+    return min(chunk_size, length)
 
 
 def chunks(a: jax.Array, size: int) -> jax.Array:

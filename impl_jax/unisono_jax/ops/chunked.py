@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unisono_jax.ops.carry import chunk_length
 from unisono_jax.ops.elementwise import dot_precision
 
 # Levels above the first: fewer of them matter more than the width of their small matrices.
@@ -25,7 +26,7 @@ def prefix(
     count [B, T] int32: n_t, how often λ acts at t; None is once. reset [B, T] bool: where true, y_{t−1} counts as 0.
     """
     batch, length, width = u.shape
-    size = min(chunk_size, length)
+    size = chunk_length(chunk_size, length)
     n_chunks = length // size
     whole = n_chunks * size
 

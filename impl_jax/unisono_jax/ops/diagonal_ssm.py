@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from unisono_spec.contract.shapes import shaped
 
-from unisono_jax.ops.carry import chunks, joined
+from unisono_jax.ops.carry import chunk_length, chunks, joined
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.ops.packing import packing, segments, take
@@ -117,7 +117,7 @@ def parallel(
     check_implementation(implementation)
     batch, length, width = u.shape
     least = LEAST if reset is None and jax.default_backend() == "gpu" else 1
-    size, pairs = min(max(chunk_size, least), length), 2 * A.shape[1]
+    size, pairs = chunk_length(max(chunk_size, least), length), 2 * A.shape[1]
     u, dt, A, C, D, h0 = widened(*masked(valid, u), dt, A, C, D, initial_state)
     tokens, segment = packing(valid, batch, length), segments(reset, batch, length)
     x, now = chunks(tokens.pack(u), size), chunks(tokens.pack(segment), size)  # [B, N, C, D], [B, N, C]

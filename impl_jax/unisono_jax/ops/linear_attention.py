@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from unisono_spec.contract.shapes import shaped
 
-from unisono_jax.ops.carry import carried, chunks, joined, shared
+from unisono_jax.ops.carry import carried, chunk_length, chunks, joined, shared
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.registry import chosen
@@ -64,7 +64,7 @@ def parallel(
         q, k, v = masked(valid, q, k, v)
         return attend(q, k, v, initial_state, reset)
     length = q.shape[1]
-    size = min(chunk_size, length)
+    size = chunk_length(chunk_size, length)
     q, k, v, S0, z0 = widened(*masked(valid, q, k, v), *initial_state)
     q, k, v = (chunks(a, size) for a in (q, k, v))  # [B, N, C, H, ·]
     reads, first, last, cut = shared(reset, size)

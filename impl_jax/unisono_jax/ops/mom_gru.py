@@ -27,6 +27,7 @@ from jax import lax
 from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.kernels.operator import alike
+from unisono_jax.ops.carry import chunk_length
 from unisono_jax.ops.elementwise import dot, linear, masked, sigmoid, tanh, wide
 from unisono_jax.registry import check_implementation
 
@@ -153,7 +154,7 @@ def hoisted(
     logits, biases = (jnp.broadcast_to(a, (*x.shape[:2], a.shape[-1])) for a in (logits, biases))
     tokens = _Token(router, query, gates, logits, biases, reset, valid)
     tokens = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), tokens)  # [T, B, …]
-    size = min(chunk_size, x.shape[1])
+    size = chunk_length(chunk_size, x.shape[1])
     given = alike((weights, tokens, p["memory"], initial_state))  # inside a shard_map, as the gradients of weights will vary
     found: Any = _loop((size, 1.0 if noise is None else temperature), *given)
     out, state = found

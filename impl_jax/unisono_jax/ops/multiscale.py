@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from unisono_spec.contract.shapes import shaped
 
-from unisono_jax.ops.carry import carried, chunks, joined, shared
+from unisono_jax.ops.carry import carried, chunk_length, chunks, joined, shared
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.registry import chosen
@@ -124,7 +124,7 @@ def parallel(
         q_norm, k_norm = (q, k) if same else masked(valid, q_norm, k_norm)
         return attend(q, k, v, q_norm, k_norm, log_decay, weight, initial_state, reset)
     length = q.shape[1]
-    size = min(chunk_size, length)
+    size = chunk_length(chunk_size, length)
     *inputs, S0, z0 = widened(*masked(valid, q, k, v, q_norm, k_norm, log_decay, weight), *initial_state)
     q, k, v, q_norm, k_norm, log_decay, weight = (chunks(a, size) for a in inputs)
     reads, first, _, cut = shared(reset, size)

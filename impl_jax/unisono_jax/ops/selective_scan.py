@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from unisono_spec.contract.shapes import shaped
 
-from unisono_jax.ops.carry import chunks, joined
+from unisono_jax.ops.carry import chunk_length, chunks, joined
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.registry import chosen
@@ -89,7 +89,7 @@ def parallel(
         u, dt, B, C = masked(valid, u, dt, B, C)
         return scan(u, dt, A, B, C, D, initial_state, reset)
     length = u.shape[1]
-    size = min(chunk_size, length)
+    size = chunk_length(chunk_size, length)
     rows = math.isqrt(size - 1) + 1 if jax.default_backend() == "gpu" else 1
     width = -(-size // rows)  # tokens a row
     u, dt, B, C, A, D, state = widened(*masked(valid, u, dt, B, C), A, D, initial_state)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from unisono_spec.contract.shapes import shaped
 
+from unisono_jax.ops.carry import chunk_length
 from unisono_jax.ops.elementwise import masked, wide, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.ops.packing import packing, segments, take
@@ -65,6 +66,7 @@ def parallel(
     """A sum of w shifted copies of the valid tokens. `chunk_size` changes nothing."""
     check_implementation(implementation)
     batch, length, _ = x.shape
+    chunk_length(chunk_size, length)
     x, state = widened(*masked(valid, x), initial_state)
     taps, carried = weight[:, 0].T.astype(x.dtype), state.shape[1]  # [w, D]
     tokens, segment = packing(valid, batch, length), segments(reset, batch, length)

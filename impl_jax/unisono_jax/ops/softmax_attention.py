@@ -14,7 +14,7 @@ from jax import lax
 from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops import position
-from unisono_jax.ops.carry import chunks, joined
+from unisono_jax.ops.carry import chunk_length, chunks, joined
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.ops.packing import segments
@@ -67,6 +67,7 @@ def parallel(
     into it; where a reset may write one slot twice, the cache with the tokens behind it."""
     check_implementation(implementation)
     batch, length = q.shape[:2]
+    size = chunk_length(chunk_size, length)
     q, k, v, old_keys, old_values = widened(*masked(valid, q, k, v), *initial_state[:2])
     count, capacity = initial_state[2], old_keys.shape[1]
     old_keys, old_values = masked(jnp.arange(capacity) < count[:, None], old_keys, old_values)
@@ -79,7 +80,6 @@ def parallel(
     old_kept = masked(segment[:, -1] == 0, old_keys, old_values)
     final_keys, final_values = (old.at[rows, slot].set(new, mode="drop") for old, new in zip(old_kept, (k, v), strict=True))
 
-    size = min(chunk_size, length)
     if reset is None:
         keys, values = final_keys, final_values
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from unisono_spec.contract.shapes import shaped
 
-from unisono_jax.ops.carry import chunks, joined
+from unisono_jax.ops.carry import chunk_length, chunks, joined
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.ops.packing import packing, segments, take
@@ -71,12 +71,11 @@ def parallel(
     batch, length = q.shape[:2]
     q, k, v, old_keys, old_values = widened(*masked(valid, q, k, v), *initial_state[:2])
     count, w = initial_state[2], old_keys.shape[1]
+    size = chunk_length(max(chunk_size, w), length)
     tokens, segment = packing(valid, batch, length), segments(reset, batch, length)
     q, k, v, now = (tokens.pack(a) for a in (q, k, v, segment))
     slots = jnp.arange(w)
     held = jnp.where(slots >= w - count[:, None], 0, -1)  # the segment of each carried key; −1: an empty slot
-
-    size = min(max(chunk_size, w), length)
 
     def band(old: jax.Array, new: jax.Array) -> jax.Array:
         """[B, w, …], [B, T, …] → the keys that a chunk may read [B, N, w+C, …]."""
