@@ -7,15 +7,24 @@ import importlib
 import jax
 import jax.numpy as jnp
 import misfits
+import numpy as np
 import pytest
 from unisono_conformance import judge
+from unisono_jax import InputError
 from unisono_jax.ops import multiscale
 from unisono_spec.contract.shapes import SHAPES
 
 
 @pytest.mark.parametrize("op", SHAPES)
 def test_what_does_not_fit(op: str):
-    assert misfits.check(importlib.import_module(f"unisono_jax.ops.{op}"), jnp.asarray) > 20
+    assert misfits.check(importlib.import_module(f"unisono_jax.ops.{op}"), np.asarray) > 20
+
+
+@pytest.mark.parametrize("op", SHAPES)
+def test_no_tokens(op: str):
+    module = importlib.import_module(f"unisono_jax.ops.{op}")
+    with pytest.raises(InputError, match="T is 0"):
+        (module.hoisted if op == "mom_gru" else module.parallel)(**misfits.no_tokens(op, jnp.asarray))
 
 
 @pytest.mark.parametrize("form", ["recurrent", "parallel"])

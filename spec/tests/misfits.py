@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from unisono_spec.contract import InputError
-from unisono_spec.contract.shapes import SHAPES
+from unisono_spec.contract.shapes import BOOLEAN, Axes, arguments, size
 
-SIZES = {"B": 2, "T": 5, "H": 2, "K": 3, "V": 4, "M": 3, "D": 3, "N": 2, "w": 3, "P": 2, "capacity": 7, "n": 3, "L": 2, "d_m": 4}
-OTHERS = {"decayed_sum": {"decay": 0.5}, "mom_gru": {"p": {}}}  # arguments that are no arrays
+SIZES = {"B": 2, "T": 5, "H": 2, "K": 3, "V": 4, "M": 3, "D": 3, "N": 2, "w": 3, "P": 2, "capacity": 7, "n": 3, "L": 2, "d_m": 4, "R": 5}
+OTHERS = {"decayed_sum": {"decay": 0.5}}  # arguments that are no arrays
 Array = Callable[[np.ndarray], Any]
 
 
 def check(op: Any, array: Array) -> int:
     """Raises where a form of `op`, a module of a room, takes what does not fit; how many calls were refused."""
     name, refused = op.__name__.rpartition(".")[2], 0
-    for form in (op.recurrent, op.hoisted if name == "mom_gru" else op.parallel):
-        for where, given in _misfits(name):
-            arrays = {n: tuple(map(array, a)) if isinstance(a, tuple) else array(a) for n, a in given.items()}
-            assert "; cut or expand it" in _refusal(form, {**arrays, **OTHERS.get(name, {})}), f"{name}.{form.__name__} took {where}"
+    steps = [op.step] if hasattr(op.step, "__wrapped__") else []  # where a step is held to shapes too
+    for form in (op.recurrent, op.hoisted if name == "mom_gru" else op.parallel, *steps):
+        for where, given in _misfits(name, form):
+            arrays = {n: _each(lambda _, a: array(a), a) for n, a in given.items()}
+            assert "here [" in _refusal(form, {**arrays, **OTHERS.get(name, {})}), f"{name}.{form.__name__} took {where}"
             refused += 1
     return refused
 
 
+def no_tokens(op: str, array: Array) -> dict[str, Any]:
+    """Arguments of its whole-sequence form that fit, of T = 0."""
+    known = {name: axes for name, axes in arguments(op).items() if name != "compress"}
+    out = dict(OTHERS.get(op, {}))
+    for name, value in _fitting(known, np.random.default_rng(0)).items():
+        out[name] = _each(lambda _, a: array(a), value[:, :0] if re.search(r"\bT\b", str(known[name])) else value)
+    return out
+
+
 def one_for_all(form: Any, array: Array, *axes: int) -> tuple[Any, Any]:
     """What a form of multiscale makes of decays and weights [B, T, …] that all along `axes` share, and of their copies for each."""
-    full = _fitting("multiscale", np.random.default_rng(0))
-    del full["reset"], full["valid"]  # a mark for each token makes copies
+    full = _fitting(arguments("multiscale"), np.random.default_rng(0))
+    del full["reset"], full["valid"], full["compress"]  # a mark for each token makes copies
     short, whole = dict(full), dict(full)
     for name in ("log_decay", "weight"):
         for axis in axes:
@@ -48,40 +60,54 @@ def _refusal(form: Any, given: dict[str, Any]) -> str:
     return ""
 
 
-def _misfits(op: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where an axis is of another length than others that its letter names: 1, where that is not allowed, or one more; or is missing."""
-    words = [w for axes in SHAPES[op].values() for part in (axes if isinstance(axes, tuple) else (axes,)) for w in part.split()]
-    letters = [_letter(word) for word in words]
-    for name, axes in SHAPES[op].items():
-        for i, part in enumerate(axes if isinstance(axes, tuple) else (axes,)):
-            for axis, word in enumerate(part.split()):
-                if letters.count(_letter(word)) == 1 and not word.isdigit():
-                    continue  # nothing else says how long it is
-                for change in (lambda a, axis=axis: np.concatenate([a, a.take([0], axis)], axis), lambda a, axis=axis: a.take([0], axis)):
-                    given = _fitting(op, np.random.default_rng(0))
-                    old = given[name][i] if isinstance(axes, tuple) else given[name]
-                    new = change(old)
-                    if new.shape == old.shape or (new.shape[axis] == 1 and word.startswith("1|")):
-                        continue
-                    given[name] = (*given[name][:i], new, *given[name][i + 1 :]) if isinstance(axes, tuple) else new
-                    yield f"{name}[{i}] of shape {new.shape}", given
-    first = next(iter(SHAPES[op]))
-    given = _fitting(op, np.random.default_rng(0))
+def _misfits(op: str, form: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where an axis is of another length than others that its letter names: 1, where that is not allowed, or one more; or is missing.
+    Marks that are numbers."""
+    known = {n: axes for n, axes in arguments(op, form.__name__ == "step").items() if n in inspect.signature(form).parameters}
+    parts = [(name, key, words) for name, axes in known.items() for key, words in _parts(axes)]
+    letters = [letter for *_, words in parts for word in words.split() for letter in _letters(word)]
+    for name, key, words in parts:
+
+        def other(change: Array, name: str = name, key: Any = key) -> dict[str, Any]:
+            given = _fitting(known, np.random.default_rng(0))
+            given[name] = _each(lambda k, a: change(a) if k == key else a, given[name])
+            return given
+
+        for axis, word in enumerate(words.split()):
+            if [letters.count(letter) for letter in _letters(word)] == [1] and word == _letters(word)[0]:
+                continue  # nothing else says how long it is
+            yield f"{name}[{key}] longer in {word}", other(lambda a, axis=axis: np.concatenate([a, a.take([0], axis)], axis))
+            if word != "1" and not word.startswith("1|"):
+                yield f"{name}[{key}] of length 1 in {word}", other(lambda a, axis=axis: a.take([0], axis))
+        if name in BOOLEAN:
+            yield f"{name} of numbers", other(lambda a: a.astype(np.int32))
+    first = next(iter(known))
+    given = _fitting(known, np.random.default_rng(0))
     yield f"{first} without an axis", {**given, first: given[first][0]}
 
 
-def _letter(word: str) -> str:
-    return word.removeprefix("1|").removesuffix("-1")
+def _letters(word: str) -> list[str]:
+    return re.findall("[A-Za-z_]+", word)
 
 
-def _fitting(op: str, made: np.random.Generator) -> dict[str, Any]:
+def _parts(axes: Axes) -> list[tuple[Any, str]]:
+    return [(None, axes)] if isinstance(axes, str) else list(axes.items() if isinstance(axes, dict) else enumerate(axes))
+
+
+def _each(change: Callable[[Any, Any], Any], value: Any) -> Any:
+    """`change` of an argument, or of its parts by their keys."""
+    if isinstance(value, dict):
+        return {key: change(key, a) for key, a in value.items()}
+    return tuple(change(i, a) for i, a in enumerate(value)) if isinstance(value, tuple) else change(None, value)
+
+
+def _fitting(known: dict[str, Axes], made: np.random.Generator) -> dict[str, Any]:
     def draw(name: str, words: str) -> np.ndarray:
-        letters = [word.removeprefix("1|") for word in words.split()]
-        shape = [int(n) if n.isdigit() else SIZES[n.removesuffix("-1")] - n.endswith("-1") for n in letters]
-        if name in ("reset", "valid"):
+        shape = [size(word, SIZES) for word in words.split()]
+        if name in BOOLEAN:
             return made.random(shape) < 0.8
         if words == "B":
             return np.full(shape, 2, np.int32)
         return -made.random(shape) if name == "log_decay" else 0.1 + made.random(shape)
 
-    return {n: tuple(draw(n, part) for part in a) if isinstance(a, tuple) else draw(n, a) for n, a in SHAPES[op].items()}
+    return {name: _each(lambda _, words, name=name: draw(name, words), axes) for name, axes in known.items()}

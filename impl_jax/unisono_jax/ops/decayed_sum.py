@@ -18,6 +18,7 @@ from unisono_jax.ops.elementwise import sigmoid, wide
 from unisono_jax.registry import check_implementation
 
 
+@shaped
 def step(
     x: jax.Array, decay: float, state: jax.Array, reset: jax.Array | None = None, valid: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:

@@ -45,6 +45,7 @@ def times(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.stack([real, imaginary], -1)
 
 
+@shaped
 def step(
     u: jax.Array,
     dt: jax.Array,

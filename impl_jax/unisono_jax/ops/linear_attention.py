@@ -23,6 +23,7 @@ EPS = 1e-6
 State = tuple[jax.Array, jax.Array]
 
 
+@shaped
 def step(
     q: jax.Array, k: jax.Array, v: jax.Array, state: State, reset: jax.Array | None = None, valid: jax.Array | None = None
 ) -> tuple[jax.Array, State]:

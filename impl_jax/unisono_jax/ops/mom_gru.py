@@ -71,6 +71,7 @@ def balanced(bias: jax.Array, load_average: jax.Array, load: jax.Array, rate: fl
     return bias - rate * (load_average - 1 / len(bias)), load_average
 
 
+@shaped
 def step(
     x: jax.Array,
     p: Arrays,
@@ -138,7 +139,7 @@ def hoisted(
     those with h: what the next token asks of h' and what is written with it are one matmul. For the gradient, the states are kept once
     in C tokens and computed again between, and the gradients of weights are matmuls after the loop."""
     check_implementation(implementation)
-    d = x.shape[-1]
+    size, d = chunk_length(chunk_size, x.shape[1]), x.shape[-1]
     p, x, initial_state = _widened(p, x, initial_state)
     (x,) = masked(valid, x)
     from_x = jnp.concatenate([p[f"{name}.weight"][:, :d] for name in X_PARTS])
@@ -154,7 +155,6 @@ def hoisted(
     logits, biases = (jnp.broadcast_to(a, (*x.shape[:2], a.shape[-1])) for a in (logits, biases))
     tokens = _Token(router, query, gates, logits, biases, reset, valid)
     tokens = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), tokens)  # [T, B, …]
-    size = chunk_length(chunk_size, x.shape[1])
     given = alike((weights, tokens, p["memory"], initial_state))  # inside a shard_map, as the gradients of weights will vary
     found: Any = _loop((size, 1.0 if noise is None else temperature), *given)
     out, state = found

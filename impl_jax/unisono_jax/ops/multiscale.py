@@ -35,6 +35,7 @@ def compressed(S: jax.Array, rank: int) -> jax.Array:
     return dot("...kr,...jr,...jv->...kv", U, U, S)
 
 
+@shaped
 def step(
     q: jax.Array,
     k: jax.Array,

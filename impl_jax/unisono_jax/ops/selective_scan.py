@@ -23,6 +23,7 @@ from unisono_jax.ops.fold import fold
 from unisono_jax.registry import chosen
 
 
+@shaped
 def step(
     u: jax.Array,
     dt: jax.Array,

@@ -18,6 +18,7 @@ from unisono_jax.ops.packing import packing, segments, take
 from unisono_jax.registry import check_implementation
 
 
+@shaped
 def step(
     x: jax.Array,
     weight: jax.Array,

@@ -19,6 +19,7 @@ from unisono_jax.ops.elementwise import sigmoid, wide
 from unisono_jax.registry import check_implementation
 
 
+@shaped
 def step(
     x: jax.Array,
     s: jax.Array,

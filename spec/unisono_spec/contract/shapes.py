@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
-from unisono_spec.contract.errors import InputError
+from unisono_spec.contract.checks import dtype_kind
+from unisono_spec.contract.errors import InputError, shown
 
 Form = TypeVar("Form", bound=Callable[..., Any])
 _ATTENTION = {"q": "B T H K", "k": "B T H K", "v": "B T H V"}
 _MARKS = {"reset": "B T", "valid": "B T"}
-# By op, axes of its arguments: a letter is one number in all of them, 1|T that or 1, w-1 one less. Of a tuple, one for each part.
-SHAPES: dict[str, dict[str, str | tuple[str, ...]]] = {
+BOOLEAN = (*_MARKS, "compress")
+_CELL = {
+    "memory": "n L d_m", "router.1.weight": "n R", "router.1.bias": "n", "router.0.weight": "R 2D", "router.0.bias": "R",
+    "query.weight": "d_m 2D", "query.bias": "d_m", "input.weight": "3D D+d_m", "input.bias": "3D", "hidden.weight": "3D D",
+    "key.weight": "d_m D", "key.bias": "d_m", "value.weight": "d_m D", "value.bias": "d_m", "erase.weight": "d_m D", "erase.bias": "d_m",
+    "gate.weight": "1 D", "gate.bias": "1", "balance_bias": "n",
+}  # fmt: skip
+Axes = str | tuple[str, ...] | dict[str, str]
+# By op, axes of its arguments: a letter is one number in all of them, 1|T that or 1, w-1 one less. Of tuples and mappings, one a part.
+SHAPES: dict[str, dict[str, Axes]] = {
     "decayed_sum": {"x": "B T D", "initial_state": "B D"},
     "weighted_sum": {"x": "B T D", "s": "B T", "initial_state": "B D"},
     "linear_attention": {**_ATTENTION, "initial_state": ("B H K V", "B H K")},
@@ -24,61 +34,93 @@ SHAPES: dict[str, dict[str, str | tuple[str, ...]]] = {
         "log_decay": "1|B 1|T M",
         "weight": "1|B 1|T M 1|H 1|V",
         "initial_state": ("B M H K V", "B M H K"),
+        "compress": "B T",
     },
     "selective_scan": {"u": "B T D", "dt": "B T D", "A": "D N", "B": "B T N", "C": "B T N", "D": "D", "initial_state": "B D N"},
     "short_conv": {"x": "B T D", "weight": "D 1 w", "bias": "D", "initial_state": "B w-1 D"},
     "diagonal_ssm": {"u": "B T D", "dt": "D", "A": "D P 2", "C": "D P 2", "D": "D", "initial_state": "B D P 2"},
     "window": {**_ATTENTION, "initial_state": ("B w H K", "B w H V", "B")},
     "softmax_attention": {**_ATTENTION, "initial_state": ("B capacity H K", "B capacity H V", "B")},
-    "mom_gru": {"x": "B T D", "initial_state": ("B D", "B n L d_m"), "noise": "B T n"},
+    "mom_gru": {"x": "B T D", "initial_state": ("B D", "B n L d_m"), "noise": "B T n", "p": _CELL},
 }
 SHAPES = {op: {**axes, **_MARKS} for op, axes in SHAPES.items()}
 
 
 def shaped(form: Form) -> Form:
-    """An op's form, named as its module, whose arrays are held to SHAPES before it runs."""
-    op, names = form.__module__.rpartition(".")[2], tuple(inspect.signature(form).parameters)
+    """An op's form, named as its module, whose arrays are held to SHAPES before it runs; those of `step` have no T."""
+    op, one, names = form.__module__.rpartition(".")[2], form.__name__ == "step", tuple(inspect.signature(form).parameters)
 
     @functools.wraps(form)
     def call(*args: Any, **kwargs: Any) -> Any:
-        check_shapes(op, {**dict(zip(names, args, strict=False)), **kwargs})
+        check_shapes(op, {**dict(zip(names, args, strict=False)), **kwargs}, one)
         return form(*args, **kwargs)
 
     return cast(Form, call)
 
 
-def check_shapes(op: str, given: Mapping[str, Any]) -> None:
-    """Raise InputError where an array of `given`, an op's arguments by name, does not fit those before it; a None is left out."""
+def check_shapes(op: str, given: Mapping[str, Any], one: bool = False) -> None:
+    """Raise InputError where an array of `given`, an op's arguments by name, does not fit those before it; a None is left out. one: of one
+    token."""
     sizes: dict[str, Any] = {}
-    for name, axes in SHAPES[op].items():
-        if given.get(name) is None:
+    for name, axes in arguments(op, one).items():
+        value = given.get(name)
+        if value is None:
             continue
         if isinstance(axes, str):
-            _check(name, given[name].shape, axes.split(), sizes)
+            _check(name, value, axes.split(), sizes)
             continue
-        for i, (part, words) in enumerate(zip(given[name], axes, strict=True)):
-            _check(f"{name}[{i}]", part.shape, words.split(), sizes)
+        if isinstance(axes, tuple) and len(value) != len(axes):
+            raise InputError(f"{name}: {len(value)} arrays, expected {len(axes)}; give what init_state or a call before returned")
+        for key, words in axes.items() if isinstance(axes, dict) else enumerate(axes):
+            if isinstance(axes, tuple) or key in value:
+                _check(f"{name}[{key}]", value[key], words.split(), sizes)
 
 
-def _check(name: str, shape: tuple[Any, ...], words: list[str], sizes: dict[str, Any]) -> None:
-    """Holds a shape to `sizes`, which learn what letters stand for."""
-    wanted = [_size(word, sizes) for word in words]
-    fits = len(shape) == len(words)
-    for word, n, size in zip(words, shape, wanted, strict=False):
-        if size is None:
+@functools.cache
+def arguments(op: str, one: bool = False) -> dict[str, Axes]:
+    """Of SHAPES, with the names that a form has, or `step`."""
+    if not one:
+        return SHAPES[op]
+
+    def without_time(words: str) -> str:
+        return " ".join(word for word in words.split() if word.removeprefix("1|") != "T")
+
+    found: dict[str, Axes] = {}
+    for name, axes in SHAPES[op].items():
+        whole = isinstance(axes, dict) or name == "initial_state"
+        found["state" if name == "initial_state" else name] = axes if whole else without_time(axes)  # pyright: ignore[reportArgumentType]
+    return found
+
+
+def _check(name: str, array: Any, words: list[str], sizes: dict[str, Any]) -> None:
+    """Holds an array's shape to `sizes`, which learn what letters stand for; and marks to booleans."""
+    if not hasattr(array, "shape"):
+        raise InputError(f"{name}: {shown(array)} has type {type(array).__name__}; give an array [{', '.join(words)}]")
+    wanted = [size(word, sizes) for word in words]
+    fits = len(array.shape) == len(words)
+    for word, n, known in zip(words, array.shape, wanted, strict=False):
+        if known is None:
             sizes[word] = n
-        elif n != size and not (n == 1 and word.startswith("1|")):
+        elif n != known and not (n == 1 and word.startswith("1|")):
             fits = False
     if not fits:
         here = ", ".join(
-            word if size is None else f"1 or {size}" if "|" in word else str(size) for word, size in zip(words, wanted, strict=True)
+            word if known is None else f"1 or {known}" if "|" in word else str(known) for word, known in zip(words, wanted, strict=True)
         )
-        raise InputError(f"{name}: shape {tuple(shape)}, expected [{', '.join(words)}], here [{here}]; cut or expand it")
+        raise InputError(f"{name}: shape {tuple(array.shape)}, expected [{', '.join(words)}], here [{here}]; cut or expand it")
+    if name in BOOLEAN and dtype_kind(array) != "b":
+        raise InputError(f"{name}: dtype {array.dtype}, expected booleans, here [{', '.join(map(str, array.shape))}]; give {name} != 0")
 
 
-def _size(word: str, sizes: Mapping[str, Any]) -> Any:
+@functools.cache
+def _terms(word: str) -> tuple[tuple[int, str], ...]:
+    """Numbers and the letters that they multiply, none where they stand alone: D+2 is (1, D), (2, ·)."""
+    found = re.findall(r"([+-]?)(\d*)([A-Za-z_]*)", word.removeprefix("1|"))
+    return tuple((int(f"{sign}{number or 1}"), letter) for sign, number, letter in found if number or letter)
+
+
+def size(word: str, sizes: Mapping[str, Any]) -> Any:
     """What a word of SHAPES stands for; None where nothing has said it yet."""
-    letter = word.removeprefix("1|")
-    if letter.isdigit():
-        return int(letter)
-    return sizes[letter[:-2]] - 1 if letter.endswith("-1") else sizes.get(letter)
+    if any(letter and letter not in sizes for _, letter in _terms(word)):
+        return None
+    return sum(number * (sizes[letter] if letter else 1) for number, letter in _terms(word))
