@@ -16,11 +16,10 @@ OTHERS = {"decayed_sum": {"decay": 0.5}}  # arguments that are no arrays
 Array = Callable[[np.ndarray], Any]
 
 
-def check(op: Any, array: Array) -> int:
-    """Raises where a form of `op`, a module of a room, takes what does not fit; how many calls were refused."""
+def check(op: Any, array: Array, steps: bool = False) -> int:
+    """Raises where a form of `op`, a module of a room, takes what does not fit; how many calls were refused. steps: its step, too."""
     name, refused = op.__name__.rpartition(".")[2], 0
-    steps = [op.step] if hasattr(op.step, "__wrapped__") else []  # where a step is held to shapes too
-    for form in (op.recurrent, op.hoisted if name == "mom_gru" else op.parallel, *steps):
+    for form in (op.recurrent, op.hoisted if name == "mom_gru" else op.parallel, *([op.step] if steps else [])):
         for where, given in _misfits(name, form):
             arrays = {n: _each(lambda _, a: array(a), a) for n, a in given.items()}
             assert "here [" in _refusal(form, {**arrays, **OTHERS.get(name, {})}), f"{name}.{form.__name__} took {where}"
