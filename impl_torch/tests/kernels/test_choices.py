@@ -40,12 +40,13 @@ def test_choices_are_those_of_the_contract(kind: str, narrow: torch.dtype | None
             assert np.array_equal(a.cpu(), b)
     assert np.array_equal(token.cpu(), ids[1].cpu())
     assert (ids[::2] == 9).all()
-    laws = WARM, Sampling(1.0, 5, 0.5, 11), Sampling(0.5, top_k=40, seed=3), Sampling(2.0, top_p=0.6), Sampling(1e-300)
+    laws = WARM, Sampling(1.0, 5, 0.5, 11), Sampling(0.5, top_k=40, seed=3), Sampling(2.0, 9000, 0.6), Sampling(3e-308)
     for law in laws if narrow is None else laws[:2]:
         u = torch.from_numpy(uniform(law.seed, 4, 12, 1))[0].to(device)
         temperature, top_p = (torch.tensor(a, dtype=torch.float64, device=device) for a in (law.temperature, law.top_p))
         top_k, uniforms = torch.tensor(law.top_k, device=device), u.repeat(3, 1)
-        draw(logits, uniforms, temperature, top_k, top_p, number, ids, ties, bad, token)
+        with np.errstate(over="ignore", invalid="ignore"):  # the interpreter's arithmetic is NumPy's, which tells them
+            draw(logits, uniforms, temperature, top_k, top_p, number, ids, ties, bad, token)
         for found in (sampling.drawn(logits, u, temperature, top_k, top_p), (ids[1], ties[1], bad[1])):
             for a, b in zip(found, (*choose(host, law, 12), np.zeros(4)), strict=True):
                 assert np.array_equal(a.cpu(), b)
@@ -55,19 +56,22 @@ def test_choices_are_those_of_the_contract(kind: str, narrow: torch.dtype | None
 BESIDE = [False, True, True, False]
 
 
-@pytest.mark.parametrize(("where", "near"), [("within", BESIDE), ("cut", BESIDE), ("end", [False] * 4)])
+@pytest.mark.parametrize(("where", "near"), [("within", BESIDE), ("cut", BESIDE), ("end", [False] * 4), ("equal", [True] * 4)])
 def test_draws_beside_an_edge(where: str, near: list[bool], device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the CDF: ties where u is less than NEAR_TIE away from it, on either side; or where it lies between u's shares of the least and
-    the most that a top_p may keep, which ends near an edge itself. The end is no edge, wherever ids follow that have no probability."""
+    the most that a top_p may keep, which ends near an edge itself. The end is no edge, wherever ids follow that have no probability; and
+    of equals, u at an edge chooses what follows it."""
     z = logits_of("plain")[:1].repeat(4, 0)
     if where == "end":
         z[:, 6:] = -np.inf
     p = np.exp(np.sort(z[0].astype(np.float64))[::-1] - z[0].max())
     edges, beside = np.cumsum(p / p.sum()), np.array([-1.5, -0.5, 0.5, 1.5])
-    u, law = edges[2] + beside * contract.NEAR_TIE, Sampling(1.0)
+    u, law = edges[26] + beside * contract.NEAR_TIE, Sampling(1.0)
     if where == "cut":
         ends = edges[2] / edges[[5, 4]]
         u, law = ends.mean() + beside * (ends[1] - ends[0]) / 2, Sampling(1.0, top_p=float(edges[4] + contract.NEAR_TIE / 2))
+    if where == "equal":
+        z, u = 0 * z[:, :8], np.arange(4) / 4
     if where == "end":
         u = 1 - np.arange(1, 5) * contract.NEAR_TIE / 3
     monkeypatch.setattr(contract, "_uniform", lambda seed, row, number: u[row])

@@ -34,7 +34,7 @@ LAT = LATConfig(d_model=12, n_layers=2, vocab_size=30, head_width=6, qk_width=4,
 CONFIGS: dict[str, Config] = {
     "lat": LAT,
     "rope": LAT.replace(
-        attention=["linear", "window"], feature_map="relu", positions="rope", norm="rms", ffn="swiglu", bias=False, head_norm=True
+        attention=["linear", "window"], window=8, feature_map="relu", positions="rope", norm="rms", ffn="swiglu", bias=False, head_norm=True
     ),
     "taylor2": LAT.replace(attention=["conv", "linear"], feature_map="taylor2", positions="rope", tie_head=True, head_bias=False),
     "learned": LAT.replace(attention=["softmax", "linear"], feature_map="learned", positions="learned", max_positions=40),
@@ -212,7 +212,8 @@ def test_long_caches_in_pieces(batch: int, length: int, device: str) -> None:
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(batch, 2, 8, generator=generator).to(device) for _ in range(3))
     keys, values = (torch.randn(batch, 700, 2, 8, generator=generator).to(device) for _ in range(2))
-    count = torch.tensor([length + 150 * row for row in range(batch)], dtype=torch.int32, device=device)
+    # of 90, 220 and 350 tokens, the last stands at the beginning of a piece of 175
+    count = torch.tensor([length + 130 * row for row in range(batch)], dtype=torch.int32, device=device)
     held = torch.arange(700, device=device) < count[:, None]
     keys, values = (torch.where(held[..., None, None], a, 0) for a in (keys, values))
     true, (true_k, true_v, _) = softmax_attention.step(*(a.double() for a in (q, k, v)), (keys.double(), values.double(), count))

@@ -18,7 +18,9 @@ def inputs(dtype: torch.dtype, width: int, length: int, taps: int, device: str) 
     valid, reset = (torch.rand(2, length, generator=made) < share for share in (0.8, 0.2))
     x = torch.where(valid[..., None], normal(2, length, width), torch.nan).to(dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    rest = (a.to(wide) for a in (normal(width, 1, taps), normal(width), normal(2, taps - 1, width)))
+    state = normal(2, taps - 1, width)
+    reset[1, 0], state[1] = True, torch.nan  # that nothing reads
+    rest = (a.to(wide) for a in (normal(width, 1, taps), normal(width), state))
     return [a.to(device) for a in (x, *rest)], reset.to(device), valid.to(device)
 
 
