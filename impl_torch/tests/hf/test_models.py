@@ -187,6 +187,9 @@ def test_saved_and_loaded_by_every_door(name: str, tmp_path: Path) -> None:
     judge.same(loaded(given).logits, wanted)
     judge.same(unisono_torch.load(tmp_path / "model.safetensors", dtype="float64")(given)[0], wanted)
     judge.same(type(model).from_unisono(tmp_path / "model.safetensors")(given).logits, wanted)
+    model.save_pretrained(tmp_path / "parts", max_shard_size="1KB")
+    assert len([*(tmp_path / "parts").glob("*.safetensors")]) > 1
+    judge.same(unisono_torch.from_hf(tmp_path / "parts", dtype="float64")(given)[0], wanted)
     narrow: Any = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert narrow(given).logits.dtype == torch.bfloat16
     assert copy.deepcopy(model)(given).logits.equal(wanted)

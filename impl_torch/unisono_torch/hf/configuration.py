@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 from unisono_spec.contract import Config, config_class
+from unisono_spec.contract.published.own import RENAMED
 
 ALIASES = {"hidden_size": "d_model", "num_hidden_layers": "n_layers"}
-RENAMED = {"temperature": "router_temperature"}  # transformers' own is sampling's
 
 
 class UnisonoConfig(PreTrainedConfig):

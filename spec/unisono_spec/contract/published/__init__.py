@@ -1,5 +1,6 @@
-"""Checkpoints that others have published, under the names of this project: Mamba's in both of its namings, and those of
-flash-linear-attention whose definitions are ours. What computes something else is refused, by the field that says so.
+"""Checkpoints that others have published, under the names of this project: Mamba's in both of its namings, those of
+flash-linear-attention whose definitions are ours, and what our own classes for transformers save. What computes something else is
+refused, by the field that says so.
 
 A checkpoint is a folder with config.json and safetensors files, here or on the hub. Pickles are never read, and no file names code.
 """
@@ -13,12 +14,13 @@ from unisono_spec.contract.base import Arrays, Config
 from unisono_spec.contract.errors import InputError, nearest, shown
 from unisono_spec.contract.files import check_finite, check_params
 from unisono_spec.contract.plain import read_file, read_json
-from unisono_spec.contract.published import linear_attention, mamba
+from unisono_spec.contract.published import linear_attention, mamba, own
 from unisono_spec.contract.published.places import Place, find
 from unisono_spec.contract.published.plan import Plan, Settings
 from unisono_spec.contract.published.weights import read_tensors
 
-TYPES = {"mamba": mamba.transformers, "linear_attn": linear_attention.fla}  # by the `model_type` of config.json
+# by the `model_type` of config.json
+TYPES = {"mamba": mamba.transformers, "linear_attn": linear_attention.fla, **dict.fromkeys(own.TYPES, own.unisono)}
 CONFIG = "config.json"
 # of github.com/HazyResearch/based
 BASED = "its convolution has SiLU on the half that is convolved, LAT's on the other; and RoPE turns its windows alone"
