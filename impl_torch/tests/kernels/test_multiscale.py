@@ -25,7 +25,7 @@ SMALL = (
     Case(2, 1, 1, 3, 4, 2, BF16, reset=True),
     Case(1, 33, 1, 4, 5, 2, F32, same=False, gates="head"),
     Case(1, 150, 1, 64, 64, 2, BF16, pieces=True, trend=True),  # as on a Hopper GPU
-    Case(1, 150, 1, 64, 64, 1, BF16, pieces=True, trend=True),
+    Case(1, 150, 2, 64, 64, 1, BF16, gates="head", pieces=True, packed=True),
 )
 WIDTHS = ((16, 16), (20, 33), (32, 32), (64, 64), (64, 128), (80, 48), (128, 128), (100, 128))
 LARGE = tuple(
@@ -80,6 +80,28 @@ def test_the_same_bits(device: str, monkeypatch: pytest.MonkeyPatch):
     given = inputs(case, device)
     first, again = (run(case, given, monkeypatch) for _ in range(2))
     assert all(torch.equal(a, again[name]) for name, a in first.items())
+
+
+@pytest.mark.parametrize("length", [150, 520])
+def test_what_fades_along_pieces(length: int, device: str, monkeypatch: pytest.MonkeyPatch):
+    """As on a Hopper GPU: the final state, of positive terms, and its gradient by log λ. At 520 a piece has several segments."""
+    case = Case(1, length, 1, 64, 64, 1, BF16)
+    given = inputs(case, device)
+    for name, value in (("FEW", 1 << 20), ("PROGRAMS", 1 << 20), ("SHORTEST", 2 if length > 256 else 1)):
+        monkeypatch.setattr(table, name, value)
+    log_decay = torch.full((1, 1, 1), -0.002, device=device, requires_grad=length < 256)
+    q, k, v, weight, S, z = (given[name] for name in ("q", "k", "v", "weight", "S", "z"))
+    v, S = v.abs(), S.abs()
+    _, (S_end, z_end) = multiscale(q, k, v, None, None, log_decay, weight, (S, z))
+    rate = log_decay.detach().double().requires_grad_()
+    kept = (torch.arange(length - 1, -1, -1, device=device) * rate[0, 0]).exp()[None, :, None, None]
+    old = (length * rate[0]).exp()
+    exact = torch.einsum("bthk,bthv->bhkv", k.double() * kept, v.double())[:, None] + old * S, (k * kept).sum(1)[:, None] + old * z
+    pairs = [("S", S_end, exact[0]), ("z", z_end, exact[1])]
+    if length < 256:
+        pairs.append(("log_decay", torch.autograd.grad(S_end.sum(), log_decay)[0], torch.autograd.grad(exact[0].sum(), rate)[0]))
+    for name, found, true in pairs:
+        judge.within(found.detach().double().cpu(), true.detach().cpu(), budget(case, name, true.detach()).cpu(), name)
 
 
 def test_every_width_and_dtype_has_a_cut():
