@@ -86,7 +86,7 @@ def guarded(name: str, work: Callable[[], int]) -> int:
         said = str(error).strip().partition("\n")[0]
         if any(words in str(error) for words in OUT_OF_MEMORY):
             return _fail(name, f"out of memory ({said}); {SMALLER}")
-        if int(os.environ.get("WORLD_SIZE") or 1) > 1 and any(words in str(error) for words in DISCONNECTED):
+        if (os.environ.get("WORLD_SIZE") or "1") != "1" and any(words in str(error) for words in DISCONNECTED):
             return _fail(name, f"process {os.environ.get('RANK')}: another process has ended ({said}); {AGAIN}")
         raise
     except OSError as error:

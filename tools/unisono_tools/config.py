@@ -14,13 +14,26 @@ from unisono_spec.contract import ANY, Config, InputError, preset
 from unisono_spec.contract.memory import check_fits
 from unisono_spec.contract.plain import build, expanded
 
+LAUNCH = "start the processes by torchrun, which sets it, or unset WORLD_SIZE"
 BACKENDS = ("torch", "jax", "numpy", "onnx")
 
 
 def processes() -> tuple[int, int]:
     """This process's number and how many train one model together, as torchrun says; alone, (0, 1)."""
-    size = int(os.environ.get("WORLD_SIZE") or 1)
-    return (int(os.environ.get("RANK") or 0), size) if size > 1 else (0, 1)
+    size = launched("WORLD_SIZE", 1)
+    if size < 2:
+        return 0, 1
+    if (rank := launched("RANK", 0)) >= size:
+        raise InputError(f"RANK: {rank} in the environment, of WORLD_SIZE {size}; {LAUNCH}")
+    return rank, size
+
+
+def launched(name: str, default: int | None = None) -> int:
+    """A number that torchrun sets in the environment of each process. Without a default it must be there."""
+    text = os.environ.get(name) or str("" if default is None else default)
+    if not (text.isascii() and text.isdigit()):
+        raise InputError(f"{name}: {text!r} in the environment, where a number belongs; {LAUNCH}")
+    return int(text)
 
 
 def default_backend(training: bool = False) -> str:

@@ -54,6 +54,15 @@ def test_what_devices_ask_of_a_batch_is_told_before_they_are_started(more, said)
     TrainConfig(devices=8, context=2, accumulation=4).validate()
 
 
+@pytest.mark.parametrize(("name", "text"), [("WORLD_SIZE", "two"), ("WORLD_SIZE", "-2"), ("RANK", "x"), ("RANK", "1.0"), ("RANK", "2")])
+def test_an_environment_that_no_launcher_makes(refused, monkeypatch, name, text):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(name, text)
+    said = refused("train", "--dry-run")
+    assert f"{name}: " in said
+    assert "start the processes by torchrun" in said
+
+
 def test_numbers_that_are_too_large(refused, tmp_path):
     assert f"steps: {10**20} is too large" in refused("train", "--steps", 10**20)
     (tmp_path / "text.txt").write_text("some words " * 100)

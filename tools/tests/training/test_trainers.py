@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from unisono_conformance import numerics
-from unisono_spec.contract import init_params
+from unisono_spec.contract import InputError, init_params
 from unisono_tools.backends import backend as open_backend
 from unisono_tools.backends import open_trainer
 from unisono_tools.backends.base import Batch, Trainer
@@ -195,3 +195,11 @@ def test_minibatches_of_positions(backend, tiny, text, tmp_path):
     assert batch.count == 32
     trainer = _trainer(train)
     assert trainer.grad_step(batch, 3, 1e-3).read().loss > 0
+
+
+@pytest.mark.parametrize(("port", "said"), [(None, "MASTER_PORT: ''"), ("a", "MASTER_PORT: 'a'"), ("1", "MASTER_ADDR: ")])
+def test_processes_that_are_not_told_where_to_meet(tiny, monkeypatch, port, said):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "", "MASTER_PORT": port or ""}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=said):
+        open_trainer(tiny(backend="torch"), tiny().validate())

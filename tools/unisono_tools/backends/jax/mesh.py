@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from unisono_jax.arrays import find_devices
 from unisono_spec.contract import InputError
 
-from unisono_tools.config import TrainConfig, processes
+from unisono_tools.config import TrainConfig, launched, processes
 
 
 class Devices:
@@ -22,8 +22,8 @@ class Devices:
         self.rank, self.processes = processes()
         if self.processes > 1 and not jax.distributed.is_initialized():
             # the port itself is torchrun's own
-            place = f"{os.environ.get('MASTER_ADDR', 'localhost')}:{int(os.environ.get('MASTER_PORT', '29500')) + 1}"
-            local = None if train.device == "cpu" or "LOCAL_RANK" not in os.environ else [int(os.environ["LOCAL_RANK"])]
+            place = f"{os.environ.get('MASTER_ADDR', 'localhost')}:{launched('MASTER_PORT', 29500) + 1}"
+            local = None if train.device == "cpu" or "LOCAL_RANK" not in os.environ else [launched("LOCAL_RANK")]
             jax.distributed.initialize(place, self.processes, self.rank, local_device_ids=local)
         found = find_devices(train.device) if train.device else jax.devices()
         if self.processes == 1:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unisono_spec.contract import Config, InputError
 from unisono_torch.models import find_device
 
-from unisono_tools.config import TrainConfig, processes
+from unisono_tools.config import LAUNCH, TrainConfig, launched, processes
 
 # All wait while the first one evaluates and saves. A process that dies is torchrun's to notice, and ends all.
 LONGEST = datetime.timedelta(days=1)
@@ -43,7 +43,7 @@ class Ranks:
         self.share, self.shares, self.stretch = self.rank // self.context, self.size // self.context, self.rank % self.context
         device = train.device
         cuda = torch.cuda.is_available() if device is None else device.startswith("cuda")
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        local = launched("LOCAL_RANK", 0)
         if self.size > 1 and cuda and device in (None, "cuda"):
             if local >= torch.cuda.device_count():
                 raise InputError(f"device: process {local} of this machine has no GPU of its own, there are {torch.cuda.device_count()}")
@@ -52,6 +52,9 @@ class Ranks:
         self.device = find_device(device or ("cuda" if cuda else "cpu"))
         if self.size > 1 and not dist.is_initialized():
             # addresses come from torchrun's environment
+            launched("MASTER_PORT")
+            if not os.environ.get("MASTER_ADDR"):
+                raise InputError(f"MASTER_ADDR: not in the environment, where WORLD_SIZE is {self.size}; {LAUNCH}")
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=LONGEST)
         # what the processes agree on must not wait for their devices
         self.control = dist.new_group(backend="gloo", timeout=LONGEST) if self.size > 1 and self.device.type == "cuda" else None
