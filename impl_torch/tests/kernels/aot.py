@@ -11,11 +11,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
-from unisono_torch.kernels import gelu
+from unisono_torch.kernels import gelu, linear_cross_entropy
 from unisono_torch.kernels.linear_attention import hopper as linear
 from unisono_torch.kernels.multiscale import hopper as scales
 from unisono_torch.kernels.multiscale import hopper_segments, hopper_sweep
 from unisono_torch.kernels.scan import chain, operator, sweep
+from unisono_torch.kernels.window import sweep as window
 
 POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 # weighted, exclusive, reset, valid: each flag on and off, beside each other in turn
@@ -39,6 +40,22 @@ GLUON = (
     (hopper_segments.of_queries, {"q", "k", "v", "do", "dq", "S"}, {"UNIT": 16, "FADES": True, "M": 1, "C": 64}),
     (hopper_sweep.forward, {"q", "k", "v", "o"}, {"UNIT": 16, "C": 64, "STAGES": 3}),
 )
+BF16, F32, I64 = POINTERS[torch.bfloat16], POINTERS[torch.float32], "*i64"
+WINDOW = {"UNIT": 16, "W": 64, "K": 64, "V": 64, "BK": 64, "BV": 64, "M": 64, "N": 64, "HAS_SEGMENT": True, "DOT": triton.language.bfloat16}
+SUMS = dict.fromkeys(("log_sum", "delta"), F32) | dict.fromkeys(("count", "segment"), "*i32")
+LOSS = {"logits": BF16, "targets": I64, "nats": F32}
+# the others, but for the decoder's: (kernel, its constants, the pointers that are not those of the dtype, the dtype)
+MORE = (
+    (gelu._forward, {"TANH": True, "BLOCK": gelu.BLOCK}, {}, BF16),
+    (gelu._backward, {"TANH": False, "BLOCK": gelu.BLOCK}, {}, POINTERS[torch.float16]),
+    (gelu._gated_forward, {"BLOCK": gelu.BLOCK}, {}, BF16),
+    (gelu._gated_backward, {"BLOCK": gelu.BLOCK}, {}, BF16),
+    (linear_cross_entropy.nats_of_rows, {"SCALE": 1.0, "GRADIENT": True, "BLOCK": linear_cross_entropy.BLOCK}, LOSS, BF16),
+    (window.forward, WINDOW, SUMS, BF16),
+    (window.of_queries, WINDOW, SUMS, BF16),
+    (window.of_keys, WINDOW | {"CARRIED": False}, SUMS, BF16),
+)
+NUMBERS = {"N", "F", "V", "step", "dstep", "T", "H", *(f"{letter}{i}" for letter in "qkvd" for i in range(3))}
 SWEPT = ((False, False, False, False), (False, False, True, False))
 
 
@@ -93,9 +110,9 @@ def main() -> None:
         compiled += 1
         if "-v" in sys.argv:
             print(kernel, dtype, flags, chained, arch, len(binary.asm["cubin"]), flush=True)
-    for kernel, tanh, dtype in ((gelu._forward, True, torch.bfloat16), (gelu._backward, False, torch.float16)):
-        fixed = {"TANH": tanh, "BLOCK": gelu.BLOCK}
-        signature = {n: "i32" if n == "N" else "constexpr" if n in fixed else POINTERS[dtype] for n in kernel.arg_names}
+    for kernel, fixed, others, dtype in MORE:
+        types = dict.fromkeys(kernel.arg_names, dtype) | dict.fromkeys(NUMBERS, "i32") | {"scale": "fp32"} | others
+        signature = {name: "constexpr" if name in fixed else types[name] for name in kernel.arg_names}
         assert triton.compile(ASTSource(kernel, signature, fixed), target=GPUTarget("cuda", 90, 32)).asm["cubin"]
         compiled += 1
     for kernel, halves, fixed in GLUON:

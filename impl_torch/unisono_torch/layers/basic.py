@@ -91,9 +91,13 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.empty(out)) if bias else None
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        return linear(x, *self.weights(embedding))
+
+    def weights(self, embedding: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """[V, D], [V]."""
         weight = self.weight if embedding is None else embedding
         assert weight is not None
-        return linear(x, weight, self.bias)
+        return weight, self.bias
 
     def extra_repr(self) -> str:
         shape = "tied" if self.weight is None else f"{self.weight.shape[1]}, {self.weight.shape[0]}"

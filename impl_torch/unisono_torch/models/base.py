@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from unisono_spec.contract import Config, check_dtype, config_to_dict, generation, state_dtype
+from unisono_spec.contract import Config, InputError, check_dtype, config_to_dict, generation, state_dtype
 from unisono_spec.contract.base import declared_states
 from unisono_spec.contract.checks import as_array, check_ids, check_inputs, check_reading, check_training
 from unisono_spec.contract.files import check_positions, save_params
@@ -21,6 +21,7 @@ from unisono_torch.arrays import DTYPES, check_device, from_numpy, numpy_params,
 from unisono_torch.decoding import follower
 from unisono_torch.layers.reading import Marks, Mask, Reading, Training
 from unisono_torch.ops.dispatch import check_implementation
+from unisono_torch.ops.linear_cross_entropy import linear_cross_entropy
 from unisono_torch.ops.precision import autocast_dtype, uncast
 
 Form = Literal["recurrent", "parallel"]
@@ -126,12 +127,8 @@ class Model(nn.Module):
         Raises InputError on shapes, dtypes or a state that do not fit the config, and on ids outside the vocabulary where
         reading them is free: on the CPU, outside graphs that are captured and transforms of torch.func.
         """
-        self._check(tokens, state, reset, valid)
         check_reading(form, chunk_size)
-        check_training(self.config, tuple(tokens.shape[:2]), dropout, noise, loads, Tensor)
-        fresh = state is None
-        state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
-        marks, training = Marks(reset, valid), Training(self._dropout(tokens.shape[:2], dropout), noise, loads)
+        fresh, (state, marks, training) = state is None, self._begun(tokens, state, reset, valid, dropout, noise, loads)
         if form == "parallel":
             return self._logits(tokens, state, marks, training, chunk_size, fresh)
         logits, length = [], tokens.shape[1]
@@ -139,6 +136,30 @@ class Model(nn.Module):
             y, state = self._logits(token, state, mark, drawn)
             logits.append(y)
         return torch.stack(logits, 1), state
+
+    def nats(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        reset: Tensor | None = None,
+        valid: Tensor | None = None,
+        chunk_size: int = 64,
+        dropout: Sequence[Tensor] | None = None,
+        noise: Sequence[Tensor] | None = None,
+        loads: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, State]:
+        """The cross-entropy of targets [B, T] under `forward`'s logits → its sum, nats [B, T] without a gradient, the state.
+
+        targets: ids, negative where none is asked, which counts as 0; float32 or wider. Logits are not kept, and on a GPU those of a wide
+        vocabulary are not all there at a time (ops/linear_cross_entropy.py). The rest is as in `forward`, of models that predict ids.
+        """
+        self._check_targets(targets, tuple(tokens.shape[:2]))
+        fresh, (state, marks, training) = state is None, self._begun(tokens, state, reset, valid, dropout, noise, loads)
+        read = Reading(marks, chunk_size, self.implementation, fresh, self.compute_dtype)
+        with uncast(tokens.device):
+            x, state = self._read(tokens, state, read, training)
+            return *linear_cross_entropy(*self._last_product(x), targets), owned(state)
 
     def step(self, token: Tensor, state: State, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, State]:
         """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
@@ -196,6 +217,31 @@ class Model(nn.Module):
         """Write the parameters and the config as a safetensors file that loads in every room."""
         save_params(path, self.config, numpy_params(self))
 
+    def _begun(
+        self,
+        tokens: Tensor,
+        state: State | None,
+        reset: Mask,
+        valid: Mask,
+        dropout: Sequence[Tensor] | None,
+        noise: Sequence[Tensor] | None,
+        loads: list[Tensor] | None,
+    ) -> tuple[State, Marks, Training]:
+        """What whole sequences are read with, once it fits."""
+        self._check(tokens, state, reset, valid)
+        check_training(self.config, tuple(tokens.shape[:2]), dropout, noise, loads, Tensor)
+        state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
+        return state, Marks(reset, valid), Training(self._dropout(tokens.shape[:2], dropout), noise, loads)
+
+    def _check_targets(self, targets: Tensor, shape: tuple[int, ...]) -> None:
+        if self.config.predicts != "categorical":
+            raise InputError(f"targets: this model predicts a {self.config.predicts} distribution of frames; take its logits from forward")
+        if tuple(targets.shape) != shape:
+            raise InputError(f"targets: shape {tuple(targets.shape)}, expected {shape}; give an id for each token, or -100")
+        check_device(self.device, {"targets": targets})
+        if readable(targets) and targets.device.type == "cpu":
+            check_ids(targets.clamp(min=0).numpy(), self.config.vocab_size, "targets")
+
     def _check(self, tokens: Tensor, state: State | None, reset: Mask, valid: Mask, one: bool = False) -> None:
         check_inputs(self.config, tokens, state, reset, valid, one=one, array=Tensor)
         check_device(self.device, {"tokens": tokens, "reset": reset, "valid": valid, **(state or {})})
@@ -229,8 +275,15 @@ class Model(nn.Module):
 
     def _head(self, x: Tensor) -> Tensor:
         """x [..., D] → logits [..., V]."""
-        tied = self.embedding.weight if self.config.tie_head else None  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-        return self.head(self.norm(x).to(x.dtype), tied)  # pyright: ignore[reportCallIssue, reportOptionalCall]
+        return self.head(self.norm(x).to(x.dtype), self._tied)  # pyright: ignore[reportCallIssue, reportOptionalCall]
+
+    def _last_product(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What `_head` ends with: x [..., D'], weight [V, D'] and bias [V] whose product logits are."""
+        return self.norm(x).to(x.dtype), *self.head.weights(self._tied)  # pyright: ignore[reportCallIssue, reportOptionalCall]
+
+    @property
+    def _tied(self) -> Tensor | None:
+        return self.embedding.weight if self.config.tie_head else None  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 
 
 def _padded(array: Tensor, axis: int, n: int) -> Tensor:

@@ -16,6 +16,7 @@ from unisono_torch.layers.reading import Reading, Training
 from unisono_torch.models.base import Model, State
 from unisono_torch.ops import decayed_sum
 from unisono_torch.ops.elementwise import binary_digits
+from unisono_torch.ops.linear_cross_entropy import linear_cross_entropy
 from unisono_torch.ops.precision import uncast
 
 
@@ -45,10 +46,19 @@ class CRAM(Model):
 
     def readout(self, xi: Tensor, dropout: Sequence[Tensor] | None = None) -> Tensor:
         """f_θ of the fixed scheme (eq 6): ξ [..., code] → logits [..., V]. No mixing over time."""
-        check_code(self.config, xi=xi, dropout=dropout, array=Tensor)
-        dtype, dropout = self.compute_dtype, self._dropout(xi.shape[:-1], dropout)
         with uncast(xi.device):
-            return self._head(self._below(xi, dropout, dtype))
+            return self._head(self._of_code(xi, dropout))
+
+    def readout_nats(self, xi: Tensor, targets: Tensor, dropout: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """`nats` of `readout`'s logits: ξ [..., code], targets [...] → their sum, nats [...] without a gradient."""
+        self._check_targets(targets, tuple(xi.shape[:-1]))
+        with uncast(xi.device):
+            return linear_cross_entropy(*self._last_product(self._of_code(xi, dropout)), targets)
+
+    def _of_code(self, xi: Tensor, dropout: Sequence[Tensor] | None) -> Tensor:
+        check_code(self.config, xi=xi, dropout=dropout, array=Tensor)
+        dtype = self.compute_dtype
+        return self._below(xi, self._dropout(xi.shape[:-1], dropout), dtype)
 
     def _below(self, xi: Tensor, dropout: Sequence[Tensor] | None, dtype: torch.dtype) -> Tensor:
         """What the head is given."""

@@ -38,8 +38,14 @@ class MARU(Model):
         return x, out
 
     def _head(self, x: Tensor) -> Tensor:
+        return self.head[1](self._hidden(x))
+
+    def _last_product(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self._hidden(x), self.head[1].weight, self.head[1].bias
+
+    def _hidden(self, x: Tensor) -> Tensor:
         x = x if self.norm is None else self.norm(x).to(x.dtype)
-        return self.head[1](self.head[0](x).relu())
+        return self.head[0](x).relu()
 
 
 MODEL = MARU

@@ -73,14 +73,14 @@ class _Fused(torch.autograd.Function):
         return backward(dy, x, ctx.tanh), None, None
 
 
-def _serves(x: Tensor) -> bool:
+def on_a_gpu(x: Tensor) -> bool:
     """Whether a kernel may take x: on a GPU, in float32 or narrower, where operations are not transformed."""
     return x.device.type == "cuda" and x.dtype != torch.float64 and not transformed() and available(x.device)
 
 
 def _fuses(x: Tensor) -> bool:
     """... and not compiled: a compiler fuses plain operations as well."""
-    return not torch.compiler.is_compiling() and _serves(x)
+    return not torch.compiler.is_compiling() and on_a_gpu(x)
 
 
 def _smooth(x: Tensor, value: Function, plain: Function, slope: Function, back: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -183,7 +183,7 @@ def gated_gelu(x: Tensor) -> Tensor:
     so wide twice rather than to keep it."""
     if x.shape[-1] % 2:
         raise InputError(f"x: {x.shape[-1]} entries, expected an even number: as many gates as values")
-    if _serves(x):
+    if on_a_gpu(x):
         from unisono_torch.kernels.gelu import gated
 
         return gated(x)

@@ -107,11 +107,11 @@ def check_training(
         raise InputError(f"loads: {shown(loads)} has type {type(loads).__name__}; give a list, which is filled, or None")
 
 
-def check_ids(tokens: np.ndarray, vocab_size: int) -> None:
+def check_ids(tokens: np.ndarray, vocab_size: int, name: str = "tokens") -> None:
     """Raise InputError where an id is outside the vocabulary (frameworks clamp or wrap such ids in silence)."""
     if tokens.size and not (tokens.min() >= 0 and tokens.max() < vocab_size):
         bad = tokens[(tokens < 0) | (tokens >= vocab_size)].flat[0]
-        raise InputError(f"tokens: id {bad} is outside the vocabulary of {vocab_size}; use the tokenizer that the model was trained with")
+        raise InputError(f"{name}: id {bad} is outside the vocabulary of {vocab_size}; use the tokenizer that the model was trained with")
 
 
 def check_code(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import count_params, preset
-from unisono_tools.bench import lat, lengths, models, tune
+from unisono_tools.bench import head, lat, lengths, models, tune
 from unisono_tools.experiments.match import nearest
 
 
@@ -29,10 +29,24 @@ def test_operations_leave_out_what_is_looked_up():
 
 
 def test_a_step_learns():
-    step = models.trainer(preset("transformer-1m").replace(n_layers=1), "cpu", False)
-    tokens = torch.zeros(2, 9, dtype=torch.long)
-    losses = [float(step(tokens)) for _ in range(8)]
-    assert losses[-1] < losses[0]
+    """By the loss of logits and by that of the model, which are one loss."""
+    tokens, firsts = torch.zeros(2, 9, dtype=torch.long), []
+    for logits in (False, True):
+        step = models.trainer(preset("transformer-1m").replace(n_layers=1), "cpu", False, logits)
+        losses = [float(step(tokens)) for _ in range(8)]
+        assert losses[-1] < losses[0]
+        firsts.append(losses[0])
+    judge.same(np.array(firsts[:1]), np.array(firsts[1:]), limit=numerics.rounding("float32", 2**4))
+
+
+def test_head_and_loss_are_measured_against_float64():
+    shape, failed = (6, 8, 20), {"other": "out of memory"}
+    case = {"shape": shape, "rows": [{"contestant": "kept", **head.measured(head.kept, shape, "cpu", 1)}], "failed": failed}
+    wrong = case["rows"][0]["errors"]
+    assert all(0 < error < numerics.LIMIT for error in wrong.values())
+    text = head.markdown({"run": {"command": "x"}, "ceilings": {"matmul_flop_per_s": 1e9}, "cases": [case]})
+    assert f"| 6 × 8 by 20 | kept | {case['rows'][0]['forward_ms']:.2f} |" in text
+    assert "| 6 × 8 by 20 | other | – | – | – | – | out of memory | | | |" in text
 
 
 def test_tables_compare_with_the_transformer(tmp_path):

@@ -128,20 +128,17 @@ def bare_rate(train: TrainConfig) -> float:
 def _bare_torch(train: TrainConfig, params: Any, rows: np.ndarray) -> Any:
     import torch
     import unisono_torch
-    from torch.nn import functional as F
 
     device = train.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = unisono_torch.create(train.model.config(), params, dtype=train.dtype, device=device)
-    if train.compile:
-        model = torch.compile(model, dynamic=False)
+    nats = torch.compile(model.nats, dynamic=False) if train.compile else model.nats
     opt = train.optimizer
     adamw = torch.optim.AdamW(model.parameters(), opt.lr, (opt.beta1, opt.beta2), opt.eps, opt.weight_decay, fused=True)
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=train.dtype == "float16")
     inputs, targets = (torch.tensor(a, device=device) for a in (rows[:, :-1], rows[:, 1:]))
 
     def step() -> None:
-        logits, _ = model(inputs)
-        scaler.scale(F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())).backward()
+        scaler.scale(nats(inputs, targets)[0] / targets.numel()).backward()
         scaler.unscale_(adamw)
         torch.nn.utils.clip_grad_norm_(model.parameters(), opt.clip)
         scaler.step(adamw)

@@ -43,15 +43,17 @@ def operations(config: Config) -> int:
     return 6 * sum(math.prod(p.shape) for name, p in config.params().items() if name not in looked_up)
 
 
-def trainer(config: Config, device: str, compiled: bool) -> Callable[[Tensor], Tensor]:
-    """tokens [B, T+1] → the loss, and a step of AdamW."""
+def trainer(config: Config, device: str, compiled: bool, logits: bool = False) -> Callable[[Tensor], Tensor]:
+    """tokens [B, T+1] → the loss, and a step of AdamW. logits: the loss is PyTorch's, of logits that are kept."""
     torch.manual_seed(0)
     model = unisono_torch.create(config, seed=0, dtype="bfloat16", device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def loss(tokens: Tensor) -> Tensor:
-        logits, _ = model(tokens[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        given, targets = tokens[:, :-1], tokens[:, 1:]
+        if logits:
+            return F.cross_entropy(model(given)[0].flatten(0, 1).float(), targets.flatten())
+        return model.nats(given, targets)[0] / targets.numel()
 
     # one graph a length, or an error
     function: Any = torch.compile(loss, fullgraph=True, dynamic=False) if compiled else loss
@@ -66,11 +68,11 @@ def trainer(config: Config, device: str, compiled: bool) -> Callable[[Tensor], T
     return step
 
 
-def trained(name: str, size: int, lengths: list[int], tokens: int, compiled: bool, steps: int, lock: str) -> None:
+def trained(name: str, size: int, lengths: list[int], tokens: int, compiled: bool, steps: int, lock: str, logits: bool = False) -> None:
     """Prints a row of JSON for each length."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = nearest(name, size, VOCABULARY)
-    step = trainer(config, device, compiled)
+    step = trainer(config, device, compiled, logits)
     for length in lengths:
         batch = max(1, tokens // length)
         given = torch.randint(0, VOCABULARY, (batch, length + 1), generator=torch.Generator().manual_seed(1)).to(device)
@@ -170,6 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=TOKENS, help="a step")
     parser.add_argument("--prompts", type=int, nargs="*", default=list(PROMPTS))
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    parser.add_argument("--logits", action="store_true", help="PyTorch's loss of logits, without the operator of head and loss")
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--jobs", type=int, default=1, help="models that are compiled at once, where memory holds them")
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json, .md and .png are added")
@@ -177,7 +180,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lock", default=f"{tempfile.gettempdir()}/unisono-models.lock", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.one == "trained":
-        trained(options.models[0], options.sizes[0], options.lengths, options.tokens, not options.eager, options.steps, options.lock)
+        sizes = options.lengths, options.tokens
+        trained(options.models[0], options.sizes[0], *sizes, not options.eager, options.steps, options.lock, options.logits)
         return 0
     if options.one:
         prompted(options.models[0], options.sizes[0], options.prompts)

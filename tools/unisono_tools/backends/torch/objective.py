@@ -42,16 +42,25 @@ class Objective(nn.Module):
         """Nats, summed over the targets that count; the load of each noisy router; with keep_state the state at the end; nats of the
         rows of each group [G], without a gradient."""
         loads: list[Tensor] = []
-        if precomputed:
-            logits, after = self.model.readout(inputs, dropout=dropout), {}
+        drawn: dict[str, Any] = {"dropout": dropout, "noise": noise, "loads": loads if noise else None}
+        if self.config.predicts == "categorical":
+            asked = targets if scored is None else torch.where(scored, targets, -100)
+            if precomputed:
+                (total, counts), after = self.model.readout_nats(inputs, asked, dropout), {}
+            else:
+                total, counts, after = self.model.nats(inputs, asked, state, reset, valid, **drawn)
         else:
-            logits, after = self.model(inputs, state, reset, valid, dropout=dropout, noise=noise, loads=loads if noise else None)
-        nll = _loss(self.config.predicts, logits, targets)
-        counts = nll if scored is None else torch.where(scored, nll, 0)
+            if precomputed:
+                logits, after = self.model.readout(inputs, dropout), {}
+            else:
+                logits, after = self.model(inputs, state, reset, valid, **drawn)
+            nll = _of_frames(self.config.predicts, logits, targets)
+            counts = nll if scored is None else torch.where(scored, nll, 0)
+            total = counts.sum()
         # a copy: a block that is computed again measures its load again
         rows = counts.detach().flatten(1).sum(1) if groups is not None else counts.new_zeros(0)
         each = rows if groups is None else torch.where(groups, rows[:, None], 0).sum(0)
-        return counts.sum(), tuple(loads), after if keep_state else {}, each
+        return total, tuple(loads), after if keep_state else {}, each
 
 
 def recompute_blocks(model: Any) -> None:
@@ -81,11 +90,9 @@ def dropout_masks(
     return masks
 
 
-def _loss(kind: str, logits: Tensor, targets: Tensor) -> Tensor:
-    """Nats of each target, in float32 or wider; pixels of a frame are summed."""
+def _of_frames(kind: str, logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats of each frame, in float32 or wider: those of its pixels, summed."""
     logits = logits.to(wide(logits.dtype))
-    if kind == "categorical":
-        return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").reshape(targets.shape)
     targets = targets.to(logits.dtype)
     if kind == "bernoulli":
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
