@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from unisono_spec.contract import Config, InputError, check_dtype, config_to_dict, generation, state_dtype
 from unisono_spec.contract.base import declared_states
-from unisono_spec.contract.checks import as_array, check_ids, check_inputs, check_reading, check_training
+from unisono_spec.contract.checks import as_array, check_array, check_ids, check_inputs, check_reading, check_training, dtype_kind
 from unisono_spec.contract.files import check_positions, save_params
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import GREEDY, Sampling
@@ -154,12 +154,12 @@ class Model(nn.Module):
         targets: ids, negative where none is asked, which counts as 0; float32 or wider. Logits are not kept, and on a GPU those of a wide
         vocabulary are not all there at a time (ops/linear_cross_entropy.py). The rest is as in `forward`, of models that predict ids.
         """
-        self._check_targets(targets, tuple(tokens.shape[:2]))
         fresh, (state, marks, training) = state is None, self._begun(tokens, state, reset, valid, dropout, noise, loads)
+        check_reading("parallel", chunk_size)
         read = Reading(marks, chunk_size, self.implementation, fresh, self.compute_dtype)
         with uncast(tokens.device):
             x, state = self._read(tokens, state, read, training)
-            return *linear_cross_entropy(*self._last_product(x), targets), owned(state)
+        return *self._nats(x, targets), owned(state)
 
     def step(self, token: Tensor, state: State, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, State]:
         """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
@@ -233,15 +233,6 @@ class Model(nn.Module):
         state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
         return state, Marks(reset, valid), Training(self._dropout(tokens.shape[:2], dropout), noise, loads)
 
-    def _check_targets(self, targets: Tensor, shape: tuple[int, ...]) -> None:
-        if self.config.predicts != "categorical":
-            raise InputError(f"targets: this model predicts a {self.config.predicts} distribution of frames; take its logits from forward")
-        if tuple(targets.shape) != shape:
-            raise InputError(f"targets: shape {tuple(targets.shape)}, expected {shape}; give an id for each token, or -100")
-        check_device(self.device, {"targets": targets})
-        if readable(targets) and targets.device.type == "cpu":
-            check_ids(targets.clamp(min=0).numpy(), self.config.vocab_size, "targets")
-
     def _check(self, tokens: Tensor, state: State | None, reset: Mask, valid: Mask, one: bool = False) -> None:
         check_inputs(self.config, tokens, state, reset, valid, one=one, array=Tensor)
         check_device(self.device, {"tokens": tokens, "reset": reset, "valid": valid, **(state or {})})
@@ -280,6 +271,20 @@ class Model(nn.Module):
     def _last_product(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """What `_head` ends with: x [..., D'], weight [V, D'] and bias [V] whose product logits are."""
         return self.norm(x).to(x.dtype), *self.head.weights(self._tied)  # pyright: ignore[reportCallIssue, reportOptionalCall]
+
+    def _nats(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """x [..., D], which `_head` reads, targets [...] → Σ nats, nats [...]."""
+        if self.config.predicts != "categorical":
+            raise InputError(f"targets: this model predicts a {self.config.predicts} distribution of frames; take its logits from forward")
+        check_array("targets", targets, Tensor)
+        check_device(self.device, {"targets": targets})
+        shape = tuple(x.shape[:-1])
+        if tuple(targets.shape) != shape or dtype_kind(targets) != "i":
+            raise InputError(f"targets: shape {tuple(targets.shape)} of {targets.dtype}, expected {shape} ids; -100 where none is asked")
+        if readable(targets) and targets.device.type == "cpu":
+            check_ids(targets.clamp(min=0).numpy(), self.config.vocab_size, "targets")
+        with uncast(x.device):
+            return linear_cross_entropy(*self._last_product(x), targets)
 
     @property
     def _tied(self) -> Tensor | None:

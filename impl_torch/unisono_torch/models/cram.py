@@ -16,7 +16,6 @@ from unisono_torch.layers.reading import Reading, Training
 from unisono_torch.models.base import Model, State
 from unisono_torch.ops import decayed_sum
 from unisono_torch.ops.elementwise import binary_digits
-from unisono_torch.ops.linear_cross_entropy import linear_cross_entropy
 from unisono_torch.ops.precision import uncast
 
 
@@ -46,19 +45,20 @@ class CRAM(Model):
 
     def readout(self, xi: Tensor, dropout: Sequence[Tensor] | None = None) -> Tensor:
         """f_θ of the fixed scheme (eq 6): ξ [..., code] → logits [..., V]. No mixing over time."""
+        x = self._read_out(xi, dropout)
         with uncast(xi.device):
-            return self._head(self._of_code(xi, dropout))
+            return self._head(x)
 
     def readout_nats(self, xi: Tensor, targets: Tensor, dropout: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """`nats` of `readout`'s logits: ξ [..., code], targets [...] → their sum, nats [...] without a gradient."""
-        self._check_targets(targets, tuple(xi.shape[:-1]))
-        with uncast(xi.device):
-            return linear_cross_entropy(*self._last_product(self._of_code(xi, dropout)), targets)
+        x = self._read_out(xi, dropout)
+        return self._nats(x, targets)
 
-    def _of_code(self, xi: Tensor, dropout: Sequence[Tensor] | None) -> Tensor:
+    def _read_out(self, xi: Tensor, dropout: Sequence[Tensor] | None) -> Tensor:
         check_code(self.config, xi=xi, dropout=dropout, array=Tensor)
-        dtype = self.compute_dtype
-        return self._below(xi, self._dropout(xi.shape[:-1], dropout), dtype)
+        dtype, dropout = self.compute_dtype, self._dropout(xi.shape[:-1], dropout)
+        with uncast(xi.device):
+            return self._below(xi, dropout, dtype)
 
     def _below(self, xi: Tensor, dropout: Sequence[Tensor] | None, dtype: torch.dtype) -> Tensor:
         """What the head is given."""

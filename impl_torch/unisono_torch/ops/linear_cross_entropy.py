@@ -8,8 +8,10 @@ from torch import Tensor
 from unisono_spec.contract import InputError
 
 from unisono_torch.ops.elementwise import FEWEST, linear, on_a_gpu, wide
+from unisono_torch.ops.precision import exact
 
 
+@exact
 def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
     """x [..., D], weight [V, D], bias [V], targets [...] integers in [0, V), negative where none is asked → Σ nats [], nats [...].
 
@@ -42,5 +44,5 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tu
 
 def _serves(x: Tensor, weight: Tensor) -> bool:
     """Whether the operator is worth it: what it keeps of gradients, in float32, must be less than the logits that it does not keep."""
-    logits = x.shape[:-1].numel() * len(weight) * x.element_size()
-    return on_a_gpu(x) and len(weight) >= FEWEST and 4 * (x.numel() + weight.numel()) <= logits
+    kept, logits = 4 * (x.numel() + weight.numel()), x.numel() // x.shape[-1] * len(weight) * x.element_size()
+    return on_a_gpu(x) and len(weight) >= FEWEST and kept <= logits
