@@ -36,7 +36,7 @@ def made(vocabulary: int, device: str, biased: bool = True) -> Any:
     return [x, weight, bias if biased else None, targets.to(device)]
 
 
-def both(given: list[Any], dtype: torch.dtype) -> list[Tensor]:
+def both(given: Any, dtype: torch.dtype) -> list[Tensor]:
     """The sum, nats, and gradients of the sum times SCALE by what there is of x, weight and bias."""
     *leaves, targets = given
     leaves = [None if a is None else a.detach().to(dtype).requires_grad_() for a in leaves]
@@ -46,9 +46,10 @@ def both(given: list[Any], dtype: torch.dtype) -> list[Tensor]:
     return [a.detach().double().cpu() for a in (total, nats, *(leaf.grad for leaf in leaves if leaf is not None))]
 
 
-def terms(given: list[Any]) -> list[Tensor]:
+def terms(given: Any) -> list[Tensor]:
     """What each number is a sum of, absolute: a share, and 1 for the target, times what it meets."""
-    x, weight, bias, targets = (None if a is None else a.cpu() for a in given)
+    x, weight, bias, targets = given
+    x, weight, bias, targets = x.cpu(), weight.cpu(), None if bias is None else bias.cpu(), targets.cpu()
     y = x @ weight.mT + (0 if bias is None else bias)
     asked = (targets >= 0).double()
     share = (y.softmax(-1) + torch.nn.functional.one_hot(targets.clamp(min=0), len(weight))) * asked[..., None] * SCALE
@@ -93,6 +94,7 @@ def test_pieces_are_no_larger_than_there_is_room_for(device: str, monkeypatch: p
     assert seen == [(2, 192, True)] * 3
     assert kept
     assert all(shape[-1:] != (150,) for shape in kept)
+    assert kernel._padded(weight, 150) is weight  # pyright: ignore[reportPrivateUsage]
     seen.clear()
     with torch.no_grad():
         op.linear_cross_entropy(x, weight, None, targets)
@@ -146,7 +148,8 @@ def test_traced_and_differentiated_as_pytorch_asks_of_an_operator(device: str) -
 
 
 def test_second_derivatives_and_transforms_are_those_of_plain_operations(device: str) -> None:
-    x, weight, bias, targets = (a.float() if a is not None and a.is_floating_point() else a for a in made(40, device))
+    x, weight, bias, targets = made(40, device)
+    x, weight, bias = x.float(), weight.float(), bias.float()
 
     def curvature(function: Any) -> Tensor:
         leaf = x.detach().requires_grad_()

@@ -270,7 +270,8 @@ class Model(nn.Module):
 
     def _last_product(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """What `_head` ends with: x [..., D'], weight [V, D'] and bias [V] whose product logits are."""
-        return self.norm(x).to(x.dtype), *self.head.weights(self._tied)  # pyright: ignore[reportCallIssue, reportOptionalCall]
+        head: Any = self.head
+        return self.norm(x).to(x.dtype), *head.weights(self._tied)  # pyright: ignore[reportCallIssue, reportOptionalCall]
 
     def _nats(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """x [..., D], which `_head` reads, targets [...] → Σ nats, nats [...]."""
@@ -287,7 +288,8 @@ class Model(nn.Module):
             return linear_cross_entropy(*self._last_product(x), targets)
 
     @property
-    def _tied(self) -> Tensor | None:
+    def _tied(self) -> Any:
+        """The embedding's weight where the head has none of its own."""
         return self.embedding.weight if self.config.tie_head else None  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 
 

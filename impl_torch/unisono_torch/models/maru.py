@@ -41,7 +41,8 @@ class MARU(Model):
         return self.head[1](self._hidden(x))
 
     def _last_product(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        return self._hidden(x), self.head[1].weight, self.head[1].bias
+        last: Any = self.head[1]
+        return self._hidden(x), last.weight, last.bias
 
     def _hidden(self, x: Tensor) -> Tensor:
         x = x if self.norm is None else self.norm(x).to(x.dtype)

@@ -69,7 +69,7 @@ def linear_cross_entropy(x, weight, bias, targets, of_x, of_weight):
     _, nats, dx, dweight, dbias = _fake(x, weight, bias, targets, of_x, of_weight)
     rows, asked, width = x.reshape(-1, x.shape[-1]), targets.reshape(-1), len(weight)
     padded = width + -width % ALIGNED
-    weight, bias = (None if a is None else _padded(a.to(x.dtype), padded) for a in (weight, bias))
+    weight, bias = _padded(weight.to(x.dtype), padded), None if bias is None else _padded(bias.to(x.dtype), padded)
     pieces = -(-len(rows) * padded * x.element_size() // ROOM)
     each = max(1, len(rows)) if pieces < 2 else triton.cdiv(triton.cdiv(len(rows), pieces), TILE) * TILE
     buffer = x.new_empty((min(each, len(rows)), padded))
