@@ -50,7 +50,7 @@ MORE = (
     (gelu._backward, {"TANH": False, "BLOCK": gelu.BLOCK}, {}, POINTERS[torch.float16]),
     (gelu._gated_forward, {"BLOCK": gelu.BLOCK}, {}, BF16),
     (gelu._gated_backward, {"BLOCK": gelu.BLOCK}, {}, BF16),
-    (linear_cross_entropy.nats_of_rows, {"SCALE": 1.0, "GRADIENT": True, "BLOCK": linear_cross_entropy.BLOCK}, LOSS, BF16),
+    (linear_cross_entropy.nats_of_rows, {"SCALE": 1.0, "GRADIENT": True, "BLOCK": 4 * linear_cross_entropy.EACH}, LOSS, BF16),
     (window.forward, WINDOW, SUMS, BF16),
     (window.of_queries, WINDOW, SUMS, BF16),
     (window.of_keys, WINDOW | {"CARRIED": False}, SUMS, BF16),
@@ -113,7 +113,8 @@ def main() -> None:
     for kernel, fixed, others, dtype in MORE:
         types = dict.fromkeys(kernel.arg_names, dtype) | dict.fromkeys(NUMBERS, "i32") | {"scale": "fp32"} | others
         signature = {name: "constexpr" if name in fixed else types[name] for name in kernel.arg_names}
-        assert triton.compile(ASTSource(kernel, signature, fixed), target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+        attrs = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name][0] == "*"}
+        assert triton.compile(ASTSource(kernel, signature, fixed, attrs), target=GPUTarget("cuda", 90, 32)).asm["cubin"]
         compiled += 1
     for kernel, halves, fixed in GLUON:
         signature = {
