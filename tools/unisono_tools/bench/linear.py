@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from unisono_spec.contract import Config, InputError, preset
 
-from unisono_tools.bench.report import about
+from unisono_tools.bench.report import about, keep
 from unisono_tools.commands.match import number
 from unisono_tools.experiments.match import FAMILIES, nearest
 
@@ -49,8 +49,10 @@ TITLES = {"read": "memory of reading", "peak": "peak"}
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """reading, forward, backward: median seconds, of which the first keeps nothing for a gradient; read: MiB that the process grew by
-    while it read; peak: in all."""
+    """reading, forward, backward: median seconds that the one thread computed, whoever else is at work.
+
+    reading keeps nothing for a gradient; read: MiB that the process grew by while it read; peak: in all.
+    """
 
     model: str
     length: int
@@ -82,17 +84,17 @@ def measure(name: str, length: int, repeats: int, params: str = "") -> Point:
     before, reading, forward, backward = peak_mebibytes(), [], [], []
     with torch.no_grad():
         for _ in range(repeats):
-            start = time.perf_counter()
+            start = time.process_time()
             model(tokens)
-            reading.append(time.perf_counter() - start)
+            reading.append(time.process_time() - start)
     read = peak_mebibytes() - before
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         logits, _ = model(tokens)
-        middle = time.perf_counter()
+        middle = time.process_time()
         logits.square().mean().backward()
         forward.append(middle - start)
-        backward.append(time.perf_counter() - middle)
+        backward.append(time.process_time() - middle)
     middle = statistics.median
     return Point(name, length, middle(forward), middle(backward), peak_mebibytes() - before, middle(reading), read)
 
@@ -139,6 +141,7 @@ def markdown(run: dict[str, str], points: list[Point]) -> str:
     lines += [
         f"{run.get('models', 'One layer, D = 64')}, one sequence, float32. Exponents p of Tᵖ, fitted from an eighth of a model's longest",
         "on; 1 is linear; in brackets the least and the greatest between one length and the next.",
+        *(["Seconds are those that the thread computed, whoever else was at work."] if "reading" in measured else []),
         "",
     ]
     names = [TITLES.get(kind, kind) for kind in measured]
@@ -202,6 +205,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     points, load = [], f"{os.getloadavg()[0]:.1f} when it began"
     chosen = ["--params", options.params] if options.params else []
+    given = [*chosen, *(["--longest", str(options.longest)] if options.longest != LENGTHS[-1] else [])]
+    given += ["--patience", f"{options.patience:g}"] if options.patience < PATIENCE else []
+    run = about(" ".join(["python -m unisono_tools.bench.linear", *given, f"--repeats {options.repeats}"]), "1 thread", "torch")
+    run |= {"models": f"{options.params} parameters each"} if options.params else {}
     for name in options.models or (FAMILIES if options.params else MODELS):
         for length in filter(lambda length: length <= options.longest, LENGTHS):
             command = [sys.executable, "-m", "unisono_tools.bench.linear", *chosen, "--repeats", str(options.repeats)]
@@ -211,19 +218,13 @@ def main(argv: list[str] | None = None) -> int:
             p = Point(**json.loads(done.stdout.splitlines()[-1]))
             points.append(p)
             print(f"{name:<16} {length:>6}  {1e3 * p.forward:9.1f} ms  {1e3 * p.backward:9.1f} ms  {p.peak:8.0f} MiB", flush=True)
-            if p.forward + p.backward > options.patience:
+            if p.forward + p.backward > options.patience and length > LENGTHS[0]:  # a power takes two points
                 break
-    given = [*chosen, *(["--longest", str(options.longest)] if options.longest != LENGTHS[-1] else [])]
-    given += ["--patience", f"{options.patience:g}"] if options.patience < PATIENCE else []
-    run = about(" ".join(["python -m unisono_tools.bench.linear", *given, f"--repeats {options.repeats}"]), "1 thread", "torch")
-    run |= {"load": f"{load}, {os.getloadavg()[0]:.1f} when it ended"}
-    run |= {"models": f"{options.params} parameters each"} if options.params else {}
+        run |= {"load": f"{load}, {os.getloadavg()[0]:.1f} when it ended"}
+        content = {"run": run, "exponents": exponents(points), "points": [dataclasses.asdict(point) for point in points]}
+        keep(options.output, content, markdown(run, points))  # so that a call which is cut leaves what it has
     print(markdown(run, points))
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        content = {"run": run, "exponents": exponents(points), "points": [dataclasses.asdict(point) for point in points]}
-        options.output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        options.output.with_suffix(".md").write_text(markdown(run, points), encoding="utf-8")
         plot(options.output.with_suffix(".png"), points)
     return 0
 
