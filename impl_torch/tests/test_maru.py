@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize, prune
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import count_params
 from unisono_spec.contract.maru import MARUConfig
@@ -129,3 +130,23 @@ def test_the_backward_keeps_few_memories() -> None:
     per_token = (saved_bytes(config, 256) - saved_bytes(config, 128)) / (128 * 2)
     memory = 8 * config.n_banks * config.n_slots * config.d_memory
     assert per_token < memory / 4  # one of 32 is kept, and some activations
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("layer", ["router.0", "router.1", "query", "input", "hidden", "key", "value", "erase", "gate"])
+def test_a_weight_that_is_computed_is_read_as_it_is(layer: str, pruned: bool) -> None:
+    """The cell's layers are not called one by one: their weights go to the op by name."""
+    plain, computed = create(VARIANTS["separate"]), create(VARIANTS["separate"])
+    part = computed.get_submodule(f"layers.0.cell.{layer}")
+    if pruned:
+        prune.l1_unstructured(part, "weight", amount=0.5)
+    else:
+        parametrize.register_parametrization(part, "weight", Doubled())
+    plain.get_submodule(f"layers.0.cell.{layer}").weight = torch.nn.Parameter(part.weight.detach().clone())
+    for form in ("parallel", "recurrent"):
+        judge.same(computed(tokens(9), form=form)[0], plain(tokens(9), form=form)[0])

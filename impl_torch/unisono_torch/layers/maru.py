@@ -33,9 +33,16 @@ class Cell(nn.Module):
             self.register_buffer("balance_bias", torch.empty(n))
             self.register_buffer("balance_load", torch.empty(n))
 
+    def _named(self) -> dict[str, Tensor]:
+        """What the op reads, by its names: a weight that is pruned or parametrised, as it is computed now."""
+        layers = [(name, part) for name, part in self.named_modules() if isinstance(part, Linear)]
+        weights = {f"{name}.weight": part.weight for name, part in layers}
+        biases = {f"{name}.bias": part.bias for name, part in layers if part.bias is not None}
+        return {"memory": self.memory, **weights, **biases, **dict(self.named_buffers(recurse=False))}
+
     def forward(self, x: Tensor, state: State, read: Reading, noise: Mask) -> tuple[Tensor, State]:
         """x [B, D] or [B, T, D], noise [B, (T,) n] or None → h, float32 or wider, and the state (h, memory) after it."""
-        p = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        p = self._named()
         return read(mom_gru, x, p, state, noise=noise, temperature=self.temperature)
 
     @torch.no_grad()
@@ -44,7 +51,7 @@ class Cell(nn.Module):
         reset, valid = marks
         h = torch.cat([before[:, None], h[:, :-1].to(before.dtype)], 1)
         h = h if reset is None else torch.where(reset[..., None], 0, h)
-        p = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        p = self._named()
         rho = mom_gru.routing(x.to(h.dtype), h, p, noise, self.temperature)
         if valid is None:
             return rho.flatten(0, 1).mean(0)
