@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 
 import pytest
 import yaml
@@ -11,8 +12,11 @@ from unisono_conformance import numerics
 from unisono_spec.contract import InputError, presets
 from unisono_tools.commands.arguments import of_class, parse, read_config
 from unisono_tools.config import ModelChoice, Optimizer, Schedule, TrainConfig, dump, flatten, from_dict, to_dict
+from unisono_tools.data import load_corpus
 from unisono_tools.schedule import learning_rate
-from unisono_tools.train.continuing import FREE, check_continues
+from unisono_tools.train import checkpoint
+from unisono_tools.train.continuing import FREE, check_continues, doubts
+from unisono_tools.train.datamodule import TextDataModule
 
 
 def test_all_problems_are_told_at_once():
@@ -139,6 +143,21 @@ def test_defaults_of_the_optimizer():
 def test_an_override_that_is_new_is_named(tiny):
     with pytest.raises(InputError, match=r"model\.overrides\.decay"):
         check_continues(tiny(overrides={"decay": 0.25}), tiny(), "here")
+
+
+def test_weights_that_learned_other_ids_are_hardly_meant(tiny, made, tmp_path, text):
+    checkpoint.save(tmp_path / "first", made(tiny()))
+    train = tiny(init_from=str(tmp_path / "first"))
+
+    def told(tokenizer: str) -> list[str]:
+        module = TextDataModule(train, train.validate(), load_corpus(text, tokenizer, cache=tmp_path))
+        return [doubt for doubt in doubts(train, module) if doubt.startswith("init_from: ")]
+
+    assert not told("bytes")
+    (said,) = told("chars")
+    assert "learned ids of the tokenizer 'bytes'" in said
+    shutil.rmtree(tmp_path / "first")
+    assert not told("chars")
 
 
 def test_learning_rate():

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from unisono_spec.contract import InputError
+from unisono_spec.contract.plain import expanded
 
 from unisono_tools.config import TrainConfig, flatten, to_dict
-from unisono_tools.train.checkpoint import Checkpoint
+from unisono_tools.data.tokenizers import identity
+from unisono_tools.train.checkpoint import Checkpoint, model_file, saved_tokenizer, tokenizer_of
 from unisono_tools.train.datamodule import DataModule
+
+
+def doubts(train: TrainConfig, datamodule: DataModule) -> Iterator[str]:
+    """What is allowed, and hardly meant."""
+    yield from train.doubts()
+    try:
+        model = model_file(expanded(train.init_from)) if train.init_from else None
+        before = saved_tokenizer(model) if model and tokenizer_of(model) else None
+    except InputError:  # of a run that goes on, it need not be there any more; of a new one, it will be missed
+        return
+    if before and datamodule.tokenizer and identity(before) != identity(datamodule.tokenizer):
+        yield (
+            f"init_from: {train.init_from} learned ids of the tokenizer {before.name!r}, which are other texts than those of this run's "
+            f"{datamodule.tokenizer.name!r}; give data.tokenizer the tokenizer.json or the name of the former"
+        )
+
 
 # A continued run may change these: they touch neither the arithmetic nor the order of the data, but for roundings, and that each part
 # of an accumulated batch draws dropout of its own. More steps stretch the cosine.

@@ -26,7 +26,7 @@ from unisono_tools.schedule import learning_rate
 from unisono_tools.signals import Signals, Stopped
 from unisono_tools.train import checkpoint as checkpoints
 from unisono_tools.train.checkpoint import Best, Checkpoint
-from unisono_tools.train.continuing import check_same_run
+from unisono_tools.train.continuing import check_same_run, doubts
 from unisono_tools.train.datamodule import DataModule, TextDataModule
 from unisono_tools.train.datamodule import load as load_data
 from unisono_tools.train.gauges import gauges
@@ -75,7 +75,7 @@ def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: C
     config, run = train.validate(), train.folder
     datamodule = open_datamodule(train, config, corpus)
     train = dataclasses.replace(train, steps=datamodule.steps)
-    for doubt in train.doubts():
+    for doubt in doubts(train, datamodule):
         console.print(f"warning: {doubt}", highlight=False, markup=False, soft_wrap=True)
     seconds = min(seconds, 60 * train.max_minutes or math.inf)
     first = processes()[0] == 0

@@ -9,7 +9,7 @@ from unisono_spec.contract import count_params
 
 from unisono_tools.config import TrainConfig, default_backend, processes
 from unisono_tools.train import checkpoint
-from unisono_tools.train.continuing import check_same_run
+from unisono_tools.train.continuing import check_same_run, doubts
 from unisono_tools.train.datamodule import TextDataModule
 from unisono_tools.train.loop import initial, open_datamodule
 from unisono_tools.train.task_datamodule import TaskDataModule
@@ -44,7 +44,7 @@ def outlook(train: TrainConfig) -> Iterator[tuple[str, str]]:
     if texts:
         epochs = train.steps * rows / max(1, sum(len(one.train) - 1 for one in texts.corpora))
         yield "steps", f"{train.steps:,} of {rows:,} {unit}: {train.steps * rows:,} in all, {epochs:.3g} epochs"
-    for doubt in train.doubts():
+    for doubt in doubts(train, datamodule):
         yield "warning", doubt
     evaluations = -(-train.steps // train.eval_every)
     yield "evaluations", f"{evaluations:,}, one every {train.eval_every:,} steps; checkpoints every {train.checkpoint_every:,}"
