@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -142,7 +144,7 @@ class Doubled(torch.nn.Module):
 def test_a_weight_that_is_computed_is_read_as_it_is(layer: str, pruned: bool) -> None:
     """The cell's layers are not called one by one: their weights go to the op by name."""
     plain, computed = create(VARIANTS["separate"]), create(VARIANTS["separate"])
-    part = computed.get_submodule(f"layers.0.cell.{layer}")
+    part: Any = computed.get_submodule(f"layers.0.cell.{layer}")
     if pruned:
         prune.l1_unstructured(part, "weight", amount=0.5)
     else:
