@@ -33,7 +33,8 @@ def made(vocabulary: int, device: str, biased: bool = True) -> Any:
     )
     targets = torch.randint(0, vocabulary, (2, 3), generator=drawn)
     targets[0, 1] = NONE
-    return [x, weight, bias if biased else None, targets.to(device)]
+    apart = torch.stack([targets, torch.zeros_like(targets)], -1)[..., 0]  # every other number of the memory
+    return [x, weight, bias if biased else None, apart.to(device)]
 
 
 def both(given: Any, dtype: torch.dtype) -> list[Tensor]:

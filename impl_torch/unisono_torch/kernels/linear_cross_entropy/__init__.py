@@ -67,7 +67,7 @@ def linear_cross_entropy(x, weight, bias, targets, of_x, of_weight):
     """As ops/linear_cross_entropy.py, float32 or narrower → Σ nats, nats, and of that sum the gradients of x, weight and bias, float32,
     times SCALE; those that are not asked for, by of_x and of_weight (bias too), are empty."""
     _, nats, dx, dweight, dbias = _fake(x, weight, bias, targets, of_x, of_weight)
-    rows, asked, width = x.reshape(-1, x.shape[-1]), targets.reshape(-1), len(weight)
+    rows, asked, width = x.reshape(-1, x.shape[-1]), targets.reshape(-1).contiguous(), len(weight)
     padded = width + -width % ALIGNED
     weight, bias = _padded(weight.to(x.dtype), padded), None if bias is None else _padded(bias.to(x.dtype), padded)
     pieces = -(-len(rows) * padded * x.element_size() // ROOM)
