@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from unisono_spec.contract import InputError
-from unisono_spec.contract.shapes import BOOLEAN, Axes, arguments, size
+from unisono_spec.contract.shapes import BOOLEAN, Axes, arguments, size, terms
 
 SIZES = {"B": 2, "T": 5, "H": 2, "K": 3, "V": 4, "M": 3, "D": 3, "N": 2, "w": 3, "P": 2, "capacity": 7, "n": 3, "L": 2, "d_m": 4, "R": 5}
 OTHERS = {"decayed_sum": {"decay": 0.5}}  # arguments that are no arrays
@@ -102,7 +102,7 @@ def _each(change: Callable[[Any, Any], Any], value: Any) -> Any:
 
 def _fitting(known: dict[str, Axes], made: np.random.Generator) -> dict[str, Any]:
     def draw(name: str, words: str) -> np.ndarray:
-        shape = [size(word, SIZES) for word in words.split()]
+        shape = [size(terms(word), SIZES) for word in words.split()]
         if name in BOOLEAN:
             return made.random(shape) < 0.8
         if words == "B":

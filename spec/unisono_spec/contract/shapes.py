@@ -22,6 +22,8 @@ _CELL = {
     "gate.weight": "1 D", "gate.bias": "1", "balance_bias": "n",
 }  # fmt: skip
 Axes = str | tuple[str, ...] | dict[str, str]
+Terms = tuple[tuple[int, str], ...]
+Parts = tuple[tuple[Any, str, tuple[tuple[str, Terms], ...]], ...]
 # By op, axes of its arguments: a letter is one number in all of them, 1|T that or 1, w-1 one less. Of tuples and mappings, one a part.
 SHAPES: dict[str, dict[str, Axes]] = {
     "decayed_sum": {"x": "B T D", "initial_state": "B D"},
@@ -49,34 +51,16 @@ SHAPES = {op: {**axes, **_MARKS} for op, axes in SHAPES.items()}
 def shaped(form: Form) -> Form:
     """An op's form, named as its module, whose arrays are held to SHAPES before it runs; those of `step` have no T."""
     op, one, names = form.__module__.rpartition(".")[2], form.__name__ == "step", tuple(inspect.signature(form).parameters)
+    known = tuple(map(_read, *zip(*arguments(op, one).items(), strict=True)))  # here: PyTorch's compiler would trace it at every call
 
     @functools.wraps(form)
     def call(*args: Any, **kwargs: Any) -> Any:
-        check_shapes(op, {**dict(zip(names, args, strict=False)), **kwargs}, one)
+        _check_all(known, {**dict(zip(names, args, strict=False)), **kwargs})
         return form(*args, **kwargs)
 
     return cast(Form, call)
 
 
-def check_shapes(op: str, given: Mapping[str, Any], one: bool = False) -> None:
-    """Raise InputError where an array of `given`, an op's arguments by name, does not fit those before it; a None is left out. one: of one
-    token."""
-    sizes: dict[str, Any] = {}
-    for name, axes in arguments(op, one).items():
-        value = given.get(name)
-        if value is None:
-            continue
-        if isinstance(axes, str):
-            _check(name, value, axes.split(), sizes)
-            continue
-        if isinstance(axes, tuple) and len(value) != len(axes):
-            raise InputError(f"{name}: {len(value)} arrays, expected {len(axes)}; give what init_state or a call before returned")
-        for key, words in axes.items() if isinstance(axes, dict) else enumerate(axes):
-            if isinstance(axes, tuple) or key in value:
-                _check(f"{name}[{key}]", value[key], words.split(), sizes)
-
-
-@functools.cache
 def arguments(op: str, one: bool = False) -> dict[str, Axes]:
     """Of SHAPES, with the names that a form has, or `step`."""
     if not one:
@@ -92,35 +76,66 @@ def arguments(op: str, one: bool = False) -> dict[str, Axes]:
     return found
 
 
-def _check(name: str, array: Any, words: list[str], sizes: dict[str, Any]) -> None:
+def terms(word: str) -> Terms:
+    """Numbers and the letters that they multiply, none where they stand alone: D-2 is (1, D), (-2, ·)."""
+    found = re.findall(r"([+-]?)(\d*)([A-Za-z_]*)", word.removeprefix("1|"))
+    return tuple((int(f"{sign}{number or 1}"), letter) for sign, number, letter in found if number or letter)
+
+
+def size(sum_of: Terms, sizes: Mapping[str, Any]) -> Any:
+    """What terms come to; None where nothing has said yet what one of their letters stands for."""
+    total: Any = 0
+    for number, letter in sum_of:
+        if letter and letter not in sizes:
+            return None
+        total = total + number * (sizes[letter] if letter else 1)
+    return total
+
+
+def _read(name: str, axes: Axes) -> tuple[str, int, Parts]:
+    """An argument's name, of how many arrays a tuple is, and each one's key, label and axes."""
+    parts: Any = {None: axes} if isinstance(axes, str) else axes if isinstance(axes, dict) else dict(enumerate(axes))
+    labelled = ((key, name if key is None else f"{name}[{key}]", words.split()) for key, words in parts.items())
+    return (
+        name,
+        len(axes) if isinstance(axes, tuple) else 0,
+        tuple((key, label, tuple((word, terms(word)) for word in words)) for key, label, words in labelled),
+    )
+
+
+def _check_all(known: tuple[tuple[str, int, Parts], ...], given: Mapping[str, Any]) -> None:
+    """Raise InputError where an array of `given`, an op's arguments by name, does not fit those before it; a None is left out."""
+    sizes: dict[str, Any] = {}
+    for name, number, parts in known:
+        value = given.get(name)
+        if value is None:
+            continue
+        if number and len(value) != number:
+            raise InputError(f"{name}: {len(value)} arrays, expected {number}; give what init_state or a call before returned")
+        for key, label, axes in parts:
+            if key is None:
+                _check(label, value, axes, sizes)
+            elif number or key in value:
+                _check(label, value[key], axes, sizes)
+
+
+def _check(name: str, array: Any, axes: tuple[tuple[str, Terms], ...], sizes: dict[str, Any]) -> None:
     """Holds an array's shape to `sizes`, which learn what letters stand for; and marks to booleans."""
     if not hasattr(array, "shape"):
-        raise InputError(f"{name}: {shown(array)} has type {type(array).__name__}; give an array [{', '.join(words)}]")
-    wanted = [size(word, sizes) for word in words]
-    fits = len(array.shape) == len(words)
-    for word, n, known in zip(words, array.shape, wanted, strict=False):
+        words = ", ".join(word for word, _ in axes)
+        raise InputError(f"{name}: {shown(array)} has type {type(array).__name__}; give an array [{words}]")
+    wanted = [size(sum_of, sizes) for _, sum_of in axes]
+    fits = len(array.shape) == len(axes)
+    for (word, _), n, known in zip(axes, array.shape, wanted, strict=False):
         if known is None:
             sizes[word] = n
         elif n != known and not (n == 1 and word.startswith("1|")):
             fits = False
     if not fits:
+        words = ", ".join(word for word, _ in axes)
         here = ", ".join(
-            word if known is None else f"1 or {known}" if "|" in word else str(known) for word, known in zip(words, wanted, strict=True)
+            word if known is None else f"1 or {known}" if "|" in word else str(known) for (word, _), known in zip(axes, wanted, strict=True)
         )
-        raise InputError(f"{name}: shape {tuple(array.shape)}, expected [{', '.join(words)}], here [{here}]; cut or expand it")
+        raise InputError(f"{name}: shape {tuple(array.shape)}, expected [{words}], here [{here}]; cut or expand it")
     if name in BOOLEAN and dtype_kind(array) != "b":
         raise InputError(f"{name}: dtype {array.dtype}, expected booleans, here [{', '.join(map(str, array.shape))}]; give {name} != 0")
-
-
-@functools.cache
-def _terms(word: str) -> tuple[tuple[int, str], ...]:
-    """Numbers and the letters that they multiply, none where they stand alone: D+2 is (1, D), (2, ·)."""
-    found = re.findall(r"([+-]?)(\d*)([A-Za-z_]*)", word.removeprefix("1|"))
-    return tuple((int(f"{sign}{number or 1}"), letter) for sign, number, letter in found if number or letter)
-
-
-def size(word: str, sizes: Mapping[str, Any]) -> Any:
-    """What a word of SHAPES stands for; None where nothing has said it yet."""
-    if any(letter and letter not in sizes for _, letter in _terms(word)):
-        return None
-    return sum(number * (sizes[letter] if letter else 1) for number, letter in _terms(word))
