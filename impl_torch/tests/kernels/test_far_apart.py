@@ -85,7 +85,7 @@ def test_the_same_bits(name: str, device: str, monkeypatch: pytest.MonkeyPatch) 
     memory = torch.empty((shape[axis] - 1) * step + PLACES * batch * length * width, dtype=BF16, device=device)
 
     def far(a: Tensor, place: int) -> Tensor:
-        strides = [length * width, width, width, 1]
+        strides = [length * width, width, width, 1] if axis == 0 else [length * step, step, width, 1]
         strides[axis] = step
         return memory.as_strided(a.shape, strides, place * batch * length * width).copy_(a)
 
