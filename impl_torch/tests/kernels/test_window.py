@@ -79,6 +79,8 @@ def run(case: Case, leaves: list[Tensor], count: Tensor, reset: Tensor | None, v
     upstream = [
         torch.linspace(-1, 1, a.numel(), dtype=torch.float64, device=a.device).reshape(a.shape).to(a.dtype) for a in outputs.values()
     ]
+    if case.packed:
+        upstream[0] = upstream[0].transpose(1, 3).contiguous().transpose(1, 3)  # whose channels lie apart
     found = torch.autograd.grad(list(outputs.values()), leaves, upstream)
     names = "dq", "dk", "dv", "dkeys", "dvalues"
     return {n: a.detach() for n, a in (*outputs.items(), ("count", after), *zip(names, found, strict=True))}
