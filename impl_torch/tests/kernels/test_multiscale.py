@@ -20,7 +20,7 @@ SMALL = (
     Case(2, 36, 1, 4, 3, 2, F32, same=False, data=True, gates="head", reset=True, valid=True, pieces=True),
     Case(1, 20, 2, 32, 16, 2, F16, packed=True),  # strides that count sixteens
     Case(1, 17, 2, 4, 20, 1, F32, same=False, gates="head", valid=True, packed=True),
-    Case(1, 33, 1, 4, 4, 2, F32, data=True, fast=True, gates="channel"),
+    Case(1, 33, 1, 4, 4, 2, F32, data=True, fast=True, gates="channel", valid=True),
     Case(1, 33, 1, 4, 4, 2, F32, fast=True),
     Case(2, 1, 1, 3, 4, 2, BF16, reset=True),
     Case(1, 33, 1, 4, 5, 2, F32, same=False, gates="head"),
