@@ -11,15 +11,9 @@ class Voice(Console):
     """A console that falls silent where its reader ends, its terminal closes or its disk is full, as `| head` or a lost connection make it:
     rich would end the process. The work goes on, and its log holds the same."""
 
-    def print(self, *objects: Any, **how: Any) -> None:
+    def __exit__(self, *raised: Any) -> None:  # where rich writes: at the end of a print, and of what a live bar draws
         try:
-            super().print(*objects, **how)
-        except OSError:
-            self.quiet = True
-
-    def control(self, *control: Any) -> None:
-        try:
-            super().control(*control)
+            super().__exit__(*raised)
         except OSError:
             self.quiet = True
 
