@@ -97,10 +97,16 @@ def test_a_cache_that_is_whole_is_only_read(kept, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "record", ["[]", "{}", '{"split": "train", "segment": 0, "bytes": 4000, "context": 0, "ids": 4000, "documents": 1}']
+    "record",
+    [
+        "[]",
+        "{}",
+        '{"split": "train", "segment": 0, "bytes": 4000, "context": 0, "ids": 4000, "documents": 1, "before": {}}',
+        '{"split": "test", "segment": 0, "bytes": 0, "context": 0, "ids": 0, "documents": 0, "before": {"train.ids": 4500}}',
+    ],
 )
 def test_a_record_of_progress_that_is_damaged_is_no_progress(tmp_path: Path, kept, record):
-    """The last one says more than the files hold, which would be continued behind zeros."""
+    """The last ones say more than the files hold: one would be continued behind zeros, of the other a split would stay cut."""
     (place,) = (tmp_path / "cache" / "tokens").glob("*/")
     wanted = (place / "train.ids").read_bytes()
     (place / "manifest.json").unlink()

@@ -106,9 +106,15 @@ class _Writer:
             split, numbers = done["split"], {name: int(done[name]) for name in ("segment", "bytes", "context", "ids", "documents")}
             lengths = {f"{split}.ids": numbers["ids"] * self.dtype.itemsize, f"{split}.documents": numbers["documents"] * 8}
             whole = split in SPLITS and all((self.place / name).stat().st_size >= length for name, length in lengths.items())
+            whole = whole and done["before"] == self._before(split)
             return {"split": split, **numbers} if whole else {}
         except (OSError, ValueError, TypeError, KeyError):
             return {}
+
+    def _before(self, split: str) -> dict[str, int]:
+        """The files' lengths of the splits before it, which are finished."""
+        names = [f"{each}.{part}" for each in SPLITS[: SPLITS.index(split)] for part in ("ids", "documents")]
+        return {name: (self.place / name).stat().st_size for name in names}
 
     def _split(self, split: str, done: dict[str, Any]) -> None:
         """done: what an earlier process recorded: its split, segment, bytes and context in it, ids and documents written."""
@@ -146,7 +152,7 @@ class _Writer:
                     self._show()
 
     def _record(self, values: dict[str, Any]) -> None:
-        write_bytes(self.place / PROGRESS, json.dumps(values).encode())
+        write_bytes(self.place / PROGRESS, json.dumps(values | {"before": self._before(values["split"])}).encode())
         self.kept = self.read
 
     def _show(self) -> None:
