@@ -118,6 +118,7 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"shapes: {text!r} is not rows,D,V; give three numbers, as in 65536,512,50257") from error
         case: dict[str, Any] = {"shape": (rows, width, vocabulary), "rows": [], "failed": {}}
         result["cases"].append(case)
+        torch.compiler.reset()  # past a few shapes of one function it would run as it is
         for contestant, loss in contestants().items():
             try:
                 case["rows"].append({"contestant": contestant, **measured(loss, case["shape"], device, options.repeats)})

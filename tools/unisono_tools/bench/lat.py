@@ -24,7 +24,7 @@ import unisono_torch
 from torch.nn import functional as F
 from unisono_spec.contract import DTYPES, InputError, preset, state_dtype
 
-from unisono_tools.bench.linear import peak_mebibytes
+from unisono_tools.bench.linear import peak_mebibytes, reason
 from unisono_tools.bench.measure import peak_bytes
 from unisono_tools.bench.report import about
 
@@ -92,7 +92,7 @@ def _grown(batch: int, length: int, dtype: str) -> int:
     command = [sys.executable, "-m", "unisono_tools.bench.lat", "--dtypes", dtype, "--peak", str(batch), str(length)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InputError(f"{batch} sequences of {length} tokens: {done.stderr.strip().splitlines()[-1]}; free some memory")
+        raise InputError(f"{batch} sequences of {length} tokens: {reason(done)}; free some memory")
     return int(done.stdout)
 
 

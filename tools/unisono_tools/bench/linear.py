@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -102,6 +103,11 @@ def measure(name: str, length: int, repeats: int, params: str = "") -> Point:
 def peak_mebibytes() -> float:
     """The most that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1 << 20)
+
+
+def reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Why a process failed. One that the system has ended, for its memory, say, has said nothing."""
+    return (done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"])[-1]
 
 
 def kinds(points: list[Point]) -> list[str]:
@@ -203,10 +209,13 @@ def main(argv: list[str] | None = None) -> int:
     if options.point:
         print(json.dumps(dataclasses.asdict(measure(options.point[0], int(options.point[1]), options.repeats, options.params))))
         return 0
+    if options.longest < LENGTHS[1]:
+        parser.error(f"--longest {options.longest}: use {LENGTHS[1]} or more, since a power takes two lengths")
     points, load = [], f"{os.getloadavg()[0]:.1f} when it began"
     chosen = ["--params", options.params] if options.params else []
-    given = [*chosen, *(["--longest", str(options.longest)] if options.longest != LENGTHS[-1] else [])]
-    given += ["--patience", f"{options.patience:g}"] if options.patience < PATIENCE else []
+    given = [*chosen, *(["--models", *map(shlex.quote, options.models)] if options.models else [])]
+    given += ["--longest", str(options.longest)] if options.longest != LENGTHS[-1] else []
+    given += ["--patience", f"{options.patience:g}"] if options.patience != PATIENCE else []
     run = about(" ".join(["python -m unisono_tools.bench.linear", *given, f"--repeats {options.repeats}"]), "1 thread", "torch")
     run |= {"models": f"{options.params} parameters each"} if options.params else {}
     for name in options.models or (FAMILIES if options.params else MODELS):
@@ -214,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
             command = [sys.executable, "-m", "unisono_tools.bench.linear", *chosen, "--repeats", str(options.repeats)]
             done = subprocess.run([*command, "--point", name, str(length)], capture_output=True, text=True, check=False)
             if done.returncode:
-                raise InputError(f"{name} at {length} tokens: {done.stderr.strip().splitlines()[-1]}")
+                raise InputError(f"{name} at {length} tokens: {reason(done)}")
             p = Point(**json.loads(done.stdout.splitlines()[-1]))
             points.append(p)
             print(f"{name:<16} {length:>6}  {1e3 * p.forward:9.1f} ms  {1e3 * p.backward:9.1f} ms  {p.peak:8.0f} MiB", flush=True)
