@@ -46,6 +46,9 @@ def test_rows_of_tokens_as_a_gpu_takes_them(close, rng, monkeypatch):
         truth = slopes()
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
         jax.tree.map(close, slopes(), truth)
+        u, dt, A, b, c, D, h = given
+        y, _ = selective_scan.parallel(u[:0], dt[:0], A, b[:0], c[:0], D, h[:0], chunk_size=7)
+        assert y.shape == (0, 17, 3)
 
 
 def test_the_backward_keeps_no_state_of_each_token():

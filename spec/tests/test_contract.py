@@ -57,7 +57,9 @@ def test_damaged_files_are_refused(file: Path, tmp_path: Path) -> None:
         load_state(file)
 
 
-@pytest.mark.parametrize(("path", "words"), [(".", "a folder; name a file in it"), (None, "path: None has type NoneType")])
+@pytest.mark.parametrize(
+    ("path", "words"), [(".", "a folder; name a file in it"), (None, "path: None has type NoneType"), ("a" * 300, "cannot be written")]
+)
 def test_a_file_needs_a_name(path, words: str) -> None:
     with pytest.raises(InputError, match=words):
         save_params(path, CONFIG, init_params(CONFIG))

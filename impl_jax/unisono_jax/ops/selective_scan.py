@@ -122,7 +122,7 @@ def _composed(h: jax.Array, tokens: tuple, A: jax.Array, rows: int) -> tuple[jax
         both = a * before[0], a * before[1] + b
         return both, both
 
-    u, dt, B, C, cut = jax.tree.map(lambda x: x.reshape(rows, -1, *x.shape[1:]).swapaxes(0, 1), tokens)  # [T', R, B, ·]
+    u, dt, B, C, cut = jax.tree.map(lambda x: x.reshape(rows, len(x) // rows, *x.shape[1:]).swapaxes(0, 1), tokens)  # [T', R, B, ·]
     a = jnp.exp(dt[..., None] * A)  # [T', R, B, D, N]
     b = (dt * u)[..., None] * B[..., None, :]
     if cut is not None:
@@ -130,4 +130,4 @@ def _composed(h: jax.Array, tokens: tuple, A: jax.Array, rows: int) -> tuple[jax
     whole, upto = lax.scan(compose, (jnp.ones_like(a[0]), jnp.zeros_like(b[0])), (a, b))
     last, entry = lax.scan(lambda h, row: (row[0] * h + row[1], h), h, whole)  # [R, B, D, N]
     y = dot("trbdn,trbn->rtbd", upto[0] * entry + upto[1], C)
-    return last, y.reshape(-1, *y.shape[2:])
+    return last, y.reshape(len(tokens[0]), *y.shape[2:])

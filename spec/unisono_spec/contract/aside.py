@@ -25,9 +25,9 @@ def written(path: str | Path) -> Iterator[IO[bytes]]:
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"path: {shown(path)} has type {type(path).__name__}; give the name of a file")
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: a folder; name a file in it")
     with cannot_be_written(path):
+        if path.is_dir():
+            raise InputError(f"{path}: a folder; name a file in it")
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside(path) as draft:
             with draft.open("wb") as file:

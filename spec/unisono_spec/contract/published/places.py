@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from unisono_spec.contract.errors import InputError, shown
-from unisono_spec.contract.plain import expanded, is_file
+from unisono_spec.contract.plain import expanded, is_file, is_folder
 
 HUB = "hf:"
 _REPOSITORY = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
@@ -40,20 +40,13 @@ def find(source: str | Path, revision: str | None = None) -> Place:
     path, named = expanded(text), text.removeprefix(HUB)
     if is_file(path):
         return _File(path)
-    if text and not text.startswith(HUB) and _is_folder(path):
+    if text and not text.startswith(HUB) and is_folder(path):
         if revision is not None:
             raise InputError(f"revision: {shown(revision)}; {text} is a folder, which has none: leave it out, or write {HUB}owner/name")
         return _Folder(path)
     if not _REPOSITORY.fullmatch(named):
         raise InputError(f"{shown(text)}: no such folder; give the folder of a checkpoint, or owner/name on the hub")
     return _Repository(named, revision)
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # names that no folder can have
-        return False
 
 
 class _Folder:
