@@ -37,7 +37,7 @@ def test_rows_of_tokens_as_a_gpu_takes_them(close, rng, monkeypatch):
 
     def slopes():
         def loss(given):
-            y, h = selective_scan.parallel(*given, *marks, 7, "plain")
+            y, h = selective_scan.parallel(*given, *marks, chunk_size=7, implementation="plain")
             return jnp.sin(y).sum() + jnp.cos(h).sum(), (y, h)
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(given)
