@@ -79,6 +79,19 @@ def test_padded_columns_take_no_part_where_logits_are_far_below_them(device: str
         judge.within(a, e, numerics.rounding("float32", 2**9) * size + numerics.TINY["float32"])
 
 
+def test_a_block_of_infinities_before_logits_far_below_0(device: str) -> None:
+    """Columns that are −∞ change nothing, though they fill the first block."""
+    x, weight, bias, targets = made(300, device)
+    targets = torch.where(targets < 0, targets, 128 + targets % 172)
+    without = [x, weight[128:], bias[128:] - 300, torch.where(targets < 0, targets, targets - 128)]
+    given = [x, weight, torch.cat([torch.full_like(bias[:128], -torch.inf), bias[128:] - 300]), targets]
+    total, nats, dx, dweight, dbias = both(given, torch.float32)
+    assert not bool(dweight[:128].any())
+    assert not bool(dbias[:128].any())
+    for a, e, size in zip((total, nats, dx, dweight[128:], dbias[128:]), both(without, torch.float64), terms(without), strict=True):
+        judge.within(a, e, numerics.rounding("float32", 2**9) * size + numerics.TINY["float32"])
+
+
 def test_pieces_are_no_larger_than_there_is_room_for(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing as large as logits waits for the gradient."""
     seen, kept, launch = [], [], kernel._launch  # pyright: ignore[reportPrivateUsage]
@@ -129,6 +142,13 @@ def test_an_id_outside_the_vocabulary_is_read_nowhere(device: str) -> None:
     assert int(nats.isnan().sum()) == 1
 
 
+def test_a_row_alone(device: str) -> None:
+    x, weight, bias, targets = (a.float() if a.is_floating_point() else a for a in made(40, device))
+    for implementation in (op.linear_cross_entropy, op.plain):
+        whole, alone = (implementation(x[at], weight, bias, targets[at])[1] for at in (0, (0, 2)))
+        judge.same(alone.cpu(), whole[2].cpu(), limit=numerics.rounding("float32", 2**8))
+
+
 @pytest.mark.parametrize("rows", [(0,), (2, 0)])
 def test_nothing_costs_nothing(rows: tuple[int, ...], device: str) -> None:
     weight = torch.ones(5, 4, device=device, requires_grad=True)
@@ -162,6 +182,6 @@ def test_second_derivatives_and_transforms_are_those_of_plain_operations(device:
 
 def test_bad_targets_are_named(device: str) -> None:
     x, weight, _, targets = made(40, device)
-    for wrong in (targets[0], targets.double()):
+    for wrong in (targets[0], targets.double(), targets > 0):
         with pytest.raises(InputError, match=f"targets: {wrong.dtype}"):
             op.linear_cross_entropy(x, weight, None, wrong)

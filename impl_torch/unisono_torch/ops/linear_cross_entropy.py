@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from unisono_spec.contract import InputError
+from unisono_spec.contract.checks import dtype_kind
 
 from unisono_torch.ops.elementwise import FEWEST, linear, on_a_gpu, wide
 from unisono_torch.ops.precision import exact
@@ -16,11 +17,11 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, targets
     """x [..., D], weight [V, D], bias [V], targets [...] integers in [0, V), negative where none is asked → Σ nats [], nats [...].
 
     nats = log Σ_j e^{y_j} − y_target of y = W x + b in x's dtype; float32, or float64 of float64; 0 where no target is asked, and no
-    gradient comes of what x holds there. The sum has a gradient, the nats beside it have none. A target of V or more has the nats NaN on a
-    GPU. There wide vocabularies take one operator, compiled or not (kernels/linear_cross_entropy).
-    Raises InputError where shapes or dtypes do not fit.
+    gradient comes of what x holds there. The sum has a gradient, the nats beside it have none. On a GPU wide vocabularies take one
+    operator, compiled or not (kernels/linear_cross_entropy), where a target of V or more has the nats NaN.
+    Raises InputError where targets are no ids of x's rows.
     """
-    if x.shape[:-1] != targets.shape or targets.is_floating_point():
+    if x.shape[:-1] != targets.shape or dtype_kind(targets) != "i":
         raise InputError(f"targets: {targets.dtype} {tuple(targets.shape)} for x {tuple(x.shape)}; give an id for each row of x")
     targets = targets.long()
     if _serves(x, weight):
@@ -38,7 +39,7 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tu
     y = linear(torch.where(asked[..., None], x, 0), weight, bias)  # else NaN there would reach the weights
     none = -1
     flat = torch.where(asked, targets, none).flatten()
-    nats = F.cross_entropy(y.flatten(0, -2).to(wide(y.dtype)), flat, ignore_index=none, reduction="none").reshape(targets.shape)
+    nats = F.cross_entropy(y.reshape(-1, y.shape[-1]).to(wide(y.dtype)), flat, ignore_index=none, reduction="none").reshape(targets.shape)
     return nats.sum(), nats.detach()
 
 

@@ -42,8 +42,8 @@ def nats_of_rows(logits, targets, nats, V, step, SCALE: tl.constexpr, GRADIENT: 
         x = tl.load(logits + start + column, mask=start + column < step, other=0.0).to(tl.float32)
         x = tl.where(start + column < V, x, float("-inf"))
         larger = tl.maximum(most, tl.max(x, 0))
-        larger = tl.where(larger == float("-inf"), 0.0, larger)  # −∞ from itself is NaN
-        total = total * tl.exp2((most - larger) * LOG2E) + tl.sum(tl.exp2((x - larger) * LOG2E), 0)
+        base = tl.where(larger == float("-inf"), 0.0, larger)  # −∞ from itself is NaN
+        total = total * tl.exp2((most - base) * LOG2E) + tl.sum(tl.exp2((x - base) * LOG2E), 0)
         most = larger
     tl.store(nats + row, tl.where(asked, most - mine + tl.log2(total) * LN2, 0.0))
     if GRADIENT:
