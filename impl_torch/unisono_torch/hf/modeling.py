@@ -262,6 +262,8 @@ def _begins(positions: Tensor | None, ids: Tensor, valid: Tensor | None) -> Tens
         return None
     if positions.ndim != 2 or positions.shape[1] != ids.shape[1] or len(positions) not in (1, len(ids)):
         raise InputError(f"position_ids: shape {tuple(positions.shape)}, expected {tuple(ids.shape)}; give one number a token, or none")
+    if ids.shape[1] == 1:  # nor is the host to wait for each token that is generated
+        return None
     where = positions.expand(ids.shape)
     begins = where == 0 if valid is None else (where == 0) & valid
     goes_on = begins[:, 1:] | (where[:, 1:] == where[:, :-1] + 1)

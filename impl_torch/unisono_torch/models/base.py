@@ -154,8 +154,8 @@ class Model(nn.Module):
         targets: ids, negative where none is asked, which counts as 0; float32 or wider. Logits are not kept, and on a GPU those of a wide
         vocabulary are not all there at a time (ops/linear_cross_entropy.py). The rest is as in `forward`, of models that predict ids.
         """
-        fresh, (state, marks, training) = state is None, self._begun(tokens, state, reset, valid, dropout, noise, loads)
         check_reading("parallel", chunk_size)
+        fresh, (state, marks, training) = state is None, self._begun(tokens, state, reset, valid, dropout, noise, loads)
         read = Reading(marks, chunk_size, self.implementation, fresh, self.compute_dtype)
         with uncast(tokens.device):
             x, state = self._read(tokens, state, read, training)
