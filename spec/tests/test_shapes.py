@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from test_twins import OPS
 from unisono_conformance import judge
+from unisono_spec.contract import InputError
 from unisono_spec.contract.shapes import SHAPES
-from unisono_spec.ops import multiscale
+from unisono_spec.ops import linear_attention, multiscale
 
 WITHOUT = {"position"}  # it has no arrays but a count and marks
 
@@ -28,3 +29,12 @@ def test_what_does_not_fit(op: str):
 @pytest.mark.parametrize("form", ["recurrent", "parallel"])
 def test_one_for_all(form: str, axes: tuple[int, ...]):
     judge.same(*misfits.one_for_all(getattr(multiscale, form), np.asarray, *axes))
+
+
+@pytest.mark.parametrize(
+    ("state", "found"), [(np.zeros((2, 1, 3, 3)), "of type ndarray"), (3, "of type int"), ((np.zeros((2, 1, 3, 3)),), "1 arrays")]
+)
+def test_a_state_of_two_arrays(state, found: str):
+    x = np.ones((2, 4, 1, 3))
+    with pytest.raises(InputError, match=f"initial_state: {found}, expected 2 arrays"):
+        linear_attention.parallel(x, x, x, state)

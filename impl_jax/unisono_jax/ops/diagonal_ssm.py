@@ -26,7 +26,7 @@ from unisono_jax.ops.packing import packing, segments, take
 from unisono_jax.registry import check_implementation
 
 RADIX = 8  # terms of a sum of `_summed`
-LEAST = 128  # tokens of a chunk on a GPU, where fewer and larger products are faster
+LEAST = 128  # tokens of a chunk on a GPU, where fewer and larger products are faster; with resets the convolution is no product
 
 
 def discretised(dt: jax.Array, A: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

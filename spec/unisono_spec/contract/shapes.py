@@ -110,8 +110,9 @@ def _check_all(known: tuple[tuple[str, int, Parts], ...], given: Mapping[str, An
         value = given.get(name)
         if value is None:
             continue
-        if number and len(value) != number:
-            raise InputError(f"{name}: {len(value)} arrays, expected {number}; give what init_state or a call before returned")
+        if number and (not isinstance(value, (tuple, list)) or len(value) != number):
+            found = f"{len(value)} arrays" if isinstance(value, (tuple, list)) else f"of type {type(value).__name__}"
+            raise InputError(f"{name}: {found}, expected {number} arrays; give what init_state or a call before returned")
         for key, label, axes in parts:
             if key is None:
                 _check(label, value, axes, sizes)
