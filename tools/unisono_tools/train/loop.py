@@ -194,14 +194,12 @@ class Run:
         self.last = self.last or checkpoints.latest(self.folder)
         assert self.last is not None
         if signalled and self.done < self.train.steps:
-            received = self.signals.received or signal.SIGTERM
-            self.progress.say(
-                f"{received.name}: stopped at step {self.done}, which is saved; "
-                f"`unisono train --resume {shlex.quote(str(self.folder))}` continues"
-            )
+            received, again = self.signals.received or signal.SIGTERM, f"unisono train --resume {shlex.quote(str(self.folder))}"
+            self.progress.say(f"{received.name}: stopped at step {self.done}, which is saved; `{again}` continues")
             return Result(self.folder, self.last, self.best, self.done, received)
         if self.late:
-            self.progress.say(f"out of time: stopped at step {self.done}, which is saved; the same command continues")
+            again = "; the same command continues" * (self.train.max_minutes > 0)
+            self.progress.say(f"out of time: stopped at step {self.done}, which is saved{again}")
         return Result(self.folder, self.last, self.best, self.done)
 
     def _make_up(self) -> None:
