@@ -215,7 +215,7 @@ def test_documents_are_cut_off(backend, tiny, corpora):
         nats.append(nll(model, create(model, params).forward(ids[None, :-1])[0][0], ids[1:]))
     assert trainer.gradient(batch, 0)[0].loss == pytest.approx(np.concatenate(nats).mean(), rel=numerics.mistake())
     single = dataclasses.replace(config, data=dataclasses.replace(config.data, corpus=str(corpora / "letters" / "09.txt")))
-    with pytest.raises(InputError, match=r"truncated, and .* is 1 document"):
+    with pytest.raises(InputError, match=r"truncated, and .* is one document"):
         TextDataModule(single, model, load(single.data))
 
 

@@ -197,9 +197,11 @@ def test_minibatches_of_positions(backend, tiny, text, tmp_path):
     assert trainer.grad_step(batch, 3, 1e-3).read().loss > 0
 
 
-@pytest.mark.parametrize(("port", "said"), [(None, "MASTER_PORT: ''"), ("a", "MASTER_PORT: 'a'"), ("1", "MASTER_ADDR: ")])
-def test_processes_that_are_not_told_where_to_meet(tiny, monkeypatch, port, said):
-    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "", "MASTER_PORT": port or ""}.items():
+def test_processes_that_are_not_told_where_to_meet(backend, tiny, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": ""}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=said):
-        open_trainer(tiny(backend="torch"), tiny().validate())
+    cases = [("a", "MASTER_PORT: 'a'"), ("", "MASTER_PORT: ''"), ("1", "MASTER_ADDR: ")]
+    for port, said in cases if backend == "torch" else cases[:1]:  # JAX meets at localhost where it is not told
+        monkeypatch.setenv("MASTER_PORT", port)
+        with pytest.raises(InputError, match=said):
+            open_trainer(tiny(backend=backend), tiny().validate())

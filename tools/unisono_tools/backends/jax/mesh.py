@@ -22,7 +22,7 @@ class Devices:
         self.rank, self.processes = processes()
         if self.processes > 1 and not jax.distributed.is_initialized():
             # the port itself is torchrun's own
-            place = f"{os.environ.get('MASTER_ADDR', 'localhost')}:{launched('MASTER_PORT', 29500) + 1}"
+            place = f"{os.environ.get('MASTER_ADDR') or 'localhost'}:{launched('MASTER_PORT', 29500) + 1}"
             local = None if train.device == "cpu" or "LOCAL_RANK" not in os.environ else [launched("LOCAL_RANK")]
             jax.distributed.initialize(place, self.processes, self.rank, local_device_ids=local)
         found = find_devices(train.device) if train.device else jax.devices()
