@@ -1,4 +1,4 @@
-"""Compiles every kernel for GPUs that need not be there. Run in a process without TRITON_INTERPRET: `python aot.py`."""
+"""Compiles kernels for GPUs that need not be there. Run in a process without TRITON_INTERPRET: `python aot.py`."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ BF16, F32, I64 = POINTERS[torch.bfloat16], POINTERS[torch.float32], "*i64"
 WINDOW = {"UNIT": 16, "W": 64, "K": 64, "V": 64, "BK": 64, "BV": 64, "M": 64, "N": 64, "HAS_SEGMENT": True, "DOT": triton.language.bfloat16}
 SUMS = dict.fromkeys(("log_sum", "delta"), F32) | dict.fromkeys(("count", "segment"), "*i32")
 LOSS = {"logits": BF16, "targets": I64, "nats": F32}
-# the others, but for the decoder's: (kernel, its constants, the pointers that are not those of the dtype, the dtype)
+# more of them, each once: (kernel, its constants, the pointers that are not those of the dtype, the dtype)
 MORE = (
-    (gelu._forward, {"TANH": True, "BLOCK": gelu.BLOCK}, {}, BF16),
-    (gelu._backward, {"TANH": False, "BLOCK": gelu.BLOCK}, {}, POINTERS[torch.float16]),
+    (gelu._forward, {"TANH": False, "BLOCK": gelu.BLOCK}, {}, BF16),
+    (gelu._backward, {"TANH": True, "BLOCK": gelu.BLOCK}, {}, POINTERS[torch.float16]),
     (gelu._gated_forward, {"BLOCK": gelu.BLOCK}, {}, BF16),
     (gelu._gated_backward, {"BLOCK": gelu.BLOCK}, {}, BF16),
     (linear_cross_entropy.nats_of_rows, {"SCALE": 1.0, "GRADIENT": True, "BLOCK": 4 * linear_cross_entropy.EACH}, LOSS, BF16),
