@@ -245,7 +245,6 @@ def inlined(model: ir.Model) -> None:
         step(model)
     model.opset_imports.pop(DOMAIN, None)
     name_once(model)
-    rank_carried(model)
 
 
 def name_once(model: ir.Model) -> None:
@@ -304,6 +303,8 @@ def build(config: Config, params: Mapping[str, np.ndarray], target: str = "porta
     )
     model = ir.Model(graph, ir_version=IR_VERSIONS[OPSETS[target]], producer_name="unisono")
     inlined(model)
+    if not g.fused:  # what reads the others is newer than 1.24
+        rank_carried(model)
     if OPSETS[target] >= 27:  # which has them, too
         for node in model.graph.all_nodes():
             node.domain = ""
