@@ -111,6 +111,7 @@ class UnisonoForCausalLM(PreTrainedModel, GenerationMixin):
         names of one thing. labels [B, T]: as transformers' models take them, −100 where nothing is asked. logits_to_keep: only of the
         last so many tokens. output_hidden_states: what each block is given, and what the last one hands on. position_ids [B, T]: they
         rise by one, and where they are 0 a document begins, as in rows of DataCollatorWithFlattening; these models count by themselves.
+        A row of one document goes on from the cache whatever it begins with: to begin anew, give none.
         """
         if input_ids is None or inputs_embeds is not None:
             raise InputError("inputs_embeds: these models embed ids themselves; give input_ids")
