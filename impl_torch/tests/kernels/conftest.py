@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,21 @@ def _greater_numbers(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
         for name, function in (("create_maxnumf", np.fmax), ("create_minnumf", np.fmin)):
             monkeypatch.setattr(InterpreterBuilder, name, functools.partialmethod(InterpreterBuilder.binary_op, op=function))
+
+
+@pytest.fixture(autouse=True)
+def _one_launch_at_a_time(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's state is the process's: launches of several threads, which a GPU takes, would meet in it."""
+    if device == "cpu":
+        from triton.runtime.interpreter import GridExecutor
+
+        lock, call = threading.Lock(), GridExecutor.__call__
+
+        def locked(self: GridExecutor, *arguments: Any, **named: Any) -> None:
+            with lock:
+                call(self, *arguments, **named)
+
+        monkeypatch.setattr(GridExecutor, "__call__", locked)
 
 
 @pytest.fixture
