@@ -18,8 +18,10 @@ def given(change) -> tuple:
     """The cell with some of its arguments changed: `change(p, state, noise)` gives the changed ones by name."""
 
     def run(x, p, initial_state, reset, valid, chunk_size, noise, temperature):
-        kept = {"p": p, "initial_state": initial_state, "noise": noise, "temperature": temperature}
-        return HOISTED(x, reset=reset, valid=valid, chunk_size=chunk_size, **{**kept, **change(p, initial_state, noise)})
+        kept = {"p": p, "initial_state": initial_state, "noise": noise, "temperature": temperature} | change(p, initial_state, noise)
+        if kept["noise"] is not None:
+            kept["noise"] = kept["noise"][:, : x.shape[1]]
+        return HOISTED(x, reset=reset, valid=valid, chunk_size=chunk_size, **kept)
 
     return ((mom_gru, "hoisted", run),)
 
