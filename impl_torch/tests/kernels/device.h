@@ -9,6 +9,8 @@
 #include <functional>
 #include <vector>
 
+#include "meeting.h"
+
 #define __device__
 #define __global__
 #define __forceinline__ inline
@@ -41,16 +43,8 @@ static bool ended[COUNT], turn[COUNT];
 static float exchanged[2][COUNT];
 static std::function<void()> program;
 
-struct Barrier { int arrived, round; };
 static Barrier of_block, of_warp[COUNT / 32];
 static void others() { swapcontext(&threads[threadIdx.x], &outside); }
-static void meet(Barrier& at, int all) {
-  const int round = at.round;
-  if (++at.arrived == all)
-    at.arrived = 0, at.round++;
-  else
-    while (at.round == round) others();
-}
 inline void __syncthreads() { meet(of_block, COUNT); }
 inline float __shfl_xor_sync(unsigned, float x, int mask) {
   const int me = threadIdx.x, side = turn[me] = !turn[me];

@@ -30,7 +30,8 @@ class Kernel:
         if not library.exists():
             written = library.with_suffix(".cpp")
             written.write_text(source, encoding="utf-8")
-            command = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", "-Wno-unknown-pragmas", str(written), "-o", str(library)]
+            command = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-iquote", str(files[0].parent)]
+            command += [str(written), "-o", str(library)]
             subprocess.run(command, check=True)
         self.run = ctypes.CDLL(str(library)).run
         self.run.restype = ctypes.c_bool

@@ -10,6 +10,8 @@
 #include <functional>
 #include <vector>
 
+#include "meeting.h"
+
 #define __device__
 #define __global__
 #define __launch_bounds__(...)
@@ -21,9 +23,6 @@ typedef long long i64;
 struct alignas(16) float4 { float x, y, z, w; };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
-struct Barrier {
-  int arrived = 0, round = 0;
-};
 struct Thread {
   ucontext_t context;
   std::vector<char> stack;
@@ -47,13 +46,6 @@ static int current, count;  // count: threads of a block
 static std::function<void()> kernel;
 
 static void others() { swapcontext(&threads[current].context, &outside); }
-static void meet(Barrier& at, int all) {
-  const int round = at.round;
-  if (++at.arrived == all)
-    at.arrived = 0, at.round++;
-  else
-    while (at.round == round) others();
-}
 
 inline int thread() { return threads[current].number; }
 inline int program() { return threads[current].block; }

@@ -36,8 +36,6 @@ FREE = (
     *("data.eval_tokens", "data.eval_examples", "data.eval_window", "backend", "device", "implementation", "threads", "out"),
     *("accumulation", "gradient_checkpointing", "compile", "devices", "parallel", "context"),
 )
-
-
 # So may these where what they name is the same, as a fingerprint says.
 NAMES = ("data.corpus", "data.validation")
 
