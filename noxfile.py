@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2026.6"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -16,24 +18,22 @@ nox.options.sessions = ["tests"]
 # uv does not read pip's settings: without this it ignores local wheels, such as a CPU build of torch, and fetches CUDA's.
 if "PIP_FIND_LINKS" in os.environ:
     os.environ.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
-os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
+# a slow network or disk is waited for: two environments of gigabytes are filled at once
+UV = {"UV_HTTP_TIMEOUT": "180", "UV_HTTP_RETRIES": "8", "UV_COMPILE_BYTECODE": "1", "UV_COMPILE_BYTECODE_TIMEOUT": "600"}
+os.environ.update(UV | dict(os.environ))
 
 CONSTRAINTS = "constraints.txt"
 FRAMEWORKS = {"jax", "flax", "torch", "onnx", "onnxruntime"}
 # the longest first, so that two at a time end together; handover after those whose environments it uses, the short ones last
 SUITES = ["jax", "torch", "onnx", "spec", "handover", "meta", "alone", "types", "lint"]
 HANDOVER = "--handover"
+LINT = ("ruff check .", "ruff format --check .", "lint-imports", "python .ci/check_files.py")
 # of each room's own tests what is cheap and catches much; of the court's properties likewise, by implementation
 QUICK = [
-    "spec/tests/test_contract.py",
-    "spec/tests/test_sampling.py",
-    "spec/tests/test_cram.py",
-    "conformance/tests/test_tolerances.py",
-    "conformance/tests/test_numerics.py",
-    "tools/tests/common/test_cli.py",
+    "spec/tests/test_contract.py", "spec/tests/test_sampling.py", "spec/tests/test_cram.py", "impl_torch/tests/test_models.py",
+    "conformance/tests/test_tolerances.py", "conformance/tests/test_numerics.py", "tools/tests/common/test_cli.py",
     "tools/tests/common/test_config.py",
-    "impl_torch/tests/test_models.py",
-]
+]  # fmt: skip
 QUICKLY_JUDGED = {
     "numpy": ("P1", "P4", "P8", "P15"),
     "torch": ("P1", "P4", "P7", "P8", "P15"),
@@ -45,8 +45,15 @@ GRAPHS = {"ort": "P1- or P14- or P15- or P15r- or P18-", **dict.fromkeys(("opset
 TRITON = ["triton"] if sys.platform == "linux" else []
 
 
-def install(session: nox.Session, *packages: str) -> None:
-    session.install("-c", CONSTRAINTS, *packages)
+def install(session: nox.Session, *packages: str, constraints: str = CONSTRAINTS) -> None:
+    for attempt in range(3):
+        try:
+            session.install("-c", constraints, *packages)
+            break
+        except CommandFailed:  # without another try, one lost download would fail every suite
+            if attempt == 2:
+                raise
+            time.sleep(30)
 
 
 def only(session: nox.Session, *present: str) -> None:
@@ -103,20 +110,16 @@ def demo(session: nox.Session) -> None:
 def lint(session: nox.Session) -> None:
     """ruff, import rules, file sizes."""
     install(session, "-e", ".", "ruff", "import-linter")
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
-    session.run("lint-imports")
-    session.run("python", ".ci/check_files.py")
+    for command in LINT:
+        session.run(*command.split())
 
 
 @nox.session
 def quick(session: nox.Session) -> None:
     """Most mistakes within three minutes, in one environment: lint, files and arguments, a few of the court's properties in each room."""
     install(session, "-e", ".[jax,onnx-export,conformance,tools]", "ruff", "import-linter")
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
-    session.run("lint-imports")
-    session.run("python", ".ci/check_files.py")
+    for command in LINT:
+        session.run(*command.split())
     pytest(session, *QUICK)
     for impl, properties in QUICKLY_JUDGED.items():
         environment = {"XLA_FLAGS": cheap_xla(session)} if impl == "jax" else {}
@@ -169,7 +172,7 @@ def jax(session: nox.Session) -> None:
 
 
 def cheap_xla(session: nox.Session) -> str:
-    """Flags for quick compilation; those that this version of XLA knows, which dies of others."""
+    """Flags for quick compilation; those that this version of XLA knows, which dies of others (134, -6: aborted)."""
     known = []
     for flag in (
         "--xla_backend_optimization_level=0",
@@ -178,7 +181,6 @@ def cheap_xla(session: nox.Session) -> str:
         "--xla_cpu_parallel_codegen_split_count=1",
     ):
         environment = {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
-        # 134, -6: aborted
         out = session.run("python", "-c", "import jax; print(jax.devices())", env=environment, silent=True, success_codes=[0, 1, 134, -6])
         known += [flag] if isinstance(out, str) and "CpuDevice" in out else []
     return " ".join(known)
@@ -308,7 +310,7 @@ def hf(session: nox.Session, version: str) -> None:
     kept = [line for line in Path(CONSTRAINTS).read_text().splitlines() if not line.startswith("transformers==")]
     constraints = Path(session.create_tmp()) / "constraints.txt"
     constraints.write_text("\n".join([*kept, f"transformers=={version}"]))
-    session.install("-c", str(constraints), "-e", ".[hf,onnx,conformance,tools]", "lm-eval")
+    install(session, "-e", ".[hf,onnx,conformance,tools]", "lm-eval", constraints=str(constraints))
     pytest(session, "impl_torch/tests/hf", "tools/tests/documents", *session.posargs)
 
 
