@@ -16,6 +16,7 @@ from unisono_spec.contract.plain import build, expanded
 
 LAUNCH = "start the processes by torchrun, which sets it, or unset WORLD_SIZE"
 BACKENDS = ("torch", "jax", "numpy", "onnx")
+WORKERS = 64  # at most
 
 
 def processes() -> tuple[int, int]:
@@ -79,6 +80,8 @@ class DataChoice:
     """The task's parameters that differ from the published ones."""
     eval_examples: int = 256
     """Examples of each setting of a task at each evaluation."""
+    workers: int = 0
+    """Processes that draw a task's training examples ahead of their steps; 0 draws them when they are read. They are the same."""
     precomputed: str | None = None
     """Folder that `unisono precompute` wrote, for mode=positions."""
     documents: Literal["joined", "reset", "truncated"] = "joined"
@@ -239,6 +242,7 @@ class TrainConfig:
             ("ema", self.ema, 0 <= self.ema < 1, "use a number in [0, 1), say 0.999"),
             ("epochs", self.epochs, self.epochs >= 0, "use a positive number, or 0 to count steps"),
             ("max_minutes", self.max_minutes, self.max_minutes >= 0, "use a positive number, or 0 for no limit"),
+            ("data.workers", self.data.workers, 0 <= self.data.workers <= WORKERS, f"use 0 to {WORKERS} processes"),
             ("optimizer.beta1", opt.beta1, 0 <= opt.beta1 < 1, "use a number in [0, 1)"),
             ("optimizer.beta2", opt.beta2, 0 <= opt.beta2 < 1, "use a number in [0, 1)"),
             ("optimizer.eps", opt.eps, opt.eps > 0, "use a positive number"),
@@ -253,7 +257,10 @@ class TrainConfig:
             if text is not None and not text.strip():
                 yield f"{name}: {text!r} names nothing; give a name, or leave it out"
         rows = self.batch_size * (self.seq_len + 1 if self.mode == "sequences" else 1)
-        yield from _too_large(rows)
+        try:  # 64-bit places and 64-bit ids
+            check_fits(16 * rows, f"batch_size, seq_len: {rows} ids a step", "use less of either")
+        except InputError as error:
+            yield str(error)
         if self.accumulation >= 1 and self.batch_size % self.accumulation:
             yield f"accumulation: {self.accumulation} does not divide batch_size {self.batch_size}, use a divisor of it"
         if (self.mode == "positions") != (self.data.precomputed is not None):
@@ -293,8 +300,9 @@ class TrainConfig:
             yield f"data.task: {data.task} has examples of its own; leave out data.mixture, data.validation, data.order and mode"
         if self.enough and not data.task:
             yield f"enough: {self.enough} without data.task, whose metric it is of; leave it out, or use patience"
-        if data.task_options and not data.task:
-            yield "data.task_options: given without data.task; name the task"
+        for name, given in (("task_options", data.task_options), ("workers", data.workers)):
+            if given and not data.task:
+                yield f"data.{name}: given without data.task; name the task"
         if self.mode == "positions" and (data.mixture or data.order != "random" or data.documents != "joined"):
             yield "mode: positions draws single positions of one corpus; leave out data.mixture, data.order and data.documents"
         if streamed and data.documents == "truncated":
@@ -315,14 +323,6 @@ class TrainConfig:
             yield f"data.carry: {data.carry}, and this model {why}; give the tokens after which its state starts anew, say {most}"
         if self.mode == "positions" and not config.precomputable:
             yield "mode: positions needs a model whose ξ depends on the data alone, use scheme=fixed with codes=binary or frame"
-
-
-def _too_large(ids: int) -> Iterator[str]:
-    """A minibatch of ids is drawn as 64-bit places and 64-bit ids."""
-    try:
-        check_fits(16 * ids, f"batch_size, seq_len: {ids} ids a step", "use less of either")
-    except InputError as error:
-        yield str(error)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -12,11 +12,12 @@ import pytest
 from unisono_conformance import numerics
 from unisono_spec.contract import InputError, init_params
 from unisono_spec.models import create
+from unisono_tools.ahead import Ahead
 from unisono_tools.backends import open_trainer
 from unisono_tools.config import DataChoice, ModelChoice, Optimizer, dump
 from unisono_tools.evaluation import nll
 from unisono_tools.tasks import open_task
-from unisono_tools.train import checkpoint, train
+from unisono_tools.train import checkpoint, task_datamodule, train
 from unisono_tools.train.checkpoint import Best
 from unisono_tools.train.logs import read
 from unisono_tools.train.task_datamodule import TaskDataModule
@@ -51,7 +52,7 @@ def test_the_loss_is_that_of_the_asked_places(backend, task):
     assert trainer.gradient(other, 0)[0] == trainer.gradient(batch, 0)[0]
 
 
-def test_a_run_is_judged_by_accuracy(backend, task, command, tmp_path):
+def test_a_run_is_judged_by_accuracy(backend, task, command, tmp_path, monkeypatch):
     config = task(backend=backend, threads=1, steps=12, eval_every=3, checkpoint_every=3, optimizer=Optimizer(lr=1e-2))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, task_options=ONE))
     whole = train(config)
@@ -63,10 +64,13 @@ def test_a_run_is_judged_by_accuracy(backend, task, command, tmp_path):
     lowest = min((row["validation_loss"], row["step"]) for row in rows if row["validation_accuracy"] == top)
     assert (whole.best.loss, whole.best.step) == lowest
     assert checkpoint.load(whole.checkpoint).best == whole.best
-    # goes on from the middle with the same bits
+    # goes on from the middle with the same bits, its examples drawn by two processes
     half = tmp_path / "half"
     shutil.copytree(checkpoint.steps(whole.run)[9], half / "checkpoints" / "step-00000009")
-    again = train(dataclasses.replace(config, out=str(half)))
+    drawing = []
+    monkeypatch.setattr(task_datamodule, "Ahead", lambda *given: drawing.append((found := Ahead(*given)).processes) or found)
+    again = train(dataclasses.replace(config, out=str(half), data=dataclasses.replace(config.data, workers=2)))
+    assert [process.poll() is None for process in drawing[0]] == [False, False]
     for name in (checkpoint.MODEL, checkpoint.OPTIMIZER):
         assert (again.checkpoint / name).read_bytes() == (whole.checkpoint / name).read_bytes()
     # validation is the same in NumPy, and test has settings of its own

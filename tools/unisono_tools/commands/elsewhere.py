@@ -92,7 +92,7 @@ _TRAIN = {
     "n_gpu": "--devices",
     "fsdp": "--parallel fsdp",
     "torch_compile": "--compile",
-    "dataloader_num_workers": "nothing: batches are slices of a tokenised file",
+    "dataloader_num_workers": "--data.workers, of a task that is drawn; batches of a text are slices of a tokenised file",
     "auto_find_batch_size": "--accumulation, raised until it fits; --dry_run estimates memory",
     "data_dir": "--data.corpus, a folder",
     "logging_first_step": "--log_every 1",

@@ -170,11 +170,13 @@ class Shapes:
         self.under = np.rint(np.linspace(0, 1, 2 * math.ceil(style.paddle) + 1)[:, None] * self.feet[:, None]).astype(int)
         # two paddles are apart by two margins, as each has one of its own
         clear = 2 * margin + style.thickness
-        self.middles = np.rint(self.feet / 2).astype(int)
-        self.window = np.arange(-math.ceil(style.paddle / 2 + clear), math.ceil(style.paddle / 2 + clear) + 1)
-        at = np.stack(np.meshgrid(self.window, self.window, indexing="ij"), -1) + self.middles[:, None, None]
+        window = np.arange(-math.ceil(style.paddle / 2 + clear), math.ceil(style.paddle / 2 + clear) + 1)
+        at = np.stack(np.meshgrid(window, window, indexing="ij"), -1) + np.rint(self.feet / 2).astype(int)[:, None, None]
         along = np.clip((at * self.feet[:, None, None]).sum(-1) / style.paddle**2, 0, 1)
-        self.near = np.square(at - along[..., None] * self.feet[:, None, None]).sum(-1) <= clear**2  # about the middle, [K, W, W]
+        near = np.square(at - along[..., None] * self.feet[:, None, None]).sum(-1) <= clear**2
+        # the pixels that are near, the last again where there are fewer than of another direction, [K, P, 2]
+        places = np.minimum(np.arange(near.sum((1, 2)).max()), near.sum((1, 2))[:, None] - 1)
+        self.near = np.stack([pixels[near_one][place] for pixels, near_one, place in zip(at, near, places, strict=True)])
 
 
 shapes = functools.lru_cache(Shapes)
@@ -188,10 +190,14 @@ class Canvas:
 
     def __init__(self, style: Style, side: int, margin: float, random: np.random.Generator) -> None:
         self.style, self.side, self.margin, self.random, self.shapes = style, side, margin, random, shapes(style, margin)
-        self.edge = math.ceil(style.paddle + 2 * margin) + len(self.shapes.window)  # beyond it no pixel is looked at
+        self.edge = math.ceil(2 * (style.paddle + margin))  # beyond it no pixel is looked at
         border = self.edge + math.ceil(style.padding + margin)
-        self.taken = np.ones((side + 2 * self.edge,) * 2, bool)
+        self.width = side + 2 * self.edge
+        self.taken = np.ones((self.width,) * 2, bool)
         self.taken[border:-border, border:-border] = False
+        # pixels by one number: of what is far from a head as far from its number
+        strides = np.array([self.width, 1])
+        self.heads, self.under, self.near = (at @ strides for at in (self.shapes.heads, self.shapes.under, self.shapes.near))
 
     def contours(self) -> np.ndarray:
         """The two long ones, [2, PADDLES, 4]. They start apart and grow in turn; where one finds no room both begin anew.
@@ -233,23 +239,24 @@ class Canvas:
         """Contours [C, links, 4] of the first of the tries [N, C, 3] that has room for all, a paddle of each in turn."""
         tries, contours = first.shape[:2]
         paddles = np.zeros((tries, contours, links, 3), int)
-        # by try and contour: what blocks the next paddle, all but the contour's own last one, beside which it begins
-        blocked = np.broadcast_to(self.taken, (tries, contours, *self.taken.shape)).copy()
+        # by try and contour, row by row: what blocks the next paddle, all but the contour's own last one, beside which it begins
+        blocked = np.broadcast_to(self.taken, (tries * contours, *self.taken.shape)).copy()
         alive = np.arange(tries)
         for link in range(links):
             for i in range(contours):
+                row = alive * contours + i
                 if link:
-                    following, fits = self.following(paddles[alive, i, link - 1], blocked[:, i], alive)
+                    following, fits = self.following(paddles[alive, i, link - 1], blocked, row)
                 else:
                     following = first[alive, i]
-                    fits = self._fits(following, blocked[:, i], alive)
+                    fits = self._fits(following, blocked, row)
                 alive = alive[fits]
                 paddles[alive, i, link] = following[fits]
                 for j in range(contours):
                     if j != i:
-                        self._take(blocked[:, j], alive, paddles[alive, i, link])
+                        self._take(blocked, alive * contours + j, paddles[alive, i, link])
                     elif link:
-                        self._take(blocked[:, i], alive, paddles[alive, i, link - 1])
+                        self._take(blocked, alive * contours + i, paddles[alive, i, link - 1])
         if not len(alive):
             return None
         found = paddles[alive[0]]
@@ -257,32 +264,40 @@ class Canvas:
             self._take(self.taken[None], np.zeros(1, int), paddle)
         return self.ends(found)
 
-    def following(self, last: np.ndarray, blocked: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Paddles after the `last` ones [N, 3], and which fit. A turn by Δθ has weight cos²(min(c |Δθ|, 90°)) where the head is free."""
+    def following(self, last: np.ndarray, blocked: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Paddles after the `last` ones [N, 3], and which fit where blocked[rows] has room.
+
+        A turn by Δθ has weight cos²(min(c |Δθ|, 90°)) where the head is free.
+        """
         pivots = last[:, :2] + self.shapes.pivots[last[:, 2]]
-        heads = pivots[:, None] + self.shapes.heads
-        weights = np.cumsum(~blocked[alive[:, None], heads[..., 0], heads[..., 1]] * self.shapes.weights[last[:, 2]], 1)
+        taken = blocked.reshape(-1)[self._numbers(pivots, rows)[:, None] + self.heads]
+        weights = np.cumsum(~taken * self.shapes.weights[last[:, 2]], 1)
         found, fits = np.zeros_like(last), np.zeros(len(last), bool)
         for _ in range(1 + RETRIES):
-            drawn = (weights > weights[:, -1:] * self.random.random((len(last), 1))).argmax(1)
-            paddles = np.concatenate([pivots + self.shapes.heads[drawn], drawn[:, None]], 1)
-            new = ~fits & (weights[:, -1] > 1e-4) & self._fits(paddles, blocked, alive)
-            found[new], fits = paddles[new], fits | new
+            random = self.random.random((len(last), 1))
+            (left,) = np.nonzero(~fits & (weights[:, -1] > 1e-4))
+            drawn = (weights[left] > weights[left, -1:] * random[left]).argmax(1)
+            paddles = np.concatenate([pivots[left] + self.shapes.heads[drawn], drawn[:, None]], 1)
+            fitting = self._fits(paddles, blocked, rows[left])
+            found[left[fitting]], fits[left[fitting]] = paddles[fitting], True
         return found, fits
 
     def _directions(self, number: int) -> np.ndarray:
         """[number, 1]."""
         return self.random.integers(len(self.shapes.angles), size=(number, 1))
 
+    def _numbers(self, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Of pixels (y, x) [..., 2] of the canvases `rows` [...], among those of all canvases."""
+        return (rows * self.width + places[..., 0]) * self.width + places[..., 1]
+
     def _fits(self, paddles: np.ndarray, blocked: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Whether paddles [..., 3] lie where blocked[rows] has room."""
-        at = paddles[..., None, :2] + self.shapes.under[paddles[..., 2]]
-        return np.logical_not(blocked[rows[..., None], at[..., 0], at[..., 1]].any(-1))
+        at = self._numbers(paddles, rows)[..., None] + self.under[paddles[..., 2]]
+        return np.logical_not(blocked.reshape(-1)[at].any(-1))
 
     def _take(self, blocked: np.ndarray, rows: np.ndarray, paddles: np.ndarray) -> None:
         """Block in blocked[rows] what is near to paddles [N, 3]."""
-        y, x = (paddles[:, :2] + self.shapes.middles[paddles[:, 2]]).T[:, :, None] + self.shapes.window
-        blocked[rows[:, None, None], y[:, :, None], x[:, None]] |= self.shapes.near[paddles[:, 2]]
+        blocked.reshape(-1)[self._numbers(paddles, rows)[:, None] + self.near[paddles[:, 2]]] = True
 
     def image(self, long: np.ndarray, short: np.ndarray, markers: np.ndarray) -> np.ndarray:
         """Contours, distractors [N, 4] and discs [2, 2], each made smaller by Lanczos's filter; the brightest pixel has 255."""

@@ -33,7 +33,17 @@ def doubts(train: TrainConfig, datamodule: DataModule) -> Iterator[str]:
 # of an accumulated batch draws dropout of its own. More steps stretch the cosine.
 FREE = (
     *("steps", "epochs", "max_minutes", "patience", "enough", "wandb_project", "eval_every", "checkpoint_every", "log_every", "keep"),
-    *("data.eval_tokens", "data.eval_examples", "data.eval_window", "backend", "device", "implementation", "threads", "out"),
+    *(
+        "data.eval_tokens",
+        "data.eval_examples",
+        "data.eval_window",
+        "data.workers",
+        "backend",
+        "device",
+        "implementation",
+        "threads",
+        "out",
+    ),
     *("accumulation", "gradient_checkpointing", "compile", "devices", "parallel", "context"),
 )
 # So may these where what they name is the same, as a fingerprint says.

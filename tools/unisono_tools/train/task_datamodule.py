@@ -10,6 +10,7 @@ import numpy as np
 from unisono_spec.contract import Config, InputError
 from unisono_spec.contract.initial import generator
 
+from unisono_tools.ahead import Ahead
 from unisono_tools.backends.base import Batch, Reader
 from unisono_tools.config import TrainConfig
 from unisono_tools.data.batches import in_epochs
@@ -113,7 +114,10 @@ class TaskDataModule:
         self.name, self.digest = task.name, task.digest
         self.shares = task.settings("train")
         self.metric = task.metric
+        self.ahead: Ahead | None = None
         self.batch(0)
+        if train.data.workers:
+            self.ahead = Ahead(task, train.seed, train.data.workers)
 
     @property
     def steps(self) -> int:
@@ -124,15 +128,17 @@ class TaskDataModule:
             raise InputError(f"epochs: {self.train.epochs}, but {self.task.name} is drawn without end; give steps")
         return max(1, math.ceil(self.train.epochs * sum(n for n in sizes if n is not None) / self.train.batch_size))
 
-    def batch(self, step: int) -> Batch:
+    def asked(self, step: int) -> tuple[str, np.ndarray]:
+        """Of a step the setting, and the numbers of its examples [B]."""
         train, names = self.train, list(self.shares)
-        chosen = generator(train.seed, f"task.{step}").choice(len(names), p=np.array(list(self.shares.values())))
+        setting = names[generator(train.seed, f"task.{step}").choice(len(names), p=np.array(list(self.shares.values())))]
         numbers = step * train.batch_size + np.arange(train.batch_size)
-        size = self.task.size("train", names[chosen])
-        if size is not None:
-            numbers = in_epochs(size, train.seed, numbers, together=self.task.together)[1]
-        found = self.task.examples("train", names[chosen], numbers, train.seed)
-        state = starting_state(train, self.config, step)
+        size = self.task.size("train", setting)
+        return setting, numbers if size is None else in_epochs(size, train.seed, numbers, together=self.task.together)[1]
+
+    def batch(self, step: int) -> Batch:
+        found = self.ahead.examples(step, self.asked) if self.ahead else self.task.examples("train", *self.asked(step), self.train.seed)
+        state = starting_state(self.train, self.config, step)
         return Batch(found.inputs, found.targets, found.scored, state, valid=found.valid)
 
     def read(self, step: int) -> Rows:
