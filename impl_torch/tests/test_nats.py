@@ -39,7 +39,7 @@ def test_it_is_that_of_the_logits(name: str) -> None:
 def test_of_precomputed_codes() -> None:
     model: Any = unisono_torch.create(MODELS["fixed"], seed=3, dtype="float64", param_dtype="float64")
     xi, targets = torch.rand(5, MODELS["fixed"].code_size, dtype=torch.float64), TOKENS[0, :5]
-    total, nats = model.readout_nats(xi, targets)
+    total, nats = model.readout_nats(xi, targets.int())
     expected = F.cross_entropy(model.readout(xi), targets, reduction="none").detach()
     judge.same((total.detach(), nats), (expected.sum(), expected))
 
@@ -64,10 +64,16 @@ def test_autocast_narrows_the_model_and_not_the_loss() -> None:
         (None, "targets: None has type NoneType"),
     ],
 )
-def test_bad_targets_are_named(targets: Any, message: str) -> None:
-    model: Any = unisono_torch.create(MODELS["s4d"], seed=3)
-    with pytest.raises(InputError, match=message):
-        model.nats(TOKENS, targets)
+def test_bad_targets_are_named(targets: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is read or drawn for it."""
+    s4d, fixed = (unisono_torch.create(MODELS[name], seed=3).train() for name in ("s4d", "fixed"))
+    for model in (s4d, fixed):
+        for name in ("_dropout", "_read", "_last_product"):
+            monkeypatch.setattr(model, name, None)
+    asked = (lambda: s4d.nats(TOKENS, targets), lambda: fixed.readout_nats(torch.rand(2, 9, MODELS["fixed"].code_size), targets))
+    for ask in asked:
+        with pytest.raises(InputError, match=message):
+            ask()
 
 
 def test_frames_have_none() -> None:

@@ -13,7 +13,7 @@ from unisono_torch.kernels import linear_cross_entropy as kernel
 from unisono_torch.ops import linear_cross_entropy as op
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SCALE = 0.25  # what a training multiplies the sum by
+SCALE = 0.25 + 2**-11  # what a training multiplies the sum by, in float32: 16 bits do not hold it
 NONE = -100
 
 
@@ -26,21 +26,22 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(vocabulary: int, device: str, biased: bool = True) -> Any:
-    """x, weight, bias, targets, one of which is not asked. Logits are integers that 16 bits hold."""
+    """x, weight, bias, targets: one is not asked, one the first id. Logits are integers that 16 bits hold."""
     drawn = torch.Generator().manual_seed(vocabulary)
     x, weight, bias = (
         torch.randint(-2, 3, shape, generator=drawn).double().to(device) for shape in ((2, 3, 6), (vocabulary, 6), (vocabulary,))
     )
     targets = torch.randint(0, vocabulary, (2, 3), generator=drawn)
-    targets[0, 1] = NONE
+    targets[0, 1], targets[1, 0] = NONE, 0
     apart = torch.stack([targets, torch.zeros_like(targets)], -1)[..., 0]  # every other number of the memory
     return [x, weight, bias if biased else None, apart.to(device)]
 
 
-def both(given: Any, dtype: torch.dtype) -> list[Tensor]:
-    """The sum, nats, and gradients of the sum times SCALE by what there is of x, weight and bias."""
-    *leaves, targets = given
-    leaves = [None if a is None else a.detach().to(dtype).requires_grad_() for a in leaves]
+def both(given: Any, dtype: torch.dtype, held: torch.dtype | None = None) -> list[Tensor]:
+    """The sum, nats, and gradients of the sum times SCALE by what there is of x, and of weight and bias, which are `held` in a dtype."""
+    x, *weights, targets = given
+    leaves = [x.to(dtype), *(None if a is None else a.to(held or dtype) for a in weights)]
+    leaves = [None if a is None else a.detach().requires_grad_() for a in leaves]
     total, nats = op.linear_cross_entropy(*leaves, targets)
     assert not nats.requires_grad
     (total * SCALE).backward()
@@ -71,6 +72,25 @@ def test_nats_and_gradients(dtype: torch.dtype, vocabulary: int, biased: bool, d
         judge.within(a, e, (wide if i < 2 else narrow) * size + numerics.TINY[name], ("sum", "nats", "dx", "dweight", "dbias")[i])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_weights_are_rounded_once(dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And wider weights' never: equal shares of 256 ids are exact in 16 bits. Shares that float16 itself holds badly keep its digits."""
+    for name, value in (("BLOCK", 256), ("ROOM", 4000)):  # pieces of 8 rows and 6
+        monkeypatch.setattr(kernel, name, value)
+    x = torch.randint(-9, 10, (2, 7, 3), generator=torch.Generator().manual_seed(0)).double().to(device)
+    weight, bias, targets = torch.zeros(256, 3).double().to(device), torch.zeros(256).double().to(device), torch.arange(14) // 13
+    given = [x, weight, bias, targets.reshape(2, 7).to(device)]
+    share = SCALE * (1 / 256 - torch.nn.functional.one_hot(targets, 256).double())
+    for held in (dtype, torch.float32):
+        for a, e in zip(both(given, dtype, held)[3:], (share.mT @ x.cpu().flatten(0, 1), share.sum(0)), strict=True):
+            assert torch.equal(a, e.to(held).double())
+    bias[100:] = -8
+    budget = numerics.rounding(str(dtype).removeprefix("torch."), 2) + numerics.rounding("float32", 2**8)
+    found, exact = both(given, dtype, torch.float32), both(given, torch.float64)
+    for a, e, size in zip(found[3:], exact[3:], terms(given)[3:], strict=True):
+        judge.within(a, e, budget * size)
+
+
 def test_padded_columns_take_no_part_where_logits_are_far_below_them(device: str) -> None:
     """The product leaves 0 there: e⁰ beside e^−300, and over it infinity."""
     x, weight, bias, targets = made(40, device)
@@ -80,11 +100,13 @@ def test_padded_columns_take_no_part_where_logits_are_far_below_them(device: str
 
 
 def test_a_block_of_infinities_before_logits_far_below_0(device: str) -> None:
-    """Columns that are −∞ change nothing, though they fill the first block."""
+    """Columns that are −∞ change nothing, though they fill the first block; nor do those of the last, farther below than e^−89."""
     x, weight, bias, targets = made(300, device)
     targets = torch.where(targets < 0, targets, 128 + targets % 172)
-    without = [x, weight[128:], bias[128:] - 300, torch.where(targets < 0, targets, targets - 128)]
-    given = [x, weight, torch.cat([torch.full_like(bias[:128], -torch.inf), bias[128:] - 300]), targets]
+    bias[128:] -= 300
+    bias[256:] -= 300
+    without = [x, weight[128:], bias[128:], torch.where(targets < 0, targets, targets - 128)]
+    given = [x, weight, torch.cat([torch.full_like(bias[:128], -torch.inf), bias[128:]]), targets]
     total, nats, dx, dweight, dbias = both(given, torch.float32)
     assert not bool(dweight[:128].any())
     assert not bool(dbias[:128].any())
@@ -101,18 +123,19 @@ def test_pieces_are_no_larger_than_there_is_room_for(device: str, monkeypatch: p
         launch(logits, *rest)
 
     monkeypatch.setattr(kernel, "_launch", noted)
+    monkeypatch.setattr(kernel, "TILE", 4)
     x, weight, _, targets = made(150, device)
-    x, weight = x.float().requires_grad_(), weight.float()
+    x, weight = x.float().requires_grad_(), weight.float().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda a: kept.append(a.shape) or a, lambda a: a):
         op.linear_cross_entropy(x, weight, None, targets)
-    assert seen == [(2, 192, True)] * 3
+    assert seen == [(4, 192, True), (2, 192, True)]
     assert kept
     assert all(shape[-1:] != (150,) for shape in kept)
     assert kernel._padded(weight, 150) is weight  # pyright: ignore[reportPrivateUsage]
     seen.clear()
     with torch.no_grad():
         op.linear_cross_entropy(x, weight, None, targets)
-    assert seen == [(2, 192, False)] * 3
+    assert seen == [(4, 192, False), (2, 192, False)]
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's
@@ -140,6 +163,17 @@ def test_an_id_outside_the_vocabulary_is_read_nowhere(device: str) -> None:
     nats = op.linear_cross_entropy(x.float(), weight.float(), None, targets)[1]
     assert bool(nats[1, 2].isnan())
     assert int(nats.isnan().sum()) == 1
+
+
+def test_a_gradient_asked_alone(device: str) -> None:
+    """And ids of 32 bits: the same."""
+    *given, targets = made(40, device)
+    leaves = [a.float().requires_grad_() for a in given]
+    every = torch.autograd.grad(op.linear_cross_entropy(*leaves, targets)[0], leaves)
+    for i, expected in enumerate(every):
+        alone = [a.detach().requires_grad_(i == j) for j, a in enumerate(leaves)]
+        (found,) = torch.autograd.grad(op.linear_cross_entropy(*alone, targets.int())[0], alone[i])
+        assert torch.equal(found, expected)
 
 
 def test_a_row_alone(device: str) -> None:

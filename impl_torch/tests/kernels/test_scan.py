@@ -78,22 +78,21 @@ def test_narrow_outputs(dtype, decay, device):
     check(Case(2, 40, 20, dtype, decay, False, True, True, True, 4096), device, out_dtype=dtype)
 
 
-@pytest.mark.parametrize("decay", [0.5, None])
+@pytest.mark.parametrize("decay", [0.5, None, 0.001])  # the last is swept, the others are chained
 def test_a_reset_cuts_nan(decay, device):
-    case = Case(1, 24, 5, torch.float32, decay, False, True, True, False, 8)
+    """Inside a tile, and where one begins."""
+    case, t = Case(1, 24, 5, torch.float32, decay, False, True, True, False, 8), torch.arange(24, device=device)
     tensors = inputs(case, 3, device)
-    tensors["reset"] = torch.arange(24, device=device)[None] == 13
-    tensors["x"][:, 11] = float("nan")
+    tensors["reset"] = ((t == 13) | (t == 16))[None]
+    unknown = (t == 11) | (t == 14)
+    tensors["x"][:, unknown] = float("nan")
     xi, _ = kernel(case, **tensors)
-    assert torch.isfinite(xi[:, :11]).all()
-    assert torch.isnan(xi[:, 11:13]).all()
-    assert torch.isfinite(xi[:, 13:]).all()
-    gradients = differentiate(
-        functools.partial(kernel, case),
-        tensors,
-        (torch.where(torch.arange(24) < 13, 0, torch.nan)[None, :, None].expand(1, 24, 5).to(device), torch.zeros(1, 5, device=device)),
-    )
-    assert torch.equal(gradients["dx"][:, :11], torch.zeros(1, 11, 5, device=device))
+    lost = (t >= 11) & (t < 16) & (t != 13)
+    assert torch.equal(torch.isnan(xi), lost[None, :, None].expand_as(xi))
+    for cut in (13, 16):
+        upstream = torch.where(t < cut, 0, torch.nan)[None, :, None].expand_as(xi)
+        dx = differentiate(functools.partial(kernel, case), tensors, (upstream, torch.zeros(1, 5, device=device)))["dx"]
+        assert not dx[:, (t < cut) & ~unknown].any()
 
 
 @pytest.mark.parametrize("case", [Case(2, 50, 5, d, None, False, True, True, False, 8) for d in (torch.float32, torch.float64)], ids=str)
@@ -113,6 +112,8 @@ def test_nan_passes_from_tile_to_tile(case, device):
     assert torch.isnan(dx[:, 41:46]).all()
     assert (dx[:, 4:41] == 0).all()
     assert (dx[:, 46:] == 0).all()
+    tensors["initial"].view(torch.int64 if case.dtype == torch.float64 else torch.int32)[0] = -1  # the very word
+    assert torch.isnan(kernel(case, **tensors)[0][0, :41]).all()
 
 
 @pytest.mark.parametrize("case", [c for c in SMALL if c.length == 33][:4], ids=str)
@@ -144,13 +145,16 @@ def test_long_chains(tile, width, device, monkeypatch):
             assert torch.equal(value, first[name]), name
 
 
-def test_the_rounding_of_a_decay_does_not_add_up(device):
+@pytest.mark.parametrize("marked", [False, True])
+def test_the_rounding_of_a_decay_does_not_add_up(marked, device):
     """λ = 0.9991 lies half a unit from the nearest float32, in which λ^1024 would be off by five hundred."""
     length, decay = 1024, 0.9991
     x, initial = torch.zeros(1, length, 1, device=device), torch.full((1, 1), 8.0, device=device, requires_grad=True)
-    xi, final = decayed_sum(x, decay, initial)
+    valid = torch.arange(length, device=device)[None] % 3 > 0 if marked else None
+    xi, final = decayed_sum(x, decay, initial, None, valid)
     (slope,) = torch.autograd.grad(final.sum(), initial)
-    kept = decay ** torch.arange(1, length + 1, dtype=torch.float64)
+    count = torch.arange(1, length + 1) if valid is None else valid[0].cpu().cumsum(0)
+    kept = decay ** count.double()
     want = 8 * kept + 0.5 * (1 - kept)
     for found, true in ((xi[0, :, 0], want), (final[0], want[-1:]), (slope[0], kept[-1:])):
         judge.within(found.detach().double().cpu(), true, bound(true, torch.float32, torch.float32, length, 1, 0, 8))
@@ -216,11 +220,13 @@ def test_strided_inputs(device):
 def test_nothing_to_sum(shape, device):
     x = torch.randn(shape, device=device, requires_grad=True)
     state = torch.randn(shape[0], shape[2], device=device, requires_grad=True)
-    for xi, final in (decayed_sum(x, 0.5, state), weighted_sum(x, x.new_ones(shape[:2]), state)):
+    weight = torch.ones(shape[:2], device=device, requires_grad=True)
+    for xi, final in (decayed_sum(x, 0.5, state), weighted_sum(x, weight, state)):
         assert xi.shape == shape
-        if not x.numel():
-            assert torch.equal(final, state)
-        final.sum().backward()
+        assert torch.equal(final, state)
+        (slope,) = torch.autograd.grad(final.sum(), state, retain_graph=True)
+        assert torch.equal(slope, torch.ones_like(state))
+    assert not torch.autograd.grad(final.sum(), weight)[0].any()
 
 
 @pytest.mark.parametrize(

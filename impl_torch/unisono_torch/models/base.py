@@ -128,6 +128,7 @@ class Model(nn.Module):
         reading them is free: on the CPU, outside graphs that are captured and transforms of torch.func.
         """
         check_reading(form, chunk_size)
+        self._check(tokens, state, reset, valid)
         fresh, (state, marks, training) = state is None, self._begun(tokens, state, reset, valid, dropout, noise, loads)
         if form == "parallel":
             return self._logits(tokens, state, marks, training, chunk_size, fresh)
@@ -155,6 +156,8 @@ class Model(nn.Module):
         vocabulary are not all there at a time (ops/linear_cross_entropy.py). The rest is as in `forward`, of models that predict ids.
         """
         check_reading("parallel", chunk_size)
+        self._check(tokens, state, reset, valid)
+        self._check_targets(targets, tokens.shape[:2])
         fresh, (state, marks, training) = state is None, self._begun(tokens, state, reset, valid, dropout, noise, loads)
         read = Reading(marks, chunk_size, self.implementation, fresh, self.compute_dtype)
         with uncast(tokens.device):
@@ -227,8 +230,7 @@ class Model(nn.Module):
         noise: Sequence[Tensor] | None,
         loads: list[Tensor] | None,
     ) -> tuple[State, Marks, Training]:
-        """What whole sequences are read with, once it fits."""
-        self._check(tokens, state, reset, valid)
+        """What whole sequences that fit are read with, once the rest fits too."""
         check_training(self.config, tuple(tokens.shape[:2]), dropout, noise, loads, Tensor)
         state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
         return state, Marks(reset, valid), Training(self._dropout(tokens.shape[:2], dropout), noise, loads)
@@ -273,17 +275,20 @@ class Model(nn.Module):
         head: Any = self.head
         return self.norm(x).to(x.dtype), *head.weights(self._tied)  # pyright: ignore[reportCallIssue, reportOptionalCall]
 
-    def _nats(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """x [..., D], which `_head` reads, targets [...] → Σ nats, nats [...]."""
+    def _check_targets(self, targets: Tensor, rows: Sequence[int]) -> None:
+        """Before anything is computed or drawn: ids for `rows` of logits."""
         if self.config.predicts != "categorical":
             raise InputError(f"targets: this model predicts a {self.config.predicts} distribution of frames; take its logits from forward")
         check_array("targets", targets, Tensor)
         check_device(self.device, {"targets": targets})
-        shape = tuple(x.shape[:-1])
+        shape = tuple(rows)
         if tuple(targets.shape) != shape or dtype_kind(targets) != "i":
             raise InputError(f"targets: shape {tuple(targets.shape)} of {targets.dtype}, expected {shape} ids; -100 where none is asked")
         if readable(targets) and targets.device.type == "cpu":
             check_ids(targets.clamp(min=0).numpy(), self.config.vocab_size, "targets")
+
+    def _nats(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """x [..., D], which `_head` reads, targets [...] → Σ nats, nats [...]."""
         with uncast(x.device):
             return linear_cross_entropy(*self._last_product(x), targets)
 

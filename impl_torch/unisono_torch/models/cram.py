@@ -45,17 +45,18 @@ class CRAM(Model):
 
     def readout(self, xi: Tensor, dropout: Sequence[Tensor] | None = None) -> Tensor:
         """f_θ of the fixed scheme (eq 6): ξ [..., code] → logits [..., V]. No mixing over time."""
+        check_code(self.config, xi=xi, dropout=dropout, array=Tensor)
         x = self._read_out(xi, dropout)
         with uncast(xi.device):
             return self._head(x)
 
     def readout_nats(self, xi: Tensor, targets: Tensor, dropout: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """`nats` of `readout`'s logits: ξ [..., code], targets [...] → their sum, nats [...] without a gradient."""
-        x = self._read_out(xi, dropout)
-        return self._nats(x, targets)
+        check_code(self.config, xi=xi, dropout=dropout, array=Tensor)
+        self._check_targets(targets, xi.shape[:-1])
+        return self._nats(self._read_out(xi, dropout), targets)
 
     def _read_out(self, xi: Tensor, dropout: Sequence[Tensor] | None) -> Tensor:
-        check_code(self.config, xi=xi, dropout=dropout, array=Tensor)
         dtype, dropout = self.compute_dtype, self._dropout(xi.shape[:-1], dropout)
         with uncast(xi.device):
             return self._below(xi, dropout, dtype)
