@@ -66,8 +66,9 @@ def test_autocast_narrows_the_model_and_not_the_loss() -> None:
 )
 def test_bad_targets_are_named(targets: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is read or drawn for it."""
-    s4d, fixed = (unisono_torch.create(MODELS[name], seed=3).train() for name in ("s4d", "fixed"))
-    for model in (s4d, fixed):
+    models: Any = [unisono_torch.create(MODELS[name], seed=3).train() for name in ("s4d", "fixed")]
+    s4d, fixed = models
+    for model in models:
         for name in ("_dropout", "_read", "_last_product"):
             monkeypatch.setattr(model, name, None)
     asked = (lambda: s4d.nats(TOKENS, targets), lambda: fixed.readout_nats(torch.rand(2, 9, MODELS["fixed"].code_size), targets))

@@ -58,8 +58,8 @@ def draw_cases(seed: int, count: int, batches: tuple, lengths: tuple, widths: tu
 
 
 SMALL = draw_cases(0, 24, batches=(1, 2, 3), lengths=(1, 7, 8, 33, 50, 72), widths=(1, 3, 16, 20, 33), shortest=(8, 16, 4096))
-# with one long enough for a halo in float32 at λ = ½
-SMALL.append(Case(1, 200, 5, torch.float32, 0.5, False, True, True, False, 128))
+# with one long enough for a halo in float32 at λ = ½, in which its last segment lies whole
+SMALL.append(Case(1, 131, 5, torch.float32, 0.5, False, True, True, False, 128))
 LARGE = draw_cases(
     1, 96, batches=(1, 2, 5), lengths=(1, 17, 255, 1000, 2048), widths=(1, 8, 60, 128, 300, 1060), shortest=(16, 64, 256, 4096)
 )

@@ -15,7 +15,7 @@ BF16, F32 = torch.bfloat16, torch.float32
 SMALL = (
     Case(1, 70, 1, 64, 64, BF16, "elu1", segments=True),
     Case(1, 40, 2, 64, 128, BF16, "relu", packed=True),
-    Case(1, 130, 1, 128, 64, BF16, "none"),
+    Case(1, 130, 1, 128, 64, BF16, "none", segments=True),
     Case(1, 66, 1, 128, 128, BF16, "elu1", segments=True),
 )
 LARGE = tuple(

@@ -97,21 +97,19 @@ def test_a_reset_cuts_nan(decay, device):
 
 @pytest.mark.parametrize("case", [Case(2, 50, 5, d, None, False, True, True, False, 8) for d in (torch.float32, torch.float64)], ids=str)
 def test_nan_passes_from_tile_to_tile(case, device):
-    """As a number, not as the word that says that no state is there yet; up to a reset."""
-    tensors = inputs(case, 3, device)
-    tensors["reset"] = torch.arange(50, device=device)[None].expand(2, 50) == 41
+    """As a number, not as the word that says that no state is there yet; up to a reset, and past a token that is not valid."""
+    tensors, t = inputs(case, 3, device), torch.arange(50, device=device)
+    tensors["reset"], tensors["valid"] = (mark[None].expand(2, 50) for mark in (t == 41, t != 43))
     tensors["x"][:, 3] = float("nan")
     xi, final = kernel(case, **tensors)
-    assert torch.isfinite(xi[:, :3]).all()
-    assert torch.isnan(xi[:, 3:41]).all()
-    assert torch.isfinite(xi[:, 41:]).all()
+    assert torch.equal(torch.isnan(xi), ((t >= 3) & (t < 41))[None, :, None].expand_as(xi))
     assert torch.isfinite(final).all()
-    upstream = torch.zeros(2, 50, 5, dtype=xi.dtype, device=device)
-    upstream[:, 45] = float("nan")
-    dx = differentiate(functools.partial(kernel, case), tensors, (upstream, torch.zeros_like(final)))["dx"]
-    assert torch.isnan(dx[:, 41:46]).all()
-    assert (dx[:, 4:41] == 0).all()
-    assert (dx[:, 46:] == 0).all()
+    upstream = torch.where(t == 45, torch.nan, 0).to(xi.dtype)[None, :, None].expand_as(xi)
+    gradients = differentiate(functools.partial(kernel, case), tensors, (upstream, torch.zeros_like(final)))
+    unknown = (t == 3) | ((t >= 41) & (t < 46) & (t != 43))
+    for a in (gradients["dx"], gradients["ds"][..., None]):
+        assert torch.equal(torch.isnan(a), unknown[None, :, None].expand_as(a))
+        assert not a[:, ~unknown].any()
     tensors["initial"].view(torch.int64 if case.dtype == torch.float64 else torch.int32)[0] = -1  # the very word
     assert torch.isnan(kernel(case, **tensors)[0][0, :41]).all()
 
