@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import unisono_spec
+from flax import nnx
 from unisono_conformance.cases import cases
 from unisono_conformance.cases.base import ModelCase
 from unisono_conformance.cases.draw import Draw
 from unisono_jax import create
 from unisono_jax.models import base
-from unisono_spec.contract import generation
+from unisono_spec.contract import InputError, generation
 from unisono_spec.contract.sampling import GREEDY, Sampling
 
 CASES = [(cases()[name], variant) for name, variant in (("cram", "adaptive"), ("transformer", "plain"), ("maru", "plain"))]
@@ -55,6 +57,20 @@ def test_ragged_prompts(case: ModelCase, variant: str, monkeypatch: pytest.Monke
     alone = [truth.generate(row[None, read], 4).tokens[0] for row, read in zip(rows, valid, strict=True)]
     monkeypatch.setattr(generation, "PIECE", 5)
     assert np.array_equal(model.generate(rows, 4, valid=valid).tokens, alone)
+
+
+def test_generating_in_traced_code_is_refused() -> None:
+    """Whatever of it is traced: the prompt, the state, the model."""
+    model, _, prompt = made(*CASES[0])
+    state = model.init_state(len(prompt))
+    for run in (
+        jax.jit(lambda prompt: model.generate(prompt, 2).tokens),
+        jax.vmap(lambda row: model.generate(row[None], 2).tokens),
+        lambda prompt: jax.jit(lambda state: model.generate(prompt, 2, state=state).tokens)(state),
+        lambda prompt: nnx.jit(lambda model: model.generate(prompt, 2).tokens)(model),
+    ):
+        with pytest.raises(InputError, match=r"prompt: .* is traced"):
+            run(prompt)
 
 
 def test_few_lengths_are_compiled() -> None:

@@ -34,6 +34,15 @@ def test_jax_s_own_dtypes_and_a_call(close):
         un.create(SMALL, dtype=jnp.int32)
 
 
+def test_a_layer_s_dtype_is_a_model_s():
+    layer = un.nn.LinearAttention(8, 2, seed=0, param_dtype=jnp.bfloat16)
+    assert layer.qkv.weight[...].dtype == jnp.bfloat16
+    assert layer.init_state(1, dtype="float64")["S"].dtype == np.float64
+    for dtype in ("int8", "half", jnp.int8, None, 5):
+        with pytest.raises(InputError, match="dtype: "):
+            un.nn.LinearAttention(8, 2, seed=0, param_dtype=dtype)
+
+
 def test_a_model_is_callable_and_differentiable(close):
     model = un.create(SMALL, dtype="float64")
     logits, state = model(TOKENS)

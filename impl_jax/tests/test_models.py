@@ -155,6 +155,9 @@ def test_dropout_acts_in_training_alone(close, rng, form):
     for call in (lambda: model.forward(tokens, form=form), lambda: model.step(tokens[:, 0], state)):
         with pytest.raises(InputError, match="rngs: None in training"):
             call()
+    for rngs, message in ((jax.random.key(0), "nnx.Rngs"), ({"dropout": 0}, "type dict"), (nnx.Rngs(params=0), "stream 'dropout'")):
+        with pytest.raises(InputError, match=f"rngs: .*{message}"):
+            model.forward(tokens, rngs=rngs)  # pyright: ignore[reportArgumentType]
     rngs = nnx.Rngs(3)
     first, second = (model.forward(tokens, form=form, rngs=rngs)[0] for _ in range(2))
     assert not np.array_equal(first, second)

@@ -178,6 +178,10 @@ def test_errors_of_sizes():
         layers.LinearAttention(D, 3, seed=0)
     with pytest.raises(InputError, match="rngs"):
         layers.LinearAttention(D, 2)
+    with pytest.raises(InputError, match="rngs: 0 has type int"):
+        layers.LinearAttention(D, 2, rngs=0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="rngs: has neither a stream 'params'"):
+        layers.LinearAttention(D, 2, rngs=nnx.Rngs(dropout=0))
     with pytest.raises(InputError, match=r"rngs: .* outside of jit"):
         nnx.eval_shape(lambda: layers.S4D(D, rngs=nnx.Rngs(0)))
     with pytest.raises(InputError, match="capacity"):

@@ -16,6 +16,15 @@ from unisono_spec.contract.errors import shown
 ARRAYS = (jax.Array, np.ndarray, np.generic)  # what models take; traced arrays are jax.Arrays
 
 
+def drawn_key(rngs: object, name: str) -> jax.Array:
+    """The next key of a stream of `rngs`, or of its default one; InputError unless it is an nnx.Rngs that has either."""
+    if not isinstance(rngs, nnx.Rngs):
+        raise InputError(f"rngs: {shown(rngs)} has type {type(rngs).__name__}; give nnx.Rngs(seed)")
+    if name not in rngs and "default" not in rngs:
+        raise InputError(f"rngs: has neither a stream {name!r} nor a default one; give nnx.Rngs(seed) or nnx.Rngs({name}=seed)")
+    return rngs[name]()
+
+
 def numpy_params(model: nnx.Module) -> dict[str, np.ndarray]:
     """Every parameter and buffer by its contract name, in the contract's order, as it is held (bfloat16 is ml_dtypes')."""
     found = {".".join(map(str, path)): np.array(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model))}

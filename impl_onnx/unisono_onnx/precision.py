@@ -158,7 +158,8 @@ def _is_table(value: ir.Value) -> bool:
 
 def _exactly(name: str, weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     q, scale = quantised(weight, bits)
-    assert (dequantised(q, scale)[:, : weight.shape[1]] == weight).all(), f"{name} is not what was to be held"
+    if not (dequantised(q, scale)[:, : weight.shape[1]] == weight).all():
+        raise AssertionError(f"{name} is not what was to be held")
     return q, scale
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import unisono_torch as un
 from unisono_torch import InputError
 from unisono_torch.nn import LinearAttention, MoMGRU
+
+SMALL = un.preset("cram-1m", d_model=8, n_layers=1)
 
 
 def test_a_preset_by_its_name_is_the_preset() -> None:
@@ -31,6 +35,42 @@ def test_meta_tensors_have_the_shapes_and_take_weights() -> None:
     model.load_state_dict(real.state_dict(), assign=True)
     logits, _ = model(torch.zeros(1, 2, dtype=torch.int64))
     assert logits.dtype == torch.bfloat16
+
+
+def test_meta_tensors_have_no_numbers(tmp_path: Path) -> None:
+    """Whatever needs them says so."""
+    meta, model, tokens = un.create(SMALL, device="meta"), un.create(SMALL), torch.zeros(2, 3, dtype=torch.int64)
+    for run in (
+        lambda: meta.generate(tokens, 2),
+        lambda: model.generate(tokens.to("meta"), 2),
+        lambda: meta.save(tmp_path / "model.safetensors"),
+        lambda: un.numpy_state(meta.init_state(2)),
+    ):
+        with pytest.raises(InputError, match="'meta'"):
+            run()
+    assert not list(tmp_path.iterdir())
+
+
+def test_generating_under_transforms_is_refused() -> None:
+    model = un.create(SMALL)
+    with pytest.raises(InputError, match=r"outside of torch\.func"):
+        torch.func.vmap(lambda row: torch.as_tensor(model.generate(row[None], 2).tokens))(torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_a_layer_s_dtype_and_device_are_a_model_s() -> None:
+    """By name too."""
+    layer = un.nn.LinearAttention(8, 2, dtype="bfloat16", device="cpu")
+    assert next(layer.parameters()).dtype == torch.bfloat16
+    assert layer.init_state(1, dtype="float64")["S"].dtype == torch.float64
+    for options, message in (
+        ({"dtype": "int8"}, "dtype: 'int8'"),
+        ({"dtype": torch.complex64}, "dtype: 'complex64'"),
+        ({"device": "tpu"}, "device: 'tpu'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            LinearAttention(8, 2, **options)
+    with pytest.raises(InputError, match="dtype: 'int8'"):
+        layer.init_state(1, dtype=torch.int8)
 
 
 def test_a_device_context_places_models_and_layers() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from unisono_spec.contract import Arrays, InputError
+from unisono_spec.contract.errors import shown
 
 from unisono_torch.ops.transforms import transformed
 
@@ -17,6 +18,8 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """A NumPy copy of the tensor, in its dtype."""
+    if tensor.is_meta:
+        raise InputError("device: a tensor on 'meta' holds no numbers; put weights in its place, by load_state_dict(…, assign=True)")
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
@@ -29,6 +32,25 @@ def from_numpy(array: np.ndarray, device: torch.device | str | None = None) -> T
     if array.dtype == ml_dtypes.bfloat16:
         return torch.tensor(array.view(np.int16), device=device).view(torch.bfloat16)
     return torch.tensor(array, device=device)
+
+
+def find_device(device: torch.device | str) -> torch.device:
+    """The device that `device` names; InputError where it cannot be used here."""
+    try:
+        found = torch.empty(0, device=device).device
+        if found.type == "meta":
+            raise InputError("device: 'meta' holds no numbers; use 'cpu'")
+        return found
+    except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError, ImportError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"device: {shown(device)} cannot be used here ({str(error).splitlines()[0]}); use 'cpu'") from error
+
+
+def place(device: torch.device | str | None) -> torch.device:
+    """The same where "meta" will do, and None is torch's default device."""
+    device = torch.get_default_device() if device is None else device  # that of `with torch.device(…)`, too
+    return torch.device("meta") if isinstance(device, (str, torch.device)) and str(device) == "meta" else find_device(device)
 
 
 def check_device(device: torch.device, given: Mapping[str, Tensor | None]) -> None:

@@ -70,13 +70,16 @@ def test_weights_of_every_float_dtype(file: Path, dtype) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_weights_and_states_are_finite(file: Path, state: Path, value) -> None:
-    for path, kind, load in ((file, "params", load_params), (state, "state", load_state)):
+    for path, kind, load, write in ((file, "params", load_params, save_params), (state, "state", load_state, save_state)):
         arrays = load_file(path)
         name = next(n for n, a in arrays.items() if a.dtype.kind == "f")
         arrays[name].flat[0] = value
         save_arrays(path, arrays, ADAPTIVE, kind)
         with pytest.raises(InputError, match=f"{name} holds NaN or infinite"):
             load(path)
+        with pytest.raises(InputError, match=f"{name} holds NaN or infinite.* was not written"):
+            write(path.with_name("new"), ADAPTIVE, arrays)
+    assert not path.with_name("new").exists()
 
 
 @pytest.mark.parametrize("position", [-1, -(2**31), 2**31, 2**40])

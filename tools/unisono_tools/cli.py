@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import requires, version
+from pathlib import Path
 
 from unisono_spec.contract import InputError, nearest
 
@@ -45,6 +46,9 @@ AGAIN = "the same command continues from the last checkpoint"
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; bad input is one line on stderr and exit code 2, Ctrl-C is exit code 130."""
     argv = sys.argv[1:] if argv is None else argv
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as by `>&-`
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115, open for good
     if not argv or argv[0] in ("-h", "--help", "help"):
         _help()
         return OK if argv else WRONG

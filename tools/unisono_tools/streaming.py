@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 from unisono_spec.contract import InputError
+from unisono_spec.contract.aside import check_writable
 from unisono_spec.contract.continuing import Continuation, load_continuation, save_continuation
 from unisono_spec.contract.generation import MOST, PIECE, Generated
 from unisono_spec.contract.plain import expanded
@@ -61,6 +62,9 @@ def write(reader: Reader, coder: Tokenizer, asked: Request) -> int:
     A first signal ends the text after the token that is being made, and the state is saved all the same; a second Ctrl-C ends at once.
     """
     asked.check()
+    kept = None if asked.save_state is None else expanded(asked.save_state)
+    if kept is not None:
+        check_writable(kept)  # or the text would be written, and where it stands lost
     before = load_continuation(expanded(asked.state), reader.config) if asked.state is not None else None
     sampling = asked.sampling(before.sampling if before and before.sampling else SAMPLING)
     prompt = PROMPT if before is None and asked.prompt is None and asked.prompt_file is None else asked.prompt or ""
@@ -82,14 +86,14 @@ def write(reader: Reader, coder: Tokenizer, asked: Request) -> int:
                 if text.ended or signals.received is not None:
                     break
             # what the state goes on from may be half a character: it is not printed as a broken one
-            print(text.rest(whole=asked.save_state is None))
+            print(text.rest(whole=kept is None))
         except BrokenPipeError:  # the reader of our output has gone, as `head` does
             gone = True
-        if asked.save_state is not None and found is not None:
+        if kept is not None and found is not None:
             unread = tuple(int(i) for i in found.tokens[0])
             marks = None if found.seen is None else tuple(np.flatnonzero(found.seen[0]).tolist())
             save_continuation(
-                asked.save_state,
+                kept,
                 reader.config,
                 Continuation(reader.to_numpy(found.state), unread, found.n_generated, tuple(text.held), sampling, marks),
             )

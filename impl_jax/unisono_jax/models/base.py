@@ -19,7 +19,7 @@ from unisono_spec.contract.files import check_positions, save_params
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import GREEDY, Sampling
 
-from unisono_jax.arrays import ARRAYS, check_x64, numpy_params
+from unisono_jax.arrays import ARRAYS, check_x64, drawn_key, numpy_params
 from unisono_jax.decoding import follow
 from unisono_jax.kernels.operator import within
 from unisono_jax.layers.reading import Marks, Reading, Training
@@ -135,7 +135,7 @@ class Model(nnx.Module):
             return given
         if rngs is None:
             raise InputError("rngs: None in training with dropout; give rngs=nnx.Rngs(seed), or call eval() on the model")
-        kept = jax.random.bernoulli(rngs.dropout(), 1 - rate, (self.config.n_updates, *shape, self.config.d_model))
+        kept = jax.random.bernoulli(drawn_key(rngs, "dropout"), 1 - rate, (self.config.n_updates, *shape, self.config.d_model))
         return list(kept.astype(state_dtype(self.dtype)) / (1 - rate))
 
     def compiled(self) -> Compiled:
@@ -249,6 +249,10 @@ class Compiled:
     ) -> Generated:
         """prompt [B, T] → ids [B, max_new_tokens]: see `Model.generate`."""
         check_x64(self.model.dtype)
+        if any(isinstance(a, Tracer) for a in jax.tree.leaves((self.params, prompt, state, valid))):
+            raise InputError(
+                "prompt: it, the state or the model is traced, and ids are drawn from known logits; generate outside of jit and vmap"
+            )
         prompt = np.asarray(as_array("prompt", prompt))
         valid = None if valid is None else np.asarray(as_array("valid", valid))
         more = partial(follow, self.graph, self.params, self.model.config)  # all ids after the first

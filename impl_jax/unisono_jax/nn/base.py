@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.core import Tracer
-from unisono_spec.contract import InputError, state_dtype
+from unisono_spec.contract import InputError, check_dtype, state_dtype
 from unisono_spec.contract import layer as described
 from unisono_spec.contract.checks import as_array, check_reading
 
-from unisono_jax.arrays import ARRAYS, check_x64, place
+from unisono_jax.arrays import ARRAYS, check_x64, drawn_key, place
 from unisono_jax.kernels.operator import within
 from unisono_jax.layers.reading import Marks, Reading
 from unisono_jax.ops.elementwise import masked, wide
@@ -43,11 +43,11 @@ def drawn(
     if (rngs is None) == (seed is None):
         raise InputError("rngs: give rngs=nnx.Rngs(0), or seed=0 for the values that every room draws with it; one of the two")
     if rngs is not None:
-        bits = jax.random.bits(rngs.params(), dtype=jnp.uint32)
+        bits = jax.random.bits(drawn_key(rngs, "params"), dtype=jnp.uint32)
         if isinstance(bits, Tracer):
             raise InputError("rngs: initial values are drawn by NumPy, not in traced code; make the layer outside of jit and eval_shape")
         seed = int(bits)
-    held = check_x64(jnp.dtype(param_dtype).name)
+    held = check_x64(check_dtype(param_dtype))
     return {name: place(a.astype(held), device) for name, a in layer.init_params(seed).items()}  # pyright: ignore[reportArgumentType]
 
 
@@ -69,7 +69,7 @@ class Layer(nnx.Module):
         """
         params = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(self))}
         held = next((a.dtype for a in params.values()), "float32") if dtype is None else dtype
-        floats, state = state_dtype(jnp.dtype(held).name), {}
+        floats, state = state_dtype(check_dtype(held)), {}
         for name, s in self.layer.starting(batch, capacity).items():
             shape, dtype = (batch, *s.shape), jnp.int32 if s.integer else floats
             state[name] = jnp.zeros(shape, dtype) if s.initial is None else jnp.broadcast_to(params[s.initial].astype(dtype), shape)

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from unisono_spec.contract import Arrays, Config, InputError, check_dtype, init_params
+from unisono_spec.contract import Arrays, Config, check_dtype, init_params
 from unisono_spec.contract.checks import check_config
-from unisono_spec.contract.errors import shown
 from unisono_spec.contract.files import check_params, load_params
 from unisono_spec.contract.published import read as read_published
 
-from unisono_torch.arrays import DTYPES, from_numpy
+from unisono_torch.arrays import DTYPES, from_numpy, place
 from unisono_torch.models.base import Model
 from unisono_torch.ops.dispatch import check_implementation
 
@@ -37,8 +36,7 @@ def create(
     """
     config, dtype = check_config(config, seed), check_dtype(dtype)
     param_dtype = check_dtype(param_dtype if param_dtype is not None else "float64" if dtype == "float64" else "float32")
-    device = torch.get_default_device() if device is None else device  # that of `with torch.device(…)`, too
-    where = torch.device("meta") if isinstance(device, (str, torch.device)) and str(device) == "meta" else find_device(device)
+    where = place(device)
     check_implementation(implementation, where)  # a kernel that cannot run is an error here, not at the first call
     if where.type == "meta":
         tensors = {name: torch.empty(p.shape, dtype=DTYPES[param_dtype], device=where) for name, p in config.params().items()}
@@ -67,16 +65,3 @@ def from_hf(source: str | Path, revision: str | None = None, **options: Any) -> 
     """
     published = read_published(source, revision)
     return create(published.config, published.params, **options)
-
-
-def find_device(device: torch.device | str) -> torch.device:
-    """The device that `device` names; InputError where it cannot be used here."""
-    try:
-        found = torch.empty(0, device=device).device
-        if found.type == "meta":
-            raise InputError("device: 'meta' holds no numbers; use 'cpu'")
-        return found
-    except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError, ImportError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"device: {shown(device)} cannot be used here ({str(error).splitlines()[0]}); use 'cpu'") from error

@@ -17,12 +17,13 @@ from unisono_spec.contract.files import check_positions, save_params
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import GREEDY, Sampling
 
-from unisono_torch.arrays import DTYPES, check_device, from_numpy, numpy_params, owned, readable
+from unisono_torch.arrays import DTYPES, check_device, from_numpy, numpy_params, owned, readable, to_numpy
 from unisono_torch.decoding import follower
 from unisono_torch.layers.reading import Marks, Mask, Reading, Training
 from unisono_torch.ops.dispatch import check_implementation
 from unisono_torch.ops.linear_cross_entropy import linear_cross_entropy
 from unisono_torch.ops.precision import autocast_dtype, uncast
+from unisono_torch.ops.transforms import transformed
 
 Form = Literal["recurrent", "parallel"]
 State = dict[str, Tensor]
@@ -184,6 +185,8 @@ class Model(nn.Module):
         valid [B, T]: which tokens of a ragged prompt count, padded left, right or between. seen [B, V]: ids that the texts hold
         already, for a repetition penalty. What is returned says how to go on.
         """
+        if transformed() or self.device.type == "meta":
+            raise InputError("prompt: ids are drawn from known logits; generate outside of torch.func, with weights that are not on 'meta'")
         given, counted = _numpy("prompt", prompt), None if valid is None else _numpy("valid", valid)
         more = follower(self)  # on a GPU: the ids after the first
         return generation.generate(
@@ -303,4 +306,4 @@ def _padded(array: Tensor, axis: int, n: int) -> Tensor:
 
 
 def _numpy(name: str, given: object) -> np.ndarray:
-    return given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(as_array(name, given))
+    return to_numpy(given) if isinstance(given, Tensor) else np.asarray(as_array(name, given))

@@ -6,10 +6,11 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from unisono_spec.contract import check_dtype
 from unisono_spec.contract import layer as described
 from unisono_spec.contract.checks import check_reading
 
-from unisono_torch.arrays import check_device, from_numpy, owned
+from unisono_torch.arrays import DTYPES, check_device, from_numpy, owned, place
 from unisono_torch.layers.reading import Marks, Reading
 from unisono_torch.ops.dispatch import check_implementation
 from unisono_torch.ops.fold import masked
@@ -20,11 +21,12 @@ Mask = Tensor | None
 
 
 class Options(TypedDict, total=False):
-    """seed: of the initial values, else torch's own generator. device, dtype: of the parameters, torch's defaults unless told."""
+    """seed: of the initial values, else torch's own generator. device, dtype: of the parameters, torch's defaults unless told; a dtype's
+    name, or torch's own."""
 
     seed: int | None
     device: torch.device | str | None
-    dtype: torch.dtype | None
+    dtype: str | torch.dtype | None
     implementation: str  # auto, plain or triton
 
 
@@ -39,12 +41,12 @@ class Layer(nn.Module):
         layer: described.Layer,
         seed: int | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
         implementation: str = "auto",
     ) -> None:
         self.layer, self.implementation = layer, check_implementation(implementation)
-        held = torch.get_default_dtype() if dtype is None else dtype
-        where = torch.get_default_device() if device is None else torch.device(device)
+        held = torch.get_default_dtype() if dtype is None else DTYPES[check_dtype(dtype)]
+        where = place(device)
         if where.type == "meta":
             made = {name: torch.empty(p.shape, dtype=held, device=where) for name, p in layer.params().items()}
         else:
@@ -52,13 +54,14 @@ class Layer(nn.Module):
             made = {name: from_numpy(a, "cpu").to(where, held) for name, a in drawn.items()}
         self.load_state_dict(made, assign=True)
 
-    def init_state(self, batch: int, capacity: int | None = None, dtype: torch.dtype | None = None) -> State:
+    def init_state(self, batch: int, capacity: int | None = None, dtype: str | torch.dtype | None = None) -> State:
         """The state before the first token of `batch` sequences: arrays [batch, …] by name. capacity: the most tokens that softmax
         attention shall read.
 
         dtype: of the x to come, the parameters' unless told; under float64 states are float64, else float32.
         """
-        return self._start(next(self.parameters(), torch.empty(0)), batch, capacity, dtype)
+        held = None if dtype is None else DTYPES[check_dtype(dtype)]
+        return self._start(next(self.parameters(), torch.empty(0)), batch, capacity, held)
 
     def _start(self, like: Tensor, batch: int, capacity: int | None, dtype: torch.dtype | None) -> State:
         """like: what shares the state's device."""

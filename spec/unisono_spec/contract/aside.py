@@ -22,6 +22,24 @@ except ImportError:  # Windows: what a killed writer leaves there stays
 @contextmanager
 def written(path: str | Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` once the block has ended, whole or not at all. Its mode follows the umask."""
+    path = _file(path)
+    with cannot_be_written(path), aside(path) as draft:
+        with draft.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise InputError where `written` would: asked before what takes long, so that its result is not lost."""
+    path = _file(path)
+    with cannot_be_written(path), aside(path):
+        pass
+
+
+def _file(path: str | Path) -> Path:
+    """The path of a file, whose folder is there."""
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"path: {shown(path)} has type {type(path).__name__}; give the name of a file")
     path = Path(path)
@@ -29,12 +47,7 @@ def written(path: str | Path) -> Iterator[IO[bytes]]:
         if path.is_dir():
             raise InputError(f"{path}: a folder; name a file in it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside(path) as draft:
-            with draft.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
+    return path
 
 
 @contextmanager

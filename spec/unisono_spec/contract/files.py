@@ -44,9 +44,13 @@ class Declared:
 Check = Callable[[Config, Mapping[str, Declared]], None]
 
 
+LOST = "no room would read it, and it was not written; go back to an older one"
+
+
 def save_params(path: str | Path, config: Config, params: Mapping[str, np.ndarray]) -> None:
     """Write a model file, whole or not at all."""
     check_params(config, params, str(path))
+    check_finite(params, str(path), LOST)
     save_arrays(path, params, config, "params")
 
 
@@ -60,6 +64,7 @@ def load_params(path: str | Path) -> tuple[Config, Arrays]:
 def save_state(path: str | Path, config: Config, state: Mapping[str, np.ndarray], more: Mapping[str, str] | None = None) -> None:
     """Write a running state, so that another process or framework can continue from it. more: further metadata."""
     check_state(config, state, source=str(path))
+    check_finite(state, str(path), LOST)
     save_arrays(path, state, config, "state", more)
 
 
@@ -116,11 +121,11 @@ def check_state(
             raise InputError(f"{source}: {name} has dtype {dtype}, expected {wanted}; start from init_state(batch)")
 
 
-def check_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:
+def check_finite(arrays: Mapping[str, np.ndarray], source: str, remedy: str = "it is damaged, restore it or use an older one") -> None:
     """Raise InputError where a number is NaN or infinite: no run of ours writes such, and it would spread in silence."""
     for name, array in arrays.items():
         if array.dtype.kind != "i" and not np.isfinite(array).all():
-            raise InputError(f"{source}: {name} holds NaN or infinite numbers; it is damaged, restore it or use an older one")
+            raise InputError(f"{source}: {name} holds NaN or infinite numbers; {remedy}")
 
 
 def check_positions(state: Mapping[str, np.ndarray], length: int = 0, source: str = "state") -> None:

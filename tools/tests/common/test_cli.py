@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import json
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -15,9 +16,10 @@ from unisono_spec.contract.generation import Generated
 from unisono_tools import cli, config, streaming
 from unisono_tools.commands.arguments import of_class, of_function, parse
 from unisono_tools.config import DataChoice, TrainConfig
-from unisono_tools.data import load_tokenizer
+from unisono_tools.data import load_corpus, load_tokenizer
 from unisono_tools.precompute import PrecomputedCorpus
 from unisono_tools.train import checkpoint
+from unisono_tools.train.loader import loader
 
 
 def test_help_names_every_verb(command):
@@ -180,6 +182,29 @@ def test_precompute(command, text, tmp_path):
     assert code == 0
     assert str(tmp_path / "xi") in out
     assert PrecomputedCorpus.open(tmp_path / "xi").xi.shape[1] == 8
+
+
+def test_what_is_written_into_a_home(command, model, text, tiny, tmp_path, monkeypatch):
+    """And read from there; a shell leaves the ~ of --save_state=~/state as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert command("generate", model, "--backend", "numpy", "--max_new_tokens", 1, "--save_state=~/state")[0] == 0
+    assert command("inspect", model, "--out", "~/figures", "--length", 2)[0] == 0
+    assert command("precompute", "~/xi", "--corpus", text)[0] == 0
+    assert {path.name for path in (tmp_path / "home").iterdir()} >= {"state", "figures", "xi"}
+    assert not (tmp_path / "~").exists()
+    train = tiny(mode="positions", data=DataChoice(corpus=str(text), precomputed="~/xi"))
+    assert loader(train, train.model.config(), load_corpus(str(text)))(0).precomputed
+
+
+def test_closed_streams(command, refused, model, monkeypatch):
+    """As a shell's `<&-` and `>&-` leave them."""
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "prompt: empty" in refused("generate", model, "--backend", "numpy", "--prompt_file", "-")
+    sys.stdin.close()
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["list"]) == 0
+    sys.stdout.close()
 
 
 def test_inspect(command, model, tmp_path):

@@ -96,6 +96,9 @@ def test_a_set_goes_where_no_network_is(command, refused, tmp_path, monkeypatch)
     with pytest.raises(InputError, match="has no pictures"):
         open_task("image", {"dataset": "sotu"}).size("train", "images")
     assert "its examples are drawn" in refused("task", "mqar", "--write", tmp_path / "x")
+    code, out, _ = command("task", "text", "--baselines", "--write", tmp_path)
+    assert code == 2
+    assert "bag of bytes" not in out  # a baseline, which may take long
     # without a network the line names the way out
     monkeypatch.undo()
     monkeypatch.setenv("UNISONO_CACHE", str(tmp_path / "none"))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from typing import Any
 
 import pytest
-from unisono_spec.contract import ARCHITECTURES, config_from_dict, count_params
+from unisono_spec.contract import ARCHITECTURES, InputError, config_from_dict, count_params
+from unisono_tools.commands import match as commands_match
 from unisono_tools.experiments.match import FAMILIES, match
 
 
@@ -37,3 +40,14 @@ def test_table_is_what_train_takes(command, monkeypatch):
 )
 def test_refusals(refused, argv, said):
     assert said in refused("match", *argv)
+
+
+def test_refusals_under_python_o():
+    """Which leaves asserts out."""
+    module: dict[str, object] = {"__name__": "optimised"}
+    exec(compile(inspect.getsource(commands_match), "match.py", "exec", optimize=1), module)
+    number: Any = module["number"]
+    assert number("1.5M") == 1_500_000
+    for text in ("lots", "", ".", "1.5.5", "M"):
+        with pytest.raises(InputError, match="write a number such as"):
+            number(text)

@@ -177,6 +177,20 @@ def test_bad_requests(refused, model, tmp_path):
     assert "is not a .onnx file" in refused("run", model)
 
 
+def test_a_state_that_cannot_be_saved_is_told_before_the_text(command, model, tmp_path):
+    (tmp_path / "file").touch()
+    for place, word in (
+        (tmp_path, "a folder; name a file in it"),
+        (tmp_path / "file" / "state", "cannot be written"),
+        ("/dev/null", "a device"),
+    ):
+        code, out, err = command("generate", model, "--backend", "numpy", "--save_state", place)
+        assert code == 2
+        assert word in err
+        assert not out
+    assert not list(tmp_path.glob(".*.part"))
+
+
 def test_what_a_decoder_holds():
     decoder = Bytes().decoder()
     texts = [decoder.put(i) + "|" + str(decoder.held) for i in b"a\xe2\xc3\xa9\xf0\x9f"]

@@ -24,7 +24,7 @@ def run(model: str, out: str = "inspect", length: int = 48) -> int:
             f"model: {shown(model)} is neither a preset nor a run's folder nor a .safetensors file; {nearest(model, presets())}"
         )
     target = model if model in presets() else model_file(expanded(model))
-    for name, path in inspect(target, out, length).items():
+    for name, path in inspect(target, expanded(out), length).items():
         print(f"{name}: {path}")
     return 0
 

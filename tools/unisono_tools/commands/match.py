@@ -45,12 +45,10 @@ def _overrides(base: str, fields: dict) -> list[str]:
 
 
 def number(text: str) -> int:
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([kmb]?)\s*", text.lower().replace("_", ""))
-    try:
-        assert found
-        return round(float(found[1]) * UNITS[found[2]])
-    except (AssertionError, ValueError) as error:
-        raise InputError(f"params: {text!r}; write a number such as 1M, 1.5M or 1000000") from error
+    found = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kmb]?)\s*", text.lower().replace("_", ""))
+    if found is None:
+        raise InputError(f"params: {text!r}; write a number such as 1M, 1.5M or 1000000")
+    return round(float(found[1]) * UNITS[found[2]])
 
 
 def main(argv: list[str]) -> int:

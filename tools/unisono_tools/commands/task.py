@@ -50,14 +50,14 @@ def run(
             size = task.size(part, setting)
             many = "without end" if size is None else f"{size:,} examples"
             console.print(f"{part:<12} {setting:<12} {task.length(setting):>8,} {'frames' if task.frame_size else 'tokens'}  {many}")
-    if baselines:
-        for setting, found in task.baselines(split, examples or (ALL if _finite(task, split) else EXAMPLES)).items():
-            for what, score in found.items():
-                console.print(f"{split:<12} {setting:<12} {what:<20} {score:.4f}")
     if write is not None:
         path = expanded(write)
         task.write(path, examples)
         console.print(f"written: {path}, {path.stat().st_size:,} bytes")
+    if baselines:
+        for setting, found in task.baselines(split, examples or (ALL if _finite(task, split) else EXAMPLES)).items():
+            for what, score in found.items():
+                console.print(f"{split:<12} {setting:<12} {what:<20} {score:.4f}")
     return 0
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from unisono_spec.contract import Arrays, Config, InputError, zero_state
 from unisono_spec.contract.checks import check_ids
 from unisono_spec.contract.initial import generator
-from unisono_spec.contract.plain import MAX_INTEGER
+from unisono_spec.contract.plain import MAX_INTEGER, expanded
 
 from unisono_tools.backends.base import Batch
 from unisono_tools.config import TrainConfig
@@ -179,7 +179,7 @@ def starting_state(train: TrainConfig, config: Config, step: int) -> Arrays | No
 
 def _positions(train: TrainConfig, config: Config, corpus: Corpus) -> Loader:
     """Algorithm 1: positions of a precomputed ξ, in any order, without the tokens between them."""
-    source = PrecomputedCorpus.open(str(train.data.precomputed), config, corpus.train)
+    source = PrecomputedCorpus.open(expanded(str(train.data.precomputed)), config, corpus.train)
 
     def positions(step: int) -> Batch:
         xi, targets = source.batch(train.seed, step, train.batch_size)

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from unisono_spec.contract import Config, InputError
-from unisono_torch.models import find_device
+from unisono_torch.arrays import find_device
 
 from unisono_tools.config import LAUNCH, TrainConfig, launched, processes
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from unisono_spec.contract import Arrays, Config
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import Sampling
-from unisono_torch.models import find_device
+from unisono_torch.arrays import find_device
 from unisono_torch.ops.elementwise import wide
 
 from unisono_tools.backends.base import Running
