@@ -61,7 +61,9 @@ def test_ragged_prompts(case: ModelCase, variant: str, monkeypatch: pytest.Monke
 
 def test_generating_in_traced_code_is_refused() -> None:
     """Whatever of it is traced: the prompt, the state, the model."""
-    model, _, prompt = made(*CASES[0])
+    case, variant = CASES[0]
+    assert isinstance(case, ModelCase)
+    model, _, prompt = made(case, variant)
     state = model.init_state(len(prompt))
     for run in (
         jax.jit(lambda prompt: model.generate(prompt, 2).tokens),

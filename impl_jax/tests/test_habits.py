@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +37,7 @@ def test_jax_s_own_dtypes_and_a_call(close):
 
 
 def test_a_layer_s_dtype_is_a_model_s():
-    layer = un.nn.LinearAttention(8, 2, seed=0, param_dtype=jnp.bfloat16)
+    layer: Any = un.nn.LinearAttention(8, 2, seed=0, param_dtype=jnp.bfloat16)
     assert layer.qkv.weight[...].dtype == jnp.bfloat16
     assert layer.init_state(1, dtype="float64")["S"].dtype == np.float64
     for dtype in ("int8", "half", jnp.int8, None, 5):

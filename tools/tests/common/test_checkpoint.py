@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from unisono_spec.contract import InputError
-from unisono_spec.contract.files import save_params
+from unisono_spec.contract.files import save_arrays, save_params
 from unisono_tools.train import checkpoint
 from unisono_tools.train.checkpoint import Best
 
@@ -202,8 +202,9 @@ def test_the_newest_that_is_whole(tiny, made, tmp_path):
     assert checkpoint.newest(tmp_path) is None
     folders = [checkpoint.save(tmp_path, made(tiny(), step)) for step in (2, 4, 6)]
     broken = made(tiny(), 8)
+    weights = checkpoint.save(tmp_path, broken) / checkpoint.MODEL
     broken.params["head.weight"][0] = np.nan
-    checkpoint.save(tmp_path, broken)
+    save_arrays(weights, broken.params, broken.config, "params")
     _damage(folders[2] / checkpoint.MODEL, "truncated")
     found = checkpoint.newest(tmp_path)
     assert found is not None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from unisono_spec.contract import ARCHITECTURES, InputError, config_from_dict, count_params
 from unisono_tools.commands import match as commands_match
-from unisono_tools.experiments.match import FAMILIES, match
+from unisono_tools.experiments.match import FAMILIES, match, nearest
 
 
 def test_counts_agree(command):
@@ -36,10 +36,21 @@ def test_table_is_what_train_takes(command, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"), [(("--params", "lots"), "params: 'lots'"), (("--vocab", "0"), "vocab: 0"), (("--params", "9"), "ask for more")]
+    ("argv", "said"),
+    [
+        (("--params", "lots"), "params: 'lots'"),
+        (("--vocab", "0"), "vocab: 0"),
+        (("--params", "9"), "of 9; ask for more"),
+        (("--vocab", "1_000_000"), "of 1,000,000; ask for more"),
+    ],
 )
 def test_refusals(refused, argv, said):
     assert said in refused("match", *argv)
+
+
+def test_more_than_any_shape_has():
+    with pytest.raises(InputError, match="of 100,000,000,000; ask for fewer"):
+        nearest("cram (adaptive)", 10**11, 256)
 
 
 def test_refusals_under_python_o():

@@ -225,8 +225,9 @@ def _usage(verb: str, description: str, arguments: list[Argument]) -> None:
         else:
             shape = f"{{{','.join(get_args(argument.hint))}}}" if get_origin(argument.hint) is Literal else expected(argument.hint)
             known = f"{shape}; default {argument.default}".replace("%", "%%")
-            many = {"nargs": "?", "metavar": "true|false"} if argument.hint is bool else {"metavar": argument.name.split(".")[-1].upper()}
-            out.add_argument(f"--{argument.name}", **many, help=f"{text} ({known})".strip())
+            flag = argument.hint is bool  # whose value may be left out
+            metavar = "true|false" if flag else argument.name.split(".")[-1].upper()
+            out.add_argument(f"--{argument.name}", nargs="?" if flag else None, metavar=metavar, help=f"{text} ({known})".strip())
     out.print_help()
     raise SystemExit(0)
 

@@ -134,7 +134,12 @@ def _nearest(name: str, family: Family, target: int, vocab: int) -> Config:
                     distance = abs(math.log(config.d_model / n_layers / shape))
                     found.append((distance + 0.1 * rank, len(found), config))
     if not found:
-        raise InputError(f"params: no {name} model of {vocab} ids has within 0.5 % of {target:,}, the nearest {closest:,}; ask for more")
+        if math.isinf(closest):  # no shape is near: such as the preset's has about so many
+            closest, near = count_params(base) + (vocab - base.vocab_size) * base.d_model, ""
+        else:
+            near = f", the nearest {closest:,}"
+        remedy = "more" if closest > target else "fewer"
+        raise InputError(f"params: no {name} model of {vocab} ids has within 0.5 % of {target:,}{near}; ask for {remedy}")
     return min(found)[2]
 
 
