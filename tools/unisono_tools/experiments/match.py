@@ -134,13 +134,16 @@ def _nearest(name: str, family: Family, target: int, vocab: int) -> Config:
                     distance = abs(math.log(config.d_model / n_layers / shape))
                     found.append((distance + 0.1 * rank, len(found), config))
     if not found:
-        if math.isinf(closest):  # no shape is near: such as the preset's has about so many
-            closest, near = count_params(base) + (vocab - base.vocab_size) * base.d_model, ""
-        else:
-            near = f", the nearest {closest:,}"
-        remedy = "more" if closest > target else "fewer"
-        raise InputError(f"params: no {name} model of {vocab} ids has within 0.5 % of {target:,}{near}; ask for {remedy}")
+        raise _none(name, base, target, vocab, closest)
     return min(found)[2]
+
+
+def _none(name: str, base: Config, target: int, vocab: int, closest: float) -> InputError:
+    """closest: the nearest count that a shape has, infinite where no shape is near."""
+    near = "" if math.isinf(closest) else f", the nearest {closest:,}"
+    usual = count_params(base) + (vocab - base.vocab_size) * base.d_model if math.isinf(closest) else closest
+    remedy = "more" if usual > target else "fewer"
+    return InputError(f"params: no {name} model of {vocab} ids has within 0.5 % of {target:,}{near}; ask for {remedy}")
 
 
 def _choices(family: Family) -> Iterator[Fields]:
