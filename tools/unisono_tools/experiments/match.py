@@ -138,10 +138,10 @@ def _nearest(name: str, family: Family, target: int, vocab: int) -> Config:
     return min(found)[2]
 
 
-def _none(name: str, base: Config, target: int, vocab: int, closest: float) -> InputError:
-    """closest: the nearest count that a shape has, infinite where no shape is near."""
-    near = "" if math.isinf(closest) else f", the nearest {closest:,}"
-    usual = count_params(base) + (vocab - base.vocab_size) * base.d_model if math.isinf(closest) else closest
+def _none(name: str, base: Config, target: int, vocab: int, reached: float) -> InputError:
+    """reached: the nearest count that a shape has, infinite where no shape is near."""
+    near = "" if math.isinf(reached) else f", the nearest {reached:,}"
+    usual = count_params(base) + (vocab - base.vocab_size) * base.d_model if math.isinf(reached) else reached
     remedy = "more" if usual > target else "fewer"
     return InputError(f"params: no {name} model of {vocab} ids has within 0.5 % of {target:,}{near}; ask for {remedy}")
 
