@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 
 import numpy as np
@@ -65,6 +66,34 @@ def test_listops_follows_its_rules():
     )
     assert small.valid is not None
     assert small.valid.sum(1).max() == 11
+
+
+def _tree(dice, depth=1):
+    """Value and length of a tree, grown node by node as the published rules have it."""
+    if depth == 10 or dice.random() > 0.25:
+        return dice.randrange(10), 1
+    below = [_tree(dice, depth + 1) for _ in range(dice.randint(2, 10))]
+    values = [value for value, _ in below]
+    of = dice.choice((min, max, lambda v: int(np.median(v)), lambda v: sum(v) % 10))
+    return of(values), 2 + sum(length for _, length in below)
+
+
+def test_listops_has_the_lengths_and_answers_of_trees_grown_one_by_one():
+    mine, its = [], open_task("listops").examples("train", "lists", np.arange(512), 3)
+    dice = random.Random(3)
+    while len(mine) < 512:
+        value, length = _tree(dice)
+        if 500 < length < 2000:
+            mine.append((length, value))
+    assert its.valid is not None
+    lengths, answers = np.array(mine).T
+    for one, other, bins in (
+        (lengths, its.valid.sum(1), np.quantile(lengths, np.arange(1, 8) / 8)),
+        (answers, its.targets[its.scored], np.arange(1, 10) - 0.5),
+    ):
+        a, b = (np.bincount(np.digitize(found, bins), minlength=len(bins) + 1) for found in (one, other))
+        free = len(bins)  # of two samples of one law
+        assert (((a - b) ** 2 / (a + b)).sum() - free) / (2 * free) ** 0.5 < 4
 
 
 def test_listops_grows_by_its_law():

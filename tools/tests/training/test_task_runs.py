@@ -110,7 +110,8 @@ def test_patience_goes_by_the_score(task, monkeypatch):
     config = task(steps=20, eval_every=2, patience=2)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, task_options=ONE))
     result = train(config)
-    assert (result.steps, result.best) == (8, Best(4, 1.0, 0.6))
+    assert (result.steps, result.of, result.best) == (8, 20, Best(4, 1.0, 0.6))
+    assert result.why == train(config).why == "no better validation since step 4"
 
 
 def test_a_run_ends_where_its_score_is_enough(task, monkeypatch):
@@ -118,7 +119,7 @@ def test_a_run_ends_where_its_score_is_enough(task, monkeypatch):
     monkeypatch.setattr("unisono_tools.train.task_datamodule.evaluate_task", lambda *_: _Fixed(next(scores)))
     config = task(steps=20, eval_every=2, enough=0.9)
     result = train(dataclasses.replace(config, data=dataclasses.replace(config.data, task_options=ONE)))
-    assert (result.steps, result.best) == (4, Best(4, 1.0, 0.95))
+    assert (result.steps, result.why, result.best) == (4, "0.9500 is enough", Best(4, 1.0, 0.95))
 
 
 @dataclasses.dataclass

@@ -97,17 +97,15 @@ def by_task(results: Results) -> list[str]:
             digits, scale = (3, 1) if _metric(row) == "bits" else (1, 100)
             each = [spread([scale * one[setting] for one in tests], digits) for setting in (tests[0] if tests else {})]
             cells.append(" / ".join(each) or "–")
-            part = next((run for run in counted(row) if run["status"] != "done"), None)
-            if part:
-                cells[-1] += f" (at step {part['steps']:,} of {part['of']:,})"
+            cells[-1] += _early(row)
             if not scores:
-                notes.setdefault((columns[task], _why(row)), []).append(label)
+                notes.setdefault((columns[task], *_why(row)), []).append(label)
         for of in means.values():
             found = [100 * sum(scores) / len(scores) for task in of if (scores := _tested(tasks[task]))]
             cells.append(f"{sum(found) / len(found):.1f}" if found else "–")
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Percent, but for bits; one seed where no spread is shown."]
-    lines += ["", *(f"- {task}, not run for {', '.join(who)}: {why}" for (task, why), who in notes.items())] if notes else []
+    lines += ["", *(f"- {task}, {what} for {', '.join(who)}: {why}" for (task, what, why), who in notes.items())] if notes else []
     return lines
 
 
@@ -116,20 +114,33 @@ def _tested(row: dict[str, Any]) -> list[float]:
     return [sum(tests.values()) / len(tests) for run in counted(row) if (tests := run.get("tests"))]
 
 
-def _why(row: dict[str, Any]) -> str:
-    return row["not_run"] or next((run["status"] for run in row["runs"] if run.get("status")), "not reached")
+def _early(row: dict[str, Any]) -> str:
+    """Why a run of the row ended before its last step, if one did: that was cut short, or that the validation ended."""
+    runs = counted(row)
+    part = next((run for run in runs if run["status"] != "done"), None) or next((run for run in runs if run.get("ended")), None)
+    if part is None:
+        return ""
+    why = part["status"] if part["status"] != "done" else part["ended"]
+    return f" ({why} at step {part['steps']:,} of {part['of']:,})"
+
+
+def _why(row: dict[str, Any]) -> tuple[str, str]:
+    """That a row was not run, failed or is not finished, and why."""
+    furthest = max(row["runs"], key=lambda run: run.get("steps", 0), default=None)
+    if row["not_run"] or furthest is None:
+        return "not run", row["not_run"] or "not reached"
+    if furthest["status"].startswith("failed: "):  # which says the step
+        return "failed", furthest["status"].removeprefix("failed: ")
+    return "not finished", f"{furthest['status']} at step {furthest['steps']:,} of {furthest['of']:,}"
 
 
 def _cells(row: dict[str, Any], tests: list[str], several: bool, width: int, perplexity: bool) -> list[str]:
     runs, first = counted(row), [row["label"], f"{row['parameters']:,}", f"{row['state_bytes']:,}"]
     if not runs:
-        why = _why(row)
-        return [*first, why if why.startswith("failed") else f"not run: {why}", *[""] * (width - 4)]
+        return [*first, ": ".join(_why(row)), *[""] * (width - 4)]
     digits = 3 if _metric(row) == "bits" else 4
-    part = [run for run in runs if run["status"] != "done"]
-    note = f" ({part[0]['status']} at step {part[0]['steps']} of {part[0]['of']})" if part else ""
     one = " (one seed)" if len(runs) == 1 else ""
-    out = [*first, spread([run["score"] for run in runs], digits) + one + note]
+    out = [*first, spread([run["score"] for run in runs], digits) + one + _early(row)]
     out += [spread([run["tests"][s] for run in runs if s in run.get("tests", {})], digits) for s in tests]
     out += [spread([2 ** run["tests"]["bits"] for run in runs], 2)] if perplexity else []
     speeds = [run["tokens_a_second"] for run in runs if run.get("tokens_a_second")]

@@ -118,24 +118,29 @@ def _nearest(name: str, family: Family, target: int, vocab: int) -> Config:
     base = preset(family.base)
     # a model of twice the size is usually wider rather than deeper
     shape = base.d_model / base.n_layers * (target / count_params(base)) ** 0.2
-    found: list[tuple[float, int, Config]] = []
-    closest = math.inf
+    depths: list[tuple[float, int]] = []  # how far their shapes are at least, with the preferred options
+    preferred = next(_choices(family))
     for n_layers in LAYERS:
-        widths = [config.d_model for config in _around(family, target, vocab, n_layers, next(_choices(family)))]
+        widths = [config.d_model for config in _around(family, target, vocab, n_layers, preferred)]
         if not widths or max(widths) / n_layers < shape / SHAPES:
             break
-        if min(widths) / n_layers > shape * SHAPES:
-            continue
+        if min(widths) / n_layers <= shape * SHAPES:
+            depths.append((min(abs(math.log(width / n_layers / shape)) for width in widths), n_layers))
+    best: tuple[float, int, int, Config] | None = None
+    closest = math.inf
+    for _, n_layers in sorted(depths):
         for rank, chosen in enumerate(_choices(family)):
+            if best is not None and 0.1 * rank > best[0]:  # whatever its shape
+                break
             for config in _around(family, target, vocab, n_layers, chosen):
                 count = count_params(config)
                 closest = count if abs(count - target) < abs(closest - target) else closest
                 if target - target // PART <= count <= target + target // PART:
-                    distance = abs(math.log(config.d_model / n_layers / shape))
-                    found.append((distance + 0.1 * rank, len(found), config))
-    if not found:
+                    one = abs(math.log(config.d_model / n_layers / shape)) + 0.1 * rank, n_layers, rank
+                    best = (*one, config) if best is None or one < best[:3] else best
+    if best is None:
         raise _none(name, base, target, vocab, closest)
-    return min(found)[2]
+    return best[3]
 
 
 def _none(name: str, base: Config, target: int, vocab: int, reached: float) -> InputError:
@@ -162,12 +167,16 @@ def _around(family: Family, target: int, vocab: int, n_layers: int, chosen: Fiel
         start = {} if free is None else {free: 4 * d if free == "d_ffn" else d}
         return family.config(vocab, d, n_layers, {**start, **chosen, **more})
 
+    def fits(step: int) -> bool:
+        # no layer has fewer parameters than a square matrix: most of what is too wide need not be counted
+        return n_layers * (step * family.multiple) ** 2 <= target and count_params(config(step)) <= target
+
     low, high = 1, WIDEST // family.multiple
-    if count_params(config(low)) > target:
+    if not fits(low):
         return
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if count_params(config(middle)) <= target else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     for step in (low, high):
         made = config(step)
         if free is not None:

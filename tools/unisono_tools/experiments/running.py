@@ -22,13 +22,17 @@ from unisono_spec.contract.errors import shown
 from unisono_spec.contract.files import write_bytes
 from unisono_spec.contract.plain import expanded, read_json
 
-from unisono_tools.config import TrainConfig, dump
+from unisono_tools.config import TrainConfig, dump, flatten
 from unisono_tools.experiments import tables
 from unisono_tools.experiments.tables import Row, Table, config_of
 from unisono_tools.experiments.worker import CONFIG, RESULT, do, origin
 
+ALIKE = ("train.max_minutes", "train.data.workers")  # settings that leave what is learned at a step as it is
 MOST = 1 << 26  # bytes of a results file
-PARTS, OF_A_ROW = {"table", "page", "quick", "about", "rows"}, {"row", "label", "config", "train", "runs"}  # of its contents
+PARTS, OF_A_ROW = (
+    {"table", "page", "quick", "about", "rows"},
+    {"row", "label", "config", "train", "runs"},
+)  # of its contents; besides, why it is `apart`
 
 
 def path_of(table: Table, out: Path) -> Path:
@@ -189,6 +193,8 @@ def join(table: Table, out: Path, files: list[str], quick: bool = False, **optio
         if results["table"] != table.name or results["quick"] != quick:
             whose = f"{results['table']!r}{', of --quick' if results['quick'] else ''}"
             raise InputError(f"join: {file} has the results of {whose}; name files of this table")
+        if "apart" in results:
+            raise InputError(f"join: {file} stands apart: {results['apart']}; name other files")
         for row in filter(lambda row: row["runs"], results["rows"]):
             if row["row"] not in table.rows:
                 raise InputError(f"join: {file}: {row['row']!r} is no row of the table; {nearest(row['row'], table.rows)}")
@@ -212,13 +218,10 @@ def join(table: Table, out: Path, files: list[str], quick: bool = False, **optio
 
 
 def _differs(row: Row, found: dict[str, Any]) -> list[str]:
-    """Which settings a row of results was made with that this one has not, but for the time it had."""
+    """Which settings a row of results was made with that this one has not, but for those that leave what is learned as it is."""
     now = json.loads(json.dumps({"config": config_to_dict(config_of(row)), "train": _settings(row)}))
-    then = {part: found[part] for part in now}
-    for settings in (now, then):
-        settings["train"] = {key: value for key, value in settings["train"].items() if key != "max_minutes"}
-    keys = {part: {**now[part], **then[part]} for part in now}
-    return [f"{part}.{key}" for part in now for key in keys[part] if now[part].get(key) != then[part].get(key)]
+    new, old = flatten(now), flatten({part: found[part] for part in now})
+    return [name for name in {**new, **old} if new.get(name) != old.get(name) and name not in ALIKE]
 
 
 def _settings(row: Row) -> dict[str, Any]:

@@ -42,15 +42,17 @@ EXAMPLES = 1000  # of each setting of a task, on the test split, and at most eig
 
 
 def work(train: TrainConfig, console: Console | None = None, alone: bool = False) -> dict[str, Any]:
-    """What a table keeps of a run. status: "done", or why it ended early. alone: in this process, whose memory is then told."""
+    """What a table keeps of a run. status: "done", or what cut it short. ended: what the validation said that made it done before its last
+    step. alone: in this process, whose memory is then told."""
     console = console or Console(stderr=True, quiet=True)
     found: dict[str, Any] = {"seed": train.seed, "lr": train.optimizer.lr, "steps": 0, "of": train.steps}
     found |= origin(train.backend, train.device)
     start = time.monotonic()
     try:
         result = run(train, console=console)
-        enough = bool(train.enough and result.best and (result.best.score or 0.0) >= train.enough)
-        found |= {"steps": result.steps, "status": "done" if result.steps >= train.steps or train.patience or enough else "out of time"}
+        cut = "out of time" if result.signal is None else f"stopped by {result.signal.name}"
+        found |= {"steps": result.steps, "of": result.of, "status": "done" if result.why or result.steps >= result.of else cut}
+        found |= {"ended": result.why} if result.why else {}
         found["tests"] = _tested(train, result.run)
     except (InputError, RuntimeError) as error:  # of memory, too: the other rows go on
         found["status"] = f"failed: {' '.join(str(error).split())[:200]}"

@@ -52,15 +52,17 @@ class Diverged(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """checkpoint: the folder of the last one. best: the lowest validation loss, in nats a target. steps: how many were done.
+    """checkpoint: the folder of the last one. best: the lowest validation loss, in nats a target. steps: how many were done, of how many.
 
-    signal: the one that ended the run early.
+    why: what the validation said that ended the run early. signal: the one that did.
     """
 
     run: Path
     checkpoint: Path
     best: Best | None
     steps: int
+    of: int
+    why: str | None = None
     signal: signal.Signals | None = None
 
 
@@ -99,7 +101,7 @@ def train(train: TrainConfig, corpus: Corpus | Mixture | None = None, console: C
             if before.step >= train.steps or why:
                 over = f"{why}; raise --patience or --enough" if why else f"all {train.steps} steps are done; raise --steps"
                 console.print(f"{last}: {over} to train on", highlight=False, markup=False, soft_wrap=True)
-                return Result(run, last, before.best, before.step)
+                return Result(run, last, before.best, before.step, train.steps, None if before.step >= train.steps else why)
         if first:
             write_bytes(run / "config.yaml", dump(train).encode())
         with Signals() as signals:
@@ -150,7 +152,7 @@ class Run:
         deadline: float,
         signals: Signals,
     ) -> None:
-        self.deadline, self.signals, self.late, self.ended = deadline, signals, False, False
+        self.deadline, self.signals, self.late, self.ended, self.why = deadline, signals, False, False, None
         self.asked: deque[_Asked] = deque()
         self.row: dict[str, float] = {}
         self.skipped = 0 if before is None else int(before.optimizer.get("skipped", [0])[0])
@@ -196,11 +198,11 @@ class Run:
         if signalled and self.done < self.train.steps:
             received, again = self.signals.received or signal.SIGTERM, f"unisono train --resume {shlex.quote(str(self.folder))}"
             self.progress.say(f"{received.name}: stopped at step {self.done}, which is saved; `{again}` continues")
-            return Result(self.folder, self.last, self.best, self.done, received)
+            return Result(self.folder, self.last, self.best, self.done, self.train.steps, signal=received)
         if self.late:
             again = "; the same command continues" * (self.train.max_minutes > 0)
             self.progress.say(f"out of time: stopped at step {self.done}, which is saved{again}")
-        return Result(self.folder, self.last, self.best, self.done)
+        return Result(self.folder, self.last, self.best, self.done, self.train.steps, self.why)
 
     def _make_up(self) -> None:
         """Evaluate what a signal left out, so that the best and the log are those of a run without one."""
@@ -265,10 +267,10 @@ class Run:
 
     def _is_over(self, last: bool) -> bool:
         """Whether the validation ends the run before its last step."""
-        why = None if last else stopping(self.train, self.done, self.best)
-        if why:
-            self.progress.say(f"step {self.done}: {why}; stopping")
-        return why is not None
+        self.why = None if last else stopping(self.train, self.done, self.best)
+        if self.why:
+            self.progress.say(f"step {self.done}: {self.why}; stopping")
+        return self.why is not None
 
     def _evaluate(self) -> bool:
         """Whether the validation is the best so far."""
