@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from unisono_spec.contract import InputError
+from unisono_spec.contract import InputError, config_to_dict
 from unisono_tools.experiments import drawn, running, tables, worker
 from unisono_tools.train import Result
 
@@ -51,7 +51,7 @@ def test_committed_results_fit_their_table(path, tmp_path):
 def test_settings_that_change_nothing_learned_may_differ():
     table = tables.load("table1")
     name, row = next((name, row) for name, row in table.rows.items() if name.endswith(".pathfinder") and not row.not_run)
-    found = {"config": json.loads(json.dumps(running.config_to_dict(tables.config_of(row)))), "train": json.loads(json.dumps(row.train))}
+    found = {"config": json.loads(json.dumps(config_to_dict(tables.config_of(row)))), "train": json.loads(json.dumps(row.train))}
     found["train"]["max_minutes"], found["train"]["data"]["workers"] = 1, 0
     assert running._differs(row, found) == [], name
     found["train"]["data"]["task"] = "image"
