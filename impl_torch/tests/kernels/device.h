@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <vector>
 
@@ -53,7 +54,17 @@ inline float __shfl_xor_sync(unsigned, float x, int mask) {
   return exchanged[side][me ^ mask];
 }
 
+// Copies in the background come at once or as late as they may, as is drawn.
+struct Copy {
+  void* to;
+  int bytes;
+  float4 value;
+  void come() const { memcpy(to, &value, bytes); }
+};
+static std::deque<std::vector<Copy>> groups[COUNT];  // of a thread, of which the last is not yet committed
+
 static void begin() {
+  groups[threadIdx.x].assign(1, {});
   program();
   ended[threadIdx.x] = true;
   others();
@@ -70,11 +81,10 @@ static void run_block(int block) {
     makecontext(&threads[i], begin, 0);
     ended[i] = turn[i] = false;
   }
-  static unsigned drawn = 1;
   for (bool some = true, slow = false; some;) {
     some = false;
     for (int i = 0; i < COUNT; ++i) {
-      if (i % 32 == 0) drawn = drawn * 1664525u + 1013904223u, slow = drawn >> 31;
+      if (i % 32 == 0) slow = heads();
       if (ended[i]) continue;
       threadIdx.x = i;
       if (!slow) swapcontext(&outside, &threads[i]);
@@ -96,8 +106,15 @@ template <> inline float narrow<0>(float x) { return x; }
 template <> inline u16 narrow<1>(float x) { return std::isnan(x) ? 0x7fff : (bits<unsigned>(x) + 0x7fff + (bits<unsigned>(x) >> 16 & 1)) >> 16; }
 template <> inline u16 narrow<2>(float x) { return bits<u16>(_Float16(x)); }
 template <int BYTES> void copy(void* to, const void* from, int there) {
-  memset(to, 0, BYTES);
-  memcpy(to, from, there);
+  Copy each{to, BYTES, {}};
+  memcpy(&each.value, from, there);
+  if (BYTES < 4 || heads())
+    each.come();
+  else
+    groups[threadIdx.x].back().push_back(each);
 }
-inline void commit() {}
-template <int PENDING> void arrived() {}
+inline void commit() { groups[threadIdx.x].emplace_back(); }
+template <int PENDING> void arrived() {
+  for (auto& mine = groups[threadIdx.x]; mine.size() > PENDING + 1; mine.pop_front())
+    for (const Copy& each : mine.front()) each.come();
+}

@@ -1,4 +1,4 @@
-// Where threads that share one thread of a CPU wait for each other.
+// Where threads that share one thread of a CPU wait for each other, and what is drawn.
 
 static void others();  // lets them run
 
@@ -12,4 +12,10 @@ static void meet(Barrier& at, int all) {
     at.arrived = 0, at.round++;
   else
     while (at.round == round) others();
+}
+
+static bool heads() {
+  static unsigned drawn = 1;
+  drawn = drawn * 1664525u + 1013904223u;
+  return drawn >> 31;
 }

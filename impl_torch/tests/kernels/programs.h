@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "meeting.h"
@@ -26,6 +27,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 struct Thread {
   ucontext_t context;
   std::vector<char> stack;
+  std::vector<std::pair<float*, float4>> copies;
   int number, block;
   bool ended;
 };
@@ -80,9 +82,22 @@ inline float peek(const float* p) {
   others();
   return *p;
 }
-inline void poke(float* p, float v) { *p = v; }
-inline void copy16(float* to, const float* from) { memcpy(to, from, 16); }
-inline void arrived() {}
+inline void poke(float* p, float v) {
+  others();  // of two stores, the second may be seen late
+  *p = v;
+}
+// Copies in the background come at once or as late as they may, as is drawn.
+inline void copy16(float* to, const float* from) {
+  if (heads())
+    memcpy(to, from, 16);
+  else
+    threads[current].copies.push_back({to, *(const float4*)from});
+}
+inline void arrived() {
+  auto& copies = threads[current].copies;
+  for (auto& [to, value] : copies) memcpy(to, &value, 16);
+  copies.clear();
+}
 
 inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   const int lane = thread() % 32;
@@ -123,11 +138,10 @@ static bool run_all(int programs, int each, int bytes) {
     thread.context.uc_stack.ss_size = thread.stack.size();
     makecontext(&thread.context, begin, 0);
   }
-  unsigned drawn = 1;
   for (int round = 0; round < 200000; round++) {
     bool some = false, slow = false;
     for (current = 0; current < programs * each; current++) {
-      if (current % 32 == 0) drawn = drawn * 1664525u + 1013904223u, slow = drawn >> 31;
+      if (current % 32 == 0) slow = heads();
       if (threads[current].ended) continue;
       if (!slow) swapcontext(&outside, &threads[current].context);
       some |= !threads[current].ended;
