@@ -20,8 +20,10 @@ def logits_of(kind: str) -> np.ndarray:
     if kind == "ties":
         z[:, 100] = z[:, 2900] = z.max(-1)
         z[1, 7] = z[1].max() * (1 + 1e-7)
+        z[3, [8, 9]] = z[3].max() + 1  # both of one block
     if kind == "infinite":
         z[:, 1::2] = -np.inf
+        z[0], z[0, 5] = -np.inf, -1  # a single one, which is no greater than 0
         z[2, [4, 2500]], z[3, 6] = np.inf, np.inf
     return z.astype(np.float32)
 
