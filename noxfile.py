@@ -316,12 +316,13 @@ def hf(session: nox.Session, version: str) -> None:
 
 @nox.session
 def services(session: nox.Session) -> None:
-    """What the suites leave out: hub sets, Weights & Biases, several processes; CUDA C++ run by g++, decoding compiled for a GPU."""
+    """What the suites leave out: hub sets, Weights & Biases, several processes; CUDA C++ run by g++, kernels compiled for a GPU."""
     install(session, "-e", ".[torch,jax,data,wandb,conformance,tools]", *TRITON)
     pytest(session, "tools/tests/services", *session.posargs, environment={"XLA_FLAGS": cheap_xla(session)})
     if TRITON:  # CUDA C++ without a GPU, compiled by g++
         pytest(session, "impl_torch/tests/kernels/emulated.py", "impl_torch/tests/kernels/emulated_gru.py")
-        session.run("python", "impl_torch/tests/kernels/aot_decoding.py", env={"TRITON_CACHE_DIR": session.create_tmp()})
+        for script in ("aot_decoding", "aot_operators"):
+            session.run("python", "-m", f"impl_torch.tests.kernels.{script}", env={"TRITON_CACHE_DIR": session.create_tmp()})
 
 
 @nox.session

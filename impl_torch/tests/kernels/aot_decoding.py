@@ -1,15 +1,9 @@
 """Compiles every kernel of a decoded token for an H100 that need not be there, as presets of one layer launch them. Run in a process
-without TRITON_INTERPRET: `python impl_torch/tests/kernels/aot_decoding.py`."""
+without TRITON_INTERPRET: `python -m impl_torch.tests.kernels.aot_decoding`."""
 
 from __future__ import annotations
 
-import sys
-from typing import Any
-
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
 from unisono_spec.contract import preset
 from unisono_torch import create
 from unisono_torch.decoding import fused
@@ -19,38 +13,14 @@ from unisono_torch.kernels.decode import choose, draw, project
 from unisono_torch.kernels.mom_gru import operator
 from unisono_torch.ops import dispatch
 
+from . import absent
+
 PRESETS = "lat-base", "transformer-base", "mamba-130m", "s4d-base", "infinityformer-base", "cram-paper", "maru"
 
 
-class Absent:
-    """A driver of an H100 that is not there."""
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-
 def main() -> None:
-    driver.set_active(Absent())  # pyright: ignore[reportArgumentType]
-    compiled = set()
-
-    def launched(self: Any, grid: object) -> Any:
-        def compile_only(*args: Any, **how: Any) -> None:
-            kernel = self.run(*args, grid=grid, warmup=True, **how)
-            assert kernel.asm["cubin"]
-            if kernel.hash not in compiled:
-                compiled.add(kernel.hash)
-                if "-v" in sys.argv:
-                    print(self.__name__, kernel.metadata.shared, flush=True)
-
-        return compile_only
-
-    triton.JITFunction.__getitem__ = launched
+    compiled: dict[str, absent.Compiled] = {}
+    absent.install(compiled)
     dispatch.available = registry.available = fused.available = lambda device: True  # pyright: ignore[reportPrivateImportUsage]
     project.early = lambda device: True
     operator._multiprocessors = lambda device: 132

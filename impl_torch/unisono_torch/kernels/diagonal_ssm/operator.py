@@ -14,6 +14,7 @@ from unisono_torch.ops.transforms import again
 
 TILE = 32  # tokens between saved states
 GROUP = 8  # tokens whose states a thread holds at once
+BYTES = 16 * 32 * 4  # of a program's states, real or imaginary: four float32 a thread, since of more GROUP tokens' do not fit its registers
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -33,7 +34,8 @@ def _launch(kernel: str, u: Tensor, pairs: int, tensors: dict[str, Tensor | None
 
     batch, length, width = u.shape
     function = getattr(sweep, kernel)
-    rows = 16
+    acc, room = accumulator(u.dtype), max(8, triton.next_power_of_2(pairs))
+    rows = min(16, BYTES // (room * acc.itemsize))
     arguments = {
         **tensors,
         **flags,
@@ -45,9 +47,9 @@ def _launch(kernel: str, u: Tensor, pairs: int, tensors: dict[str, Tensor | None
         "P": pairs,
         "HAS_RESET": tensors["reset"] is not None,
         "HAS_VALID": tensors["valid"] is not None,
-        "ACC": tl.float64 if u.dtype == torch.float64 else tl.float32,
+        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
         "ROWS": rows,
-        "BP": max(8, triton.next_power_of_2(pairs)),
+        "BP": room,
         "GROUP": 4 if interpreted() else GROUP,
         "TILE": _tile(),
     }

@@ -14,6 +14,7 @@ from unisono_torch.ops.transforms import again
 
 COLUMNS = 128  # channels a program
 ROWS = 32  # tokens a program
+FEW = 4  # taps; of more, half as many numbers a thread are held, by twice the warps
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -49,7 +50,8 @@ def _launch(kernel: str, x: Tensor, taps: int, length: int, tensors: dict[str, T
         "ROWS": rows,
         "COLUMNS": COLUMNS,
     }
-    function[(batch * programs * -(-width // COLUMNS),)](**{name: arguments[name] for name in function.arg_names}, num_warps=4)
+    given, warps = {name: arguments[name] for name in function.arg_names}, 4 if taps <= FEW else 8
+    function[(batch * programs * -(-width // COLUMNS),)](**given, num_warps=warps)
 
 
 def _rows(a: Tensor) -> Tensor:
