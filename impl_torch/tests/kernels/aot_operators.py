@@ -1,6 +1,6 @@
-"""Compiles what operators launch for an H100 that need not be there, and says which kernels spill registers. Run in a process without
-TRITON_INTERPRET: `python -m impl_torch.tests.kernels.aot_operators`; -v says of each its registers, stack and shared memory;
-names of operators choose some."""
+"""Compiles what operators launch for an H100 that need not be there, says which kernels spill registers, and goes on with aot_decoding.
+Run in a process without TRITON_INTERPRET: `python -m impl_torch.tests.kernels.aot_operators`; -v says of each kernel its registers, stack
+and shared memory; names of operators choose some, and no decoding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unisono_torch.kernels.selective_scan import selective_scan
 from unisono_torch.kernels.short_conv import short_conv
 from unisono_torch.ops.mom_gru_loop import Sizes, Weights
 
-from . import absent
+from . import absent, aot_decoding
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 LENGTH = 2048  # so that time is cut
@@ -128,6 +128,8 @@ def main() -> None:
         found = [a for a in tree_leaves(call(*given)) if a.requires_grad]
         torch.autograd.backward(found, [torch.zeros_like(a) for a in found])
     print(*(f"spills: {each}" for each in compiled.values() if each.stack), f"{len(compiled)} compiled", sep="\n")
+    if not wanted:
+        aot_decoding.main()
 
 
 if __name__ == "__main__":
