@@ -35,9 +35,10 @@ class Case:
     packed: bool = False  # whether q, k and v are slices of one tensor, and do and q_norm lie head by head
     chunk: int = 16  # tokens C, in the interpreter; short ones leave several segments to each of several pieces
     trend: bool = False  # whether values turn from −1 to 1 midway, and do is about 1: gradients' terms add up
+    old: bool = False  # whether o comes of the initial state alone, nearly, and gradients of o
 
     def __str__(self) -> str:
-        marks = "".join(f"-{n}" for n in ("same", "data", "reset", "valid", "pieces", "fast", "packed", "trend") if getattr(self, n))
+        marks = "".join(f"-{n}" for n in ("same", "data", "reset", "valid", "pieces", "fast", "packed", "trend", "old") if getattr(self, n))
         shape = "x".join(map(str, (self.batch, self.length, self.heads, self.K, self.V, self.scales)))
         return f"{shape}-{str(self.dtype)[6:]}-{self.gates}{marks}{'' if self.chunk == 16 else f'-C{self.chunk}'}"
 
@@ -90,6 +91,8 @@ def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:
         tensors["valid"] = None if valid is None else torch.stack([~valid, valid], -1)[..., 1]
     if case.trend:  # or log λ's gradient would be that of the final state
         tensors |= {name: tensors[name] / 512 for name in ("dS", "dz")}
+    if case.old:
+        tensors |= {"S": 1024 * tensors["S"].abs(), "do": do.abs(), **{name: 0 * tensors[name] for name in ("dS", "dz")}}
     return {name: None if a is None else a.to(device) for name, a in tensors.items()}
 
 

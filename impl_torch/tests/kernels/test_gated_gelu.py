@@ -35,6 +35,17 @@ def test_values_and_slopes(dtype: torch.dtype, device: str, monkeypatch: pytest.
         judge.within(a.double().cpu(), e.cpu(), budget.cpu(), "value or slope")
 
 
+def test_entries_that_lie_apart(device: str) -> None:
+    """The same bits as of their copies."""
+    x, dy = torch.linspace(-2, 2, 12, device=device).reshape(2, 6), torch.ones(2, 3, device=device)
+    found = []
+    for lay in (torch.clone, lambda a: torch.stack([a, a + 1], -1)[..., 0]):
+        leaf = lay(x).requires_grad_()
+        y = gelu.gated(leaf)
+        found.append([y, *torch.autograd.grad(y, leaf, lay(dy))])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 def test_second_derivatives_are_those_of_plain_operations(device: str) -> None:
     x = torch.linspace(-2, 2, 12, device=device).reshape(2, 6)
 

@@ -26,6 +26,7 @@ SMALL = (
     Case(1, 33, 1, 4, 5, 2, F32, same=False, gates="head"),
     Case(1, 150, 1, 64, 64, 2, BF16, pieces=True, trend=True),  # as on a Hopper GPU
     Case(1, 70, 2, 64, 64, 2, BF16, gates="head", pieces=True, packed=True),
+    Case(1, 70, 1, 64, 64, 1, BF16, old=True),
 )
 WIDTHS = ((16, 16), (20, 33), (32, 32), (64, 64), (64, 128), (80, 48), (128, 128), (100, 128))
 LARGE = tuple(

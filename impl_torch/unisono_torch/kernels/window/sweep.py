@@ -20,7 +20,7 @@ _COUNTS = ["T", "H", *(f"{letter}{i}" for letter in "qkvd" for i in range(3))]
 def _load(base, t0, step, T, rows, width: tl.constexpr, BLOCK: tl.constexpr):
     """Tokens t0 + rows of one head [rows, BLOCK]; 0 where there is none."""
     column = tl.arange(0, BLOCK)
-    mask = ((t0 + rows >= 0) & (t0 + rows < T))[:, None] & (column < width)[None, :]
+    mask = (t0 + rows < T)[:, None] & (column < width)[None, :]
     return tl.load(base + (t0 + rows).to(tl.int64)[:, None] * step + column[None, :], mask=mask, other=0.0)
 
 
