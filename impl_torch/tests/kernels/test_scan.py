@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from unisono_conformance import judge
 from unisono_spec.contract import InputError
 from unisono_torch.kernels.decayed_sum import decayed_sum
 from unisono_torch.kernels.registry import available
 from unisono_torch.kernels.scan import operator
+from unisono_torch.kernels.scan.chain import _state_before_cut
 from unisono_torch.kernels.weighted_sum import weighted_sum
 from unisono_torch.ops import decayed_sum as op
 
@@ -95,6 +98,25 @@ def test_a_reset_cuts_nan(decay, device):
         assert not dx[:, (t < cut) & ~unknown].any()
 
 
+@triton.jit
+def _later_two_first(x, out):
+    """Of scanned elements 0, 1, 2: the state before the last, and after it."""
+    c, e, a, s = _state_before_cut(
+        tl.load(x + 4), tl.load(x + 5), tl.load(x + 6), tl.load(x + 7), tl.load(x + 8), tl.load(x + 9), tl.load(x + 10), tl.load(x + 11)
+    )
+    _, e, _, s = _state_before_cut(tl.load(x), tl.load(x + 1), tl.load(x + 2), tl.load(x + 3), c, e, a, s)
+    tl.store(out, e)
+    tl.store(out + 1, s)
+
+
+def test_a_reset_cuts_nan_in_any_order_of_a_scan(device):
+    """A GPU's, too: the interpreter scans one by one."""
+    x = torch.tensor([[1, 0, 0.5, torch.nan], [1, 0, 0, 2], [1, 0, 0.5, 3]], device=device)
+    out = torch.zeros(2, device=device)
+    _later_two_first[(1,)](x, out)
+    assert out.tolist() == [2, 4]
+
+
 @pytest.mark.parametrize("case", [Case(2, 50, 5, d, None, False, True, True, False, 8) for d in (torch.float32, torch.float64)], ids=str)
 def test_nan_passes_from_tile_to_tile(case, device):
     """As a number, not as the word that says that no state is there yet; up to a reset, and past a token that is not valid."""
@@ -148,7 +170,7 @@ def test_the_rounding_of_a_decay_does_not_add_up(marked, device):
     """λ = 0.9991 lies half a unit from the nearest float32, in which λ^1024 would be off by five hundred."""
     length, decay = 1024, 0.9991
     x, initial = torch.zeros(1, length, 1, device=device), torch.full((1, 1), 8.0, device=device, requires_grad=True)
-    valid = torch.arange(length, device=device)[None] % 3 > 0 if marked else None
+    valid = torch.arange(length, device=device)[None] % 3 == 0 if marked else None
     xi, final = decayed_sum(x, decay, initial, None, valid)
     (slope,) = torch.autograd.grad(final.sum(), initial)
     count = torch.arange(1, length + 1) if valid is None else valid[0].cpu().cumsum(0)

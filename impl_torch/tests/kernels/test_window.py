@@ -67,6 +67,8 @@ def given(case: Case, device: str) -> tuple[list[Tensor], Tensor, Tensor | None,
         widths = [case.heads * a.shape[-1] for a in tokens]
         tokens = [a.unflatten(-1, (case.heads, -1)) for a in torch.cat([a.flatten(2) for a in tokens], -1).split(widths, -1)]
     state = [normal(case.batch, case.window, case.heads, n).to(device) for n in (case.K, case.V)]
+    if case.packed:
+        state = [a.transpose(1, 3).contiguous().transpose(1, 3) for a in state]
     count = torch.randint(0, 2 * case.window, (case.batch,), generator=made, dtype=torch.int32).to(device)
     reset, valid = (m.to(device) if case.marks in (n, "both") else None for m, n in ((reset, "reset"), (valid, "valid")))
     return [*tokens, *state], count, reset, valid
@@ -101,6 +103,21 @@ def test_values_and_gradients(case: Case, device: str) -> None:
         # of the largest: weights, what is carried, δ, do·o and the result are rounded to the dtype; the interpreter truncates
         budget = (numerics.rounding(dtype, 10) + numerics.rounding("float32", 2**8)) * float(exact[name].double().abs().max())
         judge.within(a.double().cpu(), exact[name].double().cpu(), torch.full(a.shape, budget, dtype=torch.float64), name)
+
+
+def test_heads_sixteen_numbers_apart(device: str) -> None:
+    """Strides that count sixteens, as those of what is carried do not: the same bits."""
+    tensors, count, *_ = given(dataclasses.replace(SMALL[-1], packed=False), device)
+
+    def apart(a: Tensor) -> Tensor:
+        return torch.cat([a, a.new_zeros(*a.shape[:-1], 16 - a.shape[-1])], -1)[..., : a.shape[-1]]
+
+    found = []
+    for lay in (torch.clone, apart):
+        leaves = [a.detach().requires_grad_() for a in (*map(lay, tensors[:3]), *tensors[3:])]
+        o, _ = window.parallel(*leaves[:3], (*leaves[3:], count), implementation="triton")
+        found.append([o, *torch.autograd.grad(o, leaves, lay(torch.ones_like(o)))])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
 def test_second_derivatives_are_those_of_plain_operations(device: str) -> None:
