@@ -101,7 +101,7 @@ def test_a_reset_cuts_nan(decay, device):
 @triton.jit
 def _later_two_first(x, out):
     """Of scanned elements 0, 1, 2: the state before the last, and after it."""
-    c, e, a, s = _state_before_cut(
+    c, e, a, s = _state_before_cut(  # pyright: ignore[reportGeneralTypeIssues]
         tl.load(x + 4), tl.load(x + 5), tl.load(x + 6), tl.load(x + 7), tl.load(x + 8), tl.load(x + 9), tl.load(x + 10), tl.load(x + 11)
     )
     _, e, _, s = _state_before_cut(tl.load(x), tl.load(x + 1), tl.load(x + 2), tl.load(x + 3), c, e, a, s)
