@@ -77,7 +77,7 @@ def test_weights_and_states_are_finite(file: Path, state: Path, value) -> None:
         save_arrays(path, arrays, ADAPTIVE, kind)
         with pytest.raises(InputError, match=f"{name} holds NaN or infinite"):
             load(path)
-        with pytest.raises(InputError, match=f"{name} holds NaN or infinite.* was not written"):
+        with pytest.raises(InputError, match=f"{name} holds NaN or infinite"):
             write(path.with_name("new"), ADAPTIVE, arrays)
     assert not path.with_name("new").exists()
 

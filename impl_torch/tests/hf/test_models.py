@@ -13,7 +13,7 @@ import unisono_torch.hf as hf
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from unisono_conformance import judge
-from unisono_spec.contract import InputError
+from unisono_spec.contract import InputError, config_to_dict
 from unisono_torch.hf.modeling import CACHE
 
 V = 61
@@ -254,6 +254,12 @@ def test_errors_name_what_is_wrong() -> None:
     model = make("lat")
     with pytest.raises(InputError, match=r"lat.d_model: 0"):
         hf.LATHFConfig(d_model=0)
+    with pytest.raises(InputError, match="arch: 'maru', and LATHFConfig is of 'lat'"):
+        hf.LATHFConfig(arch="maru")
+    assert hf.LATHFConfig(**config_to_dict(model.config.contract)).contract == model.config.contract
+    for odd in (torch.zeros(0, dtype=torch.long), torch.zeros(3, dtype=torch.long), ids()[:, :0], ids().tolist()):
+        with pytest.raises(InputError, match=r"input_ids: .* at least one token"):
+            model(odd)
     with pytest.raises(InputError, match="inputs_embeds"):
         model(inputs_embeds=torch.zeros(1, 2, 16))
     with pytest.raises(InputError, match=r"attention_mask: shape \(2, 3\)"):

@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
-from unisono_spec.contract import Config, config_class
+from unisono_spec.contract import Config, InputError, config_class
+from unisono_spec.contract.errors import shown
 from unisono_spec.contract.published.own import RENAMED
 
 ALIASES = {"hidden_size": "d_model", "num_hidden_layers": "n_layers"}
@@ -25,6 +26,8 @@ class UnisonoConfig(PreTrainedConfig):
         names = [field.name for field in dataclasses.fields(kind)]
         own = ALIASES | {new: old for old, new in RENAMED.items()}
         given = {own.get(name, name): value for name, value in values.items()}
+        if (arch := given.pop("arch", self.arch)) != self.arch:
+            raise InputError(f"arch: {shown(arch)}, and {type(self).__name__} is of {self.arch!r}; take the class of that one")
         contract = kind.from_dict({name: given[name] for name in names if name in given})
         # a tied head has no parameter of its own here: there is nothing for transformers to tie
         super().__init__(**{name: value for name, value in given.items() if name not in names} | {"tie_word_embeddings": False})

@@ -115,6 +115,8 @@ class UnisonoForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if input_ids is None or inputs_embeds is not None:
             raise InputError("inputs_embeds: these models embed ids themselves; give input_ids")
+        if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or not input_ids.shape[1]:
+            raise InputError(f"input_ids: {shown(getattr(input_ids, 'shape', input_ids))}; give ids [B, T], at least one token")
         held = cache if cache is not None else past_key_values
         if held is not None and not isinstance(held, StateCache):
             if held.get_seq_length():

@@ -11,6 +11,7 @@ from unisono_spec.contract import preset
 from unisono_spec.contract.base import MAX_SIZE, Config
 from unisono_spec.contract.errors import InputError, nearest, shown
 from unisono_spec.contract.files import check_state
+from unisono_spec.contract.ordinary import check_ordinary
 from unisono_spec.contract.plain import check_integer
 
 FORMS = ("parallel", "recurrent")
@@ -153,6 +154,7 @@ def check_array(name: str, given: Any, array: Array) -> None:
         kinds = array if isinstance(array, tuple) else (array,)
         wanted = " or ".join(f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in kinds if kind is not None) or "array"
         raise InputError(f"{name}: {shown(given)} has type {type(given).__name__}; give a {wanted}")
+    check_ordinary(name, given)
 
 
 def _what(name: str) -> str:

@@ -21,14 +21,14 @@ from unisono_spec.contract.aside import written
 from unisono_spec.contract.base import ANY, DTYPES, Arrays, Config, state_dtype
 from unisono_spec.contract.errors import InputError, nearest, shown
 from unisono_spec.contract.memory import check_fits
+from unisono_spec.contract.ordinary import check_ordinary
 from unisono_spec.contract.plain import build, is_file, is_folder, read_json
 
 VERSION = "1"
 MAX_HEADER = 1 << 25  # bytes; the largest config's names take a fifth of it
 MAX_POSITION = 2**31 - 1  # positions are int32
 FLOATS = tuple(DTYPES)
-WIDE = ("float64", "float32")  # of states
-_COMPLEX = ("complex128", "complex64")
+WIDE, _COMPLEX = ("float64", "float32"), ("complex128", "complex64")  # of states; of the complex step
 # what a file may hold: parameters, moments and states; the rest of safetensors' types belongs to other programs
 _STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64", "I32": "int32"}
 
@@ -44,13 +44,10 @@ class Declared:
 Check = Callable[[Config, Mapping[str, Declared]], None]
 
 
-LOST = "no room would read it, and it was not written; go back to an older one"
-
-
 def save_params(path: str | Path, config: Config, params: Mapping[str, np.ndarray]) -> None:
     """Write a model file, whole or not at all."""
     check_params(config, params, str(path))
-    check_finite(params, str(path), LOST)
+    check_finite(params, str(path))
     save_arrays(path, params, config, "params")
 
 
@@ -64,7 +61,7 @@ def load_params(path: str | Path) -> tuple[Config, Arrays]:
 def save_state(path: str | Path, config: Config, state: Mapping[str, np.ndarray], more: Mapping[str, str] | None = None) -> None:
     """Write a running state, so that another process or framework can continue from it. more: further metadata."""
     check_state(config, state, source=str(path))
-    check_finite(state, str(path), LOST)
+    check_finite(state, str(path))
     save_arrays(path, state, config, "state", more)
 
 
@@ -121,11 +118,13 @@ def check_state(
             raise InputError(f"{source}: {name} has dtype {dtype}, expected {wanted}; start from init_state(batch)")
 
 
-def check_finite(arrays: Mapping[str, np.ndarray], source: str, remedy: str = "it is damaged, restore it or use an older one") -> None:
+def check_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:
     """Raise InputError where a number is NaN or infinite: no run of ours writes such, and it would spread in silence."""
     for name, array in arrays.items():
         if array.dtype.kind != "i" and not np.isfinite(array).all():
-            raise InputError(f"{source}: {name} holds NaN or infinite numbers; {remedy}")
+            raise InputError(
+                f"{source}: {name} holds NaN or infinite numbers, which no room reads; it is damaged, restore it or use an older one"
+            )
 
 
 def check_positions(state: Mapping[str, np.ndarray], length: int = 0, source: str = "state") -> None:
@@ -140,6 +139,7 @@ def _described(given: Any, name: str, array: Any = None) -> tuple[tuple[int, ...
     """Shape and dtype of an array, of any framework unless told."""
     if not hasattr(given, "shape") or not hasattr(given, "dtype") or (array is not None and not isinstance(given, array)):
         raise InputError(f"{name} is {shown(given)}, a {type(given).__module__}.{type(given).__name__}; give a NumPy array")
+    check_ordinary(name, given)
     return tuple(given.shape), str(given.dtype).removeprefix("torch.")
 
 

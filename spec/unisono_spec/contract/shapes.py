@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 from unisono_spec.contract.checks import dtype_kind
 from unisono_spec.contract.errors import InputError, shown
+from unisono_spec.contract.ordinary import check_ordinary
 
 Form = TypeVar("Form", bound=Callable[..., Any])
 _ATTENTION = {"q": "B T H K", "k": "B T H K", "v": "B T H V"}
@@ -125,6 +126,7 @@ def _check(name: str, array: Any, axes: tuple[tuple[str, Terms], ...], sizes: di
     if not hasattr(array, "shape"):
         words = ", ".join(word for word, _ in axes)
         raise InputError(f"{name}: {shown(array)} has type {type(array).__name__}; give an array [{words}]")
+    check_ordinary(name, array)
     wanted = [size(sum_of, sizes) for _, sum_of in axes]
     fits = len(array.shape) == len(axes)
     for (word, _), n, known in zip(axes, array.shape, wanted, strict=False):
