@@ -58,8 +58,8 @@ def draw_cases(seed: int, count: int, batches: tuple, lengths: tuple, widths: tu
 
 
 SMALL = draw_cases(0, 24, batches=(1, 2, 3), lengths=(1, 7, 8, 33, 50, 72), widths=(1, 3, 16, 20, 33), shortest=(8, 16, 4096))
-# with one long enough for a halo in float32 at λ = ½, in which its last segment lies whole
-SMALL.append(Case(1, 131, 5, torch.float32, 0.5, False, True, True, False, 128))
+# with one long enough for a halo in float32 at λ = ½, in which its last segment lies whole; one sequence has a reset just before that
+SMALL.append(Case(2, 131, 9, torch.float32, 0.5, False, True, True, False, 128))
 LARGE = draw_cases(
     1, 96, batches=(1, 2, 5), lengths=(1, 17, 255, 1000, 2048), widths=(1, 8, 60, 128, 300, 1060), shortest=(16, 64, 256, 4096)
 )
@@ -75,12 +75,15 @@ def inputs(case: Case, seed: int, device: str) -> dict[str, Any]:
     if valid is not None:
         x = torch.where(valid[..., None], x, torch.tensor([math.nan, math.inf, -math.inf])[torch.arange(case.width) % 3])
         s = None if s is None else torch.where(valid, s, math.nan)
+    reset = torch.rand(shape, generator=made) < 0.1 if case.reset else None
+    if reset is not None:
+        reset[1:, 0] = True
     wide = torch.float64 if case.dtype == torch.float64 else torch.float32
     tensors = {
         "x": x.to(case.dtype),
         "s": None if s is None else s.to(wide),
         "initial": torch.randn(case.batch, case.width, generator=made, dtype=torch.float64).to(wide) if case.initial else None,
-        "reset": torch.rand(shape, generator=made) < 0.1 if case.reset else None,
+        "reset": reset,
         "valid": valid,
     }
     return {name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""The kernels of attention over a window against plain operations in float64: values, all gradients, marks, carried keys."""
+"""The kernels of attention over a window against a fold of tokens in float64: values, all gradients, marks, carried keys."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def given(case: Case, device: str) -> tuple[list[Tensor], Tensor, Tensor | None,
 
 def run(case: Case, leaves: list[Tensor], count: Tensor, reset: Tensor | None, valid: Tensor | None, how: str) -> dict[str, Tensor]:
     leaves = [a.detach().requires_grad_() for a in leaves]
-    o, (keys, values, after) = window.parallel(*leaves[:3], (*leaves[3:], count), reset, valid, implementation=how)
+    asked = (*leaves[:3], (*leaves[3:], count), reset, valid)
+    o, (keys, values, after) = window.recurrent(*asked) if how == "recurrent" else window.parallel(*asked, implementation=how)
     outputs = {"o": o, "keys": keys, "values": values}
     upstream = [
         torch.linspace(-1, 1, a.numel(), dtype=torch.float64, device=a.device).reshape(a.shape).to(a.dtype) for a in outputs.values()
@@ -96,7 +97,7 @@ def test_values_and_gradients(case: Case, device: str) -> None:
         found, again = (run(case, leaves, count, reset, valid, "triton") for _ in range(2))
     finally:
         torch.use_deterministic_algorithms(False)
-    exact = run(case, [a.double() for a in leaves], count, reset, valid, "plain")
+    exact = run(case, [a.double() for a in leaves], count, reset, valid, "recurrent")
     dtype = str(case.dtype).removeprefix("torch.")
     for name, a in found.items():
         assert torch.equal(a, again[name]), name
