@@ -88,6 +88,13 @@ def test_draws_beside_an_edge(where: str, near: list[bool], device: str, monkeyp
         assert all(np.array_equal(a.cpu(), b) for a, b in zip(found, true, strict=True))
 
 
+def test_a_penalty_lowers_what_is_below_0() -> None:
+    z, seen = np.array([[-1.0, -1.5, -9]]), np.array([[True, False, False]])
+    moved, _ = sampling.penalised(torch.from_numpy(z), torch.from_numpy(seen), torch.tensor(2.0, dtype=torch.float64))
+    true, _ = choose(z, Sampling(0, repetition_penalty=2), 0, seen)
+    assert np.array_equal(sampling.greedy(moved)[0], true)
+
+
 def test_trouble_is_told() -> None:
     z = torch.zeros(3, 5)
     z[0, 3], z[1] = torch.nan, -torch.inf

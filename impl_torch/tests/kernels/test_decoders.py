@@ -132,8 +132,10 @@ def test_sizes_in_turns_make_no_graph_a_call(device: str, monkeypatch: pytest.Mo
     for batch in (1, 2, 1, 2, 1, 2):
         model.generate(text(1, batch), 1)
     assert made_here == [1]
-    monkeypatch.setattr(decoder, "MOST", 1)
     monkeypatch.setattr(decoder, "FEWEST", 1)
+    model.generate(text(1, 2), 1)
+    assert len(decoder._decoders[model]) == 1
+    monkeypatch.setattr(decoder, "MOST", 1)
     assert decoder.follow(model, text(1)[:, 0], model.init_state(2), GREEDY, 0, 2) is None
 
 
@@ -166,6 +168,14 @@ def test_trained_parameters_are_read(device: str, monkeypatch: pytest.MonkeyPatc
     model.double()
     alone.double()
     agree()
+
+
+def test_a_decoder_ends_where_positions_do(device: str) -> None:
+    model, _ = made(CONFIGS["learned"], device)
+    longest = model.config.longest
+    assert longest is not None
+    ends = [decoder._ends_within(model, {"position": torch.tensor([0, longest - 2])}, count) for count in (2, 3)]
+    assert ends == [False, True]
 
 
 def test_models_with_decoders_are_copied_and_saved(device: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

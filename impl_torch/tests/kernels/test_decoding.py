@@ -167,6 +167,7 @@ def test_no_rows_and_weights_of_another_place(device: str, monkeypatch: pytest.M
     other, _ = made(CONFIGS["transformer"], device)
     other.load_state_dict(moved)
     after = model.generate(text(3), 3).tokens
+    assert len({key[-1] for key in decoder._decoders[model]}) == 1
     assert np.array_equal(after, other.generate(text(3), 3).tokens)
     assert not np.array_equal(after, before)
 
@@ -178,6 +179,7 @@ def test_a_penalty_goes_on(device: str, monkeypatch: pytest.MonkeyPatch) -> None
     law = Sampling(repetition_penalty=0.2)
     found, true = (made(CONFIGS["fixed"], where)[0] for where in (device, "cpu"))
     tokens = text(5), 6, law
+    found.generate(text(5), 2, dataclasses.replace(law, repetition_penalty=1.0))  # by another decoder
     a = found.generate(*tokens)
     monkeypatch.setattr(decoder, "_serves", lambda model: False)
     b = true.generate(*tokens)
