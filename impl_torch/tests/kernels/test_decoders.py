@@ -178,6 +178,24 @@ def test_a_decoder_ends_where_positions_do(device: str) -> None:
     assert ends == [False, True]
 
 
+def test_trouble_after_some_blocks_is_told_by_its_token(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id whose embedding is NaN is chosen as the third, and read for the fourth."""
+    for name, value in (("FEWEST", 1), ("BLOCK", 2)):
+        monkeypatch.setattr(decoder, name, value)
+    model, _ = made(CONFIGS["s4d"], device)
+
+    def ids() -> np.ndarray:
+        found = decoder.follow(model, text(1, 1)[:, 0], model.init_state(1), WARM, 5, 4) or pytest.fail("no decoder")
+        return found[0][0]
+
+    third = ids()[2]
+    assert third not in (*text(1, 1)[0], *ids()[:2])
+    with torch.no_grad():
+        model.get_parameter("embedding.weight")[third] = torch.nan
+    with pytest.raises(InputError, match="NaN at generated token 8"):
+        ids()
+
+
 def test_models_with_decoders_are_copied_and_saved(device: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(decoder, "FEWEST", 1)
     monkeypatch.setattr(decoder, "_serves", lambda model: True)
