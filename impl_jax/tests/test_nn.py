@@ -174,6 +174,12 @@ def test_errors_name_field_value_and_remedy(change, message):
 
 
 def test_errors_of_sizes():
+    for kind, fields in MADE.values():
+        for odd in ("dtype", "n_layers"):
+            with pytest.raises(InputError, match=f"^{odd}: no argument of this layer"):
+                kind(D, **fields, seed=0, **{odd: 1})
+        with pytest.raises(InputError, match="did you mean 'implementation'"):
+            kind(D, **fields, seed=0, implementatoin="plain")
     with pytest.raises(InputError, match="n_heads: 3 must divide d_model=16"):
         layers.LinearAttention(D, 3, seed=0)
     with pytest.raises(InputError, match="rngs"):

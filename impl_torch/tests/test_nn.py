@@ -182,6 +182,12 @@ def test_errors_name_field_value_and_remedy(change: dict[str, Any], message: str
 
 
 def test_errors_of_sizes() -> None:
+    for kind, fields in MADE.values():
+        for odd in ("param_dtype", "n_layers"):
+            with pytest.raises(InputError, match=f"^{odd}: no argument of this layer"):
+                kind(D, **fields, **{odd: 1})
+        with pytest.raises(InputError, match="did you mean 'implementation'"):
+            kind(D, **fields, implementatoin="plain")
     with pytest.raises(InputError, match="n_heads: 3 must divide d_model=16"):
         layers.LinearAttention(D, 3)
     with pytest.raises(InputError, match=r"lat.qk_width: 17"):

@@ -58,6 +58,7 @@ class Layer(nnx.Module):
     implementation: str
 
     def _begin(self, layer: described.Layer, **options: Unpack[Options]) -> None:
+        described.check_options(type(self).__init__, options, Options.__annotations__)
         self.layer, self.implementation = layer, options.get("implementation", "auto")
         check_implementation(self.implementation)
 

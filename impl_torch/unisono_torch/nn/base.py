@@ -43,7 +43,9 @@ class Layer(nn.Module):
         device: torch.device | str | None = None,
         dtype: str | torch.dtype | None = None,
         implementation: str = "auto",
+        **unknown: Any,
     ) -> None:
+        described.check_options(type(self).__init__, unknown, Options.__annotations__)
         self.layer, self.implementation = layer, check_implementation(implementation)
         held = torch.get_default_dtype() if dtype is None else DTYPES[check_dtype(dtype)]
         where = place(device)

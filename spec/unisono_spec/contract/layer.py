@@ -6,7 +6,8 @@ A layer's parameters and states carry the names that they have inside a model, b
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from unisono_spec.contract.base import ANY, MAX_SIZE, Arrays, Config, Param, State
 from unisono_spec.contract.checks import Array, check_array, dtype_kind
 from unisono_spec.contract.cram import CRAMConfig
-from unisono_spec.contract.errors import InputError, shown
+from unisono_spec.contract.errors import InputError, nearest, shown
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
 from unisono_spec.contract.initial import initialize
 from unisono_spec.contract.lat import LATConfig
@@ -119,6 +120,14 @@ class Layer:
             if dtype not in (("int32", "int64") if s.integer else ("float32", "float64")):
                 wanted = "int32" if s.integer else "float32 or wider"
                 raise InputError(f"state: {name} has dtype {dtype}, expected {wanted}; start from init_state(batch)")
+
+
+def check_options(init: Callable[..., None], given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise InputError where a name that is given is neither one of a layer's `__init__` nor known to all layers."""
+    names = {*inspect.signature(init).parameters, *known} - {"self", "options"}
+    for name in given:
+        if name not in names:
+            raise InputError(f"{name}: no argument of this layer; {nearest(name, names)}")
 
 
 def starts(cu_seqlens: Any, length: int) -> np.ndarray:
