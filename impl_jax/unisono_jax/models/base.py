@@ -249,7 +249,8 @@ class Compiled:
     ) -> Generated:
         """prompt [B, T] → ids [B, max_new_tokens]: see `Model.generate`."""
         check_x64(self.model.dtype)
-        if any(isinstance(a, Tracer) for a in jax.tree.leaves((self.params, prompt, state, valid))):
+        before = state.values() if isinstance(state, Mapping) else ()
+        if any(isinstance(a, Tracer) for a in (prompt, valid, *before, *jax.tree.leaves(self.params))):
             raise InputError(
                 "prompt: it, the state or the model is traced, and ids are drawn from known logits; generate outside of jit and vmap"
             )
