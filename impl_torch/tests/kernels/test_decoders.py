@@ -148,6 +148,15 @@ def test_weights_are_cast_once(name: str, device: str) -> None:
     assert not any(torch.equal(a, b) for (a, _), (b, _) in itertools.combinations(held._made, 2))
 
 
+def test_a_cache_is_held_in_the_compute_dtype_alone(device: str) -> None:
+    """What comes back has the state's own dtypes."""
+    model, _ = made(CONFIGS["transformer"], device, dtype="bfloat16")
+    state = model.init_state(2, 8)
+    here = Decoder(model, state, "greedy")
+    assert {here.state[name].dtype for name in ("layers.0.k", "layers.0.v")} == {torch.bfloat16}
+    assert all(a.dtype == state[name].dtype for name, a in here._ended(state).items())
+
+
 def test_trained_parameters_are_read(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that were changed in place, also where the decoder holds what it made of them, and those of a cast model."""
     monkeypatch.setattr(decoder, "FEWEST", 1)
