@@ -35,6 +35,7 @@ CASES = [
     Case(2, 19, 3, 3, torch.float32),
     Case(1, 10, 18, 2, torch.bfloat16),
     Case(1, 9, 3, 70, torch.float64, marked=False),
+    Case(1, 3, 2, 300, torch.float64, marked=False),
 ]
 ON_GPU = [
     Case(2, 300, 100, 32, torch.bfloat16),

@@ -35,7 +35,7 @@ def _launch(kernel: str, u: Tensor, pairs: int, tensors: dict[str, Tensor | None
     batch, length, width = u.shape
     function = getattr(sweep, kernel)
     acc, room = accumulator(u.dtype), max(8, triton.next_power_of_2(pairs))
-    rows = min(16, BYTES // (room * acc.itemsize))
+    rows = max(1, min(16, BYTES // (room * acc.itemsize)))
     arguments = {
         **tensors,
         **flags,
