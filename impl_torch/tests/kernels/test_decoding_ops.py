@@ -58,8 +58,13 @@ def test_many_sequences_as_few(norm: str, act: str, dtype: torch.dtype, device: 
     how: dict[str, Any] = {"bias": drawn(10), "act": act, "norm": (norm, drawn(12), drawn(12), 1e-5)}
     if act in ("swiglu", "gated_gelu", "glu"):
         how |= {"second": second, "second_bias": drawn(10)}
-    many = projected(x, weight, residual=residual, **how)
-    few = torch.cat([projected(x[rows], weight, residual=residual[rows], **how) for rows in (slice(MOST), slice(MOST, None))])
+    more = drawn(7, 12).float(), drawn(7).float()
+
+    def asked(rows: slice) -> Tensor:
+        beside = torch.empty(len(x[rows]), 7, device=device)
+        return torch.cat([projected(x[rows], weight, residual=residual[rows], beside=(*more, beside), **how), beside], 1)
+
+    many, few = asked(slice(None)), torch.cat([asked(rows) for rows in (slice(MOST), slice(MOST, None))])
     limit = numerics.rounding("float32", 2**6) + (numerics.rounding("bfloat16", 2**3) if dtype == torch.bfloat16 else 0)
     judge.same(many.double().cpu(), few.double().cpu(), limit)
 
