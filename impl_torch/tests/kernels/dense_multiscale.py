@@ -35,7 +35,7 @@ class Case:
     packed: bool = False  # whether q, k and v are slices of one tensor, and do and q_norm lie head by head
     chunk: int = 16  # tokens C, in the interpreter; short ones leave several segments to each of several pieces
     trend: bool = False  # whether values turn from −1 to 1 midway, and do is about 1: gradients' terms add up
-    old: bool = False  # whether o comes of the initial state alone, nearly, and gradients of o
+    old: bool = False  # whether o comes nearly of the initial state alone, and gradients of o alone
 
     def __str__(self) -> str:
         marks = "".join(f"-{n}" for n in ("same", "data", "reset", "valid", "pieces", "fast", "packed", "trend", "old") if getattr(self, n))
