@@ -175,7 +175,7 @@ def test_errors_name_field_value_and_remedy(change, message):
 
 def test_errors_of_sizes():
     for kind, fields in MADE.values():
-        for odd in ("dtype", "n_layers"):
+        for odd in ("dtype", "n_layers", "layer", "kind"):
             with pytest.raises(InputError, match=f"^{odd}: no argument of this layer"):
                 kind(D, **fields, seed=0, **{odd: 1})
         with pytest.raises(InputError, match="did you mean 'implementation'"):

@@ -183,7 +183,7 @@ def test_errors_name_field_value_and_remedy(change: dict[str, Any], message: str
 
 def test_errors_of_sizes() -> None:
     for kind, fields in MADE.values():
-        for odd in ("param_dtype", "n_layers"):
+        for odd in ("param_dtype", "n_layers", "layer", "kind"):
             with pytest.raises(InputError, match=f"^{odd}: no argument of this layer"):
                 kind(D, **fields, **{odd: 1})
         with pytest.raises(InputError, match="did you mean 'implementation'"):

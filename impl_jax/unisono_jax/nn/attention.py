@@ -15,7 +15,7 @@ from unisono_jax.ops.elementwise import wide
 
 
 class _Attention(Layer, lat.Attention):
-    def _make(self, layer: described.Layer, kind: str, **options: Unpack[Options]) -> None:
+    def _make(self, layer: described.Layer, kind: str, /, **options: Unpack[Options]) -> None:
         lat.Attention.__init__(self, drawn(layer, **options), layer.config, kind)  # pyright: ignore[reportArgumentType]
         self._begin(layer, **options)
 

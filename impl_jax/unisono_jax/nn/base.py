@@ -33,6 +33,7 @@ class Options(TypedDict, total=False):
 
 def drawn(
     layer: described.Layer,
+    /,
     rngs: nnx.Rngs | None = None,
     seed: int | None = None,
     param_dtype: Any = "float32",
@@ -57,7 +58,7 @@ class Layer(nnx.Module):
     layer: described.Layer
     implementation: str
 
-    def _begin(self, layer: described.Layer, **options: Unpack[Options]) -> None:
+    def _begin(self, layer: described.Layer, /, **options: Unpack[Options]) -> None:
         described.check_options(type(self).__init__, options, Options.__annotations__)
         self.layer, self.implementation = layer, options.get("implementation", "auto")
         check_implementation(self.implementation)

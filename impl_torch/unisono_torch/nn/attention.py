@@ -25,7 +25,7 @@ class _Attention(Layer, lat.Attention):
         y, after = lat.Attention.forward(self, x, rotations, state["position"], tuple(state[name] for name in names), read)
         return y, {"position": count, **dict(zip(names, after, strict=True))}
 
-    def _make(self, layer: described.Layer, kind: str, rope_base: float, **options: Unpack[Options]) -> None:
+    def _make(self, layer: described.Layer, kind: str, rope_base: float, /, **options: Unpack[Options]) -> None:
         with torch.device("meta"):
             lat.Attention.__init__(self, layer.config, kind)  # pyright: ignore[reportArgumentType]
         self.rope_base = rope_base

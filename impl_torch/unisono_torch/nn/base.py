@@ -39,6 +39,7 @@ class Layer(nn.Module):
     def _begin(
         self,
         layer: described.Layer,
+        /,
         seed: int | None = None,
         device: torch.device | str | None = None,
         dtype: str | torch.dtype | None = None,
