@@ -84,8 +84,10 @@ class Ahead:
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
     for process in processes:
-        with process:  # its pipes are closed, and it is waited for
-            process.kill()
+        process.kill()
+    for process in processes:
+        with contextlib.suppress(BrokenPipeError), process:  # its pipes are closed, and it is waited for
+            pass
 
 
 def serve(questions: IO[str], answers: IO[bytes]) -> None:
@@ -105,8 +107,13 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
-    with contextlib.suppress(BrokenPipeError):  # the run has ended
+    try:
         serve(sys.stdin, answers)
+    except BrokenPipeError:  # the run has ended
+        pass
+    except InputError as error:  # say, a file that is gone since
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

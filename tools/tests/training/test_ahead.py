@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from unisono_spec.contract import InputError
 from unisono_tools.config import DataChoice, ModelChoice
 from unisono_tools.train.task_datamodule import TaskDataModule
 
-# of two lengths; an epoch has few examples; some end early
+# of two lengths; in an order of epochs, and some end early
 TASKS = (
     DataChoice(task="mqar", task_options={"vocabulary": 16, "train": ["16x2", "8x1"], "shares": [1, 1], "test": ["24x2"]}),
     DataChoice(task="listops", task_options={"max_depth": 3, "max_args": 3, "min_length": 3, "max_length": 12}),
@@ -52,11 +55,23 @@ def test_processes_leave_signals_to_the_run_and_end_with_it(tiny):
 
 
 def test_a_process_that_ended_is_told(tiny):
-    module = _module(tiny, TASKS[0], 1)
+    """And the others end with the run, although what it was asked last stands in its pipe."""
+    module = _module(tiny, TASKS[0], 2)
     assert module.ahead is not None
-    module.ahead.processes[0].kill()
+    ahead, processes = module.ahead, module.ahead.processes
+    processes[0].kill()
+    processes[0].wait()
     with pytest.raises(InputError, match=r"data\.workers: a process that draws examples ended with status -9; use fewer, or 0"):
         module.batch(0)
+    ahead.end()
+    assert [process.poll() for process in processes] == [-9, -9]
+
+
+def test_what_a_process_cannot_draw_is_one_line():
+    command = [sys.executable, "-m", "unisono_tools.ahead"]
+    found = subprocess.run(command, input='{"name": "mqr", "options": {}}\n', capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert re.fullmatch(r"data\.task: 'mqr' is unknown; .*mqar.*\n", found.stderr)
 
 
 def test_as_many_processes_as_make_sense(tiny):

@@ -76,3 +76,21 @@ def test_a_table_tells_what_ended_a_run(tiny, monkeypatch, tmp_path, steps, why,
     found = worker.work(train)
     assert (found["status"], found["of"], found.get("ended")) == (status, 9, why)
     assert drawn._early({"rate": found["lr"], "runs": [found]}) == said
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        ([], ("not run", "not reached")),
+        ([("done", 9)], ("not run", "not reached")),  # at a learning rate that does not count
+        ([("out of time", 5), ("done", 9), ("out of time", 3)], ("not finished", "out of time at step 5 of 9")),
+        ([("failed: no memory", 0)], ("failed", "no memory")),
+    ],
+)
+def test_a_row_without_figures_says_why(runs, said):
+    assert drawn._why({"not_run": "", "runs": [{"status": status, "steps": steps, "of": 9} for status, steps in runs]}) == said
+
+
+def test_a_run_that_failed_after_a_validation_has_no_step():
+    row = {"rate": 0.1, "runs": [{"lr": 0.1, "score": 2.0, "status": "failed: no memory", "steps": 0, "of": 9}]}
+    assert drawn._early(row) == " (failed: no memory)"

@@ -118,20 +118,25 @@ def _early(row: dict[str, Any]) -> str:
     """Why a run of the row ended before its last step, if one did: that was cut short, or that the validation ended."""
     runs = counted(row)
     part = next((run for run in runs if run["status"] != "done"), None) or next((run for run in runs if run.get("ended")), None)
-    if part is None:
-        return ""
-    why = part["status"] if part["status"] != "done" else part["ended"]
-    return f" ({why} at step {part['steps']:,} of {part['of']:,})"
+    return f" ({_ended(part)})" if part else ""
+
+
+def _ended(run: dict[str, Any]) -> str:
+    """What ended a run, and when; of one that failed no step is known but that which the error may say."""
+    if run["status"].startswith("failed: "):
+        return run["status"]
+    why = run["ended"] if run["status"] == "done" else run["status"]
+    return f"{why} at step {run['steps']:,} of {run['of']:,}"
 
 
 def _why(row: dict[str, Any]) -> tuple[str, str]:
     """That a row was not run, failed or is not finished, and why."""
-    furthest = max(row["runs"], key=lambda run: run.get("steps", 0), default=None)
-    if row["not_run"] or furthest is None:
+    furthest = max((run for run in row["runs"] if run["status"] != "done"), key=lambda run: run["steps"], default=None)
+    if row["not_run"] or furthest is None:  # or done at other rates alone
         return "not run", row["not_run"] or "not reached"
-    if furthest["status"].startswith("failed: "):  # which says the step
+    if furthest["status"].startswith("failed: "):
         return "failed", furthest["status"].removeprefix("failed: ")
-    return "not finished", f"{furthest['status']} at step {furthest['steps']:,} of {furthest['of']:,}"
+    return "not finished", _ended(furthest)
 
 
 def _cells(row: dict[str, Any], tests: list[str], several: bool, width: int, perplexity: bool) -> list[str]:
@@ -176,7 +181,7 @@ def _over_epochs(results: Results, path: Path) -> Path:
     """Of the first seed of each row, the minibatches' loss and the validation's, in bits, over the epochs."""
     with figures.panels(path, 2, 12, 4.8, sharey=True) as panels:
         for number, row in enumerate(results["rows"]):
-            for run in counted(row)[:1]:
+            for run in [run for run in counted(row) if run["steps"]][:1]:  # a failed one has no known length
                 scale = run["epochs"] / (run["curve"][-1][0] * run["of"] / run["steps"])
                 for axes, kind in zip(panels, ("losses", "curve"), strict=True):
                     x, y = zip(*run[kind], strict=True)

@@ -29,10 +29,8 @@ from unisono_tools.experiments.worker import CONFIG, RESULT, do, origin
 
 ALIKE = ("train.max_minutes", "train.data.workers")  # settings that leave what is learned at a step as it is
 MOST = 1 << 26  # bytes of a results file
-PARTS, OF_A_ROW = (
-    {"table", "page", "quick", "about", "rows"},
-    {"row", "label", "config", "train", "runs"},
-)  # of its contents; besides, why it is `apart`
+PARTS = {"table", "page", "quick", "about", "rows"}  # of its contents; besides, why it stands `apart`
+OF_A_ROW = {"row", "label", "config", "train", "runs"}
 
 
 def path_of(table: Table, out: Path) -> Path:
