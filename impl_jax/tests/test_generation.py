@@ -60,7 +60,7 @@ def test_ragged_prompts(case: ModelCase, variant: str, monkeypatch: pytest.Monke
 
 
 def test_generating_in_traced_code_is_refused() -> None:
-    """Whatever of it is traced: the prompt, the state, the model."""
+    """Whatever of it is traced: the prompt, the state, the model, or what is computed alone."""
     case, variant = CASES[0]
     assert isinstance(case, ModelCase)
     model, _, prompt = made(case, variant)
@@ -70,9 +70,20 @@ def test_generating_in_traced_code_is_refused() -> None:
         jax.vmap(lambda row: model.generate(row[None], 2).tokens),
         lambda prompt: jax.jit(lambda state: model.generate(prompt, 2, state=state).tokens)(state),
         lambda prompt: nnx.jit(lambda model: model.generate(prompt, 2).tokens)(model),
+        lambda prompt: jax.jit(lambda: model.generate(prompt, 2).tokens)(),
     ):
         with pytest.raises(InputError, match=r"prompt: .* is traced"):
             run(prompt)
+
+
+def test_masked_arrays_are_refused() -> None:
+    """Though the prompt becomes NumPy's own array, which has no mask."""
+    case, variant = CASES[0]
+    assert isinstance(case, ModelCase)
+    model, _, prompt = made(case, variant)
+    for given in ({"prompt": np.ma.masked_array(prompt)}, {"prompt": prompt, "valid": np.ma.masked_array(prompt >= 0)}):
+        with pytest.raises(InputError, match="MaskedArray, which computes by rules of its own"):
+            model.generate(max_new_tokens=1, **given)
 
 
 def test_few_lengths_are_compiled() -> None:

@@ -250,9 +250,11 @@ class Compiled:
         """prompt [B, T] → ids [B, max_new_tokens]: see `Model.generate`."""
         check_x64(self.model.dtype)
         before = state.values() if isinstance(state, Mapping) else ()
-        if any(isinstance(a, Tracer) for a in (prompt, valid, *before, *jax.tree.leaves(self.params))):
+        made = jnp.zeros(())  # under jit all is traced, whatever it is made from
+        if any(isinstance(a, Tracer) for a in (prompt, valid, made, *before, *jax.tree.leaves(self.params))):
             raise InputError(
-                "prompt: it, the state or the model is traced, and ids are drawn from known logits; generate outside of jit and vmap"
+                "prompt: it, the state, the model or all that is computed here is traced, and ids are drawn from known logits; "
+                "generate outside of jit and vmap"
             )
         prompt = np.asarray(as_array("prompt", prompt))
         valid = None if valid is None else np.asarray(as_array("valid", valid))
