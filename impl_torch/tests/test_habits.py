@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import unisono_torch as un
+from unisono_spec.contract.files import save_params
 from unisono_torch import InputError
 from unisono_torch.nn import LinearAttention, MoMGRU
 
@@ -49,6 +51,23 @@ def test_meta_tensors_have_no_numbers(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="'meta'"):
             run()
     assert not list(tmp_path.iterdir())
+
+
+def test_masked_prompts_are_refused() -> None:
+    """Though a prompt becomes NumPy's own array, which has no mask."""
+    model, prompt = un.create(SMALL), np.zeros((2, 3), np.int64)
+    for run in (
+        lambda: model.generate(np.ma.masked_array(prompt), 1),
+        lambda: model.generate(prompt, 1, valid=np.ma.masked_array(prompt == 0)),
+    ):
+        with pytest.raises(InputError, match="MaskedArray, which computes by rules of its own"):
+            run()
+
+
+def test_tensors_are_saved_as_arrays_are(tmp_path: Path) -> None:
+    model = un.create(SMALL)
+    save_params(tmp_path / "model.safetensors", SMALL, model.state_dict())  # pyright: ignore[reportArgumentType]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), un.load(tmp_path / "model.safetensors").parameters(), strict=True))
 
 
 def test_generating_under_transforms_is_refused() -> None:

@@ -8,6 +8,8 @@ import pytest
 import unisono_spec
 from unisono_spec.contract import InputError, init_params
 from unisono_spec.contract.files import save_params
+from unisono_spec.contract.layer import starts
+from unisono_spec.contract.sampling import Sampling
 from unisono_spec.ops import decayed_sum
 
 ROOM = bad_arguments.Room("spec", unisono_spec, lambda a: a)
@@ -30,6 +32,8 @@ def test_arrays_with_rules_of_their_own(tmp_path):
             lambda odd=odd: model.forward(tokens, valid=odd(tokens == 0)),
             lambda odd=odd: model.forward(tokens, {**state, "layers.0.xi": odd(state["layers.0.xi"])}),
             lambda odd=odd: model.generate(odd(tokens), 1),
+            lambda odd=odd: model.generate(tokens, 1, Sampling(repetition_penalty=1.1), seen=odd(np.zeros((2, config.vocab_size), bool))),
+            lambda odd=odd: starts(odd(np.array([0, 3])), 3),
             lambda odd=odd: unisono_spec.create(config, {**params, "embedding.weight": odd(params["embedding.weight"])}),
             lambda odd=odd: save_params(tmp_path / "a", config, {**params, "embedding.weight": odd(params["embedding.weight"])}),
             lambda odd=odd: decayed_sum.recurrent(sums, 0.5, odd(np.zeros((2, 4)))),

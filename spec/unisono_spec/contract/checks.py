@@ -164,6 +164,7 @@ def _what(name: str) -> str:
 def as_array(name: str, given: Any) -> Any:
     """What has a shape and a dtype as it is; lists and numbers as NumPy's."""
     if hasattr(given, "shape") and hasattr(given, "dtype"):
+        check_ordinary(name, given)  # here too: a room may make it NumPy's before it checks
         return given
     try:
         return np.asarray(given)

@@ -120,7 +120,7 @@ def check_state(
 
 def check_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:
     """Raise InputError where a number is NaN or infinite: no run of ours writes such, and it would spread in silence."""
-    for name, array in arrays.items():
+    for name, array in ((n, np.asarray(a)) for n, a in arrays.items()):  # torch's dtypes tell no kind
         if array.dtype.kind != "i" and not np.isfinite(array).all():
             raise InputError(
                 f"{source}: {name} holds NaN or infinite numbers, which no room reads; it is damaged, restore it or use an older one"

@@ -14,6 +14,7 @@ from unisono_spec.contract.checks import check_ids, check_inputs
 from unisono_spec.contract.errors import InputError, shown
 from unisono_spec.contract.files import check_positions
 from unisono_spec.contract.memory import check_fits
+from unisono_spec.contract.ordinary import check_ordinary
 from unisono_spec.contract.sampling import Sampling, choose
 
 PIECE = 512  # tokens of a prompt read at once: what a long prompt needs in memory is what so many need
@@ -102,6 +103,7 @@ def _found(ids: np.ndarray, ties: np.ndarray, state: Any, number: int, marks: np
 def _seen(config: Config, prompt: np.ndarray, valid: np.ndarray | None, before: np.ndarray | None) -> np.ndarray:
     """`before`, and the ids of each row's prompt that count, [B, V]."""
     shape = (len(prompt), config.vocab_size)
+    check_ordinary("seen", before)
     if before is not None and (not isinstance(before, np.ndarray) or before.shape != shape or before.dtype != bool):
         raise InputError(f"seen: {shown(before)}; give what an earlier call returned, booleans {shape}")
     check_fits(shape[0] * shape[1], f"seen: {shape[0]} rows of {shape[1]} ids", "continue fewer prompts at once")

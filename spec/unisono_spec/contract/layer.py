@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from unisono_spec.contract.initial import initialize
 from unisono_spec.contract.lat import LATConfig
 from unisono_spec.contract.mamba import MambaConfig
 from unisono_spec.contract.maru import MARUConfig
+from unisono_spec.contract.ordinary import check_ordinary
 from unisono_spec.contract.plain import check_integer
 from unisono_spec.contract.s4d import S4DConfig
 
@@ -122,16 +123,17 @@ class Layer:
                 raise InputError(f"state: {name} has dtype {dtype}, expected {wanted}; start from init_state(batch)")
 
 
-def check_options(init: Callable[..., None], given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise InputError where a name that is given is neither one of a layer's `__init__` nor known to all layers."""
-    names = {*inspect.signature(init).parameters, *known} - {"self", "options"}
+def check_options(init: Callable[..., None], given: Iterable[str], known: Collection[str]) -> None:
+    """Raise InputError where an option that is given is none of those `known` to all layers. init: what else the layer takes."""
     for name in given:
-        if name not in names:
-            raise InputError(f"{name}: no argument of this layer; {nearest(name, names)}")
+        if name not in known:  # also where a subclass has it and passes it on: nobody would read it
+            names = {*inspect.signature(init).parameters, *known} - {"self", "options"}
+            raise InputError(f"{name}: no argument of this layer; {nearest(name, names - {name})}")
 
 
 def starts(cu_seqlens: Any, length: int) -> np.ndarray:
     """The `reset` [1, T] of sequences that lie one after the other in one row, from where each begins, [n + 1] with T last."""
+    check_ordinary("cu_seqlens", cu_seqlens)
     ends = np.asarray(cu_seqlens)
     if ends.ndim != 1 or ends.dtype.kind not in "iu" or len(ends) < 2 or ends[0] != 0 or ends[-1] != length or (np.diff(ends) < 0).any():
         raise InputError(f"cu_seqlens: {shown(ends.tolist())}; give integers that rise from 0 to T={length}, one more than sequences")
