@@ -173,6 +173,13 @@ def test_errors_name_field_value_and_remedy(change, message):
         layers.LinearAttention(D, 2, seed=0)(**{"x": np.zeros((2, 4, D)), **change})
 
 
+class Scaled(layers.S4D):
+    """Passes on what its base does not have."""
+
+    def __init__(self, d_model: int, scale: float, **options: Any) -> None:
+        super().__init__(d_model, scale=scale, **options)  # pyright: ignore[reportCallIssue]
+
+
 def test_errors_of_sizes():
     for kind, fields in MADE.values():
         for odd in ("dtype", "n_layers", "layer", "kind"):
@@ -180,6 +187,8 @@ def test_errors_of_sizes():
                 kind(D, **fields, seed=0, **{odd: 1})
         with pytest.raises(InputError, match="did you mean 'implementation'"):
             kind(D, **fields, seed=0, implementatoin="plain")
+    with pytest.raises(InputError, match=r"^scale: no argument of this layer"):
+        Scaled(D, scale=2.0, seed=0)
     with pytest.raises(InputError, match="n_heads: 3 must divide d_model=16"):
         layers.LinearAttention(D, 3, seed=0)
     with pytest.raises(InputError, match="rngs"):

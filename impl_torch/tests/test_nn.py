@@ -181,6 +181,13 @@ def test_errors_name_field_value_and_remedy(change: dict[str, Any], message: str
         layers.LinearAttention(D, 2)(**{"x": torch.zeros(2, 4, D), **change})
 
 
+class Scaled(layers.S4D):
+    """Passes on what its base does not have."""
+
+    def __init__(self, d_model: int, scale: float, **options: Any) -> None:
+        super().__init__(d_model, scale=scale, **options)  # pyright: ignore[reportCallIssue]
+
+
 def test_errors_of_sizes() -> None:
     for kind, fields in MADE.values():
         for odd in ("param_dtype", "n_layers", "layer", "kind"):
@@ -188,6 +195,8 @@ def test_errors_of_sizes() -> None:
                 kind(D, **fields, **{odd: 1})
         with pytest.raises(InputError, match="did you mean 'implementation'"):
             kind(D, **fields, implementatoin="plain")
+    with pytest.raises(InputError, match=r"^scale: no argument of this layer"):
+        Scaled(D, scale=2.0)
     with pytest.raises(InputError, match="n_heads: 3 must divide d_model=16"):
         layers.LinearAttention(D, 3)
     with pytest.raises(InputError, match=r"lat.qk_width: 17"):
