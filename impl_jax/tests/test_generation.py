@@ -12,7 +12,7 @@ from flax import nnx
 from unisono_conformance.cases import cases
 from unisono_conformance.cases.base import ModelCase
 from unisono_conformance.cases.draw import Draw
-from unisono_jax import create
+from unisono_jax import create, state_from_numpy
 from unisono_jax.models import base
 from unisono_spec.contract import InputError, generation
 from unisono_spec.contract.sampling import GREEDY, Sampling
@@ -77,13 +77,15 @@ def test_generating_in_traced_code_is_refused() -> None:
 
 
 def test_masked_arrays_are_refused() -> None:
-    """Though the prompt becomes NumPy's own array, which has no mask."""
+    """Also where they become others, which have no mask."""
     case, variant = CASES[0]
     assert isinstance(case, ModelCase)
     model, _, prompt = made(case, variant)
     for given in ({"prompt": np.ma.masked_array(prompt)}, {"prompt": prompt, "valid": np.ma.masked_array(prompt >= 0)}):
         with pytest.raises(InputError, match="MaskedArray, which computes by rules of its own"):
             model.generate(max_new_tokens=1, **given)
+    with pytest.raises(InputError, match="state: xi: a MaskedArray"):
+        state_from_numpy({"xi": np.ma.masked_array(prompt)})
 
 
 def test_few_lengths_are_compiled() -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from unisono_spec.contract import InputError
+from unisono_spec.contract.checks import as_array
 from unisono_spec.contract.errors import shown
 
 ARRAYS = (jax.Array, np.ndarray, np.generic)  # what models take; traced arrays are jax.Arrays
@@ -38,7 +39,7 @@ def numpy_state(state: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
 
 def state_from_numpy(state: Mapping[str, np.ndarray], device: Any = None) -> dict[str, jax.Array]:
     """A running state from any room. `forward` and `step` cast it to their model's dtypes."""
-    return {name: place(a, device) for name, a in state.items()}
+    return {name: place(as_array(f"state: {name}", a), device) for name, a in state.items()}
 
 
 def find_devices(name: str) -> list[Any]:

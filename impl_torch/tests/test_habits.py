@@ -53,12 +53,13 @@ def test_meta_tensors_have_no_numbers(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_masked_prompts_are_refused() -> None:
-    """Though a prompt becomes NumPy's own array, which has no mask."""
+def test_masked_arrays_are_refused() -> None:
+    """Also where they become others, which have no mask."""
     model, prompt = un.create(SMALL), np.zeros((2, 3), np.int64)
     for run in (
         lambda: model.generate(np.ma.masked_array(prompt), 1),
         lambda: model.generate(prompt, 1, valid=np.ma.masked_array(prompt == 0)),
+        lambda: un.state_from_numpy({"layers.0.xi": np.ma.masked_array(prompt)}),
     ):
         with pytest.raises(InputError, match="MaskedArray, which computes by rules of its own"):
             run()

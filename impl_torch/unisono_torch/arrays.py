@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from unisono_spec.contract import Arrays, InputError
+from unisono_spec.contract.checks import as_array
 from unisono_spec.contract.errors import shown
 
 from unisono_torch.ops.transforms import transformed
@@ -70,7 +71,7 @@ def numpy_state(state: Mapping[str, Tensor]) -> Arrays:
 
 
 def state_from_numpy(state: Mapping[str, np.ndarray], device: torch.device | str | None = None) -> dict[str, Tensor]:
-    return {name: from_numpy(a, device) for name, a in state.items()}
+    return {name: from_numpy(as_array(f"state: {name}", a), device) for name, a in state.items()}
 
 
 def owned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

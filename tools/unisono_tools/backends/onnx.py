@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from unisono_spec.contract import ANY, Arrays, Config, InputError, generation, zero_state
-from unisono_spec.contract.checks import check_ids, check_inputs
+from unisono_spec.contract.checks import as_array, check_ids, check_inputs
 from unisono_spec.contract.files import VERSION, cast_state, load_params, read_config, write_bytes
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import Sampling
@@ -134,7 +134,7 @@ class Reader:
         return self._run({"tokens": np.zeros((batch, 1), np.int64), "reset": once, "valid": ~once, **state})[1]
 
     def forward(self, tokens: np.ndarray, state: Arrays, reset: np.ndarray | None = None) -> tuple[np.ndarray, Arrays]:
-        tokens = np.asarray(tokens)
+        tokens = np.asarray(as_array("tokens", tokens))
         check_inputs(self.config, tokens, state, reset)
         self._check_length(tokens.shape[1], state, reset)
         if not self.config.reads_frames:
@@ -164,7 +164,7 @@ class Reader:
                 raise InputError(f"{name}: token {most} of a sequence, there is room for {limit}; {REMEDIES[name]}")
 
     def step(self, token: np.ndarray, state: Arrays) -> tuple[np.ndarray, Arrays]:
-        logits, state = self.forward(np.asarray(token)[:, None], state)
+        logits, state = self.forward(as_array("tokens", token)[:, None], state)
         return logits[:, 0], state
 
     def generate(
