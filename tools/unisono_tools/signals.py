@@ -26,6 +26,12 @@ def _interrupt(number: int, _: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def obey(received: signal.Signals | None) -> None:
+    """End this process, as a shell reports one that the signal ended, where it has ended a part of the work; None: go on."""
+    if received is not None:
+        raise SystemExit(128 + received)
+
+
 class Stopped(Exception):
     """A signal came while something long was under way that can be left out."""
 

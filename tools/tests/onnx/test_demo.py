@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,6 +59,12 @@ def test_it_shows_the_comparison_and_the_agreement(shown: tuple[Path, str]):
     shares = [int(share) for share in re.findall(r"\b(\d+)%", text)]
     assert len(shares) == 3
     assert max(shares) <= 100
+
+
+def test_a_signal_that_ends_its_training_ends_it(shown: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(demo, "train", lambda *_, **__: SimpleNamespace(signal=signal.SIGTERM))
+    with pytest.raises(SystemExit, match="143"):
+        demo.main(["--out", str(tmp_path), "--corpus", str(shown[0].parent / "text.txt"), "--steps", "3"])
 
 
 def test_engines_that_disagree_are_an_error(shown: tuple[Path, str], monkeypatch: pytest.MonkeyPatch):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 from unisono_spec.contract import InputError, count_params
 from unisono_spec.contract.files import load_params
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
-from unisono_tools.experiments import drawn, running, scales, tables
+from unisono_tools.experiments import compare, drawn, playground, running, scales, tables
 from unisono_tools.train.checkpoint import model_file
 
 
@@ -80,6 +82,34 @@ def test_no_run_is_begun_after_the_minutes(small, tmp_path, monkeypatch):
     for jobs in (1, 2):
         path = running.run(table, tmp_path / "none", "here", jobs, 1e-9, Console(quiet=True))
         assert [row["runs"] for row in json.loads(path.read_text())["rows"]] == [[]] * 3
+
+
+def test_a_signal_that_ends_a_run_ends_the_table(small, tmp_path, monkeypatch):
+    begun = []
+
+    def stopped(folder):
+        begun.append(folder.name)
+        (folder / "result.json").write_text('{"status": "stopped by SIGINT", "seed": 0, "lr": 0.001, "steps": 1, "of": 8}')
+
+    monkeypatch.setattr(running, "do", stopped)
+    for calls in (1, 2):  # the same command goes on with the run that was cut
+        with pytest.raises(SystemExit, match="130"):
+            running.run(tables.load(str(small)), tmp_path, "here", 1, 0.0, Console(quiet=True))
+        assert len(begun) == calls
+    assert begun[0] == begun[1]
+
+
+def test_a_signal_that_ends_a_run_ends_what_trains_several(tmp_path, monkeypatch):
+    def stopped(*_):
+        return SimpleNamespace(signal=signal.SIGINT)
+
+    monkeypatch.setattr(compare, "train", stopped)
+    monkeypatch.setattr(playground, "train", stopped)
+    nothing: Any = None
+    with pytest.raises(SystemExit, match="130"):
+        compare.learn({"a": [nothing]}, nothing, 1, Console(quiet=True))
+    with pytest.raises(SystemExit, match="130"):
+        playground._trained(tmp_path, "sotu", 1)
 
 
 @pytest.mark.parametrize(("metric", "better"), [("bits", 0.001), ("accuracy", 0.01)])

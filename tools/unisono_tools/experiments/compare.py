@@ -21,6 +21,7 @@ from unisono_tools.experiments import figures, ngrams
 from unisono_tools.experiments.inspect import dependency_matrix
 from unisono_tools.experiments.match import FAMILIES, match
 from unisono_tools.experiments.running import pool
+from unisono_tools.signals import obey
 from unisono_tools.train import train
 from unisono_tools.train.checkpoint import model_file
 from unisono_tools.train.logs import NAME as LOG
@@ -109,7 +110,7 @@ def learn(runs: dict[str, list[TrainConfig]], text: Corpus, jobs: int, console: 
     for name, each in runs.items():
         console.print(f"[bold]{name}[/]")
         for run in each:  # those that are whole return at once, and what failed in a process of its own says why
-            train(run, text)
+            obey(train(run, text).signal)
         curves.append(curve(name, each))
     return curves
 

@@ -27,6 +27,7 @@ from unisono_tools.data import Corpus, load_corpus
 from unisono_tools.evaluation import evaluate
 from unisono_tools.experiments import figures, ngrams
 from unisono_tools.precompute import PrecomputedCorpus, precompute
+from unisono_tools.signals import obey
 from unisono_tools.streaming import stream
 from unisono_tools.train import train
 from unisono_tools.train.checkpoint import model_file
@@ -73,6 +74,7 @@ def run(out: str = "demo", corpus: str = "sotu", seconds: float = 200, steps: in
     )
     start = time.monotonic()
     result = train(plan, text, seconds=math.inf if steps else LONGER * seconds)
+    obey(result.signal)
     trained = time.monotonic() - start
     if result.steps < plan.steps:
         console.print(f"stopped at step {result.steps:,}: this machine became slower than it was measured to be")

@@ -16,6 +16,7 @@ from unisono_tools.commands.export import run as export
 from unisono_tools.config import from_dict
 from unisono_tools.data import load_corpus
 from unisono_tools.evaluation import evaluate
+from unisono_tools.signals import obey
 from unisono_tools.train import train
 from unisono_tools.train.checkpoint import model_file, tokenizer_of
 
@@ -61,7 +62,9 @@ def _trained(run: Path, corpus: str, steps: int) -> Path:
     values = read_config("playground")
     values["data"] |= {"corpus": corpus}
     plan = from_dict({**values, "out": str(run), **({"steps": steps} if steps else {})})
-    return model_file(train(plan).checkpoint)
+    result = train(plan)
+    obey(result.signal)
+    return model_file(result.checkpoint)
 
 
 def _measured(path: Path, corpus: str, tokens: int) -> str:

@@ -7,6 +7,7 @@ import fnmatch
 import json
 import math
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from unisono_tools.config import TrainConfig, dump, flatten
 from unisono_tools.experiments import tables
 from unisono_tools.experiments.tables import Row, Table, config_of
 from unisono_tools.experiments.worker import CONFIG, RESULT, do, origin
+from unisono_tools.signals import obey
 
 ALIKE = ("train.max_minutes", "train.data.workers")  # settings that leave what is learned at a step as it is
 MOST = 1 << 26  # bytes of a results file
@@ -103,6 +105,8 @@ def pool(runs: list[TrainConfig], jobs: int, deadline: float = math.inf) -> Iter
             run = waiting.popleft()
             do(run.folder)
             yield run
+            name = str(_result(run).get("status")).partition("stopped by ")[2]
+            obey(signal.Signals[name] if name else None)
         return
     ended: queue.SimpleQueue[TrainConfig | None] = queue.SimpleQueue()
     threads = [threading.Thread(target=_serve, args=(waiting, ended, deadline), daemon=True) for _ in range(min(jobs, len(waiting)))]
