@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
+import math
 from pathlib import Path
 
 import checking
 import numpy as np
 import pytest
 from unisono_spec.contract import ARCHITECTURES, config_class, config_from_dict, config_to_dict, count_params, init_params, preset, presets
+from unisono_spec.contract.errors import InputError
 from unisono_spec.contract.files import load_state, save_params, save_state
 from unisono_spec.models import create, load
 
@@ -103,3 +106,12 @@ DEFAULTS = {
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_defaults(arch: str) -> None:
     assert config_class(arch)().to_dict() == DEFAULTS[arch]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("value", [1e-320, -1e-320, 1e300, math.nan, -math.inf])
+def test_numbers_that_float32_does_not_hold(arch: str, value: float) -> None:
+    """They would be 0 or infinite in every room but the spec."""
+    for field in dataclasses.fields(config_class(arch)):
+        with pytest.raises(InputError, match=rf"{arch}\.{field.name}: "):
+            config_class(arch)().replace(**{field.name: value})

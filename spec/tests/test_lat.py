@@ -221,6 +221,7 @@ def test_files(tmp_path: Any) -> None:
         {"dropout": 1.0},
         {"attention": 3},
         {"rope_base": 0.0, "positions": "rope"},
+        {"rope_base": -1.0},
     ],
 )
 def test_bad_config(changes: dict[str, Any]) -> None:

@@ -82,6 +82,7 @@ class State:
 
 
 MAX_SIZE = 2**31 - 1  # of any integer in a config
+_TINY, _HUGE = (float(n) for n in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))  # beyond, rooms in float32 read 0 and ∞
 # what `params()`, `states()` and the configs themselves count up to: beyond any model, and listed in a moment
 _MOST = {"n_layers": 4096, "d_state": 65536, "n_scales": 4096}
 
@@ -114,8 +115,9 @@ class Config:
         for field in dataclasses.fields(self):
             name = f"{self.arch}.{field.name}"
             value = typed(getattr(self, field.name), hints[field.name], name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(f"{name}: {value} is not finite; give a number")
+            if isinstance(value, float) and value and not _TINY <= abs(value) <= _HUGE:
+                what = "beyond float32's range" if math.isfinite(value) else "not finite"
+                raise InputError(f"{name}: {value} is {what}; give a number of size {_TINY:.2g} to {_HUGE:.2g}")
             if isinstance(value, int) and abs(value) > (most := _MOST.get(field.name, MAX_SIZE)):
                 raise InputError(f"{name}: {value} is out of bounds; use an integer ≤ {most}")
             object.__setattr__(self, field.name, value)

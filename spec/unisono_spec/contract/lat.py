@@ -61,12 +61,12 @@ class LATConfig(Config):
             self.fail("conv_mult", "conv_mult·d_model is split in two halves; make it even")
         if "linear" in self.kinds and self.feature_map == "taylor2" and self.qk_width > 16:
             self.fail("qk_width", "taylor2 widens it to 1 + K + K²; use at most 16")
+        if not self.rope_base > 1:
+            self.fail("rope_base", "use a number above 1; the default is 10000")
         if self.positions == "rope":
             self._validate_rope()
 
     def _validate_rope(self) -> None:
-        if not self.rope_base > 1:
-            self.fail("rope_base", "use a number above 1; the default is 10000")
         if "linear" in self.kinds and self.qk_width % 2:
             self.fail("qk_width", "RoPE rotates pairs; use an even width")
         if {"window", "softmax"} & set(self.kinds) and self.head_width % 2:
