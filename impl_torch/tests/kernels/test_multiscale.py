@@ -83,6 +83,19 @@ def test_the_same_bits(device: str, monkeypatch: pytest.MonkeyPatch):
     assert all(torch.equal(a, again[name]) for name, a in first.items())
 
 
+def test_what_a_segments_second_half_reads_of_its_first(device: str, monkeypatch: pytest.MonkeyPatch):
+    """As on a Hopper GPU: half of a query's gradient comes of keys of the first half alone, whose terms add up and fade fast."""
+    case = Case(1, 70, 1, 64, 64, 1, BF16, trend=True)
+    given = inputs(case, device)
+    given["log_decay"].fill_(-1)
+    given["k"][:, :64, :, 32:] = 0
+    given["k"][:, 64:, :, :32] = 0
+    given["v"][:, :64], given["v"][:, 64:] = -1, 1
+    found, exact, terms = run(case, given, monkeypatch), written_out(case, given), written_out(case, given, terms=True)
+    for name, a in found.items():
+        judge.within(a.double().cpu(), exact[name].cpu(), budget(case, name, terms[name]).cpu(), name)
+
+
 @pytest.mark.parametrize("length", [150, 520])
 def test_what_fades_along_pieces(length: int, device: str, monkeypatch: pytest.MonkeyPatch):
     """As on a Hopper GPU: the final S and z, of positive terms, and their gradient by log λ. At 520 a piece has several segments."""
