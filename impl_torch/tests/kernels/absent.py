@@ -1,4 +1,5 @@
-"""An H100 that is not there: kernels are compiled as they would be launched on it. For a process of its own, without TRITON_INTERPRET."""
+"""A GPU that is not there, an H100 unless told: kernels are compiled as they would be launched on it. For a process of its own, without
+TRITON_INTERPRET."""
 
 from __future__ import annotations
 
@@ -15,10 +16,13 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-SHARED = 227 * 1024  # bytes that a program can have
+SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}  # bytes that a program can have, by compute capability times ten
 
 
+@dataclasses.dataclass(frozen=True)
 class _Driver:
+    capability: int
+
     def get_current_device(self) -> int:
         return 0
 
@@ -26,7 +30,7 @@ class _Driver:
         return 0
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self.capability, 32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +44,9 @@ class Compiled:
         return f"{self.name}: {self.registers} registers, {self.stack} bytes of stack, {self.shared} of shared memory"
 
 
-def install(compiled: dict[str, Compiled]) -> None:
+def install(compiled: dict[str, Compiled], capability: int = 90) -> None:
     """From now on what is launched is compiled instead, into `compiled`, where it is not there."""
-    driver.set_active(_Driver())  # pyright: ignore[reportArgumentType]
+    driver.set_active(_Driver(capability))  # pyright: ignore[reportArgumentType]
 
     def launched(self: Any, grid: tuple[int, ...]) -> Any:
         assert len(grid) == 1 or max(grid[1:]) <= 65_535
@@ -51,7 +55,6 @@ def install(compiled: dict[str, Compiled]) -> None:
             kernel = self.run(*args, grid=grid, warmup=True, **how)
             if kernel.hash in compiled:
                 return
-            assert kernel.metadata.shared <= SHARED
             name = f"{self.__module__.removeprefix('unisono_torch.kernels.')}.{self.__name__}"
             compiled[kernel.hash] = Compiled(name, kernel.metadata.shared, *_used(kernel.asm["cubin"]))
             if "-v" in sys.argv:
@@ -60,6 +63,14 @@ def install(compiled: dict[str, Compiled]) -> None:
         return compile_only
 
     triton.JITFunction.__getitem__ = launched
+
+
+def finish(compiled: dict[str, Compiled], capability: int = 90) -> None:
+    """Says how many there are; exits with 1 where some cannot be launched."""
+    large = [each for each in compiled.values() if each.shared > SHARED[capability]]
+    print(*(f"does not launch: {each}" for each in large), f"{len(compiled)} compiled", sep="\n")
+    if large:
+        sys.exit(1)
 
 
 def _used(code: bytes) -> tuple[int, int]:

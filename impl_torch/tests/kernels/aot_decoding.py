@@ -40,7 +40,7 @@ def main() -> None:
         if dtype != torch.float64:
             choose.choose(logits, number, ids, ties, bad, token)
         draw.draw(logits, u, scalar, number, scalar, number, ids, ties, bad, token)
-    print(f"{len(compiled)} compiled")
+    absent.finish(compiled)
 
 
 if __name__ == "__main__":

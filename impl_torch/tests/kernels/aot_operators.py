@@ -1,17 +1,19 @@
 """Compiles what operators launch for an H100 that need not be there, says which kernels spill registers, and goes on with aot_decoding.
 Run in a process without TRITON_INTERPRET: `python -m impl_torch.tests.kernels.aot_operators`; -v says of each kernel its registers, stack
-and shared memory; names of operators choose some, and no decoding."""
+and shared memory. Names of operators choose some, --capability another GPU: either leaves out decoding."""
 
 from __future__ import annotations
 
+import argparse
 import functools
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from unisono_torch.kernels.diagonal_ssm import diagonal_ssm
+from unisono_torch.kernels.linear_attention import linear_attention
+from unisono_torch.kernels.linear_attention import operator as linear
 from unisono_torch.kernels.mom_gru import loop
 from unisono_torch.kernels.mom_gru import operator as cell
 from unisono_torch.kernels.multiscale import multiscale
@@ -19,6 +21,7 @@ from unisono_torch.kernels.multiscale import operator as scales
 from unisono_torch.kernels.rotary import turned
 from unisono_torch.kernels.selective_scan import selective_scan
 from unisono_torch.kernels.short_conv import short_conv
+from unisono_torch.kernels.window import window
 from unisono_torch.ops.mom_gru_loop import Sizes, Weights
 
 from . import absent, aot_decoding
@@ -56,6 +59,17 @@ def of_rotary(dtype: torch.dtype, width: int, feature_map: str, numerator: bool)
     q, k = (real(2, 70, 3, width, dtype=dtype) for _ in range(2))
     angle = torch.zeros(1, 70, width // 2)
     return turned(q, k, angle, angle, feature_map, real(1) if feature_map == "learned" else None, numerator)
+
+
+def of_linear_attention(dtype: torch.dtype, width: int) -> Any:
+    q, k, v = (real(1, LENGTH, 2, width, dtype=dtype) for _ in range(3))
+    return linear_attention(q, k, v, (real(1, 2, width, width), real(1, 2, width)), feature_map="elu1")
+
+
+def of_window(dtype: torch.dtype, width: int) -> Any:
+    q, k, v = (real(1, LENGTH, 2, width, dtype=dtype) for _ in range(3))
+    keys, values = (real(1, 64, 2, width, dtype=dtype) for _ in range(2))
+    return window(q, k, v, keys, values, torch.zeros(1, dtype=torch.int32))
 
 
 def of_multiscale(dtype: torch.dtype, widths: tuple[int, int], scales: int, marked: bool, apart: bool) -> Any:
@@ -101,6 +115,10 @@ CALLS: tuple[tuple[Any, ...], ...] = (
     (of_rotary, F32, 2, "learned", False),
     (of_rotary, BF16, 80, "relu", False),
     (of_rotary, F32, 48, "none", False),
+    (of_linear_attention, BF16, 64),  # in Gluon, and 128
+    (of_linear_attention, BF16, 128),
+    (of_linear_attention, BF16, 256),
+    (of_window, BF16, 128),
     (of_multiscale, BF16, (64, 64), 1, False, False),  # in Gluon
     (of_multiscale, BF16, (64, 64), 4, False, False),
     (of_multiscale, BF16, (64, 64), 1, True, True),
@@ -114,21 +132,32 @@ CALLS: tuple[tuple[Any, ...], ...] = (
 )
 
 
+NAMES = sorted({call.__name__.removeprefix("of_") for call, *_ in CALLS})
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all of them")
+    parser.add_argument("--capability", type=int, default=90, choices=sorted(absent.SHARED), help="compute capability times ten; 90")
+    parser.add_argument("-v", action="store_true", help="say of each kernel what it takes")
+    chosen = parser.parse_args()
+    if unknown := sorted({*chosen.names} - {*NAMES}):
+        parser.error(f"NAME: {', '.join(unknown)}; give {', '.join(NAMES)}")
     compiled: dict[str, absent.Compiled] = {}
-    absent.install(compiled)
-    scales.hopper = lambda device: True  # pyright: ignore[reportPrivateImportUsage]
+    absent.install(compiled, chosen.capability)
+    hopper = chosen.capability == 90
+    linear.hopper = scales.hopper = lambda device: hopper  # pyright: ignore[reportPrivateImportUsage]
     cell._multiprocessors = lambda device: 132
-    wanted = [name for name in sys.argv[1:] if name != "-v"]
     for call, *given in CALLS:
-        if wanted and call.__name__.removeprefix("of_") not in wanted:
+        if chosen.names and call.__name__.removeprefix("of_") not in chosen.names:
             continue
-        if "-v" in sys.argv:
+        if chosen.v:
             print(call.__name__, *given, flush=True)
         found = [a for a in tree_leaves(call(*given)) if a.requires_grad]
         torch.autograd.backward(found, [torch.zeros_like(a) for a in found])
-    print(*(f"spills: {each}" for each in compiled.values() if each.stack), f"{len(compiled)} compiled", sep="\n")
-    if not wanted:
+    print(*(f"spills: {each}" for each in compiled.values() if each.stack), sep="\n")
+    absent.finish(compiled, chosen.capability)
+    if hopper and not chosen.names:
         aot_decoding.main()
 
 
