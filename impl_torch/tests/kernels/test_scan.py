@@ -98,6 +98,23 @@ def test_a_reset_cuts_nan(decay, device):
         assert not dx[:, (t < cut) & ~unknown].any()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in add:RuntimeWarning")  # of the interpreter: a rounded λ's part of infinity
+def test_a_sweep_ends_what_is_not_finite_with_a_segment(device, monkeypatch):
+    """As documented: to the last bit what it would be without, in segments beyond the halo; each way."""
+    monkeypatch.setattr(operator, "SHORTEST", 16)
+    monkeypatch.setattr(operator, "WARPS", 1 << 20)
+    case, t = Case(1, 40, 3, torch.float32, 0.001, False, True, False, False, 16), torch.arange(40, device=device)
+    tensors, upstream = inputs(case, 3, device), (torch.ones(1, 40, 3, device=device), torch.ones(1, 3, device=device))
+    clean, _ = kernel(case, **tensors)
+    tensors["initial"][:], tensors["x"][:, 3], upstream[0][:, 30] = torch.inf, torch.nan, torch.nan
+    xi, final = kernel(case, **tensors)
+    assert torch.equal(torch.isfinite(xi), (t >= 16)[None, :, None].expand_as(xi))
+    assert torch.equal(xi[:, 16:], clean[:, 16:])
+    assert torch.isfinite(final).all()
+    dx = differentiate(functools.partial(kernel, case), tensors, upstream)["dx"]
+    assert torch.equal(torch.isfinite(dx), ((t != 3) & ((t < 16) | (t > 30)))[None, :, None].expand_as(dx))
+
+
 @triton.jit
 def _later_two_first(x, out):
     """Of scanned elements 0, 1, 2: the state before the last, and after it."""

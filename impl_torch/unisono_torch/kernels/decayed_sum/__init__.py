@@ -18,6 +18,7 @@ def decayed_sum(
     """x [B, T, D], 0 < decay < 1, initial_state [B, D], reset and valid [B, T] bool → ξ [B, T, D], final state [B, D].
 
     Sums are kept in float32 (float64 for float64 x), the dtype of the final state and, unless `out_dtype` says otherwise, of ξ.
-    Differentiable in x and initial_state; second derivatives are made of plain operations.
+    Differentiable in x and initial_state; second derivatives are made of plain operations. NaN and infinity, of gradients too, may end
+    before the next reset: where time is cut (scan/sweep.py), what is 2^−64 of itself by then (2^−128 in float64) is not carried on.
     """
     return scan(x, None, initial_state, reset, valid, decay, False, out_dtype or accumulator(x.dtype))

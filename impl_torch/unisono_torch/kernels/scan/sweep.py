@@ -3,8 +3,9 @@
 Time is cut into segments. A program owns one segment of a block of channels and sweeps it in tiles of ROWS tokens, the state in
 registers; in a tile as wide as a warp's loads, each thread scans its own channels with no exchange. Instead of waiting for what
 enters its segment, a sweep starts `halo` tokens early, where λ^halo is below the accumulator's reach; the bytes stay near the
-minimum. Nothing depends on the order in which programs run, so results are the same bits each time. The width D is known to the
-compiler, so that loads are as wide as D allows.
+minimum. So NaN and infinity, which no λ makes small, end where a segment begins more than `halo` tokens after them. Nothing depends
+on the order in which programs run, so results are the same bits each time. The width D is known to the compiler, so that loads are
+as wide as D allows.
 """
 
 # Triton's own language, which a checker of Python reads wrongly
