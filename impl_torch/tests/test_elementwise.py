@@ -61,6 +61,19 @@ def test_slopes_at_zero_and_far_away(name: str) -> None:
     assert torch.equal(slopes[0][:2], slopes[1][:2])
 
 
+def test_norms_are_wide_and_lose_no_digits_to_a_shared_part() -> None:
+    """To the last bit: numbers of 16 bits as float32, and whole ones beside 4096, of exact sums, as without it."""
+    x, weight, bias = torch.arange(64) - 31, torch.linspace(0.5, 1.5, 64), torch.linspace(-1, 1, 64)
+    x[-1] += 32  # their mean is 1
+    norms = (lambda x, w, b: elementwise.rms_norm(x, w)), elementwise.layer_norm
+    for norm in norms:
+        narrow = [a.bfloat16() for a in (x, weight, bias)]
+        y = norm(*narrow)
+        assert y.dtype == torch.float32
+        assert torch.equal(y, norm(*(a.float() for a in narrow)))
+    assert torch.equal(elementwise.layer_norm(x + 4096.0, weight, bias), elementwise.layer_norm(x.float(), weight, bias))
+
+
 def test_one_row_of_weights_compiled_keeps_its_products() -> None:
     """(1 + 1/128)² has a digit that bfloat16 has not: of 512 such squares less 520, 1/32 is left, exact in float32 in any order."""
     x, weight = (torch.full((1, 513), 1 + 1 / 128, dtype=torch.bfloat16) for _ in range(2))
