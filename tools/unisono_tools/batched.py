@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 from collections.abc import Iterator
@@ -73,6 +74,8 @@ def _prompts(file: str) -> Iterator[str]:
                 number += 1
                 if len(line) == MAX_BYTES:
                     raise InputError(f"prompts: {file}, line {number} is longer than {MAX_BYTES - 1} bytes; give it by --prompt_file")
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)  # some editors begin a file with it
                 if not line.strip():
                     continue
                 try:

@@ -99,8 +99,8 @@ def test_a_text_is_verified(command, refused, model, tmp_path):
 
 def test_the_command(command, refused, model, tmp_path):
     lines, rows = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
-    lines.write_text("We the\n\nOne\r\nñ\n", encoding="utf-8")
-    rows.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in ("We the", "One", "ñ")))
+    lines.write_text("We the\n\nOne\r\nñ\n", encoding="utf-8-sig")
+    rows.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in ("We the", "One", "ñ")), encoding="utf-8-sig")
     said = []
     for file in (lines, rows):
         code, out, err = command("generate", model, "--backend", "numpy", "--prompts", file, "--batch_size", 2, "--max_new_tokens", 5)
