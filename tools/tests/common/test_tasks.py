@@ -11,6 +11,7 @@ from unisono_spec.contract import InputError, init_params, preset
 from unisono_tools.backends.numpy import Reader
 from unisono_tools.config import DataChoice, ModelChoice, TrainConfig
 from unisono_tools.tasks import base, listops, names, open_task
+from unisono_tools.train import task_datamodule
 from unisono_tools.train.task_datamodule import TaskDataModule, evaluate_task
 
 # of the small data sets
@@ -193,6 +194,26 @@ def test_judging_reads_the_asked_places_alone():
     assert found.nats == pytest.approx(nats[examples.scored].sum(), rel=numerics.rounding("float64", 2**12))
     assert found.examples == 100
     assert 0 <= found.score < 1
+
+
+def test_judging_takes_as_many_at_once_as_the_memory_allows(monkeypatch):
+    """And finds the same."""
+    task = open_task("copying", {"letters": 5, "shortest": 1, "longest": 6})
+    config = preset("cram-1m", d_model=8, n_layers=1, vocab_size=8)
+    reader, read, found = Reader(config, init_params(config, 1), "float64"), [], []
+    forward, each = reader.forward, task.length("6") * 4 * config.d_model
+    monkeypatch.setattr(reader, "forward", lambda tokens, state: read.append(len(tokens)) or forward(tokens, state))
+    for memory, chunk in ((task_datamodule.SHARE * (4 * each - 1), 3), (1 << 60, 9), (1, 1)):
+        monkeypatch.setattr(task_datamodule, "memory", lambda memory=memory: memory)
+        found.append(evaluate_task(reader, task, "validation", "6", 9))
+        assert set(read) == {chunk}
+        read.clear()
+    assert [one.right for one in found] == [found[0].right] * 3
+    assert [one.nats for one in found] == pytest.approx([found[0].nats] * 3, rel=numerics.rounding("float64", 2**12))
+    monkeypatch.setattr(task_datamodule, "MOST", 2 * each)
+    monkeypatch.setattr(task_datamodule, "memory", lambda: 1 << 60)
+    evaluate_task(reader, task, "validation", "6", 4)
+    assert read == [2, 2]
 
 
 def test_options_that_do_not_fit():

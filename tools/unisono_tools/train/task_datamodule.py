@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from unisono_spec.contract import Config, InputError
 from unisono_spec.contract.initial import generator
+from unisono_spec.contract.memory import memory
 
 from unisono_tools.ahead import Ahead
 from unisono_tools.backends.base import Batch, Reader
@@ -19,7 +20,8 @@ from unisono_tools.tasks import Task, open_task
 from unisono_tools.train.datamodule import Rows, Validation
 from unisono_tools.train.loader import starting_state
 
-LOGITS = 1 << 24  # numbers a chunk of logits, or of what a layer makes of its tokens, may hold
+MOST = 1 << 26  # numbers that a chunk of logits, or of what a layer makes of its tokens, may hold on a large machine
+SHARE = 1 << 10  # bytes of the memory for each, on others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ def evaluate_task(
     if number < 1:
         raise InputError(f"examples: {number}; {task.name} has no end, give a positive number of examples")
     config = reader.config
-    chunk = max(1, LOGITS // (length * max(4 * config.d_model, 2 * task.frame_size or config.vocab_size)))
+    chunk = max(1, min(MOST, memory() // SHARE) // (length * max(4 * config.d_model, 2 * task.frame_size or config.vocab_size)))
     found = [0.0, 0.0, 0.0, 0.0]
     for start in range(0, number, chunk):
         if progress is not None:
