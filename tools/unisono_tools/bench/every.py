@@ -3,7 +3,7 @@
     compute-sanitizer --tool memcheck python -m unisono_tools.bench.every --alone    # and --tool racecheck: odd shapes, marks, small
     python -m unisono_tools.bench.every --large                                      # past 2³¹ elements, 65,535 rows and 100,000 tokens
 
-Both are compared with plain operations in float64, large calls in their last row and head.
+Both are compared with plain operations in float64, large calls (large.py) in their last row and its last heads or channels.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from unisono_conformance import numerics
 from unisono_torch.ops import (
+    activated_conv,
     decayed_sum,
     diagonal_ssm,
+    elementwise,
     gated_scan,
     mapped_attention,
     multiscale,
@@ -27,6 +29,9 @@ from unisono_torch.ops import (
     weighted_sum,
     window,
 )
+from unisono_torch.ops.linear_cross_entropy import linear_cross_entropy
+
+from unisono_tools.bench import large
 
 ROUNDINGS = 7  # to the dtype, at most, on the way to a gradient
 Tensors = tuple[Tensor, ...]
@@ -84,6 +89,12 @@ def small(dtype: torch.dtype) -> Iterator[tuple[str, Call, Tensors]]:
                 lambda q, k, v, decay, c, S, z, how: multiscale.parallel(q, k, v, q, k, decay, c, (S, z), implementation=how),
                 (q.abs(), k.abs(), v, decay, weight, *scaled),
             )
+            state = _draw(b, 1, h, K, V), _draw(b, 1, h, K).abs()
+            yield (
+                f"multiscale {K} × {V}, one decay, unmarked",
+                lambda q, k, v, decay, c, S, z, how: multiscale.parallel(q, k, v, q, k, decay, c, (S, z), implementation=how),
+                (q.abs(), k.abs(), v, decay[..., 1:2].clone(), weight[:, :, :1].clone(), *state),
+            )
     yield (
         "linear_attention taylor2",
         lambda q, k, v, S, z, how: mapped_attention.parallel(q, k, v, (S, z), **marks, feature_map="taylor2", implementation=how),
@@ -103,6 +114,11 @@ def small(dtype: torch.dtype) -> Iterator[tuple[str, Call, Tensors]]:
             lambda q, k, v, keys, values, how, count=count: _windowed(q, k, v, keys, values, count, marks, how),
             (x(b, t, h, K), x(b, t, h, K, seed=1), x(b, t, h, V), _draw(b, w, h, K), _draw(b, w, h, V)),
         )
+        yield (
+            f"window {K} × {V}, unmarked",
+            lambda q, k, v, keys, values, how, count=count: _windowed(q, k, v, keys, values, count, {}, how),
+            (x(b, t, h, K), x(b, t, h, K, seed=1), x(b, t, h, V), _draw(b, w, h, K), _draw(b, w, h, V)),
+        )
     for n in (16, 24):
         scan = x(b, t, d), x(b, t, d, seed=1) - 3, -_draw(d, n).exp(), x(b, t, n), x(b, t, n, seed=1), _draw(d), _draw(b, d, n)
         yield (
@@ -116,10 +132,20 @@ def small(dtype: torch.dtype) -> Iterator[tuple[str, Call, Tensors]]:
             lambda u, dt, A, B, C, D, s, z, how: gated_scan.parallel(u, dt, A, B, C, D, s, **marks, z=z, implementation=how),
             (*scan, x(b, t, d, seed=2)),
         )
-    yield (
-        "short_conv",
-        lambda x, w, bias, s, how: short_conv.parallel(x, w, bias, s, **marks, implementation=how),
-        (x(b, t, d), _draw(d, 1, 4), _draw(d), _draw(b, 3, d)),
+    for op in (short_conv, activated_conv):
+        yield (
+            op.__name__.rpartition(".")[2],
+            lambda x, w, bias, s, how, op=op: op.parallel(x, w, bias, s, **marks, implementation=how),
+            (x(b, t, d), _draw(d, 1, 4), _draw(d), _draw(b, 3, d)),
+        )
+    for op in (elementwise.gelu, elementwise.gelu_tanh, elementwise.gated_gelu):
+        yield op.__name__, lambda x, how, op=op: (op(x), ()), (x(b, t, 2 * d),)
+    targets = torch.randint(1100, (b, t), generator=torch.Generator("cuda").manual_seed(3), device="cuda")
+    targets = torch.where(valid, targets, -1)
+    yield (  # of so many rows and so narrow that the operator is worth it
+        "linear_cross_entropy",
+        lambda x, w, bias, how: (linear_cross_entropy(x, w, bias, targets)[0], ()),
+        (x(b, t, 32), x(1100, 32, seed=1), x(1100)),
     )
     p = 20
     A = torch.stack([-_draw(d, p).exp(), 3 * _draw(d, p)], -1)
@@ -174,59 +200,17 @@ def check_small(dtypes: list[str], alone: bool, only: list[str]) -> None:
             print(f"{name}, {name_of}: {worst:.1e} of {budget:.1e}{'' if worst <= budget else '  WRONG'}", flush=True)
 
 
-def check_large() -> None:
-    """Attention's kernels, in bfloat16."""
-
-    def linear(q: Tensor, k: Tensor, v: Tensor, how: str = "triton") -> tuple[Tensor, Any]:
-        b, _, h, K = q.shape
-        state = torch.zeros(b, h, K, v.shape[-1], device="cuda"), torch.zeros(b, h, K, device="cuda")
-        return mapped_attention.parallel(q, k, v, state, feature_map="elu1", implementation=how)
-
-    def scales(q: Tensor, k: Tensor, v: Tensor, how: str = "triton", decays: tuple[float, ...] = (0.0, -0.01)) -> tuple[Tensor, Any]:
-        (b, t, h, K), m = q.shape, len(decays)
-        state = torch.zeros(b, m, h, K, v.shape[-1], device="cuda"), torch.zeros(b, m, h, K, device="cuda")
-        decay, weight = torch.tensor([[decays]], device="cuda"), torch.ones(1, 1, m, 1, 1, device="cuda").expand(b, t, -1, -1, -1)
-        return multiscale.parallel(q, k, v, q, k, decay, weight, state, implementation=how)
-
-    def one(q: Tensor, k: Tensor, v: Tensor, how: str = "triton") -> tuple[Tensor, Any]:
-        return scales(q, k, v, how, (-0.01,))
-
-    # heads of 64 are those of the kernels in Gluon, one decay a kernel of its own there
-    shapes = {
-        "2³¹ elements": (8, 263_000, 16, 64),
-        "70,000 rows": (70_000, 5, 1, 64),
-        "70,000 rows of narrow heads": (70_000, 5, 1, 16),
-        "131,072 tokens": (1, 131_072, 4, 64),
-        "131,072 tokens of wide heads": (1, 131_072, 4, 128),
-    }
-    for what, (b, t, h, n) in shapes.items():
-        for name, op in (("linear_attention", linear), ("multiscale", scales), ("multiscale, one decay", one)):
-            given = [torch.empty(b, t, h, n, dtype=torch.bfloat16, device="cuda").normal_() for _ in range(3)]
-            if op is not linear:
-                for a in given[:2]:
-                    a.abs_()
-            o, _, _, *gradients = both(op, tuple(given), "triton")
-            row, head = slice(b - 1, b), slice(h - 1, h)
-            true, _, _, *others = both(op, tuple(a[row, :, head].double() for a in given), "plain")
-            worst = max(_error(a[row, :, head], e) for a, e in zip([o, *gradients], [true, *others], strict=True))
-            budget = numerics.formula("bfloat16", t, ROUNDINGS, gradient=True)
-            shape = f"B{b} T{t} H{h} K=V={n}"
-            print(f"{name}, {what} ({shape}): {worst:.1e} of {budget:.1e}{'' if worst <= budget else '  WRONG'}", flush=True)
-            del given, o, gradients, true, others
-            torch.cuda.empty_cache()
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.every", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16", "float16"])
     parser.add_argument("--alone", action="store_true", help="kernels without what they are compared with, which takes a sanitizer minutes")
-    parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="small calls alone whose names have such a part")
+    parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="calls alone whose names have such a part")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU here")
     if options.large:
-        check_large()
+        large.check(options.only)
     else:
         check_small(options.dtypes, options.alone, options.only)
     return 0
