@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import count_params, preset
@@ -87,6 +88,64 @@ def test_exponents_are_those_of_powers():
     page = lengths.markdown({"run": {}, "rows": [*rows, {"model": "a", "kind": "reading", "length": 1 << 17, "ended": "out of memory"}]})
     assert "| a | 1.50 | 1.00 | – | – |" in page
     assert "not run: out of memory" in page
+
+
+def test_a_model_that_does_not_run_costs_its_own_rows_alone(monkeypatch, tmp_path, capsys):
+    """And --resume measures it and what is missing, no other."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA none")
+    monkeypatch.setattr(lengths, "plot", lambda *_: None)
+    asked, ends = list[str](), {"lat": "its process ended"}
+
+    def rows(_, tasks, patience):
+        for task in tasks:
+            asked.append(task[0])
+            point = {"model": task[0], "kind": "training", "length": 1024, "seconds": float(len(asked)), "peak": 1.0}
+            yield task, ends.get(task[0], [point])
+
+    monkeypatch.setattr(lengths.workers, "rows", rows)
+    chosen = ["--output", str(tmp_path / "some"), "--models"]
+    assert lengths.main([*chosen, "transformer", "lat"]) == 0
+    assert "| lat | not run: its process ended |" in (tmp_path / "some.md").read_text("utf-8")
+    ends.clear()
+    assert lengths.main([*chosen, "transformer", "cram-plus", "lat", "--resume"]) == 0
+    found = json.loads((tmp_path / "some.json").read_text("utf-8"))
+    assert asked == ["transformer", "lat", "cram-plus", "lat"]
+    assert [(row["model"], row["seconds"]) for row in found["rows"]] == [("cram-plus", 3.0), ("lat", 4.0), ("transformer", 1.0)]
+    assert found["run"]["device"] == "NVIDIA none"
+    with pytest.raises(SystemExit):
+        lengths.main(["--resume"])
+    assert "name it by --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("outcome", "length", "why"),
+    [
+        (torch.OutOfMemoryError("1 GiB"), 4096, "out of memory"),
+        (RuntimeError("unspecified launch failure\nmore"), 4096, "unspecified launch failure"),
+        ((2 * lengths.PATIENCE, 1.0), 8192, f"a call of 4,096 tokens takes {2 * lengths.PATIENCE:.1f} s"),
+    ],
+)
+def test_what_ends_training_leaves_what_came_before_it_and_reading(monkeypatch, outcome, length, why):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(lengths.unisono_torch, "create", lambda *_, **__: torch.nn.Linear(1, 1))
+    monkeypatch.setattr(lengths, "_tokens", lambda length: torch.zeros(length, 1))
+    ready = []
+
+    def timed(call, tokens, _):
+        assert ready == [True]
+        if call.__name__ != "train" or len(tokens) != 4096:
+            return 0.1, 1.0
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(lengths, "_timed", timed)
+    found = lengths.contest("lat", 3, lambda: ready.append(True))
+    assert [(row["kind"], row["length"], row["ended"]) for row in found if "ended" in row] == [("training", length, why)]
+    assert [row["length"] for row in found if row["kind"] == "training" and "seconds" in row][:2] == [1024, 2048]
+    assert found[-1]["length"] == lengths.LONGEST["reading"]
 
 
 def test_lat_is_timed_with_each_number_of_threads(monkeypatch, tmp_path, capsys):

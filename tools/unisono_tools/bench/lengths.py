@@ -1,7 +1,8 @@
 """What a model costs on a GPU as its sequence grows: `python -m unisono_tools.bench.lengths --output docs/results/lengths-h100`
 
 The CRAM paper's table 2 and figure 5: two layers, D = 512, one sequence, bfloat16. A training step (the loss and its gradient) of 1K to 64K
-tokens, and reading alone, without what a gradient needs, to a million; both fitted by powers of the length.
+tokens, and reading alone, without what a gradient needs, to a million; both fitted by powers of the length. Each model in a process of its
+own (workers.py): all compile at once, then each is timed while the others wait.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 import unisono_torch
-from unisono_spec.contract import Config, preset
+from unisono_spec.contract import Config, InputError, preset
 
-from unisono_tools.bench.report import about
+from unisono_tools.bench import report, workers
 
 SHAPE: dict[str, Any] = {"d_model": 512, "n_layers": 2}
 HEADS = {"head_width": 64}
@@ -37,11 +38,18 @@ MODELS: dict[str, Config] = {
 }
 LONGEST = {"training": 1 << 16, "reading": 1 << 20}
 FITTED = {"training": 1 << 14, "reading": 1 << 16}  # from here on: below it, launches are seen
-PATIENCE = 2.0  # seconds of a call after which no longer ones are tried
+SHORTEST = 1024
+SLOW = 2.0  # seconds of a call that is not repeated more often than once
+PATIENCE = 8.0  # seconds of a call after which no longer ones are tried
 Row = dict[str, Any]
 
 
-def measure(name: str, repeats: int) -> Iterator[Row]:
+def contest(name: str, repeats: int, turn: workers.Turn) -> list[Row]:
+    """All points of a model; `turn` is called once its kernels are compiled."""
+    return list(measure(name, repeats, turn))
+
+
+def measure(name: str, repeats: int, turn: workers.Turn) -> Iterator[Row]:
     """Points of one model: seconds (the median) and MiB beyond what is held before, from short to long, until memory or PATIENCE ends.
 
     Yields what ended a kind, too, so that a table can say it.
@@ -55,25 +63,35 @@ def measure(name: str, repeats: int) -> Iterator[Row]:
     def train(tokens: torch.Tensor) -> None:
         model(tokens)[0].float().square().mean().backward()
 
-    for kind, call in (("training", train), ("reading", read)):
-        length = 1024
+    calls = {"training": train, "reading": read}
+    for call in calls.values():
+        call(_tokens(SHORTEST))
+    model.zero_grad()
+    torch.cuda.synchronize()
+    turn()
+    for kind, call in calls.items():
+        length = SHORTEST
         while length <= LONGEST[kind]:
-            tokens = torch.randint(0, 256, (1, length), generator=torch.Generator().manual_seed(0)).cuda()
             row = {"model": name, "kind": kind, "length": length}
             try:
-                seconds, mebibytes = _timed(call, tokens, repeats)
-            except torch.OutOfMemoryError:
-                yield {**row, "ended": "out of memory"}
+                torch.cuda.empty_cache()
+                seconds, mebibytes = _timed(call, _tokens(length), repeats)
+            except (RuntimeError, InputError) as error:
+                memory = isinstance(error, torch.OutOfMemoryError)
+                yield {**row, "ended": "out of memory" if memory else (str(error).splitlines() or [type(error).__name__])[0]}
                 break
             finally:
                 model.zero_grad()
             yield {**row, "seconds": seconds, "peak": mebibytes}
             if seconds > PATIENCE:
                 if length < LONGEST[kind]:
-                    yield {**row, "length": 2 * length, "ended": f"a call of {length} tokens takes {seconds:.1f} s"}
+                    yield {**row, "length": 2 * length, "ended": f"a call of {length:,} tokens takes {seconds:.1f} s"}
                 break
             length *= 2
-        torch.cuda.empty_cache()
+
+
+def _tokens(length: int) -> torch.Tensor:
+    return torch.randint(0, 256, (1, length), generator=torch.Generator().manual_seed(0)).cuda()
 
 
 def _timed(call: Callable[[torch.Tensor], object], tokens: torch.Tensor, repeats: int) -> tuple[float, float]:
@@ -90,7 +108,7 @@ def _timed(call: Callable[[torch.Tensor], object], tokens: torch.Tensor, repeats
     torch.cuda.reset_peak_memory_stats()
     first = once()
     peak = (torch.cuda.max_memory_allocated() - held) / (1 << 20)
-    return statistics.median([first, *(once() for _ in range(0 if first > PATIENCE else repeats - 1))]), peak
+    return statistics.median([first, *(once() for _ in range(0 if first > SLOW else repeats - 1))]), peak
 
 
 def exponents(rows: list[Row]) -> dict[str, dict[str, dict[str, float]]]:
@@ -169,23 +187,43 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="where to write, without extension: .json, .md and .png are added")
     parser.add_argument("--models", nargs="*", choices=sorted(MODELS), default=list(MODELS))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds that all may compile, and then each be timed; 0: one by one")
+    parser.add_argument("--resume", action="store_true", help="leave models as they are whose rows OUTPUT.json has")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("no GPU is seen; bench.linear measures a CPU")
-    run = about(f"python -m unisono_tools.bench.lengths --repeats {options.repeats}", torch.cuda.get_device_name(), "torch", "triton")
+    if options.resume and not options.output:
+        parser.error("--resume goes on with a file; name it by --output")
+    run = report.about(
+        f"python -m unisono_tools.bench.lengths --repeats {options.repeats}", torch.cuda.get_device_name(), "torch", "triton"
+    )
     content: dict[str, Any] = {"run": run, "rows": []}
-    for name in options.models:
-        for row in measure(name, options.repeats):
-            content["rows"].append(row)
+    if options.resume and options.output.with_suffix(".json").is_file():
+        old = json.loads(options.output.with_suffix(".json").read_text("utf-8"))
+        content["rows"] = old["rows"]
+        content["run"] = {name: "; ".join(dict.fromkeys((old["run"][name], value))) for name, value in run.items()}
+    there = {row["model"] for row in content["rows"] if "seconds" in row}
+    tasks = [(name, options.repeats) for name in options.models if name not in there]
+    for (name, _), found in workers.rows(contest, tasks, options.patience):
+        rows = failed(name, found) if isinstance(found, str) else found
+        for row in rows:
             print(f"{name:<16} {row['kind']} {row['length']:>8}  {_cell(row)}", flush=True)
-        if options.output:  # after each model: a run that is cut short has told something
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            options.output.with_suffix(".md").write_text(markdown(content), encoding="utf-8")
+        content["rows"] = ordered([row for row in content["rows"] if row["model"] != name] + rows)
+        report.keep(options.output, content, markdown(content))  # a run that is cut short has told something
     print(markdown(content))
     if options.output:
         plot(options.output.with_suffix(".png"), content)
     return 0
+
+
+def failed(name: str, why: str) -> list[Row]:
+    """What a table says of a model that ended its process, or was not ready."""
+    return [{"model": name, "kind": kind, "length": SHORTEST, "ended": why} for kind in FITTED]
+
+
+def ordered(rows: list[Row]) -> list[Row]:
+    """By model, as MODELS has them."""
+    return sorted(rows, key=lambda row: list(MODELS).index(row["model"]))
 
 
 if __name__ == "__main__":

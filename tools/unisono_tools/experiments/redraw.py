@@ -77,6 +77,7 @@ TABLES: dict[str, Callable[[Content], str]] = {
     "clip": clip.markdown,
     "tasks": task_page.markdown,
     "lat-cpu": _lat_page,
+    "lat-h100": _lat_page,
     "lengths-h100": _lengths_page,
     "scales-infinityformer": scales.markdown,
 }
