@@ -21,6 +21,7 @@ CASES = [
     gru.Case(1, 6, 12, 1, 250, 126, 5),
     gru.Case(3, 5, 20, 1, 40, 8, 33),
     gru.Case(10, 6, 11, 2, 5, 6, 7, "separate", drawn=True, marked=True),  # by two teams
+    gru.Case(120, 2, 11, 2, 5, 6, 7),  # as many as evaluation reads at once
 ]
 PROGRAMS = 5
 
