@@ -44,18 +44,19 @@ BF16, F32, I64 = POINTERS[torch.bfloat16], POINTERS[torch.float32], "*i64"
 WINDOW = {"UNIT": 16, "W": 64, "K": 64, "V": 64, "BK": 64, "BV": 64, "M": 64, "N": 64, "HAS_SEGMENT": True, "DOT": triton.language.bfloat16}
 SUMS = dict.fromkeys(("log_sum", "delta"), F32) | dict.fromkeys(("count", "segment"), "*i32")
 LOSS = {"logits": BF16, "targets": I64, "nats": F32}
+GATED = {"HAS_BIAS": True, "ROWS": gelu.GATED_ROWS, "BLOCK": gelu.GATED}
 # more of them, each once: (kernel, its constants, the pointers that are not those of the dtype, the dtype)
 MORE = (
     (gelu._forward, {"TANH": False, "BLOCK": gelu.BLOCK}, {}, BF16),
     (gelu._backward, {"TANH": True, "BLOCK": gelu.BLOCK}, {}, POINTERS[torch.float16]),
-    (gelu._gated_forward, {"BLOCK": gelu.BLOCK}, {}, BF16),
-    (gelu._gated_backward, {"BLOCK": gelu.BLOCK}, {}, BF16),
+    (gelu._gated_forward, GATED, {"bias": F32}, BF16),
+    (gelu._gated_backward, GATED, {"bias": F32, "partial": F32}, BF16),
     (linear_cross_entropy.nats_of_rows, {"SCALE": 1.0, "GRADIENT": True, "BLOCK": 4 * linear_cross_entropy.EACH}, LOSS, BF16),
     (window.forward, WINDOW, SUMS, BF16),
     (window.of_queries, WINDOW, SUMS, BF16),
     (window.of_keys, WINDOW | {"CARRIED": False}, SUMS, BF16),
 )
-NUMBERS = {"N", "F", "V", "step", "dstep", "T", "H", *(f"{letter}{i}" for letter in "qkvd" for i in range(3))}
+NUMBERS = {"N", "F", "V", "rows", "step", "dstep", "T", "H", *(f"{letter}{i}" for letter in "qkvd" for i in range(3))}
 SWEPT = ((False, False, False, False), (False, False, True, False))
 
 

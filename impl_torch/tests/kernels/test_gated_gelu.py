@@ -11,12 +11,11 @@ from unisono_torch.kernels import gelu
 from unisono_torch.ops import elementwise
 
 
-def both(x: Tensor) -> tuple[Tensor, Tensor]:
-    leaf = x.detach().requires_grad_()
-    y = elementwise.gated_gelu(leaf)
+def both(x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, ...]:
+    leaves = [a.detach().requires_grad_() for a in (x, bias) if a is not None]
+    y = elementwise.gated_gelu(*leaves)
     dy = torch.linspace(-1, 1, x.numel(), device=x.device, dtype=torch.float64).to(y.dtype)
-    (slope,) = torch.autograd.grad(y, leaf, dy.reshape(x.shape)[..., : y.shape[-1]])  # rows that lie apart
-    return y.detach(), slope
+    return y.detach(), *torch.autograd.grad(y, leaves, dy.reshape(x.shape)[..., : y.shape[-1]])  # rows that lie apart
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -35,6 +34,24 @@ def test_values_and_slopes(dtype: torch.dtype, device: str, monkeypatch: pytest.
         judge.within(a.double().cpu(), e.cpu(), budget.cpu(), "value or slope")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias(dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held in float32 whatever x is; its gradient sums more rows than a program has, the last program fewer."""
+    made = torch.Generator().manual_seed(1)
+    x = (2 * torch.randn(2 * gelu.GATED_ROWS + 3, 2 * gelu.GATED + 6, generator=made)).to(device, dtype)
+    bias = torch.randn(x.shape[-1], generator=made).to(device)
+    exact = both(x.double(), bias.double())
+    size = both(x.double().abs(), bias.double())[0].shape[0]
+    monkeypatch.setattr(elementwise, "on_a_gpu", lambda x: True)
+    found = both(x, bias)
+    assert found[2].dtype == torch.float32
+    name = str(dtype).removeprefix("torch.")
+    for a, e, sums in zip(found, exact, (1, 1, size), strict=True):
+        narrow = "float32" if a is found[2] else name
+        budget = sums * numerics.rounding("float32", 2**12) * (1 + e.abs()) + numerics.rounding(narrow, 4) * e.abs() + numerics.TINY[narrow]
+        judge.within(a.double().cpu(), e.cpu(), budget.cpu(), "value, slope or the bias's gradient")
+
+
 def test_entries_that_lie_apart(device: str) -> None:
     """The same bits as of their copies."""
     x, dy = torch.linspace(-2, 2, 12, device=device).reshape(2, 6), torch.ones(2, 3, device=device)
@@ -47,14 +64,15 @@ def test_entries_that_lie_apart(device: str) -> None:
 
 
 def test_second_derivatives_are_those_of_plain_operations(device: str) -> None:
-    x = torch.linspace(-2, 2, 12, device=device).reshape(2, 6)
+    x, bias = torch.linspace(-2, 2, 12, device=device).reshape(2, 6), torch.linspace(1, -1, 6, device=device)
 
-    def curvature(function) -> Tensor:
-        leaf = x.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(function(leaf).sum(), leaf, create_graph=True)
-        return torch.autograd.grad(slope.square().sum(), leaf)[0]
+    def curvature(function) -> list[Tensor]:
+        leaves = [a.detach().requires_grad_() for a in (x, bias)]
+        slopes = torch.autograd.grad(function(*leaves).sum(), leaves, create_graph=True)
+        return [a.cpu() for a in torch.autograd.grad(sum(slope.square().sum() for slope in slopes), leaves)]
 
-    judge.same(curvature(gelu.gated).cpu(), curvature(gelu._plain).cpu(), limit=numerics.rounding("float32", 2**8))
+    for found, exact in zip(curvature(gelu.gated), curvature(gelu._plain), strict=True):
+        judge.same(found, exact, limit=numerics.rounding("float32", 2**8))
 
 
 def test_an_odd_row_is_refused() -> None:

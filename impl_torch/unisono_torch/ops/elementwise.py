@@ -178,16 +178,16 @@ def gelu(x: Tensor) -> Tensor:
     return _Fused.apply(x, False, slope) if _fuses(x) else _smooth(x, value, plain, slope, back)  # pyright: ignore[reportReturnType]
 
 
-def gated_gelu(x: Tensor) -> Tensor:
-    """[a, b] [..., 2F] → [..., F]: GELU(a ∘ σ(b)), exact GELU. On a GPU one kernel each way, compiled or not: a compiler makes a result
-    so wide twice rather than to keep it."""
+def gated_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[a, b] [..., 2F], and bias [2F] of both → [..., F]: GELU(a ∘ σ(b)), exact GELU. On a GPU one kernel each way, compiled or not: a
+    compiler makes a result so wide twice rather than to keep it, and reads its gradient once more to sum for a bias."""
     if x.shape[-1] % 2:
         raise InputError(f"x: {x.shape[-1]} entries, expected an even number: as many gates as values")
     if on_a_gpu(x):
         from unisono_torch.kernels.gelu import gated
 
-        return gated(x)
-    a, b = x.chunk(2, -1)
+        return gated(x, bias)
+    a, b = (x if bias is None else x + bias.to(x.dtype)).chunk(2, -1)
     return gelu(a * sigmoid(b))
 
 

@@ -2,6 +2,9 @@
 
 Models of one number of parameters (`unisono match`) on 64K tokens a step, in sequences of more and more tokens: forward, cross-entropy,
 backward, AdamW; bfloat16 with parameters in float32, without dropout, the loss compiled whole. And what it takes to read a long prompt.
+
+At 70M parameters of 50,257 ids the usual Transformer and LAT have a head of their own beside the embedding, InfinityFormer has one table
+for both, so that it computes with half as many parameters more. `--heads tied` and `own` match models whose heads are alike.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ from unisono_tools.experiments.match import nearest
 BASE, MODELS = "transformer", ("transformer", "lat", "infinityformer")
 VOCABULARY, TOKENS = 50257, 1 << 16
 SIZES, LENGTHS = (70_400_000, 152_000_000), (2048, 8192, 16384, 65536)
+HEADS = {"usual": {}, "tied": {"tie_head": True}, "own": {"tie_head": False}}  # fields that configs must have
 PROMPTS = (1 << 14, 1 << 17, 1_000_000)
+TITLES = {"usual": "", "tied": "one table for embedding and head, ", "own": "heads of their own, "}
 Row = dict[str, Any]
 
 
@@ -68,10 +73,12 @@ def trainer(config: Config, device: str, compiled: bool, logits: bool = False) -
     return step
 
 
-def trained(name: str, size: int, lengths: list[int], tokens: int, compiled: bool, steps: int, lock: str, logits: bool = False) -> None:
+def trained(
+    name: str, size: int, lengths: list[int], tokens: int, compiled: bool, steps: int, lock: str, logits: bool = False, head: str = "usual"
+) -> None:
     """Prints a row of JSON for each length."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = nearest(name, size, VOCABULARY)
+    config = nearest(name, size, VOCABULARY, HEADS[head])
     step = trainer(config, device, compiled, logits)
     for length in lengths:
         batch = max(1, tokens // length)
@@ -88,8 +95,8 @@ def trained(name: str, size: int, lengths: list[int], tokens: int, compiled: boo
                 losses.append(float(step(given)))  # the host waits for the number
                 times.append(time.perf_counter() - begin)
         row = {
-            "model": name, "size": size, "parameters": count_params(config), "length": length, "batch": batch, "compiled": compiled,
-            "tokens_per_s": batch * length / statistics.median(times), "first_s": first, "losses": losses,
+            "model": name, "size": size, "head": head, "parameters": count_params(config), "length": length, "batch": batch,
+            "compiled": compiled, "tokens_per_s": batch * length / statistics.median(times), "first_s": first, "losses": losses,
             "operations": operations(config), "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
         }  # fmt: skip
         print(json.dumps(row), flush=True)
@@ -112,6 +119,10 @@ def prompted(name: str, size: int, prompts: list[int]) -> None:
         print(json.dumps({"model": name, "size": size, "prompt": length, "seconds": seconds, "peak_bytes": peak}), flush=True)
 
 
+def _head(row: Row) -> str:
+    return row.get("head", "usual")  # rows of older pages do not say
+
+
 def markdown(result: dict[str, Any]) -> str:
     lines = ["# Models in training, beside the Transformer", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
     rate = result["ceilings"]["matmul_flop_per_s"]
@@ -121,12 +132,12 @@ def markdown(result: dict[str, Any]) -> str:
         f"{TOKENS:,} tokens a step, bfloat16, parameters in float32, AdamW, {VOCABULARY:,} ids; medians of steps; heads of 64.",
     ]
     rows: list[Row] = result["training"]
-    for size in dict.fromkeys(row["size"] for row in rows):
+    for size, head in dict.fromkeys((row["size"], _head(row)) for row in rows):
         for compiled in (True, False):
-            some = [row for row in rows if row["size"] == size and row["compiled"] == compiled]
+            some = [row for row in rows if (row["size"], _head(row), row["compiled"]) == (size, head, compiled)]
             if not some:
                 continue
-            lines += ["", f"## {size / 1e6:g}M parameters, {'compiled' if compiled else 'eager'}", ""]
+            lines += ["", f"## {size / 1e6:g}M parameters, {TITLES[head]}{'compiled' if compiled else 'eager'}", ""]
             lines += ["| T | model | tokens/s | × Transformer | MFU | peak GiB |", "|---|---|---|---|---|---|"]
             for row in sorted(some, key=lambda row: (row["length"], MODELS.index(row["model"]))):
                 base = [r["tokens_per_s"] for r in some if r["model"] == BASE and r["length"] == row["length"]]
@@ -145,18 +156,20 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def plot(path: pathlib.Path, rows: list[Row]) -> None:
-    """Tokens a second against the length of a sequence, by size."""
+    """Tokens a second against the length of a sequence, by size and heads."""
     from unisono_tools.experiments import figures
 
     rows = [row for row in rows if row["compiled"]]
-    sizes = list(dict.fromkeys(row["size"] for row in rows))
-    with figures.panels(path, len(sizes), 5 * len(sizes), 4.5) as panels:
-        for axes, size in zip(panels, sizes, strict=True):
+    kinds = list(dict.fromkeys((row["size"], _head(row)) for row in rows))
+    with figures.panels(path, len(kinds), 5 * len(kinds), 4.5) as panels:
+        for axes, kind in zip(panels, kinds, strict=True):
             for i, name in enumerate(MODELS):
-                points = sorted((r["length"], r["tokens_per_s"] / 1e3) for r in rows if r["size"] == size and r["model"] == name)
+                some = [r for r in rows if (r["size"], _head(r), r["model"]) == (*kind, name)]
+                points = sorted((r["length"], r["tokens_per_s"] / 1e3) for r in some)
                 if points:
                     axes.plot(*np.array(points).T, **figures.look(name, i), markersize=4.5, label=name)
-            axes.set(xscale="log", title=f"{size / 1e6:g}M parameters", xlabel="tokens a sequence", ylabel="thousand tokens a second")
+            title = f"{kind[0] / 1e6:g}M parameters{'' if kind[1] == 'usual' else ', heads ' + kind[1]}"
+            axes.set(xscale="log", title=title, xlabel="tokens a sequence", ylabel="thousand tokens a second")
             axes.set_ylim(bottom=0)
             lengths = sorted({row["length"] for row in rows})
             axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
@@ -168,6 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.models", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES), help="parameters")
+    parser.add_argument("--heads", nargs="*", choices=tuple(HEADS), default=["usual"], help="as presets have them, or alike")
     parser.add_argument("--lengths", type=int, nargs="*", default=list(LENGTHS), help="tokens a sequence")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="a step")
     parser.add_argument("--prompts", type=int, nargs="*", default=list(PROMPTS))
@@ -181,7 +195,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.one == "trained":
         sizes = options.lengths, options.tokens
-        trained(options.models[0], options.sizes[0], *sizes, not options.eager, options.steps, options.lock, options.logits)
+        how = not options.eager, options.steps, options.lock, options.logits, options.heads[0]
+        trained(options.models[0], options.sizes[0], *sizes, *how)
         return 0
     if options.one:
         prompted(options.models[0], options.sizes[0], options.prompts)
@@ -196,13 +211,15 @@ def main(argv: list[str] | None = None) -> int:
     }
     torch.cuda.empty_cache()
     # each in a process of its own, which leaves no memory behind
-    kinds = [("trained", name, size) for name in options.models for size in options.sizes]
-    kinds += [("prompted", name, size) for size in options.sizes[:1] for name in options.models if name != BASE and options.prompts]
+    kinds = [("trained", name, size, head) for size in options.sizes for head in options.heads for name in options.models]
+    if options.prompts:
+        kinds += [("prompted", name, size, "usual") for size in options.sizes[:1] for name in options.models if name != BASE]
     running: list[tuple[str, Any]] = []
     while kinds or running:
         while kinds and len(running) < options.jobs:
-            kind, name, size = kinds.pop(0)
-            command = [sys.executable, "-m", "unisono_tools.bench.models", *words, "--one", kind, "--models", name, "--sizes", str(size)]
+            kind, name, size, head = kinds.pop(0)
+            one = ["--one", kind, "--models", name, "--sizes", str(size), "--heads", head]
+            command = [sys.executable, "-m", "unisono_tools.bench.models", *words, *one]
             running.append((kind, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
         kind, process = running.pop(0)
         for line in process.stdout:
