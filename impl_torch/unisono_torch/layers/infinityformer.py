@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
@@ -46,30 +48,39 @@ class Mixer(nn.Module):
         self.gate = Linear(d, d if config.gate == "vector" else 1)
         self.out = Linear(d, d)
 
-    def inputs(self, h: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """h [..., D] → q, k, v, q_norm, k_norm, log_decay, weight, as ops/multiscale.py takes them."""
+    def shares(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """h [..., D] → log_decay, weight, as ops/multiscale.py takes them."""
         config, dtype, heads = self.config, wide(h.dtype), (self.config.n_heads, self.config.head_width)
-        q, k, v = (a.unflatten(-1, heads) for a in self.qkv(h).chunk(3, -1))
-        if rotation is None:
-            q, k = q_norm, k_norm = [feature_map(config.feature_map, a.to(dtype), self.tau) for a in (q, k)]
-        else:
-            q, k, q_norm, k_norm = rotation(q, k, config.feature_map, self.tau, config.rope == "numerator")
-
         memories = self.decay(h)
         log_decay = torch.cat([torch.zeros_like(memories[..., :1]), memories], -1)  # the context path does not forget
         logit = self.gate(h.to(dtype)).unflatten(-1, heads if config.gate == "vector" else (1, 1))[..., None, :, :]
         mix = self.mix.to(dtype).softmax(-1)[:, None, None]
         weight = torch.cat([sigmoid(logit), sigmoid(-logit) * mix], -3)  # [..., S+1, H or 1, V or 1]; 1 − g keeps its digits
-        return q, k, v, q_norm, k_norm, log_decay, weight
+        return log_decay, weight
+
+    def mapped(self, qkv: Tensor, rotation: Rotation | None) -> tuple[Tensor, ...]:
+        """qkv [..., 3, H, K] → q, k, v, q_norm, k_norm, as ops/multiscale.py takes them."""
+        config = self.config
+        q, k, v = qkv.unbind(-3)
+        if rotation is not None:
+            q, k, q_norm, k_norm = rotation(q, k, config.feature_map, self.tau, config.rope == "numerator")
+            return q, k, v, q_norm, k_norm
+        q, k = (feature_map(config.feature_map, a.to(wide(a.dtype)), self.tau) for a in (q, k))
+        return q, k, v, q, k
 
     def forward(self, h: Tensor, rotation: Rotation | None, due: Mask, state: State, read: Reading) -> tuple[Tensor, State]:
         """h [B, D] or [B, T, D] → what it adds, the state after it. due [B] or [B, T]: tokens after which S is compressed."""
-        given = *self.inputs(h, rotation), state
-        if due is None:
-            o, after = read(multiscale, *given)
-        else:  # sequential whatever the form: layer by layer instead of token by token
+        config = self.config
+        qkv, shares = self.qkv(h).unflatten(-1, (3, config.n_heads, config.head_width)), self.shares(h)
+        if due is not None:  # sequential whatever the form: layer by layer instead of token by token
             op = multiscale.step if read.one_token else multiscale.recurrent
-            o, after = op(*given, *read.marks, due, self.config.compress_rank)
+            o, after = op(*self.mapped(qkv, rotation), *shares, state, *read.marks, due, config.compress_rank)
+        elif rotation is None or read.one_token:
+            o, after = read(multiscale, *self.mapped(qkv, rotation), *shares, state)
+        else:
+            how = config.feature_map, self.tau, config.rope == "numerator"
+            more: dict[str, Any] = {"chunk_size": read.chunk_size, "implementation": read.implementation}
+            o, after = multiscale.turned(qkv, rotation, *how, *shares, state, *read.marks, **more)
         return self.out(o.flatten(-2).to(h.dtype)), after
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from unisono_torch.ops import mom_gru, position, rotary
 
 Mask = Tensor | None
-Rotation = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]  # q, k [..., H, K], φ, … → as ops/rotary.py's `turned`
+Rotation = rotary.Turn
 
 
 class Marks(NamedTuple):
@@ -86,4 +86,4 @@ class Reading:
         """RoPE of heads that are `width` wide, in `dtype`; where: the tokens' positions."""
         cos, sin = rotary.cos_sin(where, width, base, dtype)
         implementation = "plain" if self.one_token else self.implementation
-        return lambda q, k, *how: rotary.turned(q, k, cos, sin, *how, implementation=implementation)
+        return Rotation(cos, sin, implementation)

@@ -21,6 +21,7 @@ from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import fold, masked
 from unisono_torch.ops.precision import exact
 from unisono_torch.ops.recurrence import chunks
+from unisono_torch.ops.rotary import Turn
 
 EPS = 1e-6
 State = tuple[Tensor, Tensor]
@@ -163,6 +164,40 @@ def parallel(
             read = (decay[:, :, None, scale] * scores) @ v + kept[..., scale, None] * (q @ S[:, :, :, scale])
             o = o + coefficient[..., scale, :] * read
     return o.transpose(2, 3).flatten(1, 2)[:, :length], (S_end, z_end)
+
+
+def turned(
+    qkv: Tensor,
+    turn: Turn,
+    feature_map: str,
+    tau: Tensor | None,
+    numerator: bool,
+    log_decay: Tensor,
+    weight: Tensor,
+    initial_state: State,
+    reset: Tensor | None = None,
+    valid: Tensor | None = None,
+    chunk_size: int = 64,
+    implementation: str = "auto",
+) -> tuple[Tensor, State]:
+    """`parallel` of q and k turned and mapped by φ (rotary.py), and v: qkv [B, T, 3, H, K]. Kernels of both write one gradient of qkv."""
+    K = qkv.shape[-1]
+    if not numerator and weight.shape[-1] == 1 and implementation == turn.implementation:
+        given = implementation, qkv.device, qkv.dtype, K, initial_state[0].shape[1], feature_map
+        if _both_kernels(*given):
+            from unisono_torch.kernels.multiscale.turned import turned as kernel
+
+            return kernel(qkv, turn.cos, turn.sin, feature_map, tau, log_decay, weight, initial_state, reset, valid)
+    q, k, v = qkv.unbind(2)
+    q, k, q_norm, k_norm = turn(q, k, feature_map, tau, numerator)
+    inputs = q, k, v, q_norm, k_norm, log_decay, weight, initial_state, reset, valid
+    return parallel(*inputs, chunk_size=chunk_size, implementation=implementation)
+
+
+def _both_kernels(implementation: str, device: torch.device, dtype: torch.dtype, K: int, scales: int, feature_map: str) -> bool:
+    if not use_triton(implementation, "rotary", device, dtype, {"K": K}, feature_map=feature_map):
+        return False
+    return use_triton(implementation, "multiscale", device, dtype, {"K": K, "V": K, "scales": scales})
 
 
 def _between(own: Tensor, log_decay: Tensor, cut: Tensor | None, initial: Tensor) -> tuple[Tensor, Tensor]:

@@ -95,3 +95,15 @@ def turned(
         return q, k, q, k
     q, k = mapped(q), mapped(k)
     return rotate_by(q, cos, sin), rotate_by(k, cos, sin), q, k
+
+
+class Turn:
+    """RoPE of heads at some positions: cos and sin [..., K/2] of their angles, and which implementation of `turned` takes them."""
+
+    def __init__(self, cos: Tensor, sin: Tensor, implementation: str = "auto") -> None:
+        self.cos, self.sin, self.implementation = cos, sin, implementation
+
+    def __call__(
+        self, q: Tensor, k: Tensor, feature_map: str = "none", tau: Tensor | None = None, numerator: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return turned(q, k, self.cos, self.sin, feature_map, tau, numerator, self.implementation)

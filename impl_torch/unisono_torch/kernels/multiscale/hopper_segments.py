@@ -284,12 +284,12 @@ def of_queries(
             gl.store(fades + (mine + s) * segments + n, gl.sum(total[s], 0))
 
 
-@jit(do_not_specialize=[*_COUNTS, "d0", "d1", "d2"])
+@jit(do_not_specialize=[*_COUNTS, "d0", "d1", "d2", "e0", "e1", "e2"])
 def of_keys(
-    q, k, v, do, hi, lo, dS, dz, shares, lost, dk, dv, fades, T, H, segments,
-    q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, UNIT: tl.constexpr, FADES: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
+    q, k, v, do, hi, lo, dS, dz, shares, lost, dk, dv, fades, T, H, segments, q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, e0, e1, e2,
+    UNIT: tl.constexpr, FADES: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """As backward.of_keys; fades [B, H, M, N]: log λ's gradient by what becomes of these keys in later segments."""
+    """As backward.of_keys, dv by strides; fades [B, H, M, N]: log λ's gradient by what becomes of these keys in later segments."""
     L: tl.constexpr = 2 * C
     W: tl.constexpr = C // 2
     WIDE: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C, 16])
@@ -367,7 +367,7 @@ def of_keys(
             else:
                 total += (before[s],)
         _put(dk + (batch * T * H + head) * C, t0, T, H * C, acc, C, READ)
-        _put(dv + (batch * T * H + head) * C, t0, T, H * C, acc_v, C, READ)
+        _put(dv + (batch * e0 + head * e2) * UNIT, t0, T, e1 * UNIT, acc_v, C, READ)
     if FADES:
         for s in gl.static_range(M):
             gl.store(fades + (mine + s) * segments + n, gl.sum(total[s], 0))

@@ -269,12 +269,17 @@ _GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, T
 )
 def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades):
     """Gradients of q, k, v, q_norm, k_norm (empty where they are q and k), log_decay (empty without `fades`), weight, S and z."""
+    return gradients(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades)
+
+
+def gradients(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades, into=None):
+    """As `_backward`. into [B, T, H, V]: where v's gradient is put, by strides that are multiples of 16."""
     from unisono_torch.kernels.multiscale import backward
 
     given = (do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades)
     dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out = _backward_fake(*given)
     if do.numel() == 0:
-        return dq, dk, dv, dq_norm, dk_norm, dlog_decay.zero_(), dweight.zero_(), S_out.copy_(dS), z_out.copy_(dz)
+        return dq, dk, dv if into is None else into, dq_norm, dk_norm, dlog_decay.zero_(), dweight.zero_(), S_out.copy_(dS), z_out.copy_(dz)
     del dk, dv  # made again once the states are gone: both at once would be the most that this takes
     call = _Call(q, k, v, q_norm, k_norm, log_decay, weight, reset, valid, do)
     kept, kept_z, _ = call.states(S.contiguous(), z.contiguous(), torch.empty_like(S_out), torch.empty_like(z_out))
@@ -291,9 +296,10 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
         call.launch_on_hopper("of_queries", given)
         after, after_z, through = call.states(dS.contiguous(), dz.contiguous(), S_out, z_out, (back, back_z), kept_for)
         del given, kept, kept_z, kept_for
-        dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
+        dk, dv = k.new_empty(k.shape), v.new_empty(v.shape) if into is None else into
         given = {
             "dS": after, "dz": after_z, "shares": shares, "lost": lost, "dk": dk, "dv": dv, "fades": sent, "FADES": fades,
+            **{f"e{i}": dv.stride(i) // call.unit for i in range(3)},
         }  # fmt: skip
         call.launch_on_hopper("of_keys", given)
         dweight.copy_(_of_weights(delta, call.length, dweight.shape))
@@ -337,7 +343,7 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
         if valid is not None:
             found = torch.where(valid[..., None], found, 0)
         dlog_decay.copy_(found.sum_to_size(dlog_decay.shape))
-    return dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out
+    return dq, dk, dv if into is None else into.copy_(dv), dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out
 
 
 def _of_weights(delta: Tensor, length: int, shape: torch.Size) -> Tensor:

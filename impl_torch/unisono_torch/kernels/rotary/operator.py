@@ -28,7 +28,8 @@ def _launch(way: str, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, feature_ma
     batch, length, heads, K = q.shape
     rows, block = _rows(K)
     blocks = -(-length * heads // rows)
-    strides = {f"{name}{axis}": a.stride(axis) for name, a in (("q", q), ("k", k)) for axis in range(3)}
+    strided = {"q": q, "k": k} | ({"d": tensors["dq"]} if way == "backward" else {})
+    strides = {f"{name}{axis}": a.stride(axis) for name, a in strided.items() for axis in range(3)}
     unit = 16 if all(step % 16 == 0 for step in strides.values()) else 1  # so that loads are as wide as strides allow
     kernel: Any = getattr(sweep, way)
     with torch.cuda.device_of(q):
@@ -79,15 +80,26 @@ def _turn_backward(dq_out, dk_out, dq_before, dk_before, q, k, cos, sin, tau, fe
     """Gradients of q, k and τ (empty without it)."""
     given = (dq_out, dk_out, dq_before, dk_before)
     dq, dk, dtau = _turn_backward_fake(*given, q, k, cos, sin, tau, feature_map, numerator)
+    turn_back(given, q, k, cos, sin, tau, feature_map, numerator, dq, dk, dtau)
+    return dq, dk, dtau
+
+
+def turn_back(
+    given: tuple[Tensor, ...], q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, tau: Tensor | None, feature_map: str, numerator: bool,
+    dq: Tensor, dk: Tensor, dtau: Tensor,
+) -> None:  # fmt: skip
+    """Gradients into dq and dk, which lie alike, and dtau. given: gradients of what `_turn` gave."""
     if not q.numel():
-        return dq, dk, dtau.zero_()
+        dtau.zero_()
+        return
     names = "dq_out", "dk_out", "dq_before", "dk_before"
     partial = None if tau is None else q.new_empty((_programs(q),), dtype=torch.float32)
     _launch(
         "backward", _dense(q), _dense(k), cos.contiguous(), sin.contiguous(), feature_map, numerator,
         {"tau": tau, **{name: a.contiguous() for name, a in zip(names, given, strict=True)}, "dq": dq, "dk": dk, "dtau": partial},
     )  # fmt: skip
-    return dq, dk, dtau if partial is None else dtau.copy_(partial.sum().reshape(dtau.shape))
+    if partial is not None:
+        dtau.copy_(partial.sum().reshape(dtau.shape))
 
 
 @_turn_backward.register_fake

@@ -63,8 +63,8 @@ def _there(x, out, before, at, put, mask, c, s, tau, HALF: tl.constexpr, MAP: tl
 
 
 @triton.jit
-def _back(x, dy, dbefore, dx, at, put, mask, c, s, tau, HALF: tl.constexpr, MAP: tl.constexpr, NUMERATOR: tl.constexpr):
-    """dx; returns what τ's gradient sums."""
+def _back(x, dy, dbefore, dx, at, put, to, mask, c, s, tau, HALF: tl.constexpr, MAP: tl.constexpr, NUMERATOR: tl.constexpr):
+    """dx, at `to`; returns what τ's gradient sums."""
     y1, y2 = _load(dy, put, mask, HALF)
     part = tl.zeros(y1.shape, tl.float32)
     if MAP != "none":
@@ -81,7 +81,7 @@ def _back(x, dy, dbefore, dx, at, put, mask, c, s, tau, HALF: tl.constexpr, MAP:
             y1, y2 = y1 * tau, y2 * tau
     if not NUMERATOR:
         y1, y2 = y1 * c + y2 * s, y2 * c - y1 * s
-    _store(dx, put, mask, y1, y2, HALF)
+    _store(dx, to, mask, y1, y2, HALF)
     return part
 
 
@@ -116,19 +116,20 @@ def forward(
     _there(k, k_out, k_before, at, put, mask, c, s, t, HALF, MAP, NUMERATOR)
 
 
-@triton.jit(do_not_specialize=["T", "blocks", "q0", "q1", "q2", "k0", "k1", "k2"])
+@triton.jit(do_not_specialize=["T", "blocks", "q0", "q1", "q2", "k0", "k1", "k2", "d0", "d1", "d2"])
 def backward(
-    q, k, cos, sin, tau, dq_out, dk_out, dq_before, dk_before, dq, dk, dtau, T, blocks, q0, q1, q2, k0, k1, k2, UNIT: tl.constexpr,
-    SHARED: tl.constexpr, H: tl.constexpr, K: tl.constexpr, MAP: tl.constexpr, NUMERATOR: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    q, k, cos, sin, tau, dq_out, dk_out, dq_before, dk_before, dq, dk, dtau, T, blocks, q0, q1, q2, k0, k1, k2, d0, d1, d2,
+    UNIT: tl.constexpr, SHARED: tl.constexpr, H: tl.constexpr, K: tl.constexpr, MAP: tl.constexpr, NUMERATOR: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the four, contiguous → of q and k, contiguous, and of τ a sum a program."""
+    """Gradients of the four, contiguous → of q and k, by strides, and of τ a sum a program."""
     HALF: tl.constexpr = K // 2
     batch, token, head, column, put, mask, c, s = _rows(cos, sin, T, blocks, SHARED, H, K, ROWS, BLOCK)
     t = tl.load(tau).to(tl.float32) if MAP == "learned" else 1.0
+    to = (batch * d0 + token * d1 + head * d2)[:, None] * UNIT + column[None, :]
     at = (batch * q0 + token * q1 + head * q2)[:, None] * UNIT + column[None, :]
-    part = _back(q, dq_out, dq_before, dq, at, put, mask, c, s, t, HALF, MAP, NUMERATOR)
+    part = _back(q, dq_out, dq_before, dq, at, put, to, mask, c, s, t, HALF, MAP, NUMERATOR)
     at = (batch * k0 + token * k1 + head * k2)[:, None] * UNIT + column[None, :]
-    part += _back(k, dk_out, dk_before, dk, at, put, mask, c, s, t, HALF, MAP, NUMERATOR)
+    part += _back(k, dk_out, dk_before, dk, at, put, to, mask, c, s, t, HALF, MAP, NUMERATOR)
     if MAP == "learned":
         tl.store(dtau + tl.program_id(0), tl.sum(tl.sum(part, 1), 0))
