@@ -22,7 +22,10 @@ MODELS = {
         LAT.replace(n_layers=3, attention=("conv", "linear", "window"), window=3, positions="none", tie_head=True),
         "linear_attention",
     ),
-    "infinityformer": (InfinityFormerConfig(d_model=4, n_layers=1, n_heads=1, d_ffn=4, vocab_size=VOCABULARY, n_scales=1), "turned_multiscale"),
+    "infinityformer": (
+        InfinityFormerConfig(d_model=4, n_layers=1, n_heads=1, d_ffn=4, vocab_size=VOCABULARY, n_scales=1),
+        "turned_multiscale",
+    ),
 }
 
 

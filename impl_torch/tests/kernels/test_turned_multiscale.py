@@ -77,9 +77,10 @@ def inputs(case: Case, device: str, scales: int = 3) -> tuple[dict[str, Tensor |
 def found(case: Case, device: str, at_once: bool) -> dict[str, Tensor]:
     """Outputs, and gradients by what they are of."""
     given, fixed = inputs(case, device)
-    leaves = {name: None if a is None else a.requires_grad_(name != "log_decay" or case.learns) for name, a in given.items()}
+    leaves: dict[str, Any] = {
+        name: None if a is None else a.requires_grad_(name != "log_decay" or case.learns) for name, a in given.items()
+    }
     qkv, tau, log_decay, weight, S, z = leaves.values()
-    assert qkv is not None
     turn = rotary.Turn(fixed["cos"], fixed["sin"], "triton")
     if at_once:
         o, ends = multiscale.turned(
@@ -132,7 +133,7 @@ def test_second_derivatives_are_those_of_plain_operations(device: str):
         o = function(qkv, fixed["cos"], fixed["sin"], tau, case.feature_map, *rest, None, None)[0]
         of = [a for a in leaves.values() if a is not None]
         slopes = torch.autograd.grad(o.square().sum(), of, create_graph=True)
-        return [a.cpu() for a in torch.autograd.grad(sum(slope.square().sum() for slope in slopes), of)]
+        return [a.cpu() for a in torch.autograd.grad(torch.cat([slope.flatten() for slope in slopes]).square().sum(), of)]
 
     for a, b in zip(curvature(torch.ops.unisono.turned_multiscale), curvature(_plain), strict=True):
         judge.same(a, b, limit=numerics.rounding("float32", 2**14))

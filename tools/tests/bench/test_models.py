@@ -22,6 +22,14 @@ def test_sizes_have_models_of_heads_of_64():
             assert config.head_width == 64
 
 
+@pytest.mark.parametrize("head", ["tied", "own"])
+def test_models_whose_heads_are_alike_compute_alike(head: str):
+    """Within 7 %; as presets have them, InfinityFormer's takes half as many operations more than the Transformer's."""
+    for size in models.SIZES:
+        counts = [models.operations(nearest(name, size, models.VOCABULARY, models.HEADS[head])) for name in models.MODELS]
+        assert max(counts) < 1.07 * min(counts)
+
+
 def test_operations_leave_out_what_is_looked_up():
     untied = preset("lat-1m")
     assert models.operations(untied) == 6 * (count_params(untied) - untied.vocab_size * untied.d_model)
@@ -62,6 +70,11 @@ def test_tables_compare_with_the_transformer(tmp_path):
     assert "| 8 | lat | 150 | 1.50 | 15.0% | 1.0 |" in text
     assert "| 64 | lat | 150 | 3.00 | 15.0% | 1.0 |" in text
     assert "| lat | 1M | 1,000 | 1.0 | 1 |" in text
+    tied = [{**row, "head": "tied", "tokens_per_s": 2 * row["tokens_per_s"] if row["model"] == "lat" else 50.0} for row in rows]
+    both = models.markdown({**result, "training": rows + tied})
+    assert both.startswith(text[: text.index("## Prompts")].rstrip())
+    assert "## 1M parameters, one table for embedding and head, compiled" in both
+    assert "| 8 | lat | 300 | 6.00 | 30.0% | 1.0 |" in both
     models.plot(tmp_path / "plot.png", rows)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 

@@ -216,7 +216,7 @@ def gated_backward_fake(dy, x, bias):
 
 
 def _grid(rows: Tensor, width: int) -> tuple[int, int]:
-    return triton.cdiv(len(rows), GATED_ROWS), triton.cdiv(width, GATED)
+    return -(-len(rows) // GATED_ROWS), -(-width // GATED)
 
 
 def _rows(x: Tensor) -> Tensor:

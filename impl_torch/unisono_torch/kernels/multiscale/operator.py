@@ -272,7 +272,7 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
     return gradients(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades)
 
 
-def gradients(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades, into=None):
+def gradients(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades, into=None) -> tuple[Any, ...]:
     """As `_backward`. into [B, T, H, V]: where v's gradient is put, by strides that are multiples of 16."""
     from unisono_torch.kernels.multiscale import backward
 
