@@ -18,6 +18,7 @@ from unisono_torch.kernels.mom_gru import loop
 from unisono_torch.kernels.mom_gru import operator as cell
 from unisono_torch.kernels.multiscale import multiscale
 from unisono_torch.kernels.multiscale import operator as scales
+from unisono_torch.kernels.multiscale.turned import turned as turned_at_once
 from unisono_torch.kernels.rotary import turned
 from unisono_torch.kernels.selective_scan import selective_scan
 from unisono_torch.kernels.short_conv import short_conv
@@ -94,6 +95,12 @@ def of_mom_gru(batch: int, width: int, banks: int, slots: int, memory: int, hidd
     return loop(real(batch, width), real(batch, banks * slots, memory), x, mark, mark, noise, Sizes(banks, slots, 0.7), weights)
 
 
+def of_turned_multiscale(dtype: torch.dtype, width: int, scales: int, feature_map: str) -> Any:
+    qkv, angle = real(1, LENGTH, 3, 2, width, dtype=dtype), torch.zeros(1, LENGTH, width // 2)
+    state, tau = (real(1, scales, 2, width, width), real(1, scales, 2, width)), real(1) if feature_map == "learned" else None
+    return turned_at_once(qkv, angle, angle, feature_map, tau, real(1, 1, scales), real(1, LENGTH, scales, 1, 1), state)[0]
+
+
 CALLS: tuple[tuple[Any, ...], ...] = (
     (of_short_conv, BF16, 4, 1536, True, False, True),  # Mamba's
     (of_short_conv, BF16, 4, 1536, True, True, True),
@@ -124,6 +131,8 @@ CALLS: tuple[tuple[Any, ...], ...] = (
     (of_multiscale, BF16, (64, 64), 1, True, True),
     (of_multiscale, BF16, (16, 48), 8, True, False),
     (of_multiscale, BF16, (128, 128), 4, False, True),
+    (of_turned_multiscale, BF16, 64, 4, "elu1"),  # InfinityFormer's, in Gluon
+    (of_turned_multiscale, F16, 48, 2, "learned"),
     (of_multiscale, F16, (64, 64), 2, True, True),
     (of_multiscale, F32, (16, 16), 1, False, False),
     (of_mom_gru, 16, 640, 4, 128, 64, 32, False, False, False),  # MARU's, where NVRTC is missing

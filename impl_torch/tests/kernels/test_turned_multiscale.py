@@ -1,4 +1,4 @@
-"""RoPE, φ and multi-scale attention of one array: the same bits as of the two operators, and one gradient of the array."""
+"""RoPE, φ and multi-scale attention of one array: what the two operators give, and one gradient of the array."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from unisono_conformance import judge, numerics
-from unisono_torch.kernels.multiscale import operator
+from unisono_torch.kernels.multiscale import operator, table
 from unisono_torch.kernels.multiscale.turned import _plain
 from unisono_torch.ops import multiscale, rotary
 
@@ -36,6 +36,7 @@ SMALL = (
     Case(1, 18, 3, 16, BF16, "relu"),
     Case(2, 70, 2, 64, BF16),  # as on a Hopper GPU
     Case(1, 130, 1, 64, BF16, "learned", learns=False),
+    Case(1, 66, 1, 64, BF16, "relu", learns=False),
 )
 LARGE = (Case(3, 1000, 9, 64, BF16), Case(2, 333, 3, 128, BF16, "learned", marked=True), Case(4, 2048, 9, 64, BF16))
 
@@ -95,31 +96,36 @@ def found(case: Case, device: str, at_once: bool) -> dict[str, Tensor]:
     return {"o": o.detach(), "S_end": ends[0].detach(), "z_end": ends[1].detach(), **dict(zip(wanted, gradients, strict=True))}
 
 
-def test_the_same_bits_as_apart(case: Case, device: str):
-    together, apart = found(case, device, True), found(case, device, False)
+def test_as_apart(case: Case, device: str):
+    together, apart, bound = found(case, device, True), found(case, device, False), numerics.rounding("bfloat16", 4)
     assert list(together) == list(apart)
     for name, a in together.items():
         assert a.isfinite().all(), name
         assert a.dtype == apart[name].dtype, name
+        if name == "qkv" and case.width == 64 and not case.marked and case.feature_map in table.TURNED:
+            # turned back before a rounding, not after it, and by slopes found from what was rounded
+            pairs = apart[name].double().unflatten(-1, (2, -1)).norm(dim=-2, keepdim=True).expand(*a.shape[:-1], 2, -1).flatten(-2)
+            judge.within(a[:, :, :2].double().cpu(), apart[name][:, :, :2].double().cpu(), bound * pairs[:, :, :2].cpu(), name)
+            a, apart[name] = a[:, :, 2], apart[name][:, :, 2]
         assert torch.equal(a, apart[name]), name
 
 
 def test_gradients_lie_in_one_array(device: str, monkeypatch: pytest.MonkeyPatch):
-    """v's is not copied where the kernels of a Hopper GPU serve."""
+    """None is copied where the kernels of a Hopper GPU serve."""
     given = []
     real = operator.gradients
 
     def recorded(*arguments: Any) -> tuple[Tensor, ...]:
         made = real(*arguments)
-        given.append((arguments[-1], made[2]))
+        given.append(made[:3])
         return made
 
     monkeypatch.setattr(operator, "gradients", recorded)
     case = Case(1, 66, 2, 64, BF16)
     dqkv = found(case, device, True)["qkv"]
-    [(into, dv)] = given
-    assert dv.data_ptr() == into.data_ptr()
-    assert into.data_ptr() == dqkv.data_ptr() + 2 * case.heads * case.width * dqkv.element_size()
+    [made] = given
+    apart = case.heads * case.width * dqkv.element_size()
+    assert [a.data_ptr() for a in made] == [dqkv.data_ptr() + i * apart for i in range(3)]
     assert dqkv.is_contiguous()
 
 

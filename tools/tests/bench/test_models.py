@@ -30,6 +30,12 @@ def test_models_whose_heads_are_alike_compute_alike(head: str):
         assert max(counts) < 1.07 * min(counts)
 
 
+def test_heads_are_told_apart_where_models_differ():
+    small, large = (models._told_apart(size, ["usual", "tied"]) for size in models.SIZES)
+    assert small == ["usual", "tied"]
+    assert large == ["usual"]
+
+
 def test_operations_leave_out_what_is_looked_up():
     untied = preset("lat-1m")
     assert models.operations(untied) == 6 * (count_params(untied) - untied.vocab_size * untied.d_model)

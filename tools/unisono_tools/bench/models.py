@@ -123,6 +123,14 @@ def _head(row: Row) -> str:
     return row.get("head", "usual")  # rows of older pages do not say
 
 
+def _told_apart(size: int, heads: list[str]) -> list[str]:
+    """Those of `heads` by which some model of this size is another one."""
+    found: dict[tuple[Config, ...], str] = {}
+    for head in heads:
+        found.setdefault(tuple(nearest(name, size, VOCABULARY, HEADS[head]) for name in MODELS), head)
+    return list(found.values())
+
+
 def markdown(result: dict[str, Any]) -> str:
     lines = ["# Models in training, beside the Transformer", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
     rate = result["ceilings"]["matmul_flop_per_s"]
@@ -211,7 +219,9 @@ def main(argv: list[str] | None = None) -> int:
     }
     torch.cuda.empty_cache()
     # each in a process of its own, which leaves no memory behind
-    kinds = [("trained", name, size, head) for size in options.sizes for head in options.heads for name in options.models]
+    kinds = [
+        ("trained", name, size, head) for size in options.sizes for head in _told_apart(size, options.heads) for name in options.models
+    ]
     if options.prompts:
         kinds += [("prompted", name, size, "usual") for size in options.sizes[:1] for name in options.models if name != BASE]
     running: list[tuple[str, Any]] = []

@@ -49,6 +49,33 @@ def _put(out, t0, T, step, x, C: tl.constexpr, READ: tl.constexpr):
 
 
 @jit
+def _put_back(out, t0, T, step, x, tile, cos, sin, MAP: tl.constexpr, C: tl.constexpr, WIDE: tl.constexpr, READ: tl.constexpr):
+    """The gradient of what was turned and then mapped by φ to `tile`, from x, that of `tile`; where MAP is "", x itself.
+
+    φ' is found from φ: that of elu1 is φ up to 1, which e^x is there, and 1 beyond.
+    """
+    if MAP == "":
+        _put(out, t0, T, step, x, C, READ)
+    else:
+        HALF: tl.constexpr = gl.BlockedLayout([1, 8], [512 // C, C // 16], [4, 1], [1, 0])
+        if MAP == "elu1":
+            mapped = tile.load(WIDE).to(gl.float32)
+            x = x * gl.where(mapped <= 1, mapped, 1.0)
+        if MAP == "relu":
+            x = x * gl.where(tile.load(WIDE).to(gl.float32) > 0, 1.0, 0.0)
+        first, second = x.reshape([C, 2, C // 2]).permute((0, 2, 1)).split()
+        first, second = gl.convert_layout(first, HALF), gl.convert_layout(second, HALF)
+        rows = gl.arange(0, C, layout=gl.SliceLayout(1, HALF))
+        column = gl.arange(0, C // 2, layout=gl.SliceLayout(0, HALF))
+        here = ((t0 + rows) < T)[:, None]
+        turn = t0.to(gl.int64) * (C // 2) + (rows[:, None] * (C // 2) + column[None, :])
+        c, s = gl.load(cos + turn, mask=here, other=0.0), gl.load(sin + turn, mask=here, other=0.0)
+        at = out + t0.to(gl.int64) * step + (rows[:, None] * step + column[None, :])
+        gl.store(at, (first * c + second * s).to(gl.bfloat16), mask=here)
+        gl.store(at + C // 2, (second * c - first * s).to(gl.bfloat16), mask=here)
+
+
+@jit
 def _segment(a, b, c, d, at, bt, ct, dt, as_, bs, cs, ds, S, states, n, T, segments, M: tl.constexpr, C: tl.constexpr, READ: tl.constexpr):
     """Copies a segment: a and b as two blocks, c and d as four halves; and the states of all scales."""
     for part in gl.static_range(2):
@@ -141,13 +168,16 @@ def forward(
         _put(o + (batch * T * H + head) * C, t0, T, H * C, acc, C, READ)
 
 
-@jit(do_not_specialize=[*_COUNTS, "d0", "d1", "d2", "g0", "g1", "g2", "g3"])
+@jit(do_not_specialize=[*_COUNTS, "d0", "d1", "d2", "g0", "g1", "g2", "g3", "e0", "e1", "e2"])
 def of_queries(
-    q, k, v, do, gain, hi, lo, S, z, denominator, dq, delta, shares, lost, back, back_z, fades, T, H, segments,
-    q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, g0, g1, g2, g3, UNIT: tl.constexpr, FADES: tl.constexpr, M: tl.constexpr,
-    C: tl.constexpr,
+    q, k, v, do, gain, hi, lo, S, z, denominator, dq, delta, shares, lost, back, back_z, fades, cos, sin, T, H, segments, e0, e1, e2,
+    q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, g0, g1, g2, g3, MAP: tl.constexpr, SHARED: tl.constexpr, UNIT: tl.constexpr,
+    FADES: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """As backward.of_queries; fades [B, H, M, N]: log λ's gradient by what these queries read."""
+    """As backward.of_queries, dq by strides, as `_put_back` puts it; cos, sin [B or 1, T, C/2].
+
+    fades [B, H, M, N]: log λ's gradient by what these queries read.
+    """
     L: tl.constexpr = 2 * C
     W: tl.constexpr = C // 2
     WIDE: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C, 16])
@@ -162,6 +192,9 @@ def of_queries(
     k += (batch * k0 + head * k2) * UNIT
     v += (batch * v0 + head * v2) * UNIT
     do += (batch * d0 + head * d2) * UNIT
+    if not SHARED:
+        cos += batch * T * (C // 2)
+        sin += batch * T * (C // 2)
     mine, length = which * M, (segments * L).to(gl.int64)
     qs = gl.allocate_shared_memory(gl.bfloat16, [2, C, C], TILE)
     gs = gl.allocate_shared_memory(gl.bfloat16, [2, C, C], TILE)
@@ -278,7 +311,7 @@ def of_queries(
                 to, since = gl.exp2(rate * (thin_row + 1)), gl.exp2(rate * (C - 1 - column))[None, :]
                 scores += since * ((share[s] * to)[:, None] * R - (lose[s] * to)[:, None])
             acc = _add(scores, ks.index(h), acc, WIDE)
-        _put(dq + (batch * T * H + head) * C, t0, T, H * C, acc, C, READ)
+        _put_back(dq + (batch * e0 + head * e2) * UNIT, t0, T, e1 * UNIT, acc, qs.index(part), cos, sin, MAP, C, WIDE, READ)
     if FADES:
         for s in gl.static_range(M):
             gl.store(fades + (mine + s) * segments + n, gl.sum(total[s], 0))
@@ -286,10 +319,14 @@ def of_queries(
 
 @jit(do_not_specialize=[*_COUNTS, "d0", "d1", "d2", "e0", "e1", "e2"])
 def of_keys(
-    q, k, v, do, hi, lo, dS, dz, shares, lost, dk, dv, fades, T, H, segments, q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, e0, e1, e2,
+    q, k, v, do, hi, lo, dS, dz, shares, lost, dk, dv, fades, cos, sin, T, H, segments,
+    q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, e0, e1, e2, MAP: tl.constexpr, SHARED: tl.constexpr,
     UNIT: tl.constexpr, FADES: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """As backward.of_keys, dv by strides; fades [B, H, M, N]: log λ's gradient by what becomes of these keys in later segments."""
+    """As backward.of_keys, dk and dv by strides, the same, dk as `_put_back` puts it; cos, sin [B or 1, T, C/2].
+
+    fades [B, H, M, N]: log λ's gradient by what becomes of these keys in later segments.
+    """
     L: tl.constexpr = 2 * C
     W: tl.constexpr = C // 2
     WIDE: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C, 16])
@@ -303,6 +340,9 @@ def of_keys(
     k += (batch * k0 + head * k2) * UNIT
     v += (batch * v0 + head * v2) * UNIT
     do += (batch * d0 + head * d2) * UNIT
+    if not SHARED:
+        cos += batch * T * (C // 2)
+        sin += batch * T * (C // 2)
     mine, length = which * M, (segments * L).to(gl.int64)
     ks = gl.allocate_shared_memory(gl.bfloat16, [2, C, C], TILE)
     vs = gl.allocate_shared_memory(gl.bfloat16, [2, C, C], TILE)
@@ -366,7 +406,7 @@ def of_keys(
                 total += (before[s] + after * leaves * gl.sum(mine_k * reached, 1),)
             else:
                 total += (before[s],)
-        _put(dk + (batch * T * H + head) * C, t0, T, H * C, acc, C, READ)
+        _put_back(dk + (batch * e0 + head * e2) * UNIT, t0, T, e1 * UNIT, acc, ks.index(part), cos, sin, MAP, C, WIDE, READ)
         _put(dv + (batch * e0 + head * e2) * UNIT, t0, T, e1 * UNIT, acc_v, C, READ)
     if FADES:
         for s in gl.static_range(M):

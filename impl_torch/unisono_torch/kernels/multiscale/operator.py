@@ -7,7 +7,7 @@ a token, head and scale. Opaque to torch.compile, which takes shapes and dtypes 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,17 @@ from unisono_torch.kernels.multiscale import table
 from unisono_torch.kernels.registry import hopper, interpreted
 from unisono_torch.kernels.rows import dense
 from unisono_torch.ops.transforms import again
+
+
+class Turn(NamedTuple):
+    """How q and k were turned before φ, cos and sin [B or 1, T, K/2], and where gradients go, [B, T, H, K] that lie alike."""
+
+    cos: Tensor
+    sin: Tensor
+    feature_map: str
+    dq: Tensor
+    dk: Tensor
+    dv: Tensor
 
 
 class _Call:
@@ -272,14 +283,14 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
     return gradients(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades)
 
 
-def gradients(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades, into=None) -> tuple[Any, ...]:
-    """As `_backward`. into [B, T, H, V]: where v's gradient is put, by strides that are multiples of 16."""
+def gradients(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades, turn=None) -> tuple[Any, ...]:
+    """As `_backward`. turn: gradients of q, k and v are put there, those of q and k turned back, where kernels do that."""
     from unisono_torch.kernels.multiscale import backward
 
     given = (do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades)
     dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out = _backward_fake(*given)
     if do.numel() == 0:
-        return dq, dk, dv if into is None else into, dq_norm, dk_norm, dlog_decay.zero_(), dweight.zero_(), S_out.copy_(dS), z_out.copy_(dz)
+        return dq, dk, dv, dq_norm, dk_norm, dlog_decay.zero_(), dweight.zero_(), S_out.copy_(dS), z_out.copy_(dz)
     del dk, dv  # made again once the states are gone: both at once would be the most that this takes
     call = _Call(q, k, v, q_norm, k_norm, log_decay, weight, reset, valid, do)
     kept, kept_z, _ = call.states(S.contiguous(), z.contiguous(), torch.empty_like(S_out), torch.empty_like(z_out))
@@ -288,18 +299,23 @@ def gradients(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
     delta, shares, lost, back, back_z = (call.empty(*shape, padded) for _ in range(5))
     kept_for = (kept, kept_z) if fades else None
     if call.hopper:
+        turn = turn if turn is not None and turn.feature_map in table.TURNED else None
+        how: dict[str, Any] = {"cos": None, "sin": None, "MAP": "", "SHARED": True}
+        if turn is not None:
+            how = {"cos": turn.cos.contiguous(), "sin": turn.sin.contiguous(), "MAP": turn.feature_map, "SHARED": len(turn.cos) == 1}
+            dq = turn.dq
         read, sent = (call.empty(*shape, call.segments) if fades else None for _ in range(2))
         given = {
             "S": kept, "z": kept_z, "denominator": denominator, "dq": dq, "delta": delta, "shares": shares, "lost": lost, "back": back,
-            "back_z": back_z, "fades": read, "FADES": fades,
+            "back_z": back_z, "fades": read, "FADES": fades, **how, **{f"e{i}": dq.stride(i) // call.unit for i in range(3)},
         }  # fmt: skip
         call.launch_on_hopper("of_queries", given)
         after, after_z, through = call.states(dS.contiguous(), dz.contiguous(), S_out, z_out, (back, back_z), kept_for)
         del given, kept, kept_z, kept_for
-        dk, dv = k.new_empty(k.shape), v.new_empty(v.shape) if into is None else into
+        dk, dv = (k.new_empty(k.shape), v.new_empty(v.shape)) if turn is None else (turn.dk, turn.dv)
         given = {
             "dS": after, "dz": after_z, "shares": shares, "lost": lost, "dk": dk, "dv": dv, "fades": sent, "FADES": fades,
-            **{f"e{i}": dv.stride(i) // call.unit for i in range(3)},
+            **how, **{f"e{i}": dv.stride(i) // call.unit for i in range(3)},
         }  # fmt: skip
         call.launch_on_hopper("of_keys", given)
         dweight.copy_(_of_weights(delta, call.length, dweight.shape))
@@ -343,7 +359,7 @@ def gradients(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
         if valid is not None:
             found = torch.where(valid[..., None], found, 0)
         dlog_decay.copy_(found.sum_to_size(dlog_decay.shape))
-    return dq, dk, dv if into is None else into.copy_(dv), dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out
+    return dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out
 
 
 def _of_weights(delta: Tensor, length: int, shape: torch.Size) -> Tensor:

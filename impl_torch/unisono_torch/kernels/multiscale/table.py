@@ -45,6 +45,7 @@ ONE: dict[tuple[str, int], Cut] = {
 }
 # states by hopper.py; stages of loads of hopper_sweep.py
 HOPPER, HOPPER_SWEEP = HopperCut(2, 128), 3
+TURNED = ("none", "elu1", "relu")  # φ whose slope is known from it, so that hopper_segments.py turns gradients back
 INTERPRETED = Cut(16, 2, 16, 1, 1, 1)
 # Time is cut into pieces of segments where heads and scales leave a GPU half idle: a piece costs reading keys and values again.
 FEW, PROGRAMS, SHORTEST = 96, 528, 4

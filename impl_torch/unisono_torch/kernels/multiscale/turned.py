@@ -1,7 +1,8 @@
 """`unisono::turned_multiscale`: RoPE and φ of queries and keys, as kernels/rotary makes them, and what is read by them, of one array.
 
 Gradients of q, k and v are written where they lie in one array, which is the gradient of the product that made them: apart, they would be
-copied once more. Saved: inputs, queries and keys as turned, and a float32 denominator a token, head and scale.
+copied once more. On a Hopper GPU what makes them turns them back as well. Saved: inputs, queries and keys as turned, and a float32
+denominator a token, head and scale.
 """
 
 from __future__ import annotations
@@ -48,11 +49,14 @@ def _backward(do, dS, dz, denominator, q, k, qkv, cos, sin, tau, feature_map, lo
     dqkv, dtau, *_ = _backward_fake(*given)
     before_q, before_k, v = qkv.unbind(2)
     dq_out, dk_out, dv_out = dqkv.unbind(2)
-    dq, dk, _, _, _, *others = scales.gradients(
-        do, dS, dz, denominator, q, k, v, None, None, log_decay, weight, S, z, reset, valid, fades, dv_out
+    turn = scales.Turn(cos, sin, feature_map, dq_out, dk_out, dv_out)
+    dq, dk, dv, _, _, *others = scales.gradients(
+        do, dS, dz, denominator, q, k, v, None, None, log_decay, weight, S, z, reset, valid, fades, turn
     )
-    none = q.new_empty((0,))
-    rotary.turn_back((dq, dk, none, none), before_q, before_k, cos, sin, tau, feature_map, False, dq_out, dk_out, dtau)
+    if dq is not dq_out:
+        none = q.new_empty((0,))
+        rotary.turn_back((dq, dk, none, none), before_q, before_k, cos, sin, tau, feature_map, False, dq_out, dk_out, dtau)
+        dv_out.copy_(dv)
     return dqkv, dtau, *others
 
 
