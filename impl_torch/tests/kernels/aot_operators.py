@@ -42,10 +42,10 @@ def of_short_conv(dtype: torch.dtype, taps: int, width: int, bias: bool, owner: 
     return short_conv(x, real(width, 1, taps), real(width) if bias else None, state, owners, silu, dtype)
 
 
-def of_diagonal_ssm(dtype: torch.dtype, width: int, pairs: int, reset: bool, valid: bool) -> Any:
+def of_diagonal_ssm(dtype: torch.dtype, width: int, pairs: int, reset: bool, valid: bool, length: int = 70) -> Any:
     power, grown, C = (real(width, pairs, 2) for _ in range(3))
-    starts, lives = (BOOL(2, 70) if there else None for there in (reset, valid))
-    return diagonal_ssm(real(2, 70, width, dtype=dtype), power, grown, C, real(width), real(2, width, pairs, 2), starts, lives)
+    starts, lives = (BOOL(2, length) if there else None for there in (reset, valid))
+    return diagonal_ssm(real(2, length, width, dtype=dtype), power, grown, C, real(width), real(2, width, pairs, 2), starts, lives)
 
 
 def of_selective_scan(dtype: torch.dtype, width: int, states: int, marked: bool, gated: bool) -> Any:
@@ -107,7 +107,9 @@ CALLS: tuple[tuple[Any, ...], ...] = (
     (of_short_conv, F16, 4, 70, True, True, True),
     (of_short_conv, F32, 16, 70, False, True, False),
     (of_short_conv, F64, 1, 70, False, False, True),
-    (of_diagonal_ssm, BF16, 512, 32, False, False),  # S4D's
+    (of_diagonal_ssm, BF16, 512, 32, False, False, LENGTH),  # S4D's, by products
+    (of_diagonal_ssm, F64, 70, 128, False, False, LENGTH),
+    (of_diagonal_ssm, BF16, 512, 32, False, False),
     (of_diagonal_ssm, F16, 70, 1, True, False),
     (of_diagonal_ssm, F32, 70, 64, False, True),
     (of_diagonal_ssm, BF16, 70, 128, True, True),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from unisono_spec.contract import InputError
-from unisono_torch.kernels.diagonal_ssm import diagonal_ssm, operator
+from unisono_torch.kernels.diagonal_ssm import diagonal_ssm, operator, products
 from unisono_torch.kernels.registry import interpreted
 from unisono_torch.ops import diagonal_ssm as op
 
@@ -35,11 +35,18 @@ CASES = [
     Case(2, 19, 3, 3, torch.float32),
     Case(1, 10, 18, 2, torch.bfloat16),
     Case(1, 9, 3, 70, torch.float64, marked=False),
+    Case(2, 19, 9, 3, torch.float32, marked=False),  # by products, as those without marks of at least a chunk
+    Case(3, 8, 2, 1, torch.bfloat16, marked=False),
+    Case(1, 4, 1, 2, torch.float16, marked=False),
     Case(1, 3, 2, 300, torch.float64, marked=False),
 ]
 ON_GPU = [
     Case(2, 300, 100, 32, torch.bfloat16),
+    Case(2, 1100, 100, 32, torch.bfloat16, marked=False),
+    Case(1, 2048, 70, 100, torch.float16, marked=False),
+    Case(16, 130, 65, 32, torch.float64, marked=False),
     Case(1, 2000, 33, 32, torch.float32, marked=False),
+    Case(3, 2000, 33, 32, torch.float32, marked=False),
     Case(3, 70, 20, 100, torch.float16),
     Case(2, 130, 40, 32, torch.float64),
     Case(70_000, 2, 2, 2, torch.float32),
@@ -122,6 +129,43 @@ def test_values_and_gradients(case: Case, device: str, grids: list[tuple[int, ..
     if marks["valid"] is not None:
         assert not got["du"][~marks["valid"]].any()
         assert not got["y"][~marks["valid"]].any()
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_sweeps_serve_marks_and_few_tokens_and_products_the_rest(device: str, marked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = []
+    for name in ("forward", "backward"):
+        there = getattr(products, name)
+        monkeypatch.setattr(products, name, lambda *a, name=name, there=there: (served.append(name), there(*a))[1])
+    least = max(products.chunk(), 1 if interpreted() else products.FEWEST)
+    for length in (least, products.chunk() - 1):
+        case = Case(1, length, 2, 2, torch.float32, marked)
+        tensors, marks = inputs(case, device)
+        differentiate(lambda **a: diagonal_ssm(**a, **marks), tensors, upstream_of(case, device))  # noqa: B023
+    assert served == ([] if marked else ["forward", "backward"])
+
+
+@pytest.mark.parametrize("chosen", ["high", "tf32"])
+def test_products_keep_their_digits_whatever_is_chosen(device: str, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In either of PyTorch's two ways, of which both stand as before afterwards."""
+    matmul, product, found = torch.backends.cuda.matmul, torch.bmm, []
+    before = matmul.fp32_precision
+    monkeypatch.setattr(torch, "bmm", lambda *a, **how: (found.append(matmul.allow_tf32), product(*a, **how))[1])
+    case = Case(2, products.FEWEST if not interpreted() else 9, 2, 2, torch.float32, marked=False)
+    try:
+        if chosen == "high":
+            torch.set_float32_matmul_precision("high")
+        else:
+            matmul.fp32_precision = "tf32"
+        differentiate(diagonal_ssm, inputs(case, device)[0], upstream_of(case, device))
+        assert matmul.fp32_precision == "tf32"
+        if chosen == "high":
+            assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        if chosen == "high":
+            torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = before
+    assert found == [False] * 5
 
 
 def test_a_reset_cuts_nan(device: str) -> None:

@@ -51,7 +51,7 @@ IMPLEMENTATIONS = (
     _triton("multiscale", FLOATS[1:], "all scales at once, one q kᵀ", widths={"K": (1, 128), "V": (1, 128), "scales": (1, 8)}),
     _triton("selective_scan", how="one sweep each way, softplus and gate in it; to N = 16 in CUDA C++ on a GPU", widths={"N": (1, 64)}),
     _triton("short_conv", how="one pass each way, SiLU in it", widths={"w": (1, 16)}),
-    _triton("diagonal_ssm", how="one sweep each way", widths={"P": (1, 128)}),
+    _triton("diagonal_ssm", how="matmuls of chunks; with marks, and of few tokens, one sweep each way", widths={"P": (1, 128)}),
     _triton(
         "mom_gru",
         FLOATS[1:],

@@ -1,4 +1,4 @@
-"""S4D's recurrence as Triton kernels: one sweep forward, one back, complex states in registers."""
+"""S4D's recurrence on a GPU: matrix products of chunks, or a sweep each way with complex states in registers."""
 
 from unisono_torch.kernels.diagonal_ssm.operator import diagonal_ssm
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from unisono_spec.contract import InputError
 
+from unisono_torch.kernels.diagonal_ssm import products
 from unisono_torch.kernels.registry import FLOATS, interpreted
 from unisono_torch.ops.transforms import again
 
@@ -82,11 +83,17 @@ def _whole(a: Tensor | None) -> Tensor | None:
     "-> (Tensor, Tensor, Tensor)",
 )
 def _ssm(u, power, grown, C, D, initial, reset, valid, save):
-    """y, the final state, and the states before each tile (empty unless `save`)."""
+    """y, the final state, and what the way back takes: by products each chunk's inputs and the state before it, by sweeps the states before
+    each tile (nothing unless `save`)."""
     y, final, saved = _ssm_fake(u, power, grown, C, D, initial, reset, valid, save)
     if u.numel() == 0:
         return y, final.copy_(initial), saved.zero_()
-    acc = accumulator(u.dtype)
+    acc, (batch, length, width) = accumulator(u.dtype), u.shape
+    if products.serves(batch, length, reset is not None or valid is not None):
+        kept = saved if save else u.new_empty(products.shape(batch, length, width, C.shape[1]), dtype=acc)
+        with torch.cuda.device_of(u):
+            products.forward(_rows(u), *(a.contiguous() for a in (power, grown, C, D, initial)), y, final, kept)
+        return y, final, saved
     given = {"power": power, "grown": grown, "C": C, "initial": initial}
     tensors = {name: _apart(a, acc) for name, a in given.items()} | {"D": D.to(acc).contiguous(), "y": y, "saved": saved}
     tensors |= {"reset": _whole(reset), "valid": _whole(valid), "final": torch.empty_like(tensors["initial"])}
@@ -98,8 +105,10 @@ def _ssm(u, power, grown, C, D, initial, reset, valid, save):
 @_ssm.register_fake
 def _ssm_fake(u, power, grown, C, D, initial, reset, valid, save):
     batch, length, width = u.shape
-    acc = accumulator(u.dtype)
-    saved = u.new_empty((batch, -(-length // _tile()), 2, width, C.shape[1]) if save else (0,), dtype=acc)
+    acc, marked = accumulator(u.dtype), reset is not None or valid is not None
+    states = (batch, -(-length // _tile()), 2, width, C.shape[1])
+    kept = products.shape(batch, length, width, C.shape[1]) if products.serves(batch, length, marked) else states
+    saved = u.new_empty(kept if save else (0,), dtype=acc)
     return u.new_empty(u.shape, dtype=acc), u.new_empty((batch, *C.shape), dtype=acc), saved
 
 
@@ -114,7 +123,12 @@ def _ssm_backward(dy, dfinal, u, power, grown, C, D, reset, valid, saved):
     du, dpower, dgrown, dC, dD, dinitial = _ssm_backward_fake(dy, dfinal, u, power, grown, C, D, reset, valid, saved)
     if u.numel() == 0:
         return du, dpower.zero_(), dgrown.zero_(), dC.zero_(), dD.zero_(), dinitial.copy_(dfinal)
-    acc, (batch, _, width) = accumulator(u.dtype), u.shape
+    acc, (batch, length, width) = accumulator(u.dtype), u.shape
+    if products.serves(batch, length, reset is not None or valid is not None):
+        given = (a.contiguous() for a in (power, grown, C, D))
+        with torch.cuda.device_of(u):
+            dpower, dgrown, dC, dD, dinitial = products.backward(dy.contiguous(), dfinal.contiguous(), *given, saved, du)
+        return du, dpower, dgrown, dC, dD, dinitial
     tensors = {name: _apart(a, acc) for name, a in {"power": power, "grown": grown, "C": C, "dfinal": dfinal}.items()}
     partial = {name: saved.new_empty((batch, 2, width, C.shape[1])) for name in ("dpower", "dgrown", "dC", "dinitial")}
     partial["dD"] = saved.new_empty((batch, width))
@@ -151,6 +165,7 @@ def _gradient(ctx, dy, dfinal, _):
 def _plain(u, power, grown, C, D, initial, reset, valid, _):
     """The same in plain operations, for second derivatives: a fold over tokens."""
     acc, h, out = accumulator(u.dtype), initial, []
+    power, grown = power.to(acc), grown.to(acc)
 
     def product(a, b):
         (ar, ai), (br, bi) = a.unbind(-1), b.unbind(-1)
@@ -205,7 +220,8 @@ def diagonal_ssm(
         if a is not None and (a.shape != shape or a.device != u.device or (a.dtype == torch.bool) != (name in ("reset", "valid"))):
             kind = "bool" if name in ("reset", "valid") else "floating-point"
             raise InputError(f"{name}: got {a.dtype} {tuple(a.shape)} on {a.device}; give {kind} {tuple(shape)} on {u.device}")
-    wide = [a.to(acc) for a in (power, grown, C, D, initial_state)]
+    powers = (a.to(torch.promote_types(a.dtype, acc)) for a in (power, grown))  # in float64, where they are: products take their powers
+    wide = [*powers, *(a.to(acc) for a in (C, D, initial_state))]
     save = torch.is_grad_enabled() and any(a.requires_grad for a in (u, *wide))
     y, final, _ = torch.ops.unisono.diagonal_ssm(u, *wide, reset, valid, save)
     return y, final

@@ -1,0 +1,132 @@
+"""S4D by matrix products, both ways: chunks.py's kernels and the products between them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from unisono_torch.kernels.registry import interpreted
+
+CHUNK = 128  # tokens
+FEWEST = 2048  # tokens of all sequences: of fewer, a channel's matrix costs more than its sweep
+
+
+def chunk() -> int:
+    return 4 if interpreted() else CHUNK  # the interpreter pays by the operation
+
+
+def serves(batch: int, length: int, marked: bool) -> bool:
+    """Whether products do what a sweep would, and sooner: resets and gaps would need a matrix a chunk."""
+    return not marked and length >= chunk() and batch * length >= (chunk() if interpreted() else FEWEST)
+
+
+def rows(length: int) -> int:
+    """Of a sequence: its chunks, and the last one once more."""
+    return -(-length // chunk()) + 1
+
+
+def shape(batch: int, length: int, width: int, pairs: int) -> tuple[int, int, int, int]:
+    """Of what is kept: each chunk's inputs and the state before it."""
+    return (width, batch, rows(length), chunk() + 2 * pairs)
+
+
+def _launch(name: str, programs: int, pairs: int, length: int = 0, **given: object) -> None:
+    import triton
+
+    from unisono_torch.kernels.diagonal_ssm import chunks
+
+    function, size = getattr(chunks, name), chunk()
+    room = triton.next_power_of_2(pairs)
+    arguments = {
+        **given,
+        "T": length,
+        "rows": rows(length),
+        "P": pairs,
+        "CHUNK": size,
+        "BP": room,
+        "BQ": max(1, min(size, 512 // room)),
+        "BJ": min(size, 32),
+        "BT": min(size, 64),
+        "BD": 8 if interpreted() else 64,
+        "BITS": size.bit_length(),
+    }
+    warps = 1 if name.startswith("carry") else 4
+    function[(programs,)](**{name: arguments[name] for name in function.arg_names}, num_warps=warps)
+
+
+@contextlib.contextmanager
+def whole() -> Iterator[None]:
+    """Products with all of float32's digits, whatever is chosen for others."""
+    matmul = torch.backends.cuda.matmul
+    try:
+        chosen = torch.get_float32_matmul_precision()
+    except RuntimeError:  # chosen by torch.backends.….fp32_precision, which may not be mixed with the other way
+        before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
+        return
+    if chosen != "highest":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        if chosen != "highest":
+            torch.set_float32_matmul_precision(chosen)
+
+
+def _tiles(batch: int, length: int, width: int) -> int:
+    size = chunk()
+    return -(-width // (8 if interpreted() else 64)) * batch * rows(length) * (size // min(size, 64))
+
+
+def _matrix(power: Tensor, grown: Tensor, C: Tensor, D: Tensor, like: Tensor) -> Tensor:
+    """[D, S, S]; its last 2P rows' last 2P columns are never read."""
+    (width, pairs, _), size = C.shape, chunk()
+    matrix = like.new_empty(width, size + 2 * pairs, size + 2 * pairs)
+    given = {"kernel": like.new_empty(width, size), "matrix": matrix}
+    parts = max(1, size // max(1, min(size, 512 // (1 << (pairs - 1).bit_length()))))
+    _launch("entries", width * parts, pairs, power=power, grown=grown, C=C, D=D, **given)
+    _launch("toeplitz", width * (size // min(size, 32)), pairs, **given)
+    return matrix
+
+
+@whole()
+def forward(u: Tensor, power: Tensor, grown: Tensor, C: Tensor, D: Tensor, initial: Tensor, y: Tensor, final: Tensor, kept: Tensor) -> None:
+    """u [B, T, D] whose rows lie evenly → y, final [B, D, P, 2], and `kept`, of `shape`."""
+    (batch, length, width), pairs, size = u.shape, C.shape[1], chunk()
+    matrix, sizes = _matrix(power, grown, C, D, kept), {"batch": batch, "DIM": width}
+    programs, z = _tiles(batch, length, width), kept.flatten(1, 2)
+    _launch("spread", programs, pairs, length, a=u, out=kept, ROW=u.stride(1), LAST=True, **sizes)
+    torch.bmm(z[..., :size], matrix[:, :size, size:], out=z[..., size:])
+    _launch("carry", batch * width, pairs, length, z=kept, power=power, initial=initial, final=final, **sizes)
+    _launch("collect", programs, pairs, length, a=torch.bmm(z, matrix[..., :size]), out=y, LAST=False, **sizes)
+
+
+@whole()
+def backward(
+    dy: Tensor, dfinal: Tensor, power: Tensor, grown: Tensor, C: Tensor, D: Tensor, kept: Tensor, du: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """du is written; gradients of power, grown, C, D and the initial state."""
+    (batch, length, width), pairs, size = dy.shape, C.shape[1], chunk()
+    matrix, sizes = _matrix(power, grown, C, D, kept), {"batch": batch, "DIM": width}
+    programs, slopes, z = _tiles(batch, length, width), torch.empty_like(kept), kept.flatten(1, 2)
+    q = slopes.flatten(1, 2)
+    _launch("spread", programs, pairs, length, a=dy, out=slopes, ROW=dy.stride(1), LAST=False, **sizes)
+    torch.bmm(q[..., :size], matrix[:, size:, :size].mT, out=q[..., size:])
+    dinitial, dpowers = torch.empty_like(dfinal), kept.new_empty(width, batch, 2, pairs, 2)
+    given = {"q": slopes, "z": kept, "dfinal": dfinal, "dinitial": dinitial, "dpowers": dpowers}
+    _launch("carry_back", batch * width, pairs, length, power=power, **given, **sizes)
+    _launch("collect", programs, pairs, length, a=torch.bmm(q, matrix[:, :size].mT), out=du, LAST=True, **sizes)
+    del matrix
+    slope, dkernel = torch.bmm(z.mT, q), kept.new_empty((width, size), dtype=torch.float64)
+    _launch("lags", width, pairs, slope=slope, dkernel=dkernel)
+    found = [torch.empty_like(a) for a in (power, grown, C, D)]
+    named = dict(zip(("dpower", "dgrown", "dC", "dD"), found, strict=True))
+    given = {"slope": slope, "dkernel": dkernel, "dpowers": dpowers.sum(1), "power": power, "grown": grown, "C": C}
+    _launch("fold", width, pairs, length, **given, **named)
+    return found[0], found[1], found[2], found[3], dinitial
