@@ -185,6 +185,21 @@ def test_a_reset_cuts_nan(device: str) -> None:
     assert torch.isnan(du[:, 6:9]).all()
 
 
+def test_by_products_nan_reaches_its_chunk(device: str) -> None:
+    """As documented: and what follows it, in y; what precedes it, in the gradient."""
+    size = products.chunk()
+    case = Case(1, 10 if interpreted() else products.FEWEST, 2, 3, torch.float32, marked=False)
+    t = torch.arange(case.length, device=device) // size
+    tensors, _ = inputs(case, device)
+    dy, dfinal = upstream_of(case, device)
+    tensors["u"][:, size + 1] = torch.nan
+    y, _ = diagonal_ssm(**tensors)
+    assert torch.equal(torch.isfinite(y), (t < 1)[None, :, None].expand_as(y))
+    dy[:, size + 1] = torch.nan
+    du = differentiate(diagonal_ssm, inputs(case, device)[0], (dy, dfinal))["du"]
+    assert torch.equal(torch.isfinite(du), (t > 1)[None, :, None].expand_as(du))
+
+
 def test_the_same_bits_twice_and_from_strided_inputs(device: str) -> None:
     case = Case(2, 9, 3, 4, torch.float32)
     tensors, marks = inputs(case, device)
