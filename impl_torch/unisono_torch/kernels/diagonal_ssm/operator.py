@@ -72,6 +72,10 @@ def _rows(a: Tensor) -> Tensor:
     return a if a.stride(2) == 1 and a.stride(0) == a.shape[1] * a.stride(1) else a.contiguous()
 
 
+def _parameters(power: Tensor, grown: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return power.contiguous(), grown.contiguous(), C.contiguous(), D.contiguous()
+
+
 def _whole(a: Tensor | None) -> Tensor | None:
     return None if a is None else a.contiguous()
 
@@ -92,7 +96,7 @@ def _ssm(u, power, grown, C, D, initial, reset, valid, save):
     if products.serves(batch, length, reset is not None or valid is not None):
         kept = saved if save else u.new_empty(products.shape(batch, length, width, C.shape[1]), dtype=acc)
         with torch.cuda.device_of(u):
-            products.forward(_rows(u), *(a.contiguous() for a in (power, grown, C, D, initial)), y, final, kept)
+            products.forward(_rows(u), _parameters(power, grown, C, D), initial.contiguous(), y, final, kept)
         return y, final, saved
     given = {"power": power, "grown": grown, "C": C, "initial": initial}
     tensors = {name: _apart(a, acc) for name, a in given.items()} | {"D": D.to(acc).contiguous(), "y": y, "saved": saved}
@@ -125,9 +129,9 @@ def _ssm_backward(dy, dfinal, u, power, grown, C, D, reset, valid, saved):
         return du, dpower.zero_(), dgrown.zero_(), dC.zero_(), dD.zero_(), dinitial.copy_(dfinal)
     acc, (batch, length, width) = accumulator(u.dtype), u.shape
     if products.serves(batch, length, reset is not None or valid is not None):
-        given = (a.contiguous() for a in (power, grown, C, D))
+        parameters = _parameters(power, grown, C, D)
         with torch.cuda.device_of(u):
-            dpower, dgrown, dC, dD, dinitial = products.backward(dy.contiguous(), dfinal.contiguous(), *given, saved, du)
+            dpower, dgrown, dC, dD, dinitial = products.backward(dy.contiguous(), dfinal.contiguous(), parameters, saved, du)
         return du, dpower, dgrown, dC, dD, dinitial
     tensors = {name: _apart(a, acc) for name, a in {"power": power, "grown": grown, "C": C, "dfinal": dfinal}.items()}
     partial = {name: saved.new_empty((batch, 2, width, C.shape[1])) for name in ("dpower", "dgrown", "dC", "dinitial")}

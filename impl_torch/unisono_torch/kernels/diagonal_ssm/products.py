@@ -33,7 +33,7 @@ def shape(batch: int, length: int, width: int, pairs: int) -> tuple[int, int, in
     return (width, batch, rows(length), chunk() + 2 * pairs)
 
 
-def _launch(name: str, programs: int, pairs: int, length: int = 0, **given: object) -> None:
+def _launch(name: str, programs: int, pairs: int, length: int, given: dict[str, object]) -> None:
     import triton
 
     from unisono_torch.kernels.diagonal_ssm import chunks
@@ -87,46 +87,53 @@ def _tiles(batch: int, length: int, width: int) -> int:
 def _matrix(power: Tensor, grown: Tensor, C: Tensor, D: Tensor, like: Tensor) -> Tensor:
     """[D, S, S]; its last 2P rows' last 2P columns are never read."""
     (width, pairs, _), size = C.shape, chunk()
-    matrix = like.new_empty(width, size + 2 * pairs, size + 2 * pairs)
-    given = {"kernel": like.new_empty(width, size), "matrix": matrix}
-    parts = max(1, size // max(1, min(size, 512 // (1 << (pairs - 1).bit_length()))))
-    _launch("entries", width * parts, pairs, power=power, grown=grown, C=C, D=D, **given)
-    _launch("toeplitz", width * (size // min(size, 32)), pairs, **given)
+    kernel, matrix = like.new_empty(width, size), like.new_empty(width, size + 2 * pairs, size + 2 * pairs)
+    made: dict[str, object] = {"kernel": kernel, "matrix": matrix}
+    parts = size // max(1, min(size, 512 // (1 << (pairs - 1).bit_length())))
+    _launch("entries", width * parts, pairs, 0, {"power": power, "grown": grown, "C": C, "D": D, **made})
+    _launch("toeplitz", width * (size // min(size, 32)), pairs, 0, made)
     return matrix
 
 
 @whole()
-def forward(u: Tensor, power: Tensor, grown: Tensor, C: Tensor, D: Tensor, initial: Tensor, y: Tensor, final: Tensor, kept: Tensor) -> None:
-    """u [B, T, D] whose rows lie evenly → y, final [B, D, P, 2], and `kept`, of `shape`."""
-    (batch, length, width), pairs, size = u.shape, C.shape[1], chunk()
-    matrix, sizes = _matrix(power, grown, C, D, kept), {"batch": batch, "DIM": width}
-    programs, z = _tiles(batch, length, width), kept.flatten(1, 2)
-    _launch("spread", programs, pairs, length, a=u, out=kept, ROW=u.stride(1), LAST=True, **sizes)
+def forward(
+    u: Tensor,
+    parameters: tuple[Tensor, Tensor, Tensor, Tensor],
+    initial: Tensor,
+    y: Tensor,
+    final: Tensor,
+    kept: Tensor,
+) -> None:
+    """u [B, T, D] whose rows lie evenly and (power, grown, C, D) → y, final [B, D, P, 2], and `kept`, of `shape`."""
+    (batch, length, width), pairs, size = u.shape, initial.shape[2], chunk()
+    matrix, programs, z = _matrix(*parameters, kept), _tiles(batch, length, width), kept.flatten(1, 2)
+    common = {"batch": batch, "DIM": width, "power": parameters[0]}
+    _launch("spread", programs, pairs, length, {"a": u, "out": kept, "ROW": u.stride(1), "LAST": True, **common})
     torch.bmm(z[..., :size], matrix[:, :size, size:], out=z[..., size:])
-    _launch("carry", batch * width, pairs, length, z=kept, power=power, initial=initial, final=final, **sizes)
-    _launch("collect", programs, pairs, length, a=torch.bmm(z, matrix[..., :size]), out=y, LAST=False, **sizes)
+    _launch("carry", batch * width, pairs, length, {"z": kept, "initial": initial, "final": final, **common})
+    outputs = torch.bmm(z, matrix[..., :size])
+    _launch("collect", programs, pairs, length, {"a": outputs, "out": y, "LAST": False, **common})
 
 
 @whole()
-def backward(
-    dy: Tensor, dfinal: Tensor, power: Tensor, grown: Tensor, C: Tensor, D: Tensor, kept: Tensor, du: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, dfinal: Tensor, parameters: tuple[Tensor, Tensor, Tensor, Tensor], kept: Tensor, du: Tensor) -> tuple[Tensor, ...]:
     """du is written; gradients of power, grown, C, D and the initial state."""
-    (batch, length, width), pairs, size = dy.shape, C.shape[1], chunk()
-    matrix, sizes = _matrix(power, grown, C, D, kept), {"batch": batch, "DIM": width}
-    programs, slopes, z = _tiles(batch, length, width), torch.empty_like(kept), kept.flatten(1, 2)
-    q = slopes.flatten(1, 2)
-    _launch("spread", programs, pairs, length, a=dy, out=slopes, ROW=dy.stride(1), LAST=False, **sizes)
+    (batch, length, width), pairs, size = dy.shape, dfinal.shape[2], chunk()
+    matrix, programs, z, slopes = _matrix(*parameters, kept), _tiles(batch, length, width), kept.flatten(1, 2), torch.empty_like(kept)
+    q, dinitial, dpowers = slopes.flatten(1, 2), torch.empty_like(dfinal), kept.new_empty(width, batch, 2, pairs, 2)
+    power, grown, C, _ = parameters
+    common = {"batch": batch, "DIM": width, "power": power}
+    _launch("spread", programs, pairs, length, {"a": dy, "out": slopes, "ROW": dy.stride(1), "LAST": False, **common})
     torch.bmm(q[..., :size], matrix[:, size:, :size].mT, out=q[..., size:])
-    dinitial, dpowers = torch.empty_like(dfinal), kept.new_empty(width, batch, 2, pairs, 2)
-    given = {"q": slopes, "z": kept, "dfinal": dfinal, "dinitial": dinitial, "dpowers": dpowers}
-    _launch("carry_back", batch * width, pairs, length, power=power, **given, **sizes)
-    _launch("collect", programs, pairs, length, a=torch.bmm(q, matrix[:, :size].mT), out=du, LAST=True, **sizes)
-    del matrix
+    states = {"q": slopes, "z": kept, "dfinal": dfinal, "dinitial": dinitial, "dpowers": dpowers}
+    _launch("carry_back", batch * width, pairs, length, {**states, **common})
+    inputs = torch.bmm(q, matrix[:, :size].mT)
+    _launch("collect", programs, pairs, length, {"a": inputs, "out": du, "LAST": True, **common})
+    del matrix, inputs
     slope, dkernel = torch.bmm(z.mT, q), kept.new_empty((width, size), dtype=torch.float64)
-    _launch("lags", width, pairs, slope=slope, dkernel=dkernel)
-    found = [torch.empty_like(a) for a in (power, grown, C, D)]
+    _launch("lags", width, pairs, 0, {"slope": slope, "dkernel": dkernel})
+    found = [torch.empty_like(a) for a in parameters]
     named = dict(zip(("dpower", "dgrown", "dC", "dD"), found, strict=True))
-    given = {"slope": slope, "dkernel": dkernel, "dpowers": dpowers.sum(1), "power": power, "grown": grown, "C": C}
-    _launch("fold", width, pairs, length, **given, **named)
-    return found[0], found[1], found[2], found[3], dinitial
+    made = {"slope": slope, "dkernel": dkernel, "dpowers": dpowers.sum(1), "grown": grown, "C": C}
+    _launch("fold", width, pairs, length, {**made, **named, **common})
+    return *found, dinitial
