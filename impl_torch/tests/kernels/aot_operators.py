@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from unisono_torch.kernels.diagonal_ssm import diagonal_ssm
+from unisono_torch.kernels.diagonal_ssm import diagonal_ssm, discretised
 from unisono_torch.kernels.linear_attention import linear_attention
 from unisono_torch.kernels.linear_attention import operator as linear
 from unisono_torch.kernels.mom_gru import loop
@@ -43,9 +43,11 @@ def of_short_conv(dtype: torch.dtype, taps: int, width: int, bias: bool, owner: 
 
 
 def of_diagonal_ssm(dtype: torch.dtype, width: int, pairs: int, reset: bool, valid: bool, length: int = 70) -> Any:
-    power, grown, C = (real(width, pairs, 2) for _ in range(3))
+    power, grown = discretised(real(width), real(width, pairs, 2))
     starts, lives = (BOOL(2, length) if there else None for there in (reset, valid))
-    return diagonal_ssm(real(2, length, width, dtype=dtype), power, grown, C, real(width), real(2, width, pairs, 2), starts, lives)
+    return diagonal_ssm(
+        real(2, length, width, dtype=dtype), power, grown, real(width, pairs, 2), real(width), real(2, width, pairs, 2), starts, lives
+    )
 
 
 def of_selective_scan(dtype: torch.dtype, width: int, states: int, marked: bool, gated: bool) -> Any:

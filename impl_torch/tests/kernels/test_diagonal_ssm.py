@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from unisono_spec.contract import InputError
-from unisono_torch.kernels.diagonal_ssm import diagonal_ssm, operator, products
+from unisono_torch.kernels.diagonal_ssm import diagonal_ssm, discretised, operator, products
 from unisono_torch.kernels.registry import interpreted
 from unisono_torch.ops import diagonal_ssm as op
 
@@ -245,6 +245,28 @@ def test_the_op_takes_the_kernel(device: str) -> None:
         gradients = torch.autograd.grad(y.sum() + final.square().sum(), (dt, A))
         found.append([a.detach().cpu() for a in (y, final, *gradients)])
     judge.same(*found)
+
+
+def test_powers_and_gains_keep_their_digits(device: str) -> None:
+    """Of slow and of fast decays and turns, each beside its own size, and their gradients; near ln 2 e^x − 1 is made another way."""
+    from unisono_conformance import judge
+
+    real, imag = torch.meshgrid(
+        *(torch.tensor(a, dtype=torch.float64) for a in ((1e-3, 0.4, 0.69, 0.71, 3, 50), (0, 0.3, 2, 40))), indexing="ij"
+    )
+    A = torch.stack([-real, imag], -1).reshape(3, 8, 2).to(device)
+    dt = torch.tensor([0.3, 1.0, 4.0], dtype=torch.float64, device=device)
+    made = torch.Generator().manual_seed(5)
+    upstream = torch.randn(2, 3, 8, 2, generator=made, dtype=torch.float64).to(device)
+    found = []
+    for form in (discretised, lambda dt, A: (op.powers(dt, A, 1)[1], op.gain(dt, A))):
+        leaves = [a.clone().requires_grad_() for a in (dt, A)]
+        values = form(*leaves)
+        found.append([a.detach() for a in (*values, *torch.autograd.grad(values, leaves, tuple(upstream)))])
+    size = [a.norm(dim=-1, keepdim=True) if a.ndim == 3 else a.abs() for a in found[1]]
+    got, want = ([(a / s).cpu() for a, s in zip(each, size, strict=True)] for each in found)
+    judge.same(got, want)
+    assert torch.autograd.gradgradcheck(discretised, (dt.requires_grad_(), A.requires_grad_()), fast_mode=True)
 
 
 def test_bad_input_is_named(device: str) -> None:

@@ -87,8 +87,9 @@ def parallel(
     """
     if use_triton(implementation, "diagonal_ssm", u.device, u.dtype, {"P": C.shape[1]}):
         from unisono_torch.kernels.diagonal_ssm import diagonal_ssm as kernel
+        from unisono_torch.kernels.diagonal_ssm import discretised
 
-        return kernel(u, powers(dt, A, 1)[1], gain(dt, A), C, D, initial_state, reset, valid)
+        return kernel(u, *discretised(dt, A), C, D, initial_state, reset, valid)
     dtype, length = wide(u.dtype), u.shape[1]
     C, D, initial = (a.to(dtype) for a in (C, D, initial_state))
     size = min(chunk_size, length) if reset is None else min(chunk_size, length, SMALL_CHUNK)

@@ -224,10 +224,13 @@ def carry_back(
     fr, fi = _against(er, ei, fr, fi)
     fr += xr
     fi += xi
+    # a row ahead; of the first, itself again
+    xr, xi = _row(own, tl.maximum(end - 1, 0), p, P, S)
+    hr, hi = _row(held, tl.maximum(end - 1, 0), p, P, S)
     for done in range(rows - 2):
         n = end - 1 - done
-        xr, xi = _row(own, n, p, P, S)
-        hr, hi = _row(held, n, p, P, S)
+        next_xr, next_xi = _row(own, tl.maximum(n - 1, 0), p, P, S)
+        next_hr, next_hi = _row(held, tl.maximum(n - 1, 0), p, P, S)
         _put(own, n, p, fr, fi, P, S)
         mr, mi = _against(hr, hi, fr, fi)
         to_r += mr
@@ -235,6 +238,7 @@ def carry_back(
         fr, fi = _against(ar, ai, fr, fi)
         fr += xr
         fi += xi
+        xr, xi, hr, hi = next_xr, next_xi, next_hr, next_hi
     tl.store(dinitial + at, fr, mask=p < P)
     tl.store(dinitial + at + 1, fi, mask=p < P)
     to = dpowers + (tl.program_id(0).to(tl.int64) * 2 * P + p) * 2

@@ -166,6 +166,68 @@ def _gradient(ctx, dy, dfinal, _):
     return *gradients, dinitial.to(initial.dtype), None, None, None
 
 
+@torch.library.custom_op("unisono::discretised", mutates_args=(), schema="(Tensor dt, Tensor A) -> (Tensor, Tensor)")
+def _discretised(dt, A):
+    power, grown = _discretised_fake(dt, A)
+    _discretise("forward", dt, A, {"power": power, "grown": grown})
+    return power, grown
+
+
+@_discretised.register_fake
+def _discretised_fake(dt, A):
+    return tuple(torch.empty(A.shape, dtype=torch.float64, device=A.device) for _ in range(2))
+
+
+@torch.library.custom_op(
+    "unisono::discretised_backward",
+    mutates_args=(),
+    schema="(Tensor dpower, Tensor dgrown, Tensor dt, Tensor A) -> (Tensor, Tensor)",
+)
+def _discretised_backward(dpower, dgrown, dt, A):
+    ddt, dA = _discretised_backward_fake(dpower, dgrown, dt, A)
+    given = {"dpower": dpower.contiguous(), "dgrown": dgrown.contiguous(), "ddt": ddt, "dA": dA}
+    _discretise("backward", dt, A, given)
+    return ddt, dA
+
+
+@_discretised_backward.register_fake
+def _discretised_backward_fake(dpower, dgrown, dt, A):
+    return dt.new_empty(dt.shape), A.new_empty(A.shape)
+
+
+def _discretise(kernel: str, dt: Tensor, A: Tensor, tensors: dict[str, Tensor]) -> None:
+    import triton
+
+    from unisono_torch.kernels.diagonal_ssm import discretise
+
+    if A.numel():
+        pairs, function = A.shape[1], getattr(discretise, kernel)
+        sizes = {"P": pairs, "BP": triton.next_power_of_2(pairs), "TERMS": discretise.TERMS}
+        with torch.cuda.device_of(A):
+            function[(len(dt),)](dt=dt.contiguous(), A=A.contiguous(), **tensors, **sizes, num_warps=1)
+
+
+def _discretised_gradient(ctx, dpower, dgrown):
+    dt, A = ctx.saved_tensors
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return again(_discretised_plain, (dt, A), ctx.needs_input_grad, (dpower, dgrown))
+    return _discretised_backward(dpower, dgrown, dt, A)
+
+
+def _discretised_plain(dt, A):
+    from unisono_torch.ops import diagonal_ssm as op
+
+    return op.powers(dt, A, 1)[1], op.gain(dt, A)
+
+
+_discretised.register_autograd(_discretised_gradient, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+
+
+def discretised(dt: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """e^{ΔA} and (e^{ΔA} − 1)/A [D, P, 2], float64, of dt [D] and A [D, P, 2]."""
+    return torch.ops.unisono.discretised(dt, A)
+
+
 def _plain(u, power, grown, C, D, initial, reset, valid, _):
     """The same in plain operations, for second derivatives: a fold over tokens."""
     acc, h, out = accumulator(u.dtype), initial, []

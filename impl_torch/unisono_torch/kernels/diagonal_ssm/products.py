@@ -53,7 +53,7 @@ def _launch(name: str, programs: int, pairs: int, length: int, given: dict[str, 
         "BD": 8 if interpreted() else 64,
         "BITS": size.bit_length(),
     }
-    warps = 1 if name.startswith("carry") else 4
+    warps = 1 if name.startswith("carry") else 8 if name == "fold" else 4
     function[(programs,)](**{name: arguments[name] for name in function.arg_names}, num_warps=warps)
 
 

@@ -34,6 +34,7 @@ TILE = 64  # tokens between saved states
 # Measured on an H100 (docs/results/kernels-scan-h100.md).
 RATE = 1  # channels a thread holds states of
 REGISTERS = {"forward": None, "ends": None, "backward": 168}  # a thread, at most
+FEW = 16  # states; with more, the way back is faster with all registers than with more warps
 # Warps that keep a GPU of about 130 multiprocessors busy; where a launch has a third of them or fewer, time is cut: another sweep, but each
 # is shorter, and four times as many of them as fit at once leave no end at which few are at work.
 WARPS = 1536
@@ -57,7 +58,8 @@ def make_cut(kernel: str, batch: int, length: int, width: int, states: int, inte
     constants = {"ROWS": 32 // lanes, "TILE": tile, "RATE": RATE, "LANES": lanes}
     block = RATE * 32 // lanes
     segments, tiles = cut_time(batch * -(-width // block), -(-length // tile), 1 if interpreted else SHORTEST)
-    return Cut(constants, block, 1, None if interpreted else REGISTERS[kernel], segments, tiles)
+    registers = None if interpreted or states > FEW else REGISTERS[kernel]
+    return Cut(constants, block, 1, registers, segments, tiles)
 
 
 def cut_time(warps: int, count: int, shortest: int) -> tuple[int, int]:

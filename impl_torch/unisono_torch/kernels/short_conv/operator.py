@@ -13,7 +13,7 @@ from unisono_torch.ops import elementwise
 from unisono_torch.ops.transforms import again
 
 COLUMNS = 128  # channels a program
-ROWS = 32  # tokens a program
+ROWS = {"forward": 16, "backward": 32}  # tokens a program, of which the way back leaves a sum to be added
 FEW = 4  # taps; of more, half as many numbers a thread are held, by twice the warps
 
 
@@ -22,9 +22,9 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _cut(length: int) -> tuple[int, int]:
+def _cut(kernel: str, length: int) -> tuple[int, int]:
     """Rows a program, and programs a sequence of `length`."""
-    rows = 16 if interpreted() else ROWS
+    rows = 16 if interpreted() else ROWS[kernel]
     return rows, -(-length // rows)
 
 
@@ -34,7 +34,7 @@ def _launch(kernel: str, x: Tensor, taps: int, length: int, tensors: dict[str, T
     from unisono_torch.kernels.short_conv import sweep
 
     batch, time, width = x.shape
-    function, (rows, programs) = getattr(sweep, kernel), _cut(length)
+    function, (rows, programs) = getattr(sweep, kernel), _cut(kernel, length)
     arguments = {
         **tensors,
         **flags,
@@ -94,7 +94,7 @@ def _conv_backward(dy, x, weight, bias, state, owner, silu):
     if not x.numel():
         return dx, dweight.zero_(), dbias.zero_(), dstate.zero_()
     taps, length = len(weight), x.shape[1] + len(weight) - 1
-    partial = dweight.new_empty((len(x), _cut(length)[1], taps + 1, weight.shape[1]))
+    partial = dweight.new_empty((len(x), _cut("backward", length)[1], taps + 1, weight.shape[1]))
     tensors = {
         "weight": weight.contiguous(),
         "bias": _whole(bias),
