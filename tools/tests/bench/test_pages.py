@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unisono_tools.bench import based, decode, gru, models, onnx, peers, scan, ssm, stability
+from unisono_tools.bench import based, decode, gru, head, models, onnx, peers, scan, ssm, stability
 
 RESULTS = Path(__file__).parents[3] / "docs/results"
 
@@ -25,10 +25,12 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "decode-h100": decode.markdown,
     "kernels-based-h100": based.markdown,
     "kernels-gru-h100": gru.markdown,
+    "kernels-head-h200": head.markdown,
     "kernels-scan-h100": scan.markdown,
     "kernels-ssm-h100": ssm.markdown,
     "models-65536-h200": models.markdown,
     "models-h100": models.markdown,
+    "models-h200": models.markdown,
     "onnx-cpu": _onnx,
     "onnx-cpu-engines": _onnx,
     "peers-cpu": _peers,

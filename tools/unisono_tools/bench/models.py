@@ -131,7 +131,8 @@ def _told_apart(size: int, heads: list[str]) -> list[str]:
     return list(found.values())
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: dict[str, Any], picture: str = "") -> str:
+    """picture: the file of `plot`, beside it."""
     lines = ["# Models in training, beside the Transformer", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
     rate = result["ceilings"]["matmul_flop_per_s"]
     lines += [
@@ -146,6 +147,8 @@ def markdown(result: dict[str, Any]) -> str:
             if not some:
                 continue
             lines += ["", f"## {size / 1e6:g}M parameters, {TITLES[head]}{'compiled' if compiled else 'eager'}", ""]
+            each = {row["model"]: row["operations"] / 1e6 for row in sorted(some, key=lambda row: MODELS.index(row["model"]))}
+            lines += ["Operations a token, in millions: " + ", ".join(f"{name} {n:.0f}" for name, n in each.items()) + ".", ""]
             lines += ["| T | model | tokens/s | × Transformer | MFU | peak GiB |", "|---|---|---|---|---|---|"]
             for row in sorted(some, key=lambda row: (row["length"], MODELS.index(row["model"]))):
                 base = [r["tokens_per_s"] for r in some if r["model"] == BASE and r["length"] == row["length"]]
@@ -159,7 +162,7 @@ def markdown(result: dict[str, Any]) -> str:
         for row in result["prompts"]:
             peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
             lines.append(f"| {row['model']} | {row['size'] / 1e6:g}M | {row['prompt']:,} | {row['seconds']:.1f} | {peak} |")
-    lines += ["", "![tokens a second, by length](models-h100.png)"]
+    lines += ["", f"![tokens a second, by length]({picture})"] if picture else []
     return "\n".join(lines) + "\n"
 
 
@@ -239,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
             if options.output:
                 options.output.parent.mkdir(parents=True, exist_ok=True)
                 options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-                options.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+                options.output.with_suffix(".md").write_text(markdown(result, f"{options.output.name}.png"), encoding="utf-8")
         process.wait()
     if options.output and any(row["compiled"] for row in result["training"]):
         plot(options.output.with_suffix(".png"), result["training"])

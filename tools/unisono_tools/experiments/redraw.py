@@ -37,6 +37,12 @@ def _models(content: Content, path: Path) -> None:
     models.plot(path, content["training"])
 
 
+def _models_page(content: Content) -> str:
+    from unisono_tools.bench import models
+
+    return models.markdown(content, "models-h200.png")
+
+
 def _lengths_page(content: Content) -> str:
     from unisono_tools.bench import lengths
 
@@ -65,6 +71,7 @@ FIGURES: dict[str, Callable[[Content, Path], object]] = {
     "linear-cpu": lambda content, path: linear.plot(path, _points(content)),
     "lengths-h100": _lengths,
     "models-h100": _models,
+    "models-h200": _models,
     "scales-infinityformer": lambda content, path: scales.plot(path, content),
 }
 TABLES: dict[str, Callable[[Content], str]] = {
@@ -79,6 +86,7 @@ TABLES: dict[str, Callable[[Content], str]] = {
     "lat-cpu": _lat_page,
     "lat-h100": _lat_page,
     "lengths-h100": _lengths_page,
+    "models-h200": _models_page,
     "scales-infinityformer": scales.markdown,
 }
 
