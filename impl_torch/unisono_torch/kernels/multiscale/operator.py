@@ -216,7 +216,7 @@ class _Call:
         with torch.cuda.device_of(self.hi):
             kernel[(self.batch * self.heads * self.segments,)](**arguments, **more)
 
-    def launch(self, kernel: Any, blocks: int, more: dict[str, Any]) -> None:
+    def launch(self, kernel: Any, blocks: int, more: dict[str, Any], registers: int | None = None) -> None:
         arguments = {
             "q": self.moved["q"], "k": self.moved["k"], "v": self.moved["v"],
             "q_norm": self.moved["q_norm"], "k_norm": self.moved["k_norm"], "gain": self.weight, "valid": self.valid,
@@ -228,7 +228,7 @@ class _Call:
             "HAS_RESET": self.reset is not None, "HAS_VALID": self.valid is not None, "M": self.scales,
             "SCALES": 1 << (self.scales - 1).bit_length(), "K": self.K, "V": self.V, "BK": self.size(self.K), "BN": self.cut.columns,
             "C": self.cut.chunk, "NB": self.cut.blocks, "DOT": self.dot, "TF32": self.tf32, "num_warps": self.cut.warps,
-            "maxnreg": self.cut.registers,
+            "maxnreg": registers,
         }  # fmt: skip
         with torch.cuda.device_of(self.hi):
             kernel[(self.batch * self.heads * blocks * self.segments * self.cut.blocks,)](**arguments, **more)
@@ -256,7 +256,7 @@ def _forward(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid):
     if call.hopper:
         call.launch_on_hopper("forward", given)
     else:
-        call.launch(forward.forward, -(-call.V // call.cut.columns), given | {"kept": call.kept})
+        call.launch(forward.forward, -(-call.V // call.cut.columns), given | {"kept": call.kept}, call.cut.registers)
     return o, S_end, z_end, denominator
 
 

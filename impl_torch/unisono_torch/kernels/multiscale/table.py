@@ -11,7 +11,7 @@ import dataclasses
 @dataclasses.dataclass(frozen=True)
 class Cut:
     """chunk: tokens C whose products are masked; blocks: of C, in a segment whose states are kept. columns: of a program. warps: of a
-    program, for reading and for states. stages: of loads of states. registers: at most, of a thread that reads."""
+    program, for reading and for states. stages: of loads of states. registers: at most, of a thread that reads forward."""
 
     chunk: int
     blocks: int
@@ -39,7 +39,7 @@ TABLE: dict[tuple[str, int], Cut] = {
     # products of float32 numbers: float16 in tf32, float32 itself without matrix units
     **{("float32", width): Cut(32, 2, min(width, 32), 4, 4, 1) for width in (16, 32, 64, 128)},
 }
-# one scale alone needs fewer registers, so that three programs fit where two did
+# one scale alone needs fewer registers forward, so that three programs fit where two did
 ONE: dict[tuple[str, int], Cut] = {
     key: dataclasses.replace(cut, registers=168) if key[0] == "bfloat16" and key[1] <= 64 else cut for key, cut in TABLE.items()
 }
