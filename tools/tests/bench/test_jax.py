@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from unisono_conformance import judge, numerics
 from unisono_jax.ops import linear_attention, multiscale, selective_scan
 from unisono_tools.bench import jax as bench
@@ -43,6 +46,41 @@ def test_a_page():
     page = bench.markdown(result)
     assert "| pallas | 2.000 | 50% | 6.000 | 50% | 1.0e-06 | 2.0e-06 | 1 | 1.0 |\n" in page
     assert "| lat-base | 1,024 | 100 | 1 |\n" in page
+
+
+def test_what_is_missing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One contestant's row, and the rows of an op whose sources are others; with other versions nothing goes on."""
+    small: dict[str, Any] = {"linear_attention": (1, 64, 1, 4), "diagonal_ssm": (1, 4, 2, 1)}
+    monkeypatch.setattr(bench, "OPS", {op: ops.OPS[op]._replace(shapes=(shape,)) for op, shape in small.items()})
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(bench, "copy_rate", lambda: 1e9)
+    monkeypatch.setattr(bench, "contestants", lambda op, shape: {"one": lambda *given: given[0], "two": lambda *given: 2 * given[0]})
+    asked: list[str] = []
+    monkeypatch.setattr(bench, "exact", lambda op, *_: asked.append(op) or ())
+    argv = ["--parts", *small, "--repeats", "1", "--output", str(tmp_path / "page")]
+
+    def rows() -> dict[str, list[Any]]:
+        return {case["op"]: case["rows"] for case in json.loads((tmp_path / "page.json").read_text("utf-8"))["ops"]}
+
+    assert bench.main(argv) == 0
+    first = rows()
+    assert {op: [row["contestant"] for row in each] for op, each in first.items()} == {op: ["one", "two"] for op in small}
+    old = json.loads((tmp_path / "page.json").read_text("utf-8"))
+    del old["ops"][0]["rows"][1]
+    old["ops"][1]["sources"] = "others"
+    (tmp_path / "page.json").write_text(json.dumps(old), "utf-8")
+    assert bench.main([*argv, "--resume"]) == 0
+    assert rows()["linear_attention"][0] == first["linear_attention"][0]
+    assert rows().keys() == small.keys()
+    assert [len(each) for each in rows().values()] == [2, 2]
+    assert rows()["diagonal_ssm"] != first["diagonal_ssm"]
+    asked.clear()
+    assert bench.main([*argv, "--resume"]) == 0
+    assert not asked
+    old["run"]["versions"] = "jax 0.1"
+    (tmp_path / "page.json").write_text(json.dumps(old), "utf-8")
+    with pytest.raises(SystemExit, match=r"--resume: versions is .* there jax 0\.1; begin a new file"):
+        bench.main([*argv, "--resume"])
 
 
 def test_the_page_is_its_numbers():

@@ -1,11 +1,14 @@
 """JAX on a GPU: ops beside their peers, models in training, and decoded tokens.
 
 python -m unisono_tools.bench.jax --output docs/results/kernels-jax-h100      # writes .json and .md
+
+A row is written as soon as it is there, and `--resume` measures those that are missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pathlib
 import statistics
@@ -75,24 +78,46 @@ def given_to(op: str, shape: tuple[int, ...], seed: int = 0) -> tuple[jax.Array,
     return do, OPS[op].inputs(shape, seed)
 
 
-def prepared(pool: Executor, op: str, shape: tuple[int, ...]) -> dict[str, Future[Any]]:
-    """Programs of all contestants, and the truth."""
+def sources(*names: str) -> str:
+    """A digest of this room's files of these names, or of all, so that figures of two runs tell whether they are of the same."""
+    folder, digest = pathlib.Path(unisono_jax.__path__[0]), hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        if not names or path.stem in names:
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def begun(old: Row, run: dict[str, str]) -> Row:
+    """What a run with the same versions on the same kind of device left, of the same sources."""
+    for what in ("device", "versions"):
+        if old["run"][what] != run[what]:
+            raise SystemExit(f"--resume: {what} is {run[what]} here, there {old['run'][what]}; begin a new file")
+    old["ops"] = [case for case in old["ops"] if case.get("sources") == sources(case["op"])]
+    for part in ("models", "decode"):
+        old[part] = [row for row in old[part] if row.get("sources") == sources()]
+    commands = dict.fromkeys([*old["run"]["command"].split("; "), run["command"]])
+    return old | {"run": run | {"command": "; ".join(commands)}}
+
+
+def prepared(pool: Executor, op: str, shape: tuple[int, ...], there: set[str]) -> dict[str, Future[Any]]:
+    """Programs of all contestants that are not there yet, and the truth."""
     like = jax.eval_shape(lambda: given_to(op, shape))
-    found: dict[str, Future[Any]] = {name: pool.submit(built, run, *like) for name, run in contestants(op, shape).items()}
-    if shape[1] <= LONGEST_EXACT:
+    wanted = {name: run for name, run in contestants(op, shape).items() if name not in there}
+    found: dict[str, Future[Any]] = {name: pool.submit(built, run, *like) for name, run in wanted.items()}
+    if wanted and shape[1] <= LONGEST_EXACT:
         do, given = given_to(op, shape)
         found["truth"] = pool.submit(exact, op, given, do)
     return found
 
 
-def measure_op(op: str, shape: tuple[int, ...], ready: dict[str, Future[Any]], rate: float, repeats: int) -> Iterator[Row]:
-    """A case with one more row each time."""
+def measure_op(case: Row, ready: dict[str, Future[Any]], rate: float, repeats: int) -> Iterator[Row]:
+    """The case with one more row each time."""
+    op, shape = case["op"], tuple(case["shape"])
     do, _ = given_to(op, shape)
     sets = [OPS[op].inputs(shape, seed) for seed in range(SETS)]
     truth = ready.pop("truth").result() if "truth" in ready else ()
     ins = sum(a.nbytes for a in sets[0])
-    floor = [1e3 * (ins + do.nbytes) / rate, 1e3 * (2 * ins + do.nbytes) / rate]
-    case: Row = {"op": op, "shape": shape, "floor_ms": floor, "rows": []}
+    case["floor_ms"] = [1e3 * (ins + do.nbytes) / rate, 1e3 * (2 * ins + do.nbytes) / rate]
     for name, programs in ready.items():
         row: Row = {"contestant": name}
         try:
@@ -208,45 +233,71 @@ def markdown(result: Row) -> str:
     return "\n".join(lines) + "\n"
 
 
+def measure_ops(op: str, result: Row, repeats: int, keep: Callable[[], Any]) -> None:
+    """Add the rows of an op that are not there yet."""
+    cases = {tuple(case["shape"]): case for case in result["ops"] if case["op"] == op}
+    with ThreadPoolExecutor(THREADS) as pool:  # nothing is timed while anything compiles
+        ready = {}
+        for shape in OPS[op].shapes:
+            case = cases.setdefault(shape, {"op": op, "shape": shape, "sources": sources(op), "rows": []})
+            ready[shape] = prepared(pool, op, shape, {row["contestant"] for row in case["rows"]})
+    for shape, programs in ready.items():
+        for case in measure_op(cases[shape], programs, result["copy_bytes_per_s"], repeats) if programs else ():
+            if case not in result["ops"]:
+                result["ops"].append(case)
+                result["ops"].sort(key=lambda case: (list(OPS).index(case["op"]), OPS[case["op"]].shapes.index(tuple(case["shape"]))))
+            keep()
+
+
+def measure_models(result: Row, repeats: int, keep: Callable[[], Any]) -> None:
+    names = ("model", "batch", "length", "implementation")
+    there = [tuple(row[name] for name in names) for row in result["models"]]
+    models = [each for each in ((*m[:3], how) for m in MODELS for how in m[3]) if each not in there]
+    with ThreadPoolExecutor(THREADS) as pool:
+        steps = [pool.submit(training, *each) for each in models]
+    for each, ready in zip(models, steps, strict=True):
+        try:
+            row = trained(*each, ready, repeats)
+        except (jax.errors.JaxRuntimeError, unisono_jax.InputError) as problem:  # out of memory; jla is not here
+            row = {**dict(zip(names, each, strict=True)), "note": str(problem).splitlines()[0][:60]}
+        result["models"].append(row | {"sources": sources()})
+        keep()
+
+
+def measure_decoding(result: Row, keep: Callable[[], Any]) -> None:
+    there = [(row["model"], row["context"]) for row in result["decode"]]
+    for each in ((name, context) for name in DECODED for context in CONTEXTS):
+        if each not in there:
+            result["decode"].append(decoded(*each) | {"sources": sources()})
+            keep()
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.jax", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added")
+    parser.add_argument("--resume", action="store_true", help="measure only what is missing in OUTPUT.json, or of other sources there")
     options = parser.parse_args(argv)
     if jax.default_backend() != "gpu":
         parser.error("JAX sees no GPU here")
     command = "python -m unisono_tools.bench.jax" + ("" if options.parts == list(PARTS) else f" --parts {' '.join(options.parts)}")
     about = report.about(command, jax.devices()[0].device_kind, "unisono", "jax", "flax", "jax-linear-attention")
     result: Row = {"run": about, "copy_bytes_per_s": copy_rate(), "ops": [], "models": [], "decode": []}
+    there = options.output and options.output.with_suffix(".json")
+    if options.resume and there and there.exists():
+        result = begun(json.loads(there.read_text("utf-8")), about)
 
-    def kept(part: str, row: Row) -> None:
-        if row not in result[part]:
-            result[part].append(row)
-        if options.output:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            options.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+    def keep() -> None:
+        report.keep(options.output, result, markdown(result))
 
-    for op in OPS:
-        with ThreadPoolExecutor(THREADS) as pool:  # nothing is timed while anything compiles
-            cases = {shape: prepared(pool, op, shape) for shape in OPS[op].shapes if op in options.parts}
-        for shape, ready in cases.items():
-            for case in measure_op(op, shape, ready, result["copy_bytes_per_s"], options.repeats):
-                kept("ops", case)
-    models = [(*m[:3], how) for m in MODELS if "models" in options.parts for how in m[3]]
-    with ThreadPoolExecutor(THREADS) as pool:
-        steps = [pool.submit(training, *each) for each in models]
-    for each, ready in zip(models, steps, strict=True):
-        try:
-            kept("models", trained(*each, ready, options.repeats))
-        except (jax.errors.JaxRuntimeError, unisono_jax.InputError) as problem:  # out of memory; jla is not here
-            names = ("model", "batch", "length", "implementation")
-            kept("models", {**dict(zip(names, each, strict=True)), "note": str(problem).splitlines()[0][:60]})
-    if "decode" in options.parts:
-        for name in DECODED:
-            for context in CONTEXTS:
-                kept("decode", decoded(name, context))
+    for part in options.parts:
+        if part in OPS:
+            measure_ops(part, result, options.repeats, keep)
+        elif part == "models":
+            measure_models(result, options.repeats, keep)
+        else:
+            measure_decoding(result, keep)
     print(markdown(result))
     return 0
 
