@@ -14,7 +14,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
@@ -121,6 +121,8 @@ def measure_op(case: Row, ready: dict[str, Future[Any]], rate: float, repeats: i
     for name, programs in ready.items():
         row: Row = {"contestant": name}
         try:
+            if not programs.done():
+                raise TimeoutError("not compiled in time")
             forward, both, row["compile_s"] = programs.result()
             o, found = both(do, *sets[0])
             if truth and "no normaliser" not in name:
@@ -233,14 +235,15 @@ def markdown(result: Row) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measure_ops(op: str, result: Row, repeats: int, keep: Callable[[], Any]) -> None:
+def measure_ops(op: str, result: Row, repeats: int, patience: float, keep: Callable[[], Any]) -> None:
     """Add the rows of an op that are not there yet."""
     cases = {tuple(case["shape"]): case for case in result["ops"] if case["op"] == op}
-    with ThreadPoolExecutor(THREADS) as pool:  # nothing is timed while anything compiles
-        ready = {}
-        for shape in OPS[op].shapes:
-            case = cases.setdefault(shape, {"op": op, "shape": shape, "sources": sources(op), "rows": []})
-            ready[shape] = prepared(pool, op, shape, {row["contestant"] for row in case["rows"]})
+    pool, ready = ThreadPoolExecutor(THREADS), {}
+    for shape in OPS[op].shapes:
+        case = cases.setdefault(shape, {"op": op, "shape": shape, "sources": sources(op), "rows": []})
+        ready[shape] = prepared(pool, op, shape, {row["contestant"] for row in case["rows"]})
+    wait([each for programs in ready.values() for each in programs.values()], patience)  # nothing is timed while anything compiles
+    pool.shutdown(wait=False, cancel_futures=True)
     for shape, programs in ready.items():
         for case in measure_op(cases[shape], programs, result["copy_bytes_per_s"], repeats) if programs else ():
             if case not in result["ops"]:
@@ -276,6 +279,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.jax", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--patience", type=float, default=300, help="seconds that an op's contestants may compile, side by side (300)")
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added")
     parser.add_argument("--resume", action="store_true", help="measure only what is missing in OUTPUT.json, or of other sources there")
     options = parser.parse_args(argv)
@@ -293,7 +297,7 @@ def main(argv: list[str] | None = None) -> int:
 
     for part in options.parts:
         if part in OPS:
-            measure_ops(part, result, options.repeats, keep)
+            measure_ops(part, result, options.repeats, options.patience, keep)
         elif part == "models":
             measure_models(result, options.repeats, keep)
         else:
