@@ -41,6 +41,7 @@ MODELS = (  # batch, length, implementations
 DECODED, CONTEXTS = ("lat-base", "mamba-130m", "transformer-base"), (1 << 10, 1 << 15)
 PARTS = (*OPS, "models", "decode")
 SETS, THREADS = 3, 16  # sets of inputs; programs that are compiled at a time
+STEP, LATE = ("model", "batch", "length", "implementation"), "not compiled in time"
 Row = dict[str, Any]
 
 
@@ -115,25 +116,26 @@ def measure_op(case: Row, ready: dict[str, Future[Any]], rate: float, repeats: i
     op, shape = case["op"], tuple(case["shape"])
     do, _ = given_to(op, shape)
     sets = [OPS[op].inputs(shape, seed) for seed in range(SETS)]
-    truth = ready.pop("truth").result() if "truth" in ready else ()
+    truth = ready.pop("truth", None)
+    true = truth.result() if truth and truth.done() else ()
     ins = sum(a.nbytes for a in sets[0])
     case["floor_ms"] = [1e3 * (ins + do.nbytes) / rate, 1e3 * (2 * ins + do.nbytes) / rate]
     for name, programs in ready.items():
         row: Row = {"contestant": name}
         try:
             if not programs.done():
-                raise TimeoutError("not compiled in time")
+                raise TimeoutError(LATE)
             forward, both, row["compile_s"] = programs.result()
             o, found = both(do, *sets[0])
-            if truth and "no normaliser" not in name:
-                row["error_o"], row["error_gradient"] = error(o, truth[0]), max(map(error, found, truth[1:]))
+            if true and "no normaliser" not in name:
+                row["error_o"], row["error_gradient"] = error(o, true[0]), max(map(error, found, true[1:]))
             del o, found
             memory: Any = both.memory_analysis()
             row["peak_bytes"] = memory.temp_size_in_bytes + memory.output_size_in_bytes
             row["forward_ms"] = median_ms([lambda s=s, f=forward: f(*s) for s in sets], repeats)
             row["both_ms"] = median_ms([lambda s=s, f=both: f(do, *s) for s in sets], repeats)
         except Exception as problem:  # a peer that refuses the shape, or does not fit
-            if name in ("plain", "pallas", "jla"):
+            if name in ("plain", "pallas", "jla") and not isinstance(problem, TimeoutError):
                 raise
             row["note"] = str(problem).splitlines()[0][:90]
         print({"op": op, "shape": shape, **row}, flush=True)
@@ -235,34 +237,39 @@ def markdown(result: Row) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measure_ops(op: str, result: Row, repeats: int, patience: float, keep: Callable[[], Any]) -> None:
-    """Add the rows of an op that are not there yet."""
+def ready_op(pool: Executor, op: str, result: Row) -> list[tuple[Row, dict[str, Future[Any]]]]:
+    """Of each shape the case, and programs for the rows that it has not yet."""
     cases = {tuple(case["shape"]): case for case in result["ops"] if case["op"] == op}
-    pool, ready = ThreadPoolExecutor(THREADS), {}
+    ready = []
     for shape in OPS[op].shapes:
-        case = cases.setdefault(shape, {"op": op, "shape": shape, "sources": sources(op), "rows": []})
-        ready[shape] = prepared(pool, op, shape, {row["contestant"] for row in case["rows"]})
-    wait([each for programs in ready.values() for each in programs.values()], patience)  # nothing is timed while anything compiles
-    pool.shutdown(wait=False, cancel_futures=True)
-    for shape, programs in ready.items():
-        for case in measure_op(cases[shape], programs, result["copy_bytes_per_s"], repeats) if programs else ():
+        case = cases.get(shape, {"op": op, "shape": shape, "sources": sources(op), "rows": []})
+        ready.append((case, prepared(pool, op, shape, {row["contestant"] for row in case["rows"]})))
+    return ready
+
+
+def measure_ops(ready: list[tuple[Row, dict[str, Future[Any]]]], result: Row, repeats: int, keep: Callable[[], Any]) -> None:
+    for made, programs in ready:
+        for case in measure_op(made, programs, result["copy_bytes_per_s"], repeats) if programs else ():
             if case not in result["ops"]:
                 result["ops"].append(case)
                 result["ops"].sort(key=lambda case: (list(OPS).index(case["op"]), OPS[case["op"]].shapes.index(tuple(case["shape"]))))
             keep()
 
 
-def measure_models(result: Row, repeats: int, keep: Callable[[], Any]) -> None:
-    names = ("model", "batch", "length", "implementation")
-    there = [tuple(row[name] for name in names) for row in result["models"]]
+def ready_models(pool: Executor, result: Row) -> dict[tuple[str, int, int, str], Future[Any]]:
+    there = [tuple(row[name] for name in STEP) for row in result["models"]]
     models = [each for each in ((*m[:3], how) for m in MODELS for how in m[3]) if each not in there]
-    with ThreadPoolExecutor(THREADS) as pool:
-        steps = [pool.submit(training, *each) for each in models]
-    for each, ready in zip(models, steps, strict=True):
+    return {each: pool.submit(training, *each) for each in models}
+
+
+def measure_models(ready: dict[tuple[str, int, int, str], Future[Any]], result: Row, repeats: int, keep: Callable[[], Any]) -> None:
+    for each, steps in ready.items():
         try:
-            row = trained(*each, ready, repeats)
-        except (jax.errors.JaxRuntimeError, unisono_jax.InputError) as problem:  # out of memory; jla is not here
-            row = {**dict(zip(names, each, strict=True)), "note": str(problem).splitlines()[0][:60]}
+            if not steps.done():
+                raise TimeoutError(LATE)
+            row = trained(*each, steps, repeats)
+        except (jax.errors.JaxRuntimeError, unisono_jax.InputError, TimeoutError) as problem:  # out of memory; jla is not here
+            row = {**dict(zip(STEP, each, strict=True)), "note": str(problem).splitlines()[0][:60]}
         result["models"].append(row | {"sources": sources()})
         keep()
 
@@ -279,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.jax", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--patience", type=float, default=300, help="seconds that an op's contestants may compile, side by side (300)")
+    parser.add_argument("--patience", type=float, default=300, help="seconds that all may compile, side by side (300)")
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added")
     parser.add_argument("--resume", action="store_true", help="measure only what is missing in OUTPUT.json, or of other sources there")
     options = parser.parse_args(argv)
@@ -295,13 +302,17 @@ def main(argv: list[str] | None = None) -> int:
     def keep() -> None:
         report.keep(options.output, result, markdown(result))
 
-    for part in options.parts:
-        if part in OPS:
-            measure_ops(part, result, options.repeats, options.patience, keep)
-        elif part == "models":
-            measure_models(result, options.repeats, keep)
-        else:
-            measure_decoding(result, keep)
+    pool = ThreadPoolExecutor(THREADS)
+    ops = [ready_op(pool, part, result) for part in options.parts if part in OPS]
+    models = ready_models(pool, result) if "models" in options.parts else {}
+    compiled = [each for cases in ops for _, programs in cases for each in programs.values()]
+    wait([*compiled, *models.values()], options.patience)  # nothing is timed while anything compiles
+    pool.shutdown(wait=False, cancel_futures=True)
+    measure_models(models, result, options.repeats, keep)
+    for ready in ops:
+        measure_ops(ready, result, options.repeats, keep)
+    if "decode" in options.parts:
+        measure_decoding(result, keep)
     print(markdown(result))
     return 0
 
