@@ -100,7 +100,8 @@ def of_mom_gru(batch: int, width: int, banks: int, slots: int, memory: int, hidd
 def of_turned_multiscale(dtype: torch.dtype, width: int, scales: int, feature_map: str) -> Any:
     qkv, angle = real(1, LENGTH, 3, 2, width, dtype=dtype), torch.zeros(1, LENGTH, width // 2)
     state, tau = (real(1, scales, 2, width, width), real(1, scales, 2, width)), real(1) if feature_map == "learned" else None
-    return turned_at_once(qkv, angle, angle, feature_map, tau, real(1, 1, scales), real(1, LENGTH, scales, 1, 1), state)[0]
+    shares = real(1, 1, scales), real(1, LENGTH, scales, 1, 1)
+    return turned_at_once(qkv, angle, angle, feature_map, tau, *shares, state, still=True)[0]
 
 
 CALLS: tuple[tuple[Any, ...], ...] = (

@@ -42,7 +42,7 @@ LARGE = (Case(3, 1000, 9, 64, BF16), Case(2, 333, 3, 128, BF16, "learned", marke
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "case" in metafunc.fixturenames:
+    if metafunc.function is test_as_apart:
         metafunc.parametrize("case", SMALL + LARGE if metafunc.config.getoption("device", None) == "cuda" else SMALL, ids=str)
 
 
@@ -54,7 +54,7 @@ def _poisoned():
     torch.use_deterministic_algorithms(False)
 
 
-def inputs(case: Case, device: str, scales: int = 3) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
+def inputs(case: Case, device: str, scales: int = 3) -> tuple[dict[str, Any], dict[str, Any]]:
     """What may have a gradient, and what has none."""
     made = torch.Generator().manual_seed(case.length)
     tokens, heads, width = (case.batch, case.length), case.heads, case.width
@@ -75,9 +75,11 @@ def inputs(case: Case, device: str, scales: int = 3) -> tuple[dict[str, Tensor |
     return {name: None if a is None else a.to(device) for name, a in leaves.items()}, fixed
 
 
-def found(case: Case, device: str, at_once: bool) -> dict[str, Tensor]:
-    """Outputs, and gradients by what they are of."""
+def found(case: Case, device: str, at_once: bool, still: bool | None = None) -> dict[str, Tensor]:
+    """Outputs, and gradients by what they are of. still: whether kernels know that the first scale is, which it then is."""
     given, fixed = inputs(case, device)
+    if still is not None:
+        given["log_decay"][..., 0] = 0
     leaves: dict[str, Any] = {
         name: None if a is None else a.requires_grad_(name != "log_decay" or case.learns) for name, a in given.items()
     }
@@ -85,7 +87,7 @@ def found(case: Case, device: str, at_once: bool) -> dict[str, Tensor]:
     turn = rotary.Turn(fixed["cos"], fixed["sin"], "triton")
     if at_once:
         o, ends = multiscale.turned(
-            qkv, turn, case.feature_map, tau, False, log_decay, weight, (S, z), *fixed["marks"], implementation="triton"
+            qkv, turn, case.feature_map, tau, False, log_decay, weight, (S, z), *fixed["marks"], implementation="triton", still=bool(still)
         )
     else:
         q, k, v = qkv.unbind(2)
@@ -110,6 +112,16 @@ def test_as_apart(case: Case, device: str):
         assert torch.equal(a, apart[name]), name
 
 
+@pytest.mark.parametrize("case", [*SMALL[:1], *SMALL[2:3]], ids=str)
+def test_a_scale_that_is_still(case: Case, device: str):
+    """The same bits as where its decay is computed with and happens to be 0, but for the decay's gradient."""
+    still, moving = (found(case, device, True, still) for still in (True, False))
+    assert moving["log_decay"][..., 0].all()
+    moving["log_decay"][..., 0] = 0
+    for name, a in still.items():
+        assert torch.equal(a, moving[name]), name
+
+
 def test_gradients_lie_in_one_array(device: str, monkeypatch: pytest.MonkeyPatch):
     """None is copied where the kernels of a Hopper GPU serve."""
     given = []
@@ -129,14 +141,15 @@ def test_gradients_lie_in_one_array(device: str, monkeypatch: pytest.MonkeyPatch
     assert dqkv.is_contiguous()
 
 
-def test_second_derivatives_are_those_of_plain_operations(device: str):
+@pytest.mark.parametrize("still", [False, True])
+def test_second_derivatives_are_those_of_plain_operations(still: bool, device: str):
     case = Case(1, 5, 1, 4, F32, "learned")
     given, fixed = inputs(case, device)
 
     def curvature(function: Any) -> list[Tensor]:
         leaves = {name: None if a is None else a.detach().requires_grad_() for name, a in given.items()}
         qkv, tau, *rest = leaves.values()
-        o = function(qkv, fixed["cos"], fixed["sin"], tau, case.feature_map, *rest, None, None)[0]
+        o = function(qkv, fixed["cos"], fixed["sin"], tau, case.feature_map, *rest, None, None, still)[0]
         of = [a for a in leaves.values() if a is not None]
         slopes = torch.autograd.grad(o.square().sum(), of, create_graph=True)
         return [a.cpu() for a in torch.autograd.grad(torch.cat([slope.flatten() for slope in slopes]).square().sum(), of)]

@@ -79,7 +79,7 @@ class Mixer(nn.Module):
             o, after = read(multiscale, *self.mapped(qkv, rotation), *shares, state)
         else:
             how = config.feature_map, self.tau, config.rope == "numerator"
-            more: dict[str, Any] = {"chunk_size": read.chunk_size, "implementation": read.implementation}
+            more: dict[str, Any] = {"chunk_size": read.chunk_size, "implementation": read.implementation, "still": True}
             o, after = multiscale.turned(qkv, rotation, *how, *shares, state, *read.marks, **more)
         return self.out(o.flatten(-2).to(h.dtype)), after
 

@@ -179,15 +179,19 @@ def turned(
     valid: Tensor | None = None,
     chunk_size: int = 64,
     implementation: str = "auto",
+    still: bool = False,
 ) -> tuple[Tensor, State]:
-    """`parallel` of q and k turned and mapped by φ (rotary.py), and v: qkv [B, T, 3, H, K]. Kernels of both write one gradient of qkv."""
+    """`parallel` of q and k turned and mapped by φ (rotary.py), and v: qkv [B, T, 3, H, K]. Kernels of both write one gradient of qkv.
+
+    still: the first scale's log λ is 0 for good, which kernels need not compute with, nor for its gradient.
+    """
     K = qkv.shape[-1]
     if not numerator and weight.shape[-1] == 1 and implementation == turn.implementation:
         given = implementation, qkv.device, qkv.dtype, K, initial_state[0].shape[1], feature_map
         if _both_kernels(*given):
             from unisono_torch.kernels.multiscale.turned import turned as kernel
 
-            return kernel(qkv, turn.cos, turn.sin, feature_map, tau, log_decay, weight, initial_state, reset, valid)
+            return kernel(qkv, turn.cos, turn.sin, feature_map, tau, log_decay, weight, initial_state, reset, valid, still)
     q, k, v = qkv.unbind(2)
     q, k, q_norm, k_norm = turn(q, k, feature_map, tau, numerator)
     inputs = q, k, v, q_norm, k_norm, log_decay, weight, initial_state, reset, valid

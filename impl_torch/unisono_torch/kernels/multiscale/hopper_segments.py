@@ -28,6 +28,15 @@ def _rate(hi, lo, s, length):
 
 
 @jit
+def _fade(rate, apart, s: tl.constexpr, STILL: tl.constexpr):
+    """How much of a token is left to another, by scale s; 1 of the first, where that is STILL."""
+    left = 1.0
+    if not (STILL and s == 0):
+        left = gl.exp2(rate * apart)
+    return left
+
+
+@jit
 def _times(a, b, LAYOUT: tl.constexpr, C: tl.constexpr, N: tl.constexpr):
     """a b [C, N], under way."""
     return warpgroup_mma(a, b, gl.zeros([C, N], gl.float32, layout=LAYOUT), use_acc=False, is_async=True)
@@ -95,9 +104,9 @@ def _segment(a, b, c, d, at, bt, ct, dt, as_, bs, cs, ds, S, states, n, T, segme
 @jit(do_not_specialize=[*_COUNTS, "g0", "g1", "g2", "g3"])
 def forward(
     q, k, v, gain, hi, lo, S, z, o, denominator, T, H, segments, q0, q1, q2, k0, k1, k2, v0, v1, v2, g0, g1, g2, g3,
-    UNIT: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
+    STILL: tl.constexpr, UNIT: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """As forward.forward."""
+    """As forward.forward. STILL: the first scale does not decay."""
     L: tl.constexpr = 2 * C
     EPS: tl.constexpr = 1e-6
     WIDE: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C, 16])
@@ -144,7 +153,7 @@ def forward(
         share = ()
         for s in gl.static_range(M):
             rate = _rate(hi, lo, s, length)
-            D = gl.sum(gl.exp2(rate * apart) * scores, 1) + EPS
+            D = gl.sum(_fade(rate, apart, s, STILL) * scores, 1) + EPS
             if part == 1:
                 D += gl.exp2(rate * (row + 1)) * gl.sum(far * gl.exp2(rate * (C - 1 - other))[None, :], 1)
             line = gl.load(z + ((mine + s) * segments + n) * C + others)
@@ -155,7 +164,7 @@ def forward(
         weight, weight_far = gl.zeros([C, C], gl.float32, layout=WIDE), gl.zeros([C, C], gl.float32, layout=WIDE)
         for s in gl.static_range(M):
             rate = _rate(hi, lo, s, length)
-            weight += share[s][:, None] * gl.exp2(rate * apart)
+            weight += share[s][:, None] * _fade(rate, apart, s, STILL)
             if part == 1:
                 weight_far += (share[s] * gl.exp2(rate * (row + 1)))[:, None] * gl.exp2(rate * (C - 1 - other))[None, :]
         acc = _add(weight * scores, vs.index(part), gl.zeros([C, C], gl.float32, layout=WIDE), WIDE)
@@ -171,8 +180,8 @@ def forward(
 @jit(do_not_specialize=[*_COUNTS, "d0", "d1", "d2", "g0", "g1", "g2", "g3", "e0", "e1", "e2"])
 def of_queries(
     q, k, v, do, gain, hi, lo, S, z, denominator, dq, delta, shares, lost, back, back_z, fades, cos, sin, T, H, segments, e0, e1, e2,
-    q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, g0, g1, g2, g3, MAP: tl.constexpr, SHARED: tl.constexpr, UNIT: tl.constexpr,
-    FADES: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
+    q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, g0, g1, g2, g3, MAP: tl.constexpr, SHARED: tl.constexpr, STILL: tl.constexpr,
+    UNIT: tl.constexpr, FADES: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """As backward.of_queries, dq by strides, as `_put_back` puts it; cos, sin [B or 1, T, C/2].
 
@@ -228,9 +237,9 @@ def of_queries(
             met_0, met_apart_0, norm_apart_0 = met, met_apart, norm_apart
             met, met_apart, norm_apart = (), (), ()
             for s in gl.static_range(M):
-                fade = gl.exp2(_rate(hi, lo, s, length) * apart)
+                fade = _fade(_rate(hi, lo, s, length), apart, s, STILL)
                 met += (met_0[s] + gl.sum(fade * PR, 1),)
-                if FADES:
+                if FADES and not (STILL and s == 0):
                     met_apart += (met_apart_0[s] + gl.sum(fade * PR_apart, 1),)
                     norm_apart += (norm_apart_0[s] + gl.sum(fade * P_apart, 1),)
                 else:
@@ -249,7 +258,7 @@ def of_queries(
                 to, since = gl.exp2(rate * (thin_row + 1)), gl.exp2(rate * (C - 1 - column))
                 read = gl.sum(PR * since[None, :], 1)
                 met += (met_0[s] + to * read,)
-                if FADES:
+                if FADES and not (STILL and s == 0):
                     since_apart = since * (C - 1 - column)
                     read = gl.sum(PR * since_apart[None, :], 1) + (thin_row + 1) * read
                     met_apart += (met_apart_0[s] + to * read,)
@@ -283,7 +292,7 @@ def of_queries(
             gl.store(back_z + at, -weighed * d)
             share += (gl.convert_layout(share_s, gl.SliceLayout(1, THIN)),)
             lose += (gl.convert_layout(share_s * d, gl.SliceLayout(1, THIN)),)
-            if FADES:
+            if FADES and not (STILL and s == 0):
                 norm = holds * gl.sum(mine_q * line[None, :], 1)
                 pairs = gl.convert_layout(met_apart[s], SIDE) - d * gl.convert_layout(norm_apart[s], SIDE) + kept * (old - d * norm)
                 total += (before[s] + share_s * pairs,)
@@ -297,7 +306,7 @@ def of_queries(
             apart = gl.maximum(thin_row[:, None] - column[None, :], 0.0)
             scores = gl.zeros([C, W], gl.float32, layout=THIN)
             for s in gl.static_range(M):
-                fade = gl.exp2(_rate(hi, lo, s, length) * apart)
+                fade = _fade(_rate(hi, lo, s, length), apart, s, STILL)
                 scores += fade * (share[s][:, None] * R - lose[s][:, None])
             scores = gl.where(thin_row[:, None] >= column[None, :], scores, 0.0)
             acc = _add(scores, ks.index(2 * part + h), acc, WIDE)
@@ -321,7 +330,7 @@ def of_queries(
 def of_keys(
     q, k, v, do, hi, lo, dS, dz, shares, lost, dk, dv, fades, cos, sin, T, H, segments,
     q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, e0, e1, e2, MAP: tl.constexpr, SHARED: tl.constexpr,
-    UNIT: tl.constexpr, FADES: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
+    STILL: tl.constexpr, UNIT: tl.constexpr, FADES: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """As backward.of_keys, dk and dv by strides, the same, dk as `_put_back` puts it; cos, sin [B or 1, T, C/2].
 
@@ -369,7 +378,7 @@ def of_keys(
             apart = gl.maximum(column[None, :] - thin_row[:, None], 0.0)
             for s in gl.static_range(M):
                 at = (mine + s) * length + (t0 + queries)
-                fade = gl.exp2(_rate(hi, lo, s, length) * apart)
+                fade = _fade(_rate(hi, lo, s, length), apart, s, STILL)
                 weight += fade * gl.load(shares + at)[None, :]
                 less += fade * gl.load(lost + at)[None, :]
             R, P = warpgroup_mma_wait(0, deps=[R, P])
@@ -402,7 +411,7 @@ def of_keys(
             acc += leaves[:, None] * reached
             reached_v = _times(ks.index(part), states.index(s), WIDE, C, C)
             acc_v += leaves[:, None] * warpgroup_mma_wait(0, deps=[reached_v])
-            if FADES:
+            if FADES and not (STILL and s == 0):
                 total += (before[s] + after * leaves * gl.sum(mine_k * reached, 1),)
             else:
                 total += (before[s],)

@@ -242,6 +242,11 @@ _INPUTS = (
 
 @torch.library.custom_op("unisono::multiscale", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)")
 def _forward(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid):
+    return read(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid)
+
+
+def read(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, still=False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `_forward`. still: the first scale does not decay."""
     from unisono_torch.kernels.multiscale import forward
 
     o, S_end, z_end, denominator = _forward_fake(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid)
@@ -254,7 +259,7 @@ def _forward(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid):
     kept, kept_z, _ = call.states(S.contiguous(), z.contiguous(), S_end, z_end)
     given = {"S": kept, "z": kept_z, "o": o, "denominator": denominator}
     if call.hopper:
-        call.launch_on_hopper("forward", given)
+        call.launch_on_hopper("forward", given | {"STILL": still})
     else:
         call.launch(forward.forward, -(-call.V // call.cut.columns), given | {"kept": call.kept}, call.cut.registers)
     return o, S_end, z_end, denominator
@@ -283,8 +288,11 @@ def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
     return gradients(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades)
 
 
-def gradients(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades, turn=None) -> tuple[Any, ...]:
-    """As `_backward`. turn: gradients of q, k and v are put there, those of q and k turned back, where kernels do that."""
+def gradients(
+    do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades, turn=None, still=False
+) -> tuple[Any, ...]:
+    """As `_backward`. turn: gradients of q, k and v are put there, those of q and k turned back, where kernels do that. still: the first
+    scale does not decay, and its log λ is given no gradient."""
     from unisono_torch.kernels.multiscale import backward
 
     given = (do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades)
@@ -300,9 +308,9 @@ def gradients(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weigh
     kept_for = (kept, kept_z) if fades else None
     if call.hopper:
         turn = turn if turn is not None and turn.feature_map in table.TURNED else None
-        how: dict[str, Any] = {"cos": None, "sin": None, "MAP": "", "SHARED": True}
+        how: dict[str, Any] = {"cos": None, "sin": None, "MAP": "", "SHARED": True, "STILL": still}
         if turn is not None:
-            how = {"cos": turn.cos.contiguous(), "sin": turn.sin.contiguous(), "MAP": turn.feature_map, "SHARED": len(turn.cos) == 1}
+            how |= {"cos": turn.cos.contiguous(), "sin": turn.sin.contiguous(), "MAP": turn.feature_map, "SHARED": len(turn.cos) == 1}
             dq = turn.dq
         read, sent = (call.empty(*shape, call.segments) if fades else None for _ in range(2))
         given = {

@@ -17,22 +17,22 @@ from unisono_torch.ops.transforms import again
 State = tuple[Tensor, Tensor]
 _INPUTS = (
     "Tensor qkv, Tensor cos, Tensor sin, Tensor? tau, str feature_map, Tensor log_decay, Tensor weight, Tensor S, Tensor z, Tensor? reset, "
-    "Tensor? valid"
+    "Tensor? valid, bool still"
 )
 
 
 @torch.library.custom_op(
     "unisono::turned_multiscale", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-def _forward(qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid):
+def _forward(qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, still):
     """qkv [B, T, 3, H, K]; the rest as in rotary and multiscale → o, S, z, denominators, q and k as turned."""
     q, k, v = qkv.unbind(2)
     q, k, _, _ = torch.ops.unisono.rotary(q, k, cos, sin, tau, feature_map, False)
-    return *torch.ops.unisono.multiscale(q, k, v, None, None, log_decay, weight, S, z, reset, valid), q, k
+    return *scales.read(q, k, v, None, None, log_decay, weight, S, z, reset, valid, still), q, k
 
 
 @_forward.register_fake
-def _forward_fake(qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid):
+def _forward_fake(qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, still):
     q, k, v = (qkv.new_empty((*qkv.shape[:2], *qkv.shape[3:])) for _ in range(3))
     return *scales._forward_fake(q, k, v, None, None, log_decay, weight, S, z, reset, valid), q, k
 
@@ -43,25 +43,27 @@ def _forward_fake(qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, rese
     schema=f"(Tensor do, Tensor dS, Tensor dz, Tensor denominator, Tensor q, Tensor k, {_INPUTS}, bool fades) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _backward(do, dS, dz, denominator, q, k, qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, fades):
+def _backward(do, dS, dz, denominator, q, k, qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, still, fades):
     """Gradients of qkv, tau (empty without it), log_decay (empty without `fades`), weight, S and z."""
-    given = (do, dS, dz, denominator, q, k, qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, fades)
+    given = (do, dS, dz, denominator, q, k, qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, still, fades)
     dqkv, dtau, *_ = _backward_fake(*given)
     before_q, before_k, v = qkv.unbind(2)
     dq_out, dk_out, dv_out = dqkv.unbind(2)
     turn = scales.Turn(cos, sin, feature_map, dq_out, dk_out, dv_out)
     dq, dk, dv, _, _, *others = scales.gradients(
-        do, dS, dz, denominator, q, k, v, None, None, log_decay, weight, S, z, reset, valid, fades, turn
+        do, dS, dz, denominator, q, k, v, None, None, log_decay, weight, S, z, reset, valid, fades, turn, still
     )
     if dq is not dq_out:
         none = q.new_empty((0,))
         rotary.turn_back((dq, dk, none, none), before_q, before_k, cos, sin, tau, feature_map, False, dq_out, dk_out, dtau)
         dv_out.copy_(dv)
+    if still and fades:
+        others[0][..., 0] = 0
     return dqkv, dtau, *others
 
 
 @_backward.register_fake
-def _backward_fake(do, dS, dz, denominator, q, k, qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, fades):
+def _backward_fake(do, dS, dz, denominator, q, k, qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, still, fades):
     *_, dlog_decay, dweight, dS, dz = scales._backward_fake(
         do, dS, dz, denominator, q, k, q, None, None, log_decay, weight, S, z, reset, valid, fades
     )
@@ -69,28 +71,30 @@ def _backward_fake(do, dS, dz, denominator, q, k, qkv, cos, sin, tau, feature_ma
 
 
 def _setup(ctx, inputs, output) -> None:
-    qkv, cos, sin, tau, ctx.feature_map, *tensors = inputs
+    qkv, cos, sin, tau, ctx.feature_map, *tensors, ctx.still = inputs
     ctx.mark_non_differentiable(*output[3:])
     ctx.save_for_backward(*output[3:], qkv, cos, sin, tau, *tensors)
 
 
 def _gradient(ctx, do, dS, dz, *_):
     denominator, q, k, qkv, cos, sin, tau, *tensors = ctx.saved_tensors
-    inputs = qkv, cos, sin, tau, ctx.feature_map, *tensors
+    inputs = qkv, cos, sin, tau, ctx.feature_map, *tensors, ctx.still
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return again(_plain, inputs, ctx.needs_input_grad, (do, dS, dz))
     fades = ctx.needs_input_grad[5]
     dqkv, dtau, dlog_decay, dweight, dS0, dz0 = _backward(do, dS, dz, denominator, q, k, *inputs, fades)
     S, z = tensors[2:4]
     of_tau, of_decay = None if tau is None else dtau, dlog_decay if fades else None
-    return dqkv, None, None, of_tau, None, of_decay, dweight, dS0.to(S.dtype), dz0.to(z.dtype), None, None
+    return dqkv, None, None, of_tau, None, of_decay, dweight, dS0.to(S.dtype), dz0.to(z.dtype), None, None, None
 
 
-def _plain(qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid):
+def _plain(qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, still):
     """The same in plain operations, for second derivatives."""
     from unisono_torch.ops import multiscale, rotary
 
     q, k, v = qkv.unbind(2)
+    if still:
+        log_decay = torch.cat([log_decay[..., :1].detach(), log_decay[..., 1:]], -1)
     q, k = (a.to(v.dtype) for a in rotary.turned(q, k, cos, sin, feature_map, tau, False, "plain")[:2])
     o, (S, z) = multiscale.parallel(q, k, v, q, k, log_decay, weight, (S, z), reset, valid, implementation="plain")
     return o.to(v.dtype), S, z
@@ -110,10 +114,13 @@ def turned(
     initial_state: State,
     reset: Tensor | None = None,
     valid: Tensor | None = None,
+    still: bool = False,
 ) -> tuple[Tensor, State]:
     """As ops/multiscale.py's, RoPE before φ, a weight that channels share; cos and sin [B or 1, T, K/2] float32. o comes in qkv's dtype.
 
     Differentiable in qkv, tau, log_decay, weight and the state; a second time by plain operations.
     """
-    o, S, z = torch.ops.unisono.turned_multiscale(qkv, cos, sin, tau, feature_map, log_decay, weight, *initial_state, reset, valid)[:3]
+    o, S, z = torch.ops.unisono.turned_multiscale(qkv, cos, sin, tau, feature_map, log_decay, weight, *initial_state, reset, valid, still)[
+        :3
+    ]
     return o, (S, z)
