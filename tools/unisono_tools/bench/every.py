@@ -95,6 +95,13 @@ def small(dtype: torch.dtype) -> Iterator[tuple[str, Call, Tensors]]:
                 lambda q, k, v, decay, c, S, z, how: multiscale.parallel(q, k, v, q, k, decay, c, (S, z), implementation=how),
                 (q.abs(), k.abs(), v, decay[..., 1:2].clone(), weight[:, :, :1].clone(), *state),
             )
+            if K == V:
+                state = _draw(b, 3, h, K, V), _draw(b, 3, h, K).abs()
+                yield (
+                    f"turned multiscale {K}, unmarked",
+                    lambda qkv, tau, decay, c, S, z, how: _turned_scales(qkv, tau, decay, c, (S, z), how),
+                    (x(b, 1100, 3, h, K), torch.ones(1, device="cuda"), decay, weight, *state),
+                )
     yield (
         "linear_attention taylor2",
         lambda q, k, v, S, z, how: mapped_attention.parallel(q, k, v, (S, z), **marks, feature_map="taylor2", implementation=how),
@@ -155,12 +162,23 @@ def small(dtype: torch.dtype) -> Iterator[tuple[str, Call, Tensors]]:
         lambda u, A, C, D, s, how: diagonal_ssm.parallel(u, dt.to(D.dtype), A, C, D, s, **marks, implementation=how),
         (x(b, t, d), A, _draw(d, p, 2), _draw(d), _draw(b, d, p, 2)),
     )
+    yield (  # so long that products serve it
+        "diagonal_ssm, unmarked",
+        lambda u, A, C, D, s, how: diagonal_ssm.parallel(u, dt.to(D.dtype), A, C, D, s, implementation=how),
+        (x(b, 2100, d), A, _draw(d, p, 2), _draw(d), _draw(b, d, p, 2)),
+    )
 
 
 def _turned(q: Tensor, k: Tensor, tau: Tensor, where: Tensor, numerator: bool, how: str) -> tuple[Tensor, Tensors]:
     turns = rotary.cos_sin(where, q.shape[-1], dtype=torch.promote_types(q.dtype, torch.float32))
     first, *others = rotary.turned(q, k, *turns, "learned", tau, numerator, how)
     return first, tuple(others if numerator else others[:1])
+
+
+def _turned_scales(qkv: Tensor, tau: Tensor, decay: Tensor, c: Tensor, state: tuple[Tensor, Tensor], how: str) -> tuple[Tensor, Any]:
+    where = torch.arange(qkv.shape[1], dtype=torch.int32, device="cuda")[None]
+    turn = rotary.Turn(*rotary.cos_sin(where, qkv.shape[-1], dtype=torch.promote_types(qkv.dtype, torch.float32)), how)
+    return multiscale.turned(qkv, turn, "learned", tau, False, decay, c, state, implementation=how)
 
 
 def _windowed(
