@@ -18,8 +18,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -29,8 +31,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from unisono_spec.contract import Config, count_params
 
+from unisono_tools.bench import report
 from unisono_tools.bench.measure import ceilings
-from unisono_tools.bench.report import about
 from unisono_tools.experiments.match import nearest
 
 BASE, MODELS = "transformer", ("transformer", "lat", "infinityformer")
@@ -123,11 +125,15 @@ def _head(row: Row) -> str:
     return row.get("head", "usual")  # rows of older pages do not say
 
 
-def _told_apart(size: int, heads: list[str]) -> list[str]:
+def _kinds(rows: list[Row]) -> list[tuple[int, str]]:
+    return sorted({(row["size"], _head(row)) for row in rows}, key=lambda kind: (kind[0], list(HEADS).index(kind[1])))
+
+
+def _told_apart(size: int, heads: list[str], names: Sequence[str] = MODELS) -> list[str]:
     """Those of `heads` by which some model of this size is another one."""
     found: dict[tuple[Config, ...], str] = {}
     for head in heads:
-        found.setdefault(tuple(nearest(name, size, VOCABULARY, HEADS[head]) for name in MODELS), head)
+        found.setdefault(tuple(nearest(name, size, VOCABULARY, HEADS[head]) for name in names), head)
     return list(found.values())
 
 
@@ -141,7 +147,7 @@ def markdown(result: dict[str, Any], picture: str = "") -> str:
         f"{TOKENS:,} tokens a step, bfloat16, parameters in float32, AdamW, {VOCABULARY:,} ids; medians of steps; heads of 64.",
     ]
     rows: list[Row] = result["training"]
-    for size, head in dict.fromkeys((row["size"], _head(row)) for row in rows):
+    for size, head in _kinds(rows):
         for compiled in (True, False):
             some = [row for row in rows if (row["size"], _head(row), row["compiled"]) == (size, head, compiled)]
             if not some:
@@ -171,7 +177,7 @@ def plot(path: pathlib.Path, rows: list[Row]) -> None:
     from unisono_tools.experiments import figures
 
     rows = [row for row in rows if row["compiled"]]
-    kinds = list(dict.fromkeys((row["size"], _head(row)) for row in rows))
+    kinds = _kinds(rows)
     with figures.panels(path, len(kinds), 5 * len(kinds), 4.5) as panels:
         for axes, kind in zip(panels, kinds, strict=True):
             for i, name in enumerate(MODELS):
@@ -215,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} thread(s)"
     result: dict[str, Any] = {
-        "run": about(f"python -m unisono_tools.bench.models {' '.join(words)}".rstrip(), device, "unisono", "torch", "triton"),
+        "run": report.about(f"python -m unisono_tools.bench.models {' '.join(words)}".rstrip(), device, "unisono", "torch", "triton"),
         "ceilings": ceilings("cuda" if torch.cuda.is_available() else "cpu"),
         "training": [],
         "prompts": [],
@@ -223,27 +229,30 @@ def main(argv: list[str] | None = None) -> int:
     torch.cuda.empty_cache()
     # each in a process of its own, which leaves no memory behind
     kinds = [
-        ("trained", name, size, head) for size in options.sizes for head in _told_apart(size, options.heads) for name in options.models
+        ("trained", name, size, head)
+        for size in options.sizes
+        for head in _told_apart(size, options.heads, options.models)
+        for name in options.models
     ]
     if options.prompts:
         kinds += [("prompted", name, size, "usual") for size in options.sizes[:1] for name in options.models if name != BASE]
-    running: list[tuple[str, Any]] = []
-    while kinds or running:
-        while kinds and len(running) < options.jobs:
-            kind, name, size, head = kinds.pop(0)
-            one = ["--one", kind, "--models", name, "--sizes", str(size), "--heads", head]
-            command = [sys.executable, "-m", "unisono_tools.bench.models", *words, *one]
-            running.append((kind, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
-        kind, process = running.pop(0)
-        for line in process.stdout:
-            row = json.loads(line)
-            result["training" if kind == "trained" else "prompts"].append(row)
-            print(*(f"{key}={value}" for key, value in row.items() if key not in ("losses", "operations")), flush=True)
-            if options.output:
-                options.output.parent.mkdir(parents=True, exist_ok=True)
-                options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-                options.output.with_suffix(".md").write_text(markdown(result, f"{options.output.name}.png"), encoding="utf-8")
-        process.wait()
+    kept = threading.Lock()
+
+    def run(kind: str, name: str, size: int, head: str) -> None:
+        one = ["--one", kind, "--models", name, "--sizes", str(size), "--heads", head]
+        command = [sys.executable, "-m", "unisono_tools.bench.models", *words, *one]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                with kept:
+                    row = json.loads(line)
+                    result["training" if kind == "trained" else "prompts"].append(row)
+                    print(*(f"{key}={value}" for key, value in row.items() if key not in ("losses", "operations")), flush=True)
+                    report.keep(options.output, result, markdown(result, f"{options.output.name}.png" if options.output else ""))
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for done in [pool.submit(run, *each) for each in kinds]:
+            done.result()
     if options.output and any(row["compiled"] for row in result["training"]):
         plot(options.output.with_suffix(".png"), result["training"])
     return 0
