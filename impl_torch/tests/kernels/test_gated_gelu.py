@@ -63,6 +63,12 @@ def test_entries_that_lie_apart(device: str) -> None:
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
+def test_rows_that_a_compiler_pads_are_not_copied() -> None:
+    """It would copy them for an operator that does not say that they may lie in any way."""
+    for op in (torch.ops.unisono.gated_gelu, torch.ops.unisono.gated_gelu_backward):
+        assert torch.Tag.flexible_layout in op.default.tags
+
+
 def test_second_derivatives_are_those_of_plain_operations(device: str) -> None:
     x, bias = torch.linspace(-2, 2, 12, device=device).reshape(2, 6), torch.linspace(1, -1, 6, device=device)
 

@@ -20,6 +20,7 @@ FAR = tl.constexpr(100.0)  # as in ops/elementwise.py
 BLOCK = 1024
 # of the gated one: rows of a program, whose sums over them a bias's gradient is made of; columns of a block, and its warps
 GATED_ROWS, GATED, GATED_WARPS = 32, 256, 1
+ANYHOW = (torch.Tag.flexible_layout,)  # rows may lie apart: torch.compile pads those of products, and copied them for operators as they are
 
 
 @triton.jit
@@ -173,7 +174,7 @@ def _gated_backward(
         tl.store(partial + F, of_b, mask=column < F)
 
 
-@torch.library.custom_op("unisono::gated_gelu", mutates_args=(), schema="(Tensor x, Tensor? bias=None) -> Tensor")
+@torch.library.custom_op("unisono::gated_gelu", mutates_args=(), schema="(Tensor x, Tensor? bias=None) -> Tensor", tags=ANYHOW)
 def gated(x, bias=None):
     """[a, b] [..., 2F], to which bias [2F] is added → GELU(a σ(b)) [..., F], float32 or narrower, in x's dtype. Opaque to torch.compile,
     which would make it twice, and would read the gradient of [a, b] again for that of the bias."""
@@ -193,8 +194,11 @@ def gated_fake(x, bias=None):
 
 
 @torch.library.custom_op(
-    "unisono::gated_gelu_backward", mutates_args=(), schema="(Tensor dy, Tensor x, Tensor? bias) -> (Tensor, Tensor)"
-)  # fmt: skip
+    "unisono::gated_gelu_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor x, Tensor? bias) -> (Tensor, Tensor)",
+    tags=ANYHOW,
+)
 def gated_backward(dy, x, bias):
     """dx, and bias's gradient, empty without it."""
     (dx, dbias), rows, upstream = gated_backward_fake(dy, x, bias), _rows(x), _rows(dy)
