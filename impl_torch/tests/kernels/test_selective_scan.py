@@ -253,3 +253,13 @@ def test_bad_input_is_named(changed: dict[str, Any], words: str) -> None:
     tensors, marks = inputs(Case(1, 4, 3, 3, torch.float32, marked=False), "cpu")
     with pytest.raises(InputError, match=words):
         selective_scan(**{**tensors, **marks, **changed})
+
+
+def test_gradients_lie_end_to_end() -> None:
+    """As kernels write them, whatever arrives: a final state's gradient in turned strides lent them to the initial state's."""
+    u, B, dfinal = (torch.ones(2, size, other).mT for size, other in ((6, 4), (3, 4), (3, 6)))
+    A, D = torch.ones(6, 3), torch.ones(6)
+    found = operator._scan_backward_fake(u, dfinal, u, u, A, B, B, D, u, None, None, u, True)
+    assert not dfinal.is_contiguous()
+    assert [tuple(a.shape) for a in found] == [tuple(a.shape) for a in (u, u, A, B, B, D, u, dfinal)]
+    assert all(a.is_contiguous() for a in found)

@@ -65,7 +65,7 @@ def replayed(function: Callable[..., tuple[Tensor, ...]], settings: tuple, *inpu
     assert on is not None
     if not on.is_cuda or torch.compiler.is_compiling() or torch.is_grad_enabled() or transformed() or torch.is_autocast_enabled("cuda"):
         return function(*settings, *inputs)
-    if torch.cuda.is_current_stream_capturing():
+    if on.numel() == 0 or torch.cuda.is_current_stream_capturing():  # of no rows nothing is launched, and no graph made
         return function(*settings, *inputs)
     with torch.cuda.device(on.device), torch.inference_mode(False), torch.no_grad(), _lock:
         shapes = tuple(None if a is None else (a.shape, a.dtype) for a in inputs)

@@ -229,8 +229,10 @@ def _scan_backward(dy, dfinal, u, dt, A, B, C, D, z, reset, valid, saved, softpl
 
 @_scan_backward.register_fake
 def _scan_backward_fake(dy, dfinal, u, dt, A, B, C, D, z, reset, valid, saved, softplus):
+    dz = u.new_empty((0,) if z is None else z.shape, dtype=u.dtype if z is None else z.dtype)
+    # each end to end, as the kernels write it, however what it is the gradient of lies in memory
     like = (torch.empty(a.shape, dtype=a.dtype, device=a.device) for a in (u, dt, A, B, C, D))
-    return *like, u.new_empty((0,) if z is None else z.shape, dtype=u.dtype if z is None else z.dtype), torch.empty_like(dfinal)
+    return *like, dz, torch.empty(dfinal.shape, dtype=dfinal.dtype, device=dfinal.device)
 
 
 def _setup(ctx, inputs, output) -> None:
