@@ -155,6 +155,7 @@ def _setup(ctx, inputs, output) -> None:
     u, power, grown, C, D, initial, reset, valid, _ = inputs
     ctx.save_for_backward(u, power, grown, C, D, initial, reset, valid, output[2])
     ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)  # of what is saved, zeros as large
 
 
 def _gradient(ctx, dy, dfinal, _):
@@ -162,6 +163,9 @@ def _gradient(ctx, dy, dfinal, _):
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return again(_plain, (*given, False), ctx.needs_input_grad, (dy, dfinal))
     u, power, grown, C, D, initial, reset, valid = given
+    acc = accumulator(u.dtype)
+    dy = u.new_zeros(u.shape, dtype=acc) if dy is None else dy
+    dfinal = initial.new_zeros(initial.shape, dtype=acc) if dfinal is None else dfinal
     *gradients, dinitial = _ssm_backward(dy, dfinal, u, power, grown, C, D, reset, valid, saved)
     return *gradients, dinitial.to(initial.dtype), None, None, None
 

@@ -10,27 +10,32 @@ from torch import Tensor
 
 from unisono_torch.kernels.registry import interpreted
 
-CHUNK = 128  # tokens
-FEWEST = 2048  # tokens of all sequences: of fewer, a channel's matrix costs more than its sweep
+CHUNK, WIDE_CHUNK, WIDE = 64, 128, 32  # tokens, and those of states of more than so many pairs
+# tokens of a sequence, or of all: of fewer, a channel's matrix costs more than a sweep's one token after the other
+LONG, MANY = 1024, 8192
+SHORTEST = 128
 
 
-def chunk() -> int:
-    return 4 if interpreted() else CHUNK  # the interpreter pays by the operation
+def chunk(pairs: int) -> int:
+    """Tokens."""
+    return 4 if interpreted() else CHUNK if pairs <= WIDE else WIDE_CHUNK  # the interpreter pays by the operation
 
 
 def serves(batch: int, length: int, marked: bool) -> bool:
     """Whether products do what a sweep would, and sooner: resets and gaps would need a matrix a chunk."""
-    return not marked and length >= chunk() and batch * length >= (chunk() if interpreted() else FEWEST)
+    if interpreted():
+        return not marked and length >= chunk(1)
+    return not marked and length >= SHORTEST and (length >= LONG or batch * length >= MANY)
 
 
-def rows(length: int) -> int:
+def rows(length: int, pairs: int) -> int:
     """Of a sequence: its chunks, and the last one once more."""
-    return -(-length // chunk()) + 1
+    return -(-length // chunk(pairs)) + 1
 
 
 def shape(batch: int, length: int, width: int, pairs: int) -> tuple[int, int, int, int]:
     """Of what is kept: each chunk's inputs and the state before it."""
-    return (width, batch, rows(length), chunk() + 2 * pairs)
+    return (width, batch, rows(length, pairs), chunk(pairs) + 2 * pairs)
 
 
 def _launch(name: str, programs: int, pairs: int, length: int, given: dict[str, object]) -> None:
@@ -38,12 +43,12 @@ def _launch(name: str, programs: int, pairs: int, length: int, given: dict[str, 
 
     from unisono_torch.kernels.diagonal_ssm import chunks
 
-    function, size = getattr(chunks, name), chunk()
+    function, size = getattr(chunks, name), chunk(pairs)
     room = triton.next_power_of_2(pairs)
     arguments = {
         **given,
         "T": length,
-        "rows": rows(length),
+        "rows": rows(length, pairs),
         "P": pairs,
         "CHUNK": size,
         "BP": room,
@@ -53,7 +58,7 @@ def _launch(name: str, programs: int, pairs: int, length: int, given: dict[str, 
         "BD": 8 if interpreted() else 64,
         "BITS": size.bit_length(),
     }
-    warps = 1 if name.startswith("carry") else 8 if name == "fold" else 4
+    warps = 1 if name.startswith("carry") else 4
     function[(programs,)](**{name: arguments[name] for name in function.arg_names}, num_warps=warps)
 
 
@@ -79,14 +84,15 @@ def whole() -> Iterator[None]:
             torch.set_float32_matmul_precision(chosen)
 
 
-def _tiles(batch: int, length: int, width: int) -> int:
-    size = chunk()
-    return -(-width // (8 if interpreted() else 64)) * batch * rows(length) * (size // min(size, 64))
+def _tiles(batch: int, length: int, width: int, pairs: int) -> int:
+    size = chunk(pairs)
+    return -(-width // (8 if interpreted() else 64)) * batch * rows(length, pairs) * (size // min(size, 64))
 
 
 def _matrix(power: Tensor, grown: Tensor, C: Tensor, D: Tensor, like: Tensor) -> Tensor:
     """[D, S, S]; its last 2P rows' last 2P columns are never read."""
-    (width, pairs, _), size = C.shape, chunk()
+    (width, pairs, _) = C.shape
+    size = chunk(pairs)
     kernel, matrix = like.new_empty(width, size), like.new_empty(width, size + 2 * pairs, size + 2 * pairs)
     made: dict[str, object] = {"kernel": kernel, "matrix": matrix}
     parts = size // max(1, min(size, 512 // (1 << (pairs - 1).bit_length())))
@@ -105,8 +111,9 @@ def forward(
     kept: Tensor,
 ) -> None:
     """u [B, T, D] whose rows lie evenly and (power, grown, C, D) → y, final [B, D, P, 2], and `kept`, of `shape`."""
-    (batch, length, width), pairs, size = u.shape, initial.shape[2], chunk()
-    matrix, programs, z = _matrix(*parameters, kept), _tiles(batch, length, width), kept.flatten(1, 2)
+    (batch, length, width), pairs = u.shape, initial.shape[2]
+    size = chunk(pairs)
+    matrix, programs, z = _matrix(*parameters, kept), _tiles(batch, length, width, pairs), kept.flatten(1, 2)
     common = {"batch": batch, "DIM": width, "power": parameters[0]}
     _launch("spread", programs, pairs, length, {"a": u, "out": kept, "ROW": u.stride(1), "LAST": True, **common})
     torch.bmm(z[..., :size], matrix[:, :size, size:], out=z[..., size:])
@@ -118,8 +125,14 @@ def forward(
 @whole()
 def backward(dy: Tensor, dfinal: Tensor, parameters: tuple[Tensor, Tensor, Tensor, Tensor], kept: Tensor, du: Tensor) -> tuple[Tensor, ...]:
     """du is written; gradients of power, grown, C, D and the initial state."""
-    (batch, length, width), pairs, size = dy.shape, dfinal.shape[2], chunk()
-    matrix, programs, z, slopes = _matrix(*parameters, kept), _tiles(batch, length, width), kept.flatten(1, 2), torch.empty_like(kept)
+    (batch, length, width), pairs = dy.shape, dfinal.shape[2]
+    size = chunk(pairs)
+    matrix, programs, z, slopes = (
+        _matrix(*parameters, kept),
+        _tiles(batch, length, width, pairs),
+        kept.flatten(1, 2),
+        torch.empty_like(kept),
+    )
     q, dinitial, dpowers = slopes.flatten(1, 2), torch.empty_like(dfinal), kept.new_empty(width, batch, 2, pairs, 2)
     power, grown, C, _ = parameters
     common = {"batch": batch, "DIM": width, "power": power}
