@@ -38,11 +38,22 @@ class Reader:
     def init_state(self, batch: int, capacity: int | None = None) -> Running:
         return self.model.init_state(batch, capacity)
 
-    @torch.no_grad()
     def forward(self, tokens: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:
-        marks = None if reset is None else torch.as_tensor(reset, device=self.device)
-        logits, state = self.model(self._tokens(tokens), state, marks)
+        logits, state = self._read(tokens, state, reset)
         return to_numpy(logits), state
+
+    @property
+    def far(self) -> bool:
+        """Whether logits are computed elsewhere than where NumPy is."""
+        return self.device.type != "cpu"
+
+    @torch.no_grad()
+    def nats(self, tokens: np.ndarray, targets: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:
+        """Of ids targets [B, T] after tokens [B, T], in float64 [B, T], where the logits are; the state after them."""
+        logits, state = self._read(tokens, state, reset)
+        wide_logits = logits.double()
+        asked = wide_logits.gather(-1, self._tokens(targets)[..., None])[..., 0]
+        return (wide_logits.logsumexp(-1) - asked).cpu().numpy(), state
 
     @torch.no_grad()
     def step(self, token: np.ndarray, state: Running) -> tuple[np.ndarray, Running]:
@@ -66,6 +77,11 @@ class Reader:
 
     def from_numpy(self, arrays: Arrays) -> Running:
         return unisono_torch.state_from_numpy(arrays, self.device)
+
+    @torch.no_grad()
+    def _read(self, tokens: np.ndarray, state: Running, reset: np.ndarray | None) -> tuple[Tensor, Running]:
+        marks = None if reset is None else torch.as_tensor(reset, device=self.device)
+        return self.model(self._tokens(tokens), state, marks)
 
     def _tokens(self, tokens: np.ndarray) -> Tensor:
         return torch.as_tensor(np.asarray(tokens, np.float32 if self.config.reads_frames else np.int64), device=self.device)
