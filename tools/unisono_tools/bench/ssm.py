@@ -1,6 +1,6 @@
 """S4D's recurrence: kernel and plain operations; and models trained, with what they use of the GPU.
 
-python -m unisono_tools.bench.ssm --output docs/results/kernels-ssm-h100      # needs a GPU; writes .json and .md
+python -m unisono_tools.bench.ssm --output docs/results/kernels-ssm-h200      # needs a GPU; writes .json and .md
 python -m unisono_tools.bench.ssm --training --compiled mamba-130m s4d-base --output docs/results/trained-ssm-h100      # models alone
 """
 
@@ -159,7 +159,8 @@ def of_lat(rows: list[dict[str, Any]]) -> Iterator[tuple[str, float, float, None
 
 
 def markdown(result: dict[str, Any]) -> str:
-    title = "S4D's recurrence on a GPU, and models in training" if result["ops"] else "Mamba, S4D and MARU in training on a GPU"
+    title = "S4D's recurrence on a GPU" if result["ops"] else "Mamba, S4D and MARU in training on a GPU"
+    title += ", and models in training" if result["ops"] and result["training"] else ""
     lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
     lines += [f"- bf16 matmul at {result['ceilings']['matmul_flop_per_s'] / 1e12:.0f} TFLOP/s; inputs in bfloat16", ""]
     if result["ops"]:
