@@ -70,7 +70,7 @@ def evaluate(
     if number < 1:
         raise InputError(f"evaluation: {len(ids)} tokens predict nothing; give at least 2")
     width = 2 * ids.shape[1] if config.reads_frames else config.vocab_size
-    # float64 on one core takes a minute for 65,536 tokens of 50,257 ids: so many logits are judged where they are
+    # NumPy has one core for 65,536 × 50,257 exponentials in float64, each time: logits of a device are judged on it
     judge = getattr(reader, "nats", None) if config.predicts == "categorical" and getattr(reader, "far", False) else None
     chunk = max(1, min(CHUNK, (FAR if judge else 1) * LOGITS // width))
     state, nats, targets = reader.init_state(1, min(window or number, number)), 0.0, 0
