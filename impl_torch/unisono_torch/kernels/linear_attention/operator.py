@@ -139,9 +139,11 @@ def _run(kernel: Any, strips: int, arguments: dict[str, Any]) -> None:
 
 
 def _launch_taylor(way: str, moved: dict[str, Tensor], cut: table.Cut, tensors: dict[str, Any]) -> None:
+    import triton.language as tl
+
     from unisono_torch.kernels.linear_attention import taylor
 
-    (batch, _, heads, _), V = moved["q"].shape, moved["v"].shape[-1]
+    (batch, length, heads, _), V = moved["q"].shape, moved["v"].shape[-1]
     blocks = -(-V // cut.block)
     strips = batch * heads * blocks * (1 if way == "forward" else 2)
     tensors = {name: a for name, a in tensors.items() if name != "tau"}
@@ -152,7 +154,20 @@ def _launch_taylor(way: str, moved: dict[str, Tensor], cut: table.Cut, tensors: 
         return
     arguments["delta"] = _products(arguments.pop("o"), moved["do"], strides, unit)
     parts = {name: tensors[name].new_empty((blocks, *tensors[name].shape), dtype=torch.float32) for name in ("dq", "dk")}
-    _run(taylor.backward, strips, arguments | (parts if blocks > 1 else {}))
+    dq, dk, dv = ((parts if blocks > 1 and name in parts else tensors)[name] for name in ("dq", "dk", "dv"))
+    arguments = {name: a for name, a in arguments.items() if name not in ("dq", "dk", "dv")}
+    places = strips, -(-length // cut.every), room
+    kept = torch.bfloat16 if arguments["DOT"] == tl.bfloat16 else torch.float32
+    arguments |= {
+        "states": dq.new_empty((*places, cut.block), dtype=kept), "lines": dq.new_empty(places, dtype=torch.float32), "EVERY": cut.every,
+    }  # fmt: skip
+    _run(taylor.backward_states, strips, arguments)
+    sweeps = ("S", "z", "dS", "dz", "S_out", "z_out", "own", "own_z", "cuts", "segments", "length")
+    arguments = {name: a for name, a in arguments.items() if name not in sweeps}
+    launch: Any = taylor.gradients
+    with torch.cuda.device_of(dq):
+        for mode, dx in (("q", dq), ("k", dk)):
+            launch[(strips // 2 * -(-length // cut.chunk),)](**arguments, out=dv, dx_out=dx, MODE=mode)
     if blocks > 1:
         for name, part in parts.items():
             tensors[name].copy_(part.sum(0))

@@ -11,13 +11,14 @@ import dataclasses
 @dataclasses.dataclass(frozen=True)
 class Cut:
     """chunk: tokens C whose products are masked. block: columns a program. warps, stages: of a program, and of its loads. split: wide
-    features in two halves."""
+    features in two halves. every: tokens between states that taylor2's way back keeps in memory, a power of two."""
 
     chunk: int
     block: int
     warps: int
     stages: int
     split: bool = False
+    every: int = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ HOPPER: dict[tuple[str, int], HopperCut] = {
     ("backward", 64): HopperCut(64, 64, 4, 3, 264),
     ("backward", 128): HopperCut(64, 128, 8, 2, 264),
 }
-INTERPRETED = Cut(16, 16, 1, 1)
+INTERPRETED = Cut(16, 16, 1, 1, every=32)
 WIDTH = 16  # of heads, for which taylor2's kernels have room
 # Up to so wide a value, do·o is made where it is used, twice; of wider ones once, before, since registers are what is scarce.
 NARROW = 64

@@ -6,8 +6,10 @@ indices modulo 16, d after d, then x, then 1; 161 of them, in three blocks of 64
 features are the same. Entries are brought to features by products with matrices of zeros and ones, which are exact, and gradients by
 features brought back so.
 
-One program sweeps from the first token for the gradient of q; another from the last for those of k and v, which read the same state.
-A program owns BN columns of values: gradients of q and k are sums over those, and its first also has what comes of the normaliser.
+Forward a program sweeps over a head's tokens with the state in registers. Backward two programs a head sweep so, from the first token for
+the gradient of q, from the last for those of k and v, and leave in memory the state before each stretch of EVERY tokens. Gradients of a
+chunk are made by programs of their own, of the tokens of its stretch pair by pair and of that state. A program owns BN columns of
+values: gradients of q and k are sums over those, and its first also has what comes of the normaliser.
 """
 
 # Triton's own language, which a checker of Python reads wrongly
@@ -169,22 +171,27 @@ def _after(feature, state, line, S, z, S_out, z_out, own, own_z, column, mine, e
 
 
 @triton.jit
+def _keep(feature, state, line, states, lines, at, BN: tl.constexpr):
+    """A block's state and line into place `at` of states [·, ROOM, BN] and lines [·, ROOM]."""
+    to = states + at * (ROOM * BN) + feature[:, None] * BN + tl.arange(0, BN)[None, :]
+    tl.store(to, state.to(states.dtype.element_ty))
+    tl.store(lines + at * ROOM + feature, line)
+
+
+@triton.jit
 def _sweep(
-    MODE: tl.constexpr, WRITES: tl.constexpr, q, k, v, do, delta_at, denominator, reset, valid, S, z, out, dx_out, S_out, z_out,
+    MODE: tl.constexpr, WRITES: tl.constexpr, q, k, v, do, delta_at, denominator, reset, valid, S, z, o, states, lines, S_out, z_out,
     own, own_z, cuts, qt, kt, vt, dt, batch, head, first, order, segments, length, strip, strips, T, H, K: tl.constexpr,
     V: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr,
-    BN: tl.constexpr, STAGES: tl.constexpr,
+    BN: tl.constexpr, EVERY: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The sweep MODE: "o", the gradient of "q", or of "k" and v. WRITES: the outputs, or without it what a segment adds to the state.
-
-    out: o or dv, BN columns from `first`; dx_out: dq or dk, of which this program's columns make a part.
-    """
+    """The sweep MODE: "o", or the states that the gradient of "q" reads, or those of "k" and v. WRITES: o's BN columns from `first`, or
+    states; without it what a segment adds to the state."""
     BACK: tl.constexpr = MODE == "k"
     PRECISION: tl.constexpr = "tf32" if TF32 else "ieee"
     EPS: tl.constexpr = 1e-6
     ROOT: tl.constexpr = K**-0.25
     rows, entry, column = tl.arange(0, C), tl.arange(0, X), first + tl.arange(0, BN)
-    ahead = rows[:, None] <= rows[None, :] if BACK else rows[:, None] >= rows[None, :]
     rows_of: tl.constexpr = 1 + K + K * K
     which = batch * H + head  # of the heads
     S, z = S + which * (rows_of * V), z + which * rows_of
@@ -208,59 +215,50 @@ def _sweep(
         if HAS_VALID:
             live = here & (tl.load(valid + token + rows, mask=here, other=0) != 0)
         within, inside = live[:, None] & (column < V)[None, :], live[:, None] & (entry < K)[None, :]
-        xq, xk = _load(q, t0, rows, qt, entry, inside).to(DOT), _load(k, t0, rows, kt, entry, inside).to(DOT)
-        w = _load(v, t0, rows, vt, column, within).to(DOT)
-        seen, goes, keeps, mask = live, live, True, ahead & live[:, None] & live[None, :]
+        if BACK:
+            x, w = _load(q, t0, rows, qt, entry, inside).to(DOT), _load(do, t0, rows, dt, column, within).to(tl.float32)
+            share = 1 / tl.load(denominator + (token + rows) * H + head, mask=live, other=1.0)
+            w = _narrow(w * share[:, None], DOT, TF32)
+            # of the normaliser, once
+            each = -tl.load(delta_at + (token + rows) * H + head, mask=live & (first == 0), other=0.0) * share
+        else:
+            x, w = _load(k, t0, rows, kt, entry, inside).to(DOT), _load(v, t0, rows, vt, column, within).to(DOT)
+            each = tl.full((C,), 1.0, tl.float32)
+        seen, goes, keeps = live, live, True
         if HAS_RESET:
             segment = tl.cumsum(tl.load(reset + token + rows, mask=here, other=0).to(tl.int32), 0)
             last = tl.max(segment, 0)
-            seen, goes = live & (segment == (last if BACK else 0)), live & (segment == (0 if BACK else last))
+            seen, goes = live & (segment == 0), live & (segment == (0 if BACK else last))
             keeps = last == 0
             cut_any = tl.maximum(cut_any, last)
-            mask = mask & (segment[:, None] == segment[None, :])
-        if MODE != "o":
-            share = 1 / tl.load(denominator + (token + rows) * H + head, mask=live, other=1.0)
-            # of the normaliser, once
-            delta = tl.load(delta_at + (token + rows) * H + head, mask=live & (first == 0), other=0.0) * share
-            d = _load(do, t0, rows, dt, column, within).to(tl.float32) * share[:, None]
-            d = _narrow(d, DOT, TF32)
-        if WRITES:
-            if BACK:
-                s = tl.dot(xk, tl.trans(xq), input_precision=PRECISION) * (ROOT * ROOT)
-            else:
-                s = tl.dot(xq, tl.trans(xk), input_precision=PRECISION) * (ROOT * ROOT)
-            if MODE != "q":
-                p = tl.where(mask, 1 + s * (1 + 0.5 * s), 0.0)
-                acc = tl.dot(_narrow(p, DOT, TF32), d if BACK else w, input_precision=PRECISION)
-                past, x = tl.zeros((C,), tl.float32), xk if BACK else xq
-                acc, past = _read(f0, x, s0, l0, seen, acc, past, ROOT, DOT, TF32, PRECISION)
-                acc, past = _read(f1, x, s1, l1, seen, acc, past, ROOT, DOT, TF32, PRECISION)
-                acc, past = _read(f2, x, s2, l2, seen, acc, past, ROOT, DOT, TF32, PRECISION)
-                if MODE == "o":
-                    D = tl.sum(p, 1) + past + EPS
-                    acc = acc * (1 / D)[:, None]
-                    if first == 0:
-                        tl.store(denominator + (token + rows) * H + head, D, mask=here)
-                at = out + token.to(tl.int64) * (H * V) + head * V + rows[:, None] * (H * V) + column[None, :]
-                tl.store(at, acc.to(out.dtype.element_ty), mask=here[:, None] & (column < V)[None, :])
-            if MODE != "o":
-                if BACK:
-                    g, x, other = tl.dot(w, tl.trans(d), input_precision=PRECISION) - delta[None, :], xk, xq
-                else:
-                    g, x, other = tl.dot(d, tl.trans(w), input_precision=PRECISION) - delta[:, None], xq, xk
-                g = tl.where(mask, g * (1 + s), 0.0) * (ROOT * ROOT)
-                dx = tl.dot(_narrow(g, DOT, TF32), other, input_precision=PRECISION)
-                # dz is a gradient by the first program's line
-                reader, by_line = (w, tl.where(live & (first == 0), 1.0, 0.0)) if BACK else (d, -delta)
-                dx = _slope(f0, reader, x, s0, l0, by_line, seen, dx, ROOT, DOT, TF32, PRECISION)
-                dx = _slope(f1, reader, x, s1, l1, by_line, seen, dx, ROOT, DOT, TF32, PRECISION)
-                dx = _slope(f2, reader, x, s2, l2, by_line, seen, dx, ROOT, DOT, TF32, PRECISION)
-                at = dx_out + token.to(tl.int64) * (H * K) + head * K + rows[:, None] * (H * K) + entry[None, :]
-                tl.store(at, dx.to(dx_out.dtype.element_ty), mask=here[:, None] & (entry < K)[None, :])
-        into, x, each = (d, xq, -delta) if BACK else (w, xk, tl.full((C,), 1.0, tl.float32))
-        s0, l0 = _add(f0, x, into, each, goes, keeps, s0, l0, ROOT, DOT, TF32, PRECISION)
-        s1, l1 = _add(f1, x, into, each, goes, keeps, s1, l1, ROOT, DOT, TF32, PRECISION)
-        s2, l2 = _add(f2, x, into, each, goes, keeps, s2, l2, ROOT, DOT, TF32, PRECISION)
+        if MODE == "o" and WRITES:
+            xq = _load(q, t0, rows, qt, entry, inside).to(DOT)
+            s = tl.dot(xq, tl.trans(x), input_precision=PRECISION) * (ROOT * ROOT)
+            mask = (rows[:, None] >= rows[None, :]) & live[:, None] & live[None, :]
+            if HAS_RESET:
+                mask = mask & (segment[:, None] == segment[None, :])
+            p = tl.where(mask, 1 + s * (1 + 0.5 * s), 0.0)
+            acc = tl.dot(_narrow(p, DOT, TF32), w, input_precision=PRECISION)
+            past = tl.zeros((C,), tl.float32)
+            acc, past = _read(f0, xq, s0, l0, seen, acc, past, ROOT, DOT, TF32, PRECISION)
+            acc, past = _read(f1, xq, s1, l1, seen, acc, past, ROOT, DOT, TF32, PRECISION)
+            acc, past = _read(f2, xq, s2, l2, seen, acc, past, ROOT, DOT, TF32, PRECISION)
+            D = tl.sum(p, 1) + past + EPS
+            acc = acc * (1 / D)[:, None]
+            if first == 0:
+                tl.store(denominator + (token + rows) * H + head, D, mask=here)
+            at = o + token.to(tl.int64) * (H * V) + head * V + rows[:, None] * (H * V) + column[None, :]
+            tl.store(at, acc.to(o.dtype.element_ty), mask=here[:, None] & (column < V)[None, :])
+        if MODE != "o" and WRITES:
+            edge = ((t0 + C) % EVERY == 0) | (t0 + C >= T) if BACK else t0 % EVERY == 0
+            if edge:
+                at = strip.to(tl.int64) * tl.cdiv(T, EVERY) + t0 // EVERY
+                _keep(f0, s0, l0, states, lines, at, BN)
+                _keep(f1, s1, l1, states, lines, at, BN)
+                _keep(f2, s2, l2, states, lines, at, BN)
+        s0, l0 = _add(f0, x, w, each, goes, keeps, s0, l0, ROOT, DOT, TF32, PRECISION)
+        s1, l1 = _add(f1, x, w, each, goes, keeps, s1, l1, ROOT, DOT, TF32, PRECISION)
+        s2, l2 = _add(f2, x, w, each, goes, keeps, s2, l2, ROOT, DOT, TF32, PRECISION)
     mine, ends, kept = strip + order * strips, order == segments - 1, tl.maximum(cut_any, cut_before) == 0
     if not WRITES:
         tl.store(cuts + mine, cut_any)
@@ -286,9 +284,9 @@ def forward(
     batch, head = (which // H).to(tl.int64), (which % H).to(tl.int64)
     _sweep(
         "o", WRITES, q + (batch * q0 + head * q2) * UNIT, k + (batch * k0 + head * k2) * UNIT, v + (batch * v0 + head * v2) * UNIT,
-        None, None, denominator, reset, valid, S, z, o, None, S_out, z_out, own, own_z, cuts, q1 * UNIT, k1 * UNIT, v1 * UNIT, 0,
+        None, None, denominator, reset, valid, S, z, o, None, None, S_out, z_out, own, own_z, cuts, q1 * UNIT, k1 * UNIT, v1 * UNIT, 0,
         batch, head, (strip % blocks) * BN, order, segments, length, strip, strips, T, H, K, V, HAS_RESET, HAS_VALID, DOT, TF32, C,
-        BN, STAGES,
+        BN, 0, STAGES,
     )  # fmt: skip
 
 
@@ -297,33 +295,140 @@ def forward(
         "T", "H", "batches", "segments", "length", "q0", "q1", "q2", "k0", "k1", "k2", "v0", "v1", "v2", "d0", "d1", "d2",
     ]
 )  # fmt: skip
-def backward(
-    q, k, v, delta, do, denominator, reset, valid, S, z, dS, dz, dq, dk, dv, S_out, z_out, own, own_z, cuts, T, H, batches, segments,
+def backward_states(
+    q, k, v, delta, do, denominator, reset, valid, S, z, dS, dz, states, lines, S_out, z_out, own, own_z, cuts, T, H, batches, segments,
     length, q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, UNIT: tl.constexpr, WRITES: tl.constexpr, K: tl.constexpr,
     V: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr,
-    BN: tl.constexpr, STAGES: tl.constexpr,
+    BN: tl.constexpr, EVERY: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dv, the initial state's gradient, and dq and dk [blocks of values, B, T, H, K], each by programs of its own."""
+    """states [strips, ⌈T / EVERY⌉, ROOM, BN], lines without BN, of q's and of k's gradient by turns; the initial state's gradient."""
     blocks: tl.constexpr = (V + BN - 1) // BN
     strips = batches * H * blocks * 2
     strip, order = tl.program_id(0) % strips, tl.program_id(0) // strips
-    which, block = strip // (2 * blocks), strip // 2 % blocks
+    which, first = strip // (2 * blocks), strip // 2 % blocks * BN
     strips = strips.to(tl.int64)
+    batch, head = (which // H).to(tl.int64), (which % H).to(tl.int64)
+    if strip % 2 == 0:
+        _sweep(
+            "q", WRITES, None, k + (batch * k0 + head * k2) * UNIT, v + (batch * v0 + head * v2) * UNIT, None, None, None, reset, valid,
+            S, z, None, states, lines, S_out, z_out, own, own_z, cuts, 0, k1 * UNIT, v1 * UNIT, 0, batch, head, first, order, segments,
+            length, strip, strips, T, H, K, V, HAS_RESET, HAS_VALID, DOT, TF32, C, BN, EVERY, STAGES,
+        )  # fmt: skip
+    else:
+        _sweep(
+            "k", WRITES, q + (batch * q0 + head * q2) * UNIT, None, None, do + (batch * d0 + head * d2) * UNIT, delta, denominator, reset,
+            valid, dS, dz, None, states, lines, S_out, z_out, own, own_z, cuts, q1 * UNIT, 0, 0, d1 * UNIT, batch, head, first, order,
+            segments, length, strip, strips, T, H, K, V, HAS_RESET, HAS_VALID, DOT, TF32, C, BN, EVERY, STAGES,
+        )  # fmt: skip
+
+
+@triton.jit
+def _resets(reset, token, t0, begin, rows, T, here, EVERY: tl.constexpr):
+    """How many resets the stretch from `begin` has up to each token of the chunk from t0, itself included."""
+    stretch = tl.arange(0, EVERY)
+    before = tl.load(reset + token + begin + stretch, mask=begin + stretch < t0, other=0).to(tl.int32)
+    return tl.cumsum(tl.load(reset + token + t0 + rows, mask=here, other=0).to(tl.int32), 0) + tl.sum(before, 0)
+
+
+@triton.jit
+def _fixed(feature, states, lines, at, BN: tl.constexpr):
+    """What _keep has stored."""
+    state = tl.load(states + at * (ROOM * BN) + feature[:, None] * BN + tl.arange(0, BN)[None, :])
+    return state.to(tl.float32), tl.load(lines + at * ROOM + feature)
+
+
+@triton.jit(
+    do_not_specialize=["T", "H", "batches", "q0", "q1", "q2", "k0", "k1", "k2", "v0", "v1", "v2", "d0", "d1", "d2"]
+)  # fmt: skip
+def gradients(
+    q, k, v, delta, do, denominator, reset, valid, states, lines, out, dx_out, T, H, batches, q0, q1, q2, k0, k1, k2, v0, v1, v2,
+    d0, d1, d2, UNIT: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, HAS_RESET: tl.constexpr,
+    HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BN: tl.constexpr, EVERY: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Of one chunk, MODE "q": dx_out = dq; "k": dx_out = dk, out = dv. dq and dk are [blocks of values, B, T, H, K]."""
+    BACK: tl.constexpr = MODE == "k"
+    PRECISION: tl.constexpr = "tf32" if TF32 else "ieee"
+    ROOT: tl.constexpr = K**-0.25
+    blocks: tl.constexpr = (V + BN - 1) // BN
+    chunks = tl.cdiv(T, C)
+    chunk, part = tl.program_id(0) % chunks, tl.program_id(0) // chunks
+    first, which = part % blocks * BN, part // blocks
     batch, head = (which // H).to(tl.int64), (which % H).to(tl.int64)
     q += (batch * q0 + head * q2) * UNIT
     k += (batch * k0 + head * k2) * UNIT
     v += (batch * v0 + head * v2) * UNIT
     do += (batch * d0 + head * d2) * UNIT
-    part = block.to(tl.int64) * batches * T * H * K
-    if strip % 2 == 0:
-        _sweep(
-            "q", WRITES, q, k, v, do, delta, denominator, reset, valid, S, z, None, dq + part, S_out, z_out, own, own_z, cuts,
-            q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, block * BN, order, segments, length, strip, strips, T, H, K, V,
-            HAS_RESET, HAS_VALID, DOT, TF32, C, BN, STAGES,
-        )  # fmt: skip
+    qt, kt, vt, dt = q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT
+    rows, entry, column = tl.arange(0, C), tl.arange(0, X), first + tl.arange(0, BN)
+    token, t0 = batch * T, chunk * C
+    begin = t0 // EVERY * EVERY
+    end = tl.minimum(begin + EVERY, T)
+    here = t0 + rows < T
+    live = here
+    if HAS_VALID:
+        live = here & (tl.load(valid + token + t0 + rows, mask=here, other=0) != 0)
+    within, inside = live[:, None] & (column < V)[None, :], live[:, None] & (entry < K)[None, :]
+    if BACK:
+        x, w = _load(k, t0, rows, kt, entry, inside).to(DOT), _load(v, t0, rows, vt, column, within).to(DOT)
+        by_line = tl.where(live & (first == 0), 1.0, 0.0)  # dz is a gradient by the first program's line
     else:
-        _sweep(
-            "k", WRITES, q, k, v, do, delta, denominator, reset, valid, dS, dz, dv, dk + part, S_out, z_out, own, own_z, cuts,
-            q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, block * BN, order, segments, length, strip, strips, T, H, K, V,
-            HAS_RESET, HAS_VALID, DOT, TF32, C, BN, STAGES,
-        )  # fmt: skip
+        x, w = _load(q, t0, rows, qt, entry, inside).to(DOT), _load(do, t0, rows, dt, column, within).to(tl.float32)
+        share = 1 / tl.load(denominator + (token + t0 + rows) * H + head, mask=live, other=1.0)
+        w = _narrow(w * share[:, None], DOT, TF32)
+        by_line = -tl.load(delta + (token + t0 + rows) * H + head, mask=live & (first == 0), other=0.0) * share
+    seen = live
+    if HAS_RESET:
+        segment = _resets(reset, token, t0, begin, rows, T, here, EVERY)
+        stretch = begin + tl.arange(0, EVERY)
+        last = tl.sum(tl.load(reset + token + stretch, mask=stretch < end, other=0).to(tl.int32), 0)
+        seen = live & (segment == (last if BACK else 0))
+    dx, acc, past = tl.zeros((C, X), tl.float32), tl.zeros((C, BN), tl.float32), tl.zeros((C,), tl.float32)
+    for i in tl.range(0, tl.cdiv(end - t0, C) if BACK else (t0 - begin) // C + 1, num_stages=STAGES):
+        u0 = (t0 if BACK else begin) + i * C
+        near = u0 + rows < T
+        alive = near
+        if HAS_VALID:
+            alive = near & (tl.load(valid + token + u0 + rows, mask=near, other=0) != 0)
+        mask = live[:, None] & alive[None, :]
+        mask = mask & (t0 + rows[:, None] <= u0 + rows[None, :] if BACK else t0 + rows[:, None] >= u0 + rows[None, :])
+        if HAS_RESET:
+            mask = mask & (segment[:, None] == _resets(reset, token, u0, begin, rows, T, near, EVERY)[None, :])
+        reads, holds = alive[:, None] & (entry < K)[None, :], alive[:, None] & (column < V)[None, :]
+        if BACK:
+            y, u = _load(q, u0, rows, qt, entry, reads).to(DOT), _load(do, u0, rows, dt, column, holds).to(tl.float32)
+            its = 1 / tl.load(denominator + (token + u0 + rows) * H + head, mask=alive, other=1.0)
+            u = _narrow(u * its[:, None], DOT, TF32)
+            off = -tl.load(delta + (token + u0 + rows) * H + head, mask=alive & (first == 0), other=0.0) * its
+        else:
+            y, u = _load(k, u0, rows, kt, entry, reads).to(DOT), _load(v, u0, rows, vt, column, holds).to(DOT)
+        s = tl.dot(x, tl.trans(y), input_precision=PRECISION) * (ROOT * ROOT)
+        g = tl.dot(w, tl.trans(u), input_precision=PRECISION)
+        if BACK:
+            p = tl.where(mask, 1 + s * (1 + 0.5 * s), 0.0)
+            acc = tl.dot(_narrow(p, DOT, TF32), u, acc, input_precision=PRECISION)
+            g += off[None, :]
+        else:
+            g += by_line[:, None]
+        g = tl.where(mask, g * (1 + s), 0.0) * (ROOT * ROOT)
+        dx = tl.dot(_narrow(g, DOT, TF32), y, dx, input_precision=PRECISION)
+    at = (part * 2 + (1 if BACK else 0)).to(tl.int64) * tl.cdiv(T, EVERY) + t0 // EVERY
+    for block in tl.static_range(3):
+        feature = block * 64 + tl.arange(0, 64)
+        state, line = _fixed(feature, states, lines, at, BN)
+        if BACK:
+            acc, past = _read(feature, x, state, line, seen, acc, past, ROOT, DOT, TF32, PRECISION)
+        dx = _slope(feature, w, x, state, line, by_line, seen, dx, ROOT, DOT, TF32, PRECISION)
+    to = (token + t0) * H + head
+    dx_out += (part % blocks).to(tl.int64) * batches * T * H * K
+    tl.store(
+        dx_out + to * K + rows[:, None] * (H * K) + entry[None, :],
+        dx.to(dx_out.dtype.element_ty),
+        mask=here[:, None] & (entry < K)[None, :],
+    )
+    if BACK:
+        tl.store(
+            out + to * V + rows[:, None] * (H * V) + column[None, :],
+            acc.to(out.dtype.element_ty),
+            mask=here[:, None] & (column < V)[None, :],
+        )
