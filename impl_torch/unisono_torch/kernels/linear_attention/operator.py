@@ -144,33 +144,36 @@ def _launch_taylor(way: str, moved: dict[str, Tensor], cut: table.Cut, tensors: 
     from unisono_torch.kernels.linear_attention import taylor
 
     (batch, length, heads, _), V = moved["q"].shape, moved["v"].shape[-1]
-    blocks = -(-V // cut.block)
-    strips = batch * heads * blocks * (1 if way == "forward" else 2)
-    tensors = {name: a for name, a in tensors.items() if name != "tau"}
-    room = int(taylor.ROOM)
-    arguments, strides, unit = _shared(moved, cut, tensors, strips, room * cut.block, room)
-    if way == "forward":
-        _run(taylor.forward, strips, arguments)
-        return
-    arguments["delta"] = _products(arguments.pop("o"), moved["do"], strides, unit)
-    parts = {name: tensors[name].new_empty((blocks, *tensors[name].shape), dtype=torch.float32) for name in ("dq", "dk")}
-    dq, dk, dv = ((parts if blocks > 1 and name in parts else tensors)[name] for name in ("dq", "dk", "dv"))
-    arguments = {name: a for name, a in arguments.items() if name not in ("dq", "dk", "dv")}
-    places = strips, -(-length // cut.every), room
+    back, room, o = way == "backward", int(taylor.ROOM), tensors["o"]
+    shared = {name: a for name, a in tensors.items() if name not in ("tau", "o", "dq", "dk", "dv")}
+    turns, swept = batch * heads * (2 if back else 1), _cut("sweeps", o.dtype, 0, V, "taylor2")
+    strips = turns * -(-V // swept.block)
+    arguments, strides, unit = _shared(moved, swept, shared, strips, room * swept.block, room)
     kept = torch.bfloat16 if arguments["DOT"] == tl.bfloat16 else torch.float32
-    arguments |= {
-        "states": dq.new_empty((*places, cut.block), dtype=kept), "lines": dq.new_empty(places, dtype=torch.float32), "EVERY": cut.every,
+    places, wide = (turns, -(-length // swept.every), room), -(-V // 16) * 16
+    absent = {"do": None, "dS": None, "dz": None, "d0": 0, "d1": 0, "d2": 0}
+    arguments = absent | arguments | {
+        "states": o.new_empty((*places, wide), dtype=kept), "lines": o.new_empty(places, dtype=torch.float32), "EVERY": swept.every,
+        "WIDE": wide, "delta": _products(o, moved["do"], strides, unit) if back else None,
     }  # fmt: skip
-    _run(taylor.backward_states, strips, arguments)
-    sweeps = ("S", "z", "dS", "dz", "S_out", "z_out", "own", "own_z", "cuts", "segments", "length")
-    arguments = {name: a for name, a in arguments.items() if name not in sweeps}
-    launch: Any = taylor.gradients
-    with torch.cuda.device_of(dq):
-        for mode, dx in (("q", dq), ("k", dk)):
-            launch[(strips // 2 * -(-length // cut.chunk),)](**arguments, out=dv, dx_out=dx, MODE=mode)
-    if blocks > 1:
-        for name, part in parts.items():
-            tensors[name].copy_(part.sum(0))
+    _run(taylor.sweeps, strips, arguments | {"BACKWARD": back})
+    of_sweeps = ("S", "z", "dS", "dz", "S_out", "z_out", "own", "own_z", "cuts", "segments", "length")
+    arguments = {name: a for name, a in arguments.items() if name not in of_sweeps}
+    arguments |= {"BN": cut.block, "C": cut.chunk, "STAGES": cut.stages, "num_warps": cut.warps}
+    blocks = -(-V // cut.block)
+    outputs: list[tuple[str, Tensor | None, Tensor | None]] = [("o", o, None)]
+    parts = {}
+    if back:
+        narrow = {name: tensors[name] for name in ("dq", "dk")}
+        parts = {name: a.new_empty((blocks, *a.shape), dtype=torch.float32) for name, a in narrow.items() if blocks > 1}
+        whole = narrow | parts
+        outputs = [("q", None, whole["dq"]), ("k", tensors["dv"], whole["dk"])]
+    launch: Any = taylor.chunks
+    with torch.cuda.device_of(o):
+        for mode, out, dx in outputs:
+            launch[(batch * heads * blocks * -(-length // cut.chunk),)](**arguments, out=out, dx_out=dx, MODE=mode)
+    for name, part in parts.items():
+        tensors[name].copy_(part.sum(0))
 
 
 def _products(o: Tensor, do: Tensor, strides: dict[str, int], unit: int) -> Tensor:

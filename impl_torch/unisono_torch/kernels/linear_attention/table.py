@@ -47,12 +47,10 @@ TABLE: dict[tuple[str, str, int], Cut] = {
     **{(way, "float32", width): Cut(32, min(width, 32), 4, 1) for way in ("forward", "backward") for width in (16, 32, 64, 128)},
     **{(way, "float32", 256): Cut(16, 16, 4, 1) for way in ("forward", "backward")},
 }
-# taylor2, by (way, kind of product): K up to 16, V up to 64 a block
+# taylor2, by (way, kind of product), and of either way's sweeps, which alone say `every`: K up to 16, V up to 64 a block
 TAYLOR2: dict[tuple[str, str], Cut] = {
-    ("forward", "bfloat16"): Cut(64, 64, 4, 1),
-    ("backward", "bfloat16"): Cut(64, 64, 4, 1),
-    ("forward", "float32"): Cut(16, 16, 4, 1),
-    ("backward", "float32"): Cut(16, 16, 4, 1),
+    **{(way, "bfloat16"): Cut(64, 64, 4, 1) for way in ("forward", "backward", "sweeps")},
+    **{(way, "float32"): Cut(16, 16, 4, 1) for way in ("forward", "backward", "sweeps")},
 }
 # of hopper.py, by (way, the narrower of K and V): a program a multiprocessor forward
 HOPPER: dict[tuple[str, int], HopperCut] = {

@@ -6,10 +6,10 @@ indices modulo 16, d after d, then x, then 1; 161 of them, in three blocks of 64
 features are the same. Entries are brought to features by products with matrices of zeros and ones, which are exact, and gradients by
 features brought back so.
 
-Forward a program sweeps over a head's tokens with the state in registers. Backward two programs a head sweep so, from the first token for
-the gradient of q, from the last for those of k and v, and leave in memory the state before each stretch of EVERY tokens. Gradients of a
-chunk are made by programs of their own, of the tokens of its stretch pair by pair and of that state. A program owns BN columns of
-values: gradients of q and k are sums over those, and its first also has what comes of the normaliser.
+A program sweeps over a head's tokens with the state in registers and leaves in memory that before each stretch of EVERY tokens: from the
+first token for o and the gradient of q, from the last for those of k and v. What a chunk gives is made by programs of their own, of the
+tokens of its stretch pair by pair and of that state. A program owns BN columns of values: gradients of q and k are sums over those, and
+its first also has what comes of the normaliser.
 """
 
 # Triton's own language, which a checker of Python reads wrongly
@@ -171,29 +171,28 @@ def _after(feature, state, line, S, z, S_out, z_out, own, own_z, column, mine, e
 
 
 @triton.jit
-def _keep(feature, state, line, states, lines, at, BN: tl.constexpr):
-    """A block's state and line into place `at` of states [·, ROOM, BN] and lines [·, ROOM]."""
-    to = states + at * (ROOM * BN) + feature[:, None] * BN + tl.arange(0, BN)[None, :]
-    tl.store(to, state.to(states.dtype.element_ty))
-    tl.store(lines + at * ROOM + feature, line)
+def _keep(feature, state, line, states, lines, column, first, WIDE: tl.constexpr):
+    """A block's state and line into states [ROOM, WIDE] and lines [ROOM]."""
+    tl.store(states + feature[:, None] * WIDE + column[None, :], state.to(states.dtype.element_ty), mask=(column < WIDE)[None, :])
+    tl.store(lines + feature, line, mask=first == 0)
 
 
 @triton.jit
 def _sweep(
-    MODE: tl.constexpr, WRITES: tl.constexpr, q, k, v, do, delta_at, denominator, reset, valid, S, z, o, states, lines, S_out, z_out,
-    own, own_z, cuts, qt, kt, vt, dt, batch, head, first, order, segments, length, strip, strips, T, H, K: tl.constexpr,
+    MODE: tl.constexpr, WRITES: tl.constexpr, q, k, v, do, delta_at, denominator, reset, valid, S, z, states, lines, S_out, z_out, own,
+    own_z, cuts, qt, kt, vt, dt, batch, head, first, order, segments, length, strip, strips, T, H, K: tl.constexpr,
     V: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr,
-    BN: tl.constexpr, EVERY: tl.constexpr, STAGES: tl.constexpr,
+    BN: tl.constexpr, EVERY: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The sweep MODE: "o", or the states that the gradient of "q" reads, or those of "k" and v. WRITES: o's BN columns from `first`, or
-    states; without it what a segment adds to the state."""
+    """The states that "o" reads, or the gradient of "q", or those of "k" and v. WRITES: BN columns from `first` of those before each
+    stretch, and of the last; without it what a segment adds to the state."""
     BACK: tl.constexpr = MODE == "k"
     PRECISION: tl.constexpr = "tf32" if TF32 else "ieee"
-    EPS: tl.constexpr = 1e-6
     ROOT: tl.constexpr = K**-0.25
     rows, entry, column = tl.arange(0, C), tl.arange(0, X), first + tl.arange(0, BN)
     rows_of: tl.constexpr = 1 + K + K * K
     which = batch * H + head  # of the heads
+    place = which if MODE == "o" else 2 * which + (1 if BACK else 0)
     S, z = S + which * (rows_of * V), z + which * rows_of
     if MODE != "q":
         S_out, z_out = S_out + which * (rows_of * V), z_out + which * rows_of
@@ -224,38 +223,20 @@ def _sweep(
         else:
             x, w = _load(k, t0, rows, kt, entry, inside).to(DOT), _load(v, t0, rows, vt, column, within).to(DOT)
             each = tl.full((C,), 1.0, tl.float32)
-        seen, goes, keeps = live, live, True
+        goes, keeps = live, True
         if HAS_RESET:
             segment = tl.cumsum(tl.load(reset + token + rows, mask=here, other=0).to(tl.int32), 0)
             last = tl.max(segment, 0)
-            seen, goes = live & (segment == 0), live & (segment == (0 if BACK else last))
-            keeps = last == 0
+            goes, keeps = live & (segment == (0 if BACK else last)), last == 0
             cut_any = tl.maximum(cut_any, last)
-        if MODE == "o" and WRITES:
-            xq = _load(q, t0, rows, qt, entry, inside).to(DOT)
-            s = tl.dot(xq, tl.trans(x), input_precision=PRECISION) * (ROOT * ROOT)
-            mask = (rows[:, None] >= rows[None, :]) & live[:, None] & live[None, :]
-            if HAS_RESET:
-                mask = mask & (segment[:, None] == segment[None, :])
-            p = tl.where(mask, 1 + s * (1 + 0.5 * s), 0.0)
-            acc = tl.dot(_narrow(p, DOT, TF32), w, input_precision=PRECISION)
-            past = tl.zeros((C,), tl.float32)
-            acc, past = _read(f0, xq, s0, l0, seen, acc, past, ROOT, DOT, TF32, PRECISION)
-            acc, past = _read(f1, xq, s1, l1, seen, acc, past, ROOT, DOT, TF32, PRECISION)
-            acc, past = _read(f2, xq, s2, l2, seen, acc, past, ROOT, DOT, TF32, PRECISION)
-            D = tl.sum(p, 1) + past + EPS
-            acc = acc * (1 / D)[:, None]
-            if first == 0:
-                tl.store(denominator + (token + rows) * H + head, D, mask=here)
-            at = o + token.to(tl.int64) * (H * V) + head * V + rows[:, None] * (H * V) + column[None, :]
-            tl.store(at, acc.to(o.dtype.element_ty), mask=here[:, None] & (column < V)[None, :])
-        if MODE != "o" and WRITES:
+        if WRITES:
             edge = ((t0 + C) % EVERY == 0) | (t0 + C >= T) if BACK else t0 % EVERY == 0
             if edge:
-                at = strip.to(tl.int64) * tl.cdiv(T, EVERY) + t0 // EVERY
-                _keep(f0, s0, l0, states, lines, at, BN)
-                _keep(f1, s1, l1, states, lines, at, BN)
-                _keep(f2, s2, l2, states, lines, at, BN)
+                at = place * tl.cdiv(T, EVERY) + t0 // EVERY
+                to, to_line = states + at * (ROOM * WIDE), lines + at * ROOM
+                _keep(f0, s0, l0, to, to_line, column, first, WIDE)
+                _keep(f1, s1, l1, to, to_line, column, first, WIDE)
+                _keep(f2, s2, l2, to, to_line, column, first, WIDE)
         s0, l0 = _add(f0, x, w, each, goes, keeps, s0, l0, ROOT, DOT, TF32, PRECISION)
         s1, l1 = _add(f1, x, w, each, goes, keeps, s1, l1, ROOT, DOT, TF32, PRECISION)
         s2, l2 = _add(f2, x, w, each, goes, keeps, s2, l2, ROOT, DOT, TF32, PRECISION)
@@ -268,57 +249,37 @@ def _sweep(
         _after(f2, s2, l2, S, z, S_out, z_out, own, own_z, column, mine, ends, first, kept, V, WRITES, K, BN)
 
 
-@triton.jit(do_not_specialize=["T", "H", "batches", "segments", "length", "q0", "q1", "q2", "k0", "k1", "k2", "v0", "v1", "v2"])
-def forward(
-    q, k, v, reset, valid, S, z, o, S_out, z_out, denominator, own, own_z, cuts, T, H, batches, segments, length,
-    q0, q1, q2, k0, k1, k2, v0, v1, v2, UNIT: tl.constexpr, WRITES: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-    HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BN: tl.constexpr,
-    STAGES: tl.constexpr,
-):  # fmt: skip
-    """o [B, T, H, V], the final state, and the denominators [B, T, H]. Strides q0 (batch), q1 (time), q2 (head) count UNITs."""
-    blocks: tl.constexpr = (V + BN - 1) // BN
-    strips = batches * H * blocks
-    strip, order = tl.program_id(0) % strips, tl.program_id(0) // strips
-    which = strip // blocks
-    strips = strips.to(tl.int64)
-    batch, head = (which // H).to(tl.int64), (which % H).to(tl.int64)
-    _sweep(
-        "o", WRITES, q + (batch * q0 + head * q2) * UNIT, k + (batch * k0 + head * k2) * UNIT, v + (batch * v0 + head * v2) * UNIT,
-        None, None, denominator, reset, valid, S, z, o, None, None, S_out, z_out, own, own_z, cuts, q1 * UNIT, k1 * UNIT, v1 * UNIT, 0,
-        batch, head, (strip % blocks) * BN, order, segments, length, strip, strips, T, H, K, V, HAS_RESET, HAS_VALID, DOT, TF32, C,
-        BN, 0, STAGES,
-    )  # fmt: skip
-
-
 @triton.jit(
     do_not_specialize=[
         "T", "H", "batches", "segments", "length", "q0", "q1", "q2", "k0", "k1", "k2", "v0", "v1", "v2", "d0", "d1", "d2",
     ]
 )  # fmt: skip
-def backward_states(
+def sweeps(
     q, k, v, delta, do, denominator, reset, valid, S, z, dS, dz, states, lines, S_out, z_out, own, own_z, cuts, T, H, batches, segments,
-    length, q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, UNIT: tl.constexpr, WRITES: tl.constexpr, K: tl.constexpr,
-    V: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr,
-    BN: tl.constexpr, EVERY: tl.constexpr, STAGES: tl.constexpr,
+    length, q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, UNIT: tl.constexpr, BACKWARD: tl.constexpr, WRITES: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr,
+    C: tl.constexpr, BN: tl.constexpr, EVERY: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """states [strips, ⌈T / EVERY⌉, ROOM, BN], lines without BN, of q's and of k's gradient by turns; the initial state's gradient."""
+    """states [heads of all, ⌈T / EVERY⌉, ROOM, WIDE], lines without WIDE, and the final state; BACKWARD: those of q's and of k's gradient
+    by turns, and the initial state's gradient. Strides q0 (batch), q1 (time), q2 (head) count UNITs."""
     blocks: tl.constexpr = (V + BN - 1) // BN
-    strips = batches * H * blocks * 2
+    turns: tl.constexpr = 2 if BACKWARD else 1
+    strips = batches * H * blocks * turns
     strip, order = tl.program_id(0) % strips, tl.program_id(0) // strips
-    which, first = strip // (2 * blocks), strip // 2 % blocks * BN
+    which, first = strip // (turns * blocks), strip // turns % blocks * BN
     strips = strips.to(tl.int64)
     batch, head = (which // H).to(tl.int64), (which % H).to(tl.int64)
-    if strip % 2 == 0:
+    if strip % turns == 0:
         _sweep(
-            "q", WRITES, None, k + (batch * k0 + head * k2) * UNIT, v + (batch * v0 + head * v2) * UNIT, None, None, None, reset, valid,
-            S, z, None, states, lines, S_out, z_out, own, own_z, cuts, 0, k1 * UNIT, v1 * UNIT, 0, batch, head, first, order, segments,
-            length, strip, strips, T, H, K, V, HAS_RESET, HAS_VALID, DOT, TF32, C, BN, EVERY, STAGES,
+            "q" if BACKWARD else "o", WRITES, None, k + (batch * k0 + head * k2) * UNIT, v + (batch * v0 + head * v2) * UNIT, None, None,
+            None, reset, valid, S, z, states, lines, S_out, z_out, own, own_z, cuts, 0, k1 * UNIT, v1 * UNIT, 0, batch, head, first,
+            order, segments, length, strip, strips, T, H, K, V, HAS_RESET, HAS_VALID, DOT, TF32, C, BN, EVERY, WIDE, STAGES,
         )  # fmt: skip
-    else:
+    elif BACKWARD:
         _sweep(
             "k", WRITES, q + (batch * q0 + head * q2) * UNIT, None, None, do + (batch * d0 + head * d2) * UNIT, delta, denominator, reset,
-            valid, dS, dz, None, states, lines, S_out, z_out, own, own_z, cuts, q1 * UNIT, 0, 0, d1 * UNIT, batch, head, first, order,
-            segments, length, strip, strips, T, H, K, V, HAS_RESET, HAS_VALID, DOT, TF32, C, BN, EVERY, STAGES,
+            valid, dS, dz, states, lines, S_out, z_out, own, own_z, cuts, q1 * UNIT, 0, 0, d1 * UNIT, batch, head, first, order,
+            segments, length, strip, strips, T, H, K, V, HAS_RESET, HAS_VALID, DOT, TF32, C, BN, EVERY, WIDE, STAGES,
         )  # fmt: skip
 
 
@@ -331,35 +292,39 @@ def _resets(reset, token, t0, begin, rows, T, here, EVERY: tl.constexpr):
 
 
 @triton.jit
-def _fixed(feature, states, lines, at, BN: tl.constexpr):
+def _kept(feature, states, lines, column, WIDE: tl.constexpr):
     """What _keep has stored."""
-    state = tl.load(states + at * (ROOM * BN) + feature[:, None] * BN + tl.arange(0, BN)[None, :])
-    return state.to(tl.float32), tl.load(lines + at * ROOM + feature)
+    state = tl.load(states + feature[:, None] * WIDE + column[None, :], mask=(column < WIDE)[None, :], other=0)
+    return state.to(tl.float32), tl.load(lines + feature)
 
 
 @triton.jit(
     do_not_specialize=["T", "H", "batches", "q0", "q1", "q2", "k0", "k1", "k2", "v0", "v1", "v2", "d0", "d1", "d2"]
 )  # fmt: skip
-def gradients(
+def chunks(
     q, k, v, delta, do, denominator, reset, valid, states, lines, out, dx_out, T, H, batches, q0, q1, q2, k0, k1, k2, v0, v1, v2,
     d0, d1, d2, UNIT: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, HAS_RESET: tl.constexpr,
     HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BN: tl.constexpr, EVERY: tl.constexpr,
+    WIDE: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Of one chunk, MODE "q": dx_out = dq; "k": dx_out = dk, out = dv. dq and dk are [blocks of values, B, T, H, K]."""
+    """Of one chunk, MODE "o": out = o, and the denominators; "q": dx_out = dq; "k": dx_out = dk, out = dv. dq and dk are [blocks of
+    values, B, T, H, K]."""
     BACK: tl.constexpr = MODE == "k"
+    EPS: tl.constexpr = 1e-6
     PRECISION: tl.constexpr = "tf32" if TF32 else "ieee"
     ROOT: tl.constexpr = K**-0.25
     blocks: tl.constexpr = (V + BN - 1) // BN
-    chunks = tl.cdiv(T, C)
-    chunk, part = tl.program_id(0) % chunks, tl.program_id(0) // chunks
+    count = tl.cdiv(T, C)
+    chunk, part = tl.program_id(0) % count, tl.program_id(0) // count
     first, which = part % blocks * BN, part // blocks
     batch, head = (which // H).to(tl.int64), (which % H).to(tl.int64)
     q += (batch * q0 + head * q2) * UNIT
     k += (batch * k0 + head * k2) * UNIT
     v += (batch * v0 + head * v2) * UNIT
-    do += (batch * d0 + head * d2) * UNIT
-    qt, kt, vt, dt = q1 * UNIT, k1 * UNIT, v1 * UNIT, d1 * UNIT
+    qt, kt, vt = q1 * UNIT, k1 * UNIT, v1 * UNIT
+    if MODE != "o":
+        do, dt = do + (batch * d0 + head * d2) * UNIT, d1 * UNIT
     rows, entry, column = tl.arange(0, C), tl.arange(0, X), first + tl.arange(0, BN)
     token, t0 = batch * T, chunk * C
     begin = t0 // EVERY * EVERY
@@ -373,7 +338,9 @@ def gradients(
         x, w = _load(k, t0, rows, kt, entry, inside).to(DOT), _load(v, t0, rows, vt, column, within).to(DOT)
         by_line = tl.where(live & (first == 0), 1.0, 0.0)  # dz is a gradient by the first program's line
     else:
-        x, w = _load(q, t0, rows, qt, entry, inside).to(DOT), _load(do, t0, rows, dt, column, within).to(tl.float32)
+        x = _load(q, t0, rows, qt, entry, inside).to(DOT)
+    if MODE == "q":
+        w = _load(do, t0, rows, dt, column, within).to(tl.float32)
         share = 1 / tl.load(denominator + (token + t0 + rows) * H + head, mask=live, other=1.0)
         w = _narrow(w * share[:, None], DOT, TF32)
         by_line = -tl.load(delta + (token + t0 + rows) * H + head, mask=live & (first == 0), other=0.0) * share
@@ -403,32 +370,36 @@ def gradients(
         else:
             y, u = _load(k, u0, rows, kt, entry, reads).to(DOT), _load(v, u0, rows, vt, column, holds).to(DOT)
         s = tl.dot(x, tl.trans(y), input_precision=PRECISION) * (ROOT * ROOT)
-        g = tl.dot(w, tl.trans(u), input_precision=PRECISION)
-        if BACK:
+        if MODE != "q":
             p = tl.where(mask, 1 + s * (1 + 0.5 * s), 0.0)
             acc = tl.dot(_narrow(p, DOT, TF32), u, acc, input_precision=PRECISION)
-            g += off[None, :]
+        if MODE == "o":
+            past += tl.sum(p, 1)
         else:
-            g += by_line[:, None]
-        g = tl.where(mask, g * (1 + s), 0.0) * (ROOT * ROOT)
-        dx = tl.dot(_narrow(g, DOT, TF32), y, dx, input_precision=PRECISION)
-    at = (part * 2 + (1 if BACK else 0)).to(tl.int64) * tl.cdiv(T, EVERY) + t0 // EVERY
+            g = tl.dot(w, tl.trans(u), input_precision=PRECISION)
+            g = g + off[None, :] if BACK else g + by_line[:, None]
+            g = tl.where(mask, g * (1 + s), 0.0) * (ROOT * ROOT)
+            dx = tl.dot(_narrow(g, DOT, TF32), y, dx, input_precision=PRECISION)
+    place = which if MODE == "o" else 2 * which + (1 if BACK else 0)
+    at = place.to(tl.int64) * tl.cdiv(T, EVERY) + t0 // EVERY
+    states, lines = states + at * (ROOM * WIDE), lines + at * ROOM
     for block in tl.static_range(3):
         feature = block * 64 + tl.arange(0, 64)
-        state, line = _fixed(feature, states, lines, at, BN)
-        if BACK:
+        state, line = _kept(feature, states, lines, column, WIDE)
+        if MODE != "q":
             acc, past = _read(feature, x, state, line, seen, acc, past, ROOT, DOT, TF32, PRECISION)
-        dx = _slope(feature, w, x, state, line, by_line, seen, dx, ROOT, DOT, TF32, PRECISION)
+        if MODE != "o":
+            dx = _slope(feature, w, x, state, line, by_line, seen, dx, ROOT, DOT, TF32, PRECISION)
     to = (token + t0) * H + head
-    dx_out += (part % blocks).to(tl.int64) * batches * T * H * K
-    tl.store(
-        dx_out + to * K + rows[:, None] * (H * K) + entry[None, :],
-        dx.to(dx_out.dtype.element_ty),
-        mask=here[:, None] & (entry < K)[None, :],
-    )
-    if BACK:
-        tl.store(
-            out + to * V + rows[:, None] * (H * V) + column[None, :],
-            acc.to(out.dtype.element_ty),
-            mask=here[:, None] & (column < V)[None, :],
-        )
+    if MODE == "o":
+        D = past + EPS
+        acc = acc * (1 / D)[:, None]
+        if first == 0:
+            tl.store(denominator + to + rows * H, D, mask=here)
+    else:
+        dx_out += (part % blocks).to(tl.int64) * batches * T * H * K
+        inside = here[:, None] & (entry < K)[None, :]
+        tl.store(dx_out + to * K + rows[:, None] * (H * K) + entry[None, :], dx.to(dx_out.dtype.element_ty), mask=inside)
+    if MODE != "q":
+        within = here[:, None] & (column < V)[None, :]
+        tl.store(out + to * V + rows[:, None] * (H * V) + column[None, :], acc.to(out.dtype.element_ty), mask=within)
