@@ -102,14 +102,14 @@ def _launch(
 
 
 def _shared(
-    moved: dict[str, Tensor], cut: table.Cut, tensors: dict[str, Any], strips: int, room: int, line: int
+    moved: dict[str, Tensor], cut: table.Cut, tensors: dict[str, Any], strips: int, room: int, line: int, programs: int | None = None
 ) -> tuple[dict[str, Any], dict[str, int], int]:
     """What every sweep is given; the strides of what is moved, and what they are counted in."""
     import triton.language as tl
 
     q, v = moved["q"], moved["v"]
     (batch, length, heads, K), V = q.shape, v.shape[-1]
-    count, each = segments(strips, length, cut.chunk)
+    count, each = segments(strips, length, cut.chunk, programs)
     scratch = (count - 1) * strips
     strides = {f"{name[0]}{axis}": a.stride(axis) for name, a in moved.items() for axis in range(3)}
     unit = 16 if all(step % 16 == 0 for step in strides.values()) else 1  # so that loads are as wide as strides allow
@@ -144,35 +144,35 @@ def _launch_taylor(way: str, moved: dict[str, Tensor], cut: table.Cut, tensors: 
     from unisono_torch.kernels.linear_attention import taylor
 
     (batch, length, heads, _), V = moved["q"].shape, moved["v"].shape[-1]
-    back, room, o = way == "backward", int(taylor.ROOM), tensors["o"]
+    back, parts, o = way == "backward", int(taylor.PARTS), tensors["o"]
     shared = {name: a for name, a in tensors.items() if name not in ("tau", "o", "dq", "dk", "dv")}
     turns, swept = batch * heads * (2 if back else 1), _cut("sweeps", o.dtype, 0, V, "taylor2")
-    strips = turns * -(-V // swept.block)
-    arguments, strides, unit = _shared(moved, swept, shared, strips, room * swept.block, room)
+    strips = turns * parts * -(-V // swept.block)
+    arguments, strides, unit = _shared(moved, swept, shared, strips, 64 * swept.block, 64, parts * table.PROGRAMS)
     kept = torch.bfloat16 if arguments["DOT"] == tl.bfloat16 else torch.float32
-    places, wide = (turns, -(-length // swept.every), room), -(-V // 16) * 16
+    places, wide = (turns, -(-length // swept.every), parts * 64), -(-V // 16) * 16
     absent = {"do": None, "dS": None, "dz": None, "d0": 0, "d1": 0, "d2": 0}
     arguments = absent | arguments | {
         "states": o.new_empty((*places, wide), dtype=kept), "lines": o.new_empty(places, dtype=torch.float32), "EVERY": swept.every,
-        "WIDE": wide, "delta": _products(o, moved["do"], strides, unit) if back else None,
+        "WIDE": wide, "maxnreg": swept.registers, "delta": _products(o, moved["do"], strides, unit) if back else None,
     }  # fmt: skip
     _run(taylor.sweeps, strips, arguments | {"BACKWARD": back})
     of_sweeps = ("S", "z", "dS", "dz", "S_out", "z_out", "own", "own_z", "cuts", "segments", "length")
     arguments = {name: a for name, a in arguments.items() if name not in of_sweeps}
-    arguments |= {"BN": cut.block, "C": cut.chunk, "STAGES": cut.stages, "num_warps": cut.warps}
+    arguments |= {"BN": cut.block, "C": cut.chunk, "STAGES": cut.stages, "num_warps": cut.warps, "maxnreg": cut.registers}
     blocks = -(-V // cut.block)
     outputs: list[tuple[str, Tensor | None, Tensor | None]] = [("o", o, None)]
-    parts = {}
+    summed = {}
     if back:
         narrow = {name: tensors[name] for name in ("dq", "dk")}
-        parts = {name: a.new_empty((blocks, *a.shape), dtype=torch.float32) for name, a in narrow.items() if blocks > 1}
-        whole = narrow | parts
+        summed = {name: a.new_empty((blocks, *a.shape), dtype=torch.float32) for name, a in narrow.items() if blocks > 1}
+        whole = narrow | summed
         outputs = [("q", None, whole["dq"]), ("k", tensors["dv"], whole["dk"])]
     launch: Any = taylor.chunks
     with torch.cuda.device_of(o):
         for mode, out, dx in outputs:
             launch[(batch * heads * blocks * -(-length // cut.chunk),)](**arguments, out=out, dx_out=dx, MODE=mode)
-    for name, part in parts.items():
+    for name, part in summed.items():
         tensors[name].copy_(part.sum(0))
 
 

@@ -11,13 +11,14 @@ import dataclasses
 @dataclasses.dataclass(frozen=True)
 class Cut:
     """chunk: tokens C whose products are masked. block: columns a program. warps, stages: of a program, and of its loads. split: wide
-    features in two halves. every: tokens between states that taylor2's way back keeps in memory, a power of two."""
+    features in two halves. Of taylor2 alone: registers a thread at most; every: tokens between the states kept, a power of two."""
 
     chunk: int
     block: int
     warps: int
     stages: int
     split: bool = False
+    registers: int | None = None
     every: int = 256
 
 

@@ -6,10 +6,10 @@ indices modulo 16, d after d, then x, then 1; 161 of them, in three blocks of 64
 features are the same. Entries are brought to features by products with matrices of zeros and ones, which are exact, and gradients by
 features brought back so.
 
-A program sweeps over a head's tokens with the state in registers and leaves in memory that before each stretch of EVERY tokens: from the
-first token for o and the gradient of q, from the last for those of k and v. What a chunk gives is made by programs of their own, of the
-tokens of its stretch pair by pair and of that state. A program owns BN columns of values: gradients of q and k are sums over those, and
-its first also has what comes of the normaliser.
+A program sweeps over a head's tokens with a block of its state in registers and leaves in memory what it was before each stretch of
+EVERY tokens: from the first token for o and the gradient of q, from the last for those of k and v. What a chunk gives is made by
+programs of their own, of the tokens of its stretch pair by pair and of that state. A program owns BN columns of values: gradients of q
+and k are sums over those, and its first also has what comes of the normaliser.
 """
 
 # Triton's own language, which a checker of Python reads wrongly
@@ -26,7 +26,7 @@ from unisono_torch.kernels.linear_attention.table import WIDTH, features
 
 X = tl.constexpr(WIDTH)
 F = tl.constexpr(features(WIDTH))
-ROOM = tl.constexpr(192)  # columns of features: three blocks
+PARTS = tl.constexpr(3)  # blocks of 64 features
 
 
 @triton.jit
@@ -154,8 +154,8 @@ def _before(feature, S, z, own, own_z, cuts, column, order, strip, strips, V, WR
             if HAS_RESET:
                 cut = tl.load(cuts + before) != 0
                 state, line = tl.where(cut, 0.0, state), tl.where(cut, 0.0, line)
-            state += tl.load(own + before * (ROOM * BN) + feature[:, None] * BN + tl.arange(0, BN)[None, :])
-            line += tl.load(own_z + before * ROOM + feature)
+            state += tl.load(own + before * (64 * BN) + tl.arange(0, 64)[:, None] * BN + tl.arange(0, BN)[None, :])
+            line += tl.load(own_z + before * 64 + tl.arange(0, 64))
     return state, line
 
 
@@ -166,13 +166,13 @@ def _after(feature, state, line, S, z, S_out, z_out, own, own_z, column, mine, e
     if WRITES:
         _store(feature, state, line, S, z, S_out, z_out, column, ends, first, kept, V, K)
     else:
-        tl.store(own + mine * (ROOM * BN) + feature[:, None] * BN + tl.arange(0, BN)[None, :], state)
-        tl.store(own_z + mine * ROOM + feature, line)
+        tl.store(own + mine * (64 * BN) + tl.arange(0, 64)[:, None] * BN + tl.arange(0, BN)[None, :], state)
+        tl.store(own_z + mine * 64 + tl.arange(0, 64), line)
 
 
 @triton.jit
 def _keep(feature, state, line, states, lines, column, first, WIDE: tl.constexpr):
-    """A block's state and line into states [ROOM, WIDE] and lines [ROOM]."""
+    """A block's state and line into states [PARTS · 64, WIDE] and lines [PARTS · 64]."""
     tl.store(states + feature[:, None] * WIDE + column[None, :], state.to(states.dtype.element_ty), mask=(column < WIDE)[None, :])
     tl.store(lines + feature, line, mask=first == 0)
 
@@ -180,7 +180,7 @@ def _keep(feature, state, line, states, lines, column, first, WIDE: tl.constexpr
 @triton.jit
 def _sweep(
     MODE: tl.constexpr, WRITES: tl.constexpr, q, k, v, do, delta_at, denominator, reset, valid, S, z, states, lines, S_out, z_out, own,
-    own_z, cuts, qt, kt, vt, dt, batch, head, first, order, segments, length, strip, strips, T, H, K: tl.constexpr,
+    own_z, cuts, qt, kt, vt, dt, batch, head, first, feature, order, segments, length, strip, strips, T, H, K: tl.constexpr,
     V: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr,
     BN: tl.constexpr, EVERY: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -196,11 +196,7 @@ def _sweep(
     S, z = S + which * (rows_of * V), z + which * rows_of
     if MODE != "q":
         S_out, z_out = S_out + which * (rows_of * V), z_out + which * rows_of
-    f0 = tl.arange(0, 64)
-    f1, f2 = f0 + 64, f0 + 128
-    s0, l0 = _before(f0, S, z, own, own_z, cuts, column, order, strip, strips, V, WRITES, HAS_RESET, K, BN)
-    s1, l1 = _before(f1, S, z, own, own_z, cuts, column, order, strip, strips, V, WRITES, HAS_RESET, K, BN)
-    s2, l2 = _before(f2, S, z, own, own_z, cuts, column, order, strip, strips, V, WRITES, HAS_RESET, K, BN)
+    state, line = _before(feature, S, z, own, own_z, cuts, column, order, strip, strips, V, WRITES, HAS_RESET, K, BN)
     cut_any, cut_before = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
     if HAS_RESET and WRITES:
         for j in range(order):
@@ -233,20 +229,14 @@ def _sweep(
             edge = ((t0 + C) % EVERY == 0) | (t0 + C >= T) if BACK else t0 % EVERY == 0
             if edge:
                 at = place * tl.cdiv(T, EVERY) + t0 // EVERY
-                to, to_line = states + at * (ROOM * WIDE), lines + at * ROOM
-                _keep(f0, s0, l0, to, to_line, column, first, WIDE)
-                _keep(f1, s1, l1, to, to_line, column, first, WIDE)
-                _keep(f2, s2, l2, to, to_line, column, first, WIDE)
-        s0, l0 = _add(f0, x, w, each, goes, keeps, s0, l0, ROOT, DOT, TF32, PRECISION)
-        s1, l1 = _add(f1, x, w, each, goes, keeps, s1, l1, ROOT, DOT, TF32, PRECISION)
-        s2, l2 = _add(f2, x, w, each, goes, keeps, s2, l2, ROOT, DOT, TF32, PRECISION)
+                to, to_line = states + at * (PARTS * 64 * WIDE), lines + at * (PARTS * 64)
+                _keep(feature, state, line, to, to_line, column, first, WIDE)
+        state, line = _add(feature, x, w, each, goes, keeps, state, line, ROOT, DOT, TF32, PRECISION)
     mine, ends, kept = strip + order * strips, order == segments - 1, tl.maximum(cut_any, cut_before) == 0
     if not WRITES:
         tl.store(cuts + mine, cut_any)
     if MODE != "q" or not WRITES:
-        _after(f0, s0, l0, S, z, S_out, z_out, own, own_z, column, mine, ends, first, kept, V, WRITES, K, BN)
-        _after(f1, s1, l1, S, z, S_out, z_out, own, own_z, column, mine, ends, first, kept, V, WRITES, K, BN)
-        _after(f2, s2, l2, S, z, S_out, z_out, own, own_z, column, mine, ends, first, kept, V, WRITES, K, BN)
+        _after(feature, state, line, S, z, S_out, z_out, own, own_z, column, mine, ends, first, kept, V, WRITES, K, BN)
 
 
 @triton.jit(
@@ -260,25 +250,26 @@ def sweeps(
     K: tl.constexpr, V: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr,
     C: tl.constexpr, BN: tl.constexpr, EVERY: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """states [heads of all, ⌈T / EVERY⌉, ROOM, WIDE], lines without WIDE, and the final state; BACKWARD: those of q's and of k's gradient
-    by turns, and the initial state's gradient. Strides q0 (batch), q1 (time), q2 (head) count UNITs."""
+    """states [heads, ⌈T / EVERY⌉, PARTS · 64, WIDE], lines without WIDE, and the final state; BACKWARD: those of q's and of k's gradient by
+    turns, and the initial state's gradient. Strides q0 (batch), q1 (time), q2 (head) count UNITs."""
     blocks: tl.constexpr = (V + BN - 1) // BN
     turns: tl.constexpr = 2 if BACKWARD else 1
-    strips = batches * H * blocks * turns
+    strips = batches * H * blocks * PARTS * turns
     strip, order = tl.program_id(0) % strips, tl.program_id(0) // strips
-    which, first = strip // (turns * blocks), strip // turns % blocks * BN
+    feature = strip // turns % PARTS * 64 + tl.arange(0, 64)
+    which, first = strip // (turns * PARTS * blocks), strip // (turns * PARTS) % blocks * BN
     strips = strips.to(tl.int64)
     batch, head = (which // H).to(tl.int64), (which % H).to(tl.int64)
     if strip % turns == 0:
         _sweep(
             "q" if BACKWARD else "o", WRITES, None, k + (batch * k0 + head * k2) * UNIT, v + (batch * v0 + head * v2) * UNIT, None, None,
             None, reset, valid, S, z, states, lines, S_out, z_out, own, own_z, cuts, 0, k1 * UNIT, v1 * UNIT, 0, batch, head, first,
-            order, segments, length, strip, strips, T, H, K, V, HAS_RESET, HAS_VALID, DOT, TF32, C, BN, EVERY, WIDE, STAGES,
+            feature, order, segments, length, strip, strips, T, H, K, V, HAS_RESET, HAS_VALID, DOT, TF32, C, BN, EVERY, WIDE, STAGES,
         )  # fmt: skip
     elif BACKWARD:
         _sweep(
             "k", WRITES, q + (batch * q0 + head * q2) * UNIT, None, None, do + (batch * d0 + head * d2) * UNIT, delta, denominator, reset,
-            valid, dS, dz, states, lines, S_out, z_out, own, own_z, cuts, q1 * UNIT, 0, 0, d1 * UNIT, batch, head, first, order,
+            valid, dS, dz, states, lines, S_out, z_out, own, own_z, cuts, q1 * UNIT, 0, 0, d1 * UNIT, batch, head, first, feature, order,
             segments, length, strip, strips, T, H, K, V, HAS_RESET, HAS_VALID, DOT, TF32, C, BN, EVERY, WIDE, STAGES,
         )  # fmt: skip
 
@@ -382,8 +373,8 @@ def chunks(
             dx = tl.dot(_narrow(g, DOT, TF32), y, dx, input_precision=PRECISION)
     place = which if MODE == "o" else 2 * which + (1 if BACK else 0)
     at = place.to(tl.int64) * tl.cdiv(T, EVERY) + t0 // EVERY
-    states, lines = states + at * (ROOM * WIDE), lines + at * ROOM
-    for block in tl.static_range(3):
+    states, lines = states + at * (PARTS * 64 * WIDE), lines + at * (PARTS * 64)
+    for block in tl.static_range(PARTS):
         feature = block * 64 + tl.arange(0, 64)
         state, line = _kept(feature, states, lines, column, WIDE)
         if MODE != "q":
