@@ -25,7 +25,8 @@ SMALL = (
     Case(2, 20, 1, 16, 20, F16, "learned", packed=True),
     Case(2, 1, 1, 3, 4, F32, "elu1", reset=True),
     Case(1, 70, 1, 4, 5, F32, "taylor2", reset=True, valid=True, segments=True),
-    Case(2, 5, 1, 3, 20, F32, "taylor2"),  # two blocks of values
+    Case(1, 48, 1, 3, 4, F32, "taylor2", reset=True, segments=True),  # segments that begin inside what one state is kept for
+    Case(1, 34, 2, 3, 20, F32, "taylor2"),  # two blocks of values
     Case(1, 18, 2, 11, 3, F16, "taylor2", valid=True),
     Case(1, 2, 1, 3, 4, BF16, "taylor2"),
 )

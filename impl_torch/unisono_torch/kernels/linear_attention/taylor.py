@@ -296,8 +296,7 @@ def chunks(
     q, k, v, delta, do, denominator, reset, valid, states, lines, out, dx_out, T, H, batches, q0, q1, q2, k0, k1, k2, v0, v1, v2,
     d0, d1, d2, UNIT: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, HAS_RESET: tl.constexpr,
     HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr, BN: tl.constexpr, EVERY: tl.constexpr,
-    WIDE: tl.constexpr,
-    STAGES: tl.constexpr,
+    WIDE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Of one chunk, MODE "o": out = o, and the denominators; "q": dx_out = dq; "k": dx_out = dk, out = dv. dq and dk are [blocks of
     values, B, T, H, K]."""
