@@ -69,6 +69,12 @@ def of_linear_attention(dtype: torch.dtype, width: int) -> Any:
     return linear_attention(q, k, v, (real(1, 2, width, width), real(1, 2, width)), feature_map="elu1")
 
 
+def of_taylor2(dtype: torch.dtype, marked: bool) -> Any:
+    q, k, v = (real(1, LENGTH, 2, n, dtype=dtype) for n in (16, 16, 64))
+    mark = BOOL(1, LENGTH) if marked else None
+    return linear_attention(q, k, v, (real(1, 2, 273, 64), real(1, 2, 273)), mark, mark, "taylor2")
+
+
 def of_window(dtype: torch.dtype, width: int) -> Any:
     q, k, v = (real(1, LENGTH, 2, width, dtype=dtype) for _ in range(3))
     keys, values = (real(1, 64, 2, width, dtype=dtype) for _ in range(2))
@@ -130,6 +136,8 @@ CALLS: tuple[tuple[Any, ...], ...] = (
     (of_linear_attention, BF16, 64),  # in Gluon, and 128
     (of_linear_attention, BF16, 128),
     (of_linear_attention, BF16, 256),
+    (of_taylor2, BF16, False),  # Based's
+    (of_taylor2, F32, True),
     (of_window, BF16, 128),
     (of_multiscale, BF16, (64, 64), 1, False, False),  # in Gluon
     (of_multiscale, BF16, (64, 64), 4, False, False),

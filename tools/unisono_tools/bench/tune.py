@@ -36,6 +36,7 @@ FIELDS = {
         "chunk": (32, 64), "blocks": (2,), "columns": (32, 64, 128), "warps": (2, 4, 8), "state_warps": (4,), "stages": (2,),
         "registers": (None, 168),
     },
+    "taylor2": {"chunk": (32, 64, 128), "block": (32, 64), "warps": (4, 8), "stages": (1, 2), "registers": (None, 128, 168)},
     "linear_attention on Hopper": {
         "chunk": (64,), "block": (64, 128), "warps": (4, 8), "stages": (2, 3, 4), "programs": (132, 264),
     },
@@ -61,7 +62,7 @@ class Task:
     @property
     def both(self) -> bool:
         """Whether what is tuned has a part in gradients."""
-        return self.way == "backward" or self.op == "multiscale"
+        return self.way != "forward" or self.op == "multiscale"
 
     def install(self, cut: dict[str, Any]) -> None:
         """Make `cut` what the table says for this task."""
@@ -191,7 +192,12 @@ def candidates(fields: dict[str, tuple], width: int, chosen: dict[str, list[int]
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.tune", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("op", choices=OPS)
-    parser.add_argument("--way", choices=("forward", "backward"), default="forward", help="of linear attention, which has a table for each")
+    parser.add_argument(
+        "--way",
+        choices=("forward", "backward", "sweeps"),
+        default="forward",
+        help="of linear attention, which has a table for each; sweeps: taylor2's",
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--widths", type=int, nargs=2, default=(64, 64), metavar=("K", "V"))
     parser.add_argument("--feature_map", default="elu1")
@@ -216,6 +222,8 @@ def main(argv: list[str] | None = None) -> int:
         tuple(options.timed),
         options.hopper,
     )
+    if options.way == "sweeps" and options.feature_map != "taylor2":
+        parser.error("--way sweeps: only taylor2 has them; give --feature_map taylor2, or another way")
     if options.one:
         print(json.dumps(one(task, json.loads(options.one), options.lock, options.repeats)))
         return 0
@@ -224,7 +232,8 @@ def main(argv: list[str] | None = None) -> int:
     chosen = {name: [json.loads(x) for x in values.split(",")] for name, _, values in (pair.partition("=") for pair in options.only)}
     words = sys.argv[1:] if argv is None else argv
     lock = options.lock or f"{tempfile.gettempdir()}/unisono-tune.lock"
-    fields = FIELDS[options.op + " on Hopper" * options.hopper]
+    fields = FIELDS["taylor2" if options.feature_map == "taylor2" else options.op + " on Hopper" * options.hopper]
+    fields = fields | ({"every": (128, 256, 512)} if options.way == "sweeps" else {})
     waiting, running, rows = list(candidates(fields, max(options.widths), chosen)), [], []
     while waiting or running:
         while waiting and len(running) < options.jobs:
