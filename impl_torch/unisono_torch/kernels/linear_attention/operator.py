@@ -145,33 +145,31 @@ def _launch_taylor(way: str, moved: dict[str, Tensor], cut: table.Cut, tensors: 
 
     (batch, length, heads, _), V = moved["q"].shape, moved["v"].shape[-1]
     back, parts, o = way == "backward", int(taylor.PARTS), tensors["o"]
-    shared = {name: a for name, a in tensors.items() if name not in ("tau", "o", "dq", "dk", "dv")}
-    turns, swept = batch * heads * (2 if back else 1), _cut("sweeps", o.dtype, 0, V, "taylor2")
-    strips = turns * parts * -(-V // swept.block)
-    arguments, strides, unit = _shared(moved, swept, shared, strips, 64 * swept.block, 64, parts * table.PROGRAMS)
-    kept = torch.bfloat16 if arguments["DOT"] == tl.bfloat16 else torch.float32
-    places, wide = (turns, -(-length // swept.every), parts * 64), -(-V // 16) * 16
-    absent = {"do": None, "dS": None, "dz": None, "d0": 0, "d1": 0, "d2": 0}
+    swept = _cut("sweeps", o.dtype, 0, V, "taylor2")
+    strips, places = batch * heads * parts * -(-V // swept.block), (batch * heads, -(-length // swept.every), parts * 64)
+    shared = {name: a for name, a in tensors.items() if name not in ("tau", "o", "S", "z", "dS", "dz", "dq", "dk", "dv", "S_out", "z_out")}
+    arguments, strides, unit = _shared(moved, swept, shared, strips, 64 * swept.block, 64, table.PROGRAMS * 3 // 2)
+    kept, wide = torch.bfloat16 if arguments["DOT"] == tl.bfloat16 else torch.float32, -(-V // 16) * 16
+    absent = {"do": None, "d0": 0, "d1": 0, "d2": 0}
     arguments = absent | arguments | {
         "states": o.new_empty((*places, wide), dtype=kept), "lines": o.new_empty(places, dtype=torch.float32), "EVERY": swept.every,
         "WIDE": wide, "maxnreg": swept.registers, "delta": _products(o, moved["do"], strides, unit) if back else None,
     }  # fmt: skip
-    _run(taylor.sweeps, strips, arguments | {"BACKWARD": back})
-    of_sweeps = ("S", "z", "dS", "dz", "S_out", "z_out", "own", "own_z", "cuts", "segments", "length")
-    arguments = {name: a for name, a in arguments.items() if name not in of_sweeps}
-    arguments |= {"BN": cut.block, "C": cut.chunk, "STAGES": cut.stages, "num_warps": cut.warps, "maxnreg": cut.registers}
+    alone = {name: arguments.pop(name) for name in ("own", "own_z", "cuts", "segments", "length")}
     blocks = -(-V // cut.block)
-    outputs: list[tuple[str, Tensor | None, Tensor | None]] = [("o", o, None)]
-    summed = {}
-    if back:
-        narrow = {name: tensors[name] for name in ("dq", "dk")}
-        summed = {name: a.new_empty((blocks, *a.shape), dtype=torch.float32) for name, a in narrow.items() if blocks > 1}
-        whole = narrow | summed
-        outputs = [("q", None, whole["dq"]), ("k", tensors["dv"], whole["dk"])]
+    by_chunk = {"BN": cut.block, "C": cut.chunk, "STAGES": cut.stages, "num_warps": cut.warps, "maxnreg": cut.registers}
+    narrow = {name: tensors[name] for name in ("dq", "dk") if back}
+    summed = {name: a.new_empty((blocks, *a.shape), dtype=torch.float32) for name, a in narrow.items() if blocks > 1}
+    whole, ends = narrow | summed, ("S_out", "z_out")
     launch: Any = taylor.chunks
-    with torch.cuda.device_of(o):
-        for mode, out, dx in outputs:
-            launch[(batch * heads * blocks * -(-length // cut.chunk),)](**arguments, out=out, dx_out=dx, MODE=mode)
+    for mode, given, out, dx in (
+        (("q", ("S", "z"), None, "dq"), ("k", ("dS", "dz"), "dv", "dk")) if back else (("o", ("S", "z"), "o", None),)
+    ):
+        state = dict(zip(("S", "z", *ends), (tensors[name] for name in (*given, *ends)), strict=True))
+        _run(taylor.sweeps, strips, arguments | alone | state | {"MODE": mode})
+        outputs = {"out": None if out is None else tensors[out], "dx_out": None if dx is None else whole[dx], "MODE": mode}
+        with torch.cuda.device_of(o):
+            launch[(batch * heads * blocks * -(-length // cut.chunk),)](**arguments | by_chunk | outputs)
     for name, part in summed.items():
         tensors[name].copy_(part.sum(0))
 

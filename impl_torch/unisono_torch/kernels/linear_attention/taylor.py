@@ -30,36 +30,51 @@ PARTS = tl.constexpr(3)  # blocks of 64 features
 
 
 @triton.jit
-def _pair(feature, ROOT: tl.constexpr):
-    """Which two entries of x each multiplies, X for a 1, and by what factor; ROOT: K^−¼."""
-    d = feature // X
+def _pair(feature):
+    """Which two of what _with_one loads a feature multiplies."""
     left = tl.where(feature < F - 1, feature % X, X)
-    right = tl.where(feature < F - 1 - X, (left + d) % X, X)
+    right = tl.where(feature < F - 1 - X, (left + feature // X) % X, X)
+    return tl.where(feature < F, left, X + 1), tl.where(feature < F, right, X + 1)
+
+
+@triton.jit
+def _factor(feature, ROOT: tl.constexpr):
+    """What makes a feature of such a product; ROOT: K^−¼."""
+    d = feature // X
     # unless a pair is of an entry with itself, or comes again as (a + 8, a), it stands for both its orders
     pair = tl.where((d == 0) | (2 * d == X), 0.7071067811865476, 1.0) * (ROOT * ROOT)
-    factor = tl.where(feature < F - 1 - X, pair, tl.where(feature < F - 1, ROOT, tl.where(feature < F, 1.0, 0.0)))
-    return left, right, factor
+    return tl.where(feature < F - 1 - X, pair, tl.where(feature < F - 1, ROOT, 1.0))
+
+
+@triton.jit
+def _with_one(base, t0, rows, step, live, K: tl.constexpr, DOT: tl.constexpr):
+    """x of a chunk's live tokens, a 1 in column X, and zeros, [C, 2X]; of others zeros alone."""
+    place = tl.arange(0, 2 * X)
+    x = _load(base, t0, rows, step, place, live[:, None] & (place < K)[None, :]).to(DOT)
+    return x + (live[:, None] & (place == X)[None, :]).to(DOT)
 
 
 @triton.jit
 def _entries(x, which, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """x's entries `which` [64] of each token: [C, 64] in float32, 1 where `which` is X."""
-    chosen = (tl.arange(0, X)[:, None] == which[None, :]).to(DOT)
-    return tl.dot(x, chosen, input_precision=PRECISION) + tl.where(which == X, 1.0, 0.0)[None, :]
+    """Columns `which` [64] of x, [C, 64] in float32."""
+    chosen = (tl.arange(0, 2 * X)[:, None] == which[None, :]).to(DOT)
+    return tl.dot(x, chosen, input_precision=PRECISION)
 
 
 @triton.jit
-def _entries_by_row(x, which, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """The same as [64, C], which a product with a state takes from registers."""
-    chosen = (which[:, None] == tl.arange(0, X)[None, :]).to(DOT)
-    return tl.dot(chosen, tl.trans(x), input_precision=PRECISION) + tl.where(which == X, 1.0, 0.0)[:, None]
+def _read(feature, x, state, line, acc, past, DOT: tl.constexpr, TF32: tl.constexpr, PRECISION: tl.constexpr):
+    """acc [C, BN] and past [C] with what a block's features of x read of what is kept of the state [64, BN] and the line [64]."""
+    left, right = _pair(feature)
+    phi = _entries(x, left, DOT, PRECISION) * _entries(x, right, DOT, PRECISION)
+    acc = tl.dot(_narrow(phi, DOT, TF32), state, acc, input_precision=PRECISION)
+    return acc, past + tl.sum(phi * line[None, :], 1)
 
 
 @triton.jit
-def _of_entries(g, x, feature, dx, ROOT: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, PRECISION: tl.constexpr):
-    """dx [C, X] and what comes of the gradient g [C, 64] by features."""
-    left, right, factor = _pair(feature, ROOT)
-    g = g * factor[None, :]
+def _slope(feature, w, x, state, line, by_line, dx, DOT: tl.constexpr, TF32: tl.constexpr, PRECISION: tl.constexpr):
+    """dx [C, X] with what comes of what is kept of a block's state, read by w [C, BN], and of its line, times by_line [C]."""
+    left, right = _pair(feature)
+    g = tl.dot(w, tl.trans(state), input_precision=PRECISION) + by_line[:, None] * line[None, :]
     entry = tl.arange(0, X)[None, :]
     by_left = _narrow(g * _entries(x, right, DOT, PRECISION), DOT, TF32)
     dx = tl.dot(by_left, (left[:, None] == entry).to(DOT), dx, input_precision=PRECISION)
@@ -68,30 +83,13 @@ def _of_entries(g, x, feature, dx, ROOT: tl.constexpr, DOT: tl.constexpr, TF32: 
 
 
 @triton.jit
-def _read(feature, x, state, line, seen, acc, past, ROOT: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, PRECISION: tl.constexpr):
-    """acc [C, BN] and past [C] with what a block's features of x read of the state [64, BN] and the line [64]."""
-    left, right, factor = _pair(feature, ROOT)
-    phi = _entries(x, left, DOT, PRECISION) * _entries(x, right, DOT, PRECISION)
-    phi = tl.where(seen[:, None], phi * factor[None, :], 0.0)
-    acc = tl.dot(_narrow(phi, DOT, TF32), _narrow(state, DOT, TF32), acc, input_precision=PRECISION)
-    return acc, past + tl.sum(phi * line[None, :], 1)
-
-
-@triton.jit
-def _slope(feature, w, x, state, line, by_line, seen, dx, ROOT: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr,
-           PRECISION: tl.constexpr):  # fmt: skip
-    """dx with what comes of a block's state, read by w [C, BN], and of its line, times by_line [C]."""
-    g = tl.dot(w, tl.trans(_narrow(state, DOT, TF32)), input_precision=PRECISION) + by_line[:, None] * line[None, :]
-    return _of_entries(tl.where(seen[:, None], g, 0.0), x, feature, dx, ROOT, DOT, TF32, PRECISION)
-
-
-@triton.jit
-def _add(feature, x, w, share, goes, keeps, state, line, ROOT: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr,
-         PRECISION: tl.constexpr):  # fmt: skip
-    """A block's state and line after a chunk, whose tokens' line has φ(x) times share [C]."""
-    left, right, factor = _pair(feature, ROOT)
-    phi = _entries_by_row(x, left, DOT, PRECISION) * _entries_by_row(x, right, DOT, PRECISION)
-    phi = tl.where(goes[None, :], phi * factor[:, None], 0.0)
+def _add(feature, x, w, share, keeps, state, line, DOT: tl.constexpr, TF32: tl.constexpr, PRECISION: tl.constexpr):
+    """A block's state and line after a chunk, whose tokens' line has their products of x [C, 2X] times share [C]; features are [64, C],
+    which a product with a state takes from registers."""
+    left, right = _pair(feature)
+    entry = tl.arange(0, 2 * X)[None, :]
+    by_left = tl.dot((left[:, None] == entry).to(DOT), tl.trans(x), input_precision=PRECISION)
+    phi = by_left * tl.dot((right[:, None] == entry).to(DOT), tl.trans(x), input_precision=PRECISION)
     state, line = tl.where(keeps, state, 0.0), tl.where(keeps, line, 0.0)
     state = tl.dot(_narrow(phi, DOT, TF32), w, state, input_precision=PRECISION)
     return state, line + tl.sum(phi * share[None, :], 1)
@@ -110,15 +108,15 @@ def _places(feature, K: tl.constexpr):
 
 @triton.jit
 def _given(feature, base, base_z, column, V, K: tl.constexpr):
-    """A block's state and line of what is given, which says pairs in both orders."""
+    """A block's state and line of what is given, which says pairs in both orders and has features' factors."""
     row, other, twice, there = _places(feature, K)
     held = there[:, None] & (column < V)[None, :]
     state = tl.load(base + row[:, None] * V + column[None, :], mask=held, other=0.0)
     again = tl.load(base + other[:, None] * V + column[None, :], mask=held & twice[:, None], other=0.0)
     line = tl.load(base_z + row, mask=there, other=0.0)
     line_again = tl.load(base_z + other, mask=there & twice, other=0.0)
-    half: tl.constexpr = 0.7071067811865476
-    return tl.where(twice[:, None], (state + again) * half, state), tl.where(twice, (line + line_again) * half, line)
+    share = tl.where(twice, 0.7071067811865476, 1.0) / _factor(feature, K**-0.25)
+    return (state + again) * share[:, None], (line + line_again) * share
 
 
 @triton.jit
@@ -130,14 +128,13 @@ def _store(feature, state, line, base, base_z, out, out_z, column, mask, first, 
     held = there[:, None] & (column < V)[None, :] & mask
     both = held & twice[:, None]
     unread = (tl.load(base + at, mask=both & kept, other=0.0) - tl.load(base + at_other, mask=both & kept, other=0.0)) * 0.5
-    half: tl.constexpr = 0.7071067811865476
-    state = tl.where(twice[:, None], state * half, state)
+    share = tl.where(twice, 0.7071067811865476, 1.0) * _factor(feature, K**-0.25)
+    state, line = state * share[:, None], line * share
     tl.store(out + at, state + unread, mask=held)
     tl.store(out + at_other, state - unread, mask=both)
     held_z = there & mask & (first == 0)
     both_z = held_z & twice
     unread_z = (tl.load(base_z + row, mask=both_z & kept, other=0.0) - tl.load(base_z + other, mask=both_z & kept, other=0.0)) * 0.5
-    line = tl.where(twice, line * half, line)
     tl.store(out_z + row, line + unread_z, mask=held_z)
     tl.store(out_z + other, line - unread_z, mask=both_z)
 
@@ -171,10 +168,12 @@ def _after(feature, state, line, S, z, S_out, z_out, own, own_z, column, mine, e
 
 
 @triton.jit
-def _keep(feature, state, line, states, lines, column, first, WIDE: tl.constexpr):
-    """A block's state and line into states [PARTS · 64, WIDE] and lines [PARTS · 64]."""
-    tl.store(states + feature[:, None] * WIDE + column[None, :], state.to(states.dtype.element_ty), mask=(column < WIDE)[None, :])
-    tl.store(lines + feature, line, mask=first == 0)
+def _keep(feature, state, line, states, lines, column, first, ROOT: tl.constexpr, WIDE: tl.constexpr):
+    """A block's state and line into states [PARTS · 64, WIDE] and lines [PARTS · 64], for products of x without their factors."""
+    factor = _factor(feature, ROOT) * _factor(feature, ROOT)
+    kept = (state * factor[:, None]).to(states.dtype.element_ty)
+    tl.store(states + feature[:, None] * WIDE + column[None, :], kept, mask=(column < WIDE)[None, :])
+    tl.store(lines + feature, line * factor, mask=first == 0)
 
 
 @triton.jit
@@ -189,10 +188,9 @@ def _sweep(
     BACK: tl.constexpr = MODE == "k"
     PRECISION: tl.constexpr = "tf32" if TF32 else "ieee"
     ROOT: tl.constexpr = K**-0.25
-    rows, entry, column = tl.arange(0, C), tl.arange(0, X), first + tl.arange(0, BN)
+    rows, column = tl.arange(0, C), first + tl.arange(0, BN)
     rows_of: tl.constexpr = 1 + K + K * K
     which = batch * H + head  # of the heads
-    place = which if MODE == "o" else 2 * which + (1 if BACK else 0)
     S, z = S + which * (rows_of * V), z + which * rows_of
     if MODE != "q":
         S_out, z_out = S_out + which * (rows_of * V), z_out + which * rows_of
@@ -209,29 +207,29 @@ def _sweep(
         live, token = here, batch * T + t0
         if HAS_VALID:
             live = here & (tl.load(valid + token + rows, mask=here, other=0) != 0)
-        within, inside = live[:, None] & (column < V)[None, :], live[:, None] & (entry < K)[None, :]
-        if BACK:
-            x, w = _load(q, t0, rows, qt, entry, inside).to(DOT), _load(do, t0, rows, dt, column, within).to(tl.float32)
-            share = 1 / tl.load(denominator + (token + rows) * H + head, mask=live, other=1.0)
-            w = _narrow(w * share[:, None], DOT, TF32)
-            # of the normaliser, once
-            each = -tl.load(delta_at + (token + rows) * H + head, mask=live & (first == 0), other=0.0) * share
-        else:
-            x, w = _load(k, t0, rows, kt, entry, inside).to(DOT), _load(v, t0, rows, vt, column, within).to(DOT)
-            each = tl.full((C,), 1.0, tl.float32)
         goes, keeps = live, True
         if HAS_RESET:
             segment = tl.cumsum(tl.load(reset + token + rows, mask=here, other=0).to(tl.int32), 0)
             last = tl.max(segment, 0)
             goes, keeps = live & (segment == (0 if BACK else last)), last == 0
             cut_any = tl.maximum(cut_any, last)
+        within = live[:, None] & (column < V)[None, :]
+        if BACK:
+            x, w = _with_one(q, t0, rows, qt, goes, K, DOT), _load(do, t0, rows, dt, column, within).to(tl.float32)
+            share = 1 / tl.load(denominator + (token + rows) * H + head, mask=live, other=1.0)
+            w = _narrow(w * share[:, None], DOT, TF32)
+            # of the normaliser, once
+            each = -tl.load(delta_at + (token + rows) * H + head, mask=live & (first == 0), other=0.0) * share
+        else:
+            x, w = _with_one(k, t0, rows, kt, goes, K, DOT), _load(v, t0, rows, vt, column, within).to(DOT)
+            each = tl.full((C,), 1.0, tl.float32)
         if WRITES:
             edge = ((t0 + C) % EVERY == 0) | (t0 + C >= T) if BACK else t0 % EVERY == 0
             if edge:
-                at = place * tl.cdiv(T, EVERY) + t0 // EVERY
+                at = which * tl.cdiv(T, EVERY) + t0 // EVERY
                 to, to_line = states + at * (PARTS * 64 * WIDE), lines + at * (PARTS * 64)
-                _keep(feature, state, line, to, to_line, column, first, WIDE)
-        state, line = _add(feature, x, w, each, goes, keeps, state, line, ROOT, DOT, TF32, PRECISION)
+                _keep(feature, state, line, to, to_line, column, first, ROOT, WIDE)
+        state, line = _add(feature, x, w, each, keeps, state, line, DOT, TF32, PRECISION)
     mine, ends, kept = strip + order * strips, order == segments - 1, tl.maximum(cut_any, cut_before) == 0
     if not WRITES:
         tl.store(cuts + mine, cut_any)
@@ -245,33 +243,29 @@ def _sweep(
     ]
 )  # fmt: skip
 def sweeps(
-    q, k, v, delta, do, denominator, reset, valid, S, z, dS, dz, states, lines, S_out, z_out, own, own_z, cuts, T, H, batches, segments,
-    length, q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, UNIT: tl.constexpr, BACKWARD: tl.constexpr, WRITES: tl.constexpr,
-    K: tl.constexpr, V: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr,
-    C: tl.constexpr, BN: tl.constexpr, EVERY: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr,
+    q, k, v, delta, do, denominator, reset, valid, S, z, states, lines, S_out, z_out, own, own_z, cuts, T, H, batches, segments, length,
+    q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, UNIT: tl.constexpr, MODE: tl.constexpr, WRITES: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr, C: tl.constexpr,
+    BN: tl.constexpr, EVERY: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """states [heads, ⌈T / EVERY⌉, PARTS · 64, WIDE], lines without WIDE, and the final state; BACKWARD: those of q's and of k's gradient by
-    turns, and the initial state's gradient. Strides q0 (batch), q1 (time), q2 (head) count UNITs."""
+    """states [B · H, ⌈T / EVERY⌉, PARTS · 64, WIDE], lines without WIDE, and, but for "q", the final state; of "k" S and z are dS and dz.
+    Strides q0 (batch), q1 (time), q2 (head) count UNITs."""
     blocks: tl.constexpr = (V + BN - 1) // BN
-    turns: tl.constexpr = 2 if BACKWARD else 1
-    strips = batches * H * blocks * PARTS * turns
+    strips = batches * H * blocks * PARTS
     strip, order = tl.program_id(0) % strips, tl.program_id(0) // strips
-    feature = strip // turns % PARTS * 64 + tl.arange(0, 64)
-    which, first = strip // (turns * PARTS * blocks), strip // (turns * PARTS) % blocks * BN
+    feature = strip % PARTS * 64 + tl.arange(0, 64)
+    which, first = strip // (PARTS * blocks), strip // PARTS % blocks * BN
     strips = strips.to(tl.int64)
     batch, head = (which // H).to(tl.int64), (which % H).to(tl.int64)
-    if strip % turns == 0:
-        _sweep(
-            "q" if BACKWARD else "o", WRITES, None, k + (batch * k0 + head * k2) * UNIT, v + (batch * v0 + head * v2) * UNIT, None, None,
-            None, reset, valid, S, z, states, lines, S_out, z_out, own, own_z, cuts, 0, k1 * UNIT, v1 * UNIT, 0, batch, head, first,
-            feature, order, segments, length, strip, strips, T, H, K, V, HAS_RESET, HAS_VALID, DOT, TF32, C, BN, EVERY, WIDE, STAGES,
-        )  # fmt: skip
-    elif BACKWARD:
-        _sweep(
-            "k", WRITES, q + (batch * q0 + head * q2) * UNIT, None, None, do + (batch * d0 + head * d2) * UNIT, delta, denominator, reset,
-            valid, dS, dz, states, lines, S_out, z_out, own, own_z, cuts, q1 * UNIT, 0, 0, d1 * UNIT, batch, head, first, feature, order,
-            segments, length, strip, strips, T, H, K, V, HAS_RESET, HAS_VALID, DOT, TF32, C, BN, EVERY, WIDE, STAGES,
-        )  # fmt: skip
+    if MODE == "k":
+        q, do = q + (batch * q0 + head * q2) * UNIT, do + (batch * d0 + head * d2) * UNIT
+    else:
+        k, v = k + (batch * k0 + head * k2) * UNIT, v + (batch * v0 + head * v2) * UNIT
+    _sweep(
+        MODE, WRITES, q, k, v, do, delta, denominator, reset, valid, S, z, states, lines, S_out, z_out, own, own_z, cuts, q1 * UNIT,
+        k1 * UNIT, v1 * UNIT, d1 * UNIT, batch, head, first, feature, order, segments, length, strip, strips, T, H, K, V, HAS_RESET,
+        HAS_VALID, DOT, TF32, C, BN, EVERY, WIDE, STAGES,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -286,7 +280,7 @@ def _resets(reset, token, t0, begin, rows, T, here, EVERY: tl.constexpr):
 def _kept(feature, states, lines, column, WIDE: tl.constexpr):
     """What _keep has stored."""
     state = tl.load(states + feature[:, None] * WIDE + column[None, :], mask=(column < WIDE)[None, :], other=0)
-    return state.to(tl.float32), tl.load(lines + feature)
+    return state, tl.load(lines + feature)
 
 
 @triton.jit(
@@ -370,16 +364,19 @@ def chunks(
             g = g + off[None, :] if BACK else g + by_line[:, None]
             g = tl.where(mask, g * (1 + s), 0.0) * (ROOT * ROOT)
             dx = tl.dot(_narrow(g, DOT, TF32), y, dx, input_precision=PRECISION)
-    place = which if MODE == "o" else 2 * which + (1 if BACK else 0)
-    at = place.to(tl.int64) * tl.cdiv(T, EVERY) + t0 // EVERY
+    at = which.to(tl.int64) * tl.cdiv(T, EVERY) + t0 // EVERY
     states, lines = states + at * (PARTS * 64 * WIDE), lines + at * (PARTS * 64)
+    whole = _with_one(k if BACK else q, t0, rows, kt if BACK else qt, seen, K, DOT)
+    if HAS_RESET and MODE != "o":
+        w, by_line = tl.where(seen[:, None], w, 0.0).to(DOT), tl.where(seen, by_line, 0.0)
     for block in tl.static_range(PARTS):
         feature = block * 64 + tl.arange(0, 64)
         state, line = _kept(feature, states, lines, column, WIDE)
+        state = _narrow(state, DOT, TF32)
         if MODE != "q":
-            acc, past = _read(feature, x, state, line, seen, acc, past, ROOT, DOT, TF32, PRECISION)
+            acc, past = _read(feature, whole, state, line, acc, past, DOT, TF32, PRECISION)
         if MODE != "o":
-            dx = _slope(feature, w, x, state, line, by_line, seen, dx, ROOT, DOT, TF32, PRECISION)
+            dx = _slope(feature, w, whole, state, line, by_line, dx, DOT, TF32, PRECISION)
     to = (token + t0) * H + head
     if MODE == "o":
         D = past + EPS
