@@ -17,11 +17,8 @@ from unisono_torch.kernels.rows import dense
 from unisono_torch.ops.transforms import again
 
 
-def _cut(way: str, dtype: torch.dtype, K: int, V: int, feature_map: str) -> table.Cut:
-    if interpreted():
-        return table.INTERPRETED
-    product = "bfloat16" if dtype == torch.bfloat16 else "float32"
-    return table.TAYLOR2[way, product] if feature_map == "taylor2" else table.TABLE[way, product, table.width_of(K, V)]
+def _cut(cuts: dict[Any, table.Cut], way: str, dtype: torch.dtype, *width: int) -> table.Cut:
+    return table.INTERPRETED if interpreted() else cuts[way, "bfloat16" if dtype == torch.bfloat16 else "float32", *width]
 
 
 def segments(strips: int, length: int, chunk: int, programs: int | None = None) -> tuple[int, int]:
@@ -82,10 +79,10 @@ def _launch(
     from unisono_torch.kernels.linear_attention import sweep
 
     (heads, K), V = q.shape[2:], v.shape[-1]
-    cut = _cut(way, v.dtype, K, V, feature_map)
     if feature_map == "taylor2":
-        _launch_taylor(way, given, cut, tensors)
+        _launch_taylor(way, given, tensors)
         return None
+    cut = _cut(table.TABLE, way, v.dtype, table.width_of(K, V))
     BK, BV = (max(16, 1 << (n - 1).bit_length()) for n in (K, V))
     block = cut.block  # also where it is wider than V: the table's cuts are right as they stand, others may not be
     strips = len(q) * heads * (-(-V // block) + (0 if way == "forward" else 2 * -(-K // block)))
@@ -138,40 +135,41 @@ def _run(kernel: Any, strips: int, arguments: dict[str, Any]) -> None:
         kernel[(strips * count,)](**arguments, WRITES=True)
 
 
-def _launch_taylor(way: str, moved: dict[str, Tensor], cut: table.Cut, tensors: dict[str, Any]) -> None:
+def _launch_taylor(way: str, moved: dict[str, Tensor], tensors: dict[str, Any]) -> None:
+    """For each output that keys or queries sum up: a sweep, which keeps states, then what chunks make of these."""
     import triton.language as tl
 
     from unisono_torch.kernels.linear_attention import taylor
 
-    (batch, length, heads, _), V = moved["q"].shape, moved["v"].shape[-1]
-    back, parts, o = way == "backward", int(taylor.PARTS), tensors["o"]
-    swept = _cut("sweeps", o.dtype, 0, V, "taylor2")
-    strips, places = batch * heads * parts * -(-V // swept.block), (batch * heads, -(-length // swept.every), parts * 64)
-    shared = {name: a for name, a in tensors.items() if name not in ("tau", "o", "S", "z", "dS", "dz", "dq", "dk", "dv", "S_out", "z_out")}
-    arguments, strides, unit = _shared(moved, swept, shared, strips, 64 * swept.block, 64, table.PROGRAMS * 3 // 2)
-    kept, wide = torch.bfloat16 if arguments["DOT"] == tl.bfloat16 else torch.float32, -(-V // 16) * 16
-    absent = {"do": None, "d0": 0, "d1": 0, "d2": 0}
-    arguments = absent | arguments | {
-        "states": o.new_empty((*places, wide), dtype=kept), "lines": o.new_empty(places, dtype=torch.float32), "EVERY": swept.every,
-        "WIDE": wide, "maxnreg": swept.registers, "delta": _products(o, moved["do"], strides, unit) if back else None,
-    }  # fmt: skip
-    alone = {name: arguments.pop(name) for name in ("own", "own_z", "cuts", "segments", "length")}
-    blocks = -(-V // cut.block)
-    by_chunk = {"BN": cut.block, "C": cut.chunk, "STAGES": cut.stages, "num_warps": cut.warps, "maxnreg": cut.registers}
-    narrow = {name: tensors[name] for name in ("dq", "dk") if back}
-    summed = {name: a.new_empty((blocks, *a.shape), dtype=torch.float32) for name, a in narrow.items() if blocks > 1}
-    whole, ends = narrow | summed, ("S_out", "z_out")
+    (batch, length, heads, _), V, o = moved["q"].shape, moved["v"].shape[-1], tensors["o"]
+    shared = {name: tensors[name] for name in ("reset", "valid", "denominator")}
+    if way == "forward":
+        shared |= {"do": None, "d0": 0, "d1": 0, "d2": 0, "delta": None}
+    else:
+        shared |= {"delta": _products(o, moved["do"], {f"d{i}": moved["do"].stride(i) for i in range(3)}, 1)}
     launch: Any = taylor.chunks
-    for mode, given, out, dx in (
-        (("q", ("S", "z"), None, "dq"), ("k", ("dS", "dz"), "dv", "dk")) if back else (("o", ("S", "z"), "o", None),)
+    for mode, S, z, out, dx in (
+        (("o", "S", "z", "o", ""),) if way == "forward" else (("q", "S", "z", "", "dq"), ("k", "dS", "dz", "dv", "dk"))
     ):
-        state = dict(zip(("S", "z", *ends), (tensors[name] for name in (*given, *ends)), strict=True))
-        _run(taylor.sweeps, strips, arguments | alone | state | {"MODE": mode})
-        outputs = {"out": None if out is None else tensors[out], "dx_out": None if dx is None else whole[dx], "MODE": mode}
+        swept, cut = _cut(table.SWEEPS, mode, o.dtype), _cut(table.CHUNKS, mode, o.dtype)
+        strips, parts = batch * heads * -(-V // swept.block), int(taylor.PARTS)
+        arguments, *_ = _shared(moved, swept, shared, parts * strips, 64 * swept.block, 64, table.PROGRAMS * 3 // 2)
+        alone = {name: arguments.pop(name) for name in ("own", "own_z", "cuts", "segments", "length")}
+        alone |= {"S": tensors[S], "z": tensors[z], "S_out": tensors["S_out"], "z_out": tensors["z_out"]}
+        places, wide = (batch * heads, -(-length // swept.every), parts * 64), -(-V // 16) * 16
+        arguments |= {
+            "states": o.new_empty((*places, wide), dtype=torch.bfloat16 if arguments["DOT"] == tl.bfloat16 else torch.float32),
+            "lines": o.new_empty(places, dtype=torch.float32), "EVERY": swept.every, "WIDE": wide, "MODE": mode,
+        }  # fmt: skip
+        _run(taylor.sweeps, parts * strips, arguments | alone | {"maxnreg": swept.registers})
+        blocks, made = -(-V // cut.block), tensors.get(dx)
+        sums = made if made is None or blocks == 1 else made.new_empty((blocks, *made.shape), dtype=torch.float32)
+        arguments |= {"out": tensors.get(out), "dx_out": sums, "BN": cut.block, "C": cut.chunk, "STAGES": cut.stages}
         with torch.cuda.device_of(o):
-            launch[(batch * heads * blocks * -(-length // cut.chunk),)](**arguments | by_chunk | outputs)
-    for name, part in summed.items():
-        tensors[name].copy_(part.sum(0))
+            grid = (batch * heads * blocks * -(-length // cut.chunk),)
+            launch[grid](**arguments | {"num_warps": cut.warps, "maxnreg": cut.registers})
+        if made is not None and sums is not None and sums is not made:
+            made.copy_(sums.sum(0))
 
 
 def _products(o: Tensor, do: Tensor, strides: dict[str, int], unit: int) -> Tensor:

@@ -48,10 +48,15 @@ TABLE: dict[tuple[str, str, int], Cut] = {
     **{(way, "float32", width): Cut(32, min(width, 32), 4, 1) for way in ("forward", "backward") for width in (16, 32, 64, 128)},
     **{(way, "float32", 256): Cut(16, 16, 4, 1) for way in ("forward", "backward")},
 }
-# taylor2, by (way, kind of product), and of either way's sweeps, which alone say `every`: K up to 16, V up to 64 a block
-TAYLOR2: dict[tuple[str, str], Cut] = {
-    **{(way, "bfloat16"): Cut(64, 64, 4, 1) for way in ("forward", "backward", "sweeps")},
-    **{(way, "float32"): Cut(16, 16, 4, 1) for way in ("forward", "backward", "sweeps")},
+# taylor2, by (what is made: o, q's or k's and v's gradient, kind of product): of the chunks, and of the sweeps before, which alone say
+# `every`. K up to 16, V up to 64 a block.
+CHUNKS: dict[tuple[str, str], Cut] = {
+    **{(mode, "bfloat16"): Cut(64, 64, 4, 1) for mode in "oqk"},
+    **{(mode, "float32"): Cut(16, 16, 4, 1) for mode in "oqk"},
+}
+SWEEPS: dict[tuple[str, str], Cut] = {
+    **{(mode, "bfloat16"): Cut(64, 64, 4, 1, registers=168) for mode in "oqk"},
+    **{(mode, "float32"): Cut(16, 16, 4, 1) for mode in "oqk"},
 }
 # of hopper.py, by (way, the narrower of K and V): a program a multiprocessor forward
 HOPPER: dict[tuple[str, int], HopperCut] = {
