@@ -75,7 +75,8 @@ class Task:
                 return
             made = table.Cut(**cut)
             if self.feature_map == "taylor2":
-                table.TAYLOR2[self.way, product] = made
+                cuts, modes = {"forward": (table.CHUNKS, "o"), "backward": (table.CHUNKS, "qk"), "sweeps": (table.SWEEPS, "oqk")}[self.way]
+                cuts |= {(mode, product): made for mode in modes}
             else:
                 table.TABLE[self.way, product, table.width_of(self.K, self.V)] = made
         else:
