@@ -367,8 +367,6 @@ def chunks(
     at = which.to(tl.int64) * tl.cdiv(T, EVERY) + t0 // EVERY
     states, lines = states + at * (PARTS * 64 * WIDE), lines + at * (PARTS * 64)
     whole = _with_one(k if BACK else q, t0, rows, kt if BACK else qt, seen, K, DOT)
-    if HAS_RESET and MODE != "o":
-        w, by_line = tl.where(seen[:, None], w, 0.0).to(DOT), tl.where(seen, by_line, 0.0)
     for block in tl.static_range(PARTS):
         feature = block * 64 + tl.arange(0, 64)
         state, line = _kept(feature, states, lines, column, WIDE)
