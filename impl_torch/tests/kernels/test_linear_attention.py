@@ -102,6 +102,10 @@ def test_every_width_and_dtype_has_a_cut():
     assert set(table.TABLE) == {
         (way, product, width) for way in ("forward", "backward") for product in ("bfloat16", "float32") for width in (16, 32, 64, 128, 256)
     }
+    assert set(table.CHUNKS) == set(table.SWEEPS) == {(mode, product) for mode in "oqk" for product in ("bfloat16", "float32")}
+    for key, cut in table.SWEEPS.items():
+        assert cut.every & (cut.every - 1) == 0
+        assert cut.every % cut.chunk == cut.every % table.CHUNKS[key].chunk == 0
 
 
 def test_the_ops_reach_the_kernel(device: str):

@@ -83,6 +83,30 @@ def _slope(feature, w, x, state, line, by_line, dx, DOT: tl.constexpr, TF32: tl.
 
 
 @triton.jit
+def _entries_alone(x, which, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """_entries of x [C, X], 1 where `which` is X."""
+    chosen = (tl.arange(0, X)[:, None] == which[None, :]).to(DOT)
+    return tl.dot(x, chosen, input_precision=PRECISION) + tl.where(which == X, 1.0, 0.0)[None, :]
+
+
+# Triton 3.6 miscompiles _slope for the gradient of q, with 4 warps and 64 tokens on an H200: wrong by 0.4 of its norm against float64,
+# and illegal accesses with the loop over blocks unrolled. This, of x 16 wide and unrolled, was right with every cut tried.
+@triton.jit
+def _slope_of_q(feature, w, x, state, line, by_line, seen, dx, ROOT: tl.constexpr, DOT: tl.constexpr, TF32: tl.constexpr,
+                PRECISION: tl.constexpr):  # fmt: skip
+    """_slope of x [C, X], of a state that is kept with one of two factors."""
+    g = tl.dot(w, tl.trans(_narrow(state, DOT, TF32)), input_precision=PRECISION) + by_line[:, None] * line[None, :]
+    g = tl.where(seen[:, None], g, 0.0)
+    left, right = _pair(feature)
+    g = g * _factor(feature, ROOT)[None, :]
+    entry = tl.arange(0, X)[None, :]
+    by_left = _narrow(g * _entries_alone(x, right, DOT, PRECISION), DOT, TF32)
+    dx = tl.dot(by_left, (left[:, None] == entry).to(DOT), dx, input_precision=PRECISION)
+    by_right = _narrow(g * _entries_alone(x, left, DOT, PRECISION), DOT, TF32)
+    return tl.dot(by_right, (right[:, None] == entry).to(DOT), dx, input_precision=PRECISION)
+
+
+@triton.jit
 def _add(feature, x, w, share, keeps, state, line, DOT: tl.constexpr, TF32: tl.constexpr, PRECISION: tl.constexpr):
     """A block's state and line after a chunk, whose tokens' line has their products of x [C, 2X] times share [C]; features are [64, C],
     which a product with a state takes from registers."""
@@ -168,9 +192,11 @@ def _after(feature, state, line, S, z, S_out, z_out, own, own_z, column, mine, e
 
 
 @triton.jit
-def _keep(feature, state, line, states, lines, column, first, ROOT: tl.constexpr, WIDE: tl.constexpr):
-    """A block's state and line into states [PARTS · 64, WIDE] and lines [PARTS · 64], for products of x without their factors."""
-    factor = _factor(feature, ROOT) * _factor(feature, ROOT)
+def _keep(feature, state, line, states, lines, column, first, MODE: tl.constexpr, ROOT: tl.constexpr, WIDE: tl.constexpr):
+    """A block's state and line into states [PARTS · 64, WIDE] and lines [PARTS · 64], with factors of both sides; of "q" with the keys'."""
+    factor = _factor(feature, ROOT)
+    if MODE != "q":
+        factor = factor * factor
     kept = (state * factor[:, None]).to(states.dtype.element_ty)
     tl.store(states + feature[:, None] * WIDE + column[None, :], kept, mask=(column < WIDE)[None, :])
     tl.store(lines + feature, line * factor, mask=first == 0)
@@ -228,7 +254,7 @@ def _sweep(
             if edge:
                 at = which * tl.cdiv(T, EVERY) + t0 // EVERY
                 to, to_line = states + at * (PARTS * 64 * WIDE), lines + at * (PARTS * 64)
-                _keep(feature, state, line, to, to_line, column, first, ROOT, WIDE)
+                _keep(feature, state, line, to, to_line, column, first, MODE, ROOT, WIDE)
         state, line = _add(feature, x, w, each, keeps, state, line, DOT, TF32, PRECISION)
     mine, ends, kept = strip + order * strips, order == segments - 1, tl.maximum(cut_any, cut_before) == 0
     if not WRITES:
@@ -366,15 +392,22 @@ def chunks(
             dx = tl.dot(_narrow(g, DOT, TF32), y, dx, input_precision=PRECISION)
     at = which.to(tl.int64) * tl.cdiv(T, EVERY) + t0 // EVERY
     states, lines = states + at * (PARTS * 64 * WIDE), lines + at * (PARTS * 64)
-    whole = _with_one(k if BACK else q, t0, rows, kt if BACK else qt, seen, K, DOT)
-    for block in tl.static_range(PARTS):
-        feature = block * 64 + tl.arange(0, 64)
-        state, line = _kept(feature, states, lines, column, WIDE)
-        state = _narrow(state, DOT, TF32)
-        if MODE != "q":
+    if MODE == "q":
+        for block in tl.static_range(PARTS):
+            feature = block * 64 + tl.arange(0, 64)
+            state, line = _kept(feature, states, lines, column, WIDE)
+            dx = _slope_of_q(feature, w, x, state.to(tl.float32), line, by_line, seen, dx, ROOT, DOT, TF32, PRECISION)
+    else:
+        whole = _with_one(k if BACK else q, t0, rows, kt if BACK else qt, seen, K, DOT)
+        if HAS_RESET and BACK:
+            w, by_line = tl.where(seen[:, None], w, 0.0).to(DOT), tl.where(seen, by_line, 0.0)
+        for block in tl.range(0, PARTS, num_stages=1):
+            feature = block * 64 + tl.arange(0, 64)
+            state, line = _kept(feature, states, lines, column, WIDE)
+            state = _narrow(state, DOT, TF32)
             acc, past = _read(feature, whole, state, line, acc, past, DOT, TF32, PRECISION)
-        if MODE != "o":
-            dx = _slope(feature, w, whole, state, line, by_line, dx, DOT, TF32, PRECISION)
+            if BACK:
+                dx = _slope(feature, w, whole, state, line, by_line, dx, DOT, TF32, PRECISION)
     to = (token + t0) * H + head
     if MODE == "o":
         D = past + EPS
