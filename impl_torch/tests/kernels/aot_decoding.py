@@ -9,7 +9,7 @@ from unisono_torch import create
 from unisono_torch.decoding import fused
 from unisono_torch.decoding.parts import Held
 from unisono_torch.kernels import registry
-from unisono_torch.kernels.decode import choose, draw, project
+from unisono_torch.kernels.decode import choose, common, draw, project
 from unisono_torch.kernels.mom_gru import operator
 from unisono_torch.ops import dispatch
 
@@ -22,7 +22,7 @@ def main() -> None:
     compiled: dict[str, absent.Compiled] = {}
     absent.install(compiled)
     dispatch.available = registry.available = fused.available = lambda device: True  # pyright: ignore[reportPrivateImportUsage]
-    project.early = lambda device: True
+    common.early = lambda device: True
     operator._multiprocessors = lambda device: 132
     for name in PRESETS:
         config = preset(name)

@@ -54,6 +54,25 @@ def _greater_numbers(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _nearest_bfloat16(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU rounds float32 to the nearest bfloat16; the interpreter would cut digits off."""
+    if device == "cpu":
+        import torch
+        import triton.language as tl
+        from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+        cast = InterpreterBuilder.cast_impl
+
+        def rounded(self: InterpreterBuilder, source: TensorHandle, kind: Any) -> TensorHandle:
+            if source.dtype.scalar != tl.float32 or kind.scalar != tl.bfloat16:
+                return cast(self, source, kind)
+            nearest = torch.from_numpy(np.array(source.data)).bfloat16().view(torch.uint16)
+            return TensorHandle(nearest.numpy(), kind.scalar)
+
+        monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounded)
+
+
+@pytest.fixture(autouse=True)
 def _one_launch_at_a_time(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's state is the process's: launches of several threads, which a GPU takes, would meet in it."""
     if device == "cpu":

@@ -78,6 +78,7 @@ def _lat(model: Any, state: State, parts: Parts) -> Step | None:
 def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) -> Callable[[Tensor, dict], Tensor]:
     """x [B, D] and the rotations by width → x and what the mixer adds to it."""
     from unisono_torch.kernels.decode import attention, scans
+    from unisono_torch.kernels.decode.project import MOST
 
     mixer = block.mixer
     if block.states == ("conv",):
@@ -86,8 +87,8 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) 
         out = parts.finish(mixer.out, 0)
         return lambda x, rotaries: scans.conv_step(into(x), state[0], weight, bias, out, x)
     normed = getattr(mixer, "head_norm", None)
-    # programs that wait for those of softmax attention cost more than a launch of their own
-    alone = normed is not None or mixer.kind == "softmax"
+    # programs that wait for those of softmax attention of few sequences cost more than a launch of their own
+    alone = normed is not None or (mixer.kind == "softmax" and parts.batch <= MOST)
     finish = parts.finish(mixer.out, len(state[0]) * mixer.heads, alone)
     qkv, width = parts.linear(mixer.qkv, block.mixer_norm), mixer.width
     if mixer.kind == "linear":
@@ -109,6 +110,8 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) 
     keys, values = state
     if mixer.kind == "window":
         return lambda x, rotaries: attention.window_step(qkv(x), keys, values, position, rotaries.get(width), finish, x)
+    if not alone:
+        return lambda x, rotaries: attention.softmax_step(qkv(x), keys, values, position, rotaries.get(width), finish, x)
     out = parts.linear(mixer.out)
     return lambda x, rotaries: out(attention.softmax_step(qkv(x), keys, values, position, rotaries.get(width), finish, None), x)
 

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisono_torch.kernels.decode.project import Finish, done, finished, last, launch, loaded, ready
+from unisono_torch.kernels.decode.common import done, last, launch, loaded, ready
+from unisono_torch.kernels.decode.project import Finish, finished
 from unisono_torch.kernels.gelu import sigmoid
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -88,7 +89,7 @@ def linear(
     qkv, S, z, tau, cos, sin, o, turns, W, bias, residual, out, counters, N, HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     F: tl.constexpr, MAP: tl.constexpr, ROPE: tl.constexpr, BF: tl.constexpr, SLICES: tl.constexpr, BV: tl.constexpr, STEPS: tl.constexpr,
     BATCH: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """S [B, H, F, V] and z [B, H, F] grow by this token; o [B, H·V] is what it reads of them, SLICES programs a head.
 
@@ -97,7 +98,7 @@ def linear(
     if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
         finished(
             tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, N, HEADS * V, BATCH, STEPS, PROGRAMS, HAS_BIAS, HAS_RESIDUAL,
-            ROWS, COLUMNS, TOGETHER, EARLY,
+            ROWS, COLUMNS, TALL, DOT, TOGETHER, EARLY,
         )  # fmt: skip
     else:
         owner = tl.program_id(0) // SLICES
@@ -141,7 +142,7 @@ def multiscale(
     SCALES: tl.constexpr, DATA: tl.constexpr, VECTOR: tl.constexpr, MAP: tl.constexpr, ROPE: tl.constexpr, LATER: tl.constexpr,
     BK: tl.constexpr, BS: tl.constexpr, SLICES: tl.constexpr, BV: tl.constexpr, STEPS: tl.constexpr, BATCH: tl.constexpr,
     PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    TALL: tl.constexpr, DOT: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """S [B, 1 + SCALES, H, K, K] and z fade and grow; o [B, H·K]: what is read of them, mixed (ops/multiscale.py); out: see `finished`.
 
@@ -151,7 +152,7 @@ def multiscale(
     if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
         finished(
             tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, N, HEADS * K, BATCH, STEPS, PROGRAMS, HAS_BIAS, HAS_RESIDUAL,
-            ROWS, COLUMNS, TOGETHER, EARLY,
+            ROWS, COLUMNS, TALL, DOT, TOGETHER, EARLY,
         )  # fmt: skip
     else:
         owner = tl.program_id(0) // SLICES
@@ -217,13 +218,13 @@ def window(
     qkv, keys, values, count, cos, sin, o, W, bias, residual, out, counters, N, scale, HEADS: tl.constexpr, K: tl.constexpr,
     WIDTH: tl.constexpr, ROPE: tl.constexpr, BK: tl.constexpr, BW: tl.constexpr, STEPS: tl.constexpr, BATCH: tl.constexpr,
     PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    TALL: tl.constexpr, DOT: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """keys and values [B, WIDTH, H, K], oldest first, move one place on; count [B]: tokens read before this one. out: see `finished`."""
     if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
         finished(
             tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, N, HEADS * K, BATCH, STEPS, PROGRAMS, HAS_BIAS, HAS_RESIDUAL,
-            ROWS, COLUMNS, TOGETHER, EARLY,
+            ROWS, COLUMNS, TALL, DOT, TOGETHER, EARLY,
         )  # fmt: skip
     else:
         row = tl.program_id(0) // HEADS
@@ -262,7 +263,7 @@ def softmax(
     qkv, keys, values, count, cos, sin, part, o, turns, W, bias, residual, out, counters, N, scale, CAPACITY, SLOTS,
     PIECES: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr, ROPE: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
     STEPS: tl.constexpr, BATCH: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """What pieces of SLOTS slots make of this token's query: part [B·H, PIECES, K + 2], maximum, sum and weighted values. The last of a
     head's to come makes o [B, H·K] of all; out: see `finished`.
@@ -272,7 +273,7 @@ def softmax(
     if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
         finished(
             tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, N, HEADS * K, BATCH, STEPS // PIECES, PROGRAMS, HAS_BIAS,
-            HAS_RESIDUAL, ROWS, COLUMNS, TOGETHER, EARLY,
+            HAS_RESIDUAL, ROWS, COLUMNS, TALL, DOT, TOGETHER, EARLY,
         )  # fmt: skip
     else:
         owner = tl.program_id(0) // PIECES
@@ -362,9 +363,9 @@ def linear_step(
     programs, out, given = finish.launched(batch * heads * slices, o, x)
     linear[(programs,)](
         qkv, S, z, tau, cos, sin, o, finish.turns, HEADS=heads, K=width, V=v, F=features, MAP=MAPS[feature_map], ROPE=rotary is not None,
-        BF=block, SLICES=slices, BV=triton.next_power_of_2(v // slices), num_warps=4, **given,
+        BF=block, SLICES=slices, BV=triton.next_power_of_2(v // slices), **given,
     )  # fmt: skip
-    return finish.after(out, x)
+    return out
 
 
 def multiscale_step(
@@ -382,9 +383,9 @@ def multiscale_step(
         qkv, gates, mix, S, z, tau, cos, sin, o, finish.turns, HEADS=heads, K=k, SCALES=scales,
         DATA=gates.shape[1] > (heads * k if vector else 1), VECTOR=vector, MAP=MAPS[feature_map], ROPE=rotary is not None and not later,
         LATER=rotary is not None and later, BK=triton.next_power_of_2(k), BS=triton.next_power_of_2(scales), SLICES=slices,
-        BV=triton.next_power_of_2(k // slices), num_warps=4, **given,
+        BV=triton.next_power_of_2(k // slices), **given,
     )  # fmt: skip
-    return finish.after(out, x)
+    return out
 
 
 def window_step(
@@ -397,9 +398,9 @@ def window_step(
     programs, out, given = finish.launched(batch * heads, o, x)
     window[(programs,)](
         qkv, keys, values, count, cos, sin, o, scale=k**-0.5, HEADS=heads, K=k, WIDTH=w, ROPE=rotary is not None,
-        BK=triton.next_power_of_2(k), BW=triton.next_power_of_2(w), num_warps=4, **given,
+        BK=triton.next_power_of_2(k), BW=triton.next_power_of_2(w), **given,
     )  # fmt: skip
-    return finish.after(out, x)
+    return out
 
 
 def softmax_step(
@@ -414,6 +415,6 @@ def softmax_step(
     programs, out, given = finish.launched(batch * heads * pieces, o, x)
     softmax[(programs,)](
         qkv, keys, values, count, cos, sin, part, o, finish.turns, scale=k**-0.5, CAPACITY=capacity, SLOTS=triton.cdiv(capacity, pieces),
-        PIECES=pieces, HEADS=heads, K=k, ROPE=rotary is not None, BK=triton.next_power_of_2(k), BLOCK=64, num_warps=4, **given,
+        PIECES=pieces, HEADS=heads, K=k, ROPE=rotary is not None, BK=triton.next_power_of_2(k), BLOCK=64, **given,
     )  # fmt: skip
-    return finish.after(out, x)
+    return out

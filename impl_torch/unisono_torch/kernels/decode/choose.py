@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from unisono_spec.contract.sampling import NEAR_TIE
 
-from unisono_torch.kernels.decode.project import launch, ready
+from unisono_torch.kernels.decode.common import launch, ready
 
 BLOCK = 2048
 NEAR = tl.constexpr(NEAR_TIE)

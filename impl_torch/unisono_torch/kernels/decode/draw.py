@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from unisono_spec.contract.sampling import NEAR_TIE
 
-from unisono_torch.kernels.decode.project import launch, ready
+from unisono_torch.kernels.decode.common import launch, ready
 
 BLOCK = 1024
 NEAR = tl.constexpr(NEAR_TIE)

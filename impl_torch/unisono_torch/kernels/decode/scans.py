@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisono_torch.kernels.decode.project import Finish, done, exact_gelu, finished, launch, loaded, ready
+from unisono_torch.kernels.decode.common import done, exact_gelu, launch, loaded, ready
+from unisono_torch.kernels.decode.project import Finish, finished
 from unisono_torch.kernels.gelu import sigmoid
 from unisono_torch.kernels.selective_scan.functions import softplus
 
@@ -77,13 +78,14 @@ def scan(
 def gated(
     ab, weight, conv_bias, state, o, W, bias, residual, out, counters, N, D: tl.constexpr, TAPS: tl.constexpr, CONV_BIAS: tl.constexpr,
     BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr, BATCH: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr, TOGETHER: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """o [B, D] = SiLU(a) ∘ conv(b) of ab [B, 2·D]; state [B, TAPS − 1, D] moves on. out: see `finished`."""
     if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
         finished(
             tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, N, D, BATCH, STEPS, PROGRAMS, HAS_BIAS, HAS_RESIDUAL, ROWS,
-            COLUMNS, TOGETHER, EARLY,
+            COLUMNS, TALL, DOT, TOGETHER, EARLY,
         )  # fmt: skip
     else:
         row = (tl.program_id(0) // BLOCKS).to(tl.int64)
@@ -158,9 +160,9 @@ def conv_step(ab: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, fi
     o, blocks = ab.new_empty((batch, d)), triton.cdiv(d, 128)
     programs, out, given = finish.launched(blocks * batch, o, x)
     gated[(programs,)](
-        ab, weight, bias, state, o, D=d, TAPS=weight.shape[-1], CONV_BIAS=bias is not None, BLOCK=128, BLOCKS=blocks, num_warps=4, **given
+        ab, weight, bias, state, o, D=d, TAPS=weight.shape[-1], CONV_BIAS=bias is not None, BLOCK=128, BLOCKS=blocks, **given
     )
-    return finish.after(out, x)
+    return out
 
 
 def diagonal_step(x: Tensor, gain: Tensor, shift: Tensor, power: Tensor, grown: Tensor, C: Tensor, skip: Tensor, h: Tensor) -> Tensor:

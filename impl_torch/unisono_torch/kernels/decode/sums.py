@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisono_torch.kernels.decode.project import last, launch, loaded, ready
+from unisono_torch.kernels.decode.common import last, launch, loaded, ready
 from unisono_torch.kernels.gelu import sigmoid
 
 Layer = tuple[Tensor, Tensor]  # weight [out, in] and bias
