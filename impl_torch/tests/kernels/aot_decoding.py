@@ -27,7 +27,7 @@ def main() -> None:
     for name in PRESETS:
         config = preset(name)
         config = config.replace(n_layers=1, vocab_size=64)
-        for batch in (1, project.MOST + 1):
+        for batch in (1, project.MOST + 1, 256):
             model = create(config, dtype="bfloat16", implementation="triton")
             with torch.no_grad():
                 made = fused.fused(model, model.init_state(batch, 2048), Held())

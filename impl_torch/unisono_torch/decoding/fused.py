@@ -258,21 +258,23 @@ def _infinityformer(model: Any, state: State, parts: Parts) -> Step:
     return step
 
 
-def _cell(p: dict[str, Tensor], parts: Parts, implementation: str) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    """mom_gru.step by one launch: x [B, D], h and memory, which advance → h; None where the kernel does not serve."""
+def _cell(
+    p: dict[str, Tensor], parts: Parts, implementation: str, h: Tensor, memory: Tensor
+) -> Callable[[Tensor, Tensor | None], Tensor] | None:
+    """mom_gru.step in three launches: x [B, D] and perhaps a residual → h, on it; h [2, B, D] and memory advance. None where the kernel
+    does not serve."""
     from unisono_torch.ops import mom_gru
 
-    memory = p["memory"]
-    (banks, slots, _), device = memory.shape, memory.device
+    (banks, slots, _), device = p["memory"].shape, memory.device
     if not mom_gru.by_kernel(implementation, device, torch.float32, p):
         return None
-    from unisono_torch.kernels.mom_gru.operator import advance
+    from unisono_torch.kernels.decode.cells import cell_step
     from unisono_torch.ops.mom_gru_loop import Sizes, Weights
 
     d = p["hidden.weight"].shape[1]
     weights = Weights._make(parts.held(lambda i=i: mom_gru.packed(p, d)[i]) for i in range(len(Weights._fields)))
-
-    return lambda x, h, memory: advance(h, memory.flatten(1, 2), x.float(), Sizes(banks, slots, 1.0), weights)
+    sizes, flat = Sizes(banks, slots, 1.0), memory.flatten(1, 2)
+    return lambda x, residual: cell_step(x, h, flat, sizes, weights, residual, parts.dtype)
 
 
 def _maru(model: Any, state: State, parts: Parts) -> Step:
@@ -284,17 +286,18 @@ def _maru(model: Any, state: State, parts: Parts) -> Step:
         named = {**dict(block.cell.named_parameters()), **dict(block.cell.named_buffers())}
         own = {name: parts.held.cast(p, torch.float32) for name, p in named.items()}
         stacked = block.mamba_norm is not None
-        cell = _cell(own, parts, model.implementation)
+        both = torch.stack([h, h])
+        state[f"layers.{i}.h"] = h = both[0]
+        cell = _cell(own, parts, model.implementation, both, memory)
 
         def step(x: Tensor) -> Tensor:
             x = mamba(x, x if stacked else None)
             given = project(x)
-            if cell is None:
-                update, after = mom_gru.step(given, own, (h, memory))
-                h.copy_(after[0])
-                memory.copy_(after[1])
-            else:
-                update = cell(given, h, memory)
+            if cell is not None:
+                return cell(given, x if stacked else None)
+            update, after = mom_gru.step(given, own, (h, memory))
+            h.copy_(after[0])
+            memory.copy_(after[1])
             return x + update.to(x.dtype) if stacked else update.to(x.dtype)
 
         return step

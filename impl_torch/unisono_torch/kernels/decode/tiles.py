@@ -41,16 +41,17 @@ def summed(
     """Rows m of norm(x), rounded to TYPE, times rows n of W and W2 → [m, n] twice, float32."""
     rows = m.to(tl.int64)[:, None] * x_row
     inside = (m < M)[:, None]
+    PIECE: tl.constexpr = 8192 // m.shape[0]  # of rows, in registers
     mean = tl.zeros((m.shape[0],), tl.float32)
     rate = tl.zeros((m.shape[0],), tl.float32)
     if NORM == 2:
-        for low in tl.static_range(0, K, DEEP):
-            k = low + tl.arange(0, DEEP)
+        for low in range(0, K, PIECE):
+            k = low + tl.arange(0, PIECE)
             mean += tl.sum(tl.load(x + rows + k[None, :], mask=inside & (k < K)[None, :], other=0.0).to(tl.float32), 1)
         mean = mean / K
     if NORM > 0:
-        for low in tl.static_range(0, K, DEEP):
-            k = low + tl.arange(0, DEEP)
+        for low in range(0, K, PIECE):
+            k = low + tl.arange(0, PIECE)
             held = tl.load(x + rows + k[None, :], mask=inside & (k < K)[None, :], other=0.0).to(tl.float32)
             held = tl.where((k < K)[None, :], held - mean[:, None], 0.0)
             rate += tl.sum(held * held, 1)
@@ -132,7 +133,7 @@ def tile(m: int, n: int, k: int, paired: bool, size: int, deepest: int = 256) ->
             wide //= 2
         else:
             tall //= 2
-    deep = max(16, min(deepest // size, triton.next_power_of_2(k)))
+    deep = max(16, min(deepest // size // (2 if tall * wide >= 64 * 64 else 1), triton.next_power_of_2(k)))
     return Tile(tall, wide, deep, 8 if tall * wide >= 128 * 64 else 4, 3)
 
 

@@ -112,10 +112,14 @@ def _loop(h, M, x, reset, valid, drawn, *rest):
 
 def _run(into, x, reset, valid, drawn, *rest):
     """Into what `_loop` returns, which holds the first h and M."""
-    w_x, x_bias, w_h, w_c, w_candidate, w_after, after_bias, router, router_bias, fresh, banks, slots, temperature, save = rest
+    _steps(into, F.linear(x, rest[0], rest[1]), reset, valid, drawn, *rest)
+
+
+def _steps(into, given, reset, valid, drawn, *rest):
+    """As `_run`, of products of x and their bias."""
+    _, _, w_h, w_c, w_candidate, w_after, after_bias, router, router_bias, fresh, banks, slots, temperature, save = rest
     outs, memory, before, rho, c, gates, candidate, later, memories = into
-    h, length = outs[0], len(x)
-    given = F.linear(x, w_x, x_bias)
+    h, length = outs[0], len(given)
     if drawn is not None:  # (logits + noise) / temperature
         drawn, router, router_bias = drawn / temperature, router / temperature, router_bias / temperature
     names = "given", "drawn", "reset", "valid", "w_h", "w_c", "w_candidate", "w_after", "after_bias", "router", "router_bias", "fresh"
@@ -234,10 +238,9 @@ def loop(h: Tensor, M: Tensor, x: Tensor, reset: Any, valid: Any, drawn: Any, si
     return outs[1:], M
 
 
-def advance(h: Tensor, M: Tensor, x: Tensor, sizes: Any, weights: Any) -> Tensor:
-    """One token x [B, D] of `loop`, without a gradient: h [B, D] and M, each in one piece, advance in place. → h."""
+def advance(outs: Tensor, M: Tensor, given: Tensor, sizes: Any, weights: Any) -> None:
+    """One token of `loop`, without a gradient, of products of x and their bias [B, ·]: M, in one piece, advances in place, outs [2, B, D]
+    holds h before and after it."""
     rest = *weights, *sizes, False
-    outs, _, *kept = _loop_fake(h, M, x[None], None, None, None, *rest)
-    outs[0] = h
-    _run((outs, M, *kept), x[None], None, None, None, *rest)
-    return h.copy_(outs[1])
+    _, _, *kept = _loop_fake(outs[0], M, given[None], None, None, None, *rest)
+    _steps((outs, M, *kept), given[None], None, None, None, *rest)

@@ -1,0 +1,78 @@
+"""How many kernels a layer's token takes: Triton's and those of plain operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from unisono_conformance import judge
+from unisono_torch import create
+from unisono_torch.decoding.fused import fused
+from unisono_torch.decoding.parts import Held
+from unisono_torch.kernels.decode import project
+from unisono_torch.kernels.decode.project import MOST
+
+from .test_decoding import CONFIGS, PLAIN, text
+
+MADE = ("empty", "new_empty", "empty_like", "empty_strided")
+
+
+class Counted(TorchDispatchMode):
+    """Launches of Triton's interpreter, and operations that make numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.within = 0, False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.within and not func.is_view and func._schema.name.removeprefix("aten::") not in MADE:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def launch(self) -> Iterator[None]:
+        self.count, self.within = self.count + 1, True
+        yield
+        self.within = False
+
+
+def launches(name: str, layers: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    from triton.runtime.interpreter import GridExecutor
+
+    config = CONFIGS[name].replace(n_layers=layers, **({"attention": KINDS[name][-layers:]} if name in KINDS else {}))
+    model = create(config, implementation="triton" if name in ("maru", "stack") else "auto")
+    call, counted = GridExecutor.__call__, Counted()
+
+    def one(self: GridExecutor, *given: Any, **named: Any) -> None:
+        with counted.launch():
+            call(self, *given, **named)
+
+    with torch.no_grad(), monkeypatch.context() as here:
+        made = fused(model, model.init_state(2, 8), Held())
+        assert made is not None
+        token = torch.as_tensor(text(1)[:, 0])
+        here.setattr(GridExecutor, "__call__", one)
+        with counted:
+            made[1](token)
+    return counted.count
+
+
+KINDS = {"taylor2": ("conv", "linear"), "learned": ("softmax", "linear")}
+CASES = [
+    name for name in CONFIGS if name not in (*PLAIN, "rope", "exclusive", "maru")
+]  # each of them stands for these, but for a head's norm
+# softmax attention of few sequences has its projection apart; MARU's layer is a Mamba block and a cell, whose loop has a counter
+MORE = {("transformer", MOST): 5, ("learned", MOST): 5, ("stack", MOST): 9, ("stack", 1): 9}
+
+
+@pytest.mark.parametrize("most", [MOST, 1])
+@pytest.mark.parametrize("name", CASES)
+def test_four_launches_a_layer(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By each of its products' two forms."""
+    monkeypatch.setattr(project, "MOST", most)
+    found = launches(name, 2, monkeypatch) - launches(name, 1, monkeypatch)
+    judge.same(float(found), float(MORE.get((name, most), 4)))
