@@ -56,8 +56,9 @@ def _lat(model: Any, state: State, parts: Parts) -> Step | None:
         tables[width] = made.contiguous()
     layers = []
     for i, block in enumerate(model.layers):
-        names = [f"layers.{i}.{part}" for part in block.states]
-        layers.append((_mixer(block, [state[name] for name in names], position, parts), parts.ffn(block.ffn, block.ffn_norm)))
+        own = [state[f"layers.{i}.{part}"] for part in block.states]
+        ffn = parts.ffn(block.ffn, block.ffn_norm, _next_norm(model, i, "mixer_norm"))
+        layers.append((_mixer(block, own, position, parts), ffn))
     embedding, head = parts.embedding(model), parts.head(model)
     learned = None if model.position_embedding is None else model.position_embedding.weight.detach()
 
@@ -75,6 +76,11 @@ def _lat(model: Any, state: State, parts: Parts) -> Step | None:
     return step
 
 
+def _next_norm(model: Any, i: int, name: str) -> nn.Module:
+    """Of what layer i makes."""
+    return getattr(model.layers[i + 1], name) if i + 1 < len(model.layers) else model.norm
+
+
 def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) -> Callable[[Tensor, dict], Tensor]:
     """x [B, D] and the rotations by width → x and what the mixer adds to it."""
     from unisono_torch.kernels.decode import attention, scans
@@ -84,12 +90,12 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) 
     if block.states == ("conv",):
         into, weight = parts.linear(mixer.input, block.mixer_norm), mixer.conv.weight.detach()
         bias = None if mixer.conv.bias is None else mixer.conv.bias.detach()
-        out = parts.finish(mixer.out, 0)
+        out = parts.finish(mixer.out, 0, following=block.ffn_norm)
         return lambda x, rotaries: scans.conv_step(into(x), state[0], weight, bias, out, x)
     normed = getattr(mixer, "head_norm", None)
     # programs that wait for those of softmax attention of few sequences cost more than a launch of their own
     alone = normed is not None or (mixer.kind == "softmax" and parts.batch <= MOST)
-    finish = parts.finish(mixer.out, len(state[0]) * mixer.heads, alone)
+    finish = parts.finish(mixer.out, len(state[0]) * mixer.heads, alone, None if alone else block.ffn_norm)
     qkv, width = parts.linear(mixer.qkv, block.mixer_norm), mixer.width
     if mixer.kind == "linear":
         tau = None if mixer.tau is None else mixer.tau.detach()
@@ -100,7 +106,7 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) 
 
         if normed is None:
             return linear
-        after = parts.linear(mixer.out)
+        after = parts.linear(mixer.out, following=block.ffn_norm)
 
         def within(x: Tensor, rotaries: dict) -> Tensor:
             o = linear(x, rotaries)
@@ -112,14 +118,15 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) 
         return lambda x, rotaries: attention.window_step(qkv(x), keys, values, position, rotaries.get(width), finish, x)
     if not alone:
         return lambda x, rotaries: attention.softmax_step(qkv(x), keys, values, position, rotaries.get(width), finish, x)
-    out = parts.linear(mixer.out)
+    out = parts.linear(mixer.out, following=block.ffn_norm)
     return lambda x, rotaries: out(attention.softmax_step(qkv(x), keys, values, position, rotaries.get(width), finish, None), x)
 
 
 def _mamba(model: Any, state: State, parts: Parts) -> Step:
     layers = []
     for i, layer in enumerate(model.layers):
-        layers.append(_mamba_block(layer.mixer, layer.norm, state[f"layers.{i}.conv"], state[f"layers.{i}.ssm"], parts))
+        own = state[f"layers.{i}.conv"], state[f"layers.{i}.ssm"]
+        layers.append(_mamba_block(layer.mixer, layer.norm, *own, parts, _next_norm(model, i, "norm")))
     embedding, head = parts.embedding(model), parts.head(model)
 
     def step(token: Tensor) -> Tensor:
@@ -131,13 +138,15 @@ def _mamba(model: Any, state: State, parts: Parts) -> Step:
     return step
 
 
-def _mamba_block(block: Any, norm: nn.Module | None, conv: Tensor, ssm: Tensor, parts: Parts) -> Callable[..., Tensor]:
-    """x [B, D] and perhaps what the result is added to → [B, D]."""
+def _mamba_block(
+    block: Any, norm: nn.Module | None, conv: Tensor, ssm: Tensor, parts: Parts, following: nn.Module | None
+) -> Callable[..., Tensor]:
+    """x [B, D] and perhaps what the result is added to → [B, D], of which `following` is a norm."""
     from unisono_torch.kernels.decode import scans
 
     own = {name: p.detach() for name, p in block.named_parameters()}
     into = parts.linear(block.in_proj, norm, conv=(own["conv1d.weight"], own.get("conv1d.bias"), conv))
-    chosen, out, d = parts.linear(block.x_proj), parts.linear(block.out_proj), ssm.shape[1]
+    chosen, out, d = parts.linear(block.x_proj), parts.linear(block.out_proj, following=following), ssm.shape[1]
 
     def step(x: Tensor, residual: Tensor | None = None) -> Tensor:
         uz = into(x)
@@ -150,7 +159,7 @@ def _s4d(model: Any, state: State, parts: Parts) -> Step:
     from unisono_torch.kernels.decode import scans
     from unisono_torch.ops import diagonal_ssm
 
-    def layer(block: Any, h: Tensor) -> Callable[[Tensor], Tensor]:
+    def layer(block: Any, h: Tensor, last: nn.Module | None) -> Callable[[Tensor], Tensor]:
         mixer = block.mixer
         names = "log_dt", "log_A_real", "A_imag"
         log_dt, log_A, A_imag = (getattr(mixer, name).detach() for name in names)
@@ -163,8 +172,9 @@ def _s4d(model: Any, state: State, parts: Parts) -> Step:
         _, gain, shift, _ = parts.norm(block.mixer_norm)
         assert gain is not None
         assert shift is not None
-        rest, out = (mixer.C.detach(), mixer.D.detach()), parts.linear(mixer.out, act="glu")
-        ffn = None if block.ffn is None else parts.ffn(block.ffn, block.ffn_norm)
+        rest, after = (mixer.C.detach(), mixer.D.detach()), last if block.ffn is None else block.ffn_norm
+        out = parts.linear(mixer.out, act="glu", following=after)
+        ffn = None if block.ffn is None else parts.ffn(block.ffn, block.ffn_norm, last)
 
         def step(x: Tensor) -> Tensor:
             x = out(scans.diagonal_step(x, gain, shift, power, grown, *rest, h), x)
@@ -172,7 +182,8 @@ def _s4d(model: Any, state: State, parts: Parts) -> Step:
 
         return step
 
-    layers = [layer(block, state[f"layers.{i}.ssm"]) for i, block in enumerate(model.layers)]
+    norms = [None] * (len(model.layers) - 1) + [model.norm]  # others are the scan's own
+    layers = [layer(block, state[f"layers.{i}.ssm"], norms[i]) for i, block in enumerate(model.layers)]
     embedding, head = parts.embedding(model), parts.head(model)
 
     def step(token: Tensor) -> Tensor:
@@ -191,21 +202,23 @@ def _cram(model: Any, state: State, parts: Parts) -> Step | None:
     if position is None or config.residual == "after" or config.input_norm or config.retains or config.skip:
         return None  # the fixed scheme, whose ξ goes in float32 through all that follows, and variants
 
-    def layer(block: Any, xi: Tensor) -> Callable[[Tensor], Tensor]:
+    def layer(block: Any, xi: Tensor, last: nn.Module | None) -> Callable[[Tensor], Tensor]:
         score = block.mixer
         Q = parts.held.cast(score.Q, parts.dtype)
         one, two, three = ((a.weight.detach(), a.bias.detach()) for a in score.score)
-        up, down = parts.linear(block.ffn.up, block.norm, "gelu_tanh"), parts.linear(block.ffn.down)
-        turns = torch.zeros_like(position)
+        up, down = parts.linear(block.ffn.up, block.norm, "gelu_tanh"), parts.linear(block.ffn.down, following=last)
+        turns, following = torch.zeros_like(position), parts.following(block.norm)
+        how = position, (one, two, three), score.key_scale, xi, config.exclusive, turns, following
 
         def step(x: Tensor) -> Tensor:
-            return down(up(sum_step(x, projected(x, Q), position, (one, two, three), score.key_scale, xi, config.exclusive, turns)), x)
+            return down(up(sum_step(x, projected(x, Q), *how)), x)
 
         return step
 
     from unisono_torch.kernels.decode.project import projected
 
-    layers = [layer(block, state[f"layers.{i}.xi"]) for i, block in enumerate(model.layers)]
+    norms = [None] * (len(model.layers) - 1) + [model.norm]
+    layers = [layer(block, state[f"layers.{i}.xi"], norms[i]) for i, block in enumerate(model.layers)]
     embedding, head = parts.embedding(model), parts.head(model)
 
     def step(token: Tensor) -> Tensor:
@@ -226,14 +239,15 @@ def _infinityformer(model: Any, state: State, parts: Parts) -> Step:
     if config.rope != "none":
         table = torch.from_numpy(rotary.prepare(config.head_width, config.rope_base)).to(position.device, torch.float32).contiguous()
 
-    def layer(block: Any, S: Tensor, z: Tensor) -> Callable[[Tensor, Any], Tensor]:
+    def layer(block: Any, S: Tensor, z: Tensor, last: nn.Module) -> Callable[[Tensor, Any], Tensor]:
         mixer, vector = block.mixer, config.gate == "vector"
-        qkv, finish = parts.linear(mixer.qkv, block.mixer_norm), parts.finish(mixer.out, len(S) * config.n_heads)
+        qkv = parts.linear(mixer.qkv, block.mixer_norm)
+        finish = parts.finish(mixer.out, len(S) * config.n_heads, following=block.ffn_norm)
         gate, decay, mix = mixer.gate, mixer.decay, mixer.mix
         asked = [(gate.weight, gate.bias)] + ([] if decay.weight is None else [(decay.weight, decay.bias)])
         weight, bias = (parts.held(lambda i=i: torch.cat([pair[i].detach().float() for pair in asked])) for i in range(2))
         mixed = parts.held(lambda: torch.cat([mix.detach().float(), decay.bias.detach().float()]))
-        tau, ffn = None if mixer.tau is None else mixer.tau.detach(), parts.ffn(block.ffn, block.ffn_norm)
+        tau, ffn = None if mixer.tau is None else mixer.tau.detach(), parts.ffn(block.ffn, block.ffn_norm, last)
         how = vector, config.feature_map, tau
 
         def step(x: Tensor, rotary: Any) -> Tensor:
@@ -244,7 +258,10 @@ def _infinityformer(model: Any, state: State, parts: Parts) -> Step:
 
         return step
 
-    layers = [layer(block, state[f"layers.{i}.S"], state[f"layers.{i}.z"]) for i, block in enumerate(model.layers)]
+    layers = [
+        layer(block, state[f"layers.{i}.S"], state[f"layers.{i}.z"], _next_norm(model, i, "mixer_norm"))
+        for i, block in enumerate(model.layers)
+    ]
     embedding, head = parts.embedding(model), parts.head(model)
 
     def step(token: Tensor) -> Tensor:
@@ -259,10 +276,10 @@ def _infinityformer(model: Any, state: State, parts: Parts) -> Step:
 
 
 def _cell(
-    p: dict[str, Tensor], parts: Parts, implementation: str, h: Tensor, memory: Tensor
+    p: dict[str, Tensor], parts: Parts, implementation: str, h: Tensor, memory: Tensor, following: nn.Module | None
 ) -> Callable[[Tensor, Tensor | None], Tensor] | None:
-    """mom_gru.step in three launches: x [B, D] and perhaps a residual → h, on it; h [2, B, D] and memory advance. None where the kernel
-    does not serve."""
+    """mom_gru.step in three launches: x [B, D] and perhaps a residual → h, on it, of which `following` is a norm; h [2, B, D] and memory
+    advance. None where the kernel does not serve."""
     from unisono_torch.ops import mom_gru
 
     (banks, slots, _), device = p["memory"].shape, memory.device
@@ -273,8 +290,8 @@ def _cell(
 
     d = p["hidden.weight"].shape[1]
     weights = Weights._make(parts.held(lambda i=i: mom_gru.packed(p, d)[i]) for i in range(len(Weights._fields)))
-    sizes, flat = Sizes(banks, slots, 1.0), memory.flatten(1, 2)
-    return lambda x, residual: cell_step(x, h, flat, sizes, weights, residual, parts.dtype)
+    sizes, flat, after = Sizes(banks, slots, 1.0), memory.flatten(1, 2), parts.following(following)
+    return lambda x, residual: cell_step(x, h, flat, sizes, weights, residual, parts.dtype, after)
 
 
 def _maru(model: Any, state: State, parts: Parts) -> Step:
@@ -282,13 +299,14 @@ def _maru(model: Any, state: State, parts: Parts) -> Step:
 
     def layer(block: Any, i: int) -> Callable[[Tensor], Tensor]:
         conv, ssm, h, memory = (state[f"layers.{i}.{name}"] for name in ("conv", "ssm", "h", "memory"))
-        mamba, project = _mamba_block(block.mamba, block.mamba_norm, conv, ssm, parts), parts.linear(block.project, block.cell_norm)
+        mamba = _mamba_block(block.mamba, block.mamba_norm, conv, ssm, parts, block.cell_norm)
+        project = parts.linear(block.project, block.cell_norm)
         named = {**dict(block.cell.named_parameters()), **dict(block.cell.named_buffers())}
         own = {name: parts.held.cast(p, torch.float32) for name, p in named.items()}
         stacked = block.mamba_norm is not None
         both = torch.stack([h, h])
         state[f"layers.{i}.h"] = h = both[0]
-        cell = _cell(own, parts, model.implementation, both, memory)
+        cell = _cell(own, parts, model.implementation, both, memory, _next_norm(model, i, "mamba_norm"))
 
         def step(x: Tensor) -> Tensor:
             x = mamba(x, x if stacked else None)

@@ -15,6 +15,7 @@ from unisono_torch.ops.elementwise import ALIGNED
 
 if TYPE_CHECKING:
     from unisono_torch.kernels.decode.project import Finish
+    from unisono_torch.kernels.decode.tiles import Next, Norm
     from unisono_torch.models.base import Model
 
 
@@ -47,6 +48,7 @@ class Parts:
 
     def __init__(self, model: Model, held: Held, batch: int) -> None:
         self.dtype, self.held, self.batch = model.compute_dtype, held, batch
+        self.nexts: dict[nn.Module, Next] = {}
 
     def norm(self, norm: nn.Module | None) -> tuple[str, Tensor | None, Tensor | None, float]:
         """As kernels/decode/project.py takes it."""
@@ -56,46 +58,81 @@ class Parts:
         weight = norm.weight.detach()
         return ("rms", weight, None, norm.eps) if isinstance(norm, RMSNorm) else ("layer", weight, norm.bias.detach(), 0.0)
 
+    def following(self, norm: nn.Module | None) -> Next | None:
+        """`norm` where it is taken with what it is a norm of: of many sequences."""
+        from unisono_torch.kernels.decode.project import MOST
+        from unisono_torch.kernels.decode.tiles import Next
+
+        if norm is None or self.batch <= MOST:
+            return None
+        self.nexts[norm] = Next(self.norm(norm), self.batch, norm.weight.device)  # pyright: ignore[reportArgumentType]
+        return self.nexts[norm]
+
+    def before(self, norm: nn.Module | None) -> Callable[[Tensor], tuple[Tensor, Norm]]:
+        """x → x and `norm`, or what it made of x already and none."""
+        from unisono_torch.kernels.decode.project import NO_NORM
+
+        own = self.norm(norm)
+
+        def given(x: Tensor) -> tuple[Tensor, Norm]:
+            made = None if norm is None else self.nexts.get(norm)
+            return (x, own) if made is None else (made.rows, NO_NORM)
+
+        return given
+
     def linear(
-        self, layer: Linear | Any, norm: nn.Module | None = None, act: str = "none", weight: Tensor | None = None, conv: Any = None
+        self,
+        layer: Linear | Any,
+        norm: nn.Module | None = None,
+        act: str = "none",
+        weight: Tensor | None = None,
+        conv: Any = None,
+        following: nn.Module | None = None,
     ) -> Callable[..., Tensor]:
         """x [B, in] and perhaps a residual → [B, out]. With "gated_gelu" and "glu", the two halves of the rows are the two products.
-        beside: another product of the same norm."""
+        beside: another product of the same norm. following: the norm that is next."""
         from unisono_torch.kernels.decode.project import projected
 
-        before = self.norm(norm)
+        before = self.before(norm)
         w = self.held.cast(layer.weight if weight is None else weight, self.dtype)
         b = None if layer.bias is None else layer.bias.detach()
         if act in ("gated_gelu", "glu"):
             (w, w2), (b, b2) = w.chunk(2), (None, None) if b is None else b.chunk(2)
         else:
             w2 = b2 = None
-        how: dict[str, Any] = {"second": w2, "second_bias": b2, "norm": before, "act": act, "conv": conv}
-        return lambda x, residual=None, beside=None: projected(x, w, b, residual=residual, beside=beside, **how)
+        how: dict[str, Any] = {"second": w2, "second_bias": b2, "act": act, "conv": conv, "following": self.following(following)}
 
-    def finish(self, layer: Linear | Any, owners: int, alone: bool = False) -> Finish:
+        def product(x: Tensor, residual: Tensor | None = None, beside: Any = None) -> Tensor:
+            x, norm = before(x)
+            return projected(x, w, b, norm=norm, residual=residual, beside=beside, **how)
+
+        return product
+
+    def finish(self, layer: Linear | Any, owners: int, alone: bool = False, following: nn.Module | None = None) -> Finish:
         """`linear` in the launch before it, of which `owners` pieces have programs that take turns. alone: without it."""
         from unisono_torch.kernels.decode.project import Finish
 
         device = layer.weight.device
         if alone:
             return Finish(None, None, owners, device)
-        return Finish(self.held.cast(layer.weight, self.dtype), None if layer.bias is None else layer.bias.detach(), owners, device)
+        bias = None if layer.bias is None else layer.bias.detach()
+        return Finish(self.held.cast(layer.weight, self.dtype), bias, owners, device, self.following(following))
 
-    def ffn(self, ffn: nn.Module, norm: nn.Module | None) -> Callable[[Tensor, Tensor], Tensor]:
-        """x [B, D] and what the result is added to → [B, D]."""
+    def ffn(self, ffn: nn.Module, norm: nn.Module | None, following: nn.Module | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """x [B, D] and what the result is added to → [B, D], of which `following` is a norm."""
         from unisono_torch.kernels.decode.project import projected
 
         if isinstance(ffn, SwiGLU):
-            before, gate, up = self.norm(norm), *(self.held.cast(a.weight, self.dtype) for a in (ffn.gate, ffn.up))
+            before, gate, up = self.before(norm), *(self.held.cast(a.weight, self.dtype) for a in (ffn.gate, ffn.up))
             bias = [None if a.bias is None else a.bias.detach() for a in (ffn.gate, ffn.up)]
 
             def rise(x: Tensor) -> Tensor:
-                return projected(x, gate, bias[0], second=up, second_bias=bias[1], norm=before, act="swiglu")
+                x, norm = before(x)
+                return projected(x, gate, bias[0], second=up, second_bias=bias[1], norm=norm, act="swiglu")
         else:
             kinds = {GELUFFN: "gelu", FFN: "gelu_tanh", GatedGELU: "gated_gelu"}
             rise = self.linear(ffn.up, norm, kinds[type(ffn)])
-        down = self.linear(ffn.down)
+        down = self.linear(ffn.down, following=following)
         return lambda x, residual: down(rise(x), residual)
 
     def embedding(self, model: Any) -> Callable[[Tensor], Tensor]:

@@ -34,25 +34,30 @@ FINISHING = 200  # programs that wait for others of their launch, about
 
 @triton.jit
 def finished(
-    program, x, W, bias, residual, out, counters, N, K: tl.constexpr, BATCH: tl.constexpr, ARRIVALS: tl.constexpr, PROGRAMS: tl.constexpr,
+    program, x, W, bias, residual, out, counters, gain, shift, normed, blocks, N, K: tl.constexpr, BATCH: tl.constexpr,
+    ARRIVALS: tl.constexpr, PROGRAMS: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr,
+    NEXT: tl.constexpr,
+    NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr,
     TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """x [BATCH, K], W [N, K] → out [BATCH, N] = x Wᵀ + b, and residual, by the last PROGRAMS of a launch; by tiles of TALL rows of x, if
-    that is not 0.
+    that is not 0, then also their norm NEXT.
 
     The programs before them make x, of which ARRIVALS are `done`: they run at once or have begun before, and wait for none of these.
     Those of an interpreter run one after another. counters [2]: arrived and left, 0 before and after.
     """
     TYPE: tl.constexpr = W.dtype.element_ty
     if TALL > 0:
-        HIGH: tl.constexpr = (BATCH + TALL - 1) // TALL
-        m = (program % HIGH) * TALL + tl.arange(0, TALL)
-        n = (program // HIGH) * ROWS + tl.arange(0, ROWS)
+        ACROSS: tl.constexpr = PROGRAMS // ((BATCH + TALL - 1) // TALL)
+        block = program // ACROSS
+        place = program % ACROSS
+        m = block * TALL + tl.arange(0, TALL)
+        n = place * ROWS + tl.arange(0, ROWS)
         begun(EARLY)
         if TOGETHER:
             barrier.wait(counters, ARRIVALS)
-        y, _ = tiles.summed(x, W, W, W, W, m, n, BATCH, N, K, K, 0, 0.0, TYPE, DOT, False, COLUMNS)
+        y, _ = tiles.summed(x, W, W, m, n, BATCH, N, K, K, TYPE, DOT, False, COLUMNS)
         if HAS_BIAS:
             y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
         y = y.to(TYPE)
@@ -61,6 +66,10 @@ def finished(
         if HAS_RESIDUAL:
             y = (y.to(tl.float32) + tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)).to(TYPE)
         tl.store(out + at, y, mask=mask)
+        if NEXT > 0:
+            tiles.norm_next(
+                out, gain, shift, normed, blocks, block, place, BATCH, N, TALL, ACROSS, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER
+            )  # fmt: skip
     else:
         n = program * ROWS + tl.arange(0, ROWS)
         k = tl.arange(0, COLUMNS)
@@ -174,8 +183,10 @@ class Finish:
     owners: pieces of o whose programs take turns.
     """
 
-    def __init__(self, weight: Tensor | None, bias: Tensor | None, owners: int, device: torch.device) -> None:
-        self.weight, self.bias = weight, bias
+    def __init__(
+        self, weight: Tensor | None, bias: Tensor | None, owners: int, device: torch.device, following: tiles.Next | None = None
+    ) -> None:
+        self.weight, self.bias, self.following = weight, bias, following
         self.counters = torch.zeros(2 + owners, dtype=torch.int32, device=device)
 
     @property
@@ -191,8 +202,9 @@ class Finish:
             (n, k), out = weight.shape, weight.new_empty((batch, len(weight)))
             shape = tiles.tile(batch, n, k, False, weight.element_size(), DEEPEST) if batch > MOST or k > LONGEST else _rows(n, k)
             programs = triton.cdiv(batch, shape.tall or batch) * triton.cdiv(n, shape.wide)
+        given = tiles.NO_NEXT if self.following is None or not shape.tall else self.following.launched(out, shape)
         given = {
-            "W": o if weight is None else weight, "bias": self.bias, "residual": residual, "out": out, "counters": self.counters,
+            **given, "W": o if weight is None else weight, "bias": self.bias, "residual": residual, "out": out, "counters": self.counters,
             "N": out.shape[1], "STEPS": steps, "BATCH": 1 if weight is None else batch, "PROGRAMS": programs,
             "HAS_BIAS": self.bias is not None, "HAS_RESIDUAL": residual is not None, "ROWS": shape.wide, "COLUMNS": shape.deep,
             "TALL": shape.tall, "DOT": tiles.dot_of(out.dtype),
@@ -214,7 +226,7 @@ def at_once() -> bool:
     return not interpreted()
 
 
-Norm = tuple[str, Tensor | None, Tensor | None, float]  # its kind with gain and shift [K], and ε of "rms"
+Norm = tiles.Norm
 NO_NORM: Norm = ("none", None, None, 0.0)
 Convolution = tuple[Tensor, Tensor | None, Tensor]  # weight [C, 1, w], bias [C], state [B, w − 1, C]
 
@@ -231,17 +243,22 @@ def projected(
     residual: Tensor | None = None,
     conv: Convolution | None = None,
     beside: tuple[Tensor, Tensor, Tensor] | None = None,
+    following: tiles.Next | None = None,
 ) -> Tensor:
     """x [B, K], weight [N, K] and, where `act` takes two products, second [N, K] → [B, N], in weight's dtype.
 
     residual [B, N]: what the result is added to. conv: the first C of
-    N go through SiLU of this convolution, whose state moves on. beside: weight and bias in float32, and where their product goes.
+    N go through SiLU of this convolution, whose state moves on. beside: weight and bias in float32,
+    and where their product goes. following: a norm of the
+    result, taken with it where there are many sequences, and only there.
     """
     (batch, k), n = x.shape, weight.shape[0]
     if batch > MOST or k > LONGEST:
+        if norm[0] != "none":
+            x = _normed(x, norm, weight.dtype)
         if n > WIDEST and second is None and act == "none" and residual is None and conv is None and beside is None:
-            return _by_matmul(x, weight, bias, norm)
-        return tiles.product(x, weight, bias, second, second_bias, norm, act, residual, conv, beside)
+            return F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
+        return tiles.product(x, weight, bias, second, second_bias, act, residual, conv, beside, following, at_once())
     out = weight.new_empty((batch, n))
     kind, gain, shift, eps = norm
     conv_weight, conv_bias, state = (None, None, None) if conv is None else conv
@@ -258,14 +275,11 @@ def projected(
     return out
 
 
-def _by_matmul(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm) -> Tensor:
-    """As `projected`, in two launches, of which the longer one is a library's."""
-    kind, gain, shift, eps = norm
-    if kind != "none":
-        given, k = x, x.shape[1]
-        x = torch.empty(given.shape, dtype=weight.dtype, device=given.device)
-        norm_rows[(len(x),)](
-            given, gain, shift, x, given.stride(0), K=k, NORM=NORMS[kind], EPS=eps, TYPE=kind_of(weight.dtype),
-            COLUMNS=triton.next_power_of_2(k), num_warps=4, **launch(x.device),
-        )  # fmt: skip
-    return F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
+def _normed(x: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
+    (kind, gain, shift, eps), (batch, k) = norm, x.shape
+    out = torch.empty((batch, k), dtype=dtype, device=x.device)
+    norm_rows[(batch,)](
+        x, gain, shift, out, x.stride(0), K=k, NORM=NORMS[kind], EPS=eps, TYPE=kind_of(dtype), COLUMNS=triton.next_power_of_2(k),
+        num_warps=4, **launch(x.device),
+    )  # fmt: skip
+    return out

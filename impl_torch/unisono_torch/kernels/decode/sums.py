@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisono_torch.kernels.decode.common import last, launch, loaded, ready
+from unisono_torch.kernels.decode.common import NORMS, last, launch, loaded, normed, ready
+from unisono_torch.kernels.decode.tiles import Next
 from unisono_torch.kernels.gelu import sigmoid
 
 Layer = tuple[Tensor, Tensor]  # weight [out, in] and bias
@@ -24,14 +25,15 @@ def _gelu_tanh(x):
 
 @triton.jit
 def scored(
-    x, qx, position, W0, b0, W1, b1, W2, b2, h, xi, out, counters, D: tl.constexpr, DIGITS: tl.constexpr, KEY_SCALE: tl.constexpr,
+    x, qx, position, W0, b0, W1, b1, W2, b2, h, xi, out, counters, gain, shift, following, D: tl.constexpr, DIGITS: tl.constexpr,
+    KEY_SCALE: tl.constexpr,
     EXCLUSIVE: tl.constexpr, PROGRAMS: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr, BI: tl.constexpr,
-    EARLY: tl.constexpr,
+    NORM: tl.constexpr, EPS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """xi [B, D] += s σ(x), s = W2·h + b2; out [B, D]: xi, or as it was before. h [B, D]: s_φ's second hidden layer, float32, of the
     position's binary digits and k = x·qx / KEY_SCALE, x and qx [B, D].
 
-    PROGRAMS for each sequence make rows of h; the last of them to come makes xi.
+    PROGRAMS for each sequence make rows of h; the last of them to come makes xi, and the norm of out in following [B, D], if there is NORM.
     """
     row = tl.program_id(1)
     I: tl.constexpr = DIGITS + 1
@@ -58,23 +60,32 @@ def scored(
         new = old + s * sigmoid(given)
         loaded()
         tl.store(xi + row * D + d, new, mask=d < D)
-        tl.store(out + row * D + d, old if EXCLUSIVE else new, mask=d < D)
+        found = old if EXCLUSIVE else new
+        tl.store(out + row * D + d, found, mask=d < D)
+        if NORM > 0:
+            TYPE: tl.constexpr = following.dtype.element_ty
+            rows = normed(tl.where(d < D, found, 0.0), d, D, gain, shift, NORM, EPS, TYPE)
+            tl.store(following + row * D + d, rows.to(TYPE), mask=d < D)
 
 
 def sum_step(
     x: Tensor, qx: Tensor, position: Tensor, layers: tuple[Layer, Layer, Layer], key_scale: float, xi: Tensor, exclusive: bool,
-    turns: Tensor,
+    turns: Tensor, following: Next | None,
 ) -> Tensor:  # fmt: skip
     """x and qx = Q x [B, D], position [B] int32, the score's three layers, xi [B, D] float32, which is advanced → ξ [B, D].
 
-    turns [B] int32: zeros, before and after.
+    turns [B] int32: zeros, before and after. following: a norm of the result.
     """
     (batch, d), ((w0, b0), (w1, b1), (w2, b2)) = x.shape, layers
     h, out = (x.new_empty((batch, d), dtype=torch.float32) for _ in range(2))
-    rows = 16
+    rows, (kind, gain, shift, eps) = 16, ("none", None, None, 0.0) if following is None else following.norm
+    if following is not None:
+        following.rows = torch.empty_like(x)
     programs = triton.cdiv(d, rows)
     scored[(programs, batch)](
-        x, qx, position, w0, b0, w1, b1, w2, b2, h, xi, out, turns, D=d, DIGITS=len(b0) - 1, KEY_SCALE=key_scale, EXCLUSIVE=exclusive,
-        PROGRAMS=programs, ROWS=rows, BD=triton.next_power_of_2(d), BI=triton.next_power_of_2(len(b0)), num_warps=4, **launch(x.device),
+        x, qx, position, w0, b0, w1, b1, w2, b2, h, xi, out, turns, gain, shift, None if following is None else following.rows, D=d,
+        DIGITS=len(b0) - 1, KEY_SCALE=key_scale, EXCLUSIVE=exclusive,
+        PROGRAMS=programs, ROWS=rows, BD=triton.next_power_of_2(d), BI=triton.next_power_of_2(len(b0)), NORM=NORMS[kind],
+        EPS=eps, num_warps=4, **launch(x.device),
     )  # fmt: skip
     return out

@@ -1,7 +1,7 @@
-"""y = f(norm(x) Wᵀ + b) of many sequences, perhaps added to a residual, in one launch: tiles of a matrix product by tensor cores.
+"""y = f(x Wᵀ + b) of many sequences, perhaps added to a residual, in one launch, and the norm of y: tiles of a matrix product by tensor
+cores. float32 is a product of three in tf32.
 
-A program owns a tile of y. It takes its rows' mean and scale first, and norms pieces of them again on their way into the product, rounded
-as plain operations round. float32 is a product of three in tf32.
+A program owns a tile of y. Those whose tiles lie side by side wait for each other where the rows' norm is asked, and each norms some rows.
 """
 
 # Triton's own language, which checkers of Python read wrongly
@@ -17,10 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from unisono_torch.kernels import barrier
 from unisono_torch.kernels.decode.common import ACTIVATIONS, LAYER_EPS, NORMS, activated, convolved, kind_of, launch, ready
 from unisono_torch.kernels.registry import interpreted
 
 FULL = 120  # programs that a large GPU runs at once, about
+
+
+Norm = tuple[str, Tensor | None, Tensor | None, float]  # its kind with gain and shift [K], and ε of "rms"
 
 
 class Tile(NamedTuple):
@@ -35,40 +39,17 @@ class Tile(NamedTuple):
 
 @triton.jit
 def summed(
-    x, W, W2, gain, shift, m, n, M, N, x_row, K: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, TYPE: tl.constexpr,
-    DOT: tl.constexpr, PAIRED: tl.constexpr, DEEP: tl.constexpr,
+    x, W, W2, m, n, M, N, x_row, K: tl.constexpr, TYPE: tl.constexpr, DOT: tl.constexpr, PAIRED: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
-    """Rows m of norm(x), rounded to TYPE, times rows n of W and W2 → [m, n] twice, float32."""
-    rows = m.to(tl.int64)[:, None] * x_row
-    inside = (m < M)[:, None]
-    PIECE: tl.constexpr = 8192 // m.shape[0]  # of rows, in registers
-    mean = tl.zeros((m.shape[0],), tl.float32)
-    rate = tl.zeros((m.shape[0],), tl.float32)
-    if NORM == 2:
-        for low in range(0, K, PIECE):
-            k = low + tl.arange(0, PIECE)
-            mean += tl.sum(tl.load(x + rows + k[None, :], mask=inside & (k < K)[None, :], other=0.0).to(tl.float32), 1)
-        mean = mean / K
-    if NORM > 0:
-        for low in range(0, K, PIECE):
-            k = low + tl.arange(0, PIECE)
-            held = tl.load(x + rows + k[None, :], mask=inside & (k < K)[None, :], other=0.0).to(tl.float32)
-            held = tl.where((k < K)[None, :], held - mean[:, None], 0.0)
-            rate += tl.sum(held * held, 1)
-        rate = 1 / tl.sqrt(rate / K + (EPS if NORM == 1 else LAYER_EPS))
+    """Rows m of x, rounded to TYPE, times rows n of W and W2 → [m, n] twice, float32; DEEP columns after others."""
     PRECISION: tl.constexpr = "tf32x3" if tl.float32 == DOT else "ieee"
+    rows = x + m.to(tl.int64)[:, None] * x_row
     own = n.to(tl.int64)[None, :] * K
     total = tl.zeros((m.shape[0], n.shape[0]), tl.float32)
     other = tl.zeros((m.shape[0], n.shape[0]), tl.float32)
     for low in range(0, K, DEEP):
         k = low + tl.arange(0, DEEP)
-        a = tl.load(x + rows + k[None, :], mask=inside & (k < K)[None, :], other=0.0)
-        if NORM > 0:
-            a = (a.to(tl.float32) - mean[:, None]) * rate[:, None]
-            a = a * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
-            if NORM == 2:
-                a += tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
-        a = a.to(TYPE).to(DOT)
+        a = tl.load(rows + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0.0).to(TYPE).to(DOT)
         mask = (k < K)[:, None] & (n < N)[None, :]
         total = tl.dot(a, tl.load(W + own + k[:, None], mask=mask, other=0.0).to(DOT), total, input_precision=PRECISION)
         if PAIRED:
@@ -77,28 +58,68 @@ def summed(
 
 
 @triton.jit
-def tiled(
-    x, W, W2, bias, bias2, gain, shift, residual, out, conv, conv_weight, conv_bias, beside, beside_bias, beside_out, M, N, x_row,
-    MORE: tl.constexpr, PROGRAMS: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, ACT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr, CONV_BIAS: tl.constexpr,
-    TYPE: tl.constexpr, DOT: tl.constexpr, EARLY: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
-    BESIDE: tl.constexpr,
+def norm_next(
+    y, gain, shift, normed, blocks, block, place, M, N, TALL: tl.constexpr, ACROSS: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
+    SHARE: tl.constexpr, COLUMNS: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """x [M, K], W and W2 [N, K] → out [M, N], as `project` (project.py), of which this is the form for many sequences."""
+    """normed [M, N]: the norm of rows of y, of which ACROSS programs side by side have made TALL, each a place: each norms SHARE of them.
+
+    They wait for each other, which began one after another; those of an interpreter run so, and the last norms all. blocks [·, 2]: arrived
+    and left, 0 before and after.
+    """
+    first = place
+    end = place + 1
+    if TOGETHER:
+        barrier.arrive(blocks + 2 * block)
+        barrier.wait(blocks + 2 * block, ACROSS)
+    else:
+        first = tl.where(place == ACROSS - 1, 0, ACROSS)
+        end = first * 0 + ACROSS
+    k = tl.arange(0, COLUMNS)
+    TYPE: tl.constexpr = y.dtype.element_ty
+    for part in range(first, end):
+        own = part * SHARE + tl.arange(0, SHARE)
+        row = block * TALL + own
+        mask = ((own < TALL) & (row < M))[:, None] & (k < N)[None, :]
+        at = row.to(tl.int64)[:, None] * N + k[None, :]
+        x = tl.load(y + at, mask=mask, other=0.0).to(tl.float32)
+        if NORM == 2:
+            x = tl.where(mask, x - (tl.sum(x, 1) / N)[:, None], 0.0)
+        x = x / tl.sqrt(tl.sum(x * x, 1) / N + (EPS if NORM == 1 else LAYER_EPS))[:, None]
+        x = x * tl.load(gain + k, mask=k < N, other=0.0).to(tl.float32)[None, :]
+        if NORM == 2:
+            x += tl.load(shift + k, mask=k < N, other=0.0).to(tl.float32)[None, :]
+        tl.store(normed + at, x.to(TYPE), mask=mask)
+    if TOGETHER and tl.atomic_add(blocks + 2 * block + 1, 1) == ACROSS - 1:
+        tl.store(blocks + 2 * block, 0)
+        tl.store(blocks + 2 * block + 1, 0)
+
+
+@triton.jit
+def tiled(
+    x, W, W2, bias, bias2, residual, out, conv, conv_weight, conv_bias, beside, beside_bias, beside_out, gain, shift, normed, blocks, M, N,
+    x_row, MORE: tl.constexpr, ACROSS: tl.constexpr, PROGRAMS: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr, CONV_BIAS: tl.constexpr, TYPE: tl.constexpr,
+    DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr,
+    EARLY: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, BESIDE: tl.constexpr,
+):  # fmt: skip
+    """x [M, K], W and W2 [N, K] → out [M, N], as `project` (project.py), of which this is the form for many sequences, but for norms: that
+    of out, NEXT, is taken here, see `norm_next`."""
     ready(EARLY)
-    high = tl.cdiv(M, TALL)
     if MORE > 0 and tl.program_id(0) >= PROGRAMS:
-        program = tl.program_id(0) - PROGRAMS
-        row = (program % high) * TALL + tl.arange(0, TALL)
-        more = (program // high) * BESIDE + tl.arange(0, BESIDE)
-        PIECE: tl.constexpr = 16 if DEEP < 64 else DEEP // 4
-        near, _ = summed(x, beside, beside, gain, shift, row, more, M, MORE, x_row, K, NORM, EPS, TYPE, tl.float32, False, PIECE)
+        high = tl.cdiv(M, BESIDE)
+        row = ((tl.program_id(0) - PROGRAMS) % high) * BESIDE + tl.arange(0, BESIDE)
+        more = ((tl.program_id(0) - PROGRAMS) // high) * BESIDE + tl.arange(0, BESIDE)
+        PIECE: tl.constexpr = 64 if DEEP > 64 else DEEP
+        near, _ = summed(x, beside, beside, row, more, M, MORE, x_row, K, TYPE, tl.float32, False, PIECE)
         near += tl.load(beside_bias + more, mask=more < MORE, other=0.0)[None, :]
         tl.store(beside_out + row[:, None] * MORE + more[None, :], near, mask=(row < M)[:, None] & (more < MORE)[None, :])
     else:
-        m = (tl.program_id(0) % high) * TALL + tl.arange(0, TALL)
-        n = (tl.program_id(0) // high) * WIDE + tl.arange(0, WIDE)
-        y, gate = summed(x, W, W2, gain, shift, m, n, M, N, x_row, K, NORM, EPS, TYPE, DOT, ACT >= 4, DEEP)
+        block = tl.program_id(0) // ACROSS
+        place = tl.program_id(0) % ACROSS
+        m = block * TALL + tl.arange(0, TALL)
+        n = place * WIDE + tl.arange(0, WIDE)
+        y, gate = summed(x, W, W2, m, n, M, N, x_row, K, TYPE, DOT, ACT >= 4, DEEP)
         if HAS_BIAS:
             y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
             if ACT >= 4:
@@ -115,6 +136,8 @@ def tiled(
         if HAS_RESIDUAL:
             y = (y.to(tl.float32) + tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)).to(TYPE)
         tl.store(out + at, y, mask=mask)
+        if NEXT > 0:
+            norm_next(out, gain, shift, normed, blocks, block, place, M, N, TALL, ACROSS, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER)
 
 
 def dot_of(dtype: torch.dtype) -> Any:
@@ -127,14 +150,29 @@ def tile(m: int, n: int, k: int, paired: bool, size: int, deepest: int = 256) ->
     enough for a GPU."""
     if interpreted():
         return Tile(16, min(32, max(16, triton.next_power_of_2(n))), max(16, min(64, triton.next_power_of_2(k))), 4, 1)
-    tall, wide = min(64, max(16, triton.next_power_of_2(m))), 64 if paired else 128
-    while triton.cdiv(m, tall) * triton.cdiv(n, wide) < FULL and tall * wide > 16 * 32:
-        if wide > 32 and (wide >= tall or tall == 16):
-            wide //= 2
-        else:
-            tall //= 2
-    deep = max(16, min(deepest // size // (2 if tall * wide >= 64 * 64 else 1), triton.next_power_of_2(k)))
-    return Tile(tall, wide, deep, 8 if tall * wide >= 128 * 64 else 4, 3)
+    tall, wide = min(64, max(16, triton.next_power_of_2(m))), 32
+    while triton.cdiv(m, tall) * triton.cdiv(n, wide) >= 2 * FULL and wide < 128 // (1 + paired):
+        wide *= 2
+    return Tile(tall, wide, max(16, min(deepest // size, triton.next_power_of_2(k))), 4, 3)
+
+
+class Next:
+    """A norm of rows that a launch makes, taken in it by `product` and `Finish` (project.py), which leave it in `rows`."""
+
+    def __init__(self, norm: Norm, batch: int, device: torch.device) -> None:
+        self.norm, self.rows = norm, torch.empty(0)
+        self.blocks = torch.zeros(2 * triton.cdiv(batch, 16), dtype=torch.int32, device=device)
+
+    def launched(self, out: Tensor, shape: Tile) -> dict[str, Any]:
+        """A kernel's arguments for the norm of `out`."""
+        kind, gain, shift, eps = self.norm
+        self.rows, n = torch.empty_like(out), out.shape[1]
+        share = triton.next_power_of_2(triton.cdiv(shape.tall, triton.cdiv(n, shape.wide)))
+        given = {"gain": gain, "shift": shift, "normed": self.rows, "blocks": self.blocks, "NEXT": NORMS[kind], "NEXT_EPS": eps}
+        return {**given, "SHARE": share, "WHOLE": triton.next_power_of_2(n)}
+
+
+NO_NEXT: dict[str, Any] = {**dict.fromkeys(("gain", "shift", "normed", "blocks")), "NEXT": 0, "NEXT_EPS": 0.0, "SHARE": 1, "WHOLE": 1}
 
 
 def product(
@@ -143,27 +181,28 @@ def product(
     bias: Tensor | None,
     second: Tensor | None,
     second_bias: Tensor | None,
-    norm: tuple[str, Tensor | None, Tensor | None, float],
     act: str,
     residual: Tensor | None,
     conv: tuple[Tensor, Tensor | None, Tensor] | None,
     beside: tuple[Tensor, Tensor, Tensor] | None,
+    following: Next | None,
+    together: bool,
 ) -> Tensor:
-    """As `projected` (project.py)."""
+    """As `projected` (project.py), without a norm of x. together: whether programs of a launch run beside each other."""
     (batch, k), n = x.shape, weight.shape[0]
     out = weight.new_empty((batch, n))
-    kind, gain, shift, eps = norm
     conv_weight, conv_bias, state = (None, None, None) if conv is None else conv
     more, more_bias, to = beside or (None, None, None)
     shape = tile(batch, n, k, second is not None, weight.element_size())
-    high, rest, width = triton.cdiv(batch, shape.tall), 0 if more is None else len(more), 16
-    programs = high * triton.cdiv(n, shape.wide)
-    tiled[(programs + high * triton.cdiv(rest, width),)](
-        x, weight, second, bias, second_bias, gain, shift, residual, out, state, conv_weight, conv_bias, more, more_bias, to, batch, n,
-        x.stride(0), MORE=rest, PROGRAMS=programs, K=k, NORM=NORMS[kind], EPS=eps, ACT=ACTIVATIONS[act], HAS_BIAS=bias is not None,
+    rest, side, across = 0 if more is None else len(more), 16, triton.cdiv(n, shape.wide)
+    programs = triton.cdiv(batch, shape.tall) * across
+    tiled[(programs + triton.cdiv(batch, side) * triton.cdiv(rest, side),)](
+        x, weight, second, bias, second_bias, residual, out, state, conv_weight, conv_bias, more, more_bias, to, M=batch, N=n,
+        x_row=x.stride(0), MORE=rest, ACROSS=across, PROGRAMS=programs, K=k, ACT=ACTIVATIONS[act], HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None, CHANNELS=0 if conv_weight is None else conv_weight.shape[0],
         TAPS=1 if conv_weight is None else conv_weight.shape[-1], CONV_BIAS=conv_bias is not None, TYPE=kind_of(weight.dtype),
-        DOT=dot_of(weight.dtype), TALL=shape.tall, WIDE=shape.wide, DEEP=shape.deep, BESIDE=width, num_warps=shape.warps,
-        num_stages=shape.stages, **launch(x.device),
+        DOT=dot_of(weight.dtype), TOGETHER=together, TALL=shape.tall, WIDE=shape.wide, DEEP=shape.deep, BESIDE=side,
+        num_warps=shape.warps, num_stages=shape.stages, **(NO_NEXT if following is None else following.launched(out, shape)),
+        **launch(x.device),
     )  # fmt: skip
     return out
