@@ -28,7 +28,7 @@ from unisono_torch.kernels.registry import interpreted
 MOST = 8  # sequences; more are a matter of matrix products
 LONGEST = 8192  # of a row of W
 WIDEST = 16384  # rows of a W that is a product of ours for many sequences
-DEEPEST = 128  # bytes of a row of W at once, where programs of other work share what a multiprocessor has
+DEEPEST = 64  # bytes of a row of W at once, where programs of other work share what a multiprocessor has
 FINISHING = 200  # programs that wait for others of their launch, about
 
 
