@@ -7,17 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from unisono_conformance import judge, judge_op, numerics
 from unisono_spec.contract import Config, init_params
 from unisono_spec.contract.mamba import MambaConfig
 from unisono_torch import create
 from unisono_torch.arrays import numpy_state, to_numpy
 from unisono_torch.decoding import Decoder
-from unisono_torch.kernels.decode import attention
+from unisono_torch.kernels.decode import attention, project, scans
 from unisono_torch.kernels.decode.project import MOST, Finish, projected
+from unisono_torch.kernels.decode.tiles import Next
 from unisono_torch.kernels.registry import interpreted
 from unisono_torch.ops import rotary
+
+from .together import together
 
 ASKED = ("P15",) if interpreted() else ("P1", "P3", "P9", "P10", "P15", "P16")
 
@@ -67,6 +70,42 @@ def test_many_sequences_as_few(norm: str, act: str, dtype: torch.dtype, device: 
     many, few = asked(slice(None)), torch.cat([asked(rows) for rows in (slice(MOST), slice(MOST, None))])
     limit = numerics.rounding("float32", 2**6) + (numerics.rounding("bfloat16", 2**3) if dtype == torch.bfloat16 else 0)
     judge.same(many.double().cpu(), few.double().cpu(), limit)
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("finishing", [False, True])
+@pytest.mark.parametrize("beside_each_other", [False, True])
+def test_the_next_norm(norm: str, finishing: bool, beside_each_other: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows that several programs make, twice: by a product, and by what finishes in the launch of a gated convolution."""
+    if interpreted() and beside_each_other:
+        together(monkeypatch)
+        monkeypatch.setattr(project, "at_once", lambda: True)
+    generator = torch.Generator().manual_seed(1)
+    batch, k, n = (37, 40, 70) if interpreted() else (200, 300, 520)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    weight, bias, residual, gain, shift = drawn(n, k) / 4, drawn(n), drawn(batch, n) + 3, drawn(n), drawn(n)
+    following = Next((norm, gain, shift if norm == "layer" else None, 1e-5 if norm == "rms" else 0.0), batch, gain.device)
+    finish = Finish(weight, bias, 0, gain.device, following)
+    for _ in range(2):
+        x = drawn(batch, 2 * k)
+        if finishing:
+            taps, state = drawn(k, 1, 2), drawn(batch, 1, k)
+            o = nn.functional.silu(x[:, :k]) * (state[:, 0] * taps[:, 0, 0] + x[:, k:] * taps[:, 0, 1])
+            y = scans.conv_step(x, state, taps, None, finish, residual)
+        else:
+            o, y = x[:, :k], projected(x[:, :k], weight, bias, residual=residual, following=following)
+        true = (o.double() @ weight.double().T + bias + residual).cpu()
+        wide, g, b = true, gain.double().cpu(), shift.double().cpu()
+        if norm == "rms":
+            wide = wide * (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * g
+        else:
+            wide = nn.functional.layer_norm(wide, (n,), g, b)
+        judge.same([y.double().cpu(), following.rows.double().cpu()], [true, wide], numerics.rounding("float32", 2**8))
+        assert not following.blocks.any()
+        assert not finish.counters.any()
 
 
 def test_angles_of_any_position(device: str) -> None:
