@@ -87,11 +87,10 @@ def _features(p, f, F: tl.constexpr, K: tl.constexpr, tau, cos, sin, MAP: tl.con
 @triton.jit
 def linear(
     qkv, S, z, tau, cos, sin, o, turns, W, bias, residual, out, counters, gain, shift, normed, blocks, N, HEADS: tl.constexpr,
-    K: tl.constexpr, V: tl.constexpr,
-    F: tl.constexpr, MAP: tl.constexpr, ROPE: tl.constexpr, BF: tl.constexpr, SLICES: tl.constexpr, BV: tl.constexpr, STEPS: tl.constexpr,
-    BATCH: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr,
-    NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, F: tl.constexpr, MAP: tl.constexpr, ROPE: tl.constexpr, BF: tl.constexpr, SLICES: tl.constexpr,
+    BV: tl.constexpr, STEPS: tl.constexpr, BATCH: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr,
+    SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """S [B, H, F, V] and z [B, H, F] grow by this token; o [B, H·V] is what it reads of them, SLICES programs a head.
 
@@ -100,8 +99,7 @@ def linear(
     if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
         finished(
             tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, gain, shift, normed, blocks, N, HEADS * V, BATCH, STEPS,
-            PROGRAMS, HAS_BIAS, HAS_RESIDUAL,
-            ROWS, COLUMNS, TALL, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
+            PROGRAMS, HAS_BIAS, HAS_RESIDUAL, ROWS, COLUMNS, TALL, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
         )  # fmt: skip
     else:
         owner = tl.program_id(0) // SLICES
@@ -141,13 +139,12 @@ def linear(
 
 @triton.jit
 def multiscale(
-    qkv, gates, mix, S, z, tau, cos, sin, o, turns, W, bias, residual, out, counters, gain, shift, normed, blocks, N,
-    HEADS: tl.constexpr, K: tl.constexpr,
-    SCALES: tl.constexpr, DATA: tl.constexpr, VECTOR: tl.constexpr, MAP: tl.constexpr, ROPE: tl.constexpr, LATER: tl.constexpr,
-    BK: tl.constexpr, BS: tl.constexpr, SLICES: tl.constexpr, BV: tl.constexpr, STEPS: tl.constexpr, BATCH: tl.constexpr,
-    PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    TALL: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr,
-    NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    qkv, gates, mix, S, z, tau, cos, sin, o, turns, W, bias, residual, out, counters, gain, shift, normed, blocks, N, HEADS: tl.constexpr,
+    K: tl.constexpr, SCALES: tl.constexpr, DATA: tl.constexpr, VECTOR: tl.constexpr, MAP: tl.constexpr, ROPE: tl.constexpr,
+    LATER: tl.constexpr, BK: tl.constexpr, BS: tl.constexpr, SLICES: tl.constexpr, BV: tl.constexpr, STEPS: tl.constexpr,
+    BATCH: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr, SHARE: tl.constexpr,
+    WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """S [B, 1 + SCALES, H, K, K] and z fade and grow; o [B, H·K]: what is read of them, mixed (ops/multiscale.py); out: see `finished`.
 
@@ -157,8 +154,7 @@ def multiscale(
     if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
         finished(
             tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, gain, shift, normed, blocks, N, HEADS * K, BATCH, STEPS,
-            PROGRAMS, HAS_BIAS, HAS_RESIDUAL,
-            ROWS, COLUMNS, TALL, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
+            PROGRAMS, HAS_BIAS, HAS_RESIDUAL, ROWS, COLUMNS, TALL, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
         )  # fmt: skip
     else:
         owner = tl.program_id(0) // SLICES
@@ -222,18 +218,16 @@ def multiscale(
 @triton.jit
 def window(
     qkv, keys, values, count, cos, sin, o, W, bias, residual, out, counters, gain, shift, normed, blocks, N, scale, HEADS: tl.constexpr,
-    K: tl.constexpr,
-    WIDTH: tl.constexpr, ROPE: tl.constexpr, BK: tl.constexpr, BW: tl.constexpr, STEPS: tl.constexpr, BATCH: tl.constexpr,
+    K: tl.constexpr, WIDTH: tl.constexpr, ROPE: tl.constexpr, BK: tl.constexpr, BW: tl.constexpr, STEPS: tl.constexpr, BATCH: tl.constexpr,
     PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    TALL: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr,
-    NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    TALL: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr,
+    TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """keys and values [B, WIDTH, H, K], oldest first, move one place on; count [B]: tokens read before this one. out: see `finished`."""
     if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
         finished(
             tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, gain, shift, normed, blocks, N, HEADS * K, BATCH, STEPS,
-            PROGRAMS, HAS_BIAS, HAS_RESIDUAL,
-            ROWS, COLUMNS, TALL, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
+            PROGRAMS, HAS_BIAS, HAS_RESIDUAL, ROWS, COLUMNS, TALL, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
         )  # fmt: skip
     else:
         row = tl.program_id(0) // HEADS
@@ -269,12 +263,11 @@ def window(
 
 @triton.jit
 def softmax(
-    qkv, keys, values, count, cos, sin, part, o, turns, W, bias, residual, out, counters, gain, shift, normed, blocks, N, scale,
-    CAPACITY, SLOTS,
-    PIECES: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr, ROPE: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
+    qkv, keys, values, count, cos, sin, part, o, turns, W, bias, residual, out, counters, gain, shift, normed, blocks, N, scale, CAPACITY,
+    SLOTS, PIECES: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr, ROPE: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
     STEPS: tl.constexpr, BATCH: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr,
-    NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr,
+    SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """What pieces of SLOTS slots make of this token's query: part [B·H, PIECES, K + 2], maximum, sum and weighted values. The last of a
     head's to come makes o [B, H·K] of all; out: see `finished`.
@@ -284,8 +277,7 @@ def softmax(
     if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
         finished(
             tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, gain, shift, normed, blocks, N, HEADS * K, BATCH,
-            STEPS // PIECES, PROGRAMS, HAS_BIAS,
-            HAS_RESIDUAL, ROWS, COLUMNS, TALL, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
+            STEPS // PIECES, PROGRAMS, HAS_BIAS, HAS_RESIDUAL, ROWS, COLUMNS, TALL, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
         )  # fmt: skip
     else:
         owner = tl.program_id(0) // PIECES

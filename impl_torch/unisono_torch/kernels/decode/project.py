@@ -35,11 +35,9 @@ FINISHING = 200  # programs that wait for others of their launch, about
 @triton.jit
 def finished(
     program, x, W, bias, residual, out, counters, gain, shift, normed, blocks, N, K: tl.constexpr, BATCH: tl.constexpr,
-    ARRIVALS: tl.constexpr, PROGRAMS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr,
-    NEXT: tl.constexpr,
-    NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr,
-    TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    ARRIVALS: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr, SHARE: tl.constexpr,
+    WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """x [BATCH, K], W [N, K] → out [BATCH, N] = x Wᵀ + b, and residual, by the last PROGRAMS of a launch; by tiles of TALL rows of x, if
     that is not 0, then also their norm NEXT.
@@ -54,6 +52,7 @@ def finished(
         place = program % ACROSS
         m = block * TALL + tl.arange(0, TALL)
         n = place * ROWS + tl.arange(0, ROWS)
+        tiles.fetched(W, n, N, K, EARLY)
         begun(EARLY)
         if TOGETHER:
             barrier.wait(counters, ARRIVALS)

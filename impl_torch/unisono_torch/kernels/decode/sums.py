@@ -26,8 +26,7 @@ def _gelu_tanh(x):
 @triton.jit
 def scored(
     x, qx, position, W0, b0, W1, b1, W2, b2, h, xi, out, counters, gain, shift, following, D: tl.constexpr, DIGITS: tl.constexpr,
-    KEY_SCALE: tl.constexpr,
-    EXCLUSIVE: tl.constexpr, PROGRAMS: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr, BI: tl.constexpr,
+    KEY_SCALE: tl.constexpr, EXCLUSIVE: tl.constexpr, PROGRAMS: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr, BI: tl.constexpr,
     NORM: tl.constexpr, EPS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """xi [B, D] += s σ(x), s = W2·h + b2; out [B, D]: xi, or as it was before. h [B, D]: s_φ's second hidden layer, float32, of the

@@ -21,6 +21,10 @@ from unisono_torch.kernels import barrier
 from unisono_torch.kernels.decode.common import ACTIVATIONS, LAYER_EPS, NORMS, activated, convolved, kind_of, launch, ready
 from unisono_torch.kernels.registry import interpreted
 
+import os
+
+FETCH = tl.constexpr("NOFETCH" not in os.environ)
+_FETCH = tl.constexpr("prefetch.global.L2 [$1]; mov.u32 $0, 0;")
 FULL = 120  # programs that a large GPU runs at once, about
 
 
@@ -35,6 +39,17 @@ class Tile(NamedTuple):
     deep: int
     warps: int
     stages: int
+
+
+@triton.jit
+def fetched(W, n, N, K: tl.constexpr, EARLY: tl.constexpr):
+    """Rows n of W on their way to the GPU's cache, while the kernel before this one runs."""
+    if EARLY and FETCH:
+        UNIT: tl.constexpr = 1024 // W.dtype.element_ty.primitive_bitwidth  # numbers a line
+        rows = W + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K
+        for low in tl.static_range(0, K, 16 * UNIT):
+            at = tl.minimum(low + tl.arange(0, 16) * UNIT, K - 1)
+            tl.inline_asm_elementwise(_FETCH, "=r,l", [rows + at[None, :]], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -99,14 +114,14 @@ def norm_next(
 def tiled(
     x, W, W2, bias, bias2, residual, out, conv, conv_weight, conv_bias, beside, beside_bias, beside_out, gain, shift, normed, blocks, M, N,
     x_row, MORE: tl.constexpr, ACROSS: tl.constexpr, PROGRAMS: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr, CONV_BIAS: tl.constexpr, TYPE: tl.constexpr,
-    DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr,
-    EARLY: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, BESIDE: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr, CONV_BIAS: tl.constexpr, TYPE: tl.constexpr, DOT: tl.constexpr,
+    NEXT: tl.constexpr, NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    TALL: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, BESIDE: tl.constexpr,
 ):  # fmt: skip
     """x [M, K], W and W2 [N, K] → out [M, N], as `project` (project.py), of which this is the form for many sequences, but for norms: that
     of out, NEXT, is taken here, see `norm_next`."""
-    ready(EARLY)
     if MORE > 0 and tl.program_id(0) >= PROGRAMS:
+        ready(EARLY)
         high = tl.cdiv(M, BESIDE)
         row = ((tl.program_id(0) - PROGRAMS) % high) * BESIDE + tl.arange(0, BESIDE)
         more = ((tl.program_id(0) - PROGRAMS) // high) * BESIDE + tl.arange(0, BESIDE)
@@ -119,6 +134,10 @@ def tiled(
         place = tl.program_id(0) % ACROSS
         m = block * TALL + tl.arange(0, TALL)
         n = place * WIDE + tl.arange(0, WIDE)
+        fetched(W, n, N, K, EARLY)
+        if ACT >= 4:
+            fetched(W2, n, N, K, EARLY)
+        ready(EARLY)
         y, gate = summed(x, W, W2, m, n, M, N, x_row, K, TYPE, DOT, ACT >= 4, DEEP)
         if HAS_BIAS:
             y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
