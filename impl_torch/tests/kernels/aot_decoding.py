@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from unisono_spec.contract import preset
 from unisono_torch import create
-from unisono_torch.decoding import fused
+from unisono_torch.decoding import fused, parts
 from unisono_torch.decoding.parts import Held
 from unisono_torch.kernels import registry
 from unisono_torch.kernels.decode import choose, common, draw, project
@@ -27,7 +27,8 @@ def main() -> None:
     for name in PRESETS:
         config = preset(name)
         config = config.replace(n_layers=1, vocab_size=64)
-        for batch in (1, project.MOST + 1, 256):
+        for batch, joined in ((1, False), (project.MOST + 1, True), (256, True), (256, False)):
+            parts.joined = lambda model, batch, joined=joined: joined
             model = create(config, dtype="bfloat16", implementation="triton")
             with torch.no_grad():
                 made = fused.fused(model, model.init_state(batch, 2048), Held())

@@ -20,7 +20,7 @@ from unisono_spec.contract.sampling import GREEDY, Sampling, choose
 from unisono_spec.contract.transformer import TransformerConfig
 from unisono_torch import create
 from unisono_torch.arrays import numpy_state
-from unisono_torch.decoding import Decoder, decoder
+from unisono_torch.decoding import Decoder, decoder, parts
 from unisono_torch.decoding.fused import fused
 from unisono_torch.decoding.parts import Held
 from unisono_torch.kernels.decode import attention, project
@@ -80,17 +80,18 @@ def text(length: int, batch: int = 2) -> np.ndarray:
     return np.random.default_rng(length).integers(0, 30, (batch, length))
 
 
-FEW = [(name, 2, MOST) for name in CONFIGS]
-# read by matrix products
-MANY = [(name, 2, 1) if interpreted() else (name, MOST + 1, MOST) for name in CONFIGS]
+FEW = [(name, 2, MOST, False) for name in CONFIGS]
+# read by products that are one launch each, and by a library's
+SOME = ("taylor2", "s4d", "numerator", "mamba") if interpreted() else CONFIGS
+SIZES = (2, 1) if interpreted() else (MOST + 1, MOST)
+MANY = [(name, *SIZES, True) for name in CONFIGS] + [(name, *SIZES, False) for name in SOME]
 
 
-@pytest.mark.parametrize(("name", "batch", "most"), FEW + MANY)
-def test_steps_are_those_of_the_spec(name: str, batch: int, most: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "batch", "most", "joined"), FEW + MANY)
+def test_steps_are_those_of_the_spec(name: str, batch: int, most: int, joined: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of every token and the state after the last, from a state after others."""
     monkeypatch.setattr(project, "MOST", most)
-    if name == "s4d":  # whose head is a library's product where there are many sequences
-        monkeypatch.setattr(project, "WIDEST", 20)
+    monkeypatch.setattr(parts, "joined", lambda model, batch: joined)
     if interpreted():  # heads are wide enough for two programs each
         monkeypatch.setattr(attention, "_slices", lambda owners, width: 2 - width % 2)
         if name == "lat":  # … and features many enough for two turns

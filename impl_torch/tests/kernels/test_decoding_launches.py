@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from unisono_conformance import judge
+from unisono_spec.contract import preset
 from unisono_torch import create
+from unisono_torch.decoding import parts
 from unisono_torch.decoding.fused import fused
 from unisono_torch.decoding.parts import Held
 from unisono_torch.kernels.decode import project
@@ -72,7 +74,18 @@ MORE = {("transformer", MOST): 5, ("learned", MOST): 5, ("stack", MOST): 9, ("st
 @pytest.mark.parametrize("most", [MOST, 1])
 @pytest.mark.parametrize("name", CASES)
 def test_four_launches_a_layer(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By each of its products' two forms."""
+    """Of few sequences, and of many whose products are joined."""
     monkeypatch.setattr(project, "MOST", most)
+    monkeypatch.setattr(parts, "joined", lambda model, batch: True)
     found = launches(name, 2, monkeypatch) - launches(name, 1, monkeypatch)
     judge.same(float(found), float(MORE.get((name, most), 4)))
+
+
+MEASURED = {"lat-base": [16], "mamba-130m": [], "s4d-base": [16, 256], "maru": [16, 256]}
+
+
+def test_products_are_joined_where_that_was_measured() -> None:
+    models = {name: create(preset(name).replace(n_layers=1, vocab_size=8), dtype="bfloat16") for name in MEASURED}
+    found = {name: [batch for batch in (16, 256) if parts.joined(model, batch)] for name, model in models.items()}
+    assert found == MEASURED
+    assert not parts.joined(create(preset("maru").replace(vocab_size=8), dtype="float32"), 16)

@@ -13,7 +13,7 @@ from unisono_spec.contract import Config, init_params
 from unisono_spec.contract.mamba import MambaConfig
 from unisono_torch import create
 from unisono_torch.arrays import numpy_state, to_numpy
-from unisono_torch.decoding import Decoder
+from unisono_torch.decoding import Decoder, parts
 from unisono_torch.kernels.decode import attention, project, scans
 from unisono_torch.kernels.decode.project import MOST, Finish, projected
 from unisono_torch.kernels.decode.tiles import Next
@@ -50,15 +50,16 @@ def test_linear_attention(device: str) -> None:
 @pytest.mark.parametrize(("norm", "act"), [("rms", "none"), ("layer", "gelu"), ("none", "gelu_tanh"), ("layer", "relu"), ("rms", "swiglu"),
                                            ("layer", "gated_gelu"), ("none", "glu")])  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_many_sequences_as_few(norm: str, act: str, dtype: torch.dtype, device: str) -> None:
-    """By matrix products and by kernels that read a row of weights once: the same numbers, but for the order of sums."""
+@pytest.mark.parametrize("joined", [False, True])
+def test_many_sequences_as_few(norm: str, act: str, dtype: torch.dtype, joined: bool, device: str) -> None:
+    """By matrix products, in a launch and in some, and by kernels that read a row of weights once: the same but for the order of sums."""
     generator = torch.Generator().manual_seed(1)
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
     x, weight, second, residual = drawn(MOST + 3, 15)[:, :12], drawn(10, 12) / 4, drawn(10, 12) / 4, drawn(MOST + 3, 10)
-    how: dict[str, Any] = {"bias": drawn(10), "act": act, "norm": (norm, drawn(12), drawn(12), 1e-5)}
+    how: dict[str, Any] = {"bias": drawn(10), "act": act, "norm": (norm, drawn(12), drawn(12), 1e-5), "joined": joined}
     if act in ("swiglu", "gated_gelu", "glu"):
         how |= {"second": second, "second_bias": drawn(10)}
     more = drawn(7, 12).float(), drawn(7).float()
@@ -88,7 +89,7 @@ def test_the_next_norm(norm: str, finishing: bool, beside_each_other: bool, devi
 
     weight, bias, residual, gain, shift = drawn(n, k) / 4, drawn(n), drawn(batch, n) + 3, drawn(n), drawn(n)
     following = Next((norm, gain, shift if norm == "layer" else None, 1e-5 if norm == "rms" else 0.0), batch, gain.device)
-    finish = Finish(weight, bias, 0, gain.device, following)
+    finish = Finish(weight, bias, 0, gain.device, True, following)
     for _ in range(2):
         x = drawn(batch, 2 * k)
         if finishing:
@@ -96,7 +97,7 @@ def test_the_next_norm(norm: str, finishing: bool, beside_each_other: bool, devi
             o = nn.functional.silu(x[:, :k]) * (state[:, 0] * taps[:, 0, 0] + x[:, k:] * taps[:, 0, 1])
             y = scans.conv_step(x, state, taps, None, finish, residual)
         else:
-            o, y = x[:, :k], projected(x[:, :k], weight, bias, residual=residual, following=following)
+            o, y = x[:, :k], projected(x[:, :k], weight, bias, residual=residual, following=following, joined=True)
         true = (o.double() @ weight.double().T + bias + residual).cpu()
         wide, g, b = true, gain.double().cpu(), shift.double().cpu()
         if norm == "rms":
@@ -120,10 +121,11 @@ def test_angles_of_any_position(device: str) -> None:
 NARROW: dict[str, Config] = {"mamba": MambaConfig(d_model=8, n_layers=2, vocab_size=30, d_state=4)}
 
 
-@pytest.mark.parametrize("batch", [1, MOST + 1])
+@pytest.mark.parametrize(("batch", "joined"), [(1, False), (MOST + 1, False), (MOST + 1, True)])
 @pytest.mark.parametrize("name", NARROW)
-def test_steps_in_bfloat16(name: str, batch: int, device: str) -> None:
+def test_steps_in_bfloat16(name: str, batch: int, joined: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of a state so small that several warps hold them: one that stored before another had loaded made texts of Mamba wrong."""
+    monkeypatch.setattr(parts, "joined", lambda model, batch: joined)
     config, random = NARROW[name], np.random.default_rng(3)
     initial = init_params(config, seed=3).items()
     params = {n: numerics.representable(p + 0.1 * random.standard_normal(p.shape), "bfloat16") for n, p in initial}

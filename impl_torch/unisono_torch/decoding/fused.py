@@ -291,7 +291,7 @@ def _cell(
     d = p["hidden.weight"].shape[1]
     weights = Weights._make(parts.held(lambda i=i: mom_gru.packed(p, d)[i]) for i in range(len(Weights._fields)))
     sizes, flat, after = Sizes(banks, slots, 1.0), memory.flatten(1, 2), parts.following(following)
-    return lambda x, residual: cell_step(x, h, flat, sizes, weights, residual, parts.dtype, after)
+    return lambda x, residual: cell_step(x, h, flat, sizes, weights, residual, parts.dtype, parts.joined, after)
 
 
 def _maru(model: Any, state: State, parts: Parts) -> Step:
@@ -322,7 +322,7 @@ def _maru(model: Any, state: State, parts: Parts) -> Step:
 
     layers = [layer(block, i) for i, block in enumerate(model.layers)]
     embedding = parts.embedding(model)
-    below, head = parts.linear(model.head[0], model.norm, "relu"), parts.linear(model.head[1])
+    below, head = parts.linear(model.head[0], model.norm, "relu"), parts.linear(model.head[1], joined=False)
 
     def step(token: Tensor) -> Tensor:
         x = embedding(token)

@@ -43,11 +43,22 @@ class Held:
             held.copy_(make())
 
 
+# architectures of which four launches a layer of many sequences were measured, not slower than ten: the widest, the most sequences
+JOINED = {"s4d": (512, 65535), "maru": (640, 65535), "lat": (512, 16)}
+
+
+def joined(model: Model, batch: int) -> bool:
+    """Whether products of many sequences, and norms of what they make, are one launch each; they are a library's elsewhere."""
+    width, most = JOINED.get(model.config.arch, (0, 0))
+    return model.config.d_model <= width and batch <= most and model.compute_dtype.itemsize == 2
+
+
 class Parts:
     """What steps of `batch` sequences are made of, in the model's compute dtype."""
 
     def __init__(self, model: Model, held: Held, batch: int) -> None:
         self.dtype, self.held, self.batch = model.compute_dtype, held, batch
+        self.joined = joined(model, batch)
         self.nexts: dict[nn.Module, Next] = {}
 
     def norm(self, norm: nn.Module | None) -> tuple[str, Tensor | None, Tensor | None, float]:
@@ -59,11 +70,11 @@ class Parts:
         return ("rms", weight, None, norm.eps) if isinstance(norm, RMSNorm) else ("layer", weight, norm.bias.detach(), 0.0)
 
     def following(self, norm: nn.Module | None) -> Next | None:
-        """`norm` where it is taken with what it is a norm of: of many sequences."""
+        """`norm` where it is taken with what it is a norm of: of many sequences whose products are joined."""
         from unisono_torch.kernels.decode.project import MOST
         from unisono_torch.kernels.decode.tiles import Next
 
-        if norm is None or self.batch <= MOST:
+        if norm is None or self.batch <= MOST or not self.joined:
             return None
         self.nexts[norm] = Next(self.norm(norm), self.batch, norm.weight.device)  # pyright: ignore[reportArgumentType]
         return self.nexts[norm]
@@ -88,9 +99,10 @@ class Parts:
         weight: Tensor | None = None,
         conv: Any = None,
         following: nn.Module | None = None,
+        joined: bool = True,
     ) -> Callable[..., Tensor]:
         """x [B, in] and perhaps a residual → [B, out]. With "gated_gelu" and "glu", the two halves of the rows are the two products.
-        beside: another product of the same norm. following: the norm that is next."""
+        beside: another product of the same norm. following: the norm that is next. joined: where others are."""
         from unisono_torch.kernels.decode.project import projected
 
         before = self.before(norm)
@@ -101,6 +113,7 @@ class Parts:
         else:
             w2 = b2 = None
         how: dict[str, Any] = {"second": w2, "second_bias": b2, "act": act, "conv": conv, "following": self.following(following)}
+        how["joined"] = joined and self.joined
 
         def product(x: Tensor, residual: Tensor | None = None, beside: Any = None) -> Tensor:
             x, norm = before(x)
@@ -116,7 +129,7 @@ class Parts:
         if alone:
             return Finish(None, None, owners, device)
         bias = None if layer.bias is None else layer.bias.detach()
-        return Finish(self.held.cast(layer.weight, self.dtype), bias, owners, device, self.following(following))
+        return Finish(self.held.cast(layer.weight, self.dtype), bias, owners, device, self.joined, self.following(following))
 
     def ffn(self, ffn: nn.Module, norm: nn.Module | None, following: nn.Module | None) -> Callable[[Tensor, Tensor], Tensor]:
         """x [B, D] and what the result is added to → [B, D], of which `following` is a norm."""
@@ -128,7 +141,7 @@ class Parts:
 
             def rise(x: Tensor) -> Tensor:
                 x, norm = before(x)
-                return projected(x, gate, bias[0], second=up, second_bias=bias[1], norm=norm, act="swiglu")
+                return projected(x, gate, bias[0], second=up, second_bias=bias[1], norm=norm, act="swiglu", joined=self.joined)
         else:
             kinds = {GELUFFN: "gelu", FFN: "gelu_tanh", GatedGELU: "gated_gelu"}
             rise = self.linear(ffn.up, norm, kinds[type(ffn)])
@@ -146,11 +159,11 @@ class Parts:
         weight = model.embedding.weight if model.config.tie_head else model.head.weight
         size, bias = len(weight), model.head.bias
         if self.batch <= MOST or size % 8 == 0:
-            return self.linear(model.head, model.norm, weight=weight)
+            return self.linear(model.head, model.norm, weight=weight, joined=False)
         pad = -size % ALIGNED
         padded = SimpleNamespace(
             weight=self.held(lambda: nn.functional.pad(weight.detach().to(self.dtype), (0, 0, 0, pad))),
             bias=None if bias is None else self.held(lambda: nn.functional.pad(bias.detach(), (0, pad))),
         )
-        wide = self.linear(padded, model.norm)
+        wide = self.linear(padded, model.norm, joined=False)
         return lambda x: wide(x)[:, :size]

@@ -369,7 +369,7 @@ def linear_step(
         qkv, S, z, tau, cos, sin, o, finish.turns, HEADS=heads, K=width, V=v, F=features, MAP=MAPS[feature_map], ROPE=rotary is not None,
         BF=block, SLICES=slices, BV=triton.next_power_of_2(v // slices), **given,
     )  # fmt: skip
-    return out
+    return finish.after(out, x)
 
 
 def multiscale_step(
@@ -389,7 +389,7 @@ def multiscale_step(
         LATER=rotary is not None and later, BK=triton.next_power_of_2(k), BS=triton.next_power_of_2(scales), SLICES=slices,
         BV=triton.next_power_of_2(k // slices), **given,
     )  # fmt: skip
-    return out
+    return finish.after(out, x)
 
 
 def window_step(
@@ -404,7 +404,7 @@ def window_step(
         qkv, keys, values, count, cos, sin, o, scale=k**-0.5, HEADS=heads, K=k, WIDTH=w, ROPE=rotary is not None,
         BK=triton.next_power_of_2(k), BW=triton.next_power_of_2(w), **given,
     )  # fmt: skip
-    return out
+    return finish.after(out, x)
 
 
 def softmax_step(
@@ -421,4 +421,4 @@ def softmax_step(
         qkv, keys, values, count, cos, sin, part, o, finish.turns, scale=k**-0.5, CAPACITY=capacity, SLOTS=triton.cdiv(capacity, pieces),
         PIECES=pieces, HEADS=heads, K=k, ROPE=rotary is not None, BK=triton.next_power_of_2(k), BLOCK=64, **given,
     )  # fmt: skip
-    return out
+    return finish.after(out, x)

@@ -40,11 +40,12 @@ def settled(
 
 
 def cell_step(
-    x: Tensor, h: Tensor, M: Tensor, sizes: Any, weights: Any, residual: Tensor | None, dtype: torch.dtype, following: Next | None
-) -> Tensor:
+    x: Tensor, h: Tensor, M: Tensor, sizes: Any, weights: Any, residual: Tensor | None, dtype: torch.dtype, joined: bool,
+    following: Next | None,
+) -> Tensor:  # fmt: skip
     """x [B, ·], h [2, B, D], of which the first advances, as does M → h' [B, D] in `dtype`, on residual. sizes, weights: the loop's.
-    following: a norm of the result."""
-    advance(h, M, projected(x, weights[0], weights[1]), sizes, weights)
+    joined, following: as `projected` takes them."""
+    advance(h, M, projected(x, weights[0], weights[1], joined=joined), sizes, weights)
     _, batch, d = h.shape
     out = h.new_empty((batch, d), dtype=dtype)
     kind, gain, shift, eps = NO_NORM if following is None else following.norm

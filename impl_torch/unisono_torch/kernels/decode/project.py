@@ -25,9 +25,8 @@ from unisono_torch.kernels.decode import tiles
 from unisono_torch.kernels.decode.common import ACTIVATIONS, NORMS, activated, begun, convolved, kind_of, launch, normed, ready
 from unisono_torch.kernels.registry import interpreted
 
-MOST = 8  # sequences; more are a matter of matrix products
+MOST = 4  # sequences; more are a matter of matrix products
 LONGEST = 8192  # of a row of W
-WIDEST = 16384  # rows of a W that is a product of ours for many sequences
 DEEPEST = 64  # bytes of a row of W at once, where programs of other work share what a multiprocessor has
 FINISHING = 200  # programs that wait for others of their launch, about
 
@@ -100,6 +99,34 @@ def norm_rows(
     ready(EARLY)
     given = tl.load(x + row * x_row + k, mask=k < K, other=0.0).to(tl.float32)
     tl.store(out + row * K + k, normed(given, k, K, gain, shift, NORM, EPS, TYPE).to(TYPE), mask=k < K)
+
+
+@triton.jit
+def activate(
+    y, gate, residual, out, SIZE, ACT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """out: what `activated` makes of y and gate, and residual; SIZE numbers each."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    ready(EARLY)
+    own = tl.load(y + i, mask=i < SIZE, other=0.0).to(tl.float32)
+    other = own
+    if ACT >= 4:
+        other = tl.load(gate + i, mask=i < SIZE, other=0.0).to(tl.float32)
+    found = activated(own, other, ACT, TYPE).to(TYPE)
+    if HAS_RESIDUAL:
+        found = (found.to(tl.float32) + tl.load(residual + i, mask=i < SIZE, other=0.0).to(tl.float32)).to(TYPE)
+    tl.store(out + i, found, mask=i < SIZE)
+
+
+@triton.jit
+def convolve(x, weight, bias, state, row_size, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
+    """Channels 0 to D of each row of x, in place."""
+    row = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    y = tl.load(x + row * row_size + n, mask=n < D, other=0.0).to(tl.float32)
+    y = convolved(y, n, state + row * (TAPS - 1) * D, weight, bias, n < D, D, TAPS, HAS_BIAS, x.dtype.element_ty)
+    tl.store(x + row * row_size + n, y.to(x.dtype.element_ty), mask=n < D)
 
 
 @triton.jit
@@ -177,39 +204,54 @@ def rows_of(n: int, k: int, paired: bool) -> int:
 
 
 class Finish:
-    """out = o Wᵀ + b (+ residual), in the launch that makes o; o itself without a weight.
+    """out = o Wᵀ + b (+ residual), in the launch that makes o, or after it where there are many sequences that are not `joined`; o itself
+    without a weight. following: the result's norm, taken with it where they are.
 
     owners: pieces of o whose programs take turns.
     """
 
     def __init__(
-        self, weight: Tensor | None, bias: Tensor | None, owners: int, device: torch.device, following: tiles.Next | None = None
+        self,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        owners: int,
+        device: torch.device,
+        joined: bool = False,
+        following: tiles.Next | None = None,
     ) -> None:
-        self.weight, self.bias, self.following = weight, bias, following
+        self.weight, self.bias, self.joined, self.following = weight, bias, joined, following
         self.counters = torch.zeros(2 + owners, dtype=torch.int32, device=device)
 
     @property
     def turns(self) -> Tensor:
         return self.counters[2:]
 
+    def _few(self, batch: int) -> bool:
+        return self.weight is not None and batch <= MOST and self.weight.shape[1] <= LONGEST
+
     def launched(self, steps: int, o: Tensor, residual: Tensor | None) -> tuple[int, Tensor, dict[str, Any]]:
         """Programs in all, the result, and the kernel's arguments for it; `steps` programs make o."""
-        batch, weight = len(o), self.weight
+        batch, weight = len(o), self.weight if self.joined or self._few(len(o)) else None
         if weight is None:
             shape, programs, out = tiles.Tile(0, 1, 1, 4, 1), 0, o
         else:
             (n, k), out = weight.shape, weight.new_empty((batch, len(weight)))
-            shape = tiles.tile(batch, n, k, False, weight.element_size(), DEEPEST) if batch > MOST or k > LONGEST else _rows(n, k)
+            shape = _rows(n, k) if self._few(batch) else tiles.tile(batch, n, k, False, weight.element_size(), DEEPEST)
             programs = triton.cdiv(batch, shape.tall or batch) * triton.cdiv(n, shape.wide)
         given = tiles.NO_NEXT if self.following is None or not shape.tall else self.following.launched(out, shape)
         given = {
             **given, "W": o if weight is None else weight, "bias": self.bias, "residual": residual, "out": out, "counters": self.counters,
             "N": out.shape[1], "STEPS": steps, "BATCH": 1 if weight is None else batch, "PROGRAMS": programs,
             "HAS_BIAS": self.bias is not None, "HAS_RESIDUAL": residual is not None, "ROWS": shape.wide, "COLUMNS": shape.deep,
-            "TALL": shape.tall, "DOT": tiles.dot_of(out.dtype),
-            "TOGETHER": programs > 0 and at_once(), "num_warps": 4, **launch(o.device),
+            "TALL": shape.tall, "DOT": tiles.dot_of(out.dtype), "TOGETHER": programs > 0 and at_once(), "num_warps": 4, **launch(o.device),
         }  # fmt: skip
         return steps + programs, out, given
+
+    def after(self, out: Tensor, residual: Tensor | None) -> Tensor:
+        """What a launch left in `out`, which is o where it did not join."""
+        if self.weight is None or self.joined or self._few(len(out)):
+            return out
+        return projected(out, self.weight, self.bias, residual=residual)
 
 
 def _rows(n: int, k: int) -> tiles.Tile:
@@ -243,21 +285,23 @@ def projected(
     conv: Convolution | None = None,
     beside: tuple[Tensor, Tensor, Tensor] | None = None,
     following: tiles.Next | None = None,
+    joined: bool = False,
 ) -> Tensor:
     """x [B, K], weight [N, K] and, where `act` takes two products, second [N, K] → [B, N], in weight's dtype.
 
-    residual [B, N]: what the result is added to. conv: the first C of
-    N go through SiLU of this convolution, whose state moves on. beside: weight and bias in float32,
-    and where their product goes. following: a norm of the
-    result, taken with it where there are many sequences, and only there.
+    residual [B, N]: what the result is added to. conv: the first C of N go through SiLU of this convolution, whose state moves on.
+    beside: weight and bias in float32, and where their product goes. joined: many sequences in one launch, too, and `following`, a norm
+    of the result, in the same.
     """
     (batch, k), n = x.shape, weight.shape[0]
     if batch > MOST or k > LONGEST:
-        if norm[0] != "none":
-            x = _normed(x, norm, weight.dtype)
-        if n > WIDEST and second is None and act == "none" and residual is None and conv is None and beside is None:
-            return F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
-        return tiles.product(x, weight, bias, second, second_bias, act, residual, conv, beside, following, at_once())
+        given = x if norm[0] == "none" else _normed(x, norm, weight.dtype)
+        if joined:
+            return tiles.product(given, weight, bias, second, second_bias, act, residual, conv, beside, following, at_once())
+        if beside is not None:
+            more, more_bias, to = beside
+            to.copy_(F.linear(given.to(more.dtype), more, more_bias))
+        return _by_matmul(given, weight, bias, second, second_bias, act, residual, conv)
     out = weight.new_empty((batch, n))
     kind, gain, shift, eps = norm
     conv_weight, conv_bias, state = (None, None, None) if conv is None else conv
@@ -282,3 +326,32 @@ def _normed(x: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
         num_warps=4, **launch(x.device),
     )  # fmt: skip
     return out
+
+
+def _by_matmul(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    second: Tensor | None,
+    second_bias: Tensor | None,
+    act: str,
+    residual: Tensor | None,
+    conv: Convolution | None,
+) -> Tensor:
+    """As `projected`, by a library's matrix products, without a norm. With a convolution there is no activation."""
+    x = x.to(weight.dtype)
+    y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    gate = None if second is None else F.linear(x, second, None if second_bias is None else second_bias.to(x.dtype))
+    if act != "none":
+        out = torch.empty_like(y)
+        activate[(triton.cdiv(y.numel(), 1024),)](
+            y, gate, residual, out, y.numel(), ACT=ACTIVATIONS[act], HAS_RESIDUAL=residual is not None, TYPE=kind_of(y.dtype), BLOCK=1024,
+            num_warps=4, **launch(y.device),
+        )  # fmt: skip
+        return out
+    if conv is not None:
+        conv_weight, conv_bias, state = conv
+        d, taps = conv_weight.shape[0], conv_weight.shape[-1]
+        shape = {"D": d, "TAPS": taps, "HAS_BIAS": conv_bias is not None, "BLOCK": 256}
+        convolve[(triton.cdiv(d, 256), len(x))](y, conv_weight, conv_bias, state, y.shape[1], **shape, num_warps=4)
+    return y if residual is None else residual + y

@@ -162,7 +162,7 @@ def conv_step(ab: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, fi
     gated[(programs,)](
         ab, weight, bias, state, o, D=d, TAPS=weight.shape[-1], CONV_BIAS=bias is not None, BLOCK=128, BLOCKS=blocks, **given
     )
-    return out
+    return finish.after(out, x)
 
 
 def diagonal_step(x: Tensor, gain: Tensor, shift: Tensor, power: Tensor, grown: Tensor, C: Tensor, skip: Tensor, h: Tensor) -> Tensor:

@@ -21,9 +21,6 @@ from unisono_torch.kernels import barrier
 from unisono_torch.kernels.decode.common import ACTIVATIONS, LAYER_EPS, NORMS, activated, convolved, kind_of, launch, ready
 from unisono_torch.kernels.registry import interpreted
 
-import os
-
-FETCH = tl.constexpr("NOFETCH" not in os.environ)
 _FETCH = tl.constexpr("prefetch.global.L2 [$1]; mov.u32 $0, 0;")
 FULL = 120  # programs that a large GPU runs at once, about
 
@@ -44,7 +41,7 @@ class Tile(NamedTuple):
 @triton.jit
 def fetched(W, n, N, K: tl.constexpr, EARLY: tl.constexpr):
     """Rows n of W on their way to the GPU's cache, while the kernel before this one runs."""
-    if EARLY and FETCH:
+    if EARLY:
         UNIT: tl.constexpr = 1024 // W.dtype.element_ty.primitive_bitwidth  # numbers a line
         rows = W + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K
         for low in tl.static_range(0, K, 16 * UNIT):
@@ -172,6 +169,8 @@ def tile(m: int, n: int, k: int, paired: bool, size: int, deepest: int = 256) ->
     tall, wide = min(64, max(16, triton.next_power_of_2(m))), 32
     while triton.cdiv(m, tall) * triton.cdiv(n, wide) >= 2 * FULL and wide < 128 // (1 + paired):
         wide *= 2
+    if tall == 16 and k >= 1024 and not paired:
+        wide, deepest = 16, 2 * deepest
     return Tile(tall, wide, max(16, min(deepest // size, triton.next_power_of_2(k))), 4, 3)
 
 
