@@ -180,6 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="unisono_tools.bench.decode", description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--quick", action="store_true", help="batch 1 at the first and the last context")
+    parser.add_argument("--batches", type=int, nargs="*", help="these at the first context, and nothing else")
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
@@ -190,6 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     result |= {"ceilings": ceilings("cuda"), "rows": []}
     points = [(1, context) for context in (CONTEXTS[:: len(CONTEXTS) - 1] if options.quick else CONTEXTS)]
     points += [] if options.quick else [(LARGE, context) for context in LARGE_CONTEXTS]
+    points = [(batch, CONTEXTS[0]) for batch in options.batches] if options.batches else points
     configs: dict[str, Config] = {}
     twins: dict[str, str] = {}
     for name in options.models:  # each beside its own Transformer, so that a run cut short says something
