@@ -16,14 +16,21 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from unisono_conformance import judge, numerics
 from unisono_jax import InputError, registry
+from unisono_jax.kernels import diagonal_ssm as diagonal_kernel
 from unisono_jax.kernels import jla as jla_kernel
 from unisono_jax.kernels import linear_attention as attention_kernel
 from unisono_jax.kernels import multiscale as scales_kernel
 from unisono_jax.kernels import selective_scan as scan_kernel
-from unisono_jax.ops import linear_attention, multiscale, selective_scan
+from unisono_jax.ops import diagonal_ssm, linear_attention, multiscale, selective_scan
 
-OPS = {"linear_attention": linear_attention, "multiscale": multiscale, "selective_scan": selective_scan}
-RUNS: dict[str, Any] = {"linear_attention": attention_kernel.attend, "multiscale": scales_kernel.attend, "selective_scan": scan_kernel.scan}
+OPS = {"linear_attention": linear_attention, "multiscale": multiscale, "selective_scan": selective_scan, "diagonal_ssm": diagonal_ssm}
+RUNS: dict[str, Any] = {
+    "linear_attention": attention_kernel.attend,
+    "multiscale": scales_kernel.attend,
+    "selective_scan": scan_kernel.scan,
+    "diagonal_ssm": functools.partial(diagonal_ssm._by_kernel, reset=None, valid=None),
+}
+PARAMS = {"selective_scan": (2, 5), "diagonal_ssm": (1, 2, 3, 4)}  # which of what they read has no batch
 B, T = 2, 21
 
 
@@ -33,10 +40,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(registry.INTERPRET, "1")
     for key, each in registry._KERNELS.items():
         monkeypatch.setitem(registry._KERNELS, key, dataclasses.replace(each, dtypes=("float32",)))
-    for name, value in {"SIZE": 4, "PROGRAMS": 12, "SHORTEST": 6}.items():
+    for name, value in {"SIZE": 4, "PROGRAMS": 12, "SHORTEST": 6, "COLUMNS": 8, "BROAD": 8}.items():
         monkeypatch.setattr(attention_kernel, name, value)
     for name, value in {"BLOCK": 4, "TILE": 4, "GROUP": 2, "PROGRAMS": 12, "SHORTEST": 6}.items():
         monkeypatch.setattr(scan_kernel, name, value)
+    for name, value in {"SIZE": 4, "ROWS": 2, "SEQUENCES": 1, "AHEAD": 2}.items():
+        monkeypatch.setattr(diagonal_kernel, name, value)
 
 
 def inputs(op: str, rng: np.random.Generator) -> tuple[Any, ...]:
@@ -48,6 +57,10 @@ def inputs(op: str, rng: np.random.Generator) -> tuple[Any, ...]:
         q, k, v, q_norm, k_norm = (rng.uniform(0.5, 2, (B, T, 2, n)) for n in (3, 3, 5, 3, 3))
         log_decay, weight = -rng.exponential(0.2, (B, T, 2)), rng.uniform(0.5, 2, (B, T, 2, 2, 5))
         return q, k, v, q_norm, k_norm, log_decay, weight, (rng.uniform(1, 2, (B, 2, 2, 3, 5)), rng.uniform(1, 2, (B, 2, 2, 3)))
+    if op == "diagonal_ssm":  # few turns in T tokens
+        u, dt, c, d = rng.uniform(0.5, 2, (B, T, 6)), rng.uniform(0.02, 0.1, 6), rng.uniform(0.5, 2, (6, 3, 2)), rng.uniform(0.5, 2, 6)
+        a = np.stack([-rng.uniform(0.5, 2, (6, 3)), rng.uniform(0.1, 0.4, (6, 3))], -1)
+        return u, dt, a, c * [1, -1], d, rng.uniform(1, 2, (B, 6, 3, 2))
     u, dt, b, c = (rng.uniform(0.5, 2, (B, T, n)) for n in (6, 6, 3, 3))
     return u, dt / 8, -rng.uniform(0.5, 2, (6, 3)), b, c, rng.uniform(0.5, 2, 6), rng.uniform(1, 2, (B, 6, 3))
 
@@ -160,7 +173,7 @@ def test_inside_a_shard_map(op: str, rng: np.random.Generator, monkeypatch: pyte
     """Gradients, where arrays of tokens are divided and parameters are not. Kernels are traced; what runs on a CPU is plain."""
     monkeypatch.delenv(registry.INTERPRET)
     given = cast(inputs(op, rng), jnp.float32)
-    parts = tuple(P() if op == "selective_scan" and i in (2, 5) else P("d") for i in range(len(given)))
+    parts = tuple(P() if i in PARAMS.get(op, ()) else P("d") for i in range(len(given)))
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("d",))
 
     def run(*given: Any) -> jax.Array:
@@ -172,7 +185,7 @@ def test_inside_a_shard_map(op: str, rng: np.random.Generator, monkeypatch: pyte
 
     traced = slopes(jax.shard_map(run, mesh=mesh, in_specs=parts, out_specs=P("d"))).trace(*given)
     assert "pallas_call" in str(traced.jaxpr)
-    if op == "selective_scan":
+    if op in PARAMS:
         wanted = slopes(lambda *a: OPS[op].parallel(*a, implementation="plain")[0])(*given)
         for a, b in zip(traced.lower().compile()(*given), wanted, strict=True):
             judge.same(np.asarray(a), np.asarray(b), numerics.formula("float32", T, gradient=True))

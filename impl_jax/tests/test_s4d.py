@@ -7,7 +7,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from unisono_conformance import numerics
+from unisono_jax import registry
 from unisono_jax.ops import diagonal_ssm
 from unisono_spec.contract.s4d import S4DConfig
 
@@ -43,14 +45,16 @@ def test_the_hold_is_exact_where_a_step_is_short(close):
     close(np.abs(found / truth - 1), np.zeros((3, 2)))
 
 
-def test_turns_keep_their_digits_in_float32(close):
+@pytest.mark.parametrize("implementation", ["plain", "pallas"])
+def test_turns_keep_their_digits_in_float32(close, implementation, monkeypatch):
     """Both forms read the same rounded dynamics; fast turns go round hundreds of radians in a chunk."""
     given = arrays(256)
     given[2] = np.broadcast_to(np.stack([np.full(4, -0.5), np.pi * np.array([0, 10, 20, 31])], -1), (3, 4, 2))
     narrow = [x.astype(np.float32) for x in given]
     with jax.enable_x64(True):
         truth, _ = jax.jit(diagonal_ssm.recurrent)(*(x.astype(np.float64) for x in narrow))
-    found, _ = jax.jit(diagonal_ssm.parallel)(*narrow)
+    monkeypatch.setenv(registry.INTERPRET, "1")
+    found, _ = jax.jit(lambda *given: diagonal_ssm.parallel(*given, implementation=implementation))(*narrow)
     # the angle of a step is rounded once, and counts 256 times at the far end
     close(found, truth, numerics.rounding("float32", 2 * 256))
 

@@ -38,6 +38,7 @@ IMPLEMENTATIONS = (
     Implementation("linear_attention", "pallas", ("bfloat16",), {"K": (1, 128), "V": (1, 128)}, how="one sweep each way", devices=GPU),
     Implementation("multiscale", "pallas", ("bfloat16",), {"K": (1, 128), "V": (1, 128)}, how="a sweep a scale each way", devices=GPU),
     Implementation("selective_scan", "pallas", NARROW, {"N": (1, 32)}, how="one sweep each way", devices=GPU),
+    Implementation("diagonal_ssm", "pallas", NARROW, {"P": (1, 64)}, how="products a chunk, a channel a program", devices=GPU),
     Implementation("selective_scan", "jla", NARROW, {"N": (1, 32)}, how="jax-linear-attention's mamba1", devices="cuda, Hopper"),
 )
 _KERNELS = {(each.op, each.name): each for each in IMPLEMENTATIONS if each.name != PLAIN}

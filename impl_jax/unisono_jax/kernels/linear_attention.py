@@ -33,14 +33,16 @@ EPS = 1e-6
 SIZE = 64  # tokens a chunk
 PROGRAMS = 128  # that there should be: a sweep of segments first costs more than half a GPU at rest
 SHORTEST = 512  # tokens that a segment has at least
-NARROW, WIDE = (4, 3), (8, 2)  # warps and stages; WIDE where a head is wider than 64
+COLUMNS = 64  # of v, that a program of the forward sweep has at most
+BROAD = 64  # heads wider than this take WIDE, and in the forward sweep AHEAD
+NARROW, WIDE, AHEAD = (4, 3), (8, 2), (4, 2)  # warps and stages
 Refs = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 NUMBERS, MARKS, BEFORE, TOKENS = ("D", "delta"), ("segment",), ("before",), ("q", "k", "v", "do", "o", "dq", "dk", "dv")
 
 
 class Cut(NamedTuple):
-    """How a sweep is cut: tokens a chunk, chunks a segment, segments a sequence, heads; and how it is compiled."""
+    """How a sweep is cut: tokens a chunk, chunks a segment, segments a sequence, heads; how it is compiled; programs a head."""
 
     size: int
     chunks: int
@@ -49,6 +51,7 @@ class Cut(NamedTuple):
     warps: int
     stages: int
     interpret: bool
+    parts: int = 1
 
 
 def _dot(a: jax.Array, b: jax.Array, left: int = 1, right: int = 0) -> jax.Array:
@@ -159,7 +162,7 @@ def _cut(k: jax.Array, v: jax.Array, interpret: bool) -> Cut:
     batch, length, heads, _ = k.shape
     count = max(1, min(-(-PROGRAMS // (batch * heads)), length // SHORTEST))
     chunks = -(-length // (count * SIZE))
-    return Cut(SIZE, chunks, -(-length // (chunks * SIZE)), heads, *(WIDE if max(k.shape[3], v.shape[3]) > 64 else NARROW), interpret)
+    return Cut(SIZE, chunks, -(-length // (chunks * SIZE)), heads, *(WIDE if max(k.shape[3], v.shape[3]) > BROAD else NARROW), interpret)
 
 
 def _launch(kernel: Callable[[Refs, Cut], None], cut: Cut, inputs: Arrays, outputs: Mapping[str, tuple[tuple[int, ...], Any]]) -> Arrays:
@@ -167,7 +170,7 @@ def _launch(kernel: Callable[[Refs, Cut], None], cut: Cut, inputs: Arrays, outpu
 
     By name, arrays are tokens [B, T, H, ·], numbers [B, H, T], marks [B, T], [B, N], and states [B, G, H, ·] or [B, G, H, ·, ·].
     """
-    heads, count, length = cut.heads, cut.segments, cut.chunks * cut.size
+    heads, count, length = cut.heads * cut.parts, cut.segments, cut.chunks * cut.size
 
     def spec(name: str, shape: tuple[int, ...]) -> pl.BlockSpec:
         def at(p: Any) -> tuple[Any, Any, Any]:
@@ -178,7 +181,7 @@ def _launch(kernel: Callable[[Refs, Cut], None], cut: Cut, inputs: Arrays, outpu
 
         def tokens(p: Any) -> tuple[Any, ...]:
             batch, head, order = at(p)
-            return batch, order, head, 0
+            return batch, order, head // cut.parts if name in ("q", "k") else head, 0
 
         def states(p: Any) -> tuple[Any, ...]:
             batch, head, order = at(p)
@@ -248,14 +251,31 @@ def _run_forward(arrays: Any, segment: jax.Array | None, cut: Cut) -> Arrays:
     (batch, length, heads, K), V = q.shape, v.shape[3]
     whole = cut.segments * cut.chunks * cut.size
     q, k, v = (_later(_powers_of_two(a, (3,)), whole) for a in (q, k, v))
-    S, z = _powers_of_two(S, (2, 3)), _powers_of_two(z, (2,))
+    wide = v.shape[3]
+    if max(q.shape[3], wide) > BROAD:
+        cut = cut._replace(parts=max(1, wide // COLUMNS), warps=AHEAD[0], stages=AHEAD[1])
+    S, z = _columns(_powers_of_two(S, (2, 3)), cut), jnp.repeat(_powers_of_two(z, (2,)), cut.parts, 1)
+    v = v.reshape(batch, whole, heads * cut.parts, -1)
     marks, forgets = _sequences(cut, segment)
     states = _swept(_forward, cut, {"k": k, "v": v, **marks}, S, z, forgets)
-    outputs = {"o": (v.shape, v.dtype), "D": ((batch, heads, whole), jnp.float32)}
+    outputs = {"o": (v.shape, v.dtype), "D": ((batch, heads * cut.parts, whole), jnp.float32)}
     outputs |= {"S_out": (states["S"].shape, jnp.float32), "z_out": (states["z"].shape, jnp.float32)}
     found = _launch(_forward, cut, {"q": q, "k": k, "v": v, **marks, **states}, outputs)
-    return {**states, "D": found["D"], "o": found["o"][:, :length, :, :V], "S_out": found["S_out"][:, -1, :, :K, :V],
-            "z_out": found["z_out"][:, -1, :, :K]}  # fmt: skip
+    states = {"S": _joined(states["S"], cut), "z": states["z"][:, :, :: cut.parts], "D": found["D"][:, :: cut.parts]}
+    o, S = found["o"].reshape(batch, whole, heads, wide), _joined(found["S_out"][:, -1:], cut)[:, 0]
+    return {**states, "o": o[:, :length, :, :V], "S_out": S[..., :K, :V], "z_out": found["z_out"][:, -1, :: cut.parts, :K]}
+
+
+def _columns(S: jax.Array, cut: Cut) -> jax.Array:
+    """[B, H, K, V] → [B, H · parts, K, V / parts]."""
+    batch, heads, keys, _ = S.shape
+    return jnp.moveaxis(S.reshape(batch, heads, keys, cut.parts, -1), 3, 2).reshape(batch, heads * cut.parts, keys, -1)
+
+
+def _joined(S: jax.Array, cut: Cut) -> jax.Array:
+    """[B, G, H · parts, K, V / parts] → [B, G, H, K, V]."""
+    batch, count, _, keys, _ = S.shape
+    return jnp.moveaxis(S.reshape(batch, count, cut.heads, cut.parts, keys, -1), 3, 4).reshape(batch, count, cut.heads, keys, -1)
 
 
 def _run_backward(saved: Arrays, segment: jax.Array | None, do: jax.Array, dS: jax.Array, dz: jax.Array, cut: Cut) -> tuple[jax.Array, ...]:

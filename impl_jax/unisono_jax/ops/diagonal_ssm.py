@@ -12,7 +12,7 @@ Each form returns (y [B, T, D], final state), float32 or wider. y is 0 where a t
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from unisono_jax.ops.carry import chunk_length, chunks, joined
 from unisono_jax.ops.elementwise import dot, masked, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.ops.packing import packing, segments, take
-from unisono_jax.registry import check_implementation
+from unisono_jax.registry import chosen
 
 RADIX = 8  # terms of a sum of `_summed`
 LEAST = 128  # tokens of a chunk on a GPU, where fewer and larger products are faster; with resets the convolution is no product
@@ -115,8 +115,10 @@ def parallel(
 
     Valid tokens are moved together first: the kernel is then one Toeplitz matrix [C, C] a channel, and all work is matmuls.
     """
-    check_implementation(implementation)
     batch, length, width = u.shape
+    widest = jnp.result_type(u, *(a for a in (dt, A, C, D, initial_state) if a.dtype == jnp.float64))
+    if chosen(implementation, "diagonal_ssm", widest, {"P": A.shape[1]}, u.size) != "plain":
+        return _by_kernel(u, dt, A, C, D, initial_state, reset, valid)
     least = LEAST if reset is None and jax.default_backend() == "gpu" else 1
     size, pairs = chunk_length(max(chunk_size, least), length), 2 * A.shape[1]
     u, dt, A, C, D, h0 = widened(*masked(valid, u), dt, A, C, D, initial_state)
@@ -155,6 +157,80 @@ def parallel(
     (ends,) = masked((place >= 0) & (take(its(now), place % size) == segment[:, -1:]), take(its(x), place % size))
     (h,) = masked(its(before) == segment[:, -1], times(power[count], its(jnp.moveaxis(h, (3, 4), (0, 1)))))
     return masked(valid, y)[0], h + dot("dpcj,bjd->bdpc", into, ends)
+
+
+def _by_kernel(
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    h0: jax.Array,
+    reset: jax.Array | None,
+    valid: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    from unisono_jax.kernels import diagonal_ssm as kernels
+
+    (batch, length, width), pairs = u.shape, A.shape[1]
+    size = int(kernels.SIZE)
+    (u,) = masked(valid, u)
+    dt, A, C, D, h0 = widened(dt, A, C, D, h0)
+    tokens, segment = packing(valid, batch, length), segments(reset, batch, length)
+    x, now, resets = tokens.pack(u), tokens.pack(segment), segment[:, -1:]
+    *_, gain = discretised(dt, A)
+    z = jnp.moveaxis(dt[:, None, None] * A, -1, 0)  # [2, D, P]
+    steps = jnp.arange(size, dtype=z.dtype)
+
+    def powers(p: jax.Array, of: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """e^{pz} times pairs [D, P, 2]: real and imaginary parts. Anew for each table: cheaper than what is kept in memory."""
+        of = jnp.moveaxis(of, -1, 0)
+        if p.ndim == 3:
+            x, y, re, im = z[0], z[1], *of
+        else:
+            x, y, re, im = (a[..., None] for a in (*z, *of))
+        (cos, sin), fades = _turned(y, p), jnp.exp(p * x)
+        return fades * (cos * re - sin * im), fades * (cos * im + sin * re)
+
+    into = jnp.swapaxes(jnp.concatenate(powers(size - 1 - steps, gain), 1), 1, 2)  # [D, C, 2P]
+    taps = 2 * powers(steps, times(gain, C))[0].sum(1)  # [D, C]
+    taps = taps.at[:, 0].add(D)
+    circle = jnp.tile(jnp.concatenate([taps, jnp.zeros_like(taps)], 1), (1, size))[:, : size * (2 * size - 1)]
+    kernel = circle.reshape(width, size, 2 * size - 1)[..., :size]  # [D, C, C], key by query: taps[t − j]
+    real, imaginary = powers(steps + 1, C)
+    read = jnp.concatenate([2 * real, -2 * imaginary], 1)  # [D, 2P, C], since Re(ab) = aᵣbᵣ − aᵢbᵢ
+    whole = jnp.full((1, 1, 1), size, z.dtype)
+    factor = jnp.concatenate(powers(whole, jnp.broadcast_to(jnp.array([1, 0], z.dtype), A.shape)), -1)[0]  # [D, 2P]
+    start = jnp.swapaxes(h0, 2, 3).reshape(batch, width, 2 * pairs)
+    chunk, beyond = jnp.divmod(jnp.maximum(tokens.count - 1, 0), size)
+    y, h = kernels.scan(x, kernel, into, read, factor, start, chunk, None if reset is None else now)
+
+    # after the last valid token: of its chunk's state, and of its chunk's tokens, shifted to where the chunk ends
+    count = jnp.minimum(beyond + 1, tokens.count)  # [B] valid tokens of that chunk
+    place = jnp.arange(size) - (size - count[:, None])  # [B, C]
+    at = jnp.clip(chunk[:, None] * size + place, 0, length - 1)
+    before = jnp.where(chunk > 0, take(now, jnp.maximum(chunk * size - 1, 0)[:, None])[:, 0], 0)
+    own = (place >= 0) & (jnp.take_along_axis(now, at, 1) == resets)
+    (ends,) = masked(own, jnp.take_along_axis(x, at[..., None], 1).astype(h.dtype))
+    h = jnp.swapaxes(h.reshape(batch, width, 2, pairs), 2, 3)
+    kept = jnp.stack(powers(count[:, None, None].astype(z.dtype), jnp.broadcast_to(jnp.array([1, 0], z.dtype), A.shape)), -1)
+    (h,) = masked(before == resets[:, 0], times(kept, h))
+    last = h + jnp.swapaxes(dot("djp,bjd->bdp", into, ends).reshape(batch, width, 2, pairs), 2, 3)
+    return masked(valid, tokens.unpack(y))[0], last
+
+
+@jax.custom_jvp
+def _turned(angle: jax.Array, p: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of p times the angle, p a natural number below 4,096: both parts of the angle have 12 digits or fewer, so that their
+    products with p are exact."""
+    high = lax.reduce_precision(angle, 8, 11)
+    a, b = p * high, p * (angle - high)
+    return jnp.cos(a) * jnp.cos(b) - jnp.sin(a) * jnp.sin(b), jnp.sin(a) * jnp.cos(b) + jnp.cos(a) * jnp.sin(b)
+
+
+@_turned.defjvp
+def _turned_jvp(given: Any, changes: Any) -> Any:
+    (cos, sin), moved = _turned(*given), given[1] * changes[0]
+    return (cos, sin), (-sin * moved, cos * moved)
 
 
 def _carried(factor: jax.Array, own: jax.Array, initial: jax.Array, goes_on: jax.Array | None = None) -> jax.Array:
