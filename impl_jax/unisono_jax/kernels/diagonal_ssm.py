@@ -2,11 +2,11 @@
 
 Of chunks of C tokens, the rows X [N, C] of a sequence, with tables of a channel that its e^{pΔA} make:
 
-    H_{n+1} = F ∘ H_n + X_n into,  Y = X kernel + H read
+    H_{n+1} = F ∘ H_n + X_n intoᵀ,  Y = X kernel + H read
 
 and with G_n = dY_n readᵀ + F̄ ∘ G_{n+1}, which is what reaches H_n, and down_n = G_{n+1}:
 
-    dX = dY kernelᵀ + down intoᵀ,  dkernel = Xᵀ dY,  dread = Hᵀ dY,  dinto = Xᵀ down,  dF = Σ_n down_n ∘ H̄_n
+    dX = dY kernelᵀ + down into,  dkernel = Xᵀ dY,  dread = Hᵀ dY,  dinto = downᵀ X,  dF = Σ_n down_n ∘ H̄_n
 
 A program owns a channel of up to SEQUENCES sequences: products for all chunks first, then the states from chunk to chunk, then products
 again; what passes between them lies in memory. Where a chunk has resets, its products are made once for each of its parts.
@@ -56,7 +56,7 @@ class Cut(NamedTuple):
 def _cut(batch: int, chunks: int, numbers: int, interpret: bool) -> Cut:
     """From shapes alone, so that a result's bits do not depend on the GPU."""
     rows = min(ROWS, max(16, _power(chunks)))
-    return Cut(rows, -(-chunks // rows), batch, min(SEQUENCES, _power(batch)), max(8, _power(numbers // 2)), interpret)
+    return Cut(rows, -(-chunks // rows), batch, min(SEQUENCES, _power(batch)), max(16, _power(numbers // 2)), interpret)
 
 
 def _power(n: int) -> int:
@@ -164,7 +164,7 @@ def _forward(refs: Refs, cut: Cut) -> None:
 
     def enter(tile: _Tile, carry: Any) -> Any:
         x = _kept(tile.leaves, refs["x"][(*tile.at, slice(None))])
-        refs["h"][(*tile.at, slice(None))] = _dot(_terms(x), into)
+        refs["h"][(*tile.at, slice(None))] = _dot(_terms(x), into, 1, 1)
         return carry
 
     def chunk(n: Any, row: Any, _: Any, on: Any, carry: Any) -> Any:
@@ -177,8 +177,11 @@ def _forward(refs: Refs, cut: Cut) -> None:
         return (hr, hi), (kept[0] + row[0], kept[1] + row[1], last_r, last_i)
 
     def leave(tile: _Tile, carry: Any) -> Any:
-        x, h = refs["x"][(*tile.at, slice(None))], refs["h"][(*tile.at, slice(None))]
-        past = _kept(tile.reads, _dot(_terms(h), read))
+        past: Any = None
+        for part, table in zip(halves, read, strict=True):  # lest registers hold both at once
+            past = _dot(_terms(refs["h"][(*tile.at, part)]), table, out=past)
+        past = _kept(tile.reads, past)
+        x = refs["x"][(*tile.at, slice(None))]
         refs["y"][(*tile.at, slice(None))] = _parts(tile.own, past, lambda s, out: out + _kept(s, _dot(_terms(_kept(s, x)), kernel)))
         return carry
 
@@ -188,7 +191,8 @@ def _forward(refs: Refs, cut: Cut) -> None:
     *_, last_r, last_i = _from_chunk_to_chunk(refs, cut, "h", (*h0, *h0), chunk)
     refs["last"][batches, pl.ds(0, P)], refs["last"][batches, pl.ds(P, P)] = last_r, last_i
     _barrier(cut)
-    read, kernel = _table(refs, "read"), _table(refs, "kernel")
+    halves = pl.ds(0, P), pl.ds(P, P)
+    read, kernel = [[refs["read"][j, part, :] for j in range(3)] for part in halves], _table(refs, "kernel")
     _tiles(refs, cut, leave, 0)
 
 
@@ -227,8 +231,8 @@ def _backward(refs: Refs, cut: Cut) -> None:
         at = (*tile.at, slice(None))
         down = _terms(refs["down"][at])
         x = _terms(_kept(tile.leaves, refs["x"][at]))
-        dinto = _dot(x, down, 0, 0, dinto)
-        past = _kept(tile.leaves, _dot(down, into, 1, 1))
+        dinto = _dot(down, x, 0, 0, dinto)
+        past = _kept(tile.leaves, _dot(down, into))
         dy = refs["dy"][at]
         dx = _parts(tile.own, past, lambda s, out: out + _kept(s, _dot(_terms(_kept(s, dy)), kernel, 1, 1)))
         refs["dx"][at] = dx.astype(refs["dx"].dtype)
@@ -318,7 +322,7 @@ def _given(arrays: Any, marks: Any, interpret: bool) -> tuple[Arrays, Cut, int]:
     size = kernel.shape[1]
     cut = _cut(u.shape[0], -(-u.shape[1] // size), factor.shape[1], interpret)
     whole = cut.groups * cut.sequences
-    tables = {"kernel": kernel, "into": _paired(into, cut.pairs, 2), "read": _paired(read, cut.pairs, 1)}
+    tables = {"kernel": kernel, "into": _paired(into, cut.pairs, 1), "read": _paired(read, cut.pairs, 1)}
     given = {"x": _by_channel(u, cut, size), "factor": _paired(factor, cut.pairs, 1)}
     given |= {name: jnp.stack(_terms(a, False), 1) for name, a in tables.items()}
     given["chunk"] = _padded(chunk.astype(jnp.int32), whole)
@@ -356,7 +360,7 @@ def _backward_of(interpret: bool, arrays: Any, marks: Any, saved: Any, cotangent
     found = _launch(_backward, cut, given | {"h": saved, "dy": dy, "dlast": dlast}, outputs)
     dfactor, dkernel, dread, dinto = (found[name].sum(1) for name in PARTIAL)
     dh0 = _unpaired(jnp.swapaxes(found["dh0"][:, : len(u)], 0, 1), numbers, 2)
-    to_tables = dkernel, _unpaired(dinto, numbers, 2), _unpaired(dread, numbers, 1), _unpaired(dfactor, numbers, 1)
+    to_tables = dkernel, _unpaired(dinto, numbers, 1), _unpaired(dread, numbers, 1), _unpaired(dfactor, numbers, 1)
     return _by_token(found["dx"], u.shape[1]), *to_tables, dh0
 
 
@@ -381,7 +385,7 @@ def plain(arrays: Any, marks: Any) -> tuple[jax.Array, jax.Array]:
         y = y + masked(own == 0, dot("bdp,dpt->btd", h, read))[0]
         (goes,) = masked(own[:, -1] == 0, h)
         kept = jnp.concatenate([fr * goes[..., :pairs] - fi * goes[..., pairs:], fr * goes[..., pairs:] + fi * goes[..., :pairs]], -1)
-        return kept + dot("bjd,djp->bdp", masked(last, x)[0], into), (y, h)
+        return kept + dot("bjd,dpj->bdp", masked(last, x)[0], into), (y, h)
 
     _, (y, h) = lax.scan(step, h0, (jnp.swapaxes(x, 0, 1), jnp.swapaxes(own, 0, 1)))
     return jnp.swapaxes(y, 0, 1).reshape(batch, -1, width)[:, :length], h[chunk, jnp.arange(batch)]
@@ -400,7 +404,7 @@ def scan(
     chunk: jax.Array,
     segment: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """u [B, T, D], tables of chunks of C tokens, kernel [D, C, C] (key by query), into [D, C, 2P], read [D, 2P, C], factor [D, 2P], the
+    """u [B, T, D], tables of chunks of C tokens, kernel [D, C, C] (key by query), into and read [D, 2P, C], factor [D, 2P], the
     state before [B, D, 2P], all real parts and then all imaginary ones; chunk [B], segment [B, T] or None: how many resets came
     before → y [B, T, D], the state before `chunk` [B, D, 2P], in float32."""
     return _run(interpreted(), (u, kernel, into, read, factor, state), (chunk, segment))

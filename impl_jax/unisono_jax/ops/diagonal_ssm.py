@@ -179,27 +179,27 @@ def _by_kernel(
     x, now, resets = tokens.pack(u), tokens.pack(segment), segment[:, -1:]
     *_, gain = discretised(dt, A)
     z = jnp.moveaxis(dt[:, None, None] * A, -1, 0)  # [2, D, P]
-    steps = jnp.arange(size, dtype=z.dtype)
 
-    def powers(p: jax.Array, of: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """e^{pz} times pairs [D, P, 2]: real and imaginary parts. Anew for each table: cheaper than what is kept in memory."""
-        of = jnp.moveaxis(of, -1, 0)
-        if p.ndim == 3:
-            x, y, re, im = z[0], z[1], *of
-        else:
-            x, y, re, im = (a[..., None] for a in (*z, *of))
-        (cos, sin), fades = _turned(y, p), jnp.exp(p * x)
-        return fades * (cos * re - sin * im), fades * (cos * im + sin * re)
+    def powers(p: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """e^{pz} [D, P, number]: real and imaginary parts."""
+        (cos, sin), fades = _turned(z[1, ..., None], p), jnp.exp(p * z[0, ..., None])
+        return fades * cos, fades * sin
 
-    into = jnp.swapaxes(jnp.concatenate(powers(size - 1 - steps, gain), 1), 1, 2)  # [D, C, 2P]
-    taps = 2 * powers(steps, times(gain, C))[0].sum(1)  # [D, C]
+    def made(real: jax.Array, imaginary: jax.Array, of: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Times pairs [D, P, 2]."""
+        re, im = of[..., :1], of[..., 1:]
+        return real * re - imaginary * im, real * im + imaginary * re
+
+    upto: Any = lax.optimization_barrier(powers(jnp.arange(size + 1, dtype=z.dtype)))  # made once, not in each table anew
+    here = [a[..., :size] for a in upto]
+    into = jnp.concatenate(made(here[0][..., ::-1], here[1][..., ::-1], gain), 1)  # [D, 2P, C]
+    taps = 2 * made(here[0], here[1], times(gain, C))[0].sum(1)  # [D, C]
     taps = taps.at[:, 0].add(D)
     circle = jnp.tile(jnp.concatenate([taps, jnp.zeros_like(taps)], 1), (1, size))[:, : size * (2 * size - 1)]
     kernel = circle.reshape(width, size, 2 * size - 1)[..., :size]  # [D, C, C], key by query: taps[t − j]
-    real, imaginary = powers(steps + 1, C)
+    real, imaginary = made(upto[0][..., 1:], upto[1][..., 1:], C)
     read = jnp.concatenate([2 * real, -2 * imaginary], 1)  # [D, 2P, C], since Re(ab) = aᵣbᵣ − aᵢbᵢ
-    whole = jnp.full((1, 1, 1), size, z.dtype)
-    factor = jnp.concatenate(powers(whole, jnp.broadcast_to(jnp.array([1, 0], z.dtype), A.shape)), -1)[0]  # [D, 2P]
+    factor = jnp.concatenate([a[..., size] for a in upto], 1)  # [D, 2P]
     start = jnp.swapaxes(h0, 2, 3).reshape(batch, width, 2 * pairs)
     chunk, beyond = jnp.divmod(jnp.maximum(tokens.count - 1, 0), size)
     y, h = kernels.scan(x, kernel, into, read, factor, start, chunk, None if reset is None else now)
@@ -212,9 +212,9 @@ def _by_kernel(
     own = (place >= 0) & (jnp.take_along_axis(now, at, 1) == resets)
     (ends,) = masked(own, jnp.take_along_axis(x, at[..., None], 1).astype(h.dtype))
     h = jnp.swapaxes(h.reshape(batch, width, 2, pairs), 2, 3)
-    kept = jnp.stack(powers(count[:, None, None].astype(z.dtype), jnp.broadcast_to(jnp.array([1, 0], z.dtype), A.shape)), -1)
+    kept = jnp.stack([jnp.moveaxis(a, -1, 0) for a in powers(count.astype(z.dtype))], -1)
     (h,) = masked(before == resets[:, 0], times(kept, h))
-    last = h + jnp.swapaxes(dot("djp,bjd->bdp", into, ends).reshape(batch, width, 2, pairs), 2, 3)
+    last = h + jnp.swapaxes(dot("dpj,bjd->bdp", into, ends).reshape(batch, width, 2, pairs), 2, 3)
     return masked(valid, tokens.unpack(y))[0], last
 
 

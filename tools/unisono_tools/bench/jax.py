@@ -117,13 +117,13 @@ def measure_op(case: Row, ready: dict[str, Future[Any]], rate: float, repeats: i
     do, _ = given_to(op, shape)
     sets = [OPS[op].inputs(shape, seed) for seed in range(SETS)]
     truth = ready.pop("truth", None)
-    true = truth.result() if truth and truth.done() else ()
+    true = truth.result() if truth and truth.done() and not truth.cancelled() else ()
     ins = sum(a.nbytes for a in sets[0])
     case["floor_ms"] = [1e3 * (ins + do.nbytes) / rate, 1e3 * (2 * ins + do.nbytes) / rate]
     for name, programs in ready.items():
         row: Row = {"contestant": name}
         try:
-            if not programs.done():
+            if programs.cancelled() or not programs.done():
                 raise TimeoutError(LATE)
             forward, both, row["compile_s"] = programs.result()
             o, found = both(do, *sets[0])
@@ -265,7 +265,7 @@ def ready_models(pool: Executor, result: Row) -> dict[tuple[str, int, int, str],
 def measure_models(ready: dict[tuple[str, int, int, str], Future[Any]], result: Row, repeats: int, keep: Callable[[], Any]) -> None:
     for each, steps in ready.items():
         try:
-            if not steps.done():
+            if steps.cancelled() or not steps.done():
                 raise TimeoutError(LATE)
             row = trained(*each, steps, repeats)
         except (jax.errors.JaxRuntimeError, unisono_jax.InputError, TimeoutError) as problem:  # out of memory; jla is not here
