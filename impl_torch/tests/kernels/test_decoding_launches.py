@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from unisono_torch import create
 from unisono_torch.decoding import parts
 from unisono_torch.decoding.fused import fused
 from unisono_torch.decoding.parts import Held
-from unisono_torch.kernels.decode import project
+from unisono_torch.kernels.decode import project, tiles
 from unisono_torch.kernels.decode.project import MOST
 
 from .test_decoding import CONFIGS, PLAIN, text
@@ -89,3 +90,13 @@ def test_products_are_joined_where_that_was_measured() -> None:
     found = {name: [batch for batch in (16, 256) if parts.joined(model, batch)] for name, model in models.items()}
     assert found == MEASURED
     assert not parts.joined(create(preset("maru").replace(vocab_size=8), dtype="float32"), 16)
+
+
+def test_tiles_fit_smaller_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """99 KiB of shared memory a program, for pieces on their way; and each tile is of tensor cores' shapes."""
+    monkeypatch.setattr(tiles, "interpreted", lambda: False)
+    sizes = itertools.product((5, 16, 40, 256, 65535), (1, 80, 512, 2048, 8192), (8, 100, 1024, 8192), (False, True), (2, 4))
+    for m, n, k, paired, size in sizes:
+        tile = tiles.tile(m, n, k, paired, size)
+        assert (tile.tall + tile.wide * (1 + paired)) * tile.deep * size * tile.stages <= 99 << 10
+        assert min(tile.tall, tile.wide, tile.deep) >= 16

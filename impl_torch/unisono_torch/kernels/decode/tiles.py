@@ -22,6 +22,7 @@ from unisono_torch.kernels.decode.common import ACTIVATIONS, LAYER_EPS, NORMS, a
 from unisono_torch.kernels.registry import interpreted
 
 _FETCH = tl.constexpr("prefetch.global.L2 [$1]; mov.u32 $0, 0;")
+SHARED = 96 << 10  # bytes of shared memory, which GPUs have that are no H100
 FULL = 120  # programs that a large GPU runs at once, about
 
 
@@ -171,7 +172,10 @@ def tile(m: int, n: int, k: int, paired: bool, size: int, deepest: int = 256) ->
         wide *= 2
     if tall == 16 and k >= 1024 and not paired:
         wide, deepest = 16, 2 * deepest
-    return Tile(tall, wide, max(16, min(deepest // size, triton.next_power_of_2(k))), 4, 3)
+    deep, stages = max(16, min(deepest // size, triton.next_power_of_2(k))), 3
+    while (tall + wide * (1 + paired)) * deep * size * stages > SHARED:
+        deep //= 2
+    return Tile(tall, wide, deep, 4, stages)
 
 
 class Next:
