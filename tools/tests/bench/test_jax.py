@@ -15,6 +15,8 @@ from unisono_jax.ops import linear_attention, multiscale, selective_scan
 from unisono_tools.bench import jax as bench
 from unisono_tools.bench import jax_ops as ops
 
+RESULTS = Path(__file__).parents[3] / "docs/results"
+
 
 def test_peers_are_right():
     q, k, v, S, z = (a.astype(jnp.float32) for a in ops.attention_inputs((1, 128, 1, 4), 0))
@@ -83,6 +85,6 @@ def test_what_is_missing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
         bench.main([*argv, "--resume"])
 
 
-def test_the_page_is_its_numbers():
-    numbers = Path(__file__).parents[3] / "docs/results/kernels-jax-h100.json"
+@pytest.mark.parametrize("numbers", sorted(RESULTS.glob("kernels-jax-*.json")), ids=lambda path: path.stem)
+def test_the_page_is_its_numbers(numbers: Path):
     assert bench.markdown(json.loads(numbers.read_text("utf-8"))) == numbers.with_suffix(".md").read_text("utf-8")
