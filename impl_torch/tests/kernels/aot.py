@@ -31,13 +31,14 @@ COUNTS = {
     "pieces",
     "each",
     "strips",
-    *(f"{letter}{i}" for letter in "qkvdgxyc" for i in range(4)),
+    *(f"{letter}{i}" for letter in "qkvdegxyc" for i in range(4)),
 }
 SIZES = {"UNIT": 16, "WRITES": True, "K": 64, "V": 64, "C": 64, "BN": 64}
+ALONE = {"UNIT": 16, "C": 64, "cos": None, "sin": None, "MAP": "", "SHARED": True, "STILL": False}
 GLUON = (
     (linear.forward, {"q", "k", "v", "o"}, SIZES | {"MAP": "elu1", "STAGES": 3, "WARPS": 4}),
     (scales.states, {"x", "y", "kept", "before"}, SIZES | {"BACK": True, "THROUGH": True, "M": 4, "NB": 2, "STAGES": 2}),
-    (hopper_segments.of_queries, {"q", "k", "v", "do", "dq", "S"}, {"UNIT": 16, "FADES": True, "M": 1, "C": 64}),
+    (hopper_segments.of_queries, {"q", "k", "v", "do", "dq", "S"}, ALONE | {"FADES": True, "M": 1}),
     (hopper_sweep.forward, {"q", "k", "v", "o"}, {"UNIT": 16, "C": 64, "STAGES": 3}),
 )
 BF16, F32, I64 = POINTERS[torch.bfloat16], POINTERS[torch.float32], "*i64"
