@@ -38,6 +38,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("drawn", cases, ids=str)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of what the interpreter launches are none of a GPU."""
+    if chosen_device(config) != "cpu":
+        gone = [item for item in items if "interpreter" in getattr(item, "fixturenames", ())]
+        items[:] = [item for item in items if item not in gone]
+        config.hook.pytest_deselected(items=gone)
+
+
+@pytest.fixture
+def interpreter() -> None:
+    """Asked for by what is tested of Triton's interpreter alone."""
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
     return chosen_device(request.config)

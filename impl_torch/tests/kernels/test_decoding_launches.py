@@ -74,7 +74,7 @@ MORE = {("transformer", MOST): 5, ("learned", MOST): 5, ("stack", MOST): 9, ("st
 
 @pytest.mark.parametrize("most", [MOST, 1])
 @pytest.mark.parametrize("name", CASES)
-def test_four_launches_a_layer(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_launches_a_layer(name: str, most: int, interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of few sequences, and of many whose products are joined."""
     monkeypatch.setattr(project, "MOST", most)
     monkeypatch.setattr(parts, "joined", lambda model, batch: True)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from unisono_conformance import tails
 from unisono_torch.kernels import gelu
-from unisono_torch.kernels.decode import project
+from unisono_torch.kernels.decode import common
 from unisono_torch.kernels.linear_attention.sweep import _narrow, _phi, _slope
 from unisono_torch.kernels.multiscale.functions import narrow
 from unisono_torch.kernels.rotary.sweep import _phi as turned_phi
@@ -36,14 +36,14 @@ def apply(x, y, slope, N: tl.constexpr, CASE: tl.constexpr):
     elif CASE == "sigmoid of the scan" or CASE == "fast sigmoid of the scan":
         b = _sigmoid(a, CASE == "fast sigmoid of the scan")
     elif CASE == "sigmoid of a step":
-        b = project.sigmoid(a)
+        b = common.sigmoid(a)
     elif CASE == "softplus":
         b = functions.softplus(a, tl.float32)
     elif CASE == "elu1":
         b = _phi(a, 1.0, "elu1")
         d = _slope(tl.full((N,), 1.0, tl.float32), a, 1.0, "elu1")
     elif CASE == "gelu":
-        b = project.exact_gelu(a)
+        b = common.exact_gelu(a)
     else:
         b = a * functions.sigmoid(1.5957691216057308 * (a + 0.044715 * a * a * a))
     tl.store(y + i, b)
@@ -96,7 +96,7 @@ def map_all(x, y, N: tl.constexpr, MAP: tl.constexpr):
     a = tl.load(x + i)
     tl.store(y + i, _phi(a, 1.0, MAP))
     tl.store(y + N + i, turned_phi(a, 1.0, MAP))
-    tl.store(y + 2 * N + i, project.activated(a, a, 3, tl.float32))
+    tl.store(y + 2 * N + i, common.activated(a, a, 3, tl.float32))
 
 
 @pytest.mark.parametrize("name", ["relu", "elu1", "learned", "none"])
