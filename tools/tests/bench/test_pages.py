@@ -23,6 +23,7 @@ def _peers(content: dict[str, Any]) -> str:
 
 PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "decode-h100": decode.markdown,
+    "decode-h200": decode.markdown,
     "kernels-based-h200": based.markdown,
     "kernels-gru-h100": gru.markdown,
     "kernels-head-h200": head.markdown,
