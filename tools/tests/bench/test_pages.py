@@ -36,6 +36,7 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "onnx-cpu-engines": _onnx,
     "peers-cpu": _peers,
     "trained-ssm-h100": ssm.markdown,
+    "trained-ssm-h200": ssm.markdown,
     "training-stability-h100": lambda content: stability.markdown(content["run"], content["rows"]),
 }
 

@@ -21,7 +21,7 @@ PAGES = {
     "bench.decode": "results/decode-h100.md",
     "bench.lat": "results/lat-cpu.md",
     "bench.jax": "results/kernels-jax-h100.md",
-    "bench.ssm": "results/trained-ssm-h100.md",
+    "bench.ssm": "results/trained-ssm-h200.md",
     "unisono task dna": "results/tasks.md",
 }
 

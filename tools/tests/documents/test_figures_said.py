@@ -50,7 +50,7 @@ def test_the_selective_scan_and_mom_gru():
     ours, plain = (of(numbers("kernels-gru-h100")["loops"], batch=16, by=by) for by in ("kernels", "plain"))
     assert f"takes {ours['forward_us']:.1f} µs a token forward and {ours['both_us']:.1f} both ways" in README
     assert [round(plain[name] / ours[name]) for name in ("forward_us", "both_us")] == [6, 7]
-    rows = numbers("trained-ssm-h100")["training"]
+    rows = numbers("trained-ssm-h200")["training"]
     for compiled in (False, True):
         mamba, lat = (of(rows, model=name, compiled=compiled) for name in ("mamba-130m", "lat, as large as mamba-130m"))
         assert f"{100 * mamba['tokens_per_s'] / lat['tokens_per_s']:.0f} % of" in README
