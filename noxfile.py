@@ -167,7 +167,7 @@ def jax(session: nox.Session) -> None:
     suites = ("impl_jax/tests", "tools/tests/training", "tools/tests/bench/test_jax.py", "conformance/oracles/test_scipy.py")
     pytest(session, *suites, environment=environment)
     court(session, "jax", environment=environment)
-    environment["UNISONO_PALLAS_INTERPRET"], some = "1", "(P1- or P7-) and (linear_attention or multiscale or selective_scan)"
+    environment["UNISONO_PALLAS_INTERPRET"], some = "1", "(P1- or P7-) and (linear_attention or multiscale or scan or ssm)"
     court(session, "jax", "--profile", "dev", "--implementation", "pallas", "--form", "parallel", "-k", some, environment=environment)
 
 
