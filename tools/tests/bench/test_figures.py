@@ -28,6 +28,10 @@ def test_they_show_their_numbers(tmp_path):
             assert made.size == before.size, REMEDY
 
 
+def test_all_that_are_drawn_have_numbers():
+    assert {name for name in (*redraw.FIGURES, *redraw.TABLES) if not (RESULTS / f"{name}.json").exists()} == set()
+
+
 def test_they_say_where_they_come_from():
     """The command, the date, the device and versions; of what was trained the commit and the seeds, too."""
     for path in sorted(RESULTS.glob("*.json")):

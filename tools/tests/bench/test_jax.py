@@ -79,6 +79,12 @@ def test_what_is_missing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     asked.clear()
     assert bench.main([*argv, "--resume"]) == 0
     assert not asked
+    late = json.loads((tmp_path / "page.json").read_text("utf-8"))
+    late["ops"][0]["rows"][1] = {"contestant": "two", "note": bench.LATE}
+    (tmp_path / "page.json").write_text(json.dumps(late), "utf-8")
+    assert bench.main([*argv, "--resume"]) == 0
+    assert [row["contestant"] for row in rows()["linear_attention"] if "both_ms" in row] == ["one", "two"]
+    assert asked == ["linear_attention"]
     old["run"]["versions"] = "jax 0.1"
     (tmp_path / "page.json").write_text(json.dumps(old), "utf-8")
     with pytest.raises(SystemExit, match=r"--resume: versions is .* there jax 0\.1; begin a new file"):

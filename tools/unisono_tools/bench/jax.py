@@ -89,13 +89,15 @@ def sources(*names: str) -> str:
 
 
 def begun(old: Row, run: dict[str, str]) -> Row:
-    """What a run with the same versions on the same kind of device left, of the same sources."""
+    """What a run with the same versions on the same kind of device left, of the same sources; what was late is measured again."""
     for what in ("device", "versions"):
         if old["run"][what] != run[what]:
             raise SystemExit(f"--resume: {what} is {run[what]} here, there {old['run'][what]}; begin a new file")
     old["ops"] = [case for case in old["ops"] if case.get("sources") == sources(case["op"])]
+    for case in old["ops"]:
+        case["rows"] = [row for row in case["rows"] if row.get("note") != LATE]
     for part in ("models", "decode"):
-        old[part] = [row for row in old[part] if row.get("sources") == sources()]
+        old[part] = [row for row in old[part] if row.get("sources") == sources() and row.get("note") != LATE]
     commands = dict.fromkeys([*old["run"]["command"].split("; "), run["command"]])
     return old | {"run": run | {"command": "; ".join(commands)}}
 
@@ -306,7 +308,7 @@ def main(argv: list[str] | None = None) -> int:
     ops = [ready_op(pool, part, result) for part in options.parts if part in OPS]
     models = ready_models(pool, result) if "models" in options.parts else {}
     compiled = [each for cases in ops for _, programs in cases for each in programs.values()]
-    wait([*compiled, *models.values()], options.patience)  # nothing is timed while anything compiles
+    wait([*compiled, *models.values()], options.patience)  # nothing is timed while anything compiles, but for what is late
     pool.shutdown(wait=False, cancel_futures=True)
     measure_models(models, result, options.repeats, keep)
     for ready in ops:

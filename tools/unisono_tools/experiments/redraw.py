@@ -70,7 +70,6 @@ FIGURES: dict[str, Callable[[Content, Path], object]] = {
     "linear-1m-cpu": lambda content, path: linear.plot(path, _points(content)),
     "linear-cpu": lambda content, path: linear.plot(path, _points(content)),
     "lengths-h100": _lengths,
-    "lengths-h200": _lengths,
     "models-h100": _models,
     "models-h200": _models,
     "scales-infinityformer": lambda content, path: scales.plot(path, content),
@@ -85,9 +84,7 @@ TABLES: dict[str, Callable[[Content], str]] = {
     "clip": clip.markdown,
     "tasks": task_page.markdown,
     "lat-cpu": _lat_page,
-    "lat-h200": _lat_page,
     "lengths-h100": _lengths_page,
-    "lengths-h200": _lengths_page,
     "models-h200": _models_page,
     "scales-infinityformer": scales.markdown,
 }
