@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import InputError
 from unisono_torch.kernels import gelu
+from unisono_torch.layers import ffn
+from unisono_torch.layers.basic import Linear
 from unisono_torch.ops import elementwise
 
 
@@ -69,16 +71,53 @@ def test_rows_that_a_compiler_pads_are_not_copied() -> None:
         assert torch.Tag.flexible_layout in op.default.tags
 
 
-def test_second_derivatives_are_those_of_plain_operations(device: str) -> None:
+@pytest.mark.parametrize("biased", [True, False])
+def test_second_derivatives_are_those_of_plain_operations(biased: bool, device: str) -> None:
     x, bias = torch.linspace(-2, 2, 12, device=device).reshape(2, 6), torch.linspace(1, -1, 6, device=device)
 
     def curvature(function) -> list[Tensor]:
-        leaves = [a.detach().requires_grad_() for a in (x, bias)]
+        leaves = [a.detach().requires_grad_() for a in ((x, bias) if biased else (x,))]
         slopes = torch.autograd.grad(function(*leaves).sum(), leaves, create_graph=True)
         return [a.cpu() for a in torch.autograd.grad(torch.cat([slope.flatten() for slope in slopes]).square().sum(), leaves)]
 
     for found, exact in zip(curvature(gelu.gated), curvature(gelu._plain), strict=True):
         judge.same(found, exact, limit=numerics.rounding("float32", 2**8))
+
+
+def _forward_hook(layer: Linear, seen: list[str]) -> None:
+    layer.register_forward_hook(lambda *_: seen.append("forward"))
+
+
+def _backward_hook(layer: Linear, seen: list[str]) -> None:
+    layer.register_full_backward_hook(lambda *_: seen.append("backward"))
+
+
+def _another_forward(layer: Linear, seen: list[str]) -> None:
+    real = layer.forward
+
+    def forward(x: Tensor) -> Tensor:
+        seen.append("another")
+        return real(x)
+
+    layer.forward = forward
+
+
+@pytest.mark.parametrize("touch", [_forward_hook, _backward_hook, _another_forward])
+def test_the_layer_calls_a_product_that_something_sees(touch, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that nothing sees is made without its bias."""
+    monkeypatch.setattr(ffn, "on_a_gpu", lambda x: True)
+    monkeypatch.setattr(elementwise, "on_a_gpu", lambda x: True)
+    given, real = [], gelu.gated
+    monkeypatch.setattr(gelu, "gated", lambda x, bias: given.append(bias is not None) or real(x, bias))
+    layer = ffn.GatedGELU(4, 3).to(device)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    seen: list[str] = []
+    layer(torch.ones(2, 4, device=device))
+    touch(layer.up, seen)
+    layer(torch.ones(2, 4, device=device, requires_grad=True)).sum().backward()
+    assert given == [True, False]
+    assert len(seen) == 1
 
 
 def test_an_odd_row_is_refused() -> None:

@@ -54,7 +54,13 @@ class GatedGELU(nn.Module):
         self.down = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        up = self.up
-        if on_a_gpu(x) and type(up) is Linear and not (up._forward_hooks or up._forward_pre_hooks):  # which would see another product
-            return self.down(gated_gelu(linear(x, up.weight), up.bias))
-        return self.down(gated_gelu(up(x)))
+        if on_a_gpu(x) and _untouched(self.up):
+            return self.down(gated_gelu(linear(x, self.up.weight), self.up.bias))
+        return self.down(gated_gelu(self.up(x)))
+
+
+def _untouched(layer: nn.Module) -> bool:
+    """Whether nothing would be missed if its product were made without calling it: it has no hooks, and no `forward` of its own, which is
+    how accelerate brings a layer's weights to the GPU."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return type(layer) is Linear and not hooks and "forward" not in layer.__dict__

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import pathlib
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import unisono_torch
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import count_params, preset
 from unisono_tools.bench import head, lat, lengths, models, tune
@@ -52,6 +55,33 @@ def test_a_step_learns():
         assert losses[-1] < losses[0]
         firsts.append(losses[0])
     judge.same(np.array(firsts[:1]), np.array(firsts[1:]), limit=numerics.rounding("float32", 2**4))
+
+
+def test_nothing_else_is_timed_beside_steps_and_prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys):
+    lock, timed = str(tmp_path / "lock"), list[bool]()
+
+    def locked() -> bool:
+        with pathlib.Path(lock).open("w") as other:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    class Model:
+        def generate(self, prompt: np.ndarray, _: int) -> None:
+            timed.append(locked())
+
+    def step(_: torch.Tensor) -> torch.Tensor:
+        timed.append(locked())
+        return torch.zeros(())
+
+    monkeypatch.setattr(unisono_torch, "create", lambda *_, **__: Model())
+    monkeypatch.setattr(models, "trainer", lambda *_: step)
+    models.prompted("lat", models.SIZES[0], [2048], lock)
+    models.trained("lat", models.SIZES[0], [8], 16, False, 1, lock)
+    assert timed == [False, True, False, False, True]
+    assert [json.loads(line).get("prompt") for line in capsys.readouterr().out.splitlines()] == [2048, None]
 
 
 def test_head_and_loss_are_measured_against_float64():

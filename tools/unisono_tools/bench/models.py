@@ -10,6 +10,7 @@ for both, so that it computes with half as many parameters more. `--heads tied` 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import json
 import math
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -75,6 +76,14 @@ def trainer(config: Config, device: str, compiled: bool, logits: bool = False) -
     return step
 
 
+@contextlib.contextmanager
+def _alone(lock: str) -> Iterator[None]:
+    """While no other process times anything."""
+    with pathlib.Path(lock).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
 def trained(
     name: str, size: int, lengths: list[int], tokens: int, compiled: bool, steps: int, lock: str, logits: bool = False, head: str = "usual"
 ) -> None:
@@ -90,8 +99,7 @@ def trained(
         first, times = time.perf_counter() - begin, []
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        with pathlib.Path(lock).open("w") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)  # others compile meanwhile
+        with _alone(lock):  # others compile meanwhile
             for _ in range(steps):
                 begin = time.perf_counter()
                 losses.append(float(step(given)))  # the host waits for the number
@@ -104,7 +112,7 @@ def trained(
         print(json.dumps(row), flush=True)
 
 
-def prompted(name: str, size: int, prompts: list[int]) -> None:
+def prompted(name: str, size: int, prompts: list[int], lock: str) -> None:
     """Prints a row of JSON for each prompt: what reading it takes, as `generate` does."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model: Any = unisono_torch.create(nearest(name, size, VOCABULARY), seed=0, dtype="bfloat16", device=device)
@@ -114,9 +122,10 @@ def prompted(name: str, size: int, prompts: list[int]) -> None:
         if device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        begin = time.perf_counter()
-        model.generate(prompt, 1)
-        seconds = time.perf_counter() - begin
+        with _alone(lock):
+            begin = time.perf_counter()
+            model.generate(prompt, 1)
+            seconds = time.perf_counter() - begin
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
         print(json.dumps({"model": name, "size": size, "prompt": length, "seconds": seconds, "peak_bytes": peak}), flush=True)
 
@@ -216,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
         trained(options.models[0], options.sizes[0], *sizes, *how)
         return 0
     if options.one:
-        prompted(options.models[0], options.sizes[0], options.prompts)
+        prompted(options.models[0], options.sizes[0], options.prompts, options.lock)
         return 0
     words = sys.argv[1:] if argv is None else argv
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} thread(s)"

@@ -236,7 +236,8 @@ def _setup(ctx, inputs, output) -> None:
 def _gradient(ctx, dy):
     x, bias = ctx.saved_tensors
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return again(_plain, (x, bias), ctx.needs_input_grad, (dy,))
+        needed = (*ctx.needs_input_grad, False)[:2]  # a bias that is left at its default has no entry
+        return again(_plain, (x, bias), needed, (dy,))
     dx, dbias = gated_backward(dy, x, bias)
     return dx, None if bias is None else dbias
 
