@@ -13,7 +13,7 @@ import torch
 import unisono_torch
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import count_params, preset
-from unisono_tools.bench import head, lat, lengths, models, tune
+from unisono_tools.bench import head, lat, lengths, models, tune, workers
 from unisono_tools.experiments.match import nearest
 
 
@@ -152,7 +152,7 @@ def test_a_model_that_does_not_run_costs_its_own_rows_alone(monkeypatch, tmp_pat
             point = {"model": task[0], "kind": "training", "length": 1024, "seconds": float(len(asked)), "peak": 1.0}
             yield task, ends.get(task[0], [point])
 
-    monkeypatch.setattr(lengths.workers, "rows", rows)
+    monkeypatch.setattr(workers, "rows", rows)
     chosen = ["--output", str(tmp_path / "some"), "--models"]
     assert lengths.main([*chosen, "transformer", "lat"]) == 0
     assert "| lat | not run: its process ended |" in (tmp_path / "some.md").read_text("utf-8")
@@ -178,7 +178,7 @@ def test_a_model_that_does_not_run_costs_its_own_rows_alone(monkeypatch, tmp_pat
 def test_what_ends_training_leaves_what_came_before_it_and_reading(monkeypatch, outcome, length, why):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(lengths.unisono_torch, "create", lambda *_, **__: torch.nn.Linear(1, 1))
+    monkeypatch.setattr(unisono_torch, "create", lambda *_, **__: torch.nn.Linear(1, 1))
     monkeypatch.setattr(lengths, "_tokens", lambda length: torch.zeros(length, 1))
     ready = []
 
