@@ -11,7 +11,8 @@ and with G_n = dY_n readᵀ + F̄ ∘ G_{n+1}, which is what reaches H_n, and do
 A program owns a channel of up to SEQUENCES sequences: products for all chunks first, then the states from chunk to chunk, then products
 again; what passes between them lies in memory. Where a chunk has resets, its products are made once for each of its parts.
 
-All sums and states are float32, and products are of three TF32 ones, which keep 22 bits of both factors.
+All sums and states are float32. Products are of bfloat16 terms, three of a float32, which add up to it; what is too small for its digits
+is left out.
 """
 
 from __future__ import annotations

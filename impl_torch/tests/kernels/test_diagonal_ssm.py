@@ -145,29 +145,6 @@ def test_sweeps_serve_marks_and_few_tokens_and_products_the_rest(device: str, ma
     assert served == ([] if marked else ["forward", "backward"])
 
 
-@pytest.mark.parametrize("chosen", ["high", "tf32"])
-def test_products_keep_their_digits_whatever_is_chosen(device: str, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In either of PyTorch's two ways, of which both stand as before afterwards."""
-    matmul, product, found = torch.backends.cuda.matmul, torch.bmm, []
-    before = matmul.fp32_precision
-    monkeypatch.setattr(torch, "bmm", lambda *a, **how: (found.append(matmul.allow_tf32), product(*a, **how))[1])
-    case = Case(2, 9 if interpreted() else products.LONG, 2, 2, torch.float32, marked=False)
-    try:
-        if chosen == "high":
-            torch.set_float32_matmul_precision("high")
-        else:
-            matmul.fp32_precision = "tf32"
-        differentiate(diagonal_ssm, inputs(case, device)[0], upstream_of(case, device))
-        assert matmul.fp32_precision == "tf32"
-        if chosen == "high":
-            assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        if chosen == "high":
-            torch.set_float32_matmul_precision("highest")
-        matmul.fp32_precision = before
-    assert found == [False] * 5
-
-
 def test_a_reset_cuts_nan(device: str) -> None:
     case = Case(1, 10, 2, 4, torch.float32, marked=False)
     tensors, marks = inputs(case, device)

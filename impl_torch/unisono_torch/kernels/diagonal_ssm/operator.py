@@ -11,6 +11,7 @@ from unisono_spec.contract import InputError
 
 from unisono_torch.kernels.diagonal_ssm import products
 from unisono_torch.kernels.registry import FLOATS, interpreted
+from unisono_torch.ops.precision import uncast
 from unisono_torch.ops.transforms import again
 
 TILE = 32  # tokens between saved states
@@ -95,7 +96,7 @@ def _ssm(u, power, grown, C, D, initial, reset, valid, save):
     acc, (batch, length, width) = accumulator(u.dtype), u.shape
     if products.serves(batch, length, reset is not None or valid is not None):
         kept = saved if save else u.new_empty(products.shape(batch, length, width, C.shape[1]), dtype=acc)
-        with torch.cuda.device_of(u):
+        with torch.cuda.device_of(u), uncast(u.device):
             products.forward(_rows(u), _parameters(power, grown, C, D), initial.contiguous(), y, final, kept)
         return y, final, saved
     given = {"power": power, "grown": grown, "C": C, "initial": initial}
@@ -130,7 +131,7 @@ def _ssm_backward(dy, dfinal, u, power, grown, C, D, reset, valid, saved):
     acc, (batch, length, width) = accumulator(u.dtype), u.shape
     if products.serves(batch, length, reset is not None or valid is not None):
         parameters = _parameters(power, grown, C, D)
-        with torch.cuda.device_of(u):
+        with torch.cuda.device_of(u), uncast(u.device):
             dpower, dgrown, dC, dD, dinitial = products.backward(dy.contiguous(), dfinal.contiguous(), parameters, saved, du)
         return du, dpower, dgrown, dC, dD, dinitial
     tensors = {name: _apart(a, acc) for name, a in {"power": power, "grown": grown, "C": C, "dfinal": dfinal}.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +15,7 @@ CHUNK, WIDE_CHUNK, WIDE = 64, 128, 32  # tokens, and those of states of more tha
 # tokens of a sequence, or of all: of fewer, a channel's matrix costs more than a sweep's one token after the other
 LONG, MANY = 1024, 8192
 SHORTEST = 128
+_lock = threading.RLock()  # what is chosen is the process's, and each device's gradients have a thread
 
 
 def chunk(pairs: int) -> int:
@@ -65,6 +67,12 @@ def _launch(name: str, programs: int, pairs: int, length: int, given: dict[str, 
 @contextlib.contextmanager
 def whole() -> Iterator[None]:
     """Products with all of float32's digits, whatever is chosen for others."""
+    with _lock, _chosen():
+        yield
+
+
+@contextlib.contextmanager
+def _chosen() -> Iterator[None]:
     matmul = torch.backends.cuda.matmul
     try:
         chosen = torch.get_float32_matmul_precision()
