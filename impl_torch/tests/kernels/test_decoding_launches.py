@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,6 +93,14 @@ def test_products_are_joined_where_that_was_measured() -> None:
     assert not parts.joined(create(preset("maru").replace(vocab_size=8), dtype="float32"), 16)
 
 
+def test_programs_that_wait_for_each_other_fit_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MARU's rows of 640 are 40 programs' at most: where there are fewer multiprocessors, nothing waits for what cannot begin."""
+    model = SimpleNamespace(config=preset("maru"), compute_dtype=torch.bfloat16, device=torch.device("cuda"))
+    for count, fits in ((39, False), (40, True), (132, True)):
+        monkeypatch.setattr(parts, "_multiprocessors", lambda device, count=count: count, raising=False)
+        assert parts.joined(model, 16) == fits  # pyright: ignore[reportArgumentType]
+
+
 def test_tiles_fit_smaller_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """99 KiB of shared memory a program, for pieces on their way; and each tile is of tensor cores' shapes."""
     monkeypatch.setattr(tiles, "interpreted", lambda: False)
@@ -99,4 +108,5 @@ def test_tiles_fit_smaller_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     for m, n, k, paired, size in sizes:
         tile = tiles.tile(m, n, k, paired, size)
         assert (tile.tall + tile.wide * (1 + paired)) * tile.deep * size * tile.stages <= 99 << 10
-        assert min(tile.tall, tile.wide, tile.deep) >= 16
+        assert min(tile.tall, tile.deep) >= 16
+        assert tile.wide >= parts.NARROWEST

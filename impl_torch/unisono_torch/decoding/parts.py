@@ -45,12 +45,19 @@ class Held:
 
 # architectures of which four launches a layer of many sequences were measured, not slower than ten: the widest, the most sequences
 JOINED = {"s4d": (512, 65535), "maru": (640, 65535), "lat": (512, 16)}
+NARROWEST = 16  # columns of a program of theirs
 
 
 def joined(model: Model, batch: int) -> bool:
-    """Whether products of many sequences, and norms of what they make, are one launch each; they are a library's elsewhere."""
+    """Whether products of many sequences, and norms of what they make, are one launch each; they are a library's elsewhere, also on a GPU
+    that may not hold at once all programs of a row, which wait for each other."""
     width, most = JOINED.get(model.config.arch, (0, 0))
-    return model.config.d_model <= width and batch <= most and model.compute_dtype.itemsize == 2
+    small = model.device.type == "cuda" and NARROWEST * _multiprocessors(model.device) < model.config.d_model
+    return model.config.d_model <= width and batch <= most and model.compute_dtype.itemsize == 2 and not small
+
+
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 class Parts:
