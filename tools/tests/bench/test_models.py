@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import pathlib
+import types
 from typing import Any
 
 import numpy as np
@@ -121,6 +123,23 @@ def test_what_the_tuner_tries():
     assert list(tune.candidates(tune.FIELDS["multiscale"], 64, {"chunk": [64], "columns": [64], "warps": [4], "registers": [168]})) == [
         {"chunk": 64, "blocks": 2, "columns": 64, "warps": 4, "state_warps": 4, "stages": 2, "registers": 168}
     ]
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_a_page_links_the_picture_that_is_drawn(monkeypatch, tmp_path, eager):
+    def process(command, **_):
+        row = {
+            "model": command[command.index("--models", command.index("--one")) + 1], "size": models.SIZES[0], "head": "usual", "length": 8,
+            "compiled": not eager, "tokens_per_s": 1.0, "operations": 1e6, "peak_bytes": None, "losses": [],
+        }  # fmt: skip
+        return contextlib.nullcontext(types.SimpleNamespace(stdout=[json.dumps(row)]))
+
+    monkeypatch.setattr("subprocess.Popen", process)
+    monkeypatch.setattr(models, "ceilings", lambda _: {"matmul_flop_per_s": 1e12})
+    monkeypatch.setattr(models, "plot", lambda path, _: path.touch())
+    words = ["--models", "lat", "--sizes", str(models.SIZES[0]), "--prompts", "--output", str(tmp_path / "page")]
+    assert models.main([*words, "--eager"] if eager else words) == 0
+    assert ("(page.png)" in (tmp_path / "page.md").read_text("utf-8")) == (tmp_path / "page.png").exists() == (not eager)
 
 
 def test_exponents_are_those_of_powers():

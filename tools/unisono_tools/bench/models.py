@@ -246,6 +246,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.prompts:
         kinds += [("prompted", name, size, "usual") for size in options.sizes[:1] for name in options.models if name != BASE]
     kept = threading.Lock()
+    picture = f"{options.output.name}.png" if options.output and not options.eager else ""  # what is drawn is compiled
 
     def run(kind: str, name: str, size: int, head: str) -> None:
         one = ["--one", kind, "--models", name, "--sizes", str(size), "--heads", head]
@@ -257,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
                     row = json.loads(line)
                     result["training" if kind == "trained" else "prompts"].append(row)
                     print(*(f"{key}={value}" for key, value in row.items() if key not in ("losses", "operations")), flush=True)
-                    report.keep(options.output, result, markdown(result, f"{options.output.name}.png" if options.output else ""))
+                    report.keep(options.output, result, markdown(result, picture))
 
     with ThreadPoolExecutor(options.jobs) as pool:
         for done in [pool.submit(run, *each) for each in kinds]:
