@@ -27,22 +27,46 @@ PROGRAMS = 5
 
 
 RUNS = "kernel = [=] {{ {}; }}; return run_all(programs, each, shared_bytes);"
+STOPPED = RUNS.replace("shared_bytes", "shared_bytes, true")
 
 
 @pytest.fixture(autouse=True)
 def _emulated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.getbasetemp()
-    kernel = functools.cache(lambda name, _, constants: emulator.Kernel(native.__file__, "programs.h", RUNS, name, folder, name, constants))
+    _run(monkeypatch, tmp_path_factory, RUNS)
     monkeypatch.setattr(native, "_there", lambda device: True)
-    monkeypatch.setattr(native, "_kernel", kernel)
     monkeypatch.setattr(operator, "_multiprocessors", lambda device: PROGRAMS)
     monkeypatch.setattr(native, "COLUMNS", 16)
     monkeypatch.setattr(operator, "SEGMENT", 4)
     monkeypatch.setattr(operator, "interpreted", lambda: False)
 
 
+def _run(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, runs: str) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    kernel = functools.cache(lambda name, _, constants: emulator.Kernel(native.__file__, "programs.h", runs, name, folder, name, constants))
+    monkeypatch.setattr(native, "_kernel", kernel)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_gradients(case: gru.Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gru, "interpreted", lambda: False)
+    gru.test_values_and_gradients(case, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("programs", "case"),
+    [
+        (5, gru.Case(3, 6, 6, 2, 3, 1, 2, marked=True)),  # the last program has banks alone
+        (7, gru.Case(1, 6, 6, 1, 3, 1, 4)),  # two have nothing
+        (7, gru.Case(1, 5, 3, 1, 3, 6, 4)),  # some of c alone
+    ],
+    ids=str,
+)
+def test_programs_that_stand_still(
+    programs: int, case: gru.Case, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """What one has not read yet is not overwritten, however late it is."""
+    _run(monkeypatch, tmp_path_factory, STOPPED)
+    monkeypatch.setattr(operator, "_multiprocessors", lambda device: programs)
     monkeypatch.setattr(gru, "interpreted", lambda: False)
     gru.test_values_and_gradients(case, "cpu")
 

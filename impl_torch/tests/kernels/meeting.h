@@ -14,8 +14,10 @@ static void meet(Barrier& at, int all) {
     while (at.round == round) others();
 }
 
-static bool heads() {
-  static unsigned drawn = 1;
-  drawn = drawn * 1664525u + 1013904223u;
-  return drawn >> 31;
+static int drawn(int below) {
+  static unsigned state = 1;
+  state = state * 1664525u + 1013904223u;
+  return int((unsigned long long)state * below >> 32);
 }
+
+static bool heads() { return drawn(2); }

@@ -1,6 +1,7 @@
 // Several blocks of CUDA threads at once on one thread of a CPU, in place of mom_gru/primitives.cu: each thread runs until it waits for
 // others, at a barrier of its block or its warp, or for a value that another block has to store. In each round half of the warps, drawn
-// anew, stand still, so that what one program stores reaches another in any order. What a kernel reads of shared memory before it was
+// anew, stand still, so that what one program stores reaches another in any order. Where a program is `stopped`, as a GPU does that several
+// processes share, one drawn stands still until the others store nothing any more. What a kernel reads of shared memory before it was
 // written is NaN.
 
 #include <ucontext.h>
@@ -44,7 +45,7 @@ static std::vector<Thread> threads;
 static std::vector<Warp> warps;
 static std::vector<Block> blocks;
 static ucontext_t outside;
-static int current, count;  // count: threads of a block
+static int current, count, quiet;  // count: threads of a block; quiet: rounds without a store
 static std::function<void()> kernel;
 
 static void others() { swapcontext(&threads[current].context, &outside); }
@@ -85,6 +86,7 @@ inline float peek(const float* p) {
 inline void poke(float* p, float v) {
   others();  // of two stores, the second may be seen late
   *p = v;
+  quiet = 0;
 }
 // Copies in the background come at once or as late as they may, as is drawn.
 inline void copy16(float* to, const float* from) {
@@ -120,7 +122,7 @@ static void begin() {
 }
 
 // Whether all came to their ends
-static bool run_all(int programs, int each, int bytes) {
+static bool run_all(int programs, int each, int bytes, bool stopped = false) {
   count = each;
   threads.assign(programs * each, Thread());
   warps.assign(programs * each / 32, Warp());
@@ -138,12 +140,15 @@ static bool run_all(int programs, int each, int bytes) {
     thread.context.uc_stack.ss_size = thread.stack.size();
     makecontext(&thread.context, begin, 0);
   }
-  for (int round = 0; round < 200000; round++) {
+  int still = -1;
+  for (quiet = 0; quiet < 100000; quiet++) {  // of a program with many banks: thousands
     bool some = false, slow = false;
+    if (stopped && still < 0 && heads() && heads()) still = drawn(2 * programs);
+    if (still >= programs || quiet > 300) still = -1;
     for (current = 0; current < programs * each; current++) {
       if (current % 32 == 0) slow = heads();
       if (threads[current].ended) continue;
-      if (!slow) swapcontext(&outside, &threads[current].context);
+      if (!slow && threads[current].block != still) swapcontext(&outside, &threads[current].context);
       some |= !threads[current].ended;
     }
     if (!some) return true;

@@ -423,6 +423,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(
       const int which = held * PROGRAMS + (PROGRAMS - 1 - member());
       if (which < BATCH * BANKS) gather(whole, pieces, shared + AT_ROUTER, which, kept, dx, dafter, dlogits, t, T, parity);
     }
+    if (column >= WIDE && component >= WIDTH) {
+      sync();
+      continue;
+    }
     product(by_vector, whole, VECTOR, warp, WARPS, VECTOR, parity, shared + AT_V + warp * SEQUENCES * apart(RV));
     sync();
 #pragma unroll

@@ -6,7 +6,8 @@
 // values over the last one's, of which each program loads all: a team of half the programs has half the sequences to load. A value's last
 // bit says whether the token's number is even: who needs it loads until it is the right one, so that an exchange is one store and one
 // load, without a barrier or a flag. It may be overwritten as soon as everyone has it, which is sure where what one waited for in between
-// depends on it.
+// depends on it. So a program waits for nothing that it makes nothing of: nobody would wait for such a one, and one that is late (a GPU that
+// several processes share stops its programs one by one) would find the next token's value, and wait for ever.
 
 const int THREADS = 32 * WARPS;
 const int ALL = BATCH * TEAMS;  // sequences

@@ -173,6 +173,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(
   SHARED(shared);
   const int me = thread(), warp = me / 32, lane = me % 32;
   const int column = member() * COLUMNS, wanted = member() * WANTED;
+  const bool owns = column < WIDE, gives = owns || wanted < KNOWN + AFTER;  // columns of h; rows of products with it
   float *sums_h = shared + AT_H, *sums_c = shared + AT_C, *sums_r = shared + AT_R, *of_gates = shared + AT_GATES;
   {  // of arrays [T, B, …] and [B, …] what follows this team's first sequence
     const i64 ours = team() * BATCH;
@@ -244,12 +245,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(
   for (int t = 0; t <= T; t++) {
     const unsigned parity = (t + 1) & 1;
     const i64 now = t * (i64)ALL, last = now - ALL;
-    product(by_h, of.h, WIDE, warp, WARPS, WIDE, parity, sums_h + warp * SEQUENCES * apart(RH));
+    if (gives) product(by_h, of.h, WIDE, warp, WARPS, WIDE, parity, sums_h + warp * SEQUENCES * apart(RH));
     sync();
 #pragma unroll
     for (int n = 0; n < OF_H; n++) {
       int o = me + n * THREADS, i = o % (2 * COLUMNS + WANTED), b = o / (2 * COLUMNS + WANTED), k = wanted + i - 2 * COLUMNS;
-      if (b >= BATCH) break;
+      if (b >= BATCH || !gives) break;
       float y = total<RH>(sums_h, b, i, WARPS);
       bool kept = !HAS_RESET || t == T || !reset[now + b];  // a product with h, which a reset makes 0
       if (i < 2 * COLUMNS)
@@ -272,6 +273,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(
       if (held * PROGRAMS + (PROGRAMS - 1 - member()) < BATCH * BANKS)
         remember(shared + AT_MEMORY + held * SLOTS * PITCH, shared, held, share, of, t, T, drawn, reset, valid, first, rho, memories);
     if (t == T) break;
+    if (!owns) {
+      load_given(t + 1);
+      sync();
+      continue;
+    }
 
     if (warp < READS * AMONG)
       for (int tile = warp / READS; tile < TILES; tile += AMONG) {
