@@ -183,7 +183,7 @@ def _scan_fake(u, dt, A, B, C, D, z, initial, reset, valid, softplus, save, out_
     schema="(Tensor dy, Tensor dfinal, Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? z, Tensor? reset, "
     "Tensor? valid, Tensor saved, bool softplus) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _scan_backward(dy, dfinal, u, dt, A, B, C, D, z, reset, valid, saved, softplus):
+def _scan_backward(dy, dfinal, u, dt, A, B, C, D, z, reset, valid, saved, softplus) -> tuple[Tensor, ...]:
     """Gradients of u, dt, A, B, C, D, z (empty without a gate) and the initial state."""
     gradients = _scan_backward_fake(dy, dfinal, u, dt, A, B, C, D, z, reset, valid, saved, softplus)
     du, ddt, dA, dB, dC, dD, dz, dinitial = gradients
