@@ -33,7 +33,6 @@ from unisono_torch.ops.linear_cross_entropy import linear_cross_entropy
 
 from unisono_tools.bench import large
 
-ROUNDINGS = 7  # to the dtype, at most, on the way to a gradient
 Tensors = tuple[Tensor, ...]
 Call = Callable[..., tuple[Tensor, Any]]
 
@@ -212,7 +211,7 @@ def check_small(dtypes: list[str], alone: bool, only: list[str]) -> None:
                 finite = all(bool(a.isfinite().all()) for a in both(op, given, "triton"))
                 print(f"{name}, {name_of}: {'ran' if finite else 'NOT FINITE'}", flush=True)
                 continue
-            budget = numerics.formula(name_of, given[0].shape[1], ROUNDINGS, gradient=True)
+            budget = numerics.formula(name_of, given[0].shape[1], large.ROUNDINGS, gradient=True)
             exact = both(op, tuple(a.double() for a in given), "plain")
             worst = max(_error(a, b) for a, b in zip(both(op, given, "triton"), exact, strict=True))
             print(f"{name}, {name_of}: {worst:.1e} of {budget:.1e}{'' if worst <= budget else '  WRONG'}", flush=True)

@@ -15,6 +15,7 @@ CHUNK, WIDE_CHUNK, WIDE = 64, 128, 32  # tokens, and those of states of more tha
 # tokens of a sequence, or of all: of fewer, a channel's matrix costs more than a sweep's one token after the other
 LONG, MANY = 1024, 8192
 SHORTEST = 128
+TOKENS, KERNEL_ROWS, POWERS = 64, 32, 512  # at most, of a program: tokens of a tile, rows of K, complex powers of all pairs
 _lock = threading.RLock()  # what is chosen is the process's, and each device's gradients have a thread
 
 
@@ -40,24 +41,33 @@ def shape(batch: int, length: int, width: int, pairs: int) -> tuple[int, int, in
     return (width, batch, rows(length, pairs), chunk(pairs) + 2 * pairs)
 
 
+def _channels() -> int:
+    """Of a tile; the interpreter pays by the operation, not by the element."""
+    return 8 if interpreted() else 64
+
+
+def _powers(pairs: int) -> int:
+    """Of a channel, that a program makes at once."""
+    return max(1, min(chunk(pairs), POWERS // (1 << (pairs - 1).bit_length())))
+
+
 def _launch(name: str, programs: int, pairs: int, length: int, given: dict[str, object]) -> None:
     import triton
 
     from unisono_torch.kernels.diagonal_ssm import chunks
 
     function, size = getattr(chunks, name), chunk(pairs)
-    room = triton.next_power_of_2(pairs)
     arguments = {
         **given,
         "T": length,
         "rows": rows(length, pairs),
         "P": pairs,
         "CHUNK": size,
-        "BP": room,
-        "BQ": max(1, min(size, 512 // room)),
-        "BJ": min(size, 32),
-        "BT": min(size, 64),
-        "BD": 8 if interpreted() else 64,
+        "BP": triton.next_power_of_2(pairs),
+        "BQ": _powers(pairs),
+        "BJ": min(size, KERNEL_ROWS),
+        "BT": min(size, TOKENS),
+        "BD": _channels(),
         "BITS": size.bit_length(),
     }
     warps = 1 if name.startswith("carry") else 4
@@ -94,7 +104,7 @@ def _chosen() -> Iterator[None]:
 
 def _tiles(batch: int, length: int, width: int, pairs: int) -> int:
     size = chunk(pairs)
-    return -(-width // (8 if interpreted() else 64)) * batch * rows(length, pairs) * (size // min(size, 64))
+    return -(-width // _channels()) * batch * rows(length, pairs) * (size // min(size, TOKENS))
 
 
 def _matrix(power: Tensor, grown: Tensor, C: Tensor, D: Tensor, like: Tensor) -> Tensor:
@@ -103,9 +113,8 @@ def _matrix(power: Tensor, grown: Tensor, C: Tensor, D: Tensor, like: Tensor) ->
     size = chunk(pairs)
     kernel, matrix = like.new_empty(width, size), like.new_empty(width, size + 2 * pairs, size + 2 * pairs)
     made: dict[str, object] = {"kernel": kernel, "matrix": matrix}
-    parts = size // max(1, min(size, 512 // (1 << (pairs - 1).bit_length())))
-    _launch("entries", width * parts, pairs, 0, {"power": power, "grown": grown, "C": C, "D": D, **made})
-    _launch("toeplitz", width * (size // min(size, 32)), pairs, 0, made)
+    _launch("entries", width * (size // _powers(pairs)), pairs, 0, {"power": power, "grown": grown, "C": C, "D": D, **made})
+    _launch("toeplitz", width * (size // min(size, KERNEL_ROWS)), pairs, 0, made)
     return matrix
 
 
