@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from unisono_conformance import numerics
 from unisono_spec.contract import InputError
-from unisono_spec.contract.sampling import GREEDY, Sampling, choose, uniform
+from unisono_spec.contract.sampling import GREEDY, NEAR_TIE, Sampling, choose, uniform
 
 ALWAYS = [
     [[6, 4, 13], [6, 4, 13], [6, 4, 13]],
@@ -147,6 +147,13 @@ def test_near_ties_are_judged_by_what_can_be_drawn() -> None:
         assert not drawn.any()
     few = np.array([choose(np.array([[0.0, 1.0, -INF, 0.5]]), Sampling(1.0), n)[1] for n in range(2000)])
     assert few.mean() < 0.01
+
+
+def test_the_margin_of_near_ties_covers_sums_of_long_texts() -> None:
+    """2^17 numbers added one by one in float32: what two logits of two such states may be off together is a near-tie, and not by far."""
+    given = np.random.default_rng(0).random((2**17, 64), np.float32)
+    off = np.cumsum(given, 0, dtype=np.float32)[-1] / given.sum(0, dtype=np.float64) - 1
+    assert NEAR_TIE / 100 < 4 * np.sqrt(np.square(off).mean()) < NEAR_TIE
 
 
 @pytest.mark.parametrize("top_k", [0, 7])

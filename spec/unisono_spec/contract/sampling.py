@@ -15,8 +15,9 @@ import numpy as np
 
 from unisono_spec.contract.errors import InputError, shown
 
-# Logits closer than this share of their spread may swap order between float32 backends.
-NEAR_TIE = 1e-5
+# Logits closer than this share of their spread may swap order between float32 backends. A state's sum of T tokens, each of whose partial
+# sums is rounded, errs by 2^-24 sqrt(T / 3) of itself, as a random walk does: of 2^17 tokens by 1.25e-5, in each of two logits of two.
+NEAR_TIE = 5e-5
 FEW = 8  # random numbers that NumPy draws sooner one by one
 
 

@@ -5,7 +5,7 @@
 
 import { uniform } from "./philox.js";
 
-const NEAR_TIE = 1e-5;
+const NEAR_TIE = 5e-5;
 export const MOST = 2 ** 32; // ids that one seed has random numbers for
 
 /**
