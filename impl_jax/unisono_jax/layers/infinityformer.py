@@ -28,8 +28,11 @@ class Mixer(nnx.Module):
         if "tau" in params:
             self.tau = nnx.Param(params["tau"])
 
-    def inputs(self, h: jax.Array, rotation: rotary.CosSin | None) -> Inputs:
-        """h [..., D] → q, k, v, q_norm, k_norm, log_decay, weight, as ops/multiscale.py takes them; all but v float32 or wider."""
+    def inputs(self, h: jax.Array, rotation: rotary.CosSin | None, valid: Mask) -> Inputs:
+        """h [..., D] → q, k, v, q_norm, k_norm, log_decay, weight, as ops/multiscale.py takes them; all but v float32 or wider.
+
+        Of a token that is not valid, those of q = k = 0.
+        """
         config, dtype = self.config, wide(h)
         heads = (*h.shape[:-1], config.n_heads, config.head_width)
         q, k, v = (a.reshape(heads) for a in jnp.split(self.qkv(h, h.dtype), 3, -1))
@@ -37,7 +40,7 @@ class Mixer(nnx.Module):
         if rotation is not None and config.rope == "before":
             q, k = rotary.rotate_by(q, rotation), rotary.rotate_by(k, rotation)
         tau = self.tau[...] if config.feature_map == "learned" else None
-        q_norm, k_norm = (feature_map(config.feature_map, a, tau) for a in (q, k))
+        q_norm, k_norm = (feature_map(config.feature_map, a, tau, valid) for a in (q, k))
         q, k = q_norm, k_norm
         if rotation is not None and config.rope == "numerator":
             q, k = rotary.rotate_by(q, rotation), rotary.rotate_by(k, rotation)
@@ -55,7 +58,7 @@ class Mixer(nnx.Module):
 
     def __call__(self, h: jax.Array, rotation: rotary.CosSin | None, due: Mask, state: State, read: Reading) -> tuple[jax.Array, State]:
         """h [B, D] or [B, T, D] → what it adds, the state after it. due [B] or [B, T]: tokens after which S is compressed."""
-        given = *self.inputs(h, rotation), state
+        given = *self.inputs(h, rotation, read.marks.valid), state
         if due is None:
             o, after = read(multiscale, *given)
         else:  # sequential whatever the form: layer by layer instead of token by token

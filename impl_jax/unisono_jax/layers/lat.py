@@ -40,8 +40,8 @@ class Attention(nnx.Module):
             self.tau = nnx.Param(params["tau"])
         self.head_norm = nnx.data(norm(head) if (head := sub(params, "head_norm")) else None)
 
-    def to_heads(self, x: jax.Array, rotations: Rotations) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [..., D] → q, k, v [..., H, ·], turned by their position, and through φ for linear attention."""
+    def to_heads(self, x: jax.Array, rotations: Rotations, valid: Mask) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [..., D] → q, k, v [..., H, ·], turned by their position; φ(q), φ(k) for linear attention, φ(0) where not valid."""
         n = self.config.n_heads * self.width
         qkv = jnp.split(self.qkv(x, x.dtype), [n, 2 * n], -1)
         heads = self.config.n_heads
@@ -50,13 +50,13 @@ class Attention(nnx.Module):
             q, k = rotary.rotate_by(q, rotations[self.width]), rotary.rotate_by(k, rotations[self.width])
         if self.kind == "linear":
             tau = self.tau[...] if self.config.feature_map == "learned" else None
-            q, k = (feature_map(self.config.feature_map, a.astype(wide(a)), tau) for a in (q, k))
+            q, k = (feature_map(self.config.feature_map, a.astype(wide(a)), tau, valid) for a in (q, k))
         return q, k, v
 
     def __call__(self, x: jax.Array, rotations: Rotations, before: jax.Array, state: States, read: Reading) -> tuple[jax.Array, States]:
         """x [B, D] or [B, T, D] → what it adds, the state after it. before [B]: how many tokens the sequences held."""
         given = state if self.kind == "linear" else (*state, before)
-        o, after = read(OPS[self.kind], *self.to_heads(x, rotations), given)
+        o, after = read(OPS[self.kind], *self.to_heads(x, rotations, read.marks.valid), given)
         o = o if self.head_norm is None else self.head_norm(o)
         return self.out(o.reshape(x.shape).astype(x.dtype), x.dtype), after[:2]
 

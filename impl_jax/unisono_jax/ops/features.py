@@ -8,6 +8,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from unisono_jax.ops.elementwise import masked
+
 
 def elu1(x: jax.Array) -> jax.Array:
     """[...] → [...]: x + 1 above 0 and e^x below, in these two branches: elu(x) + 1 rounds to 0 where e^x has not yet."""
@@ -26,8 +28,12 @@ def taylor2(x: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.ones_like(x[..., :1]), x / k**0.25, square / (2 * k) ** 0.5], -1)
 
 
-def feature_map(name: str, x: jax.Array, tau: jax.Array | None = None) -> jax.Array:
-    """x [..., K] → [..., F]: φ by its name in a config; `tau` [1] belongs to "learned"."""
+def feature_map(name: str, x: jax.Array, tau: jax.Array | None = None, valid: jax.Array | None = None) -> jax.Array:
+    """x [..., K] → [..., F]: φ by its name in a config; `tau` [1] belongs to "learned".
+
+    valid, bool, of x's first axes: where it is false, φ(0), so that a NaN there reaches no gradient, of τ neither.
+    """
+    (x,) = masked(valid, x)
     if name == "learned":
         assert tau is not None
         return elu1(tau.astype(x.dtype) * x)

@@ -14,6 +14,7 @@ from unisono_torch.layers.reading import Mask, Reading, Rotation
 from unisono_torch.ops import multiscale
 from unisono_torch.ops.elementwise import linear, log_sigmoid, sigmoid, wide
 from unisono_torch.ops.features import feature_map
+from unisono_torch.ops.fold import masked
 
 State = tuple[Tensor, Tensor]
 
@@ -58,8 +59,9 @@ class Mixer(nn.Module):
         weight = torch.cat([sigmoid(logit), sigmoid(-logit) * mix], -3)  # [..., S+1, H or 1, V or 1]; 1 − g keeps its digits
         return log_decay, weight
 
-    def mapped(self, qkv: Tensor, rotation: Rotation | None) -> tuple[Tensor, ...]:
-        """qkv [..., 3, H, K] → q, k, v, q_norm, k_norm, as ops/multiscale.py takes them."""
+    def mapped(self, qkv: Tensor, rotation: Rotation | None, valid: Mask) -> tuple[Tensor, ...]:
+        """qkv [..., 3, H, K] → q, k, v, q_norm, k_norm, as ops/multiscale.py takes them: those of 0 where a token is not valid."""
+        (qkv,) = masked(valid, qkv)
         config = self.config
         q, k, v = qkv.unbind(-3)
         if rotation is not None:
@@ -74,9 +76,9 @@ class Mixer(nn.Module):
         qkv, shares = self.qkv(h).unflatten(-1, (3, config.n_heads, config.head_width)), self.shares(h)
         if due is not None:  # sequential whatever the form: layer by layer instead of token by token
             op = multiscale.step if read.one_token else multiscale.recurrent
-            o, after = op(*self.mapped(qkv, rotation), *shares, state, *read.marks, due, config.compress_rank)
+            o, after = op(*self.mapped(qkv, rotation, read.marks.valid), *shares, state, *read.marks, due, config.compress_rank)
         elif rotation is None or read.one_token:
-            o, after = read(multiscale, *self.mapped(qkv, rotation), *shares, state)
+            o, after = read(multiscale, *self.mapped(qkv, rotation, read.marks.valid), *shares, state)
         else:
             how = config.feature_map, self.tau, config.rope == "numerator"
             more: dict[str, Any] = {"chunk_size": read.chunk_size, "implementation": read.implementation, "still": True}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unisono_torch.ops.fold import masked
 from unisono_torch.ops.transforms import transformed
 
 
@@ -50,8 +51,12 @@ def taylor2(x: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(x[..., :1]), x / k**0.25, square / (2 * k) ** 0.5], -1)
 
 
-def feature_map(name: str, x: Tensor, tau: Tensor | None = None) -> Tensor:
-    """x [..., K] → [..., F]: φ by its name in a config; `tau` [1] belongs to "learned"."""
+def feature_map(name: str, x: Tensor, tau: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+    """x [..., K] → [..., F]: φ by its name in a config; `tau` [1] belongs to "learned".
+
+    valid, bool, of x's first axes: where it is false, φ(0), so that a NaN there reaches no gradient, of τ neither.
+    """
+    (x,) = masked(valid, x)
     if name == "learned":
         assert tau is not None
         return elu1(tau.to(x.dtype) * x)

@@ -16,9 +16,12 @@ from unisono_torch.ops.linear_attention import State
 from unisono_torch.ops.precision import exact
 
 
-def features(q: Tensor, k: Tensor, v: Tensor, feature_map: str, tau: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """φ(q) and φ(k), float32 or wider."""
-    return phi(feature_map, q.to(wide(v.dtype)), tau), phi(feature_map, k.to(wide(v.dtype)), tau)
+def features(
+    q: Tensor, k: Tensor, v: Tensor, feature_map: str, tau: Tensor | None = None, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """φ(q) and φ(k), float32 or wider; φ(0) where a token is not valid."""
+    q, k = (phi(feature_map, a.to(wide(v.dtype)), tau, valid) for a in (q, k))
+    return q, k
 
 
 @exact
@@ -33,7 +36,7 @@ def step(
     tau: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """One token: q, k [B, H, K], v [B, H, V], reset and valid [B]."""
-    return linear_attention.step(*features(q, k, v, feature_map, tau), v, state, reset, valid)
+    return linear_attention.step(*features(q, k, v, feature_map, tau, valid), v, state, reset, valid)
 
 
 @exact
@@ -55,4 +58,4 @@ def parallel(
         from unisono_torch.kernels.linear_attention import linear_attention as kernel
 
         return kernel(q.to(v.dtype), k.to(v.dtype), v, initial_state, reset, valid, feature_map, tau)
-    return linear_attention.parallel(*features(q, k, v, feature_map, tau), v, initial_state, reset, valid, chunk_size, "plain")
+    return linear_attention.parallel(*features(q, k, v, feature_map, tau, valid), v, initial_state, reset, valid, chunk_size, "plain")

@@ -192,6 +192,8 @@ def turned(
             from unisono_torch.kernels.multiscale.turned import turned as kernel
 
             return kernel(qkv, turn.cos, turn.sin, feature_map, tau, log_decay, weight, initial_state, reset, valid, still)
+    if feature_map == "learned":  # whose τ a NaN of padding would reach
+        (qkv,) = masked(valid, qkv)
     q, k, v = qkv.unbind(2)
     q, k, q_norm, k_norm = turn(q, k, feature_map, tau, numerator)
     inputs = q, k, v, q_norm, k_norm, log_decay, weight, initial_state, reset, valid
