@@ -9,6 +9,7 @@ import pytest
 import torch
 import unisono_torch
 from torch.testing import assert_close
+from torch.utils._pytree import tree_leaves
 from unisono_conformance import numerics
 from unisono_conformance.adapters.torch import _call
 from unisono_conformance.cases import cases
@@ -63,13 +64,38 @@ def test_a_model_inside_autocast_is_the_model_of_that_dtype(case: Any, variant: 
 
 @OP
 def test_ops_inside_autocast_keep_their_digits(case: Any, variant: str) -> None:
+    """Gradients too, though they are asked for inside."""
     settings, inputs = drawn(case, variant)
     given = {name: from_numpy(a) for name, a in {**inputs.arrays, **inputs.state, **inputs.params}.items()}
+    leaves = [a.requires_grad_() for a in given.values() if a.is_floating_point()]
+
+    def found(form: str) -> tuple[Any, tuple[torch.Tensor, ...]]:
+        result = _call(case.op, form, given, settings, "plain")
+        floats = [a for a in tree_leaves(result) if a.requires_grad]
+        upstream = [torch.linspace(-1, 2, a.numel()).reshape(a.shape).to(a.dtype) for a in floats]
+        return result, torch.autograd.grad(floats, leaves, upstream, allow_unused=True, materialize_grads=True)
+
     for form in ("parallel", "recurrent"):
-        truth = _call(case.op, form, given, settings, "plain")
+        truth = found(form)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = _call(case.op, form, given, settings, "plain")
-        same(found, truth)
+            same(found(form), truth)
+
+
+def test_what_stands_around_an_op_is_cast_as_before() -> None:
+    """On the way back inside torch.autocast, which an op alone leaves."""
+    weight, state = torch.rand(3, 3, requires_grad=True), torch.zeros(2, 3)
+    before, after = [], []
+
+    def seen(x: torch.Tensor, by: list[bool]) -> torch.Tensor:
+        x.register_hook(lambda gradient: by.append(torch.is_autocast_enabled("cpu")))
+        return x
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = seen(torch.rand(2, 5, 3) @ weight, before)
+        y = seen(decayed_sum.parallel(x.float(), 0.5, state)[0], after)
+        (y @ weight).float().sum().backward()
+        assert torch.is_autocast_enabled("cpu")
+    assert (before, after) == ([True], [True])
 
 
 def test_cram_remembers_21_tokens_inside_autocast() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from unisono_torch.ops.transforms import transformed
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -26,7 +28,9 @@ def uncast(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def exact(op: Callable[..., Any]) -> Callable[..., Any]:
-    """`op` where torch.autocast casts nothing: a sum of products in 16 bits would forget what it sums."""
+    """`op` where torch.autocast casts nothing: a sum of products in 16 bits would forget what it sums. Nor do its first derivatives, in
+    eager mode, where they are asked for inside the region as well.
+    """
 
     @functools.wraps(op)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -34,6 +38,36 @@ def exact(op: Callable[..., Any]) -> Callable[..., Any]:
         if autocast_dtype(device) is None:
             return op(*args, **kwargs)
         with torch.autocast(device.type, enabled=False):
-            return op(*args, **kwargs)
+            found = op(*args, **kwargs)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed():
+            _uncast_back(found, (args, kwargs), device.type)
+        return found
 
     return call
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        yield from _tensors(tuple(tree.values()))
+    elif isinstance(tree, (tuple, list)):
+        for part in tree:
+            yield from _tensors(part)
+
+
+def _uncast_back(outputs: Any, inputs: Any, kind: str) -> None:
+    """torch.autocast of `kind` off for each step of the way back from `outputs` to `inputs`."""
+
+    def uncast_one(gradients: Any) -> None:
+        torch.set_autocast_enabled(kind, False)  # autograd gives the next step the state that its caller had
+
+    seen = {a.grad_fn for a in _tensors(inputs)}
+    ahead = [a.grad_fn for a in _tensors(outputs)]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen or not node.next_functions:  # a leaf has none
+            continue
+        seen.add(node)
+        node.register_prehook(uncast_one)
+        ahead.extend(behind for behind, _ in node.next_functions)
