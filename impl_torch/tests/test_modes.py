@@ -47,9 +47,12 @@ def test_a_model_inside_autocast_is_the_model_of_that_dtype(case: Any, variant: 
         with torch.autocast("cpu", dtype=narrow):
             found = model(tokens, form=form)
             stepped = model.step(tokens[:, 0], model.init_state(2, 9))
+            model.zero_grad()
             found[0].float().square().sum().backward()  # inside, which PyTorch advises against
+        truth.zero_grad()
         expected[0].float().square().sum().backward()
         same(found, expected)
+        same([p.grad for p in model.parameters()], [p.grad for p in truth.parameters()])
         same(stepped, truth.step(tokens[:, 0], truth.init_state(2, 9)))
         for name, a in found[1].items():
             assert a.dtype in (torch.float32, torch.int32), name

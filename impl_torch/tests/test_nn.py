@@ -135,6 +135,19 @@ def test_habits(name: str) -> None:
 
 
 @EACH
+def test_gradients_are_the_same_inside_autocast(name: str) -> None:
+    """As those that are asked for outside, after the same call."""
+    layer, x = make(name).float(), given(6)[0].float().requires_grad_()
+
+    def gradients(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(y.float().square().sum(), [x, *layer.parameters()], allow_unused=True, materialize_grads=True)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, y = gradients(layer(x)[0]), layer(x)[0]
+    assert all(torch.equal(*pair) for pair in zip(inside, gradients(y), strict=True))
+
+
+@EACH
 def test_padding_may_hold_anything(name: str) -> None:
     """NaN where a token is not valid reaches no output, no state and no gradient, of weights neither."""
     layer, (x, _, valid) = make(name), given(5)

@@ -31,7 +31,7 @@ from unisono_torch.hf.configuration import (
 )
 from unisono_torch.layers.reading import Marks, Reading, Training
 from unisono_torch.models.base import Model
-from unisono_torch.ops.precision import uncast
+from unisono_torch.ops.precision import exact
 
 # what transformers calls a cache among its outputs: past_key_values until 5.23
 CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(CausalLMOutputWithPast)} else "past_key_values"
@@ -132,10 +132,9 @@ class UnisonoForCausalLM(PreTrainedModel, GenerationMixin):
         model._check(input_ids, before, reset, valid)  # pyright: ignore[reportPrivateUsage]
         read = Reading(Marks(reset, valid), 64, model.implementation, fresh, model.compute_dtype)
         training = Training(model._dropout(input_ids.shape, None))  # pyright: ignore[reportPrivateUsage]
-        with uncast(input_ids.device), _Watched(model, self._checkpointed(), bool(output_hidden_states)) as hidden:
-            x, after = model._read(input_ids, before, read, training)  # pyright: ignore[reportPrivateUsage]
-            last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = model._head(x[:, last])  # pyright: ignore[reportPrivateUsage]
+        last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        with _Watched(model, self._checkpointed(), bool(output_hidden_states)) as hidden:
+            logits, x, after = _whole(input_ids, before, model, read, training, last)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -245,6 +244,15 @@ class _Watched:
     def __exit__(self, *_: object) -> None:
         for layer in self.layers:
             layer.__dict__.pop("forward", None)
+
+
+@exact
+def _whole(
+    ids: Tensor, before: dict[str, Tensor], model: Model, read: Reading, training: Training, kept: slice | Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Logits of the tokens that are `kept`, what the head reads of all, the state after them."""
+    x, after = model._read(ids, before, read, training)  # pyright: ignore[reportPrivateUsage]
+    return model._head(x[:, kept]), x, after  # pyright: ignore[reportPrivateUsage]
 
 
 def _valid(mask: Tensor | dict[str, Tensor] | None, ids: Tensor) -> Tensor | None:

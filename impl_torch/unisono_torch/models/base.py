@@ -22,7 +22,7 @@ from unisono_torch.decoding import follower
 from unisono_torch.layers.reading import Marks, Mask, Reading, Training
 from unisono_torch.ops.dispatch import check_implementation
 from unisono_torch.ops.linear_cross_entropy import linear_cross_entropy
-from unisono_torch.ops.precision import autocast_dtype, uncast
+from unisono_torch.ops.precision import autocast_dtype, exact
 from unisono_torch.ops.transforms import transformed
 
 Form = Literal["recurrent", "parallel"]
@@ -161,8 +161,13 @@ class Model(nn.Module):
         self._check_targets(targets, tokens.shape[:2])
         fresh, (state, marks, training) = state is None, self._begun(tokens, state, reset, valid, dropout, noise, loads)
         read = Reading(marks, chunk_size, self.implementation, fresh, self.compute_dtype)
-        with uncast(tokens.device):
-            x, state = self._read(tokens, state, read, training)
+        return self._read_to_nats(tokens, targets, state, read, training)
+
+    @exact
+    def _read_to_nats(
+        self, tokens: Tensor, targets: Tensor, state: State, read: Reading, training: Training
+    ) -> tuple[Tensor, Tensor, State]:
+        x, state = self._read(tokens, state, read, training)
         return *self._nats(x, targets), owned(state)
 
     def step(self, token: Tensor, state: State, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, State]:
@@ -259,11 +264,14 @@ class Model(nn.Module):
     ) -> tuple[Tensor, State]:
         """What `_read` and `_head` make of tokens [B, T], or [B] without a chunk_size. latest [B]: of these alone, [B, V]."""
         read = Reading(marks, chunk_size, self.implementation, fresh, self.compute_dtype)
-        with uncast(tokens.device):
-            x, state = self._read(tokens, state, read, training)
-            if latest is not None:
-                x = x[torch.arange(len(x), device=x.device), latest]
-            return self._head(x), owned(state)
+        return self._read_to_head(tokens, state, read, training, latest)
+
+    @exact
+    def _read_to_head(self, tokens: Tensor, state: State, read: Reading, training: Training, latest: Tensor | None) -> tuple[Tensor, State]:
+        x, state = self._read(tokens, state, read, training)
+        if latest is not None:
+            x = x[torch.arange(len(x), device=x.device), latest]
+        return self._head(x), owned(state)
 
     def _read(self, tokens: Tensor, state: State, read: Reading, training: Training) -> tuple[Tensor, State]:
         """tokens [B, T], or [B] of one token, as `read` says → x [B, (T,) D], which `_head` reads; the state after them."""
@@ -290,10 +298,10 @@ class Model(nn.Module):
         if readable(targets) and targets.device.type == "cpu":
             check_ids(targets.clamp(min=0).numpy(), self.config.vocab_size, "targets")
 
+    @exact
     def _nats(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """x [..., D], which `_head` reads, targets [...] → Σ nats, nats [...]."""
-        with uncast(x.device):
-            return linear_cross_entropy(*self._last_product(x), targets)
+        return linear_cross_entropy(*self._last_product(x), targets)
 
     @property
     def _tied(self) -> Any:

@@ -16,7 +16,7 @@ from unisono_torch.layers.reading import Reading, Training
 from unisono_torch.models.base import Model, State
 from unisono_torch.ops import decayed_sum
 from unisono_torch.ops.elementwise import binary_digits
-from unisono_torch.ops.precision import uncast
+from unisono_torch.ops.precision import exact
 
 
 class CRAM(Model):
@@ -46,20 +46,21 @@ class CRAM(Model):
     def readout(self, xi: Tensor, dropout: Sequence[Tensor] | None = None) -> Tensor:
         """f_θ of the fixed scheme (eq 6): ξ [..., code] → logits [..., V]. No mixing over time."""
         check_code(self.config, xi=xi, dropout=dropout, array=Tensor)
-        x = self._read_out(xi, dropout)
-        with uncast(xi.device):
-            return self._head(x)
+        return self._read_out_to_head(xi, self._dropout(xi.shape[:-1], dropout), self.compute_dtype)
+
+    @exact
+    def _read_out_to_head(self, xi: Tensor, dropout: Sequence[Tensor] | None, dtype: torch.dtype) -> Tensor:
+        return self._head(self._below(xi, dropout, dtype))
 
     def readout_nats(self, xi: Tensor, targets: Tensor, dropout: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """`nats` of `readout`'s logits: ξ [..., code], targets [...] → their sum, nats [...] without a gradient."""
         check_code(self.config, xi=xi, dropout=dropout, array=Tensor)
         self._check_targets(targets, xi.shape[:-1])
-        return self._nats(self._read_out(xi, dropout), targets)
+        return self._read_out_to_nats(xi, targets, self._dropout(xi.shape[:-1], dropout), self.compute_dtype)
 
-    def _read_out(self, xi: Tensor, dropout: Sequence[Tensor] | None) -> Tensor:
-        dtype, dropout = self.compute_dtype, self._dropout(xi.shape[:-1], dropout)
-        with uncast(xi.device):
-            return self._below(xi, dropout, dtype)
+    @exact
+    def _read_out_to_nats(self, xi: Tensor, targets: Tensor, dropout: Sequence[Tensor] | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return self._nats(self._below(xi, dropout, dtype), targets)
 
     def _below(self, xi: Tensor, dropout: Sequence[Tensor] | None, dtype: torch.dtype) -> Tensor:
         """What the head is given."""

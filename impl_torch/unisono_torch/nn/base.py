@@ -14,7 +14,7 @@ from unisono_torch.arrays import DTYPES, check_device, from_numpy, owned, place
 from unisono_torch.layers.reading import Marks, Reading
 from unisono_torch.ops.dispatch import check_implementation
 from unisono_torch.ops.fold import masked
-from unisono_torch.ops.precision import autocast_dtype, uncast
+from unisono_torch.ops.precision import autocast_dtype, exact
 
 State = dict[str, Tensor]
 Mask = Tensor | None
@@ -115,9 +115,12 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, State]:
         dtype = (None if x.dtype == torch.float64 else autocast_dtype(x.device)) or x.dtype
         (x,) = masked(marks.valid, x)  # before a projection, whose weights' gradient a NaN would reach
-        with uncast(x.device):
-            y, after = self._mix(x.to(dtype), state, Reading(marks, chunk_size, self.implementation, fresh, dtype), **training)
+        y, after = self._mix_exactly(x.to(dtype), state, Reading(marks, chunk_size, self.implementation, fresh, dtype), training)
         return y, owned(after)
+
+    @exact
+    def _mix_exactly(self, x: Tensor, state: State, read: Reading, training: dict[str, Any]) -> tuple[Tensor, State]:
+        return self._mix(x, state, read, **training)
 
     def _mix(self, x: Tensor, state: State, read: Reading) -> tuple[Tensor, State]:
         raise NotImplementedError

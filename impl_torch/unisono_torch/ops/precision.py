@@ -57,17 +57,25 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def _uncast_back(outputs: Any, inputs: Any, kind: str) -> None:
-    """torch.autocast of `kind` off for each step of the way back from `outputs` to `inputs`."""
+    """torch.autocast of `kind` off on the way back from `outputs` to `inputs`; costs something only where it is on there."""
+    before = {a.grad_fn for a in _tensors(inputs)}
+    for node in {a.grad_fn for a in _tensors(outputs)} - before:
+        if node is not None:
+            node.register_prehook(functools.partial(_first_uncast, kind, [behind for behind, _ in node.next_functions], before))
 
-    def uncast_one(gradients: Any) -> None:
-        torch.set_autocast_enabled(kind, False)  # autograd gives the next step the state that its caller had
 
-    seen = {a.grad_fn for a in _tensors(inputs)}
-    ahead = [a.grad_fn for a in _tensors(outputs)]
+def _first_uncast(kind: str, ahead: list[Any], before: set[Any], gradients: Any) -> None:
+    if not torch.is_autocast_enabled(kind):
+        return
+    _one_uncast(kind)
+    ahead, seen = [*ahead], {*before, None}
     while ahead:
         node = ahead.pop()
-        if node is None or node in seen or not node.next_functions:  # a leaf has none
-            continue
-        seen.add(node)
-        node.register_prehook(uncast_one)
-        ahead.extend(behind for behind, _ in node.next_functions)
+        if node not in seen and node.next_functions:  # a leaf has none
+            seen.add(node)
+            node.register_prehook(functools.partial(_one_uncast, kind))
+            ahead.extend(behind for behind, _ in node.next_functions)
+
+
+def _one_uncast(kind: str, gradients: Any = None) -> None:
+    torch.set_autocast_enabled(kind, False)  # autograd gives the next node the state that its caller had
