@@ -35,7 +35,7 @@ def test_a_run_on_a_cpu(tmp_path, capsys):
     lost, changed = result["cases"][0]["rows"].pop(), result["cases"][1]
     changed["kernels"], changed["rows"][0]["forward_ms"] = "others", -1
     (tmp_path / "run.json").write_text(json.dumps(result), encoding="utf-8")
-    assert main(["--repeats", "1", "--resume", "--output", str(tmp_path / "run")]) == 0
+    assert main(["--repeats", "1", "--together", "2", "--resume", "--output", str(tmp_path / "run")]) == 0
     again = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert again["cases"][0]["rows"][0] == result["cases"][0]["rows"][0]  # as it was
     assert again["cases"][0]["rows"][1]["contestant"] == lost["contestant"]
@@ -104,6 +104,20 @@ def test_what_is_met():
     case = SUITES["attention"][0]
     inputs = 4 * case.array_bytes()[0]
     assert marks.memory({"held_bytes": case.held_bytes()}, {"peak_bytes": inputs}) == 1.0
+
+
+def test_marks_of_what_there_is(tmp_path):
+    shape = {"name": "B8 T4096 H16 K=V=64, one decay, bfloat16", "scales": 1, "feature_map": "elu1", "held_bytes": 100}
+    ours = {"contestant": OURS, "forward_ms": 2.0, "both_ms": 3.0, "peak_bytes": 60}
+    peer = {"contestant": "jax-linear-attention, no normaliser", "forward_ms": 1.0, "both_ms": 3.0, "peak_bytes": None}
+    alone = {"name": "B8 T1024 H16 K=V=64, bfloat16", "scales": 0, "feature_map": "elu1", "held_bytes": 100, "rows": [ours]}
+    content = {"run": {"device": "a GPU", "date": "today"}, "cases": [shape | {"rows": [ours, peer]}, alone]}
+    (tmp_path / "kernels-attention-h100.json").write_text(json.dumps(content), encoding="utf-8")
+    assert marks.main(tmp_path) == [tmp_path / "kernels-attention-marks-h100.md"]
+    rows = [line for line in (tmp_path / "kernels-attention-marks-h100.md").read_text("utf-8").splitlines() if line.startswith("| ")][1:]
+    assert [row.split(" | ")[4:7] for row in rows] == [
+        ["2.00", "**no**", "**no**"], ["1.00", "yes", "yes"], ["1.10", "yes", "–"], ["1.10", "yes", "–"],
+    ]  # fmt: skip
 
 
 def test_floors_count_each_byte_once():

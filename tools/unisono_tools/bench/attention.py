@@ -1,8 +1,8 @@
 """Linear attention and multi-scale attention beside their peers: `python -m unisono_tools.bench.attention --device cuda --output …`
 
 Peers: torch.compile of the plain form; flash-linear-attention, given φ(q) and φ(k); quadratic causal SDPA; jax-linear-attention's
-recurrence, which has no normaliser. Those that are not installed are left out. Case by case, each contestant in a process of its own
-(workers.py); a row is written as soon as it is there, and `--resume` measures those that are missing.
+recurrence, which has no normaliser. Those that are not installed are left out. Case by case, or `--together` some cases at a time, each
+contestant in a process of its own (workers.py); a row is written as soon as it is there, and `--resume` measures those that are missing.
 """
 
 from __future__ import annotations
@@ -158,6 +158,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="cases whose name contains one of these")
     parser.add_argument("--repeats", type=int, default=10, help="rounds over the input sets")
     parser.add_argument("--patience", type=float, help="seconds a case's contestants may compile, side by side (GPU: 180); 0: one by one")
+    parser.add_argument(
+        "--together", type=int, default=1, metavar="CASES", help="cases whose contestants compile at once; timed one by one"
+    )
     parser.add_argument("--output", type=Path, help="where to write, without extension: .json, .md and .png are added")
     parser.add_argument("--resume", action="store_true", help="measure only what is missing in OUTPUT.json, or of other kernels there")
     options = parser.parse_args(argv)
@@ -175,15 +178,19 @@ def main(argv: list[str] | None = None) -> int:
         result = {"run": run, "ceilings": ceilings(options.device), "cases": []}
     if options.device == "cuda":
         torch.cuda.empty_cache()
-    for case in cases:
-        _one(case, result, options.device, options.repeats, patience, options.output, [each.name for each in SUITES[suite]])
+    if options.together < 1:
+        parser.error(f"--together {options.together}: give 1 or more")
+    order = [each.name for each in SUITES[suite]]
+    for first in range(0, len(cases), options.together):
+        some = cases[first : first + options.together]
+        _measure(some, result, options.device, options.repeats, patience, options.output, order)
     if options.output and not all(case["tabled"] for case in result["cases"]):
         plot(options.output.with_suffix(".png"), result)
     return 0
 
 
-def _one(case: Case, result: dict[str, Any], device: str, repeats: int, patience: float, output: Path | None, order: list[str]) -> None:
-    """Measure the rows of a case that are missing, and write them down one by one."""
+def _begun(case: Case, result: dict[str, Any], order: list[str]) -> dict[str, Any]:
+    """What there is of a case, or its beginning."""
     made = next((old for old in result["cases"] if old["name"] == case.name), None)
     if made is None:
         floor = [size / result["ceilings"]["copy_bytes_per_s"] * 1e3 for size in case.floor_bytes()]
@@ -191,11 +198,22 @@ def _one(case: Case, result: dict[str, Any], device: str, repeats: int, patience
         made |= {"op": case.op, "kernels": sources(case.op), "rows": [], "missing": {}}
         result["cases"].append(made)
         result["cases"].sort(key=lambda old: order.index(old["name"]))
-    wanted = names(case, device)
-    there = {row["contestant"] for row in made["rows"]}
-    print(case.name, flush=True)
-    tasks = [(case, name, device, repeats) for name in wanted if name not in there]
-    for (_, name, *_), row in workers.rows(contest, tasks, patience):
+    return made
+
+
+def _measure(
+    cases: list[Case], result: dict[str, Any], device: str, repeats: int, patience: float, output: Path | None, order: list[str]
+) -> None:
+    """Measure the rows of these cases that are missing, and write them down one by one."""
+    begun = {case.name: _begun(case, result, order) for case in cases}
+    there = {(name, row["contestant"]) for name, made in begun.items() for row in made["rows"]}
+    tasks = [(case, name, device, repeats) for case in cases for name in names(case, device) if (case.name, name) not in there]
+    said = ""
+    for (case, name, *_), row in workers.rows(contest, tasks, patience):
+        if case.name != said:
+            said = case.name
+            print(said, flush=True)
+        made, wanted = begun[case.name], names(case, device)
         if isinstance(row, Row):
             made["missing"].pop(name, None)
             made["rows"].append(dataclasses.asdict(row))

@@ -1,6 +1,7 @@
 """What attention's kernels were to reach, and what was measured: `python -m unisono_tools.bench.marks docs/results`
 
-Reads kernels-attention-h200.json and kernels-attention-lengths-h200.json there; writes kernels-attention-marks-h200.md beside them.
+Reads kernels-attention-h100.json and, if it is there, kernels-attention-lengths-h100.json; writes kernels-attention-marks-h100.md beside
+them; and so of h200. What a page has no rows of is left out.
 """
 
 from __future__ import annotations
@@ -45,7 +46,11 @@ def _row(case: Content, begins: str) -> Content:
     return next(row for row in case["rows"] if row["contestant"].startswith(begins))
 
 
-def found(attention: Content, lengths: Content) -> Iterator[Mark]:
+def _has(case: Content | None, *begin: str) -> bool:
+    return case is not None and all(any(row["contestant"].startswith(name) for row in case["rows"]) for name in ("unisono", *begin))
+
+
+def found(attention: Content, lengths: Content | None) -> Iterator[Mark]:
     cases = {case["name"].removesuffix(", bfloat16"): case for case in attention["cases"]}
 
     def times(case: Content, peer: Content, way: str, must: float, aim: float, least: bool, what: str) -> Mark:
@@ -60,13 +65,26 @@ def found(attention: Content, lengths: Content) -> Iterator[Mark]:
         ("linear attention", "B8 T1024 H16 K=V=64", 1.3),
         ("retention", "B8 T4096 H16 K=V=64, one decay", 1.25),
     ):
-        for way in WAYS:
+        for way in WAYS if _has(cases.get(name), JLA) else ():
             yield times(cases[name], _row(cases[name], JLA), way, most, 1.0, False, f"{what}, {name}")
     name = "B8 T4096 H16 K=V=64, 4 scales with gates"
-    yield times(cases[name], _row(cases[name], JLA), "both ways", 2, 3, True, f"S = 3 and the context path, {name}")
+    if _has(cases.get(name), JLA):
+        yield times(cases[name], _row(cases[name], JLA), "both ways", 2, 3, True, f"S = 3 and the context path, {name}")
     name = "B8 T4096 H16 K=16 V=64, taylor2"
-    best = min((row for row in cases[name]["rows"] if row["contestant"].startswith("fla")), key=lambda row: row["both_ms"])
-    yield times(cases[name], best, "both ways", 3, 8, True, name)
+    if _has(cases.get(name), "fla"):
+        best = min((row for row in cases[name]["rows"] if row["contestant"].startswith("fla")), key=lambda row: row["both_ms"])
+        yield times(cases[name], best, "both ways", 3, 8, True, name)
+    if lengths is not None:
+        yield from _by_length(lengths)
+    for what, most, several in (("linear attention", 1.3, False), ("one scale or several, taylor2", 1.6, True)):
+        chosen = [case for case in attention["cases"] if (case["scales"] > 0 or case["feature_map"] == "taylor2") == several]
+        of = {case["name"]: memory(case, _row(case, "unisono")) for case in chosen if _has(case)}
+        if of:
+            worst = max(of, key=of.__getitem__)
+            yield Mark(f"peak memory, {what}", "inputs and outputs", of[worst], most, None, False, f"most at {worst}")
+
+
+def _by_length(lengths: Content) -> Iterator[Mark]:
     at = next(case for case in lengths["cases"] if case["length"] == 4096)
     far = [case for case in lengths["cases"] if case["length"] >= 1024]
     for way, key in WAYS.items():
@@ -76,19 +94,16 @@ def found(attention: Content, lengths: Content) -> Iterator[Mark]:
         ours, its = _row(at, "unisono"), _row(at, SDPA)
         figures = f"{ours[key]:.3f} for {its[key]:.3f} ms; eager {ours[f'host_{key}']:.3f} for {its[f'host_{key}']:.3f}"
         yield Mark(f"… T = 4,096, {way}, device time", SDPA, its[key] / ours[key], 2.5, 4.7, True, figures)
-    for what, most, several in (("linear attention", 1.3, False), ("one scale or several, taylor2", 1.6, True)):
-        chosen = [case for case in attention["cases"] if (case["scales"] > 0 or case["feature_map"] == "taylor2") == several]
-        of = {case["name"]: memory(case, _row(case, "unisono")) for case in chosen}
-        worst = max(of, key=of.__getitem__)
-        yield Mark(f"peak memory, {what}", "inputs and outputs", of[worst], most, None, False, f"most at {worst}")
 
 
-def markdown(attention: Content, lengths: Content) -> str:
+def markdown(gpu: str, attention: Content, lengths: Content | None) -> str:
+    """gpu: as names of pages have it, h100."""
     lines = ["# Attention's kernels: what they were to reach", ""]
     lines += ["Made by `python -m unisono_tools.bench.marks docs/results` from the figures of", ""]
-    for name, content in (("kernels-attention-h200", attention), ("kernels-attention-lengths-h200", lengths)):
-        run = content["run"]
-        lines += [f"- [{name}]({name}.md): {run['device']}, {run['date']}"]
+    for name, content in ((f"kernels-attention-{gpu}", attention), (f"kernels-attention-lengths-{gpu}", lengths)):
+        if content is not None:
+            run = content["run"]
+            lines += [f"- [{name}]({name}.md): {run['device']}, {run['date']}"]
     lines += ["", "≤: our time over the peer's (memory: bytes over those of inputs and outputs). ≥: the peer's time over ours.", ""]
     lines += ["| what | beside | must | aim | measured | must met | aim met | figures |", "|---" * 8 + "|"]
     for mark in found(attention, lengths):
@@ -99,14 +114,16 @@ def markdown(attention: Content, lengths: Content) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(folder: Path) -> Path:
-    attention, lengths = (
-        json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("kernels-attention-h200", "kernels-attention-lengths-h200")
-    )
-    page = folder / "kernels-attention-marks-h200.md"
-    page.write_text(markdown(attention, lengths), encoding="utf-8")
-    return page
+def main(folder: Path) -> list[Path]:
+    pages = []
+    for gpu in ("h100", "h200"):
+        paths = (folder / f"kernels-attention-{gpu}.json", folder / f"kernels-attention-lengths-{gpu}.json")
+        attention, lengths = (json.loads(path.read_text("utf-8")) if path.exists() else None for path in paths)
+        if attention is not None:
+            pages.append(folder / f"kernels-attention-marks-{gpu}.md")
+            pages[-1].write_text(markdown(gpu, attention, lengths), encoding="utf-8")
+    return pages
 
 
 if __name__ == "__main__":
-    print(main(Path(sys.argv[1])))
+    print(*main(Path(sys.argv[1])), sep="\n")

@@ -24,12 +24,12 @@ from torch import Tensor
 from unisono_conformance import numerics
 from unisono_torch.ops import mapped_attention, multiscale
 
+from unisono_tools.bench.large import ROUNDINGS
 from unisono_tools.bench.measure import median_ms
 from unisono_tools.bench.report import about
 
 OPS = ("linear_attention", "multiscale")
 CHECKED = ((2, 333, 3, True), (1, 1000, 2, False))  # B, T, H, with resets and tokens that are not valid
-ROUNDINGS = 7  # to the dtype on the way to a gradient, at most (kernels/linear_attention/sweep.py)
 FIELDS = {
     "linear_attention": {"chunk": (32, 64, 128), "block": (32, 64, 128), "warps": (2, 4, 8), "stages": (2, 3), "split": (False, True)},
     "multiscale": {

@@ -1,6 +1,6 @@
 """Contestants in processes of their own: they compile and tune at once, then each is timed while the others wait.
 
-So a case takes as long as its slowest contestant compiles, and one that ends its process, or never ends, costs its own row only.
+So contestants take as long as the slowest of them compiles, and one that ends its process, or never ends, costs its own row only.
 """
 
 from __future__ import annotations
