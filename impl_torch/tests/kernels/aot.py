@@ -35,11 +35,14 @@ COUNTS = {
 }
 SIZES = {"UNIT": 16, "WRITES": True, "K": 64, "V": 64, "C": 64, "BN": 64}
 ALONE = {"UNIT": 16, "C": 64, "cos": None, "sin": None, "MAP": "", "SHARED": True, "STILL": False}
+SWEEP = {"UNIT": 16, "N": 64, "C": 64, "STAGES": 3, "WARPS": 4}
 GLUON = (
     (linear.forward, {"q", "k", "v", "o"}, SIZES | {"MAP": "elu1", "STAGES": 3, "WARPS": 4}),
     (scales.states, {"x", "y", "kept", "before"}, SIZES | {"BACK": True, "THROUGH": True, "M": 4, "NB": 2, "STAGES": 2}),
     (hopper_segments.of_queries, {"q", "k", "v", "do", "dq", "S"}, ALONE | {"FADES": True, "M": 1}),
-    (hopper_sweep.forward, {"q", "k", "v", "o"}, {"UNIT": 16, "C": 64, "STAGES": 3}),
+    (hopper_sweep.forward, {"q", "k", "v", "o"}, SWEEP),
+    (hopper_sweep.of_queries, {"q", "k", "v", "do", "dq"}, SWEEP),
+    (hopper_sweep.of_keys, {"q", "k", "v", "do", "dk", "dv"}, SWEEP),
 )
 BF16, F32, I64 = POINTERS[torch.bfloat16], POINTERS[torch.float32], "*i64"
 WINDOW = {"UNIT": 16, "W": 64, "K": 64, "V": 64, "BK": 64, "BV": 64, "M": 64, "N": 64, "HAS_SEGMENT": True, "DOT": triton.language.bfloat16}

@@ -91,6 +91,13 @@ def of_multiscale(dtype: torch.dtype, widths: tuple[int, int], scales: int, mark
     return multiscale(q, k, v, q_norm if apart else None, k_norm if apart else None, decay, weight, state, mark, mark)
 
 
+def of_retention(dtype: torch.dtype, width: int) -> Any:
+    """One decay that is fixed, of so many heads that time is not cut."""
+    q, k, v = (real(1, LENGTH, 96, width, dtype=dtype) for _ in range(3))
+    state = real(1, 1, 96, width, width), real(1, 1, 96, width)
+    return multiscale(q, k, v, None, None, torch.zeros(1, 1, 1), torch.ones(1, 1, 1, 1, 1), state)
+
+
 def of_mom_gru(batch: int, width: int, banks: int, slots: int, memory: int, hidden: int, separate: bool, drawn: bool, marked: bool) -> Any:
     known, after = hidden + memory, (3 if separate else 2) * memory + 1
     weights = Weights(
@@ -141,6 +148,7 @@ CALLS: tuple[tuple[Any, ...], ...] = (
     (of_window, BF16, 128),
     (of_multiscale, BF16, (64, 64), 1, False, False),  # in Gluon
     (of_multiscale, BF16, (64, 64), 4, False, False),
+    (of_retention, BF16, 64),
     (of_multiscale, BF16, (64, 64), 1, True, True),
     (of_multiscale, BF16, (16, 48), 8, True, False),
     (of_multiscale, BF16, (128, 128), 4, False, True),

@@ -35,12 +35,19 @@ class Case:
     packed: bool = False  # whether q, k and v are slices of one tensor, and do and q_norm lie head by head
     chunk: int = 16  # tokens C, in the interpreter; short ones leave several segments to each of several pieces
     trend: bool = False  # whether values turn from −1 to 1 midway, and do is about 1: gradients' terms add up
+    fixed: bool = False  # whether log λ is given no gradient, nor a weight that heads share
     old: bool = False  # whether o comes nearly of the initial state alone, and gradients of o alone
 
     def __str__(self) -> str:
-        marks = "".join(f"-{n}" for n in ("same", "data", "reset", "valid", "pieces", "fast", "packed", "trend", "old") if getattr(self, n))
+        flags = ("same", "data", "reset", "valid", "pieces", "fast", "packed", "trend", "fixed", "old")
+        marks = "".join(f"-{n}" for n in flags if getattr(self, n))
         shape = "x".join(map(str, (self.batch, self.length, self.heads, self.K, self.V, self.scales)))
         return f"{shape}-{str(self.dtype)[6:]}-{self.gates}{marks}{'' if self.chunk == 16 else f'-C{self.chunk}'}"
+
+    @property
+    def still(self) -> set[str]:
+        """What is given no gradient."""
+        return ({"log_decay"} | ({"weight"} if self.gates == "token" else set())) if self.fixed else set()
 
 
 def inputs(case: Case, device: str, seed: int = 0) -> dict[str, Any]:

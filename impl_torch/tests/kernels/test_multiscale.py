@@ -27,6 +27,9 @@ SMALL = (
     Case(1, 150, 1, 64, 64, 2, BF16, pieces=True, trend=True),  # as on a Hopper GPU
     Case(1, 70, 2, 64, 64, 2, BF16, gates="head", pieces=True, packed=True),
     Case(1, 70, 1, 64, 64, 1, BF16, old=True),
+    Case(1, 150, 1, 64, 64, 1, BF16, fixed=True, trend=True),
+    Case(1, 130, 2, 64, 64, 1, BF16, fixed=True, gates="head", packed=True),
+    Case(1, 70, 1, 64, 64, 1, BF16, fixed=True, fast=True, old=True),
 )
 WIDTHS = ((16, 16), (20, 33), (32, 32), (64, 64), (64, 128), (80, 48), (128, 128), (100, 128))
 LARGE = tuple(
@@ -58,8 +61,8 @@ def run(case: Case, given: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, t
     monkeypatch.setattr(table, "SHORTEST", 1 if case.chunk == 16 else 2)
     monkeypatch.setattr(table, "INTERPRETED", dataclasses.replace(table.INTERPRETED, chunk=case.chunk))
     leaves = {n: given[n].detach().requires_grad_() for n in ("q", "k", "v", "q_norm", "k_norm", "log_decay", "weight", "S", "z")
-              if given[n] is not None}  # fmt: skip
-    *arguments, S, z = (leaves.get(n) for n in ("q", "k", "v", "q_norm", "k_norm", "log_decay", "weight", "S", "z"))
+              if given[n] is not None and n not in case.still}  # fmt: skip
+    *arguments, S, z = (leaves.get(n, given[n]) for n in ("q", "k", "v", "q_norm", "k_norm", "log_decay", "weight", "S", "z"))
     kernel: Any = multiscale
     o, (S_end, z_end) = kernel(*arguments, (S, z), given["reset"], given["valid"])
     found = torch.autograd.grad([o, S_end, z_end], list(leaves.values()), [given["do"], given["dS"], given["dz"]])
@@ -70,7 +73,7 @@ def run(case: Case, given: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, t
 def test_values_and_gradients(case: Case, device: str, monkeypatch: pytest.MonkeyPatch):
     given = inputs(case, device)
     found, exact, terms = run(case, given, monkeypatch), written_out(case, given), written_out(case, given, terms=True)
-    assert set(found) == {"o", "S", "z"} | {n for n in NAMES if n in ("dS", "dz") or given[n] is not None}
+    assert set(found) == {"o", "S", "z"} | {n for n in NAMES if n in ("dS", "dz") or given[n] is not None} - case.still
     for name, a in found.items():
         assert a.dtype == (F32 if name in ("S", "z", "log_decay", "weight", "dS", "dz") else case.dtype), name
         judge.within(a.double().cpu(), exact[name].cpu(), budget(case, name, terms[name]).cpu(), name)
@@ -141,8 +144,10 @@ def test_operators_that_compilers_know(device: str):
     torch.use_deterministic_algorithms(False)
     torch.library.opcheck(torch.ops.unisono.multiscale.default, arguments, test_utils=("test_schema", "test_faketensor"))
     *_, denominator = torch.ops.unisono.multiscale(*arguments)
-    back = (given["do"], given["dS"], given["dz"], denominator.detach(), *(a if a is None else a.detach() for a in arguments), True)
-    torch.library.opcheck(torch.ops.unisono.multiscale_backward.default, back, test_utils=("test_schema", "test_faketensor"))
+    back = (given["do"], given["dS"], given["dz"], denominator.detach(), *(a if a is None else a.detach() for a in arguments))
+    for flags in ((True, True), (False, False)):
+        both = *back, *flags  # of log λ and of weights
+        torch.library.opcheck(torch.ops.unisono.multiscale_backward.default, both, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_second_derivatives(device: str):

@@ -79,7 +79,7 @@ if interpreted():
 
         BlockedLayout = SliceLayout = DotOperandLayout = NVMMADistributedLayout = SwizzledSharedLayout = _no_layout
         bfloat16 = float32 = tl.float32  # the interpreter cannot compute in 16 bits
-        int64 = tl.int64
+        int64, float64 = tl.int64, tl.float64
         static_range = staticmethod(lambda count: range(int(count)))
 
         class NVMMASharedLayout:

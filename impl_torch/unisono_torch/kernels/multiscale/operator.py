@@ -58,7 +58,9 @@ class _Call:
         self.dot = tl.bfloat16 if v.dtype == torch.bfloat16 and not interpreted() else tl.float32
         self.tf32 = v.dtype == torch.float16
         self.made = torch.bfloat16 if self.dot == tl.bfloat16 else torch.float32
-        self._prepare(shared)
+        self.shared = shared
+        # one decay by hopper_sweep.py, of uncut time: no states reach memory, and what fades is computed where it is used
+        self.swept = self.hopper and self.scales == 1 and self.batch * self.heads >= table.FEW
 
     def _on_hopper(self) -> bool:
         """Whether hopper.py makes the states."""
@@ -80,10 +82,10 @@ class _Call:
         a = self.moved[name]
         return {f"{letter}{i}": 0 if a is None else a.stride(i) // self.unit for i in range(3)}
 
-    def _prepare(self, shared: bool) -> None:
+    def prepare(self) -> None:
         from unisono_torch.kernels.multiscale import functions
 
-        rows, padded = 1 if shared else self.batch, self.segments * self.span
+        shared, rows, padded = self.shared, 1 if self.shared else self.batch, self.segments * self.span
         decay = self.log_decay.expand(rows, self.length, self.scales)
         self.hi, self.lo, self.near, self.kept, self.ahead = (self.empty(rows, self.scales, padded) for _ in range(5))
         self.whole = self.empty(rows, self.scales, self.segments)
@@ -185,21 +187,43 @@ class _Call:
 
     def sweep_on_hopper(self, S: Tensor, z: Tensor, S_end: Tensor, z_end: Tensor, o: Tensor, denominator: Tensor) -> None:
         """One decay forward."""
+        strips, cut = self.batch * self.heads, table.HOPPER_SWEEPS["forward"]
+        count, each = (1, self.segments) if self.swept else self.pieces(strips)
+        names = ("own", "own_z", "own_w")
+        own = dict.fromkeys(names, self.empty(0)) if self.swept else self._pieces_on_hopper(S, z, S_end, z_end)
+        arguments = {
+            "start": S, "start_z": z, "end": S_end, "end_z": z_end, "o": o, "denominator": denominator, **{n: own[n] for n in names},
+            "strips": strips, "pieces": count, "each": each * self.span,
+        }  # fmt: skip
+        self._launch_sweep("forward", cut, strips * count, arguments, gains=True)
+
+    def sweep_back_on_hopper(self, given: dict[str, Tensor]) -> Tensor:
+        """Gradients of one decay's queries, keys, values and initial state; δ [B, H, 1, T]."""
+        strips = self.batch * self.heads
+        delta, shares, lost = (self.empty(self.batch, self.heads, 1, self.length) for _ in range(3))
+        queries = {name: given[name] for name in ("denominator", "dq")} | {"start": given["S"], "start_z": given["z"], "delta": delta}
+        keys = {"dk": given["dk"], "dv": given["dv"], "end": given["dS"], "end_z": given["dz"]}
+        keys |= {"start": given["S_out"], "start_z": given["z_out"]}
+        between = {"shares": shares, "lost": lost}
+        self._launch_sweep("of_queries", table.HOPPER_SWEEPS["of_queries"], strips, queries | between, gains=True)
+        self._launch_sweep("of_keys", table.HOPPER_SWEEPS["of_keys"], strips, keys | between, gains=False)
+        return delta
+
+    def _launch_sweep(self, name: str, cut: table.SweepCut, programs: int, more: dict[str, Any], gains: bool) -> None:
         from unisono_torch.kernels.multiscale import hopper_sweep
 
-        strips, g = self.batch * self.heads, self.weight.stride()
-        count, each = self.pieces(strips)
-        own = self._pieces_on_hopper(S, z, S_end, z_end)
+        moved = {n: a for n, a in self.moved.items() if a is not None}
         arguments = {
-            **{n: self.moved[n] for n in "qkv"}, "gain": self.weight, "hi": self.hi, "lo": self.lo, "start": S, "start_z": z, "end": S_end,
-            "end_z": z_end, "o": o, "denominator": denominator, **{n: own[n] for n in ("own", "own_z", "own_w")}, "T": self.length,
-            "H": self.heads, "strips": strips, "pieces": count, "each": each * self.span, **self.strides("q", "q"),
-            **self.strides("k", "k"), **self.strides("v", "v"), "g0": g[0], "g1": g[1], "g3": g[3], "UNIT": self.unit, "C": 64,
-            "STAGES": table.HOPPER_SWEEP, "num_warps": 4,
+            **moved, "log_decay": self.log_decay, "T": self.length, "H": self.heads,
+            **{f"{n[0]}{i}": a.stride(i) // self.unit for n, a in moved.items() for i in range(3)},
+            "UNIT": self.unit, "N": self.K, "C": cut.chunk, "STAGES": cut.stages, "WARPS": cut.warps, "num_warps": cut.warps,
         }  # fmt: skip
-        sweep: Any = hopper_sweep
-        with torch.cuda.device_of(o):
-            sweep.forward[(strips * count,)](**arguments)
+        if gains:
+            g = self.weight.stride()
+            arguments |= {"gain": self.weight, "g0": g[0], "g1": g[1], "g3": g[3]}
+        kernel: Any = getattr(hopper_sweep, name)
+        with torch.cuda.device_of(self.log_decay):
+            kernel[(programs,)](**arguments, **more)
 
     def launch_on_hopper(self, name: str, more: dict[str, Any]) -> None:
         from unisono_torch.kernels.multiscale import hopper_segments
@@ -253,6 +277,8 @@ def read(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, still=F
     if o.numel() == 0:
         return o, S_end.copy_(S), z_end.copy_(z), denominator
     call = _Call(q, k, v, q_norm, k_norm, log_decay, weight, reset, valid)
+    if not call.swept:
+        call.prepare()
     if call.hopper and call.scales == 1:
         call.sweep_on_hopper(S.contiguous(), z.contiguous(), S_end, z_end, o, denominator)
         return o, S_end, z_end, denominator
@@ -281,26 +307,34 @@ _GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, T
 @torch.library.custom_op(
     "unisono::multiscale_backward",
     mutates_args=(),
-    schema=f"(Tensor do, Tensor dS, Tensor dz, Tensor denominator, {_INPUTS}, bool fades) -> {_GRADIENTS}",
+    schema=f"(Tensor do, Tensor dS, Tensor dz, Tensor denominator, {_INPUTS}, bool fades, bool weighs) -> {_GRADIENTS}",
 )
-def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades):
-    """Gradients of q, k, v, q_norm, k_norm (empty where they are q and k), log_decay (empty without `fades`), weight, S and z."""
-    return gradients(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades)
+def _backward(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades, weighs):
+    """Gradients of q, k, v, q_norm, k_norm (empty where they are q and k), log_decay (empty without `fades`), weight (without `weighs`),
+    S and z."""
+    return gradients(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades, weighs)
 
 
 def gradients(
-    do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades, turn=None, still=False
+    do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades, weighs, turn=None, still=False
 ) -> tuple[Any, ...]:
     """As `_backward`. turn: gradients of q, k and v are put there, those of q and k turned back, where kernels do that. still: the first
     scale does not decay, and its log λ is given no gradient."""
     from unisono_torch.kernels.multiscale import backward
 
-    given = (do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades)
+    given = (do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades, weighs)
     dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out = _backward_fake(*given)
     if do.numel() == 0:
         return dq, dk, dv, dq_norm, dk_norm, dlog_decay.zero_(), dweight.zero_(), S_out.copy_(dS), z_out.copy_(dz)
-    del dk, dv  # made again once the states are gone: both at once would be the most that this takes
     call = _Call(q, k, v, q_norm, k_norm, log_decay, weight, reset, valid, do)
+    if call.swept and not fades and turn is None:
+        given = {"denominator": denominator, "dq": dq, "dk": dk, "dv": dv, "S_out": S_out, "z_out": z_out}
+        given |= {"S": S.contiguous(), "z": z.contiguous(), "dS": dS.contiguous(), "dz": dz.contiguous()}
+        delta = call.sweep_back_on_hopper(given)
+        _of_weights(delta, call.length, dweight)
+        return dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out
+    del dk, dv  # made again once the states are gone: both at once would be the most that this takes
+    call.prepare()
     kept, kept_z, _ = call.states(S.contiguous(), z.contiguous(), torch.empty_like(S_out), torch.empty_like(z_out))
     padded = call.segments * call.span
     shape = call.batch, call.heads, call.scales
@@ -312,7 +346,8 @@ def gradients(
         if turn is not None:
             how |= {"cos": turn.cos.contiguous(), "sin": turn.sin.contiguous(), "MAP": turn.feature_map, "SHARED": len(turn.cos) == 1}
             dq = turn.dq
-        read, sent = (call.empty(*shape, call.segments) if fades else None for _ in range(2))
+        faded = call.empty(2, *shape, call.segments) if fades else None
+        read, sent = (None, None) if faded is None else faded
         given = {
             "S": kept, "z": kept_z, "denominator": denominator, "dq": dq, "delta": delta, "shares": shares, "lost": lost, "back": back,
             "back_z": back_z, "fades": read, "FADES": fades, **how, **{f"e{i}": dq.stride(i) // call.unit for i in range(3)},
@@ -326,10 +361,10 @@ def gradients(
             **how, **{f"e{i}": dv.stride(i) // call.unit for i in range(3)},
         }  # fmt: skip
         call.launch_on_hopper("of_keys", given)
-        dweight.copy_(_of_weights(delta, call.length, dweight.shape))
-        if fades:
-            made = (a.reshape(call.batch * call.heads, call.scales, -1).sum((0, 2)) for a in (read, sent, through) if a is not None)
-            dlog_decay.copy_(sum(made))
+        _of_weights(delta, call.length, dweight)
+        if faded is not None and through is not None:
+            rows = [a.reshape(call.batch * call.heads, call.scales, -1) for a in (*faded, through)]
+            torch.sum(torch.cat(rows, -1), (0, 2), dtype=dlog_decay.dtype, out=dlog_decay.view(call.scales))
         return dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out
     more = {"do": call.moved["do"], "BV": call.size(call.V), "FADES": fades, **call.strides("do", "d")}
     read = None if not fades else call.empty(*shape, padded)
@@ -350,7 +385,7 @@ def gradients(
         "shares": shares, "lost": lost, "fades": sent, "head_sum": head, **more,
     }  # fmt: skip
     call.launch(backward.of_keys, blocks, given)
-    dweight.copy_(_of_weights(delta, call.length, dweight.shape))
+    _of_weights(delta, call.length, dweight)
     if fades:
         assert read is not None
         assert tail is not None
@@ -370,13 +405,16 @@ def gradients(
     return dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, S_out, z_out
 
 
-def _of_weights(delta: Tensor, length: int, shape: torch.Size) -> Tensor:
-    """δ [B, H, M, N·L] → weights' gradient."""
-    return delta[..., :length].permute(0, 3, 2, 1).sum_to_size(shape[:-1])[..., None]
+def _of_weights(delta: Tensor, length: int, out: Tensor) -> None:
+    """δ [B, H, M, N·L] → weights' gradient [B or 1, T or 1, M, H or 1, 1], if it is asked for."""
+    if out.numel():
+        if out.shape[3] == 1:
+            delta = delta.sum(1, keepdim=True)  # as it lies; what is left is small
+        out.copy_(delta[..., :length].permute(0, 3, 2, 1)[..., None].sum_to_size(out.shape))
 
 
 @_backward.register_fake
-def _backward_fake(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades):
+def _backward_fake(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades, weighs):
     return (
         q.new_empty(q.shape),
         k.new_empty(k.shape),
@@ -384,7 +422,7 @@ def _backward_fake(do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, 
         q.new_empty((0,) if q_norm is None else q_norm.shape),
         k.new_empty((0,) if k_norm is None else k_norm.shape),
         log_decay.new_empty(log_decay.shape if fades else (0,)),
-        weight.new_empty(weight.shape),
+        weight.new_empty(weight.shape if weighs else (0,)),
         S.new_empty(S.shape, dtype=torch.float32),
         z.new_empty(z.shape, dtype=torch.float32),
     )
@@ -401,10 +439,12 @@ def _gradient(ctx, do, dS, dz, _):
     denominator, *inputs = ctx.saved_tensors
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return again(_plain, inputs, ctx.needs_input_grad, (do, dS, dz))
-    dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, dS0, dz0 = _backward(do, dS, dz, denominator, *inputs, ctx.needs_input_grad[5])
+    fades, weighs = ctx.needs_input_grad[5:7]
+    dq, dk, dv, dq_norm, dk_norm, dlog_decay, dweight, dS0, dz0 = _backward(do, dS, dz, denominator, *inputs, fades, weighs)
     same, S, z = inputs[3] is None, inputs[7], inputs[8]
     norms = (None, None) if same else (dq_norm, dk_norm)
-    return dq, dk, dv, *norms, dlog_decay if ctx.needs_input_grad[5] else None, dweight, dS0.to(S.dtype), dz0.to(z.dtype), None, None
+    shares = dlog_decay if fades else None, dweight if weighs else None
+    return dq, dk, dv, *norms, *shares, dS0.to(S.dtype), dz0.to(z.dtype), None, None
 
 
 def _plain(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid):

@@ -30,6 +30,18 @@ class HopperCut:
     registers: int | None
 
 
+@dataclasses.dataclass(frozen=True)
+class SweepCut:
+    """chunk: tokens C whose products are masked, 16 for each warp of a program. stages: of loads."""
+
+    chunk: int
+    stages: int
+
+    @property
+    def warps(self) -> int:
+        return self.chunk // 16
+
+
 # by (kind of product, the wider of K and V rounded up to a power of two)
 TABLE: dict[tuple[str, int], Cut] = {
     # Triton 3.6 miscompiles narrower blocks with 4 warps and 64 tokens for an H100: illegal accesses in the court, at 16 columns; and
@@ -43,8 +55,8 @@ TABLE: dict[tuple[str, int], Cut] = {
 ONE: dict[tuple[str, int], Cut] = {
     key: dataclasses.replace(cut, registers=168) if key[0] == "bfloat16" and key[1] <= 64 else cut for key, cut in TABLE.items()
 }
-# states by hopper.py; stages of loads of hopper_sweep.py
-HOPPER, HOPPER_SWEEP = HopperCut(2, 128), 3
+HOPPER = HopperCut(2, 128)  # states by hopper.py
+HOPPER_SWEEPS = {"forward": SweepCut(64, 3), "of_queries": SweepCut(64, 3), "of_keys": SweepCut(64, 3)}  # hopper_sweep.py
 TURNED = ("none", "elu1", "relu")  # φ whose slope is known from it, so that hopper_segments.py turns gradients back
 INTERPRETED = Cut(16, 2, 16, 1, 1, 1)
 # Time is cut into pieces of segments where heads and scales leave a GPU half idle: a piece costs reading keys and values again.

@@ -40,18 +40,20 @@ def _forward_fake(qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, rese
 @torch.library.custom_op(
     "unisono::turned_multiscale_backward",
     mutates_args=(),
-    schema=f"(Tensor do, Tensor dS, Tensor dz, Tensor denominator, Tensor q, Tensor k, {_INPUTS}, bool fades) "
+    schema=f"(Tensor do, Tensor dS, Tensor dz, Tensor denominator, Tensor q, Tensor k, {_INPUTS}, bool fades, bool weighs) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _backward(do, dS, dz, denominator, q, k, qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, still, fades):
-    """Gradients of qkv, tau (empty without it), log_decay (empty without `fades`), weight, S and z."""
-    given = (do, dS, dz, denominator, q, k, qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, still, fades)
+def _backward(
+    do, dS, dz, denominator, q, k, qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, still, fades, weighs
+):  # fmt: skip
+    """Gradients of qkv, tau (empty without it), log_decay and weight (empty without `fades`, `weighs`), S and z."""
+    given = (do, dS, dz, denominator, q, k, qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, still, fades, weighs)
     dqkv, dtau, *_ = _backward_fake(*given)
     before_q, before_k, v = qkv.unbind(2)
     dq_out, dk_out, dv_out = dqkv.unbind(2)
     turn = scales.Turn(cos, sin, feature_map, dq_out, dk_out, dv_out)
     dq, dk, dv, _, _, *others = scales.gradients(
-        do, dS, dz, denominator, q, k, v, None, None, log_decay, weight, S, z, reset, valid, fades, turn, still
+        do, dS, dz, denominator, q, k, v, None, None, log_decay, weight, S, z, reset, valid, fades, weighs, turn, still
     )
     if dq is not dq_out:
         none = q.new_empty((0,))
@@ -63,9 +65,11 @@ def _backward(do, dS, dz, denominator, q, k, qkv, cos, sin, tau, feature_map, lo
 
 
 @_backward.register_fake
-def _backward_fake(do, dS, dz, denominator, q, k, qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, still, fades):
+def _backward_fake(
+    do, dS, dz, denominator, q, k, qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, still, fades, weighs
+):  # fmt: skip
     *_, dlog_decay, dweight, dS, dz = scales._backward_fake(
-        do, dS, dz, denominator, q, k, q, None, None, log_decay, weight, S, z, reset, valid, fades
+        do, dS, dz, denominator, q, k, q, None, None, log_decay, weight, S, z, reset, valid, fades, weighs
     )
     return qkv.new_empty(qkv.shape), q.new_empty((0,)) if tau is None else tau.new_empty(tau.shape), dlog_decay, dweight, dS, dz
 
@@ -81,11 +85,11 @@ def _gradient(ctx, do, dS, dz, *_):
     inputs = qkv, cos, sin, tau, ctx.feature_map, *tensors, ctx.still
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return again(_plain, inputs, ctx.needs_input_grad, (do, dS, dz))
-    fades = ctx.needs_input_grad[5]
-    dqkv, dtau, dlog_decay, dweight, dS0, dz0 = _backward(do, dS, dz, denominator, q, k, *inputs, fades)
+    fades, weighs = ctx.needs_input_grad[5:7]
+    dqkv, dtau, dlog_decay, dweight, dS0, dz0 = _backward(do, dS, dz, denominator, q, k, *inputs, fades, weighs)
     S, z = tensors[2:4]
-    of_tau, of_decay = None if tau is None else dtau, dlog_decay if fades else None
-    return dqkv, None, None, of_tau, None, of_decay, dweight, dS0.to(S.dtype), dz0.to(z.dtype), None, None, None
+    of_tau, of_decay, of_weight = None if tau is None else dtau, dlog_decay if fades else None, dweight if weighs else None
+    return dqkv, None, None, of_tau, None, of_decay, of_weight, dS0.to(S.dtype), dz0.to(z.dtype), None, None, None
 
 
 def _plain(qkv, cos, sin, tau, feature_map, log_decay, weight, S, z, reset, valid, still):
