@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from unisono_conformance import numerics
-from unisono_tools.bench import marks, recurrences, workers
-from unisono_tools.bench.attention import SUITES, main
+from unisono_tools.bench import contests, marks, measure, recurrences, workers
+from unisono_tools.bench.attention import SUITES, main, markdown
 from unisono_tools.bench.contests import OURS, SDPA, Case, contest, names
 
 
@@ -46,6 +46,12 @@ def test_a_run_on_a_cpu(tmp_path, capsys):
     (tmp_path / "run.json").write_text(json.dumps(again), encoding="utf-8")
     with pytest.raises(SystemExit, match="has versions others"):
         main(["--repeats", "1", "--resume", "--output", str(tmp_path / "run")])
+    assert "as CUPTI records them" in text
+    del result["told"]
+    (tmp_path / "run.json").write_text(json.dumps(result), encoding="utf-8")
+    with pytest.raises(SystemExit, match="was timed in another way"):
+        main(["--repeats", "1", "--resume", "--output", str(tmp_path / "run")])
+    assert "by the host's clock" in markdown(result)
 
 
 def test_contestants_take_turns_in_processes_of_their_own():
@@ -66,6 +72,19 @@ def test_what_is_not_ready_is_ended_before_others_are_timed(monkeypatch):
         alive.append(len(multiprocessing.active_children()))
     assert found == ["not ready", "its process ended", None]
     assert alive[0] <= 1  # the third
+
+
+def test_what_a_call_of_several_kernels_takes():
+    assert measure.per_call([1.0, 2.0, 1.0, 5.0, 1.0, 3.0], 3) == 4.0
+    for times in ([1.0, 2.0], []):
+        with pytest.raises(RuntimeError, match=f"got {len(times)} of 3 calls"):
+            measure.per_call(times, 3)
+
+
+def test_what_is_one_value_throughout_is_made_once():
+    given = 0.0, (2, 3), torch.float32, torch.device("cpu")
+    assert contests.filled(*given) is contests.filled(*given)
+    assert not contests.filled(*given).any()
 
 
 def test_softmax_attention_and_retention_are_held_to_float64():

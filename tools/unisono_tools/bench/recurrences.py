@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unisono_tools.bench.measure import median_ms, throughput_ms
+from unisono_tools.bench.measure import kernels_ms, median_ms
 
-CALLS = 30  # under way before the host waits for the last, so that its own time is hidden behind the device's
 Times = tuple[float, float]  # forward, both ways, in ms
 
 
@@ -49,21 +48,14 @@ def by_jax(sets: Sequence[tuple[Tensor, ...]], log_decay: float) -> tuple[list[T
         o, pull = jax.vjp(lambda q, k, v: run(q, k, v, decay), q, k, v)
         return o, *pull(do)
 
-    # one call for all sets, so that what the host takes to make a call is shared among them
-    forward = jax.jit(lambda arrays, decay: [run(each[0], each[1], each[2], decay) for each in arrays])
-    gradient = jax.jit(lambda arrays, decay: [with_gradients(each[0], each[1], each[2], each[3], decay) for each in arrays])
+    forward, gradient = jax.jit(run), jax.jit(with_gradients)
     arrays = [tuple(jax.dlpack.from_dlpack(a.contiguous()) for a in each) for each in sets]
-    jax.block_until_ready(forward(arrays, decay))
-    found = [torch.from_dlpack(a) for a in gradient(arrays, decay)[0]]
-
-    def often(f: Any) -> object:
-        for _ in range(CALLS - 1):
-            f(arrays, decay)
-        return f(arrays, decay)
+    jax.block_until_ready(forward(*arrays[0][:3], decay))
+    found = [torch.from_dlpack(a) for a in gradient(*arrays[0], decay)]
 
     def timed(repeats: int) -> Times:
-        found = (throughput_ms([lambda f=f: often(f)], jax.block_until_ready, repeats) / CALLS / len(sets) for f in (forward, gradient))
-        forward_ms, both_ms = found
+        calls = [lambda a=a: forward(*a[:3], decay) for a in arrays], [lambda a=a: gradient(*a, decay) for a in arrays]
+        forward_ms, both_ms = (kernels_ms(each, jax.block_until_ready, repeats) for each in calls)
         return forward_ms, both_ms
 
     return found, timed

@@ -41,6 +41,7 @@ FIELDS = {
         "chunk": (64,), "block": (64, 128), "warps": (4, 8), "stages": (2, 3, 4), "programs": (132, 264),
     },
     "multiscale on Hopper": {"stages": (2, 3, 4), "registers": (None, 128, 168)},
+    "one decay on Hopper": {"chunk": (64, 128), "stages": (2, 3, 4)},
 }  # fmt: skip
 Given = dict[str, Any]
 
@@ -64,6 +65,11 @@ class Task:
         """Whether what is tuned has a part in gradients."""
         return self.way != "forward" or self.op == "multiscale"
 
+    @property
+    def swept(self) -> bool:
+        """Whether it is one decay that is fixed, which has sweeps of its own."""
+        return self.op == "multiscale" and self.hopper and self.scales == 1
+
     def install(self, cut: dict[str, Any]) -> None:
         """Make `cut` what the table says for this task."""
         product = "bfloat16" if self.dtype == "bfloat16" else "float32"
@@ -82,6 +88,11 @@ class Task:
         else:
             from unisono_torch.kernels.multiscale import table as scaled
 
+            if self.swept:
+                scaled.FEW = 0  # so that time is not cut where few heads are compared
+                ways = ("forward",) if self.way == "forward" else ("of_queries", "of_keys")
+                scaled.HOPPER_SWEEPS |= dict.fromkeys(ways, scaled.SweepCut(**cut))
+                return
             if self.hopper:
                 scaled.HOPPER = scaled.HopperCut(**cut)
                 return
@@ -113,13 +124,13 @@ class Task:
 
     def run(self, given: Given, implementation: str, wide: bool = False, gradients: bool = True) -> dict[str, Tensor]:
         """o, the final state and every gradient."""
-        names = [n for n in ("q", "k", "v", "log_decay", "weight", "S", "z") if n in given]
+        names = [n for n in ("q", "k", "v", "log_decay", "weight", "S", "z") if n in given and not (self.swept and n == "log_decay")]
         leaves = {n: (given[n].double() if wide else given[n]).detach().requires_grad_() for n in names}
         marks = given["reset"], given["valid"]
         state = leaves["S"], leaves["z"]
         if self.op == "multiscale":
             q, k = leaves["q"], leaves["k"]
-            more = leaves["log_decay"], leaves["weight"]
+            more = leaves.get("log_decay", given["log_decay"].to(q.dtype if wide else torch.float32)), leaves["weight"]
             o, ends = multiscale.parallel(q, k, leaves["v"], q, k, *more, state, *marks, implementation=implementation)
         else:
             values = leaves["q"], leaves["k"], leaves["v"]
@@ -190,6 +201,15 @@ def candidates(fields: dict[str, tuple], width: int, chosen: dict[str, list[int]
             yield cut
 
 
+def fields(options: argparse.Namespace) -> dict[str, tuple]:
+    """By name, what is tried."""
+    if options.feature_map == "taylor2":
+        return FIELDS["taylor2"] | ({"every": (128, 256, 512)} if options.way == "sweeps" else {})
+    if options.op == "multiscale" and options.hopper and options.scales == 1:
+        return FIELDS["one decay on Hopper"]
+    return FIELDS[options.op + " on Hopper" * options.hopper]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.tune", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("op", choices=OPS)
@@ -197,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
         "--way",
         choices=("forward", "backward", "sweeps"),
         default="forward",
-        help="of linear attention, which has a table for each; sweeps: taylor2's",
+        help="of linear attention and of one decay on Hopper, which have a table for each; sweeps: taylor2's",
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--widths", type=int, nargs=2, default=(64, 64), metavar=("K", "V"))
@@ -233,9 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     chosen = {name: [json.loads(x) for x in values.split(",")] for name, _, values in (pair.partition("=") for pair in options.only)}
     words = sys.argv[1:] if argv is None else argv
     lock = options.lock or f"{tempfile.gettempdir()}/unisono-tune.lock"
-    fields = FIELDS["taylor2" if options.feature_map == "taylor2" else options.op + " on Hopper" * options.hopper]
-    fields = fields | ({"every": (128, 256, 512)} if options.way == "sweeps" else {})
-    waiting, running, rows = list(candidates(fields, max(options.widths), chosen)), [], []
+    waiting, running, rows = list(candidates(fields(options), max(options.widths), chosen)), [], []
     while waiting or running:
         while waiting and len(running) < options.jobs:
             cut = waiting.pop(0)
