@@ -13,6 +13,7 @@ from unisono_spec.contract.transformer import TransformerConfig
 from unisono_torch import InputError
 from unisono_torch.ops import linear_attention, rotary, short_conv, softmax_attention, window
 from unisono_torch.ops.features import elu1
+from unisono_torch.ops.transforms import attention
 
 from .forms import check_derivatives, check_dtypes, check_forms, check_gradients, check_poison, create, marks, numbers, saved_bytes, tokens
 
@@ -173,3 +174,33 @@ def test_softmax_from_the_start_needs_no_mask(monkeypatch: pytest.MonkeyPatch, c
     run = torch.compile(model, backend="eager", fullgraph=True) if compiled else model
     run(tokens(5))
     assert given == [(True, True)]
+
+
+def test_softmax_of_padding_behind_needs_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not valid after all that is: outputs, states and gradients of the definition, by causal attention; with a gap, by a mask."""
+    given = []
+
+    def seen(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        given.append((mask is None, is_causal))
+        return attention(q, k, v, mask, is_causal)
+
+    monkeypatch.setattr("unisono_torch.ops.softmax_attention.attention", seen)
+    padded = torch.arange(6) < torch.tensor([6, 3, 1, 0])[:, None]
+    gap = padded.clone()
+    gap[0, 2] = False
+    late = padded.clone()
+    late[3, 5] = True
+    for valid, causal in ((padded, True), (gap, False), (late, False)):
+        found = {}
+        for form in ("parallel", "recurrent"):
+            inputs = [torch.where(valid[..., None, None], numbers(4, 6, 2, 3, seed=i), torch.nan).requires_grad_() for i in range(3)]
+            cache = (*torch.zeros(2, 4, 8, 2, 3, dtype=torch.float64), torch.zeros(4, dtype=torch.int32))
+            given.clear()
+            o, state = getattr(softmax_attention, form)(*inputs, cache, None, valid)
+            if form == "parallel":
+                assert given == [(causal, causal)]
+            (o.square().sum() + sum(a.square().sum() for a in state[:2])).backward()
+            found[form] = [o, *state, *(a.grad for a in inputs)]
+        for mine, defined in zip(found["parallel"], found["recurrent"], strict=True):
+            assert mine.dtype == defined.dtype
+            judge.same(mine, defined)

@@ -71,7 +71,8 @@ def parallel(
     implementation: str = "auto",
     fresh: bool = False,
 ) -> tuple[Tensor, State]:
-    """One masked attention over the cache and all T tokens. A fresh sequence without marks needs no mask and no cache.
+    """One masked attention over the cache and all T tokens. A fresh sequence needs no mask and no cache where no token is reset, and none
+    is valid after one that is not.
 
     fresh: the caller knows that nothing was read before, which a compiled graph cannot see in the state's values.
     """
@@ -80,12 +81,12 @@ def parallel(
     keys, values, count = initial_state
     length, capacity, dtype = q.shape[1], keys.shape[1], wide(v.dtype)
     fresh = fresh or (readable(count) and not count.any())
-    if reset is None and valid is None and length <= capacity and fresh:
-        o = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True).transpose(1, 2)
-        keys, values = (F.pad(a.to(dtype), (0, 0, 0, 0, 0, capacity - length)) for a in (k, v))
-        return o, (keys, values, count + length)
-
     q, k, v = masked(valid, q, k, v)
+    if reset is None and length <= capacity and fresh and _padded_behind(valid):
+        (o,) = masked(valid, attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True).transpose(1, 2))
+        keys, values = (F.pad(a.to(dtype), (0, 0, 0, 0, 0, capacity - length)) for a in (k, v))
+        return o, (keys, values, count + (length if valid is None else valid.sum(1, dtype=count.dtype)))
+
     segment = segments(reset, q)  # [B, T]
     read = torch.ones_like(segment) if valid is None else valid.long()
     before = read.cumsum(1) - read
@@ -120,6 +121,11 @@ def parallel(
         for new, old in ((k, keys.to(dtype)), (v, values.to(dtype)))
     )
     return o, (keys, values, (index[:, -1] + read[:, -1]).int())
+
+
+def _padded_behind(valid: Tensor | None) -> bool:
+    """Whether it can be seen that each token before a valid one is valid, too, so that a causal mask keeps the others from it."""
+    return valid is None or (readable(valid) and not capturing(valid) and not (valid[:, 1:] & ~valid[:, :-1]).any())
 
 
 def _check_capacity(index: Tensor, valid: Tensor | None, capacity: int) -> None:
