@@ -28,7 +28,8 @@ def _attention_page(content: Content) -> str:
     from unisono_tools.bench import attention
 
     plotted = any(not case["tabled"] for case in content["cases"])
-    return attention.markdown(content, "kernels-attention-lengths-h200.png" if plotted else "")
+    gpu = "h100" if "H100" in content["run"]["device"] else "h200"
+    return attention.markdown(content, f"kernels-attention-lengths-{gpu}.png" if plotted else "")
 
 
 def _models(content: Content, path: Path) -> None:
@@ -65,6 +66,7 @@ def _lengths(content: Content, path: Path) -> None:
 FIGURES: dict[str, Callable[[Content, Path], object]] = {
     "compare-1m": compare.plot,
     "compare-1m-seeds": compare.plot,
+    "kernels-attention-lengths-h100": _attention,
     "kernels-attention-lengths-h200": _attention,
     "kernels-h100": report.plot,
     "linear-1m-cpu": lambda content, path: linear.plot(path, _points(content)),
@@ -78,6 +80,7 @@ TABLES: dict[str, Callable[[Content], str]] = {
     "kernels-h100": report.markdown,
     "kernels-attention-h100": _attention_page,
     "kernels-attention-h200": _attention_page,
+    "kernels-attention-lengths-h100": _attention_page,
     "kernels-attention-lengths-h200": _attention_page,
     "linear-1m-cpu": lambda content: linear.markdown(content["run"], _points(content)),
     "linear-cpu": lambda content: linear.markdown(content["run"], _points(content)),
