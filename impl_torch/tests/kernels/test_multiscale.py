@@ -38,7 +38,10 @@ LARGE = tuple(
         gates=("token", "head", "channel")[i % 3], reset=i % 4 == 1, valid=i % 5 == 2, pieces=i % 4 < 2, fast=i % 6 == 5, packed=i % 7 == 0,
     )
     for i, (dtype, (K, V)) in enumerate((dtype, widths) for dtype in (F32, BF16, F16) for widths in WIDTHS)
-) + tuple(Case(2, length, 2, 64, 64, scales, BF16, pieces=length > 300) for scales in (1, 4) for length in (1, 64, 333, 1000))  # fmt: skip
+) + tuple(
+    Case(2, length, 2, 64, 64, scales, BF16, pieces=length > 300 and not fixed, fixed=fixed)
+    for scales, fixed in ((1, False), (4, False), (1, True)) for length in (1, 64, 333, 1000)
+)  # fmt: skip
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
