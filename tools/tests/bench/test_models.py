@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import pathlib
+import threading
 import types
 from typing import Any
 
@@ -29,18 +30,20 @@ def test_sizes_have_models_of_heads_of_64():
             assert config.head_width == 64
 
 
-@pytest.mark.parametrize("head", ["tied", "own"])
-def test_models_whose_heads_are_alike_compute_alike(head: str):
+@pytest.mark.parametrize("head", [None, "alike", "tied", "own"])
+def test_models_whose_heads_are_alike_compute_alike(head: str | None):
     """Within 7 %; as presets have them, InfinityFormer's takes half as many operations more than the Transformer's."""
     for size in models.SIZES:
-        counts = [models.operations(nearest(name, size, models.VOCABULARY, models.HEADS[head])) for name in models.MODELS]
+        counts = [models.operations(nearest(name, size, models.VOCABULARY, head)) for name in models.MODELS]
         assert max(counts) < 1.07 * min(counts)
+    usual = [models.operations(nearest(name, models.SIZES[0], models.VOCABULARY, "usual")) for name in models.MODELS]
+    assert max(usual) > 1.5 * min(usual)
 
 
 def test_heads_are_told_apart_where_models_differ():
-    small, large = (models._told_apart(size, ["usual", "tied"]) for size in models.SIZES)
-    assert small == ["usual", "tied"]
-    assert large == ["usual"]
+    small, large = (models._told_apart(size, ["alike", "tied", "own", "usual"]) for size in models.SIZES)
+    assert small == ["alike", "tied", "usual"]
+    assert large == ["alike", "own"]
 
 
 def test_operations_leave_out_what_is_looked_up():
@@ -61,31 +64,63 @@ def test_a_step_learns():
     judge.same(np.array(firsts[:1]), np.array(firsts[1:]), limit=numerics.rounding("float32", 2**4))
 
 
-def test_nothing_else_is_timed_beside_steps_and_prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys):
-    lock, timed = str(tmp_path / "lock"), list[bool]()
+def test_nothing_else_is_compiled_or_timed_beside_steps_and_prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys):
+    lock, seen = str(tmp_path / "lock"), list[str]()
 
-    def locked() -> bool:
+    def allowed(how: int) -> bool:
         with pathlib.Path(lock).open("w") as other:
             try:
-                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(other, how | fcntl.LOCK_NB)
             except BlockingIOError:
-                return True
-        return False
+                return False
+        return True
+
+    def look() -> None:
+        seen.append("free" if allowed(fcntl.LOCK_EX) else "beside" if allowed(fcntl.LOCK_SH) else "alone")
 
     class Model:
         def generate(self, prompt: np.ndarray, _: int) -> None:
-            timed.append(locked())
+            look()
 
     def step(_: torch.Tensor) -> torch.Tensor:
-        timed.append(locked())
+        look()
         return torch.zeros(())
 
     monkeypatch.setattr(unisono_torch, "create", lambda *_, **__: Model())
     monkeypatch.setattr(models, "trainer", lambda *_: step)
     models.prompted("lat", models.SIZES[0], [2048], lock)
     models.trained("lat", models.SIZES[0], [8], 16, False, 1, lock)
-    assert timed == [False, True, False, False, True]
+    assert seen == ["beside", "alone", "beside", "beside", "alone"]
     assert [json.loads(line).get("prompt") for line in capsys.readouterr().out.splitlines()] == [2048, None]
+
+
+def test_who_waits_to_time_goes_before_who_compiles_next(tmp_path: pathlib.Path):
+    lock, order = str(tmp_path / "lock"), list[str]()
+
+    def hold(name: str, how: int) -> None:
+        with models._held(lock, how):
+            order.append(name)
+
+    with models._held(lock, fcntl.LOCK_SH):
+        beside = threading.Thread(target=hold, args=("compiles", fcntl.LOCK_SH))
+        beside.start()
+        beside.join()
+        alone = threading.Thread(target=hold, args=("times", fcntl.LOCK_EX))
+        alone.start()
+        with pathlib.Path(f"{lock}.turn").open("w") as turn:
+            while True:  # until it has its turn, for which it waits no longer than for us
+                try:
+                    fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    break
+                fcntl.flock(turn, fcntl.LOCK_UN)
+        late = threading.Thread(target=hold, args=("compiles next", fcntl.LOCK_SH))
+        late.start()
+        late.join(0.2)
+        assert order == ["compiles"]
+    alone.join()
+    late.join()
+    assert order == ["compiles", "times", "compiles next"]
 
 
 def test_head_and_loss_are_measured_against_float64():

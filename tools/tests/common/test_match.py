@@ -40,12 +40,45 @@ def test_table_is_what_train_takes(command, monkeypatch):
     [
         (("--params", "lots"), "params: 'lots'"),
         (("--vocab", "0"), "vocab: 0"),
+        (("--heads", "shared"), "heads: 'shared' is unknown"),
         (("--params", "9"), "of 9; ask for more"),
         (("--vocab", "1_000_000"), "of 1,000,000; ask for more"),
+        (("--heads", "tied"), "of 1,000,000, the nearest 1,024,640; ask for more, or for heads alike"),
     ],
 )
 def test_refusals(refused, argv, said):
     assert said in refused("match", *argv)
+
+
+@pytest.mark.parametrize("heads", [None, "alike", "usual", "tied", "own"])
+def test_heads_are_alike_where_they_are_asked_to_be(heads: str | None):
+    """From 32M parameters on by themselves; families without a choice are as they are."""
+    found = {
+        name: nearest(name, 70_400_000, 50257, heads).to_dict()["tie_head"] for name in ("transformer", "lat", "infinityformer", "mamba")
+    }
+    usual = {"transformer": False, "lat": False, "infinityformer": True, "mamba": True}
+    assert found == (usual if heads == "usual" else dict.fromkeys(usual, heads == "tied"))
+    for name in ("cram (fixed)", "maru"):
+        assert nearest(name, 70_400_000, 50257, heads) == nearest(name, 70_400_000, 50257, "usual")
+
+
+def test_small_models_have_their_usual_heads_unless_asked(command):
+    usual, alike = (
+        {name: config.to_dict().get("tie_head") for name, config in match(10**6, 256, heads).items()} for heads in (None, "alike")
+    )
+    assert [(found["transformer"], found["infinityformer"]) for found in (usual, alike)] == [(False, True), (False, False)]
+    code, out, _ = command("match", "--params", "1M", "--heads", "alike", "--as_json", "true")
+    assert code == 0
+    assert {name: fields.get("tie_head") for name, fields in json.loads(out).items()} == alike
+
+
+def test_a_family_without_such_a_config_keeps_its_usual_head():
+    usual = nearest("based", 32_000_000, 4096, "usual")
+    assert nearest("transformer", 32_000_000, 4096).to_dict()["tie_head"] is False
+    with pytest.raises(InputError, match="no based model"):
+        nearest("based", 32_000_000, 4096, "own")
+    assert nearest("based", 32_000_000, 4096) == usual
+    assert usual.to_dict()["tie_head"] is True
 
 
 def test_more_than_any_shape_has():

@@ -3,8 +3,9 @@
 Models of one number of parameters (`unisono match`) on 64K tokens a step, in sequences of more and more tokens: forward, cross-entropy,
 backward, AdamW; bfloat16 with parameters in float32, without dropout, the loss compiled whole. And what it takes to read a long prompt.
 
-At 70M parameters of 50,257 ids the usual Transformer and LAT have a head of their own beside the embedding, InfinityFormer has one table
-for both, so that it computes with half as many parameters more. `--heads tied` and `own` match models whose heads are alike.
+Heads are matched, too (`unisono match --heads alike`): at 70M parameters of 50,257 ids each has one of its own beside the embedding, at
+152M one table serves both. `--heads usual` gives InfinityFormer one table at 70M as well, as its preset has, so that it computes with half
+as many parameters more than the Transformer; `tied` gives one to all.
 """
 
 from __future__ import annotations
@@ -34,14 +35,13 @@ from unisono_spec.contract import Config, count_params
 
 from unisono_tools.bench import report
 from unisono_tools.bench.measure import ceilings
-from unisono_tools.experiments.match import nearest
+from unisono_tools.experiments.match import HEADS, nearest
 
 BASE, MODELS = "transformer", ("transformer", "lat", "infinityformer")
 VOCABULARY, TOKENS = 50257, 1 << 16
 SIZES, LENGTHS = (70_400_000, 152_000_000), (2048, 8192, 16384, 65536)
-HEADS = {"usual": {}, "tied": {"tie_head": True}, "own": {"tie_head": False}}  # fields that configs must have
 PROMPTS = (1 << 14, 1 << 17, 1_000_000)
-TITLES = {"usual": "", "tied": "one table for embedding and head, ", "own": "heads of their own, "}
+TITLES = {"alike": "heads alike, ", "usual": "", "tied": "one table for embedding and head, ", "own": "heads of their own, "}
 Row = dict[str, Any]
 
 
@@ -77,29 +77,33 @@ def trainer(config: Config, device: str, compiled: bool, logits: bool = False) -
 
 
 @contextlib.contextmanager
-def _alone(lock: str) -> Iterator[None]:
-    """While no other process times anything."""
-    with pathlib.Path(lock).open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+def _held(lock: str, how: int) -> Iterator[None]:
+    """fcntl.LOCK_EX: alone, to time; LOCK_SH: beside others that compile. Who waits to be alone goes before who comes later."""
+    with pathlib.Path(f"{lock}.turn").open("w") as turn, pathlib.Path(lock).open("w") as held:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        fcntl.flock(held, how)
+        fcntl.flock(turn, fcntl.LOCK_UN)
         yield
 
 
 def trained(
-    name: str, size: int, lengths: list[int], tokens: int, compiled: bool, steps: int, lock: str, logits: bool = False, head: str = "usual"
+    name: str, size: int, lengths: list[int], tokens: int, compiled: bool, steps: int, lock: str, logits: bool = False, head: str = "alike"
 ) -> None:
     """Prints a row of JSON for each length."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = nearest(name, size, VOCABULARY, HEADS[head])
+    config = nearest(name, size, VOCABULARY, head)
     step = trainer(config, device, compiled, logits)
     for length in lengths:
         batch = max(1, tokens // length)
         given = torch.randint(0, VOCABULARY, (batch, length + 1), generator=torch.Generator().manual_seed(1)).to(device)
-        begin = time.perf_counter()
-        losses = [float(step(given)), float(step(given))]
-        first, times = time.perf_counter() - begin, []
+        with _held(lock, fcntl.LOCK_SH):
+            begin = time.perf_counter()
+            losses = [float(step(given)), float(step(given))]
+            first, times = time.perf_counter() - begin, list[float]()
         if device == "cuda":
+            torch.cuda.empty_cache()  # what others need to compile in
             torch.cuda.reset_peak_memory_stats()
-        with _alone(lock):  # others compile meanwhile
+        with _held(lock, fcntl.LOCK_EX):
             for _ in range(steps):
                 begin = time.perf_counter()
                 losses.append(float(step(given)))  # the host waits for the number
@@ -118,11 +122,12 @@ def prompted(name: str, size: int, prompts: list[int], lock: str) -> None:
     model: Any = unisono_torch.create(nearest(name, size, VOCABULARY), seed=0, dtype="bfloat16", device=device)
     for length in prompts:
         prompt = np.random.default_rng(0).integers(0, VOCABULARY, (1, length))
-        model.generate(prompt[:, :1024], 1)
+        with _held(lock, fcntl.LOCK_SH):
+            model.generate(prompt[:, :1024], 1)
         if device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        with _alone(lock):
+        with _held(lock, fcntl.LOCK_EX):
             begin = time.perf_counter()
             model.generate(prompt, 1)
             seconds = time.perf_counter() - begin
@@ -135,14 +140,14 @@ def _head(row: Row) -> str:
 
 
 def _kinds(rows: list[Row]) -> list[tuple[int, str]]:
-    return sorted({(row["size"], _head(row)) for row in rows}, key=lambda kind: (kind[0], list(HEADS).index(kind[1])))
+    return sorted({(row["size"], _head(row)) for row in rows}, key=lambda kind: (kind[0], HEADS.index(kind[1])))
 
 
 def _told_apart(size: int, heads: list[str], names: Sequence[str] = MODELS) -> list[str]:
     """Those of `heads` by which some model of this size is another one."""
     found: dict[tuple[Config, ...], str] = {}
     for head in heads:
-        found.setdefault(tuple(nearest(name, size, VOCABULARY, HEADS[head]) for name in names), head)
+        found.setdefault(tuple(nearest(name, size, VOCABULARY, head) for name in names), head)
     return list(found.values())
 
 
@@ -194,7 +199,7 @@ def plot(path: pathlib.Path, rows: list[Row]) -> None:
                 points = sorted((r["length"], r["tokens_per_s"] / 1e3) for r in some)
                 if points:
                     axes.plot(*np.array(points).T, **figures.look(name, i), markersize=4.5, label=name)
-            title = f"{kind[0] / 1e6:g}M parameters{'' if kind[1] == 'usual' else ', heads ' + kind[1]}"
+            title = f"{kind[0] / 1e6:g}M parameters{'' if len(kinds) == 1 else ', heads ' + kind[1]}"
             axes.set(xscale="log", title=title, xlabel="tokens a sequence", ylabel="thousand tokens a second")
             axes.set_ylim(bottom=0)
             lengths = sorted({row["length"] for row in rows})
@@ -207,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.models", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES), help="parameters")
-    parser.add_argument("--heads", nargs="*", choices=tuple(HEADS), default=["usual"], help="as presets have them, or alike")
+    parser.add_argument("--heads", nargs="*", choices=HEADS, default=["alike"], help="as `unisono match` takes them")
     parser.add_argument("--lengths", type=int, nargs="*", default=list(LENGTHS), help="tokens a sequence")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="a step")
     parser.add_argument("--prompts", type=int, nargs="*", default=list(PROMPTS))
@@ -244,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
         for name in options.models
     ]
     if options.prompts:
-        kinds += [("prompted", name, size, "usual") for size in options.sizes[:1] for name in options.models if name != BASE]
+        kinds += [("prompted", name, size, "alike") for size in options.sizes[:1] for name in options.models if name != BASE]
     kept = threading.Lock()
     picture = f"{options.output.name}.png" if options.output and not options.eager else ""  # what is drawn is compiled
 

@@ -16,15 +16,17 @@ from unisono_tools.experiments.match import FAMILIES, match
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
-def run(params: str = "1M", vocab: int = 256, as_json: bool = False) -> int:
+def run(params: str = "1M", vocab: int = 256, heads: str | None = None, as_json: bool = False) -> int:
     """A config of each model with nearly the same number of parameters, for a fair comparison.
 
     Args:
         params: how many, such as 1M, 1.5M or 1000000; each model's count is within 0.5 % of it
         vocab: size of the vocabulary, 256 for bytes
+        heads: alike (as the Transformer's), usual (as presets have them), tied (one table for embedding and head) or own (two, of which
+            only the head's is computed with); else alike from 32M parameters on, and usual below
         as_json: print whole configs, one JSON object by model, instead of a table
     """
-    configs = match(number(params), vocab)
+    configs = match(number(params), vocab, heads)
     if as_json:
         print(json.dumps({name: config_to_dict(config) for name, config in configs.items()}, indent=1))
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -16,6 +17,8 @@ LAYERS = range(1, 65)
 WIDE = 32_000_000  # parameters from which heads are 64 wide, as matrix units like them
 SHAPES = 1.8  # how many times wider or narrower for its depth than the presets a config may be
 WIDEST = 1 << 15
+MODEL = "transformer"  # whose head others have alike
+HEADS = ("alike", "usual", "tied", "own")
 Fields = dict[str, Any]
 
 
@@ -93,25 +96,46 @@ LARGE = {
 }
 
 
-def match(target: int, vocab: int) -> dict[str, Config]:
+def match(target: int, vocab: int, heads: str | None = None) -> dict[str, Config]:
     """By name, the config of each model whose count is within 0.5 % of `target`, shaped most like the presets of that size.
 
-    Raises InputError where a model has none, naming it and the nearest count.
+    heads: as of `nearest`. Raises InputError where a model has none, naming it and the nearest count.
     """
-    return {name: nearest(name, target, vocab) for name in FAMILIES}
+    return {name: nearest(name, target, vocab, heads) for name in FAMILIES}
 
 
-def nearest(name: str, target: int, vocab: int, fixed: Fields | None = None) -> Config:
-    """That of one model. fixed: fields that its config must have, whatever the size."""
+def nearest(name: str, target: int, vocab: int, heads: str | None = None) -> Config:
+    """That of one model.
+
+    heads: where a family has both, logits come of the embedding's table ("tied") or of one of the head's "own", beside which the
+    embedding's is looked up and costs no operation; "usual": as suits the count and the family's presets; "alike": as the
+    Transformer's usual ones of that size, but for a family that has no such config. None: alike from 32M parameters on, where
+    tables are large, and usual below.
+    """
     if name not in FAMILIES:
         raise InputError(f"model: {name!r} is unknown; {meant(name, FAMILIES)}")
     if vocab < 1:
         raise InputError(f"vocab: {vocab}; use a positive integer, 256 for bytes")
     if target < 1:
         raise InputError(f"params: {target}; use a positive number, such as 1M or 125M")
+    heads = heads or ("alike" if target >= WIDE else "usual")
+    if heads not in HEADS:
+        raise InputError(f"heads: {heads!r} is unknown; {meant(heads, HEADS)}")
     family = LARGE.get(name, FAMILIES[name]) if target >= WIDE else FAMILIES[name]
-    options = family.options | {field: (value,) for field, value in (fixed or {}).items()}
-    return _nearest(name, dataclasses.replace(family, options=options), target, vocab)
+    if "tie_head" in family.options and heads in ("tied", "own"):
+        try:
+            return _nearest(name, _with_heads(family, heads == "tied"), target, vocab)
+        except InputError as error:
+            raise InputError(f"{error}, or for heads alike") from None
+    if "tie_head" in family.options and heads == "alike" and name != MODEL:
+        with contextlib.suppress(InputError):
+            tied = nearest(MODEL, target, vocab, "usual").to_dict()["tie_head"]
+            return _nearest(name, _with_heads(family, tied), target, vocab)
+    return _nearest(name, family, target, vocab)
+
+
+def _with_heads(family: Family, tied: bool) -> Family:
+    return dataclasses.replace(family, options=family.options | {"tie_head": (tied,)})
 
 
 def _nearest(name: str, family: Family, target: int, vocab: int) -> Config:
