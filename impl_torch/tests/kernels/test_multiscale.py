@@ -102,6 +102,18 @@ def test_what_a_segments_second_half_reads_of_its_first(device: str, monkeypatch
         judge.within(a.double().cpu(), exact[name].cpu(), budget(case, name, terms[name]).cpu(), name)
 
 
+@pytest.mark.parametrize("large", ["S", "z", "dS", "dz"])
+def test_what_passes_through_a_chunk(large: str, device: str, monkeypatch: pytest.MonkeyPatch):
+    """As on a Hopper GPU: what nearly all comes of an initial state, or of a final one's gradient, which has faded along whole chunks."""
+    case = Case(1, 150, 1, 64, 64, 1, BF16, fixed=True)
+    given = inputs(case, device)
+    given["log_decay"].fill_(-1 / 8)
+    given["do"], given[large] = given["do"].abs(), 2**20 * given[large].abs()
+    found, exact, terms = run(case, given, monkeypatch), written_out(case, given), written_out(case, given, terms=True)
+    for name, a in found.items():
+        judge.within(a.double().cpu(), exact[name].cpu(), budget(case, name, terms[name]).cpu(), name)
+
+
 @pytest.mark.parametrize("length", [150, 520])
 def test_what_fades_along_pieces(length: int, device: str, monkeypatch: pytest.MonkeyPatch):
     """As on a Hopper GPU: the final S and z, of positive terms, and their gradient by log λ. At 520 a piece has several segments."""
