@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from unisono_conformance import tails
+from unisono_conformance import judge, numerics, tails
 from unisono_jax.ops import elementwise
 from unisono_jax.ops.features import elu1
 
@@ -30,6 +30,21 @@ def test_tails_in_16_bits(name: str, dtype: str) -> None:
     x = tails.points(name, dtype)
     f = elu1 if name == "elu1" else getattr(elementwise, name)
     tails.hold(name, np.asarray(jax.jit(f)(jnp.asarray(x))), x, dtype)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("scale", "usual"), [(2.0**90, 2.0**20), (2.0**60, 2.0**20)])
+def test_a_norm_of_large_rows_is_that_of_small_ones(scale: float, usual: float, compiled: bool) -> None:
+    """Powers of two scale a row, its norm's slope and nothing else, though the squares of the large one are beyond float32."""
+    row, upstream = jnp.arange(64) % 7 - 2.5, jnp.linspace(1, 2, 64)
+
+    def found(x: jax.Array) -> tuple[jax.Array, ...]:
+        y, back = jax.vjp(elementwise.layer_norm, x, jnp.linspace(0.5, 1.5, 64), jnp.linspace(-1, 1, 64))
+        return y, *back(upstream)
+
+    y, slope, *others = (jax.jit(found) if compiled else found)(row * scale)
+    expected, its, *those = (jax.jit(found) if compiled else found)(row * usual)
+    judge.same((y, slope * (scale / usual), *others), (expected, its, *those), numerics.rounding("float32", 8))
 
 
 def test_one_row_takes_weights_as_they_lie() -> None:

@@ -55,6 +55,15 @@ def test_token_by_token_equals_the_whole(name: str) -> None:
     check(name, inputs, {**outputs, "logits": np.concatenate(logits, 1)})
 
 
+@READERS
+@pytest.mark.parametrize("name", ["adaptive", "exclusive"])
+def test_a_sum_whose_squares_float32_does_not_hold(name: str, kind: str) -> None:
+    inputs = example(CONFIGS[name], 2, 5)
+    drawn = {key: 1e25 * np.random.default_rng(0).normal(size=a.shape) for key, a in inputs.items() if key.endswith(".xi")}
+    inputs |= {key: a.astype(np.float32) for key, a in drawn.items()}
+    check(name, inputs, reader(name, kind)(inputs))
+
+
 @ALL
 def test_reset_forgets_a_damaged_state(name: str) -> None:
     inputs = example(CONFIGS[name], 2, 70)

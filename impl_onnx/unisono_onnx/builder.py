@@ -23,6 +23,7 @@ Value = ir.Value
 # Matrices that are read transposed lie transposed in the file, under the parameter's name with this behind it.
 TRANSPOSED = ".T"
 LAYER_NORM_EPS = 1e-5
+SHRINK = 2.0**-40  # of rows that may be so large that float32 does not hold their squares; with ε shrunk alike a norm stays what it is
 
 
 class Builder:
@@ -107,14 +108,17 @@ class Builder:
         y = self("MatMul", x, self.matrix(f"{name if weight is None else weight}.weight"))
         return self("Add", y, self.param(f"{name}.bias")) if self.has(f"{name}.bias") else y
 
-    def norm(self, x: Value, name: str) -> Value:
-        """LayerNorm, which has a bias, or RMSNorm."""
+    def norm(self, x: Value, name: str, large: bool = False) -> Value:
+        """LayerNorm, which has a bias, or RMSNorm. large: of entries up to 10²⁹, whose squares float32 does not hold."""
         weight = self.param(f"{name}.weight")
         if not self.has(f"{name}.bias"):
             return self.own("RMSNorm", x, weight, epsilon=self.config.norm_eps)
         # onnxruntime computes x² − mean²: where all of x shares a large part, as the entries of ξ do, little would be left of it
         centred = self("Sub", x, self("ReduceMean", x, [-1], keepdims=1))
-        return self("LayerNormalization", centred, weight, self.param(f"{name}.bias"), axis=-1, epsilon=LAYER_NORM_EPS)
+        eps = LAYER_NORM_EPS
+        if large:
+            centred, eps = self("Mul", centred, SHRINK), eps * SHRINK**2
+        return self("LayerNormalization", centred, weight, self.param(f"{name}.bias"), axis=-1, epsilon=eps)
 
     def embedding(self, ids: Value, name: str) -> Value:
         """ids [...] → [..., D]. A table that the head reads, too, lies as the head reads it."""

@@ -74,6 +74,23 @@ def test_norms_are_wide_and_lose_no_digits_to_a_shared_part() -> None:
     assert torch.equal(elementwise.layer_norm(x + 4096.0, weight, bias), elementwise.layer_norm(x.float(), weight, bias))
 
 
+def test_a_norm_of_large_rows_is_that_of_small_ones() -> None:
+    """Powers of two scale a row, its norm's slope and nothing else, though the squares of the large one are beyond float32; ε beside small ones."""
+    x, weight, bias = torch.arange(64) % 7 - 2.5, torch.linspace(0.5, 1.5, 64), torch.linspace(-1, 1, 64)
+
+    def found(scale: float, large: bool) -> tuple[torch.Tensor, ...]:
+        given = (x * scale).requires_grad_(), weight.clone().requires_grad_(), bias.clone().requires_grad_()
+        y = elementwise.layer_norm(*given, large)
+        return y, *torch.autograd.grad(y, given, torch.linspace(1, 2, 64))
+
+    for scale in (1.0, 2.0**-9, 0.0):
+        assert all(map(torch.equal, found(scale, True), found(scale, False)))
+    y, slope, *others = found(2.0**90, True)
+    usual, its, *those = found(2.0**30, False)
+    assert torch.equal(slope * 2.0**60, its)
+    assert all(map(torch.equal, (y, *others), (usual, *those)))
+
+
 def test_one_row_of_weights_compiled_keeps_its_products() -> None:
     """(1 + 1/128)² has a digit that bfloat16 has not: of 512 such squares less 520, 1/32 is left, exact in float32 in any order."""
     x, weight = (torch.full((1, 513), 1 + 1 / 128, dtype=torch.bfloat16) for _ in range(2))

@@ -11,7 +11,7 @@ import pytest
 import torch
 import unisono_torch
 from torch import Tensor
-from unisono_conformance import judge
+from unisono_conformance import judge, numerics
 from unisono_spec.contract import DTYPES, count_params
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.sampling import Sampling
@@ -130,6 +130,22 @@ def test_a_sum_beyond_float16_stays_finite_through_its_norm() -> None:
         logits, state = model.forward(tokens(ADAPTIVE, 5), state)
         assert logits.isfinite().all()
         assert state["layers.0.xi"].min() > 1e5
+
+
+@pytest.mark.parametrize("changes", [{}, {"residual": "after"}, {"learned_decay": True, "skip": True}])
+def test_a_sum_whose_squares_float32_does_not_hold(changes: dict[str, Any]) -> None:
+    """A norm of them was NaN in 10M parameters with `skip` after 217 steps."""
+    config = ADAPTIVE.replace(**changes)
+    ids, drawn = tokens(config, 5), np.random.default_rng(0)
+    state = {name: 1e25 * torch.tensor(drawn.normal(size=a.shape)) for name, a in create(config).init_state(2).items() if a.is_floating_point()}
+    found = []
+    for dtype in ("float32", "float64"):
+        model = create(config, dtype)
+        start = {name: state[name].to(a.dtype) if name in state else a for name, a in model.init_state(2).items()}
+        logits, after = model.forward(ids, start)
+        (slope,) = torch.autograd.grad(logits.square().sum(), model.get_parameter("layers.0.norm.weight"))
+        found.append((logits.double(), slope.double(), *(after[name].double() / 1e25 for name in state)))
+    judge.same(*found, numerics.formula("float32", 200))
 
 
 def test_what_is_not_valid_may_be_nan() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 LAYER_NORM_EPS = 1e-5
+SHRINK = 2.0**-40  # of rows that may be so large that float32 does not hold their squares; with ε shrunk alike a norm stays what it is
 RMS_NORM_EPS = 1e-6
 FAR = 100.0  # where GELU is its limit, x or 0, to the last digit: beyond, its slope times the cube of x is 0 times infinity
 
@@ -105,11 +106,13 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float = RMS_NORM_EPS) -> jax.
 
 
 def layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
-    """x [..., D] → [..., D]: LayerNorm, ε = 1e-5 (Ba et al. 2016, eq 3), float32 or wider whatever the dtype of x."""
+    """x [..., D] → [..., D]: LayerNorm, ε = 1e-5 (Ba et al. 2016, eq 3), float32 or wider whatever the dtype of x; right up to entries of
+    10²⁹, whose squares float32 does not hold."""
     x = x.astype(wide(x))
-    centred = x - x.mean(-1, keepdims=True)
+    centred = (x - x.mean(-1, keepdims=True)) * SHRINK
     variance = jnp.square(centred).mean(-1, keepdims=True)
-    return centred * lax.rsqrt(variance + LAYER_NORM_EPS) * weight.astype(x.dtype) + bias.astype(x.dtype)
+    # rsqrt's derivative is that of a cube, which float32 does not hold either
+    return centred / jnp.sqrt(variance + LAYER_NORM_EPS * SHRINK**2) * weight.astype(x.dtype) + bias.astype(x.dtype)
 
 
 def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:

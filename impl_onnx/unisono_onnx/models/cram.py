@@ -28,6 +28,7 @@ def read(g: Builder, state: States) -> tuple[Value, States]:
     x = g.embedding(g.tokens, "embedding")
     where, count = g.positions(state["position"])
     bits, out = g.digits(where, config.position_bits), {"position": count}
+    large = not config.normalised  # nothing bounds a sum of s_t σ(x_t)
     for i in range(config.n_layers):
         layer = f"layers.{i}"
         u = g.norm(x, f"{layer}.input_norm") if config.input_norm else x
@@ -39,9 +40,9 @@ def read(g: Builder, state: States) -> tuple[Value, States]:
         xi, after = _sum(g, config, u, s, [state[name] for name in names], f"{layer}.mixer.decay")
         out |= dict(zip(names, after, strict=True))
         if config.residual == "after":
-            x = g.norm(g("Add", xi, _ffn(g, xi, f"{layer}.ffn")), f"{layer}.norm")
+            x = g.norm(g("Add", xi, _ffn(g, xi, f"{layer}.ffn")), f"{layer}.norm", large)
         else:
-            read = g.norm(xi, f"{layer}.norm")
+            read = g.norm(xi, f"{layer}.norm", large)
             x = g("Add", x, _ffn(g, g("Add", read, u) if config.skip else read, f"{layer}.ffn"))
     return g.head(x), out
 

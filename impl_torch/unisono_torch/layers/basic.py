@@ -25,15 +25,16 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """[..., D] → [..., D]: LayerNorm over the last axis; comes out float32 or wider."""
+    """[..., D] → [..., D]: LayerNorm over the last axis; comes out float32 or wider. large: of entries up to 10²⁹."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, large: bool = False) -> None:
         super().__init__()
+        self.large = large
         self.weight = nn.Parameter(torch.empty(width))
         self.bias = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(x, self.weight, self.bias)
+        return layer_norm(x, self.weight, self.bias, self.large)
 
     def extra_repr(self) -> str:
         return str(len(self.weight))

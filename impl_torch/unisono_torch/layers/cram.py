@@ -62,7 +62,7 @@ class Block(nn.Module):
         self.residual, self.skip = config.residual, config.skip
         self.input_norm = LayerNorm(config.d_model) if config.input_norm else None
         self.mixer = Score(config)
-        self.norm = LayerNorm(config.d_model)
+        self.norm = LayerNorm(config.d_model, large=not config.normalised)  # nothing bounds a sum of s_t σ(x_t)
         self.ffn = FFN(config.d_model, config.ffn_mult * config.d_model)
 
     def scored_input(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:

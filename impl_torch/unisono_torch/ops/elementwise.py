@@ -16,6 +16,7 @@ from unisono_torch.ops.transforms import transformed
 
 LAYER_NORM_EPS = 1e-5
 RMS_NORM_EPS = 1e-6
+SHRINK = 2.0**-40  # of rows that may be so large that float32 does not hold their squares; with ε shrunk alike a norm stays what it is
 ALIGNED = 64  # numbers that padded rows of a product are a multiple of
 FAR = 100.0  # where GELU is its limit, x or 0, to the last digit: beyond, its slope times the cube of x is 0 times infinity
 FEWEST = 1024  # rows of x, and of the weights, for which that is worth a copy of these: narrow products are faster as they are
@@ -217,13 +218,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = RMS_NORM_EPS) -> Tensor:
     return F.rms_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), eps)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x [..., D] → [..., D]: LayerNorm, ε = 1e-5 (Ba et al. 2016, eq 3), computed and returned in float32 or wider."""
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, large: bool = False) -> Tensor:
+    """x [..., D] → [..., D]: LayerNorm, ε = 1e-5 (Ba et al. 2016, eq 3), computed and returned in float32 or wider.
+
+    large: right up to entries of 10²⁹, not of 10¹⁸ alone, for an operation more each way.
+    """
     dtype = wide(x.dtype)
     x = x.to(dtype)
     # torch's kernels compute x·rstd − mean·rstd, forward and backward: where all of x shares a large part, as the entries of ξ do,
     # the difference has few digits left. Without that part it has all of them.
-    return F.layer_norm(x - x.mean(-1, keepdim=True), x.shape[-1:], weight.to(dtype), bias.to(dtype), LAYER_NORM_EPS)
+    x, eps = x - x.mean(-1, keepdim=True), LAYER_NORM_EPS
+    if large:
+        x, eps = x * SHRINK, eps * SHRINK**2
+    return F.layer_norm(x, x.shape[-1:], weight.to(dtype), bias.to(dtype), eps)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
