@@ -56,8 +56,8 @@ def test_token_by_token_equals_the_whole(name: str) -> None:
 
 
 @READERS
-@pytest.mark.parametrize("name", ["adaptive", "exclusive"])
-def test_a_sum_whose_squares_float32_does_not_hold(name: str, kind: str) -> None:
+def test_a_sum_whose_squares_float32_does_not_hold(kind: str) -> None:
+    name = "adaptive"
     inputs = example(CONFIGS[name], 2, 5)
     drawn = {key: 1e25 * np.random.default_rng(0).normal(size=a.shape) for key, a in inputs.items() if key.endswith(".xi")}
     inputs |= {key: a.astype(np.float32) for key, a in drawn.items()}

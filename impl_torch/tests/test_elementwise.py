@@ -75,7 +75,8 @@ def test_norms_are_wide_and_lose_no_digits_to_a_shared_part() -> None:
 
 
 def test_a_norm_of_large_rows_is_that_of_small_ones() -> None:
-    """Powers of two scale a row, its norm's slope and nothing else, though the squares of the large one are beyond float32; ε beside small ones."""
+    """Powers of two scale a row, its norm's slope and nothing else, though float32 does not hold the large one's squares; ε is that of
+    small ones."""
     x, weight, bias = torch.arange(64) % 7 - 2.5, torch.linspace(0.5, 1.5, 64), torch.linspace(-1, 1, 64)
 
     def found(scale: float, large: bool) -> tuple[torch.Tensor, ...]:

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 LAYER_NORM_EPS = 1e-5
+SHRINK = 2.0**-40  # of rows before they are squared; with ε shrunk alike a norm stays what it is
 RMS_NORM_EPS = 1e-6
 
 _erfc = np.frompyfunc(math.erfc, 1, 1)
@@ -69,10 +70,11 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """x [..., D] → [..., D]: LayerNorm, ε = 1e-5 (Ba et al. 2016, eq 3)."""
-    centred = x - x.mean(-1, keepdims=True)
+    """x [..., D] → [..., D]: LayerNorm, ε = 1e-5 (Ba et al. 2016, eq 3); in float32 too of entries up to 10²⁹, whose squares it does not
+    hold."""
+    centred = (x - x.mean(-1, keepdims=True)) * SHRINK
     variance = (centred * centred).mean(-1, keepdims=True)
-    return centred / np.sqrt(variance + LAYER_NORM_EPS) * weight + bias
+    return centred / np.sqrt(variance + LAYER_NORM_EPS * SHRINK**2) * weight + bias
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
