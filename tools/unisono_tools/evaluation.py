@@ -16,6 +16,7 @@ from unisono_tools.data.batches import reset_mask
 CHUNK = 4096  # tokens read at once, fewer with a large vocabulary
 LOGITS = 1 << 22  # numbers a chunk of logits may hold
 FAR = 16  # times as many where they stay on the device that computes them
+Progress = Callable[[float], None]  # of the share that is done, 0 to 1; called before each chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +53,14 @@ def evaluate(
     ids: np.ndarray,
     limit: int = 0,
     window: int = 0,
-    progress: Callable[[], None] | None = None,
+    progress: Progress | None = None,
     documents: np.ndarray | None = None,
 ) -> Score:
     """Predict ids[1:] (frames [N, F] likewise) from what comes before each.
 
     limit: predict only so many tokens, 0 predicts all. window: start anew after so many tokens, 0 reads one unbroken stream. A model that
-    keeps every token that it reads (softmax attention) holds as many as a window has. progress: called before each chunk. documents:
-    sorted places where the state starts anew too, as in a Corpus; None carries it over them. Raises InputError where the loss is not
-    finite.
+    keeps every token that it reads (softmax attention) holds as many as a window has. documents: sorted places where the state starts
+    anew too, as in a Corpus; None carries it over them. Raises InputError where the loss is not finite.
     """
     config = reader.config
     for name, value in (("limit", limit), ("window", window)):
@@ -76,7 +76,7 @@ def evaluate(
     state, nats, targets = reader.init_state(1, min(window or number, number)), 0.0, 0
     for start in range(0, number, chunk):
         if progress is not None:
-            progress()
+            progress(start / number)
         stop = min(start + chunk, number)
         piece = np.asarray(ids[start : stop + 1])
         reset = None if not window else (np.arange(start, stop) % window == 0)[None]
@@ -95,6 +95,11 @@ def evaluate(
         if not math.isfinite(nats):
             raise InputError(f"evaluation: the loss is {nats} within the first {stop} tokens; the weights are damaged or have diverged")
     return Score(nats, targets)
+
+
+def part(progress: Progress | None, i: int, of: int) -> Progress | None:
+    """What the i-th evaluation of `of` tells, for all of them to tell `progress`."""
+    return None if progress is None else lambda share: progress((i + share) / of)
 
 
 def nll(config: Config, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

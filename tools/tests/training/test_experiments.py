@@ -36,8 +36,9 @@ def small(tmp_path, text):
 def test_a_table_is_run_resumed_and_drawn_from_its_results(small, command, tmp_path):
     out = tmp_path / "out"
     argv = ("experiment", small, "--out", out)
-    code, said, _ = command(*argv)
+    code, said, told = command(*argv)
     assert code == 0
+    assert told.count("step 2/2  loss") == 4  # of each run
     results = json.loads((out / "small.json").read_text())
     assert set(results["about"]) >= {"command", "date", "device", "versions", "commit"}
     rows = {row["row"]: row for row in results["rows"]}
@@ -67,7 +68,7 @@ def test_a_table_is_run_resumed_and_drawn_from_its_results(small, command, tmp_p
 def test_no_run_is_begun_after_the_minutes(small, tmp_path, monkeypatch):
     table, clock, begun = tables.load(str(small)), [0.0], []
 
-    def forty_seconds(folder):
+    def forty_seconds(folder, **_):
         begun.append(folder.name)
         clock[0] += 40
 
@@ -87,7 +88,7 @@ def test_no_run_is_begun_after_the_minutes(small, tmp_path, monkeypatch):
 def test_a_signal_that_ends_a_run_ends_the_table(small, tmp_path, monkeypatch):
     begun = []
 
-    def stopped(folder):
+    def stopped(folder, **_):
         begun.append(folder.name)
         (folder / "result.json").write_text('{"status": "stopped by SIGINT", "seed": 0, "lr": 0.001, "steps": 1, "of": 8}')
 

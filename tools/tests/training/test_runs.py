@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -12,11 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import InputError
 from unisono_spec.contract.files import load_params
+from unisono_tools import evaluation
 from unisono_tools.config import Optimizer, TrainConfig, dump
-from unisono_tools.train import checkpoint, train
+from unisono_tools.train import checkpoint, progress, train
 from unisono_tools.train.logs import read
 from unisono_tools.train.loop import Diverged
 
@@ -38,6 +41,38 @@ def _start(config: Path, *argv: str) -> subprocess.Popen:
 
 def _rows(run: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name not in ("time", "rate")} for row in read(run / "log.jsonl")]
+
+
+def test_long_evaluations_say_how_far_they_are(backend, tiny, command, capsys, monkeypatch):
+    """Lines of no terminal, of which one comes every ten seconds."""
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    monkeypatch.setattr(evaluation, "CHUNK", 16)
+    plan = tiny(backend=backend)
+    result = train(plan)
+    lines = capsys.readouterr().err.splitlines()
+    for step in (4, 8):
+        told = [line for line in lines if line.startswith(f"step {step}/8  evaluating")]
+        assert told == [f"step {step}/8  evaluating {share}%" for share in (0, 25, 50, 75)]
+    code, _, said = command("eval", result.run, "--backend", backend, "--limit", 64)
+    assert code == 0
+    assert [line.split()[:2] for line in said.splitlines()] == [["evaluating", f"{share}%"] for share in (25, 50, 75)]
+    assert all(line.endswith(" min left") for line in said.splitlines())
+
+
+def test_on_a_terminal_an_evaluation_is_a_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    file = io.StringIO()
+    with progress.Evaluating(Console(file=file, force_terminal=True, width=80)) as told:
+        told(0.5)
+        assert told.bar is not None
+        told.bar.refresh()
+    assert "50%" in file.getvalue()
+    file = io.StringIO()
+    with progress.ProgressBar(0, 8, "tokens", Console(file=file, force_terminal=True, width=80)) as bar:
+        bar.evaluating(0.25)
+        assert bar.bar is not None
+        bar.bar.refresh()
+    assert "evaluating 25%" in file.getvalue()
 
 
 def test_killed_at_random_moments_ends_with_the_same_bits(backend, tiny, tmp_path):

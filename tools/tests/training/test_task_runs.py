@@ -95,6 +95,16 @@ def test_several_settings_weigh_alike(task):
     assert rows["validation_accuracy"] == (rows["validation_accuracy.16x2"] + rows["validation_accuracy.8x1"]) / 2 == found.score
 
 
+def test_an_evaluation_of_several_settings_tells_the_share_of_all_that_is_done(task, monkeypatch):
+    from unisono_tools.backends.numpy import Reader
+
+    config, shares = task(), []
+    model = config.validate()
+    monkeypatch.setattr(task_datamodule, "MOST", 8 * 16 * 4 * model.d_model)  # 8 examples of 16 tokens, 16 of 8
+    TaskDataModule(config, model).validate(Reader(model, init_params(model, 1)), shares.append)
+    assert shares == [0, 1 / 8, 2 / 8, 3 / 8, 4 / 8, 6 / 8]
+
+
 def test_a_higher_score_is_better_and_of_equal_ones_a_lower_loss():
     assert Best(3, 1.0, 0.5).beats(None)
     assert Best(3, 1.0, 0.5).beats(Best(2, 0.5, 0.4))

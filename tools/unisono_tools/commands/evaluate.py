@@ -19,6 +19,7 @@ from unisono_tools.tasks import Task, open_task
 from unisono_tools.train.checkpoint import model_file, saved_tokenizer, training_of
 from unisono_tools.train.datamodule import load
 from unisono_tools.train.loader import check_corpus
+from unisono_tools.train.progress import Evaluating
 from unisono_tools.train.task_datamodule import check_task, evaluate_task
 
 EXAMPLES = 1000  # of each setting of a task that has no end
@@ -76,7 +77,8 @@ def run(
     for text in texts.corpora:
         check_corpus(reader.config, text)
         ids, starts = text.split(split), text.documents[split] if anew else None
-        score = evaluate(reader, ids, limit, window, documents=starts)
+        with Evaluating() as progress:
+            score = evaluate(reader, ids, limit, window, progress, starts)
         unit = "pixels" if text.tokenizer is None else "tokens"
         print(f"{path} on {text.name}, {split}: {score.targets:,} {unit}, backend {reader.backend}")
         bits.append(score.bits)
@@ -102,7 +104,8 @@ def _task_score(reader: Reader, path: Path, task: Task, split: str, limit: int) 
     print(f"{path} on {task.name}, {split}, backend {reader.backend}")
     for setting in task.settings(split):
         number = limit or (EXAMPLES if task.size(split, setting) is None else 0)
-        found = evaluate_task(reader, task, split, setting, number)
+        with Evaluating() as progress:
+            found = evaluate_task(reader, task, split, setting, number, progress)
         metric = f"{task.metric} {found.score:.6f}, " if task.metric else ""
         said = f"{metric}{found.bits:.6f} bits a target, {found.examples:,} examples"
         print(f"{setting:<16} {said}")

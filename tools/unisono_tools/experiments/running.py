@@ -28,6 +28,7 @@ from unisono_tools.experiments import tables
 from unisono_tools.experiments.tables import Row, Table, config_of
 from unisono_tools.experiments.worker import CONFIG, RESULT, do, origin
 from unisono_tools.signals import obey
+from unisono_tools.voice import Voice
 
 ALIKE = ("train.max_minutes", "train.data.workers")  # settings that leave what is learned at a step as it is
 MOST = 1 << 26  # bytes of a results file
@@ -103,7 +104,7 @@ def pool(runs: list[TrainConfig], jobs: int, deadline: float = math.inf) -> Iter
     if jobs == 1:
         while waiting and time.monotonic() < deadline:
             run = waiting.popleft()
-            do(run.folder)
+            do(run.folder, console=Voice(stderr=True))
             yield run
             name = str(_result(run).get("status")).partition("stopped by ")[2]
             obey(signal.Signals[name] if name else None)

@@ -25,7 +25,7 @@ import unisono_tools
 from unisono_tools.backends import backend, open_reader
 from unisono_tools.bench.report import about
 from unisono_tools.config import TrainConfig, default_backend, from_dict
-from unisono_tools.evaluation import evaluate
+from unisono_tools.evaluation import Progress, evaluate, part
 from unisono_tools.reading import read_yaml
 from unisono_tools.tasks import open_task
 from unisono_tools.train import train as run
@@ -33,6 +33,7 @@ from unisono_tools.train.checkpoint import model_file
 from unisono_tools.train.datamodule import load
 from unisono_tools.train.logs import NAME as LOG
 from unisono_tools.train.logs import read as read_log
+from unisono_tools.train.progress import Evaluating
 from unisono_tools.train.task_datamodule import evaluate_task
 
 CONFIG, RESULT = "row.yaml", "result.json"
@@ -53,7 +54,8 @@ def work(train: TrainConfig, console: Console | None = None, alone: bool = False
         cut = "out of time" if result.signal is None else f"stopped by {result.signal.name}"
         found |= {"steps": result.steps, "of": result.of, "status": "done" if result.why or result.steps >= result.of else cut}
         found |= {"ended": result.why} if result.why else {}
-        found["tests"] = _tested(train, result.run)
+        with Evaluating(console) as progress:
+            found["tests"] = _tested(train, result.run, progress)
     except (InputError, RuntimeError) as error:  # of memory, too: the other rows go on
         found["status"] = f"failed: {' '.join(str(error).split())[:200]}"
     rows, config = read_log(train.folder / LOG), train.model.config()
@@ -77,18 +79,19 @@ def work(train: TrainConfig, console: Console | None = None, alone: bool = False
     }
 
 
-def _tested(train: TrainConfig, folder: Path) -> dict[str, float]:
+def _tested(train: TrainConfig, folder: Path, progress: Progress | None = None) -> dict[str, float]:
     """Bits a token of the test split, or the task's metric by setting, by the best weights."""
     dtype = train.dtype if train.dtype != "float16" else "float32"
     reader = open_reader(model_file(folder), train.backend or default_backend(), dtype, train.device)
     if not train.data.task:
         text = load(train.data).corpora[0]
-        return {"bits": evaluate(reader, text.split("test"), train.data.eval_tokens, train.data.eval_window or 0).bits}
+        return {"bits": evaluate(reader, text.split("test"), train.data.eval_tokens, train.data.eval_window or 0, progress).bits}
     task = open_task(train.data.task, train.data.task_options)
-    out, most = {}, min(EXAMPLES, 8 * train.data.eval_examples)
-    for setting in task.settings("test"):
+    out, most, settings = {}, min(EXAMPLES, 8 * train.data.eval_examples), list(task.settings("test"))
+    for i, setting in enumerate(settings):
         size = task.size("test", setting)
-        found = evaluate_task(reader, task, "test", setting, most if size is None else min(size, most))
+        number = most if size is None else min(size, most)
+        found = evaluate_task(reader, task, "test", setting, number, part(progress, i, len(settings)))
         out[setting] = found.score if task.metric else found.bits
     return out
 
@@ -111,10 +114,10 @@ def commit() -> str:
     return said.stdout.strip()
 
 
-def do(folder: Path, alone: bool = False) -> bool:
-    """The run whose config lies in the folder; its result is written there. Whether it did not fail."""
+def do(folder: Path, alone: bool = False, console: Console | None = None) -> bool:
+    """The run whose config lies in the folder; its result is written there. Whether it did not fail. console: what tells how far it is."""
     train = from_dict(read_yaml(folder / CONFIG))
-    found = work(dataclasses.replace(train, threads=train.threads or 1), alone=alone)
+    found = work(dataclasses.replace(train, threads=train.threads or 1), console, alone)
     write_bytes(folder / RESULT, json.dumps(_plain(found)).encode())
     return not str(found["status"]).startswith("failed")
 

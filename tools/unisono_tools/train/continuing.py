@@ -1,4 +1,4 @@
-"""Which run may continue another: what may change, and what must be as it was."""
+"""Which run may continue another, what may change and what must be as it was, and which one needs no more steps."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from unisono_spec.contract.plain import expanded
 
 from unisono_tools.config import TrainConfig, flatten, to_dict
 from unisono_tools.data.tokenizers import identity
-from unisono_tools.train.checkpoint import Checkpoint, model_file, saved_tokenizer, tokenizer_of
+from unisono_tools.train.checkpoint import Best, Checkpoint, model_file, saved_tokenizer, tokenizer_of
 from unisono_tools.train.datamodule import DataModule
+
+
+def stopping(train: TrainConfig, done: int, best: Best | None) -> str | None:
+    """Why, after so many steps, the validation says that no more are needed, or of use."""
+    if train.enough and best is not None and best.score is not None and best.score >= train.enough:
+        return f"{best.score:.4f} is enough"
+    if train.patience and best is not None and done - best.step >= train.patience * train.eval_every:
+        return f"no better validation since step {best.step}"
+    return None
 
 
 def doubts(train: TrainConfig, datamodule: DataModule) -> Iterator[str]:

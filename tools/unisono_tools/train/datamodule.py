@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +12,7 @@ from unisono_spec.contract import Config
 from unisono_tools.backends.base import Batch, Reader
 from unisono_tools.config import DataChoice, TrainConfig
 from unisono_tools.data import Corpus, Mixture, Tokenizer, characters_of, load_corpus
-from unisono_tools.evaluation import default_window, evaluate
+from unisono_tools.evaluation import Progress, default_window, evaluate, part
 from unisono_tools.train.loader import check_validation, loader, steps_of
 
 Rows = dict[str, float]
@@ -56,9 +55,7 @@ class DataModule(Protocol):
         """For the log: what a step's nats of the batch's groups say."""
         ...
 
-    def validate(self, reader: Reader, progress: Callable[[], None] | None = None) -> Validation:
-        """progress: called now and then."""
-        ...
+    def validate(self, reader: Reader, progress: Progress | None = None) -> Validation: ...
 
 
 class TextDataModule:
@@ -98,13 +95,13 @@ class TextDataModule:
         told = zip(self.mixture.corpora, groups, batch.group_counts.tolist(), strict=True) if groups else ()
         return {f"loss.{corpus.name}": nats / count for corpus, nats, count in told if count}
 
-    def validate(self, reader: Reader, progress: Callable[[], None] | None = None) -> Validation:
+    def validate(self, reader: Reader, progress: Progress | None = None) -> Validation:
         """The loss on the validation split; of several, the mean weighted as the training sequences are, and each."""
         data = self.train.data
         losses = []
-        for corpus in self.validated:
-            documents = None if data.documents == "joined" else corpus.documents["validation"]
-            losses.append(evaluate(reader, corpus.validation, data.eval_tokens, self.window, progress=progress, documents=documents).loss)
+        for i, corpus in enumerate(self.validated):
+            documents, told = None if data.documents == "joined" else corpus.documents["validation"], part(progress, i, len(self.validated))
+            losses.append(evaluate(reader, corpus.validation, data.eval_tokens, self.window, told, documents).loss)
         weights = self.mixture.weights if len(losses) > 1 else np.ones(1)
         loss = float(weights @ losses)
         rows = {"validation_loss": loss, "validation_bits": loss / math.log(2)}

@@ -26,7 +26,7 @@ from unisono_tools.schedule import learning_rate
 from unisono_tools.signals import Signals, Stopped
 from unisono_tools.train import checkpoint as checkpoints
 from unisono_tools.train.checkpoint import Best, Checkpoint
-from unisono_tools.train.continuing import check_same_run, doubts
+from unisono_tools.train.continuing import check_same_run, doubts, stopping
 from unisono_tools.train.datamodule import DataModule, TextDataModule
 from unisono_tools.train.datamodule import load as load_data
 from unisono_tools.train.gauges import gauges
@@ -113,15 +113,6 @@ def open_datamodule(train: TrainConfig, config: Config, corpus: Corpus | Mixture
     if train.data.task:
         return TaskDataModule(train, config)
     return TextDataModule(train, config, load_data(train.data) if corpus is None else corpus)
-
-
-def stopping(train: TrainConfig, done: int, best: Best | None) -> str | None:
-    """Why, after so many steps, the validation says that no more are needed, or of use."""
-    if train.enough and best is not None and best.score is not None and best.score >= train.enough:
-        return f"{best.score:.4f} is enough"
-    if train.patience and best is not None and done - best.step >= train.patience * train.eval_every:
-        return f"no better validation since step {best.step}"
-    return None
 
 
 class _Asked(NamedTuple):
@@ -278,7 +269,7 @@ class Run:
         if not self.writes:
             return False
         try:
-            score = self.datamodule.validate(reader, self.signals.check)
+            score = self.datamodule.validate(reader, self._evaluating)
         except Stopped:
             return False
         self.unjudged = False
@@ -289,6 +280,10 @@ class Run:
         if better:
             self.best = found
         return better
+
+    def _evaluating(self, share: float) -> None:
+        self.signals.check()
+        self.progress.evaluating(share)
 
     def _save(self) -> None:
         trainer = self.trainer

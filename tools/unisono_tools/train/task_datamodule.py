@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import numpy as np
 from unisono_spec.contract import Config, InputError
@@ -15,7 +14,7 @@ from unisono_tools.ahead import Ahead
 from unisono_tools.backends.base import Batch, Reader
 from unisono_tools.config import TrainConfig
 from unisono_tools.data.batches import in_epochs
-from unisono_tools.evaluation import nll
+from unisono_tools.evaluation import Progress, nll, part
 from unisono_tools.tasks import Task, open_task
 from unisono_tools.train.datamodule import Rows, Validation
 from unisono_tools.train.loader import starting_state
@@ -50,9 +49,7 @@ class TaskScore:
         return self.loss / math.log(2)
 
 
-def evaluate_task(
-    reader: Reader, task: Task, split: str, setting: str, number: int, progress: Callable[[], None] | None = None
-) -> TaskScore:
+def evaluate_task(reader: Reader, task: Task, split: str, setting: str, number: int, progress: Progress | None = None) -> TaskScore:
     """The first `number` examples of a setting, or all that there are. InputError where the loss is not finite."""
     length, size = task.length(setting), task.size(split, setting)
     number = number if size is None else min(number or size, size)
@@ -63,7 +60,7 @@ def evaluate_task(
     found = [0.0, 0.0, 0.0, 0.0]
     for start in range(0, number, chunk):
         if progress is not None:
-            progress()
+            progress(start / number)
         examples = task.examples(split, setting, np.arange(start, min(start + chunk, number)))
         logits, _ = reader.forward(examples.inputs, reader.init_state(len(examples.inputs), length))
         right, of = task.right(predicted(config, logits), examples)
@@ -149,11 +146,14 @@ class TaskDataModule:
     def losses(self, batch: Batch, groups: tuple[float, ...]) -> Rows:
         return {}
 
-    def validate(self, reader: Reader, progress: Callable[[], None] | None = None) -> Validation:
+    def validate(self, reader: Reader, progress: Progress | None = None) -> Validation:
         """The mean over settings, each weighted alike, of the metric and of the loss."""
+        settings = list(self.task.settings("validation"))
         found = {
-            setting: evaluate_task(reader, self.task, "validation", setting, self.train.data.eval_examples, progress)
-            for setting in self.task.settings("validation")
+            setting: evaluate_task(
+                reader, self.task, "validation", setting, self.train.data.eval_examples, part(progress, i, len(settings))
+            )
+            for i, setting in enumerate(settings)
         }
         loss, score = (float(np.mean([getattr(one, name) for one in found.values()])) for name in ("loss", "score"))
         name, each = f"validation_{self.metric or 'bits'}", {k: one.score if self.metric else one.bits for k, one in found.items()}
