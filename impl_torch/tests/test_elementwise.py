@@ -81,7 +81,7 @@ def test_a_norm_of_large_rows_is_that_of_small_ones() -> None:
 
     def found(scale: float, large: bool) -> tuple[torch.Tensor, ...]:
         given = (x * scale).requires_grad_(), weight.clone().requires_grad_(), bias.clone().requires_grad_()
-        y = elementwise.layer_norm(*given, large)
+        y = elementwise.layer_norm(*given, large=large)
         return y, *torch.autograd.grad(y, given, torch.linspace(1, 2, 64))
 
     for scale in (1.0, 2.0**-9, 0.0):

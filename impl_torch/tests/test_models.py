@@ -146,7 +146,7 @@ def test_a_sum_whose_squares_float32_does_not_hold(changes: dict[str, Any]) -> N
         logits, after = model.forward(ids, start)
         (slope,) = torch.autograd.grad(logits.square().sum(), model.get_parameter("layers.0.norm.weight"))
         found.append((logits.double(), slope.double(), *(after[name].double() / 1e25 for name in state)))
-    judge.same(*found, numerics.formula("float32", 200))
+    judge.same(found[0], found[1], numerics.formula("float32", 200))
 
 
 def test_what_is_not_valid_may_be_nan() -> None:

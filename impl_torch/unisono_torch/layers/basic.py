@@ -34,7 +34,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(x, self.weight, self.bias, self.large)
+        return layer_norm(x, self.weight, self.bias, large=self.large)
 
     def extra_repr(self) -> str:
         return str(len(self.weight))

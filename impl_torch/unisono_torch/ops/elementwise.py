@@ -218,7 +218,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = RMS_NORM_EPS) -> Tensor:
     return F.rms_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), eps)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, large: bool = False) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, large: bool = False) -> Tensor:
     """x [..., D] → [..., D]: LayerNorm, ε = 1e-5 (Ba et al. 2016, eq 3), computed and returned in float32 or wider.
 
     large: right up to entries of 10²⁹, not of 10¹⁸ alone, for an operation more each way.
