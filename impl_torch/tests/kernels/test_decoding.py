@@ -80,15 +80,15 @@ def text(length: int, batch: int = 2) -> np.ndarray:
     return np.random.default_rng(length).integers(0, 30, (batch, length))
 
 
-FEW = [(name, 2, MOST, False) for name in CONFIGS]
+FEW = [(name, 2, MOST, "") for name in CONFIGS]
 # read by products that are one launch each, and by a library's
 SOME = ("taylor2", "s4d", "numerator", "mamba") if interpreted() else CONFIGS
 SIZES = (2, 1) if interpreted() else (MOST + 1, MOST)
-MANY = [(name, *SIZES, True) for name in CONFIGS] + [(name, *SIZES, False) for name in SOME]
+MANY = [(name, *SIZES, form) for form in ("slabs", "tiles") for name in CONFIGS] + [(name, *SIZES, "") for name in SOME]
 
 
 @pytest.mark.parametrize(("name", "batch", "most", "joined"), FEW + MANY)
-def test_steps_are_those_of_the_spec(name: str, batch: int, most: int, joined: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_those_of_the_spec(name: str, batch: int, most: int, joined: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of every token and the state after the last, from a state after others."""
     monkeypatch.setattr(project, "MOST", most)
     monkeypatch.setattr(parts, "joined", lambda model, batch: joined)

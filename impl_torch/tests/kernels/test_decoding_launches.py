@@ -73,23 +73,27 @@ CASES = [
 MORE = {("transformer", MOST): 5, ("learned", MOST): 5, ("stack", MOST): 9, ("stack", 1): 9}
 
 
-@pytest.mark.parametrize("most", [MOST, 1])
+@pytest.mark.parametrize(("most", "form"), [(MOST, ""), (1, "slabs"), (1, "tiles")])
 @pytest.mark.parametrize("name", CASES)
-def test_four_launches_a_layer(name: str, most: int, interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_launches_a_layer(name: str, most: int, form: str, interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of few sequences, and of many whose products are joined."""
     monkeypatch.setattr(project, "MOST", most)
-    monkeypatch.setattr(parts, "joined", lambda model, batch: True)
+    monkeypatch.setattr(parts, "joined", lambda model, batch: form)
     found = launches(name, 2, monkeypatch) - launches(name, 1, monkeypatch)
     judge.same(float(found), float(MORE.get((name, most), 4)))
 
 
-MEASURED = {"lat-base": [16], "mamba-130m": [], "s4d-base": [16, 256], "maru": [16, 256]}
+MEASURED = {
+    "lat-base": ["", "slabs", "slabs", "slabs", ""],
+    "mamba-130m": ["", "slabs", "slabs", "", ""],
+    "s4d-base": ["", "slabs", "slabs", "slabs", "tiles"],
+    "maru": ["", "slabs", "slabs", "tiles", "tiles"],
+}
 
 
 def test_products_are_joined_where_that_was_measured() -> None:
     models = {name: create(preset(name).replace(n_layers=1, vocab_size=8), dtype="bfloat16") for name in MEASURED}
-    found = {name: [batch for batch in (16, 256) if parts.joined(model, batch)] for name, model in models.items()}
-    assert found == MEASURED
+    assert {name: [parts.joined(model, batch) for batch in (2, 3, 32, 64, 256)] for name, model in models.items()} == MEASURED
     assert not parts.joined(create(preset("maru").replace(vocab_size=8), dtype="float32"), 16)
 
 
@@ -98,7 +102,7 @@ def test_programs_that_wait_for_each_other_fit_beside_each_other(monkeypatch: py
     model = SimpleNamespace(config=preset("maru"), compute_dtype=torch.bfloat16, device=torch.device("cuda"))
     for count, fits in ((39, False), (40, True), (132, True)):
         monkeypatch.setattr(parts, "_multiprocessors", lambda device, count=count: count, raising=False)
-        assert parts.joined(model, 16) == fits  # pyright: ignore[reportArgumentType]
+        assert (parts.joined(model, 256) == "tiles") == fits  # pyright: ignore[reportArgumentType]
 
 
 def test_tiles_fit_smaller_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

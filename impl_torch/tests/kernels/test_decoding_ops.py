@@ -50,8 +50,8 @@ def test_linear_attention(device: str) -> None:
 @pytest.mark.parametrize(("norm", "act"), [("rms", "none"), ("layer", "gelu"), ("none", "gelu_tanh"), ("layer", "relu"), ("rms", "swiglu"),
                                            ("layer", "gated_gelu"), ("none", "glu")])  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("joined", [False, True])
-def test_many_sequences_as_few(norm: str, act: str, dtype: torch.dtype, joined: bool, device: str) -> None:
+@pytest.mark.parametrize("joined", ["", "slabs", "tiles"])
+def test_many_sequences_as_few(norm: str, act: str, dtype: torch.dtype, joined: str, device: str) -> None:
     """By matrix products, in a launch and in some, and by kernels that read a row of weights once: the same but for the order of sums."""
     generator = torch.Generator().manual_seed(1)
 
@@ -89,7 +89,7 @@ def test_the_next_norm(norm: str, finishing: bool, beside_each_other: bool, devi
 
     weight, bias, residual, gain, shift = drawn(n, k) / 4, drawn(n), drawn(batch, n) + 3, drawn(n), drawn(n)
     following = Next((norm, gain, shift if norm == "layer" else None, 1e-5 if norm == "rms" else 0.0), batch, gain.device)
-    finish = Finish(weight, bias, 0, gain.device, True, following)
+    finish = Finish(weight, bias, 0, gain.device, "tiles", following)
     for _ in range(2):
         x = drawn(batch, 2 * k)
         if finishing:
@@ -97,7 +97,7 @@ def test_the_next_norm(norm: str, finishing: bool, beside_each_other: bool, devi
             o = nn.functional.silu(x[:, :k]) * (state[:, 0] * taps[:, 0, 0] + x[:, k:] * taps[:, 0, 1])
             y = scans.conv_step(x, state, taps, None, finish, residual)
         else:
-            o, y = x[:, :k], projected(x[:, :k], weight, bias, residual=residual, following=following, joined=True)
+            o, y = x[:, :k], projected(x[:, :k], weight, bias, residual=residual, following=following, joined="tiles")
         true = (o.double() @ weight.double().T + bias + residual).cpu()
         wide, g, b = true, gain.double().cpu(), shift.double().cpu()
         if norm == "rms":
@@ -121,9 +121,9 @@ def test_angles_of_any_position(device: str) -> None:
 NARROW: dict[str, Config] = {"mamba": MambaConfig(d_model=8, n_layers=2, vocab_size=30, d_state=4)}
 
 
-@pytest.mark.parametrize(("batch", "joined"), [(1, False), (MOST + 1, False), (MOST + 1, True)])
+@pytest.mark.parametrize(("batch", "joined"), [(1, ""), (MOST + 1, ""), (MOST + 1, "slabs"), (MOST + 1, "tiles")])
 @pytest.mark.parametrize("name", NARROW)
-def test_steps_in_bfloat16(name: str, batch: int, joined: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_in_bfloat16(name: str, batch: int, joined: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of a state so small that several warps hold them: one that stored before another had loaded made texts of Mamba wrong."""
     monkeypatch.setattr(parts, "joined", lambda model, batch: joined)
     config, random = NARROW[name], np.random.default_rng(3)

@@ -211,7 +211,7 @@ def _cram(model: Any, state: State, parts: Parts) -> Step | None:
         how = position, (one, two, three), score.key_scale, xi, config.exclusive, turns, following
 
         def step(x: Tensor) -> Tensor:
-            return down(up(sum_step(x, projected(x, Q), *how)), x)
+            return down(up(sum_step(x, projected(x, Q, joined=parts.joined), *how)), x)
 
         return step
 

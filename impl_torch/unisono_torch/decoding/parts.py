@@ -43,17 +43,22 @@ class Held:
             held.copy_(make())
 
 
-# architectures of which four launches a layer of many sequences were measured, not slower than ten: the widest, the most sequences
-JOINED = {"s4d": (512, 65535), "maru": (640, 65535), "lat": (512, 16)}
+FEW = 2  # sequences whose rows of weights are read by kernels of their own; of more, in 16 bits, products are by tensor cores
+SLABS = {512: 64, 1 << 30: 32}  # the most sequences whose products hold slabs of weights, by the widest model: not slower than a library's
+TILES = {"s4d": 512, "maru": 640}  # the widest model of which tiles of more sequences were measured to be as fast as a library's
 NARROWEST = 16  # columns of a program of theirs
 
 
-def joined(model: Model, batch: int) -> bool:
-    """Whether products of many sequences, and norms of what they make, are one launch each; they are a library's elsewhere, also on a GPU
-    that may not hold at once all programs of a row, which wait for each other."""
-    width, most = JOINED.get(model.config.arch, (0, 0))
-    small = model.device.type == "cuda" and NARROWEST * _multiprocessors(model.device) < model.config.d_model
-    return model.config.d_model <= width and batch <= most and model.compute_dtype.itemsize == 2 and not small
+def joined(model: Model, batch: int) -> str:
+    """How products of many sequences are one launch with what comes before and after them, as `projected` takes it; "" where they are a
+    library's: tiles on a GPU, too, that may not hold at once all programs of a row, which wait for each other."""
+    width, arch = model.config.d_model, model.config.arch
+    if model.compute_dtype.itemsize != 2 or batch <= FEW:
+        return ""
+    if batch <= next(most for widest, most in SLABS.items() if width <= widest):
+        return "slabs"
+    small = model.device.type == "cuda" and NARROWEST * _multiprocessors(model.device) < width
+    return "tiles" if width <= TILES.get(arch, 0) and not small else ""
 
 
 def _multiprocessors(device: torch.device) -> int:
@@ -77,11 +82,11 @@ class Parts:
         return ("rms", weight, None, norm.eps) if isinstance(norm, RMSNorm) else ("layer", weight, norm.bias.detach(), 0.0)
 
     def following(self, norm: nn.Module | None) -> Next | None:
-        """`norm` where it is taken with what it is a norm of: of many sequences whose products are joined."""
+        """`norm` where it is taken with what it is a norm of: of many sequences, but where products take norms of what they read."""
         from unisono_torch.kernels.decode.project import MOST
         from unisono_torch.kernels.decode.tiles import Next
 
-        if norm is None or self.batch <= MOST or not self.joined:
+        if norm is None or self.batch <= MOST or self.joined == "slabs":
             return None
         self.nexts[norm] = Next(self.norm(norm), self.batch, norm.weight.device)  # pyright: ignore[reportArgumentType]
         return self.nexts[norm]
@@ -120,7 +125,7 @@ class Parts:
         else:
             w2 = b2 = None
         how: dict[str, Any] = {"second": w2, "second_bias": b2, "act": act, "conv": conv, "following": self.following(following)}
-        how["joined"] = joined and self.joined
+        how["joined"] = self.joined if joined or not self.joined else "library"
 
         def product(x: Tensor, residual: Tensor | None = None, beside: Any = None) -> Tensor:
             x, norm = before(x)
@@ -165,7 +170,7 @@ class Parts:
 
         weight = model.embedding.weight if model.config.tie_head else model.head.weight
         size, bias = len(weight), model.head.bias
-        if self.batch <= MOST or size % 8 == 0:
+        if (self.batch <= MOST and not self.joined) or size % 8 == 0:
             return self.linear(model.head, model.norm, weight=weight, joined=False)
         pad = -size % ALIGNED
         padded = SimpleNamespace(

@@ -89,8 +89,8 @@ def linear(
     qkv, S, z, tau, cos, sin, o, turns, W, bias, residual, out, counters, gain, shift, normed, blocks, N, HEADS: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, F: tl.constexpr, MAP: tl.constexpr, ROPE: tl.constexpr, BF: tl.constexpr, SLICES: tl.constexpr,
     BV: tl.constexpr, STEPS: tl.constexpr, BATCH: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr,
-    SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, SPLIT: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr,
+    NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """S [B, H, F, V] and z [B, H, F] grow by this token; o [B, H·V] is what it reads of them, SLICES programs a head.
 
@@ -99,7 +99,7 @@ def linear(
     if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
         finished(
             tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, gain, shift, normed, blocks, N, HEADS * V, BATCH, STEPS,
-            PROGRAMS, HAS_BIAS, HAS_RESIDUAL, ROWS, COLUMNS, TALL, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
+            PROGRAMS, HAS_BIAS, HAS_RESIDUAL, ROWS, COLUMNS, TALL, SPLIT, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
         )  # fmt: skip
     else:
         owner = tl.program_id(0) // SLICES
@@ -143,8 +143,8 @@ def multiscale(
     K: tl.constexpr, SCALES: tl.constexpr, DATA: tl.constexpr, VECTOR: tl.constexpr, MAP: tl.constexpr, ROPE: tl.constexpr,
     LATER: tl.constexpr, BK: tl.constexpr, BS: tl.constexpr, SLICES: tl.constexpr, BV: tl.constexpr, STEPS: tl.constexpr,
     BATCH: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr, SHARE: tl.constexpr,
-    WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    COLUMNS: tl.constexpr, TALL: tl.constexpr, SPLIT: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr,
+    SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """S [B, 1 + SCALES, H, K, K] and z fade and grow; o [B, H·K]: what is read of them, mixed (ops/multiscale.py); out: see `finished`.
 
@@ -154,7 +154,7 @@ def multiscale(
     if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
         finished(
             tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, gain, shift, normed, blocks, N, HEADS * K, BATCH, STEPS,
-            PROGRAMS, HAS_BIAS, HAS_RESIDUAL, ROWS, COLUMNS, TALL, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
+            PROGRAMS, HAS_BIAS, HAS_RESIDUAL, ROWS, COLUMNS, TALL, SPLIT, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
         )  # fmt: skip
     else:
         owner = tl.program_id(0) // SLICES
@@ -220,14 +220,14 @@ def window(
     qkv, keys, values, count, cos, sin, o, W, bias, residual, out, counters, gain, shift, normed, blocks, N, scale, HEADS: tl.constexpr,
     K: tl.constexpr, WIDTH: tl.constexpr, ROPE: tl.constexpr, BK: tl.constexpr, BW: tl.constexpr, STEPS: tl.constexpr, BATCH: tl.constexpr,
     PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    TALL: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr,
-    TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    TALL: tl.constexpr, SPLIT: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr, SHARE: tl.constexpr,
+    WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """keys and values [B, WIDTH, H, K], oldest first, move one place on; count [B]: tokens read before this one. out: see `finished`."""
     if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
         finished(
             tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, gain, shift, normed, blocks, N, HEADS * K, BATCH, STEPS,
-            PROGRAMS, HAS_BIAS, HAS_RESIDUAL, ROWS, COLUMNS, TALL, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
+            PROGRAMS, HAS_BIAS, HAS_RESIDUAL, ROWS, COLUMNS, TALL, SPLIT, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
         )  # fmt: skip
     else:
         row = tl.program_id(0) // HEADS
@@ -266,8 +266,8 @@ def softmax(
     qkv, keys, values, count, cos, sin, part, o, turns, W, bias, residual, out, counters, gain, shift, normed, blocks, N, scale, CAPACITY,
     SLOTS, PIECES: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr, ROPE: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
     STEPS: tl.constexpr, BATCH: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr,
-    SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, SPLIT: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr,
+    NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """What pieces of SLOTS slots make of this token's query: part [B·H, PIECES, K + 2], maximum, sum and weighted values. The last of a
     head's to come makes o [B, H·K] of all; out: see `finished`.
@@ -277,7 +277,8 @@ def softmax(
     if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
         finished(
             tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, gain, shift, normed, blocks, N, HEADS * K, BATCH,
-            STEPS // PIECES, PROGRAMS, HAS_BIAS, HAS_RESIDUAL, ROWS, COLUMNS, TALL, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
+            STEPS // PIECES, PROGRAMS, HAS_BIAS, HAS_RESIDUAL, ROWS, COLUMNS, TALL, SPLIT, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER,
+            EARLY,
         )  # fmt: skip
     else:
         owner = tl.program_id(0) // PIECES

@@ -40,7 +40,7 @@ def settled(
 
 
 def cell_step(
-    x: Tensor, h: Tensor, M: Tensor, sizes: Any, weights: Any, residual: Tensor | None, dtype: torch.dtype, joined: bool,
+    x: Tensor, h: Tensor, M: Tensor, sizes: Any, weights: Any, residual: Tensor | None, dtype: torch.dtype, joined: str,
     following: Next | None,
 ) -> Tensor:  # fmt: skip
     """x [B, ·], h [2, B, D], of which the first advances, as does M → h' [B, D] in `dtype`, on residual. sizes, weights: the loop's.

@@ -21,13 +21,14 @@ import triton.language as tl
 from torch import Tensor
 
 from unisono_torch.kernels import barrier
-from unisono_torch.kernels.decode import tiles
+from unisono_torch.kernels.decode import slabs, tiles
 from unisono_torch.kernels.decode.common import ACTIVATIONS, NORMS, activated, begun, convolved, kind_of, launch, normed, ready
 from unisono_torch.kernels.registry import interpreted
 
 MOST = 4  # sequences; more are a matter of matrix products
 LONGEST = 8192  # of a row of W
 DEEPEST = 64  # bytes of a row of W at once, where programs of other work share what a multiprocessor has
+COLUMNS = 16  # of a product beside another, that are a reduction each
 FINISHING = 200  # programs that wait for others of their launch, about
 
 
@@ -35,11 +36,11 @@ FINISHING = 200  # programs that wait for others of their launch, about
 def finished(
     program, x, W, bias, residual, out, counters, gain, shift, normed, blocks, N, K: tl.constexpr, BATCH: tl.constexpr,
     ARRIVALS: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr, SHARE: tl.constexpr,
-    WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    COLUMNS: tl.constexpr, TALL: tl.constexpr, SPLIT: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr,
+    SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """x [BATCH, K], W [N, K] → out [BATCH, N] = x Wᵀ + b, and residual, by the last PROGRAMS of a launch; by tiles of TALL rows of x, if
-    that is not 0, then also their norm NEXT.
+    that is not 0, then also their norm NEXT; of slabs (slabs.py) where SPLIT is not 0, whose columns of a piece are COLUMNS.
 
     The programs before them make x, of which ARRIVALS are `done`: they run at once or have begun before, and wait for none of these.
     Those of an interpreter run one after another. counters [2]: arrived and left, 0 before and after.
@@ -51,11 +52,18 @@ def finished(
         place = program % ACROSS
         m = block * TALL + tl.arange(0, TALL)
         n = place * ROWS + tl.arange(0, ROWS)
-        tiles.fetched(W, n, N, K, EARLY)
+        if SPLIT > 0:
+            ROUNDS: tl.constexpr = (K + COLUMNS - 1) // COLUMNS
+            w = slabs.held(W, n, N, K, ROUNDS, COLUMNS)
+        else:
+            tiles.fetched(W, n, N, K, EARLY)
         begun(EARLY)
         if TOGETHER:
             barrier.wait(counters, ARRIVALS)
-        y, _ = tiles.summed(x, W, W, m, n, BATCH, N, K, K, TYPE, DOT, False, COLUMNS)
+        if SPLIT > 0:
+            y = slabs.multiplied(slabs.rows_normed(x, m, BATCH, K, None, K, 0, 0.0, TYPE, ROUNDS, COLUMNS), w, DOT, ROUNDS, COLUMNS, SPLIT)
+        else:
+            y, _ = tiles.summed(x, W, W, m, n, BATCH, N, K, K, TYPE, DOT, False, COLUMNS)
         if HAS_BIAS:
             y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
         y = y.to(TYPE)
@@ -90,14 +98,18 @@ def finished(
 
 @triton.jit
 def norm_rows(
-    x, gain, shift, out, x_row, K: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, TYPE: tl.constexpr, COLUMNS: tl.constexpr,
-    EARLY: tl.constexpr,
+    x, residual, total, gain, shift, out, x_row, K: tl.constexpr, HAS_RESIDUAL: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
+    TYPE: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """out [B, K]: the norm of x [B, K]."""
+    """out [B, K]: the norm of x [B, K], or of total, which becomes its sum with the residual."""
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, COLUMNS)
     ready(EARLY)
     given = tl.load(x + row * x_row + k, mask=k < K, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        given += tl.load(residual + row * K + k, mask=k < K, other=0.0).to(tl.float32)
+        tl.store(total + row * K + k, given.to(TYPE), mask=k < K)
+        given = given.to(TYPE).to(tl.float32)
     tl.store(out + row * K + k, normed(given, k, K, gain, shift, NORM, EPS, TYPE).to(TYPE), mask=k < K)
 
 
@@ -120,13 +132,28 @@ def activate(
 
 
 @triton.jit
-def convolve(x, weight, bias, state, row_size, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
+def convolve(
+    x, weight, bias, state, row_size, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+):  # fmt: skip
     """Channels 0 to D of each row of x, in place."""
+    ready(EARLY)
     row = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     y = tl.load(x + row * row_size + n, mask=n < D, other=0.0).to(tl.float32)
     y = convolved(y, n, state + row * (TAPS - 1) * D, weight, bias, n < D, D, TAPS, HAS_BIAS, x.dtype.element_ty)
     tl.store(x + row * row_size + n, y.to(x.dtype.element_ty), mask=n < D)
+
+
+@triton.jit
+def columns(x, W, bias, out, x_row, MORE: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr):
+    """x [B, K], W [MORE, K] and bias in float32 → out [B, MORE] in float32."""
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, COLUMNS)
+    more = tl.program_id(1)
+    w = tl.load(W + more * K + k, mask=k < K, other=0.0)
+    ready(EARLY)
+    y = tl.sum(w * tl.load(x + row * x_row + k, mask=k < K, other=0.0).to(tl.float32), 0)
+    tl.store(out + row * MORE + more, y + tl.load(bias + more))
 
 
 @triton.jit
@@ -216,7 +243,7 @@ class Finish:
         bias: Tensor | None,
         owners: int,
         device: torch.device,
-        joined: bool = False,
+        joined: str = "",
         following: tiles.Next | None = None,
     ) -> None:
         self.weight, self.bias, self.joined, self.following = weight, bias, joined, following
@@ -226,32 +253,44 @@ class Finish:
     def turns(self) -> Tensor:
         return self.counters[2:]
 
+    def _joins(self, batch: int) -> bool:
+        if self.weight is None or not self.joined:
+            return self._few(batch)
+        return self.joined == "tiles" or self.weight.shape[1] <= slabs.LONGEST
+
     def _few(self, batch: int) -> bool:
         return self.weight is not None and batch <= MOST and self.weight.shape[1] <= LONGEST
 
     def launched(self, steps: int, o: Tensor, residual: Tensor | None) -> tuple[int, Tensor, dict[str, Any]]:
         """Programs in all, the result, and the kernel's arguments for it; `steps` programs make o."""
-        batch, weight = len(o), self.weight if self.joined or self._few(len(o)) else None
+        batch, weight, split = len(o), self.weight if self._joins(len(o)) else None, 0
         if weight is None:
             shape, programs, out = tiles.Tile(0, 1, 1, 4, 1), 0, o
         else:
             (n, k), out = weight.shape, weight.new_empty((batch, len(weight)))
-            shape = _rows(n, k) if self._few(batch) else tiles.tile(batch, n, k, False, weight.element_size(), DEEPEST)
+            if self.joined == "slabs":
+                own = slabs.shape_of(n, k, False, 4)
+                shape, split = tiles.Tile(slabs.TALL, own.wide, own.chunk, 4, 1), own.warps
+            elif self._few(batch):
+                shape = _rows(n, k)
+            else:
+                shape = tiles.tile(batch, n, k, False, weight.element_size(), DEEPEST)
             programs = triton.cdiv(batch, shape.tall or batch) * triton.cdiv(n, shape.wide)
-        given = tiles.NO_NEXT if self.following is None or not shape.tall else self.following.launched(out, shape)
+        given = tiles.NO_NEXT if self.following is None or not shape.tall or split else self.following.launched(out, shape)
         given = {
             **given, "W": o if weight is None else weight, "bias": self.bias, "residual": residual, "out": out, "counters": self.counters,
             "N": out.shape[1], "STEPS": steps, "BATCH": 1 if weight is None else batch, "PROGRAMS": programs,
             "HAS_BIAS": self.bias is not None, "HAS_RESIDUAL": residual is not None, "ROWS": shape.wide, "COLUMNS": shape.deep,
-            "TALL": shape.tall, "DOT": tiles.dot_of(out.dtype), "TOGETHER": programs > 0 and at_once(), "num_warps": 4, **launch(o.device),
+            "TALL": shape.tall, "SPLIT": split, "DOT": tiles.dot_of(out.dtype), "TOGETHER": programs > 0 and at_once(), "num_warps": 4,
+            **launch(o.device),
         }  # fmt: skip
         return steps + programs, out, given
 
     def after(self, out: Tensor, residual: Tensor | None) -> Tensor:
         """What a launch left in `out`, which is o where it did not join."""
-        if self.weight is None or self.joined or self._few(len(out)):
+        if self.weight is None or self._joins(len(out)):
             return out
-        return projected(out, self.weight, self.bias, residual=residual)
+        return projected(out, self.weight, self.bias, residual=residual, following=self.following)
 
 
 def _rows(n: int, k: int) -> tiles.Tile:
@@ -285,23 +324,30 @@ def projected(
     conv: Convolution | None = None,
     beside: tuple[Tensor, Tensor, Tensor] | None = None,
     following: tiles.Next | None = None,
-    joined: bool = False,
+    joined: str = "",
 ) -> Tensor:
     """x [B, K], weight [N, K] and, where `act` takes two products, second [N, K] → [B, N], in weight's dtype.
 
     residual [B, N]: what the result is added to. conv: the first C of N go through SiLU of this convolution, whose state moves on.
-    beside: weight and bias in float32, and where their product goes. joined: many sequences in one launch, too, and `following`, a norm
-    of the result, in the same.
+    beside: weight and bias in float32, and where their product goes. joined: how many sequences are in one launch, "slabs" or "tiles"
+    (slabs.py, tiles.py), or, whatever they are, "library". following: a norm of the result, which tiles take in the same launch, others
+    with the residual.
     """
     (batch, k), n = x.shape, weight.shape[0]
-    if batch > MOST or k > LONGEST:
-        given = x if norm[0] == "none" else _normed(x, norm, weight.dtype)
-        if joined:
+    if joined == "slabs" and k <= slabs.LONGEST:
+        return slabs.product(x, weight, bias, second, second_bias, norm, act, residual, conv, beside)
+    if batch > MOST or k > LONGEST or joined:
+        given = x if norm[0] == "none" else _normed(x, norm, weight.dtype)[0]
+        if joined == "tiles":
             return tiles.product(given, weight, bias, second, second_bias, act, residual, conv, beside, following, at_once())
         if beside is not None:
-            more, more_bias, to = beside
-            to.copy_(F.linear(given.to(more.dtype), more, more_bias))
-        return _by_matmul(given, weight, bias, second, second_bias, act, residual, conv)
+            _placed(given.to(weight.dtype), *beside)
+        if following is None:
+            return _by_matmul(given, weight, bias, second, second_bias, act, residual, conv)
+        apart = act == "none"
+        out = _by_matmul(given, weight, bias, second, second_bias, act, None if apart else residual, conv)
+        following.rows, out = _normed(out, following.norm, weight.dtype, residual if apart else None)
+        return out
     out = weight.new_empty((batch, n))
     kind, gain, shift, eps = norm
     conv_weight, conv_bias, state = (None, None, None) if conv is None else conv
@@ -318,14 +364,28 @@ def projected(
     return out
 
 
-def _normed(x: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
+def _normed(x: Tensor, norm: Norm, dtype: torch.dtype, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The norm of x, or of its sum with the residual, and what it is the norm of."""
     (kind, gain, shift, eps), (batch, k) = norm, x.shape
     out = torch.empty((batch, k), dtype=dtype, device=x.device)
+    total = x if residual is None else torch.empty_like(out)
     norm_rows[(batch,)](
-        x, gain, shift, out, x.stride(0), K=k, NORM=NORMS[kind], EPS=eps, TYPE=kind_of(dtype), COLUMNS=triton.next_power_of_2(k),
-        num_warps=4, **launch(x.device),
+        x, residual, total, gain, shift, out, x.stride(0), K=k, HAS_RESIDUAL=residual is not None, NORM=NORMS[kind], EPS=eps,
+        TYPE=kind_of(dtype), COLUMNS=triton.next_power_of_2(k), num_warps=4, **launch(x.device),
     )  # fmt: skip
-    return out
+    return out, total
+
+
+def _placed(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    """out [B, MORE] = x Wᵀ + b of x [B, K], in float32."""
+    more, k = weight.shape
+    if more > COLUMNS:
+        out.copy_(F.linear(x.to(weight.dtype), weight, bias))
+    else:
+        columns[(len(x), more)](
+            x, weight, bias, out, x.stride(0), MORE=more, K=k, COLUMNS=triton.next_power_of_2(k), num_warps=1 if k <= 1024 else 4,
+            **launch(x.device),
+        )  # fmt: skip
 
 
 def _by_matmul(
@@ -353,5 +413,5 @@ def _by_matmul(
         conv_weight, conv_bias, state = conv
         d, taps = conv_weight.shape[0], conv_weight.shape[-1]
         shape = {"D": d, "TAPS": taps, "HAS_BIAS": conv_bias is not None, "BLOCK": 256}
-        convolve[(triton.cdiv(d, 256), len(x))](y, conv_weight, conv_bias, state, y.shape[1], **shape, num_warps=4)
+        convolve[(triton.cdiv(d, 256), len(x))](y, conv_weight, conv_bias, state, y.shape[1], **shape, num_warps=4, **launch(y.device))
     return y if residual is None else residual + y

@@ -78,14 +78,15 @@ def scan(
 def gated(
     ab, weight, conv_bias, state, o, W, bias, residual, out, counters, gain, shift, normed, blocks, N, D: tl.constexpr, TAPS: tl.constexpr,
     CONV_BIAS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr, BATCH: tl.constexpr, PROGRAMS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, DOT: tl.constexpr,
-    NEXT: tl.constexpr, NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, SPLIT: tl.constexpr,
+    DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """o [B, D] = SiLU(a) ∘ conv(b) of ab [B, 2·D]; state [B, TAPS − 1, D] moves on. out: see `finished`."""
     if PROGRAMS > 0 and tl.program_id(0) >= STEPS:
         finished(
             tl.program_id(0) - STEPS, o, W, bias, residual, out, counters, gain, shift, normed, blocks, N, D, BATCH, STEPS, PROGRAMS,
-            HAS_BIAS, HAS_RESIDUAL, ROWS, COLUMNS, TALL, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
+            HAS_BIAS, HAS_RESIDUAL, ROWS, COLUMNS, TALL, SPLIT, DOT, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER, EARLY,
         )  # fmt: skip
     else:
         row = (tl.program_id(0) // BLOCKS).to(tl.int64)
