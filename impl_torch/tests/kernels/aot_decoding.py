@@ -9,7 +9,7 @@ from unisono_torch import create
 from unisono_torch.decoding import fused, parts
 from unisono_torch.decoding.parts import Held
 from unisono_torch.kernels import registry
-from unisono_torch.kernels.decode import choose, common, draw, project
+from unisono_torch.kernels.decode import choose, common, counts, draw
 from unisono_torch.kernels.mom_gru import operator
 from unisono_torch.ops import dispatch
 
@@ -27,7 +27,7 @@ def main() -> None:
     for name in PRESETS:
         config = preset(name)
         config = config.replace(n_layers=1, vocab_size=64)
-        for batch, joined in ((1, False), (project.MOST + 1, True), (256, True), (256, False)):
+        for batch, joined in ((1, ""), (16, "slabs"), (256, "tiles"), (256, "")):
             parts.joined = lambda model, batch, joined=joined: joined
             model = create(config, dtype="bfloat16", implementation="triton")
             with torch.no_grad():
@@ -41,6 +41,8 @@ def main() -> None:
         if dtype != torch.float64:
             choose.choose(logits, number, ids, ties, bad, token)
         draw.draw(logits, u, scalar, number, scalar, number, ids, ties, bad, token)
+        if dtype == torch.bfloat16:
+            counts.draw(counts.Counts(2, logits.device), logits, u, scalar, number, scalar, number, ids, ties, bad, token)
     absent.finish(compiled)
 
 

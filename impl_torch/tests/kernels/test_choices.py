@@ -9,6 +9,7 @@ from unisono_spec.contract import InputError
 from unisono_spec.contract import sampling as contract
 from unisono_spec.contract.sampling import GREEDY, Sampling, choose, trouble, uniform
 from unisono_torch.decoding import sampling
+from unisono_torch.kernels.decode import counts
 from unisono_torch.kernels.decode.choose import choose as kernel
 from unisono_torch.kernels.decode.draw import draw
 
@@ -29,7 +30,7 @@ def logits_of(kind: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["plain", "ties", "infinite"])
-@pytest.mark.parametrize("narrow", [None, torch.bfloat16])
+@pytest.mark.parametrize("narrow", [None, torch.bfloat16, torch.float16])
 def test_choices_are_those_of_the_contract(kind: str, narrow: torch.dtype | None, device: str) -> None:
     logits = torch.from_numpy(np.repeat(logits_of(kind), 2, 0)).to(device, narrow)[::2]
     host = logits.float().cpu().numpy()
@@ -42,6 +43,7 @@ def test_choices_are_those_of_the_contract(kind: str, narrow: torch.dtype | None
             assert np.array_equal(a.cpu(), b)
     assert np.array_equal(token.cpu(), ids[1].cpu())
     assert (ids[::2] == 9).all()
+    held = counts.Counts(4, logits.device)
     laws = WARM, Sampling(1.0, 5, 0.5, 11), Sampling(0.5, top_k=40, seed=3), Sampling(2.0, top_p=0.6), Sampling(3e-308)
     for law in laws if narrow is None else laws[:2]:
         u = torch.from_numpy(uniform(law.seed, 4, 12, 1))[0].to(device)
@@ -52,6 +54,12 @@ def test_choices_are_those_of_the_contract(kind: str, narrow: torch.dtype | None
         for found in (sampling.drawn(logits, u, temperature, top_k, top_p), (ids[1], ties[1], bad[1])):
             for a, b in zip(found, (*choose(host, law, 12), np.zeros(4)), strict=True):
                 assert np.array_equal(a.cpu(), b)
+        if narrow is not None:  # by counts, which are 0 again
+            for _ in range(2 if law == WARM and narrow == torch.bfloat16 else 1):
+                with np.errstate(over="ignore", invalid="ignore"):
+                    counts.draw(held, logits, uniforms, temperature, top_k, top_p, number, ids, ties, bad, token)
+                for a, b in zip((ids[1], ties[1], bad[1]), (*choose(host, law, 12), np.zeros(4)), strict=True):
+                    assert np.array_equal(a.cpu(), b)
     assert torch.equal(token, ids[1])
 
 
@@ -103,3 +111,19 @@ def test_trouble_is_told() -> None:
         with pytest.raises(InputError) as error:
             choose(row.numpy(), GREEDY, 4)
         assert str(error.value) == trouble(kind, 4)
+
+
+def test_trouble_is_counted(device: str) -> None:
+    """A NaN of either sign, and −inf alone; and counts are 0 after them."""
+    z = torch.randn(4, 50, generator=torch.Generator().manual_seed(1)).to(device, torch.bfloat16)
+    z[0, 3], z[1, 4], z[2] = torch.nan, -torch.tensor(torch.nan), -torch.inf
+    one, none = (torch.tensor(value, dtype=torch.float64, device=device) for value in (1, 0))
+    (ids, ties, bad), token = (torch.zeros(shape, dtype=torch.int64, device=device) for shape in ((3, 1, 4), (4,)))
+    held = counts.Counts(4, z.device)
+    with np.errstate(over="ignore", invalid="ignore"):
+        counts.draw(
+            held, z, torch.zeros((1, 4), dtype=torch.float64, device=device), one, none.long(), one, none.long(), ids, ties, bad, token
+        )
+    assert bad[0].tolist() == [1, 1, 2, 0]
+    assert not held.counts.any()
+    assert (held.best == counts.NUMBERS.value).all()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import math
+import operator
 import threading
 import weakref
 from collections.abc import Callable
@@ -25,11 +27,13 @@ from unisono_torch.ops.graphs import captured
 from unisono_torch.ops.transforms import transformed
 
 if TYPE_CHECKING:
+    from unisono_torch.kernels.decode.counts import Counts
     from unisono_torch.models.base import Model, State
 
 BLOCK = 512  # ids between two looks of the host at what was chosen
 KEPT = 4  # decoders of a model; each holds a state, and a graph's memory
 FEWEST = 8  # ids for which a graph is worth making: that takes as long as a hundred steps without one
+ALIGNED = 32  # numbers of a state that is handed out: each of its arrays begins where a vector may
 MOST = 65535  # sequences: programs along the second axis of a grid
 
 _decoders: weakref.WeakKeyDictionary[Model, collections.OrderedDict] = weakref.WeakKeyDictionary()
@@ -56,12 +60,15 @@ class Decoder:
         self.left: Any = None  # an event on a GPU: the last call has copied what it returns
         with torch.inference_mode(False), torch.no_grad(), _on(device):
             new = torch.empty(0, device=device).new_zeros
-            self.token, self.number = new(batch, dtype=torch.int64), new((), dtype=torch.int64)
-            self.ids, self.ties = new((BLOCK, batch), dtype=torch.int64), new((BLOCK, batch), dtype=torch.bool)
-            self.trouble, self.u = new((BLOCK, batch), dtype=torch.int32), new((BLOCK, batch), dtype=torch.float64)
+            # what the host gives, in one copy: the ids that are read, and a number for each that is drawn; and what it takes in one
+            self.given, self.found = new((1 + BLOCK, batch), dtype=torch.int64), new((3, BLOCK, batch), dtype=torch.int64)
+            self.token, self.u, self.number = self.given[0], self.given[1:].view(torch.float64), new((), dtype=torch.int64)
+            self.ids, self.ties, self.trouble = self.found
+            self.law: tuple[float, ...] | None = None
             self.temperature, self.top_p = new((), dtype=torch.float64) + 1, new((), dtype=torch.float64) + 1
             self.top_k, self.penalty = new((), dtype=torch.int64), new((), dtype=torch.float64) + 1
             self.seen = new((batch, model.config.vocab_size), dtype=torch.bool) if penalised else None  # pyright: ignore[reportAttributeAccessIssue]
+            self.counts = _counts(model, kind, batch, penalised)
             self.held = Held()
             self.state, self.one = self._stepper(model, state)
             self.graph = captured(self._step)[0] if device.type == "cuda" else None
@@ -87,7 +94,11 @@ class Decoder:
         if self.seen is not None:
             logits, wrong = law.penalised(logits, self.seen, self.penalty)
         into = self.number, self.ids, self.ties, self.trouble, self.token
-        if kernels and self.kind == "drawn":
+        if self.counts is not None:
+            from unisono_torch.kernels.decode import counts
+
+            counts.draw(self.counts, logits, self.u, self.temperature, self.top_k, self.top_p, *into)
+        elif kernels and self.kind == "drawn":
             from unisono_torch.kernels.decode.draw import draw
 
             draw(logits, self.u, self.temperature, self.top_k, self.top_p, *into)
@@ -101,8 +112,8 @@ class Decoder:
                 ids, ties, bad = law.greedy(logits)
             else:
                 ids, ties, bad = law.drawn(logits, self.u.index_select(0, at)[0], self.temperature, self.top_k, self.top_p)
-            for rows, row in ((self.ids, ids), (self.ties, ties), (self.trouble, (bad if wrong is None else wrong).int())):
-                rows.index_copy_(0, at, row[None])
+            for rows, row in ((self.ids, ids), (self.ties, ties), (self.trouble, bad if wrong is None else wrong)):
+                rows.index_copy_(0, at, row[None].long())
             self.token.copy_(ids)
         if self.seen is not None:
             self.seen.scatter_(1, self.token[:, None], True)
@@ -125,11 +136,12 @@ class Decoder:
             else:
                 self.fresh.replay()
             copied(self.state, state)
-            self.token.copy_(torch.from_numpy(first))
-            if self.kind == "drawn":
-                self.temperature.fill_(sampling.temperature)
-                self.top_p.fill_(sampling.top_p)
-                self.top_k.fill_(min(sampling.top_k, MAX_SIZE))  # more than there are keeps all
+            law = sampling.temperature, sampling.top_p, min(sampling.top_k, MAX_SIZE)  # more than there are keeps all
+            if self.kind == "drawn" and law != self.law:
+                self.temperature.fill_(law[0])
+                self.top_p.fill_(law[1])
+                self.top_k.fill_(law[2])
+                self.law = law
             if self.seen is not None:
                 assert seen is not None
                 self.seen.copy_(torch.from_numpy(seen))
@@ -138,12 +150,16 @@ class Decoder:
                 some = slice(start, min(start + BLOCK, count))
                 n = some.stop - start
                 self.number.zero_()
+                asked = [first[None]] if start == 0 else []
                 if self.kind == "drawn":
-                    self.u[:n].copy_(torch.from_numpy(uniform(sampling.seed, len(first), number + start, n)))
+                    asked.append(uniform(sampling.seed, len(first), number + start, n).view(np.int64))
+                if asked:
+                    place = self.given[start > 0 :]
+                    place[: sum(map(len, asked))].copy_(torch.from_numpy(np.concatenate(asked)))
                 for _ in range(n):
                     self.advance()
-                ids[:, some], ties[:, some] = (a[:n].T.cpu().numpy() for a in (self.ids, self.ties))
-                bad = self.trouble[:n].cpu().numpy()
+                found = self.found[:, :n].cpu().numpy()
+                ids[:, some], ties[:, some], bad = found[0].T, found[1].T, found[2]
                 if bad.any():
                     at = int(bad.any(1).argmax())
                     raise InputError(trouble(int(bad[at].max() if 1 not in bad[at] else 1), number + start + at))
@@ -151,7 +167,12 @@ class Decoder:
 
     def _ended(self, like: State) -> State:
         """Copies of the state, in the dtypes of `like`."""
-        copies = {name: torch.empty(own.shape, dtype=like[name].dtype, device=own.device) for name, own in self.state.items()}
+        copies: State = {}
+        for dtype in {a.dtype for a in like.values()}:  # one allocation each: dozens take longer than the token
+            some = [(name, own.shape, -own.numel() % ALIGNED) for name, own in self.state.items() if like[name].dtype == dtype]
+            sizes = [math.prod(shape) + more for _, shape, more in some]
+            parts = torch.empty(sum(sizes), dtype=dtype, device=self.device).split(sizes)
+            copies |= {n: (a[:-more] if more else a).view(shape) for (n, shape, more), a in zip(some, parts, strict=True)}
         copied(copies, self.state)
         self.left = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
         return copies
@@ -162,6 +183,15 @@ class Decoder:
             self.graph.replay()
         else:
             self._step()
+
+
+def _counts(model: Model, kind: str, batch: int, penalised: bool) -> Counts | None:
+    """What ids of few rows of 16 bits are drawn with, where there are kernels."""
+    if kind != "drawn" or penalised or model.compute_dtype.itemsize != 2 or not available(model.device):
+        return None
+    from unisono_torch.kernels.decode import counts
+
+    return counts.Counts(batch, model.device) if batch <= counts.MOST else None
 
 
 def copied(to: State, given: State) -> None:
@@ -196,11 +226,14 @@ def _tensors(model: Model) -> tuple[Tensor, ...] | None:
             continue
         if _foreign(type(module)) or module._forward_hooks or module._forward_pre_hooks:
             return None
-        found.extend(module._parameters.values())
-        found.extend(module._buffers.values())
-        waiting.extend(module._modules.values())
+        if module._parameters:
+            found.extend(module._parameters.values())
+        if module._buffers:
+            found.extend(module._buffers.values())
+        if module._modules:
+            waiting.extend(module._modules.values())
     held = tuple(a for a in found if a is not None)
-    return held if all(type(a) in (nn.Parameter, Tensor) for a in held) else None
+    return held if {nn.Parameter, Tensor}.issuperset(map(type, held)) else None
 
 
 @functools.cache
@@ -233,7 +266,7 @@ def _decoder(model: Model, state: State, kind: str, count: int, penalised: bool 
     tensors = _tensors(model)
     if tensors is None:
         return None
-    key = *key, tuple((a.data_ptr(), a.dtype) for a in tensors)
+    key = *key, (*map(Tensor.data_ptr, tensors), *map(operator.attrgetter("dtype"), tensors))
     kept = _decoders.setdefault(model, collections.OrderedDict())
     if key not in kept:
         _missed[model] = missed = _missed.get(model, 0) + count

@@ -33,6 +33,7 @@ from unisono_tools.experiments.match import nearest
 
 MODELS = ("lat-base", "transformer-base", "mamba-130m", "s4d-base", "cram-paper", "infinityformer-base", "maru", "based")
 CONTEXTS = (1 << 10, 1 << 15, 1 << 17, 1 << 20)
+SOME = 8, 16  # sequences, at the first context
 LARGE, LARGE_CONTEXTS = 256, (1 << 10, 1 << 15)
 ROOM = 1024  # tokens that a cache holds beyond its context
 MEMORY = 60e9  # bytes of state, at most
@@ -190,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     result: dict[str, Any] = {"run": report.about(command, torch.cuda.get_device_name(), "unisono", "torch", "triton")}
     result |= {"ceilings": ceilings("cuda"), "rows": []}
     points = [(1, context) for context in (CONTEXTS[:: len(CONTEXTS) - 1] if options.quick else CONTEXTS)]
-    points += [] if options.quick else [(LARGE, context) for context in LARGE_CONTEXTS]
+    points += [] if options.quick else [(batch, CONTEXTS[0]) for batch in SOME] + [(LARGE, context) for context in LARGE_CONTEXTS]
     points = [(batch, CONTEXTS[0]) for batch in options.batches] if options.batches else points
     configs: dict[str, Config] = {}
     twins: dict[str, str] = {}
