@@ -245,11 +245,11 @@ def test_ids_drawn_by_counts_are_those_of_a_sort(device: str) -> None:
     found = []
     with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
         for sort in (False, True):
-            one = decoder.Decoder(model, model.init_state(2), "drawn")
+            one = decoder.Decoder(model, model.init_state(4), "drawn")
             assert one.counts is not None
             if sort:
                 one.counts, one.graph = None, None
-            found.append(one.run(text(1)[:, 0], model.init_state(2), CUT, 3, 5))
+            found.append(one.run(text(1, 4)[:, 0], model.init_state(4), CUT, 3, 5))
     (ids, ties, _), (others, same, _) = found
     assert np.array_equal(ids, others)
     assert np.array_equal(ties, same)

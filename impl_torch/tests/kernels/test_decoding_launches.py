@@ -87,7 +87,7 @@ MEASURED = {
     "lat-base": ["", "slabs", "slabs", "slabs", ""],
     "mamba-130m": ["", "slabs", "slabs", "", ""],
     "s4d-base": ["", "slabs", "slabs", "slabs", "tiles"],
-    "maru": ["", "slabs", "slabs", "tiles", "tiles"],
+    "maru": ["", "", "tiles", "tiles", "tiles"],
 }
 
 

@@ -186,12 +186,12 @@ class Decoder:
 
 
 def _counts(model: Model, kind: str, batch: int, penalised: bool) -> Counts | None:
-    """What ids of few rows of 16 bits are drawn with, where there are kernels."""
+    """What ids of some rows of 16 bits are drawn with, where there are kernels."""
     if kind != "drawn" or penalised or model.compute_dtype.itemsize != 2 or not available(model.device):
         return None
     from unisono_torch.kernels.decode import counts
 
-    return counts.Counts(batch, model.device) if batch <= counts.MOST else None
+    return counts.Counts(batch, model.device) if batch in counts.ROWS else None
 
 
 def copied(to: State, given: State) -> None:

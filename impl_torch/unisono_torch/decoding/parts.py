@@ -52,10 +52,13 @@ NARROWEST = 16  # columns of a program of theirs
 def joined(model: Model, batch: int) -> str:
     """How products of many sequences are one launch with what comes before and after them, as `projected` takes it; "" where they are a
     library's: tiles on a GPU, too, that may not hold at once all programs of a row, which wait for each other."""
+    from unisono_torch.kernels.decode.project import MOST
+
     width, arch = model.config.d_model, model.config.arch
-    if model.compute_dtype.itemsize != 2 or batch <= FEW:
+    alone = arch == "maru"  # its products are so narrow that tiles, and rows of few sequences, are faster
+    if model.compute_dtype.itemsize != 2 or batch <= (MOST if alone else FEW):
         return ""
-    if batch <= next(most for widest, most in SLABS.items() if width <= widest):
+    if not alone and batch <= next(most for widest, most in SLABS.items() if width <= widest):
         return "slabs"
     small = model.device.type == "cuda" and NARROWEST * _multiprocessors(model.device) < width
     return "tiles" if width <= TILES.get(arch, 0) and not small else ""
