@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import unisono_jax
 from unisono_conformance import judge, numerics
 from unisono_jax.ops import linear_attention, multiscale, selective_scan
 from unisono_tools.bench import jax as bench
@@ -89,6 +90,28 @@ def test_what_is_missing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "page.json").write_text(json.dumps(old), "utf-8")
     with pytest.raises(SystemExit, match=r"--resume: versions is .* there jax 0\.1; begin a new file"):
         bench.main([*argv, "--resume"])
+
+
+def test_figures_are_of_all_files_that_an_op_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "room"
+    files = {
+        "ops/scan": "from room.ops.carry import carried\n\n\ndef run():\n    from room.kernels import scan\n",
+        "ops/carry": "",
+        "kernels/scan": "from room.kernels import operator as made\n",
+        "kernels/operator": "import room.registry\n",
+        "registry": "",
+        "ops/gru": "",
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.py").write_text(text, "utf-8")
+    monkeypatch.setattr(unisono_jax, "__path__", [str(folder)])
+    before, every = bench.sources("scan"), bench.sources()
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text + "\n", "utf-8")
+        assert (bench.sources("scan") == before) == (name == "ops/gru")
+        assert bench.sources() != every
+        (folder / f"{name}.py").write_text(text, "utf-8")
 
 
 @pytest.mark.parametrize("numbers", sorted(RESULTS.glob("kernels-jax-*.json")), ids=lambda path: path.stem)

@@ -8,6 +8,7 @@ A row is written as soon as it is there, and `--resume` measures those that are 
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import pathlib
@@ -80,12 +81,31 @@ def given_to(op: str, shape: tuple[int, ...], seed: int = 0) -> tuple[jax.Array,
 
 
 def sources(*names: str) -> str:
-    """A digest of this room's files of these names, or of all, so that figures of two runs tell whether they are of the same."""
+    """A digest of this room's files of these names and of all that they import here, or of all files, so that figures of two runs tell
+    whether they are of the same."""
     folder, digest = pathlib.Path(unisono_jax.__path__[0]), hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        if not names or path.stem in names:
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    waiting = [path for path in folder.rglob("*.py") if not names or path.stem in names]
+    found = set[pathlib.Path]()
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += imported(path, folder)
+    for path in sorted(found):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
+
+
+def imported(path: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:
+    """The modules of the package in `folder` that a file of it imports, inside functions too."""
+    modules = set[str]()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            modules |= {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
+        elif isinstance(node, ast.Import):
+            modules |= {each.name for each in node.names}
+    paths = (folder.parent / f"{module.replace('.', '/')}.py" for module in modules if module.split(".")[0] == folder.name)
+    return [path for path in paths if path.is_file()]
 
 
 def begun(old: Row, run: dict[str, str]) -> Row:
@@ -310,9 +330,9 @@ def main(argv: list[str] | None = None) -> int:
     compiled = [each for cases in ops for _, programs in cases for each in programs.values()]
     wait([*compiled, *models.values()], options.patience)  # nothing is timed while anything compiles, but for what is late
     pool.shutdown(wait=False, cancel_futures=True)
-    measure_models(models, result, options.repeats, keep)
     for ready in ops:
         measure_ops(ready, result, options.repeats, keep)
+    measure_models(models, result, options.repeats, keep)
     if "decode" in options.parts:
         measure_decoding(result, keep)
     print(markdown(result))
