@@ -44,7 +44,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(attention_kernel, name, value)
     for name, value in {"BLOCK": 4, "TILE": 4, "GROUP": 2, "PROGRAMS": 12, "SHORTEST": 6}.items():
         monkeypatch.setattr(scan_kernel, name, value)
-    for name, value in {"SIZE": 4, "ROWS": 2, "SEQUENCES": 1, "AHEAD": 2}.items():
+    for name, value in {"SIZE": 4, "ROWS": 4, "LEAST": 2, "SEQUENCES": 1, "AHEAD": 2}.items():
         monkeypatch.setattr(diagonal_kernel, name, value)
 
 

@@ -51,12 +51,15 @@ def outlined(shapes: Iterable[tuple[tuple[int, ...], Any]], like: jax.Array) -> 
     return jax.eval_shape(filled, like)
 
 
-def operator(forward: Callable[..., Any], backward: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+def operator(
+    forward: Callable[..., Any], backward: Callable[..., Any], plain: Callable[..., Any], alone: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     """→ run(interpret, arrays, marks): outputs that can be differentiated by `arrays`.
 
     forward(interpret, arrays, marks) → outputs, what the gradient needs beside the arrays. backward(interpret, arrays, marks, that,
     cotangents) → gradients. plain(arrays, marks) → the same outputs in plain operations: what runs where the program is compiled for
-    another platform than CUDA, and what second derivatives are made of.
+    another platform than CUDA, and what second derivatives are made of. alone(interpret, arrays, marks) → outputs, without what only a
+    gradient needs.
     """
 
     def slopes(arrays: Any, marks: Any, cotangents: Any) -> Any:
@@ -69,7 +72,11 @@ def operator(forward: Callable[..., Any], backward: Callable[..., Any], plain: C
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
     def run(interpret: bool, arrays: Any, marks: Any) -> Any:
-        return ahead(interpret, arrays, marks)[0]
+        if alone is None:
+            return ahead(interpret, arrays, marks)[0]
+        if interpret:
+            return alone(True, arrays, marks)
+        return lax.platform_dependent(arrays, marks, cuda=functools.partial(alone, False), default=plain)
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
     def values(interpret: bool, arrays: Any, marks: Any) -> Any:
