@@ -38,10 +38,13 @@ def _models(content: Content, path: Path) -> None:
     models.plot(path, content["training"])
 
 
-def _models_page(content: Content) -> str:
-    from unisono_tools.bench import models
+def _models_page(picture: str) -> Callable[[Content], str]:
+    def page(content: Content) -> str:
+        from unisono_tools.bench import models
 
-    return models.markdown(content, "models-h200.png")
+        return models.markdown(content, picture)
+
+    return page
 
 
 def _lengths_page(content: Content) -> str:
@@ -88,7 +91,8 @@ TABLES: dict[str, Callable[[Content], str]] = {
     "tasks": task_page.markdown,
     "lat-cpu": _lat_page,
     "lengths-h100": _lengths_page,
-    "models-h200": _models_page,
+    "models-h100": _models_page("models-h100.png"),
+    "models-h200": _models_page("models-h200.png"),
     "scales-infinityformer": scales.markdown,
 }
 
