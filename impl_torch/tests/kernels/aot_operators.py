@@ -19,6 +19,7 @@ from unisono_torch.kernels.mom_gru import operator as cell
 from unisono_torch.kernels.multiscale import multiscale
 from unisono_torch.kernels.multiscale import operator as scales
 from unisono_torch.kernels.multiscale.turned import turned as turned_at_once
+from unisono_torch.kernels.narrow import narrow
 from unisono_torch.kernels.rotary import turned
 from unisono_torch.kernels.selective_scan import selective_scan
 from unisono_torch.kernels.short_conv import short_conv
@@ -40,6 +41,10 @@ def of_short_conv(dtype: torch.dtype, taps: int, width: int, bias: bool, owner: 
     x, state = real(2, 70, width, dtype=dtype), real(2, taps - 1, width)
     owners = torch.zeros((2, taps - 1 + 70), dtype=torch.int64) if owner else None
     return short_conv(x, real(width, 1, taps), real(width) if bias else None, state, owners, silu, dtype)
+
+
+def of_narrow(dtype: torch.dtype, rows: int, into: int, out: int) -> Any:
+    return narrow(real(2, rows, into, dtype=dtype), real(out, into), real(out))
 
 
 def of_diagonal_ssm(dtype: torch.dtype, width: int, pairs: int, reset: bool, valid: bool, length: int = 70) -> Any:
@@ -123,6 +128,8 @@ CALLS: tuple[tuple[Any, ...], ...] = (
     (of_short_conv, F16, 4, 70, True, True, True),
     (of_short_conv, F32, 16, 70, False, True, False),
     (of_short_conv, F64, 1, 70, False, False, True),
+    (of_narrow, BF16, LENGTH, 48, 1536),  # Mamba's Δ
+    (of_narrow, BF16, 70, 9, 70),
     (of_diagonal_ssm, BF16, 512, 32, False, False, LENGTH),  # S4D's, by products
     (of_diagonal_ssm, F64, 70, 128, False, False, LENGTH),
     (of_diagonal_ssm, BF16, 512, 32, False, False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unisono_torch.ops.elementwise import RMS_NORM_EPS, layer_norm, linear, rms_norm
+from unisono_torch.ops.elementwise import RMS_NORM_EPS, layer_norm, linear, linear_in_full, rms_norm
 
 
 class Linear(nn.Module):
@@ -22,6 +22,13 @@ class Linear(nn.Module):
     def extra_repr(self) -> str:
         out, into = self.weight.shape
         return f"{into}, {out}, bias={self.bias is not None}"
+
+
+class FullLinear(Linear):
+    """x [..., in] → [..., out], in float32 or wider whatever dtype x has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear_in_full(x, self.weight, self.bias)
 
 
 class LayerNorm(nn.Module):

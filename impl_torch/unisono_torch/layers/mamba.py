@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unisono_torch.layers.basic import Conv, Linear
+from unisono_torch.layers.basic import Conv, FullLinear, Linear
 from unisono_torch.layers.reading import Reading
 from unisono_torch.ops import activated_conv, gated_scan
 from unisono_torch.ops.elementwise import wide
@@ -26,7 +26,7 @@ class MambaBlock(nn.Module):
         self.in_proj = Linear(d_model, 2 * inner, bias)
         self.conv1d = Conv(inner, conv_width, conv_bias)
         self.x_proj = Linear(inner, dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = Linear(dt_rank, inner)
+        self.dt_proj = FullLinear(dt_rank, inner)
         self.out_proj = Linear(inner, d_model, bias)
 
     def forward(self, x: Tensor, state: State, read: Reading) -> tuple[Tensor, State]:
@@ -35,6 +35,6 @@ class MambaBlock(nn.Module):
         u, z = self.in_proj(x).chunk(2, -1)
         u, conv = read(activated_conv, u, self.conv1d.weight, self.conv1d.bias, state[0])
         delta, B, C = self.x_proj(u).split(self.widths, -1)
-        dt, A = self.dt_proj(delta.to(dtype)), -self.A_log.to(dtype).exp()
+        dt, A = self.dt_proj(delta), -self.A_log.to(dtype).exp()
         y, ssm = read(gated_scan, u, dt, A, B, C, self.D, state[1], z=z)
         return self.out_proj(y), (conv, ssm)

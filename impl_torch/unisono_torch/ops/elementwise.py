@@ -249,6 +249,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, F.pad(weight, (0, 0, 0, pad)), None if bias is None else F.pad(bias, (0, pad)))[..., : len(weight)]
 
 
+def linear_in_full(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., in], weight [out, in], bias [out] → [..., out] in float32 or wider, of parameters in all their digits: what stands in an
+    exponent, as Mamba's Δ. On a GPU a kernel takes few entries in bfloat16 (kernels/narrow): products in float32 pass over wide results
+    several times, and have no tensor cores."""
+    if on_a_gpu(x) and x.numel() >= FEWEST * x.shape[-1]:
+        from unisono_torch.kernels import narrow
+
+        if narrow.serves(x, weight):
+            return narrow.narrow(x, weight, bias)
+    return linear(x.to(wide(x.dtype)), weight, bias)
+
+
 def _unaligned(x: Tensor, weight: Tensor) -> bool:
     """Whether the product's rows are better padded: on a GPU, and where x has rows enough to be worth a copy of the weights."""
     narrow = x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)

@@ -123,8 +123,10 @@ def training(
     batch: int = BATCH,
     length: int = LENGTH,
     turn: AbstractContextManager | None = None,
+    graphs: bool = False,
 ) -> dict[str, Any]:
-    """Tokens a second of training steps: forward, cross-entropy, backward, AdamW; bfloat16, float32 parameters."""
+    """Tokens a second of training steps: forward, cross-entropy, backward, AdamW; bfloat16, float32 parameters. graphs: what is compiled
+    is replayed as CUDA graphs."""
     torch.manual_seed(0)
     model = unisono_torch.create(config, seed=0, dtype="bfloat16", device="cuda", implementation=implementation)
     tokens = torch.randint(0, config.vocab_size, (batch, length + 1), device="cuda")
@@ -133,7 +135,8 @@ def training(
         logits, _ = model(tokens[:, :-1])
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
-    return trained(model, torch.compile(loss, dynamic=False) if compiled else loss, tokens, steps, turn)
+    mode = "reduce-overhead" if graphs else None
+    return trained(model, torch.compile(loss, dynamic=False, mode=mode) if compiled else loss, tokens, steps, turn)
 
 
 def trained(

@@ -84,13 +84,15 @@ def errors(implementation: str) -> dict[str, float]:
     return {n: float((a.double() - b).norm() / b.norm()) for n, a, b in zip(names, *found, strict=True)}
 
 
-def trained(name: str, compiled: bool, flops: float, turn: contextlib.AbstractContextManager | None = None) -> dict[str, Any]:
+def trained(
+    name: str, compiled: bool, flops: float, turn: contextlib.AbstractContextManager | None = None, graphs: bool = False
+) -> dict[str, Any]:
     """Tokens a second; MFU: 6 operations a parameter and token, but embeddings that are only looked up, of a matmul's measured rate."""
     mamba = preset("mamba-130m")
     config, (batch, length) = nearest("lat", count_params(mamba), mamba.vocab_size) if name == MATCHED else preset(name), MODELS[name]
-    row = scan.training("auto", STEPS, compiled, config, batch, length, turn)
+    row = scan.training("auto", STEPS, compiled, config, batch, length, turn, graphs)
     mfu = operations(config) * row["tokens_per_s"] / flops
-    return {"model": name, "compiled": compiled, "batch": batch, "length": length, **row, "mfu": mfu}
+    return {"model": name, "compiled": compiled, "graphs": graphs, "batch": batch, "length": length, **row, "mfu": mfu}
 
 
 @contextlib.contextmanager
@@ -101,11 +103,12 @@ def alone(lock: str) -> Iterator[None]:
         yield
 
 
-def all_compiled(names: list[str], flops: float) -> Iterator[dict[str, Any]]:
-    """`trained`, each in a process of its own: they compile, for minutes, at once."""
+def all_compiled(names: list[str], flops: float, graphs: bool) -> Iterator[dict[str, Any]]:
+    """`trained`, each in a process of its own: they compile, for minutes, at once. graphs: with CUDA graphs and without."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "unisono_tools.bench.ssm", "--lock", f"{folder}/lock", "--flops", str(flops), "--one"]
-        running = [subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in names]
+        each = [[*command, name, *more] for more in ([], ["--graphs"])[: 1 + graphs] for name in names]
+        running = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for arguments in each]
         for process in running:
             said, _ = process.communicate()
             if process.returncode == 0:  # what went wrong with another stands in the terminal
@@ -150,12 +153,16 @@ def ratios(rows: list[dict[str, Any]]) -> Iterator[tuple[str, float, float, None
             yield f"{shape}: {what}, times as fast as plain", plain[name] / row[name], FASTER, None
 
 
+def made(row: dict[str, Any]) -> str:
+    """What a table says after a model's name."""
+    return ", compiled" * row["compiled"] + ", CUDA graphs" * row.get("graphs", False)
+
+
 def of_lat(rows: list[dict[str, Any]]) -> Iterator[tuple[str, float, float, None]]:
     """What mamba-130m makes of the tokens a second of a LAT as large."""
     for row, lat in ((a, b) for a in rows for b in rows if (a["model"], b["model"]) == ("mamba-130m", MATCHED)):
-        if all(row[name] == lat[name] for name in ("compiled", "batch", "length")):
-            compiled = ", compiled" * row["compiled"]
-            yield f"mamba-130m{compiled}: of the tokens/s of {MATCHED}", row["tokens_per_s"] / lat["tokens_per_s"], HALF, None
+        if all(row.get(name) == lat.get(name) for name in ("compiled", "graphs", "batch", "length")):
+            yield f"mamba-130m{made(row)}: of the tokens/s of {MATCHED}", row["tokens_per_s"] / lat["tokens_per_s"], HALF, None
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -175,7 +182,7 @@ def markdown(result: dict[str, Any]) -> str:
         lines += ["Training in bfloat16, parameters in float32, AdamW; MFU: 6 operations a parameter and token, of the matmul's rate.", ""]
         lines += ["| model | tokens a step | tokens/s | MFU | peak GiB | first two steps, s |", "|---|---|---|---|---|---|"]
         for row in result["training"]:
-            name = row["model"] + (", compiled" if row["compiled"] else "")
+            name = row["model"] + made(row)
             figures = f"{row['tokens_per_s']:,.0f} | {row['mfu']:.1%} | {row['peak_bytes'] / 2**30:.1f}"
             lines.append(f"| {name} | {row['batch']} × {row['length']} | {figures} | {row['first_s']:.0f} |")
         shares = list(of_lat(result["training"]))
@@ -192,6 +199,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--compiled", nargs="*", default=[], choices=list(MODELS), help="models to train compiled, too: minutes, all at once"
     )
+    parser.add_argument("--graphs", action="store_true", help="what is compiled as CUDA graphs, too: its host launches nothing")
     parser.add_argument("--one", choices=list(MODELS), help=argparse.SUPPRESS)
     parser.add_argument("--flops", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--lock", help=argparse.SUPPRESS)
@@ -199,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU here")
     if options.one:
-        print(json.dumps(trained(options.one, True, options.flops, alone(options.lock))))
+        print(json.dumps(trained(options.one, True, options.flops, alone(options.lock), options.graphs)))
         return 0
     command = shlex.join(["python", "-m", "unisono_tools.bench.ssm", *(sys.argv[1:] if argv is None else argv)])
     result: dict[str, Any] = {
@@ -223,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
             yield trained(name, False, flops)
             torch.cuda.empty_cache()
 
-    for row in itertools.chain(eager(), all_compiled(options.compiled, flops)):
+    for row in itertools.chain(eager(), all_compiled(options.compiled, flops, options.graphs)):
         result["training"].append(row)
         print(row, flush=True)
         report.keep(options.output, result, markdown(result))

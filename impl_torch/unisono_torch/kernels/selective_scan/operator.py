@@ -198,10 +198,10 @@ def _scan_backward(dy, dfinal, u, dt, A, B, C, D, z, reset, valid, saved, softpl
         tensors |= {"dfinal": dfinal.contiguous(), "dy": dy.contiguous(), "reset": _whole(reset), "valid": _whole(valid)}
         tensors |= {"du": du, "ddt": ddt, "dz": dz, "dinitial": dinitial}
         with torch.cuda.device_of(u):
-            found = native.backward(tensors, *cut, softplus)
-        for to, a in zip((dA, dB, dC, dD), found, strict=True):
-            to.copy_(a)
-        return gradients
+            to_A, to_B, to_C, to_D = native.backward(tensors, *cut, softplus)
+        dB.copy_(to_B)
+        dC.copy_(to_C)
+        return du, ddt, to_A.to(A.dtype).contiguous(), dB, dC, to_D.to(D.dtype), dz, dinitial
     acc, states, (batch, length, width) = accumulator(u.dtype), A.shape[1], u.shape
     n, cut = padded(states), _cut("backward", u, A)
     blocks = -(-width // cut.block)

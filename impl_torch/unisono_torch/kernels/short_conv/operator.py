@@ -13,8 +13,10 @@ from unisono_torch.ops import elementwise
 from unisono_torch.ops.transforms import again
 
 COLUMNS = 128  # channels a program
-ROWS = {"forward": 16, "backward": 32}  # tokens a program, of which the way back leaves a sum to be added
-FEW = 4  # taps; of more, half as many numbers a thread are held, by twice the warps
+ROWS = {"forward": 16, "backward": 64}  # tokens a program, of which the way back leaves a sum to be added
+EACH = 4  # tokens that the way back reads ahead
+FEW = 4  # taps; of more, fewer numbers a thread are held, by more warps
+WARPS = {"forward": 4, "backward": 1}
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -49,8 +51,10 @@ def _launch(kernel: str, x: Tensor, taps: int, length: int, tensors: dict[str, T
         "ACC": tl.float64 if x.dtype == torch.float64 else tl.float32,
         "ROWS": rows,
         "COLUMNS": COLUMNS,
+        "EACH": EACH,
     }
-    given, warps = {name: arguments[name] for name in function.arg_names}, 4 if taps <= FEW else 8
+    given = {name: arguments[name] for name in function.arg_names}
+    warps = WARPS[kernel] * (1 if taps <= FEW else 2 if kernel == "forward" else 4)
     function[(batch * programs * -(-width // COLUMNS),)](**given, num_warps=warps)
 
 
@@ -74,7 +78,7 @@ def _conv(x, weight, bias, state, owner, silu, out_dtype):
     if x.numel():
         tensors = {"weight": weight.contiguous(), "bias": _whole(bias), "state": state.contiguous(), "y": y, "owner": _whole(owner)}
         with torch.cuda.device_of(x):
-            _launch("forward", _rows(x), len(weight), x.shape[1], {**tensors, "dy": None}, SILU=silu, SLOPE=False)
+            _launch("forward", _rows(x), len(weight), x.shape[1], tensors, SILU=silu)
     return y
 
 
@@ -103,13 +107,8 @@ def _conv_backward(dy, x, weight, bias, state, owner, silu):
         "owner": _whole(owner),
     }
     with torch.cuda.device_of(x):
-        if silu:
-            before = dweight.new_empty(x.shape)  # the gradient of what SiLU is taken of
-            _launch("forward", _rows(x), taps, x.shape[1], {**tensors, "y": before}, SILU=True, SLOPE=True)
-            tensors["dy"] = before
-        _launch("backward", _rows(x), taps, length, {**tensors, "dx": dx, "dstate": dstate, "dweight": partial})
-    sums = partial.sum((0, 1))
-    return dx, dweight.copy_(sums[:taps]), dbias if bias is None else dbias.copy_(sums[taps]), dstate
+        _launch("backward", _rows(x), taps, length, {**tensors, "dx": dx, "dstate": dstate, "dweight": partial}, SILU=silu)
+    return dx, partial[:, :, :taps].sum((0, 1)), dbias if bias is None else partial[:, :, taps].sum((0, 1)), dstate
 
 
 @_conv_backward.register_fake
