@@ -104,6 +104,9 @@ def test_models_in_training():
     ).format(*some) in README
     some = _faster("models-h100", "infinityformer", (2048, 8192, 16384), head="alike")
     assert "InfinityFormer {}, {} and {} times up to 16,384 on an H100".format(*some) in README
+    some = [_faster("models-h200", model, (2048, 8192, 16384, 65536), 70_400_000, "alike") for model in ("lat", "infinityformer")]
+    said = " ".join(README.split())
+    assert "LAT makes {}, {}, {} and {} times, InfinityFormer {}, {}, {} and {} times on an H200".format(*some[0], *some[1]) in said
     (longest,) = _faster("models-65536-h200", "infinityformer", (65536,))
     assert f"and {longest} times at 65,536 on an H200" in README
 
