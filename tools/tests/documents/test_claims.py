@@ -16,7 +16,7 @@ RESULTS = DOCS / "results"
 FIGURE = re.compile(r"(?<![\w.,])(?<!section )\d[\d,]*\.\d+(?![\w])|(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\w])")
 # pages that commands make, where these are no tables of `unisono experiment`
 PAGES = {
-    "bench.lengths": "results/lengths-h100.md",
+    "bench.lengths": "results/lengths-h200.md",
     "bench.linear": "results/linear-cpu.md",
     "bench.decode": "results/decode-h100.md",
     "bench.lat": "results/lat-cpu.md",

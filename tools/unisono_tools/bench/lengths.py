@@ -1,4 +1,4 @@
-"""What a model costs on a GPU as its sequence grows: `python -m unisono_tools.bench.lengths --output docs/results/lengths-h100`
+"""What a model costs on a GPU as its sequence grows: `python -m unisono_tools.bench.lengths --output docs/results/lengths-h200`
 
 The CRAM paper's table 2 and figure 5: two layers, D = 512, one sequence, bfloat16. A training step (the loss and its gradient) of 1K to 64K
 tokens, and reading alone, without what a gradient needs, to a million; both fitted by powers of the length. Each model in a process of its
