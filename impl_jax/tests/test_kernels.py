@@ -82,6 +82,8 @@ def pulled(run: Any, given: Any, marks: Any) -> Any:
 @pytest.mark.parametrize("op", OPS)
 def test_a_kernel_is_the_recurrence(op: str, rng: np.random.Generator) -> None:
     given, marks = inputs(op, rng), {"reset": rng.random((B, T)) < 0.1, "valid": rng.random((B, T)) < 0.8}
+    for where in ((0, 1), (0, T // 2), (0, T // 2 + 1), (-1, 0), (-1, T - 1)):
+        marks["reset"][where] = marks["valid"][where] = True
     with jax.enable_x64(True):
         truth = pulled(OPS[op].recurrent, cast(given, jnp.float64), marks)
     found = pulled(lambda *a, **m: OPS[op].parallel(*a, **m, implementation="pallas"), cast(given, jnp.float32), marks)
