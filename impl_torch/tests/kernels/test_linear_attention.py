@@ -158,6 +158,15 @@ def test_what_is_computed_again_for_the_gradient(device: str):
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
+def test_tau_has_a_gradient_where_it_is_learned_alone(device: str):
+    given, tau = inputs(Case(1, 5, 1, 3, 4, F32, "elu1"), device), torch.ones(1, device=device, requires_grad=True)
+    q, k, v, S, z = (given[name].detach().requires_grad_() for name in ("q", "k", "v", "S", "z"))
+    for name, whether in (("elu1", False), ("learned", True)):
+        o, _ = mapped_attention.parallel(q, k, v, (S, z), None, None, name, tau, implementation="triton")
+        (slope,) = torch.autograd.grad(o, [tau], given["do"], allow_unused=True)
+        assert (slope is not None) == whether
+
+
 def test_bad_input_is_named(device: str):
     given = inputs(Case(1, 3, 1, 3, 4, F32, "elu1"), device)
     q, k, v, state = given["q"], given["k"], given["v"], (given["S"], given["z"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import InputError
-from unisono_torch.ops import rotary
+from unisono_torch.ops import multiscale, rotary
 
 BF16, F32, F16 = torch.bfloat16, torch.float32, torch.float16
 # Products of an entry, its turn and a slope, and what they add up to, in float32 or wider; each result is rounded to the dtype once
@@ -118,6 +118,24 @@ def test_second_derivatives_are_those_of_plain_operations(device: str) -> None:
 
     for a, b in zip(twice("triton"), twice("plain"), strict=True):
         judge.same(a.cpu(), b.cpu())
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_tau_has_a_gradient_where_it_is_learned_alone(at_once: bool, device: str) -> None:
+    """At once: by the operator that it has with multi-scale attention."""
+    (q, k, _), cos, sin, _ = given(SMALL[0], device)
+    tau, width = torch.ones(1, device=device, requires_grad=True), q.shape[-1]
+    S, z = (torch.zeros(len(q), 1, q.shape[2], width, *more, device=device) for more in ((width,), ()))
+    rest = torch.zeros(1, 1, 1, device=device), torch.ones(1, 1, 1, 1, 1, device=device), (S, z)
+    for name, whether in (("elu1", False), ("learned", True)):
+        if at_once:
+            turn = rotary.Turn(cos, sin, "triton")
+            qkv = torch.stack((q, k, k), 2).detach().requires_grad_()
+            o, _ = multiscale.turned(qkv, turn, name, tau, False, *rest, implementation="triton")
+        else:
+            o = rotary.turned(q.requires_grad_(), k, cos, sin, name, tau, implementation="triton")[0]
+        (slope,) = torch.autograd.grad(o.sum(), [tau], allow_unused=True)
+        assert (slope is not None) == whether
 
 
 def test_bad_calls_are_named(device: str) -> None:

@@ -57,5 +57,6 @@ def parallel(
     if use_triton(implementation, "linear_attention", v.device, v.dtype, widths, feature_map=feature_map, one_dtype=True):
         from unisono_torch.kernels.linear_attention import linear_attention as kernel
 
+        tau = tau if feature_map == "learned" else None  # a kernel leaves the gradient of others unwritten
         return kernel(q.to(v.dtype), k.to(v.dtype), v, initial_state, reset, valid, feature_map, tau)
     return linear_attention.parallel(*features(q, k, v, feature_map, tau, valid), v, initial_state, reset, valid, chunk_size, "plain")

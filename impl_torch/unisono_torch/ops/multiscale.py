@@ -191,6 +191,7 @@ def turned(
         if _both_kernels(*given):
             from unisono_torch.kernels.multiscale.turned import turned as kernel
 
+            tau = tau if feature_map == "learned" else None  # a kernel leaves the gradient of others unwritten
             return kernel(qkv, turn.cos, turn.sin, feature_map, tau, log_decay, weight, initial_state, reset, valid, still)
     if feature_map == "learned":  # whose τ a NaN of padding would reach
         (qkv,) = masked(valid, qkv)

@@ -84,6 +84,7 @@ def turned(
     if use_triton(implementation, "rotary", q.device, q.dtype, {"K": q.shape[-1]}, feature_map=feature_map):
         from unisono_torch.kernels.rotary import turned as kernel
 
+        tau = tau if feature_map == "learned" else None  # a kernel leaves the gradient of others unwritten
         return kernel(q, k, cos, sin, feature_map, tau, numerator)
 
     def mapped(x: Tensor) -> Tensor:
