@@ -44,23 +44,39 @@ def _runs(content: Any) -> Iterator[float]:
         yield from _runs(part)
 
 
+def rows() -> Iterator[tuple[str, set[Path]]]:
+    """Each, and the pages that it links or whose command it names."""
+    before = set[Path]()
+    for row in (DOCS / "claims.md").read_text("utf-8").splitlines():
+        if not row.startswith("| ") or row.startswith("| claim |"):
+            continue
+        pages = {DOCS / link for link in re.findall(r"\]\(([^)#]+)", row)} | {DOCS / page for name, page in PAGES.items() if name in row}
+        pages |= {RESULTS / f"{name}.md" for name in re.findall(r"[`( ]([\w-]+)`", row) if (RESULTS / f"{name}.md").is_file()}
+        pages |= before if "the same" in row or "as above" in row else set()
+        yield row, pages
+        before = pages
+
+
 def test_each_figure_is_where_it_comes_from():
     paper = preset("cram-paper")
     counts = [count_params(config) for config in presets().values()]
     counts += [count_params(paper) - 2 * paper.d_model * (paper.vocab_size + 1)]  # without embedding, head and last norm
-    lines = (DOCS / "claims.md").read_text("utf-8").splitlines()
-    rows = [line for line in lines if line.startswith("| ") and not line.startswith("| claim |")]
-    before, checked = set[Path](), 0
-    for row in rows:
+    checked = 0
+    for row, pages in rows():
         claim, *cells = row.strip("| ").split(" | ")
-        pages = {DOCS / link for link in re.findall(r"\]\(([^)#]+)", row)} | {DOCS / page for name, page in PAGES.items() if name in row}
-        pages |= {RESULTS / f"{name}.md" for name in re.findall(r"[`( ]([\w-]+)`", row) if (RESULTS / f"{name}.md").is_file()}
-        pages |= before if "the same" in row or "as above" in row else set()
         own = [float(figure) for figure in re.findall(r"\d+\.\d+", claim)]
         known = {*counts, *own, *map(math.log2, own)}.union(*map(numbers, pages))
         for figure in FIGURE.findall(f"{cells[-3]} {cells[-1]}"):  # measured, verdict
             decimals = len(figure.partition(".")[2])
             assert any(f"{number:,.{decimals}f}" == figure for number in known), f"{claim}: {figure} is on none of {pages}"
             checked += 1
-        before = pages
     assert checked > 150
+
+
+def test_a_gpu_that_a_row_names_is_one_of_its_pages():
+    checked = 0
+    for row, pages in rows():
+        for gpu in re.findall(r"on an (H\d00)", row):
+            assert any(gpu in page.read_text("utf-8") for page in pages), f"{row}: {gpu} is on none of {pages}"
+            checked += 1
+    assert checked > 8

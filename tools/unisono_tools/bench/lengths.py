@@ -130,8 +130,8 @@ def markdown(content: dict[str, Any]) -> str:
     lines = ["# Cost against length on a GPU", "", *(f"- {name}: {value}" for name, value in content["run"].items()), ""]
     lines += [
         "Two layers, D = 512, one sequence, bfloat16. Exponents p of Tᵖ, 1 is linear: of a training step (forward, loss, backward)",
-        "from 16K to 64K tokens, of reading alone from 64K to a million; below, launches are seen. Memory is what a call takes beyond",
-        "parameters.",
+        "from 16K to 64K tokens, of reading alone from 64K to a million; below, and where times hardly grow, launches are seen. Memory is",
+        "what a call takes beyond parameters.",
         "",
     ]
     lines += ["| model | training time | memory | reading time | memory |", "|---" * 5 + "|"]

@@ -90,6 +90,7 @@ TABLES: dict[str, Callable[[Content], str]] = {
     "clip": clip.markdown,
     "tasks": task_page.markdown,
     "lat-cpu": _lat_page,
+    "lat-h200": _lat_page,
     "lengths-h200": _lengths_page,
     "models-h100": _models_page("models-h100.png"),
     "models-h200": _models_page("models-h200.png"),
