@@ -18,7 +18,7 @@ from unisono_conformance.cases.draw import Draw
 from unisono_spec.contract import InputError
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_torch.arrays import from_numpy
-from unisono_torch.ops import decayed_sum
+from unisono_torch.ops import decayed_sum, precision
 
 MODELS = [(case, variant) for case in cases().values() if isinstance(case, ModelCase) for variant in case.defaults]
 OPS = [(case, variant) for case in cases().values() if not isinstance(case, ModelCase) for variant in case.variants]
@@ -99,6 +99,20 @@ def test_what_stands_around_an_op_is_cast_as_before() -> None:
         (y @ weight).float().sum().backward()
         assert torch.is_autocast_enabled("cpu")
     assert (before, after) == ([True], [True])
+
+
+def test_a_second_way_back_inside_autocast_takes_no_more_than_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, one = [], precision._one_uncast
+    monkeypatch.setattr(precision, "_one_uncast", lambda kind, gradients=None: calls.append(kind) or one(kind))
+    x, found = torch.rand(2, 5, 3, requires_grad=True), []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = decayed_sum.parallel(x * 2, 0.5, torch.zeros(2, 3))[0].sum()
+        for _ in range(3):
+            before = len(calls)
+            (slope,) = torch.autograd.grad(y, x, retain_graph=True)
+            found.append((slope, len(calls) - before))
+    assert found[0][1] > 1
+    assert all(torch.equal(slope, found[0][0]) and count == found[0][1] for slope, count in found)
 
 
 def test_cram_remembers_21_tokens_inside_autocast() -> None:

@@ -68,8 +68,8 @@ def _first_uncast(kind: str, ahead: list[Any], before: set[Any], gradients: Any)
     if not torch.is_autocast_enabled(kind):
         return
     _one_uncast(kind)
-    ahead, seen = [*ahead], {*before, None}
-    while ahead:
+    seen = {*before, None}
+    while ahead:  # nothing is left for a second way back, which finds these hooks
         node = ahead.pop()
         if node not in seen and node.next_functions:  # a leaf has none
             seen.add(node)
