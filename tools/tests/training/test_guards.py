@@ -101,7 +101,7 @@ def test_a_signal_to_another_process_ends_this_one_alike(backend, tiny, monkeypa
 def test_a_signal_while_evaluating_leaves_the_evaluation_out(tiny, tmp_path, monkeypatch):
     def evaluate(*args, progress, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
-        progress()
+        progress(0.0)
         raise AssertionError("not reached")
 
     monkeypatch.setattr("unisono_tools.train.datamodule.evaluate", evaluate)
@@ -120,7 +120,7 @@ def test_an_evaluation_that_a_signal_left_out_is_made_up(tiny, tmp_path, monkeyp
         if step in left:
             left.remove(step)
             os.kill(os.getpid(), signal.SIGTERM)
-            kwargs["progress"]()
+            kwargs["progress"](0.0)
         return plain(*args, **kwargs)
 
     monkeypatch.setattr("unisono_tools.train.datamodule.evaluate", evaluate)

@@ -101,7 +101,7 @@ class TextDataModule:
         losses = []
         for i, corpus in enumerate(self.validated):
             documents, told = None if data.documents == "joined" else corpus.documents["validation"], part(progress, i, len(self.validated))
-            losses.append(evaluate(reader, corpus.validation, data.eval_tokens, self.window, told, documents).loss)
+            losses.append(evaluate(reader, corpus.validation, data.eval_tokens, self.window, progress=told, documents=documents).loss)
         weights = self.mixture.weights if len(losses) > 1 else np.ones(1)
         loss = float(weights @ losses)
         rows = {"validation_loss": loss, "validation_bits": loss / math.log(2)}
