@@ -79,8 +79,9 @@ def pulled(run: Any, given: Any, marks: Any) -> Any:
     return jax.jit(both)(*given)
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_a_kernel_is_the_recurrence(op: str, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(("op", "sequences"), [*((op, 1) for op in OPS), ("diagonal_ssm", 2)])
+def test_a_kernel_is_the_recurrence(op: str, sequences: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagonal_kernel, "SEQUENCES", sequences)
     given, marks = inputs(op, rng), {"reset": rng.random((B, T)) < 0.1, "valid": rng.random((B, T)) < 0.8}
     for where in ((0, 1), (0, T // 2), (0, T // 2 + 1), (-1, 0), (-1, T - 1)):
         marks["reset"][where] = marks["valid"][where] = True
