@@ -166,7 +166,7 @@ class Decoder:
             return ids, ties, self._ended(state)
 
     def _ended(self, like: State) -> State:
-        """Copies of the state, in the dtypes of `like`."""
+        """Copies of the state, in the order and the dtypes of `like`."""
         copies: State = {}
         for dtype in {a.dtype for a in like.values()}:  # one allocation each: dozens take longer than the token
             some = [(name, own.shape, -own.numel() % ALIGNED) for name, own in self.state.items() if like[name].dtype == dtype]
@@ -175,7 +175,7 @@ class Decoder:
             copies |= {n: (a[:-more] if more else a).view(shape) for (n, shape, more), a in zip(some, parts, strict=True)}
         copied(copies, self.state)
         self.left = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
-        return copies
+        return {name: copies[name] for name in like}
 
     def advance(self) -> None:
         """One token, without waiting for it."""
