@@ -255,11 +255,12 @@ def test_ids_drawn_by_counts_are_those_of_a_sort(device: str) -> None:
     assert np.array_equal(ties, same)
 
 
-def test_a_state_that_is_handed_out_keeps_its_order(device: str) -> None:
-    """Whatever dtypes its arrays have, in which they are allocated together."""
+def test_a_state_that_is_handed_out_has_its_order_and_memory(device: str) -> None:
+    """The names' order whatever dtypes arrays have; none of them keeps the others alive."""
     model, _ = made(CONFIGS["taylor2"], device)
     state = model.init_state(2)
     like = {name: a.double() if i % 2 else a.float() for i, (name, a) in enumerate(state.items())}
     with torch.no_grad():
         after = decoder.Decoder(model, state, "greedy")._ended(like)
     assert [(name, a.dtype) for name, a in after.items()] == [(name, a.dtype) for name, a in like.items()]
+    assert all(a.untyped_storage().nbytes() == a.nbytes for a in after.values())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import math
 import operator
 import threading
 import weakref
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 BLOCK = 512  # ids between two looks of the host at what was chosen
 KEPT = 4  # decoders of a model; each holds a state, and a graph's memory
 FEWEST = 8  # ids for which a graph is worth making: that takes as long as a hundred steps without one
-ALIGNED = 32  # numbers of a state that is handed out: each of its arrays begins where a vector may
 MOST = 65535  # sequences: programs along the second axis of a grid
 
 _decoders: weakref.WeakKeyDictionary[Model, collections.OrderedDict] = weakref.WeakKeyDictionary()
@@ -166,16 +164,11 @@ class Decoder:
             return ids, ties, self._ended(state)
 
     def _ended(self, like: State) -> State:
-        """Copies of the state, in the order and the dtypes of `like`."""
-        copies: State = {}
-        for dtype in {a.dtype for a in like.values()}:  # one allocation each: dozens take longer than the token
-            some = [(name, own.shape, -own.numel() % ALIGNED) for name, own in self.state.items() if like[name].dtype == dtype]
-            sizes = [math.prod(shape) + more for _, shape, more in some]
-            parts = torch.empty(sum(sizes), dtype=dtype, device=self.device).split(sizes)
-            copies |= {n: (a[:-more] if more else a).view(shape) for (n, shape, more), a in zip(some, parts, strict=True)}
+        """Copies of the state, in the order and the dtypes of `like`, each in memory of its own."""
+        copies = {name: torch.empty(self.state[name].shape, dtype=a.dtype, device=self.device) for name, a in like.items()}
         copied(copies, self.state)
         self.left = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
-        return {name: copies[name] for name in like}
+        return copies
 
     def advance(self) -> None:
         """One token, without waiting for it."""
