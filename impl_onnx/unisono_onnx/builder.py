@@ -23,7 +23,7 @@ Value = ir.Value
 # Matrices that are read transposed lie transposed in the file, under the parameter's name with this behind it.
 TRANSPOSED = ".T"
 LAYER_NORM_EPS = 1e-5
-SHRINK = 2.0**-40  # of rows that may be so large that float32 does not hold their squares; with ε shrunk alike a norm stays what it is
+SHRINK = 2.0**-40  # of rows whose squares float32 may not hold: they are divided by 1 + 2⁻⁴⁰ · mean |x|, and ε is nothing beside those
 
 
 class Builder:
@@ -109,16 +109,17 @@ class Builder:
         return self("Add", y, self.param(f"{name}.bias")) if self.has(f"{name}.bias") else y
 
     def norm(self, x: Value, name: str, large: bool = False) -> Value:
-        """LayerNorm, which has a bias, or RMSNorm. large: of entries up to 10²⁹, whose squares float32 does not hold."""
+        """LayerNorm, which has a bias, or RMSNorm. large: of entries whose squares float32 does not hold."""
         weight = self.param(f"{name}.weight")
         if not self.has(f"{name}.bias"):
             return self.own("RMSNorm", x, weight, epsilon=self.config.norm_eps)
         # onnxruntime computes x² − mean²: where all of x shares a large part, as the entries of ξ do, little would be left of it
         centred = self("Sub", x, self("ReduceMean", x, [-1], keepdims=1))
-        eps = LAYER_NORM_EPS
         if large:
-            centred, eps = self("Mul", centred, SHRINK), eps * SHRINK**2
-        return self("LayerNormalization", centred, weight, self.param(f"{name}.bias"), axis=-1, epsilon=eps)
+            size = self("ReduceMean", self("Abs", centred), [-1], keepdims=1)
+            # 1 below 2¹⁵; no Max, which onnxruntime's converter to float16 breaks
+            centred = self("Div", centred, self("Add", self("Mul", size, SHRINK), 1.0))
+        return self("LayerNormalization", centred, weight, self.param(f"{name}.bias"), axis=-1, epsilon=LAYER_NORM_EPS)
 
     def embedding(self, ids: Value, name: str) -> Value:
         """ids [...] → [..., D]. A table that the head reads, too, lies as the head reads it."""
