@@ -20,7 +20,6 @@ from unisono_spec.contract import config_from_dict, config_to_dict
 from unisono_spec.contract.aside import written
 from unisono_spec.contract.base import ANY, DTYPES, Arrays, Config, state_dtype
 from unisono_spec.contract.errors import InputError, nearest, shown
-from unisono_spec.contract.known import known_states
 from unisono_spec.contract.memory import check_fits
 from unisono_spec.contract.ordinary import check_ordinary
 from unisono_spec.contract.plain import build, is_file, is_folder, read_json
@@ -99,13 +98,13 @@ def check_state(
     config: Config, state: Mapping[str, Any], batch: int | None = None, source: str = "state", complex_step: bool = False
 ) -> None:
     """Raise InputError unless `state` has the names, shapes and dtypes that `config` declares."""
-    _check_names(state, expected := known_states(config), source, config.arch)
+    _check_names(state, expected := config.states(), source, config.arch)
     found = {name: _described(state[name], f"{source}: {name}") for name in expected}
     capacities = {found[name][0][1] for name, s in expected.items() if ANY in s.shape and len(found[name][0]) > 1}
     if len(capacities) > 1:
         raise InputError(f"{source}: caches of {sorted(capacities)} tokens in one state; start from init_state(batch, capacity)")
     if capacities:
-        expected = known_states(config, capacities.pop())
+        expected = config.states(capacities.pop())
     for name, spec in expected.items():
         shape, dtype = found[name]
         if batch is None and shape:

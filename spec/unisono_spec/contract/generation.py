@@ -13,7 +13,6 @@ from unisono_spec.contract.base import ANY, Config
 from unisono_spec.contract.checks import check_ids, check_inputs
 from unisono_spec.contract.errors import InputError, shown
 from unisono_spec.contract.files import check_positions
-from unisono_spec.contract.known import known_states
 from unisono_spec.contract.memory import check_fits
 from unisono_spec.contract.ordinary import check_ordinary
 from unisono_spec.contract.sampling import Sampling, choose
@@ -135,7 +134,7 @@ def roomy(config: Config, state: Mapping[str, Any], more: int, pad: Callable[[An
 
     pad(array, axis, n): the array with n zeros behind it along that axis.
     """
-    caches = {name: 1 + s.shape.index(ANY) for name, s in known_states(config).items() if ANY in s.shape}
+    caches = {name: 1 + s.shape.index(ANY) for name, s in config.states().items() if ANY in s.shape}
     if not caches:
         return dict(state)
     needed = max(state["position"].tolist(), default=0) + more
