@@ -134,12 +134,12 @@ class Decoder:
             else:
                 self.fresh.replay()
             copied(self.state, state)
-            law = sampling.temperature, sampling.top_p, min(sampling.top_k, MAX_SIZE)  # more than there are keeps all
-            if self.kind == "drawn" and law != self.law:
-                self.temperature.fill_(law[0])
-                self.top_p.fill_(law[1])
-                self.top_k.fill_(law[2])
-                self.law = law
+            chosen = sampling.temperature, sampling.top_p, min(sampling.top_k, MAX_SIZE)  # more than there are keeps all
+            if self.kind == "drawn" and chosen != self.law:
+                self.temperature.fill_(chosen[0])
+                self.top_p.fill_(chosen[1])
+                self.top_k.fill_(chosen[2])
+                self.law = chosen
             if self.seen is not None:
                 assert seen is not None
                 self.seen.copy_(torch.from_numpy(seen))

@@ -98,7 +98,8 @@ def check_state(
     config: Config, state: Mapping[str, Any], batch: int | None = None, source: str = "state", complex_step: bool = False
 ) -> None:
     """Raise InputError unless `state` has the names, shapes and dtypes that `config` declares."""
-    _check_names(state, expected := config.states(), source, config.arch)
+    expected = config.states()
+    _check_names(state, expected, source, config.arch)
     found = {name: _described(state[name], f"{source}: {name}") for name in expected}
     capacities = {found[name][0][1] for name, s in expected.items() if ANY in s.shape and len(found[name][0]) > 1}
     if len(capacities) > 1:

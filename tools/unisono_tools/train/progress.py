@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -13,21 +14,12 @@ from unisono_tools.voice import Voice
 INTERVAL = 10.0  # seconds between plain lines
 
 
-class ProgressBar:
-    """Step, loss, tokens/s, time left. `unit` is what a step reads: tokens, positions or frames."""
+class Shown:
+    """A bar in a terminal, shown while it is entered; None elsewhere, where a line is told now and then."""
 
-    def __init__(self, done: int, steps: int, unit: str, console: Console | None = None) -> None:
-        self.console = console or Voice(stderr=True)
-        self.first, self.done, self.steps, self.unit = done, done, steps, unit
-        self.start = self.last = time.monotonic()
-        self.read = 0
-        self.bar = None
-        if self.console.is_terminal:
-            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=self.console)
-            self.task = self.bar.add_task("", total=steps, completed=done)
+    bar: Progress | None = None
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self) -> Self:
         if self.bar:
             self.bar.start()
         return self
@@ -35,6 +27,20 @@ class ProgressBar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.bar:
             self.bar.stop()
+
+
+class ProgressBar(Shown):
+    """Step, loss, tokens/s, time left. `unit` is what a step reads: tokens, positions or frames."""
+
+    def __init__(self, done: int, steps: int, unit: str, console: Console | None = None) -> None:
+        self.console = console or Voice(stderr=True)
+        self.first, self.done, self.steps, self.unit = done, done, steps, unit
+        self.start = self.last = time.monotonic()
+        self.read = 0
+        if self.console.is_terminal:
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console)
+            self.task = self.bar.add_task("", total=steps, completed=done)
 
     @property
     def rate(self) -> float:
@@ -65,26 +71,16 @@ class ProgressBar:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-class Evaluating:
+class Evaluating(Shown):
     """How much of an evaluation by itself is done, called with the share, 0 to 1; a bar is gone once it ends."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Voice(stderr=True)
         self.start = self.last = time.monotonic()
-        self.bar = None
         if self.console.is_terminal:
             columns = (TextColumn("evaluating"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
             self.bar = Progress(*columns, console=self.console, transient=True)
             self.task = self.bar.add_task("", total=1.0)
-
-    def __enter__(self) -> Evaluating:
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.bar:
-            self.bar.stop()
 
     def __call__(self, share: float) -> None:
         now = time.monotonic()

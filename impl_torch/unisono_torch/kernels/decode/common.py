@@ -126,6 +126,17 @@ def convolved(y, n, state, weight, bias, mask, D: tl.constexpr, TAPS: tl.constex
     return total * sigmoid(total)
 
 
+@triton.jit
+def rows_convolved(
+    y, m, n, state, weight, bias, mask, CHANNELS: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, TYPE: tl.constexpr
+):  # fmt: skip
+    """y [m, n], whose columns below CHANNELS are `convolved`, each row's with its part of the state [·, TAPS − 1, CHANNELS]."""
+    c = n[None, :] + 0 * m[:, None]
+    own = state + m.to(tl.int64)[:, None] * ((TAPS - 1) * CHANNELS)
+    through = convolved(y, c, own, weight, bias, mask & (c < CHANNELS), CHANNELS, TAPS, HAS_BIAS, TYPE)
+    return tl.where(c < CHANNELS, through, y)
+
+
 @functools.cache
 def early(device: torch.device) -> bool:
     """Whether kernels there can begin before the one before them has ended."""
@@ -139,3 +150,8 @@ def launch(device: torch.device) -> dict[str, Any]:
 
 def kind_of(dtype: torch.dtype) -> Any:
     return getattr(tl, str(dtype).removeprefix("torch."))
+
+
+def dot_of(dtype: torch.dtype) -> Any:
+    """In what products are taken; the interpreter knows none of 16 bits."""
+    return tl.float32 if interpreted() else kind_of(dtype)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unisono_torch.kernels import barrier
 from unisono_torch.kernels.decode import slabs, tiles
-from unisono_torch.kernels.decode.common import ACTIVATIONS, NORMS, activated, begun, convolved, kind_of, launch, normed, ready
+from unisono_torch.kernels.decode.common import ACTIVATIONS, NORMS, activated, begun, convolved, dot_of, kind_of, launch, normed, ready
 from unisono_torch.kernels.registry import interpreted
 
 MOST = 4  # sequences; more are a matter of matrix products
@@ -281,7 +281,7 @@ class Finish:
             **given, "W": o if weight is None else weight, "bias": self.bias, "residual": residual, "out": out, "counters": self.counters,
             "N": out.shape[1], "STEPS": steps, "BATCH": 1 if weight is None else batch, "PROGRAMS": programs,
             "HAS_BIAS": self.bias is not None, "HAS_RESIDUAL": residual is not None, "ROWS": shape.wide, "COLUMNS": shape.deep,
-            "TALL": shape.tall, "SPLIT": split, "DOT": tiles.dot_of(out.dtype), "TOGETHER": programs > 0 and at_once(), "num_warps": 4,
+            "TALL": shape.tall, "SPLIT": split, "DOT": dot_of(out.dtype), "TOGETHER": programs > 0 and at_once(), "num_warps": 4,
             **launch(o.device),
         }  # fmt: skip
         return steps + programs, out, given

@@ -10,14 +10,13 @@ of x itself. Its warps share the columns: each takes a product of some of them, 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisono_torch.kernels.decode.common import ACTIVATIONS, LAYER_EPS, NORMS, activated, convolved, kind_of, launch, ready
+from unisono_torch.kernels.decode.common import ACTIVATIONS, LAYER_EPS, NORMS, activated, dot_of, kind_of, launch, ready, rows_convolved
 from unisono_torch.kernels.registry import interpreted
 
 TALL = 16  # rows of x a program, which is what a tensor core takes
@@ -160,10 +159,7 @@ def slab(
             gate = gate.to(TYPE).to(tl.float32)
         y = activated(y, gate, ACT, TYPE)
         if CHANNELS > 0:
-            c = n[None, :] + 0 * m[:, None]
-            own = conv + m.to(tl.int64)[:, None] * ((TAPS - 1) * CHANNELS)
-            through = convolved(y, c, own, conv_weight, conv_bias, mask & (c < CHANNELS), CHANNELS, TAPS, CONV_BIAS, TYPE)
-            y = tl.where(c < CHANNELS, through, y)
+            y = rows_convolved(y, m, n, conv, conv_weight, conv_bias, mask, CHANNELS, TAPS, CONV_BIAS, TYPE)
         y = y.to(TYPE)
         if HAS_RESIDUAL:
             y = (y.to(tl.float32) + before).to(TYPE)
@@ -189,11 +185,6 @@ def pieces(k: int) -> tuple[int, int]:
     found = [(triton.cdiv(k, chunk), chunk) for chunk in (whole, whole // 2, whole // 4, whole // 8) if chunk >= min(whole, 128)]
     least = min(rounds * chunk for rounds, chunk in found)
     return next((rounds, chunk) for rounds, chunk in found if rounds * chunk == least)
-
-
-def dot_of(dtype: torch.dtype) -> Any:
-    """In what products are taken; the interpreter knows none of 16 bits."""
-    return tl.float32 if interpreted() else kind_of(dtype)
 
 
 def product(

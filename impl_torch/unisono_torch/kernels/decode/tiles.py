@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from unisono_torch.kernels import barrier
-from unisono_torch.kernels.decode.common import ACTIVATIONS, LAYER_EPS, NORMS, activated, convolved, kind_of, launch, ready
+from unisono_torch.kernels.decode.common import ACTIVATIONS, LAYER_EPS, NORMS, activated, dot_of, kind_of, launch, ready, rows_convolved
 from unisono_torch.kernels.registry import interpreted
 
 _FETCH = tl.constexpr("prefetch.global.L2 [$1]; mov.u32 $0, 0;")
@@ -144,10 +144,7 @@ def tiled(
         y = activated(y.to(TYPE).to(tl.float32), gate.to(TYPE).to(tl.float32), ACT, TYPE)
         mask = (m < M)[:, None] & (n < N)[None, :]
         if CHANNELS > 0:
-            c = n[None, :] + 0 * m[:, None]
-            own = conv + m.to(tl.int64)[:, None] * ((TAPS - 1) * CHANNELS)
-            through = convolved(y, c, own, conv_weight, conv_bias, mask & (c < CHANNELS), CHANNELS, TAPS, CONV_BIAS, TYPE)
-            y = tl.where(c < CHANNELS, through, y)
+            y = rows_convolved(y, m, n, conv, conv_weight, conv_bias, mask, CHANNELS, TAPS, CONV_BIAS, TYPE)
         y = y.to(TYPE)
         at = m.to(tl.int64)[:, None] * N + n[None, :]
         if HAS_RESIDUAL:
@@ -155,11 +152,6 @@ def tiled(
         tl.store(out + at, y, mask=mask)
         if NEXT > 0:
             norm_next(out, gain, shift, normed, blocks, block, place, M, N, TALL, ACROSS, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER)
-
-
-def dot_of(dtype: torch.dtype) -> Any:
-    """In what products are taken; the interpreter knows none of 16 bits."""
-    return tl.float32 if interpreted() else kind_of(dtype)
 
 
 def tile(m: int, n: int, k: int, paired: bool, size: int, deepest: int = 256) -> Tile:
