@@ -14,7 +14,7 @@ import pytest
 from jax.test_util import check_grads
 from unisono_conformance import judge, numerics
 from unisono_jax import InputError
-from unisono_jax.ops import decayed_sum, position, weighted_sum
+from unisono_jax.ops import decayed_sum, position, short_conv, weighted_sum
 from unisono_jax.registry import IMPLEMENTATIONS
 from unisono_spec.contract.implementations import table
 
@@ -103,6 +103,17 @@ def test_what_is_not_read_may_be_nan(rng, form):
     for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(damaged), strict=True):
         np.testing.assert_array_equal(a, b)
     assert (np.asarray(damaged[0][0])[~valid] == 0).all()
+
+
+@pytest.mark.parametrize("how", ["parallel", "recurrent"])
+def test_a_nan_in_the_last_token_reaches_the_last_tap_alone(how):
+    x = np.ones((1, 7, 3), np.float32)
+    x[0, 4, 1] = np.nan
+    valid = np.arange(7)[None] < 5
+    run = jax.jit(lambda weight: jnp.sum(getattr(short_conv, how)(x, weight, None, jnp.ones((1, 3, 3)), None, valid)[0]))
+    spread = np.zeros((3, 1, 4), bool)
+    spread[1, 0, 3] = True
+    np.testing.assert_array_equal(np.isnan(jax.grad(run)(jnp.ones((3, 1, 4)))), spread)
 
 
 @pytest.mark.parametrize("op", [decayed, weighted])

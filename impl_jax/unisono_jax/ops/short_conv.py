@@ -32,7 +32,8 @@ def step(
     if reset is not None:
         (state,) = masked(~reset, state)
     seen = jnp.concatenate([state, x[:, None]], 1)  # [B, w, D]
-    y = (seen * weight[:, 0].T.astype(x.dtype)).sum(1)
+    (read,) = masked(valid, seen)
+    y = (read * weight[:, 0].T.astype(x.dtype)).sum(1)
     y = y if bias is None else y + bias.astype(x.dtype)
     if valid is None:
         return y, seen[:, 1:]
@@ -72,12 +73,14 @@ def parallel(
     taps, carried = weight[:, 0].T.astype(x.dtype), state.shape[1]  # [w, D]
     tokens, segment = packing(valid, batch, length), segments(reset, batch, length)
     now = tokens.pack(segment)
+    if valid is not None:  # places behind the last valid token read nothing: a NaN among the last inputs must not meet their gradient of 0
+        now = jnp.where(jnp.arange(length) < tokens.count[:, None], now, -1)
     seen = jnp.concatenate([state, tokens.pack(x)], 1)  # [B, w−1+T, D]
     owner = jnp.concatenate([jnp.zeros((batch, carried), jnp.int32), now], 1)
     y = jnp.zeros((), x.dtype) if bias is None else bias.astype(x.dtype)
     for i, tap in enumerate(taps):
         shifted = seen[:, i : i + length]
-        if reset is not None and i < carried:
+        if (reset is not None or valid is not None) and i < carried:
             (shifted,) = masked(owner[:, i : i + length] == now, shifted)
         y = y + shifted * tap
     newest = tokens.count[:, None] + jnp.arange(carried)  # [B, w−1]

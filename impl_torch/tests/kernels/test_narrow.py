@@ -51,6 +51,17 @@ def test_digits_of_weights_beyond_those_of_x(device: str) -> None:
     judge.same((whole - alone).cpu(), (x.double() @ ((1 + low).double() - 1).mT).cpu(), limit=numerics.rounding("float32", 2**17))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_infinite_factor_is_infinite(which: int, device: str) -> None:
+    given = inputs(20, 48, 24, torch.bfloat16, device)
+    given[which][..., 3, 5] = -torch.inf
+    given[which][..., 4, 6] = torch.nan
+    found, wanted = (f(*given).double() for f in (narrow, exactly))
+    assert found.isinf().any()
+    assert torch.equal(found.nan_to_num(1, 2, 3) * ~found.isfinite(), wanted.nan_to_num(1, 2, 3) * ~wanted.isfinite())
+
+
 def test_the_same_bits_twice_and_from_columns_of_a_wider_array(device: str) -> None:
     x, weight, bias = inputs(40, 9, 21, torch.bfloat16, device)
     first = differentiate(narrow, [x, weight, bias])

@@ -53,6 +53,21 @@ def test_values_and_gradients(dtype: torch.dtype, width: int, length: int, taps:
             assert not found[0][0][~valid].any()
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("form", ["triton", "plain", "recurrent"])
+def test_a_nan_in_the_last_token_reaches_the_last_tap_alone(form: str, padded: bool, device: str) -> None:
+    x, state, weight = (torch.ones(size, device=device) for size in ((2, 7, 3), (2, 3, 3), (3, 1, 4)))
+    x[0, 4, 1] = x[1, 6, 1] = torch.nan
+    valid = torch.tensor([[True] * 5 + [False] * 2, [True] * 7], device=device)
+    weight.requires_grad_()
+    given = (x, weight, None, state, None, valid) if padded else (x[:, :5], weight, None, state)
+    y, _ = short_conv.recurrent(*given) if form == "recurrent" else short_conv.parallel(*given, implementation=form)
+    (slope,) = torch.autograd.grad(y.sum(), weight)
+    spread = torch.zeros_like(slope, dtype=torch.bool)
+    spread[1, 0, 3] = True
+    assert torch.equal(slope.isnan(), spread)
+
+
 def longer(a: Tensor) -> Tensor:
     return torch.cat([a, a + 1], 1)[:, : a.shape[1]] if a.ndim > 1 else a
 

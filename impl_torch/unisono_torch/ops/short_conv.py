@@ -29,7 +29,8 @@ def step(
         (state,) = masked(~reset, state)
     (x,) = masked(valid, x)
     seen = torch.cat([state, x.to(dtype)[:, None]], 1)  # [B, w, D]
-    y = (seen * weight[:, 0].to(dtype).mT).sum(1)
+    (read,) = masked(valid, seen)
+    y = (read * weight[:, 0].to(dtype).mT).sum(1)
     y = y if bias is None else y + bias.to(dtype)
     if valid is None:
         return y, seen[:, 1:]
@@ -79,9 +80,10 @@ def through(
     if compact is not None:
         x = compact.pack(x)
     segment = now = owner = None
-    if reset is not None:
+    if reset is not None or compact is not None:
         segment = segments(reset, x)
-        now = segment if compact is None else compact.pack(segment)
+        # places behind the last valid token read nothing: a NaN among the last inputs must not meet their gradient of 0
+        now = segment if compact is None else compact.pack(segment).masked_fill(~compact.present, -1)
         owner = torch.cat([torch.zeros_like(now[:, :1]).expand(-1, taps - 1), now], 1)  # the segment of each input [B, w−1+T]
     if kernel:
         from unisono_torch.kernels.short_conv import short_conv as convolved

@@ -181,7 +181,7 @@ def backward(
                 read = seen[i]
                 if HAS_OWNER:
                     read = tl.where(owners[i] == owners[TAPS - 1], read, 0.0)  # a NaN that was not read must not spread
-                added = added + (sums[i] + tl.where(own, mine * read, 0.0),)
+                added = added + (sums[i] + tl.where(own & (t < T), mine * read, 0.0),)
             sums = added
             # input number t, the oldest of output t's, has now been read by all that read it
             reached = tl.zeros((COLUMNS,), ACC)
