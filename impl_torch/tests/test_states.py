@@ -42,6 +42,26 @@ def check(found: dict[str, Tensor], *others: Tensor) -> None:
         assert not a.numel() or a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr()
 
 
+@pytest.mark.parametrize("case", [case for case in cases().values() if isinstance(case, ModelCase)], ids=lambda case: case.name)
+def test_states_of_inference_mode_go_on_outside_it(case: Any) -> None:
+    """In training, read whole and by steps, with the same gradients; and back."""
+    for variant in case.defaults:
+        config, inputs = drawn(case, variant)
+        model, tokens = unisono_torch.create(config, inputs.params), from_numpy(inputs.arrays["tokens"])
+        found = []
+        for mode in (torch.inference_mode, torch.no_grad):
+            with mode():
+                _, state = model.step(tokens[:, 0], model.init_state(2, 3 * LENGTH))
+            logits, end = model(tokens, state)
+            stepped, _ = model.step(tokens[:, 0], state)
+            gradients = torch.autograd.grad(
+                (logits.sum() + stepped.sum()).sin(), list(model.parameters()), materialize_grads=True, allow_unused=True
+            )
+            with mode():
+                found.append([logits, stepped, *gradients, *model(tokens[:, :3], end)[1].values()])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @MODEL
 def test_states_of_models_are_their_own(case: Any, variant: str) -> None:
     for batch, masks in ((1, (None, None)), (2, marks(LENGTH))):

@@ -85,6 +85,13 @@ def _alone(a: Tensor) -> bool:
     return a.untyped_storage().nbytes() == a.numel() * a.element_size()
 
 
+def recorded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What autograd can keep: of arrays made under torch.inference_mode, outside it, copies."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return dict(state)
+    return {name: a.clone() if a.is_inference() else a for name, a in state.items()}
+
+
 def readable(a: Tensor) -> bool:
     """Whether `a` has values and memory here and now: not in a graph being captured, nor under a transform of torch.func."""
     return not (torch.compiler.is_compiling() or transformed() or a.is_meta)

@@ -17,7 +17,7 @@ from unisono_spec.contract.files import check_positions, save_params
 from unisono_spec.contract.generation import Generated
 from unisono_spec.contract.sampling import GREEDY, Sampling
 
-from unisono_torch.arrays import DTYPES, check_device, from_numpy, numpy_params, owned, readable, to_numpy
+from unisono_torch.arrays import DTYPES, check_device, from_numpy, numpy_params, owned, readable, recorded, to_numpy
 from unisono_torch.decoding import follower
 from unisono_torch.layers.reading import Marks, Mask, Reading, Training
 from unisono_torch.ops.dispatch import check_implementation
@@ -173,7 +173,7 @@ class Model(nn.Module):
     def step(self, token: Tensor, state: State, reset: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, State]:
         """One token: token [B] (frame [B, F]), reset and valid [B] → logits [B, V], the state after it."""
         self._check(token, state, reset, valid, one=True)
-        return self._logits(token, state, Marks(reset, valid), Training(self._dropout(token.shape[:1], None)))
+        return self._logits(token, recorded(state), Marks(reset, valid), Training(self._dropout(token.shape[:1], None)))
 
     def generate(
         self,
@@ -240,7 +240,7 @@ class Model(nn.Module):
     ) -> tuple[State, Marks, Training]:
         """What whole sequences that fit are read with, once the rest fits too."""
         check_training(self.config, tuple(tokens.shape[:2]), dropout, noise, loads, Tensor)
-        state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
+        state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else recorded(state)
         return state, Marks(reset, valid), Training(self._dropout(tokens.shape[:2], dropout), noise, loads)
 
     def _check(self, tokens: Tensor, state: State | None, reset: Mask, valid: Mask, one: bool = False) -> None:

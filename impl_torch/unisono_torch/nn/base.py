@@ -10,7 +10,7 @@ from unisono_spec.contract import check_dtype
 from unisono_spec.contract import layer as described
 from unisono_spec.contract.checks import check_reading
 
-from unisono_torch.arrays import DTYPES, check_device, from_numpy, owned, place
+from unisono_torch.arrays import DTYPES, check_device, from_numpy, owned, place, recorded
 from unisono_torch.layers.reading import Marks, Reading
 from unisono_torch.ops.dispatch import check_implementation
 from unisono_torch.ops.fold import masked
@@ -98,13 +98,13 @@ class Layer(nn.Module):
             given = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else cu_seqlens
             reset = torch.as_tensor(described.starts(given, x.shape[1]), device=x.device)
         fresh = state is None
-        state = self._start(x, x.shape[0], x.shape[1], x.dtype) if state is None else state
+        state = self._start(x, x.shape[0], x.shape[1], x.dtype) if state is None else recorded(state)
         return self._run(x, state, Marks(reset, valid), chunk_size, fresh, training)
 
     def step(self, x: Tensor, state: State, reset: Mask = None, valid: Mask = None, **training: Any) -> tuple[Tensor, State]:
         """One token: x [B, D], reset and valid [B] → y [B, D], the state after it."""
         self._check(x, state, reset, valid, one=True)
-        return self._run(x, state, Marks(reset, valid), None, False, training)
+        return self._run(x, recorded(state), Marks(reset, valid), None, False, training)
 
     def _check(self, x: Tensor, state: State | None, reset: Mask, valid: Mask, cu_seqlens: Any = None, one: bool = False) -> None:
         self.layer.check(x, state, reset, valid, cu_seqlens, one=one, array=Tensor)
