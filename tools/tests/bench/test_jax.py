@@ -15,6 +15,7 @@ from unisono_conformance import judge, numerics
 from unisono_jax.ops import linear_attention, multiscale, selective_scan
 from unisono_tools.bench import jax as bench
 from unisono_tools.bench import jax_ops as ops
+from unisono_tools.bench import jax_rows as rows
 
 RESULTS = Path(__file__).parents[3] / "docs/results"
 
@@ -38,7 +39,16 @@ def test_the_truth_is_of_the_first_head():
 
 def test_a_page():
     case = {"op": "selective_scan", "shape": [1, 2, 3, 4], "floor_ms": [1.0, 2.0]}
-    row = {"contestant": "pallas", "forward_ms": 2.0, "both_ms": 6.0, "error_o": 1e-6, "error_gradient": 2e-6, "peak_bytes": 1 << 20}
+    errors = {"error_o": 1e-6, "error_gradient": 2e-6}
+    row = {
+        "contestant": "pallas",
+        "forward_ms": 2.0,
+        "forward_device_ms": 1.5,
+        "both_ms": 6.0,
+        "error_o": 1e-6,
+        "error_gradient": 2e-6,
+        "peak_bytes": 1 << 20,
+    }
     result = {
         "run": {"command": "bench"},
         "copy_bytes_per_s": 3e12,
@@ -47,44 +57,47 @@ def test_a_page():
         "decode": [{"model": "lat-base", "context": 1024, "us": 100.0, "traces": 1}],
     }
     page = bench.markdown(result)
-    assert "| pallas | 2.000 | 50% | 6.000 | 50% | 1.0e-06 | 2.0e-06 | 1 | 1.0 |\n" in page
+    assert "| pallas | 2.000 | 1.500 | 50% | 6.000 | – | 50% | 1.0e-06 | 2.0e-06 | 1 | 1.0 |\n" in page
     assert "| lat-base | 1,024 | 100 | 1 |\n" in page
 
 
 def test_what_is_missing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """One contestant's row, and the rows of an op whose sources are others; with other versions nothing goes on."""
     small: dict[str, Any] = {"linear_attention": (1, 64, 1, 4), "diagonal_ssm": (1, 4, 2, 1)}
-    monkeypatch.setattr(bench, "OPS", {op: ops.OPS[op]._replace(shapes=(shape,)) for op, shape in small.items()})
+    table = {op: ops.OPS[op]._replace(shapes=(shape,)) for op, shape in small.items()}
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(bench, "copy_rate", lambda: 1e9)
-    monkeypatch.setattr(bench, "contestants", lambda op, shape: {"one": lambda *given: given[0], "two": lambda *given: 2 * given[0]})
     asked: list[str] = []
-    monkeypatch.setattr(bench, "exact", lambda op, *_: asked.append(op) or ())
-    argv = ["--parts", *small, "--repeats", "1", "--output", str(tmp_path / "page")]
+    for module in (bench, rows):
+        monkeypatch.setattr(module, "OPS", table)
+        monkeypatch.setattr(module, "contestants", lambda op, shape: {"one": lambda *given: given[0], "two": lambda *given: 2 * given[0]})
+    monkeypatch.setattr(rows, "device_ms", lambda calls: 0.5)
+    monkeypatch.setattr(rows, "exact", lambda op, given, do: asked.append(op) or [np.ones((1, 1)) for _ in "ab"])
+    argv = ["--parts", *small, "--repeats", "1", "--patience", "0", "--output", str(tmp_path / "page")]
 
-    def rows() -> dict[str, list[Any]]:
+    def kept() -> dict[str, list[Any]]:
         return {case["op"]: case["rows"] for case in json.loads((tmp_path / "page.json").read_text("utf-8"))["ops"]}
 
     assert bench.main(argv) == 0
-    first = rows()
+    first = kept()
     assert {op: [row["contestant"] for row in each] for op, each in first.items()} == {op: ["one", "two"] for op in small}
     old = json.loads((tmp_path / "page.json").read_text("utf-8"))
     del old["ops"][0]["rows"][1]
     old["ops"][1]["sources"] = "others"
     (tmp_path / "page.json").write_text(json.dumps(old), "utf-8")
     assert bench.main([*argv, "--resume"]) == 0
-    assert rows()["linear_attention"][0] == first["linear_attention"][0]
-    assert rows().keys() == small.keys()
-    assert [len(each) for each in rows().values()] == [2, 2]
-    assert rows()["diagonal_ssm"] != first["diagonal_ssm"]
+    assert kept()["linear_attention"][0] == first["linear_attention"][0]
+    assert kept().keys() == small.keys()
+    assert [len(each) for each in kept().values()] == [2, 2]
+    assert kept()["diagonal_ssm"] != first["diagonal_ssm"]
     asked.clear()
     assert bench.main([*argv, "--resume"]) == 0
     assert not asked
     late = json.loads((tmp_path / "page.json").read_text("utf-8"))
-    late["ops"][0]["rows"][1] = {"contestant": "two", "note": bench.LATE}
+    late["ops"][0]["rows"][1] = {"contestant": "two", "note": f"{bench.LATE[0]} 9 s"}
     (tmp_path / "page.json").write_text(json.dumps(late), "utf-8")
     assert bench.main([*argv, "--resume"]) == 0
-    assert [row["contestant"] for row in rows()["linear_attention"] if "both_ms" in row] == ["one", "two"]
+    assert [row["contestant"] for row in kept()["linear_attention"] if "both_ms" in row] == ["one", "two"]
     assert asked == ["linear_attention"]
     old["run"]["versions"] = "jax 0.1"
     (tmp_path / "page.json").write_text(json.dumps(old), "utf-8")
@@ -98,7 +111,8 @@ def test_figures_are_of_all_files_that_an_op_imports(tmp_path: Path, monkeypatch
         "ops/scan": "from room.ops.carry import carried\n\n\ndef run():\n    from room.kernels import scan\n",
         "ops/carry": "",
         "kernels/scan": "from room.kernels import operator as made\n",
-        "kernels/operator": "import room.registry\n",
+        "kernels/operator": "import room.registry\nfrom room.kernels import name\n",
+        "kernels/__init__": "name = 1\n",
         "registry": "",
         "ops/gru": "",
     }

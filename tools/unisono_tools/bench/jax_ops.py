@@ -17,9 +17,10 @@ from unisono_jax.ops.features import elu1
 from unisono_tools.bench.contestants import serving
 
 Arrays = tuple[jax.Array, ...]
+Seed = int | jax.Array
 
 
-def attention_inputs(shape: tuple[int, ...], seed: int) -> Arrays:
+def attention_inputs(shape: tuple[int, ...], seed: Seed) -> Arrays:
     """φ(q), φ(k), v, S, z."""
     batch, _, heads, width = shape
     q, k, v = (jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(seed), 3))
@@ -27,7 +28,7 @@ def attention_inputs(shape: tuple[int, ...], seed: int) -> Arrays:
     return q, k, v, jnp.zeros((batch, heads, width, width)), jnp.zeros((batch, heads, width))
 
 
-def scales_inputs(shape: tuple[int, ...], seed: int) -> Arrays:
+def scales_inputs(shape: tuple[int, ...], seed: Seed) -> Arrays:
     """φ(q), φ(k), v, log λ, weights, S, z: the first scale forgets nothing, one weight a token, as InfinityFormer has them."""
     batch, length, heads, width, scales = shape
     q, k, v, *_ = attention_inputs(shape[:4], seed)
@@ -53,7 +54,7 @@ def chunked_einsum(q: jax.Array, k: jax.Array, v: jax.Array, size: int = 64) -> 
     return (top / (bottom + 1e-6)[..., None]).astype(v.dtype).reshape(batch, length, heads, width)
 
 
-def scan_inputs(shape: tuple[int, ...], seed: int) -> Arrays:
+def scan_inputs(shape: tuple[int, ...], seed: Seed) -> Arrays:
     """u, Δ, A, B, C, D, h: Δ between e^−5 and e^−1 for most."""
     b, t, d, n = shape
     keys = iter(jax.random.split(jax.random.key(seed), 7))
@@ -75,7 +76,7 @@ def associative(u: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.
     return (states * C[:, :, None]).sum(-1) + D * u
 
 
-def diagonal_inputs(shape: tuple[int, ...], seed: int) -> Arrays:
+def diagonal_inputs(shape: tuple[int, ...], seed: Seed) -> Arrays:
     """u, Δ, A, C, D, h, as S4D's layers start: Δ from 1e-3 to 1e-1, A = −½ + iπn."""
     b, t, d, p = shape
     keys = iter(jax.random.split(jax.random.key(seed), 5))
@@ -96,7 +97,7 @@ def associative_pairs(u: jax.Array, dt: jax.Array, A: jax.Array, C: jax.Array, D
     return 2 * times(C, states)[..., 0].sum(-1) + D * u
 
 
-def cell_inputs(shape: tuple[int, ...], seed: int) -> Arrays:
+def cell_inputs(shape: tuple[int, ...], seed: Seed) -> Arrays:
     """x, h, M, then MoM-GRU's parameters in the order of CELL."""
     batch, length, d, n, slots, m = shape
     keys = iter(jax.random.split(jax.random.key(seed), 20))
@@ -133,7 +134,7 @@ class Timed(NamedTuple):
     axes_of_o: int
     shapes: tuple[tuple[int, ...], ...]
     widths: tuple[str, ...]
-    inputs: Callable[[tuple[int, ...], int], Arrays]
+    inputs: Callable[[tuple[int, ...], Seed], Arrays]
     parallel: Callable[..., Any]
     recurrent: Callable[..., Any]
     tokens: int
