@@ -40,15 +40,7 @@ def test_the_truth_is_of_the_first_head():
 def test_a_page():
     case = {"op": "selective_scan", "shape": [1, 2, 3, 4], "floor_ms": [1.0, 2.0]}
     errors = {"error_o": 1e-6, "error_gradient": 2e-6}
-    row = {
-        "contestant": "pallas",
-        "forward_ms": 2.0,
-        "forward_device_ms": 1.5,
-        "both_ms": 6.0,
-        "error_o": 1e-6,
-        "error_gradient": 2e-6,
-        "peak_bytes": 1 << 20,
-    }
+    row = {"contestant": "pallas", "forward_ms": 2.0, "forward_device_ms": 1.5, "both_ms": 6.0, **errors, "peak_bytes": 1 << 20}
     result = {
         "run": {"command": "bench"},
         "copy_bytes_per_s": 3e12,
