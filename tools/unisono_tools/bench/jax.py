@@ -107,7 +107,7 @@ def markdown(result: Row) -> str:
     lines = ["# JAX on a GPU", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
     lines += [
         f"- copy {result['copy_bytes_per_s'] / 1e9:.0f} GB/s, read plus written; floor: each input read once, each output written once",
-        "- medians of rounds over three input sets, a round's time by the host; bfloat16, states and Δ in float32",
+        "- medians of rounds over three input sets, each called up to ten times in one, by the host; bfloat16, states and Δ in float32",
         "- device: what its kernels and copies take a call, by JAX's profiler",
         "- errors: ‖a − exact‖ / ‖exact‖ against float64, of o and of the worst gradient; peak: temporaries and outputs of both ways",
     ]
