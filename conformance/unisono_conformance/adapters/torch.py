@@ -84,6 +84,10 @@ class Adapter:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)  # tiny models; and the same bits twice are promised for one thread count
+        if registry.available("cpu"):
+            from unisono_torch.kernels import interpreter
+
+            interpreter.install()
         devices, rows = ("cpu", *(("cuda",) if torch.cuda.is_available() else ())), registry.IMPLEMENTATIONS
         kernels = {op: names for op, names in served(rows, "triton").items() if op not in LONG or not registry.interpreted()}
         self.capabilities = Capabilities(

@@ -28,6 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
         if "triton" in sys.modules:
             raise pytest.UsageError("triton was imported before the interpreter could be chosen; set TRITON_INTERPRET=1")
         os.environ["TRITON_INTERPRET"] = "1"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from unisono_torch.kernels import interpreter
+
+        interpreter.install()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
