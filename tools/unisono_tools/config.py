@@ -162,6 +162,8 @@ class TrainConfig:
     """Keep each block's inputs alone, and compute the block again for the gradient: less memory, a third more work."""
     compile: bool = False
     """torch.compile the step; jax always does."""
+    cuda_graphs: bool = False
+    """Replay forward and backward as one CUDA graph, compiled or not: the same bits, without what launches cost the host (torch)."""
     backend: Literal["torch", "jax"] | None = None
     """The default is the first of them that is installed."""
     device: str | None = None
@@ -264,10 +266,8 @@ class TrainConfig:
         if self.accumulation >= 1 and self.batch_size % self.accumulation:
             yield f"accumulation: {self.accumulation} does not divide batch_size {self.batch_size}, use a divisor of it"
         if (self.mode == "positions") != (self.data.precomputed is not None):
-            yield (
-                f"data.precomputed: {self.data.precomputed!r} with mode={self.mode}, "
-                "give the folder of `unisono precompute` together with mode=positions"
-            )
+            given = f"data.precomputed: {self.data.precomputed!r} with mode={self.mode}"
+            yield f"{given}, give the folder of `unisono precompute` together with mode=positions"
 
         yield from self._data_problems()
         yield from self._device_problems()

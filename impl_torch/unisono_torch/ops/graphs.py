@@ -18,8 +18,9 @@ _graphs: collections.OrderedDict[Any, _Graph] = collections.OrderedDict()
 _lock = threading.Lock()
 
 
-def captured(work: Callable[[], _Found]) -> tuple[torch.cuda.CUDAGraph, _Found]:
-    """A graph of what `work` launches on the current device, which is run once before, and what it returns."""
+def captured(work: Callable[[], _Found], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, _Found]:
+    """A graph of what `work` launches on the current device, which is run once before, and what it returns. pool: of memory, as
+    `torch.cuda.graph_pool_handle` gives one, for graphs that are never replayed beside each other."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # once without a graph, in which libraries could not set themselves up
@@ -29,7 +30,7 @@ def captured(work: Callable[[], _Found]) -> tuple[torch.cuda.CUDAGraph, _Found]:
     # a workspace of cuBLAS is this graph's own, in its memory: graphs that share one cannot run beside each other
     torch._C._cuda_clearCublasWorkspaces()
     # PyTorch's own stream for this is one of the device of the first graph
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         found = work()
     torch._C._cuda_clearCublasWorkspaces()  # nor beside work of a stream that took the graph's
     return graph, found

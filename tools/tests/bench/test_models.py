@@ -17,7 +17,7 @@ import torch
 import unisono_torch
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import count_params, preset
-from unisono_tools.bench import head, lat, lengths, models, tune, workers
+from unisono_tools.bench import head, lat, lengths, measure, models, tune, workers
 from unisono_tools.experiments.match import nearest
 from unisono_torch.kernels.multiscale import table
 
@@ -98,10 +98,10 @@ def test_who_waits_to_time_goes_before_who_compiles_next(tmp_path: pathlib.Path)
     lock, order = str(tmp_path / "lock"), list[str]()
 
     def hold(name: str, how: int) -> None:
-        with models._held(lock, how):
+        with measure.held(lock, how):
             order.append(name)
 
-    with models._held(lock, fcntl.LOCK_SH):
+    with measure.held(lock, fcntl.LOCK_SH):
         beside = threading.Thread(target=hold, args=("compiles", fcntl.LOCK_SH))
         beside.start()
         beside.join()

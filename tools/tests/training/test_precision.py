@@ -247,3 +247,44 @@ def test_the_host_runs_ahead_and_reads_all_before_it_saves(backend, tiny, monkey
     train(tiny(backend=backend, steps=6, checkpoint_every=4, eval_every=100))
     ahead = [f"{min(i, AHEAD)} waiting" for i in range(4)]
     assert order == [*ahead, "saved with 0", *ahead[:2], "saved with 0"]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_steps_replayed_as_graphs(backend, tiny, monkeypatch, accumulation):
+    """Where a graph's tensors have one place each, written by every replay: the same bits as without; a state and groups come and go."""
+    plan = tiny("maru-1m", SMALL["maru-1m"], backend=backend, batch_size=4, accumulation=accumulation)
+    said = {"jax": r"cuda_graphs: true with backend jax.*leave it out", "torch": r"cuda_graphs: true on cpu; give one GPU.*leave it out"}
+    with pytest.raises(InputError, match=said[backend]):
+        _trainer(dataclasses.replace(plan, cuda_graphs=True))
+    if backend == "jax":
+        return
+    from torch.utils import _pytree as trees
+    from unisono_tools.backends.torch import graphs
+
+    recorded = list[Any]()
+
+    class Recorded:
+        def __init__(self, work: Any) -> None:
+            self.work, self.found = work, work()
+
+        def replay(self) -> None:
+            for own, new in zip(trees.tree_leaves(self.found), trees.tree_leaves(self.work()), strict=True):
+                if own is not None:
+                    own.copy_(new)
+
+    def captured(work: Any, pool: Any) -> tuple[Any, Any]:
+        recorded.append(Recorded(work))
+        return recorded[-1], recorded[-1].found
+
+    monkeypatch.setattr(graphs, "captured", captured)
+    trainers: Any = _trainer(plan), _trainer(plan)
+    trainers[1].graphs = graphs.Graphed(trainers[1]._compute, list(trainers[1].named.values()))
+    groups = np.array([[True, False, True, False]])
+    for step, more in enumerate(({}, {"carried": True}, {"carried": True}, {"groups": groups.T}, {}, {"groups": groups.T})):
+        batch = dataclasses.replace(_batch(plan, step), **more)
+        results = [trainer.grad_step(batch, step, 1e-2).read() for trainer in trainers]
+        assert results[0] == results[1]
+        (plain, held), (same, kept) = ((t.params(), t.optimizer_state()) for t in trainers)
+        assert all(np.array_equal(plain[name], same[name]) for name in plain)
+        assert all(np.array_equal(held[name], kept[name]) for name in held)
+    assert len(recorded) == 4

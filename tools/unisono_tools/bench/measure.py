@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import pathlib
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 WARM_UP = 3
+LOCK = f"{tempfile.gettempdir()}/unisono-bench.lock"
+
+
+@contextlib.contextmanager
+def held(lock: str, how: int) -> Iterator[None]:
+    """fcntl.LOCK_EX: alone, to time; LOCK_SH: beside others that compile. Who waits to be alone goes before who comes later."""
+    with pathlib.Path(f"{lock}.turn").open("w") as turn, pathlib.Path(lock).open("w") as file:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        fcntl.flock(file, how)
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        yield
 
 
 def median_ms(calls: Sequence[Callable[[], object]], device: str, repeats: int) -> float:

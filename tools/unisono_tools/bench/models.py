@@ -11,7 +11,6 @@ as many parameters more than the Transformer; `tied` gives one to all.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fcntl
 import json
 import math
@@ -19,10 +18,9 @@ import pathlib
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -34,7 +32,7 @@ from torch.nn import functional as F
 from unisono_spec.contract import Config, count_params
 
 from unisono_tools.bench import report
-from unisono_tools.bench.measure import ceilings
+from unisono_tools.bench.measure import LOCK, ceilings, held
 from unisono_tools.experiments.match import HEADS, nearest
 
 BASE, MODELS = "transformer", ("transformer", "lat", "infinityformer")
@@ -76,16 +74,6 @@ def trainer(config: Config, device: str, compiled: bool, logits: bool = False) -
     return step
 
 
-@contextlib.contextmanager
-def _held(lock: str, how: int) -> Iterator[None]:
-    """fcntl.LOCK_EX: alone, to time; LOCK_SH: beside others that compile. Who waits to be alone goes before who comes later."""
-    with pathlib.Path(f"{lock}.turn").open("w") as turn, pathlib.Path(lock).open("w") as held:
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        fcntl.flock(held, how)
-        fcntl.flock(turn, fcntl.LOCK_UN)
-        yield
-
-
 def trained(
     name: str, size: int, lengths: list[int], tokens: int, compiled: bool, steps: int, lock: str, logits: bool = False, head: str = "alike"
 ) -> None:
@@ -96,14 +84,14 @@ def trained(
     for length in lengths:
         batch = max(1, tokens // length)
         given = torch.randint(0, VOCABULARY, (batch, length + 1), generator=torch.Generator().manual_seed(1)).to(device)
-        with _held(lock, fcntl.LOCK_SH):
+        with held(lock, fcntl.LOCK_SH):
             begin = time.perf_counter()
             losses = [float(step(given)), float(step(given))]
             first, times = time.perf_counter() - begin, list[float]()
         if device == "cuda":
             torch.cuda.empty_cache()  # what others need to compile in
             torch.cuda.reset_peak_memory_stats()
-        with _held(lock, fcntl.LOCK_EX):
+        with held(lock, fcntl.LOCK_EX):
             for _ in range(steps):
                 begin = time.perf_counter()
                 losses.append(float(step(given)))  # the host waits for the number
@@ -116,23 +104,24 @@ def trained(
         print(json.dumps(row), flush=True)
 
 
-def prompted(name: str, size: int, prompts: list[int], lock: str) -> None:
+def prompted(name: str, size: int, prompts: list[int], lock: str, head: str = "alike") -> None:
     """Prints a row of JSON for each prompt: what reading it takes, as `generate` does."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = unisono_torch.create(nearest(name, size, VOCABULARY), seed=0, dtype="bfloat16", device=device)
+    model: Any = unisono_torch.create(nearest(name, size, VOCABULARY, head), seed=0, dtype="bfloat16", device=device)
     for length in prompts:
         prompt = np.random.default_rng(0).integers(0, VOCABULARY, (1, length))
-        with _held(lock, fcntl.LOCK_SH):
+        with held(lock, fcntl.LOCK_SH):
             model.generate(prompt[:, :1024], 1)
         if device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        with _held(lock, fcntl.LOCK_EX):
+        with held(lock, fcntl.LOCK_EX):
             begin = time.perf_counter()
             model.generate(prompt, 1)
             seconds = time.perf_counter() - begin
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
-        print(json.dumps({"model": name, "size": size, "prompt": length, "seconds": seconds, "peak_bytes": peak}), flush=True)
+        row = {"model": name, "size": size, "head": head, "prompt": length, "seconds": seconds, "peak_bytes": peak}
+        print(json.dumps(row), flush=True)
 
 
 def _head(row: Row) -> str:
@@ -181,7 +170,8 @@ def markdown(result: dict[str, Any], picture: str = "") -> str:
         lines += ["| model | parameters | prompt | seconds | peak MiB |", "|---|---|---|---|---|"]
         for row in result["prompts"]:
             peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
-            lines.append(f"| {row['model']} | {row['size'] / 1e6:g}M | {row['prompt']:,} | {row['seconds']:.1f} | {peak} |")
+            size = f"{TITLES[_head(row)]}{row['size'] / 1e6:g}M"
+            lines.append(f"| {row['model']} | {size} | {row['prompt']:,} | {row['seconds']:.1f} | {peak} |")
     lines += ["", f"![tokens a second, by length]({picture})"] if picture else []
     return "\n".join(lines) + "\n"
 
@@ -222,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="models that are compiled at once, where memory holds them")
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json, .md and .png are added")
     parser.add_argument("--one", choices=("trained", "prompted"), help=argparse.SUPPRESS)
-    parser.add_argument("--lock", default=f"{tempfile.gettempdir()}/unisono-models.lock", help=argparse.SUPPRESS)
+    parser.add_argument("--lock", default=LOCK, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.one == "trained":
         sizes = options.lengths, options.tokens
@@ -230,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
         trained(options.models[0], options.sizes[0], *sizes, *how)
         return 0
     if options.one:
-        prompted(options.models[0], options.sizes[0], options.prompts, options.lock)
+        prompted(options.models[0], options.sizes[0], options.prompts, options.lock, options.heads[0])
         return 0
     words = sys.argv[1:] if argv is None else argv
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} thread(s)"
@@ -249,7 +239,13 @@ def main(argv: list[str] | None = None) -> int:
         for name in options.models
     ]
     if options.prompts:
-        kinds += [("prompted", name, size, "alike") for size in options.sizes[:1] for name in options.models if name != BASE]
+        kinds += [
+            ("prompted", name, size, head)
+            for size in options.sizes[:1]
+            for name in options.models
+            if name != BASE
+            for head in _told_apart(size, options.heads, [name])
+        ]
     kept = threading.Lock()
     picture = f"{options.output.name}.png" if options.output and not options.eager else ""  # what is drawn is compiled
 

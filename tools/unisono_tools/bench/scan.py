@@ -6,6 +6,7 @@ python -m unisono_tools.bench.scan --output docs/results/kernels-scan-h100      
 from __future__ import annotations
 
 import argparse
+import fcntl
 import functools
 import importlib.util
 import os
@@ -13,7 +14,6 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from unisono_torch.ops import gated_scan
 
 from unisono_tools.bench import report
 from unisono_tools.bench.contestants import serving
-from unisono_tools.bench.measure import ceilings, median_ms, peak_bytes, throughput_ms
+from unisono_tools.bench.measure import LOCK, ceilings, held, median_ms, peak_bytes, throughput_ms
 
 # B, T, D, N; bfloat16, with softplus, D and a gate
 SHAPES = ((8, 4096, 1536, 16), (1, 16384, 1536, 16), (8, 4000, 1300, 16), (8, 4001, 1301, 16))
@@ -122,7 +122,7 @@ def training(
     config: Config,
     batch: int = BATCH,
     length: int = LENGTH,
-    turn: AbstractContextManager | None = None,
+    lock: str = LOCK,
     graphs: bool = False,
 ) -> dict[str, Any]:
     """Tokens a second of training steps: forward, cross-entropy, backward, AdamW; bfloat16, float32 parameters. graphs: what is compiled
@@ -136,17 +136,12 @@ def training(
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
     mode = "reduce-overhead" if graphs else None
-    return trained(model, torch.compile(loss, dynamic=False, mode=mode) if compiled else loss, tokens, steps, turn)
+    return trained(model, torch.compile(loss, dynamic=False, mode=mode) if compiled else loss, tokens, steps, lock)
 
 
-def trained(
-    model: torch.nn.Module,
-    loss: Callable[[Tensor], Tensor],
-    tokens: Tensor,
-    steps: int,
-    turn: AbstractContextManager | None = None,
-) -> dict[str, Any]:
-    """Median tokens a second of `steps` on `tokens` [B, T + 1], after two; they are timed inside `turn`."""
+def trained(model: torch.nn.Module, loss: Callable[[Tensor], Tensor], tokens: Tensor, steps: int, lock: str = LOCK) -> dict[str, Any]:
+    """Median tokens a second of `steps` on `tokens` [B, T + 1], after three beside others that compile: nothing else runs meanwhile.
+    Memory at the peak is of all steps but the first, a graph's own among it."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
@@ -154,13 +149,16 @@ def trained(
         optimizer.step()
         optimizer.zero_grad()
 
-    begin = time.perf_counter()
-    step()
-    step()
-    torch.cuda.synchronize()
-    first, times = time.perf_counter() - begin, []
-    torch.cuda.reset_peak_memory_stats()
-    with turn or nullcontext():
+    with held(lock, fcntl.LOCK_SH):
+        begin = time.perf_counter()
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        step()  # as CUDA graphs, it is recorded
+        torch.cuda.synchronize()
+        first, times = time.perf_counter() - begin, []
+        step()
+        torch.cuda.synchronize()
+    with held(lock, fcntl.LOCK_EX):
         for _ in range(steps):
             torch.cuda.synchronize()
             begin = time.perf_counter()

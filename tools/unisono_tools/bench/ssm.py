@@ -7,8 +7,6 @@ python -m unisono_tools.bench.ssm --training --compiled mamba-130m s4d-base --ou
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import importlib.util
 import itertools
 import json
@@ -16,7 +14,6 @@ import pathlib
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +24,7 @@ from unisono_torch.ops import diagonal_ssm
 
 from unisono_tools.bench import report, scan
 from unisono_tools.bench.contestants import serving
-from unisono_tools.bench.measure import ceilings, median_ms, peak_bytes
+from unisono_tools.bench.measure import LOCK, ceilings, median_ms, peak_bytes
 from unisono_tools.bench.models import operations
 from unisono_tools.experiments.match import nearest
 
@@ -37,7 +34,7 @@ HALF = 0.5  # of the tokens a second of a LAT as large: mamba-130m's mark
 CHECKED = (2, 1101, 99, 30)  # errors are measured here, against float64; enough tokens for products of chunks
 MATCHED = "lat, as large as mamba-130m"
 MODELS = {"s4d-base": (8, 2048), "mamba-130m": (8, 2048), MATCHED: (8, 2048), "maru": (8, 256), "lat-base": (8, 2048)}
-STEPS = 4
+STEPS = 12
 SLOW = (1, 512)  # transformers' Mamba without CUDA extensions, and ours beside it
 PARTS = ("u", "dt", "A", "C", "D", "state")
 
@@ -84,35 +81,24 @@ def errors(implementation: str) -> dict[str, float]:
     return {n: float((a.double() - b).norm() / b.norm()) for n, a, b in zip(names, *found, strict=True)}
 
 
-def trained(
-    name: str, compiled: bool, flops: float, turn: contextlib.AbstractContextManager | None = None, graphs: bool = False
-) -> dict[str, Any]:
+def trained(name: str, compiled: bool, flops: float, lock: str = LOCK, graphs: bool = False) -> dict[str, Any]:
     """Tokens a second; MFU: 6 operations a parameter and token, but embeddings that are only looked up, of a matmul's measured rate."""
     mamba = preset("mamba-130m")
     config, (batch, length) = nearest("lat", count_params(mamba), mamba.vocab_size) if name == MATCHED else preset(name), MODELS[name]
-    row = scan.training("auto", STEPS, compiled, config, batch, length, turn, graphs)
+    row = scan.training("auto", STEPS, compiled, config, batch, length, lock, graphs)
     mfu = operations(config) * row["tokens_per_s"] / flops
     return {"model": name, "compiled": compiled, "graphs": graphs, "batch": batch, "length": length, **row, "mfu": mfu}
 
 
-@contextlib.contextmanager
-def alone(lock: str) -> Iterator[None]:
-    """One process at a time; others compile meanwhile."""
-    with pathlib.Path(lock).open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-
-
-def all_compiled(names: list[str], flops: float, graphs: bool) -> Iterator[dict[str, Any]]:
+def all_compiled(names: list[str], flops: float, graphs: bool, lock: str) -> Iterator[dict[str, Any]]:
     """`trained`, each in a process of its own: they compile, for minutes, at once. graphs: with CUDA graphs and without."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "unisono_tools.bench.ssm", "--lock", f"{folder}/lock", "--flops", str(flops), "--one"]
-        each = [[*command, name, *more] for more in ([], ["--graphs"])[: 1 + graphs] for name in names]
-        running = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for arguments in each]
-        for process in running:
-            said, _ = process.communicate()
-            if process.returncode == 0:  # what went wrong with another stands in the terminal
-                yield json.loads(said.splitlines()[-1])
+    command = [sys.executable, "-m", "unisono_tools.bench.ssm", "--lock", lock, "--flops", str(flops), "--one"]
+    each = [[*command, name, *more] for more in ([], ["--graphs"])[: 1 + graphs] for name in names]
+    running = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for arguments in each]
+    for process in running:
+        said, _ = process.communicate()
+        if process.returncode == 0:  # what went wrong with another stands in the terminal
+            yield json.loads(said.splitlines()[-1])
 
 
 def transformers_slow_path() -> dict[str, Any]:
@@ -202,12 +188,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--graphs", action="store_true", help="what is compiled as CUDA graphs, too: its host launches nothing")
     parser.add_argument("--one", choices=list(MODELS), help=argparse.SUPPRESS)
     parser.add_argument("--flops", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--lock", help=argparse.SUPPRESS)
+    parser.add_argument("--lock", default=LOCK, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU here")
     if options.one:
-        print(json.dumps(trained(options.one, True, options.flops, alone(options.lock), options.graphs)))
+        print(json.dumps(trained(options.one, True, options.flops, options.lock, options.graphs)))
         return 0
     command = shlex.join(["python", "-m", "unisono_tools.bench.ssm", *(sys.argv[1:] if argv is None else argv)])
     result: dict[str, Any] = {
@@ -228,10 +214,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def eager() -> Iterator[dict[str, Any]]:
         for name in options.models:
-            yield trained(name, False, flops)
+            yield trained(name, False, flops, options.lock)
             torch.cuda.empty_cache()
 
-    for row in itertools.chain(eager(), all_compiled(options.compiled, flops, options.graphs)):
+    for row in itertools.chain(eager(), all_compiled(options.compiled, flops, options.graphs, options.lock)):
         result["training"].append(row)
         print(row, flush=True)
         report.keep(options.output, result, markdown(result))

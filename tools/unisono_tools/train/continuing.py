@@ -53,7 +53,7 @@ FREE = (
         "threads",
         "out",
     ),
-    *("accumulation", "gradient_checkpointing", "compile", "devices", "parallel", "context"),
+    *("accumulation", "gradient_checkpointing", "compile", "cuda_graphs", "devices", "parallel", "context"),
 )
 # So may these where what they name is the same, as a fingerprint says.
 NAMES = ("data.corpus", "data.validation")

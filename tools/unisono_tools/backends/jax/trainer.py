@@ -29,6 +29,8 @@ class Trainer:
         self.train, self.config = train, config
         if train.compile:
             raise InputError("compile: true with backend jax, which compiles every step as it is; leave it out")
+        if train.cuda_graphs:
+            raise InputError("cuda_graphs: true with backend jax, whose compiled step is one call already; leave it out")
         if train.threads:
             # read once, when XLA's CPU client starts
             os.environ["NPROC"] = str(train.threads)

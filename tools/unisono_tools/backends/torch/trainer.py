@@ -17,6 +17,7 @@ from unisono_torch.ops.mom_gru import balanced
 
 from unisono_tools.backends.base import Batch, Step, caches, check_moments, decays, dropout_seeds, ema_share, router_noise, trained
 from unisono_tools.backends.torch import context
+from unisono_tools.backends.torch.graphs import Graphed
 from unisono_tools.backends.torch.objective import Objective, State, dropout_masks, recompute_blocks
 from unisono_tools.backends.torch.ranks import Ranks, is_cut, local, share_of, whole
 from unisono_tools.backends.torch.reader import Reader, to_numpy
@@ -36,6 +37,9 @@ class Trainer:
         if train.batch_size % self.n_microbatches:
             what = f"{self.ranks.shares} processes times accumulation {train.accumulation}"
             raise InputError(f"batch_size: {train.batch_size} does not divide into {what}; use a multiple of {self.n_microbatches}")
+        if train.cuda_graphs and (self.device.type != "cuda" or self.ranks.size > 1):
+            what = f"on {self.device.type}" if self.device.type != "cuda" else f"with {self.ranks.size} processes"
+            raise InputError(f"cuda_graphs: true {what}; give one GPU (--device cuda), or leave it out")
         self.sums = torch.float32 if self.device.type == "mps" else torch.float64  # of what is reported
         if self.device.type == "cuda":
             # a resumed run has the same bits only if sums keep their order
@@ -59,6 +63,7 @@ class Trainer:
             objective = torch.compile(objective, dynamic=False)
         # a state that is carried takes the place of initial states that are parameters; a fixed graph must end its first pass
         self.objective: Any = self.ranks.replicate(objective, fixed=train.data.order != "streamed" and train.accumulation == 1)
+        self.graphs = Graphed(self._compute, list(self.named.values())) if train.cuda_graphs else None
         decay = decays(self.config, opt.weight_decay)
         groups = [
             {"params": [p for n, p in self.held.items() if decay[n] == d and p.numel()], "weight_decay": d}
@@ -201,8 +206,12 @@ class Trainer:
         else:
             found = []
             for i in mine:
+                arguments = self._arguments(microbatches[i], step, i)
+                if self.graphs is not None:
+                    found.append(self.graphs(arguments, weight, first=i == mine[0], last=i == mine[-1]))
+                    continue
                 with ranks.accumulating(last=i == mine[-1]):
-                    found.append(self._compute(self._arguments(microbatches[i], step, i)))
+                    found.append(self._compute(arguments))
                     (found[-1][0] * weight).backward()
         states = {i: {name: a.detach() for name, a in one[2].items()} for i, one in zip(mine, found, strict=True)}
         nats = [torch.cat([one[0].detach()[None].to(self.sums) / batch.count, one[3].to(self.sums)]) for one in found]
