@@ -196,12 +196,16 @@ def _scan_backward(dy, dfinal, u, dt, A, B, C, D, z, reset, valid, saved, softpl
         cut, tensors = _natively(u, B, C)
         tensors |= {"u": _rows(u), "dt": _rows(dt), "z": _rows(z), "A": A.float().contiguous(), "D": D.float().contiguous(), "saved": saved}
         tensors |= {"dfinal": dfinal.contiguous(), "dy": dy.contiguous(), "reset": _whole(reset), "valid": _whole(valid)}
-        tensors |= {"du": du, "ddt": ddt, "dz": dz, "dinitial": dinitial}
+        added = {"to_A": dA, "to_D": dD, "dB": dB, "dC": dC}
+        kinds = dict.fromkeys(added, torch.float32) | dict.fromkeys(("dB", "dC"), tensors["B"].dtype)
+        own = {name: a if a.dtype == kinds[name] else a.new_empty(a.shape, dtype=kinds[name]) for name, a in added.items()}
+        tensors |= {"du": du, "ddt": ddt, "dz": dz, "dinitial": dinitial, **own}
         with torch.cuda.device_of(u):
-            to_A, to_B, to_C, to_D = native.backward(tensors, *cut, softplus)
-        dB.copy_(to_B)
-        dC.copy_(to_C)
-        return du, ddt, to_A.to(A.dtype).contiguous(), dB, dC, to_D.to(D.dtype), dz, dinitial
+            native.backward(tensors, *cut, softplus)
+        for name, a in added.items():
+            if own[name] is not a:
+                a.copy_(own[name])
+        return gradients
     acc, states, (batch, length, width) = accumulator(u.dtype), A.shape[1], u.shape
     n, cut = padded(states), _cut("backward", u, A)
     blocks = -(-width // cut.block)
