@@ -279,9 +279,11 @@ def test_steps_replayed_as_graphs(backend, tiny, monkeypatch, accumulation):
     monkeypatch.setattr(graphs, "captured", captured)
     trainers: Any = _trainer(plan), _trainer(plan)
     trainers[1].graphs = graphs.Graphed(trainers[1]._compute, list(trainers[1].named.values()))
-    groups = np.array([[True, False, True, False]])
-    for step, more in enumerate(({}, {"carried": True}, {"carried": True}, {"groups": groups.T}, {}, {"groups": groups.T})):
-        batch = dataclasses.replace(_batch(plan, step), **more)
+    scored = np.random.default_rng(0).random((6, plan.batch_size, plan.seq_len)) < np.linspace(0.3, 0.9, 6)[:, None, None]
+    groups = np.array([[True], [False], [True], [False]])
+    for step, kind in enumerate(("", "carried", "carried", "groups", "", "groups")):
+        batch = dataclasses.replace(_batch(plan, step), carried=kind == "carried", groups=groups if kind == "groups" else None)
+        batch = dataclasses.replace(batch, scored=scored[step] if kind else None)
         results = [trainer.grad_step(batch, step, 1e-2).read() for trainer in trainers]
         assert results[0] == results[1]
         (plain, held), (same, kept) = ((t.params(), t.optimizer_state()) for t in trainers)

@@ -196,8 +196,9 @@ def _scan_backward(dy, dfinal, u, dt, A, B, C, D, z, reset, valid, saved, softpl
         cut, tensors = _natively(u, B, C)
         tensors |= {"u": _rows(u), "dt": _rows(dt), "z": _rows(z), "A": A.float().contiguous(), "D": D.float().contiguous(), "saved": saved}
         tensors |= {"dfinal": dfinal.contiguous(), "dy": dy.contiguous(), "reset": _whole(reset), "valid": _whole(valid)}
-        added = {"to_A": dA, "to_D": dD, "dB": dB, "dC": dC}
-        kinds = dict.fromkeys(added, torch.float32) | dict.fromkeys(("dB", "dC"), tensors["B"].dtype)
+        added, rows = {"to_A": dA, "to_D": dD, "dB": dB, "dC": dC}, tensors["B"]
+        assert rows is not None
+        kinds = {"to_A": torch.float32, "to_D": torch.float32, "dB": rows.dtype, "dC": rows.dtype}
         own = {name: a if a.dtype == kinds[name] else a.new_empty(a.shape, dtype=kinds[name]) for name, a in added.items()}
         tensors |= {"du": du, "ddt": ddt, "dz": dz, "dinitial": dinitial, **own}
         with torch.cuda.device_of(u):
