@@ -22,6 +22,7 @@ from torch import Tensor
 from unisono_spec.contract import Config, preset
 from unisono_torch.ops import gated_scan
 
+from unisono_tools.backends.torch.graphs import Graphed
 from unisono_tools.bench import report
 from unisono_tools.bench.contestants import serving
 from unisono_tools.bench.measure import LOCK, ceilings, held, median_ms, peak_bytes, throughput_ms
@@ -125,8 +126,8 @@ def training(
     lock: str = LOCK,
     graphs: bool = False,
 ) -> dict[str, Any]:
-    """Tokens a second of training steps: forward, cross-entropy, backward, AdamW; bfloat16, float32 parameters. graphs: what is compiled
-    is replayed as CUDA graphs."""
+    """Tokens a second of training steps: forward, cross-entropy, backward, AdamW; bfloat16, float32 parameters. graphs: forward
+    and backward replayed as a CUDA graph, as `train` does."""
     torch.manual_seed(0)
     model = unisono_torch.create(config, seed=0, dtype="bfloat16", device="cuda", implementation=implementation)
     tokens = torch.randint(0, config.vocab_size, (batch, length + 1), device="cuda")
@@ -135,25 +136,31 @@ def training(
         logits, _ = model(tokens[:, :-1])
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
-    mode = "reduce-overhead" if graphs else None
-    return trained(model, torch.compile(loss, dynamic=False, mode=mode) if compiled else loss, tokens, steps, lock)
+    return trained(model, torch.compile(loss, dynamic=False) if compiled else loss, tokens, steps, lock, graphs)
 
 
-def trained(model: torch.nn.Module, loss: Callable[[Tensor], Tensor], tokens: Tensor, steps: int, lock: str = LOCK) -> dict[str, Any]:
+def trained(
+    model: torch.nn.Module, loss: Callable[[Tensor], Tensor], tokens: Tensor, steps: int, lock: str = LOCK, graphs: bool = False
+) -> dict[str, Any]:
     """Median tokens a second of `steps` on `tokens` [B, T + 1], after three beside others that compile: nothing else runs meanwhile.
-    Memory at the peak is of all steps but the first, a graph's own among it."""
+    Memory at the peak is of all steps but the first; a graph's, of what that one records."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    graphed = Graphed(lambda given: (loss(given["tokens"]),), list(model.parameters()))
 
     def step() -> None:
-        loss(tokens).backward()
+        if graphs:
+            graphed({"tokens": tokens}, 1.0, first=True, last=True)
+        else:
+            loss(tokens).backward()
         optimizer.step()
         optimizer.zero_grad()
 
     with held(lock, fcntl.LOCK_SH):
         begin = time.perf_counter()
         step()
-        torch.cuda.reset_peak_memory_stats()
-        step()  # as CUDA graphs, it is recorded
+        if not graphs:
+            torch.cuda.reset_peak_memory_stats()
+        step()
         torch.cuda.synchronize()
         first, times = time.perf_counter() - begin, []
         step()

@@ -7,6 +7,7 @@ python -m unisono_tools.bench.ssm --training --compiled mamba-130m s4d-base --ou
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import itertools
 import json
@@ -185,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--compiled", nargs="*", default=[], choices=list(MODELS), help="models to train compiled, too: minutes, all at once"
     )
-    parser.add_argument("--graphs", action="store_true", help="what is compiled as CUDA graphs, too: its host launches nothing")
+    parser.add_argument("--graphs", action="store_true", help="each as a CUDA graph, too: its host launches nothing")
     parser.add_argument("--one", choices=list(MODELS), help=argparse.SUPPRESS)
     parser.add_argument("--flops", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--lock", default=LOCK, help=argparse.SUPPRESS)
@@ -213,9 +214,11 @@ def main(argv: list[str] | None = None) -> int:
     flops = result["ceilings"]["matmul_flop_per_s"]
 
     def eager() -> Iterator[dict[str, Any]]:
-        for name in options.models:
-            yield trained(name, False, flops, options.lock)
-            torch.cuda.empty_cache()
+        for graphs in (False, True)[: 1 + options.graphs]:
+            for name in options.models:
+                yield trained(name, False, flops, options.lock, graphs)
+                gc.collect()
+                torch.cuda.empty_cache()
 
     for row in itertools.chain(eager(), all_compiled(options.compiled, flops, options.graphs, options.lock)):
         result["training"].append(row)
