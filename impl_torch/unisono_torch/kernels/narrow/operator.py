@@ -77,11 +77,14 @@ def _narrow_backward(dy, x, weight):
     dx, dweight, dbias = _narrow_backward_fake(dy, x, weight)
     if not dy.numel():
         return dx.zero_(), dweight.zero_(), dbias.zero_()
-    dy, weight, new = dy.contiguous(), weight.contiguous(), dweight.new_empty
+    from unisono_torch.kernels import sums
+
+    dy, weight = dy.contiguous(), weight.contiguous()
     _launch("inputs", len(x), {"dy": dy, "weight": weight, "dx": dx})
-    sums, whole = new((SPLITS, *weight.shape)), new((SPLITS, len(weight)))
-    _launch("weights", len(x), {"dy": dy, "x": _dense(x), "weight": weight, "dweight": sums, "dbias": whole, "splits": SPLITS})
-    return dx, sums.sum(0), whole.sum(0)
+    parts = dweight.new_empty((SPLITS, weight.numel() + len(weight)))
+    _launch("weights", len(x), {"dy": dy, "x": _dense(x), "weight": weight, "sums": parts, "splits": SPLITS})
+    sums.added(parts, dweight, dbias, turn=weight.numel())
+    return dx, dweight, dbias
 
 
 @_narrow_backward.register_fake

@@ -70,10 +70,10 @@ def inputs(
 
 @triton.jit(do_not_specialize=COUNTS)
 def weights(
-    dy, x, dweight, dbias, M, splits, X_ROW: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, DOT: tl.constexpr,
+    dy, x, sums, M, splits, X_ROW: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, DOT: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Of every `splits`-th block of rows each: dweight [splits, N, K], dbias [splits, N]."""
+    """Of every `splits`-th block of rows each, [splits, N · K + N]: dweight and dbias, end to end."""
     blocks: tl.constexpr = (N + COLUMNS - 1) // COLUMNS
     split = tl.program_id(0) // blocks
     n = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
@@ -89,6 +89,6 @@ def weights(
         total = tl.dot(tl.trans(high), a, total)
         whole += tl.sum(d, 0)
     k = tl.arange(0, KP)[None, :]
-    at = (split * N + n)[:, None] * K + k
-    tl.store(dweight + at, total, mask=(n < N)[:, None] & (k < K))
-    tl.store(dbias + split * N + n, whole, mask=n < N)
+    sums += split * (N * K + N)
+    tl.store(sums + n[:, None] * K + k, total, mask=(n < N)[:, None] & (k < K))
+    tl.store(sums + N * K + n, whole, mask=n < N)

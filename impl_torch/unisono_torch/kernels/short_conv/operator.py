@@ -73,12 +73,12 @@ def _whole(a: Tensor | None) -> Tensor | None:
     schema="(Tensor x, Tensor weight, Tensor? bias, Tensor state, Tensor? owner, bool silu, ScalarType out_dtype) -> Tensor",
 )
 def _conv(x, weight, bias, state, owner, silu, out_dtype):
-    """weight [TAPS, D], bias [D] and state [B, TAPS − 1, D] in the accumulator's dtype, owner [B, TAPS − 1 + T] int64."""
+    """weight [D, TAPS], bias [D] and state [B, TAPS − 1, D] in the accumulator's dtype, owner [B, TAPS − 1 + T] int64."""
     y = _conv_fake(x, weight, bias, state, owner, silu, out_dtype)
     if x.numel():
         tensors = {"weight": weight.contiguous(), "bias": _whole(bias), "state": state.contiguous(), "y": y, "owner": _whole(owner)}
         with torch.cuda.device_of(x):
-            _launch("forward", _rows(x), len(weight), x.shape[1], tensors, SILU=silu)
+            _launch("forward", _rows(x), weight.shape[1], x.shape[1], tensors, SILU=silu)
     return y
 
 
@@ -97,8 +97,11 @@ def _conv_backward(dy, x, weight, bias, state, owner, silu):
     dx, dweight, dbias, dstate = _conv_backward_fake(dy, x, weight, bias, state, owner, silu)
     if not x.numel():
         return dx, dweight.zero_(), dbias.zero_(), dstate.zero_()
-    taps, length = len(weight), x.shape[1] + len(weight) - 1
-    partial = dweight.new_empty((len(x), _cut("backward", length)[1], taps + 1, weight.shape[1]))
+    from unisono_torch.kernels import sums
+
+    width, taps = weight.shape
+    length = x.shape[1] + taps - 1
+    partial = dweight.new_empty((len(x) * _cut("backward", length)[1], (taps + 1) * width))
     tensors = {
         "weight": weight.contiguous(),
         "bias": _whole(bias),
@@ -108,7 +111,8 @@ def _conv_backward(dy, x, weight, bias, state, owner, silu):
     }
     with torch.cuda.device_of(x):
         _launch("backward", _rows(x), taps, length, {**tensors, "dx": dx, "dstate": dstate, "dweight": partial}, SILU=silu)
-    return dx, partial[:, :, :taps].sum((0, 1)), dbias if bias is None else partial[:, :, taps].sum((0, 1)), dstate
+    sums.added(partial, dweight, dbias, turn=width)
+    return dx, dweight, dbias, dstate
 
 
 @_conv_backward.register_fake
@@ -133,13 +137,13 @@ def _gradient(ctx, dy):
 
 def _plain(x, weight, bias, state, owner, silu, out_dtype):
     """The same in plain operations, for second derivatives."""
-    seen, (taps, _), length = torch.cat([state, x.to(state.dtype)], 1), weight.shape, x.shape[1]
+    seen, (_, taps), length = torch.cat([state, x.to(state.dtype)], 1), weight.shape, x.shape[1]
     y = seen.new_zeros(()) if bias is None else bias
     for i in range(taps):
         part = seen[:, i : i + length]
         if owner is not None:
             part = torch.where((owner[:, i : i + length] == owner[:, taps - 1 :])[..., None], part, 0)
-        y = y + part * weight[i]
+        y = y + part * weight[:, i]
     return (elementwise.silu(y) if silu else y).to(out_dtype)
 
 
@@ -161,5 +165,5 @@ def short_conv(
     wider unless told.
     """
     acc = accumulator(x.dtype)
-    given = weight[:, 0].mT.to(acc), None if bias is None else bias.to(acc), state.to(acc)
+    given = weight[:, 0].to(acc), None if bias is None else bias.to(acc), state.to(acc)
     return torch.ops.unisono.short_conv(x, *given, owner, silu, out_dtype or acc)

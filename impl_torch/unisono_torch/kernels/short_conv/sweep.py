@@ -56,7 +56,7 @@ def _outputs(
         s = _seen(x, state, batch, t + i, c, T, X_ROW, D, TAPS, ACC)
         if HAS_OWNER:
             s = tl.where(_owners(owner, batch, t + i, T, TAPS) == _owners(owner, batch, t + TAPS - 1, T, TAPS), s, 0.0)
-        total += s * tl.load(weight + i * D + c, mask=c < D, other=0.0)[None, :]
+        total += s * tl.load(weight + c * TAPS + i, mask=c < D, other=0.0)[None, :]
     return total
 
 
@@ -71,7 +71,7 @@ def forward(
     x, weight, bias, state, owner, y, T, programs, X_ROW: tl.constexpr, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_OWNER: tl.constexpr, SILU: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """x [B, T, D], weight [TAPS, D], state [B, TAPS − 1, D], owner [B, TAPS − 1 + T] → y [B, T, D]."""
+    """x [B, T, D], weight [D, TAPS], state [B, TAPS − 1, D], owner [B, TAPS − 1 + T] → y [B, T, D]."""
     batch, _, t, c = _place(programs, D, ROWS, COLUMNS)
     total = _outputs(x, weight, bias, state, owner, batch, t, c, T, X_ROW, D, TAPS, HAS_BIAS, HAS_OWNER, ACC, ROWS, COLUMNS)
     at = (batch * T + t)[:, None] * D + c[None, :]
@@ -141,7 +141,7 @@ def backward(
     if HAS_BIAS:
         offset = tl.load(bias + c, mask=c < D, other=0.0).to(ACC)
     for i in tl.static_range(TAPS):
-        taps = taps + (tl.load(weight + i * D + c, mask=c < D, other=0.0).to(ACC),)
+        taps = taps + (tl.load(weight + c * TAPS + i, mask=c < D, other=0.0).to(ACC),)
         sums = sums + (tl.zeros((COLUMNS,), ACC),)
     for i in tl.static_range(TAPS - 1):  # of the outputs before, number first − TAPS + 1 and after
         seen = seen + (_one(x, state, batch, first - (TAPS - 1) + i, c, T, X_ROW, D, TAPS, ACC),)
