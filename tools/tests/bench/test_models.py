@@ -150,6 +150,11 @@ def test_tables_compare_with_the_transformer(tmp_path):
     assert both.startswith(text[: text.index("## Prompts")].rstrip())
     assert "## 1M parameters, one table for embedding and head, compiled" in both
     assert "| 8 | lat | 300 | 6.00 | 30.0% | 1.0 |" in both
+    kept = {**rows[0], "logits": True, "tokens_per_s": 120.0, "peak_bytes": 2**31}
+    with_logits = models.markdown({**result, "training": [*rows, kept]})
+    assert "| lat, 1M | 8 | 120 | 150 | 1.25 | 2.0 | 1.0 |" in with_logits
+    assert "| 8 | lat | 120 |" not in with_logits
+    assert "logits" not in text
     models.plot(tmp_path / "plot.png", rows)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 

@@ -29,7 +29,6 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "kernels-head-h200": head.markdown,
     "kernels-scan-h100": scan.markdown,
     "kernels-ssm-h200": ssm.markdown,
-    "models-65536-h200": models.markdown,
     "models-h100": models.markdown,
     "models-h200": models.markdown,
     "onnx-cpu": _onnx,

@@ -101,7 +101,7 @@ def trained(
             "compiled": compiled, "tokens_per_s": batch * length / statistics.median(times), "first_s": first, "losses": losses,
             "operations": operations(config), "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
         }  # fmt: skip
-        print(json.dumps(row), flush=True)
+        print(json.dumps({**row, "logits": True} if logits else row), flush=True)
 
 
 def prompted(name: str, size: int, prompts: list[int], lock: str, head: str = "alike") -> None:
@@ -140,6 +140,27 @@ def _told_apart(size: int, heads: list[str], names: Sequence[str] = MODELS) -> l
     return list(found.values())
 
 
+def _of_logits(rows: list[Row]) -> list[str]:
+    """What keeping the logits costs, where the same model was trained without, too."""
+    lines = [
+        "",
+        "## With logits kept",
+        "",
+        "PyTorch's loss, of logits that stand in memory, beside that of head and loss at once.",
+    ]
+    lines += ["", "| model | T | tokens/s | at once | × | peak GiB | at once |", "|---|---|---|---|---|---|---|"]
+    known = {(row["model"], row["size"], _head(row), row["length"], row["compiled"]): row for row in rows if not row.get("logits")}
+    kept = [row for row in rows if row.get("logits")]
+    for row in sorted(kept, key=lambda row: (row["size"], row["length"], MODELS.index(row["model"]))):
+        once = known.get((row["model"], row["size"], _head(row), row["length"], row["compiled"]))
+        name = f"{row['model']}, {TITLES[_head(row)]}{row['size'] / 1e6:g}M"
+        rates = [f"{r['tokens_per_s']:,.0f}" if r else "–" for r in (row, once)]
+        peaks = [f"{r['peak_bytes'] / 2**30:.1f}" if r and r["peak_bytes"] is not None else "–" for r in (row, once)]
+        gain = f"{once['tokens_per_s'] / row['tokens_per_s']:.2f}" if once else "–"
+        lines.append(f"| {name} | {row['length']:,} | {rates[0]} | {rates[1]} | {gain} | {peaks[0]} | {peaks[1]} |")
+    return lines if kept else []
+
+
 def markdown(result: dict[str, Any], picture: str = "") -> str:
     """picture: the file of `plot`, beside it."""
     lines = ["# Models in training, beside the Transformer", "", *(f"- {name}: {value}" for name, value in result["run"].items())]
@@ -149,7 +170,7 @@ def markdown(result: dict[str, Any], picture: str = "") -> str:
         "",
         f"{TOKENS:,} tokens a step, bfloat16, parameters in float32, AdamW, {VOCABULARY:,} ids; medians of steps; heads of 64.",
     ]
-    rows: list[Row] = result["training"]
+    rows: list[Row] = [row for row in result["training"] if not row.get("logits")]
     for size, head in _kinds(rows):
         for compiled in (True, False):
             some = [row for row in rows if (row["size"], _head(row), row["compiled"]) == (size, head, compiled)]
@@ -165,6 +186,7 @@ def markdown(result: dict[str, Any], picture: str = "") -> str:
                 used = row["operations"] * row["tokens_per_s"] / rate
                 peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.1f}"
                 lines.append(f"| {row['length']:,} | {row['model']} | {row['tokens_per_s']:,.0f} | {ratio} | {used:.1%} | {peak} |")
+    lines += _of_logits(result["training"])
     if result["prompts"]:
         lines += ["", "## Prompts", "", "One sequence, read as `generate` reads it, in pieces.", ""]
         lines += ["| model | parameters | prompt | seconds | peak MiB |", "|---|---|---|---|---|"]
@@ -180,7 +202,7 @@ def plot(path: pathlib.Path, rows: list[Row]) -> None:
     """Tokens a second against the length of a sequence, by size and heads."""
     from unisono_tools.experiments import figures
 
-    rows = [row for row in rows if row["compiled"]]
+    rows = [row for row in rows if row["compiled"] and not row.get("logits")]
     kinds = _kinds(rows)
     with figures.panels(path, len(kinds), 5 * len(kinds), 4.5) as panels:
         for axes, kind in zip(panels, kinds, strict=True):
