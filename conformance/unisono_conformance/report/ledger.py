@@ -26,6 +26,7 @@ class Result:
     seconds: float = 0.0
     outcome: str = "passed"
     message: str = ""
+    line: tuple = ()  # the report's, after what it tells of
 
 
 class Ledger:

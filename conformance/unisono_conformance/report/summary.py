@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,22 @@ def write(path: Path, judged: Adapter, profile: Profile, ledger: Ledger, unmet: 
         "seconds": round(seconds, 1),
         "unmet": unmet,
         "regimes not met": ledger.regimes_not_met(),
-        "lines": [_entry(result) for result in ledger.results.values()],
     }
-    write_bytes(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    head = _json(content).removesuffix("\n}")
+    lines = ",\n".join(_line(result) for result in ledger.results.values())
+    write_bytes(path, f'{head},\n "lines": [\n{lines}\n ]\n}}'.encode())
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def _line(result: Result) -> str:
+    """Made once a change: a report is written before each item."""
+    state = (result.outcome, result.examples, result.redrawn, result.worst, result.seconds, result.message)
+    if result.line[:1] != (state,):
+        result.line = state, textwrap.indent(_json(_entry(result)), "  ")
+    return result.line[1]
 
 
 def _entry(result: Result) -> dict[str, Any]:
