@@ -10,7 +10,7 @@ import torch
 import unisono_torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
-from unisono_conformance import judge
+from unisono_conformance import judge, numerics
 from unisono_conformance.cases import cases
 from unisono_conformance.cases.base import ModelCase
 from unisono_conformance.cases.draw import Draw
@@ -95,3 +95,23 @@ def test_layers(name: str) -> None:
         y, _ = shapes(torch.empty(B, T, D))
     assert y.is_meta
     assert y.shape == x.shape
+
+
+@pytest.mark.parametrize("case", [case for case, variant in MODELS if variant == case.defaults[0]], ids=lambda case: case.name)
+def test_a_step_is_exported_for_batches_of_any_size(case: ModelCase) -> None:
+    draw = Draw(case=case.name, variant=case.defaults[0], regime=case.regimes[0], length=T, seed=1)
+    model = unisono_torch.create(case.setting(draw), case.inputs(draw, "float32").params)
+
+    class Step(nn.Module):
+        def forward(self, token: Tensor, state: Tree) -> tuple[Tensor, Tree]:
+            return model.step(token, state)
+
+    def given(batch: int) -> tuple[Tensor, Tree]:
+        return torch.arange(batch) % 3, model(torch.arange(2 * batch).reshape(batch, 2) % 3, model.init_state(batch, 9))[1]
+
+    any_batch = torch.export.Dim("B")
+    sizes = {0: any_batch}
+    with torch.no_grad():
+        token, state = given(2)
+        exported = torch.export.export(Step(), (token, state), dynamic_shapes=(sizes, dict.fromkeys(state, sizes)), strict=False).module()
+        judge.same(exported(*given(5)), model.step(*given(5)), limit=numerics.rounding("float32", 2**8))

@@ -73,7 +73,7 @@ def step(
     rho = routing(x, h, p, noise, temperature)  # [B, n]
     q = linear(torch.cat([x, h], -1), p["query.weight"], p["query.bias"])  # [B, d_m]
     alpha = (torch.einsum("bnlm,bm->bnl", M, q) * scale).softmax(-1)
-    c = torch.einsum("bn,bnl,bnlm->bm", rho, alpha, M)
+    c = torch.einsum("bnl,bnlm->bm", rho[..., None] * alpha, M)
 
     xr, xz, xh = linear(torch.cat([x, c], -1), p["input.weight"], p["input.bias"]).chunk(3, -1)
     Ur, Uz, Uh = p["hidden.weight"].chunk(3)
