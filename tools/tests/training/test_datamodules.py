@@ -11,6 +11,7 @@ import pytest
 from unisono_conformance import numerics
 from unisono_spec.contract import InputError, init_params, zero_state
 from unisono_spec.models import create
+from unisono_tools import backends, evaluation
 from unisono_tools.backends import open_trainer
 from unisono_tools.config import DataChoice, ModelChoice
 from unisono_tools.evaluation import evaluate, nll
@@ -231,6 +232,17 @@ def test_evaluation_starts_anew_at_documents(tiny, corpora):
     logits, _ = reader.forward(ids[None, :-1], reader.init_state(1), marks[None, :-1])
     assert evaluate(reader, ids, documents=starts).nats == pytest.approx(nll(model, logits[0], ids[1:]).sum(), rel=numerics.mistake())
     assert evaluate(reader, ids).nats != pytest.approx(evaluate(reader, ids, documents=starts).nats, rel=numerics.mistake())
+
+
+def test_evaluation_where_logits_are_is_that_of_numpy(backend, tiny, monkeypatch):
+    model = tiny().validate()
+    reader = backends.backend(backend).Reader(model, init_params(model, 1), "float32")
+    ids, starts = np.random.default_rng(0).integers(0, 256, 42), np.array([0, 9, 17])
+    monkeypatch.setattr(evaluation, "CHUNK", 7)
+    here = evaluate(reader, ids, documents=starts)
+    monkeypatch.setattr(type(reader), "far", property(lambda _: True))
+    monkeypatch.setattr(evaluation, "nll", None)
+    assert evaluate(reader, ids, documents=starts).nats == pytest.approx(here.nats, rel=numerics.rounding("float64", 2**12))
 
 
 def test_eval_of_a_mixture_and_of_bases(backend, tiny, corpora, command, tmp_path):

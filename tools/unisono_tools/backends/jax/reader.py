@@ -43,7 +43,25 @@ class Reader:
         with self._precision():
             return self.model(self.named).init_state(batch, capacity)
 
+    @property
+    def far(self) -> bool:
+        """Whether logits are computed elsewhere than where NumPy is."""
+        return any(device.platform != "cpu" for a in self.named.values() for device in a.devices())
+
     def forward(self, tokens: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:
+        logits, state = self._read(tokens, state, reset)
+        return _wide_numpy(logits[:, : tokens.shape[1]]), state
+
+    def nats(self, tokens: np.ndarray, targets: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:
+        """Of ids targets [B, T] after tokens [B, T], in float64 [B, T], where the logits are; the state after them."""
+        logits, state = self._read(tokens, state, reset)
+        padding = logits.shape[1] - targets.shape[1]
+        with jax.enable_x64(True):
+            found = _nats(logits, np.pad(ids(targets), ((0, 0), (0, padding))))
+            return np.asarray(found)[:, : targets.shape[1]], state
+
+    def _read(self, tokens: np.ndarray, state: Running, reset: np.ndarray | None) -> tuple[jax.Array, Running]:
+        """Logits of the tokens and of what pads them."""
         length = tokens.shape[1]
         padding = (1 << max(0, length - 1).bit_length()) - length
         pad = ((0, 0), (0, padding))
@@ -51,8 +69,7 @@ class Reader:
         valid = np.broadcast_to(np.arange(length + padding) < length, tokens.shape[:2])
         marks = np.zeros(tokens.shape[:2], bool) if reset is None else np.pad(reset, pad)
         with self._precision():
-            logits, state = _forward(self.model, self.named, tokens, state, marks, valid)
-            return _wide_numpy(logits[:, :length]), state
+            return _forward(self.model, self.named, tokens, state, marks, valid)
 
     def step(self, token: np.ndarray, state: Running) -> tuple[np.ndarray, Running]:
         with self._precision():
@@ -96,6 +113,13 @@ def _forward(model: Functional, named: Named, tokens: Any, state: Running, reset
 @functools.partial(jax.jit, static_argnames="model")
 def _step(model: Functional, named: Named, token: Any, state: Running) -> tuple[jax.Array, Running]:
     return model(named).step(token, state)
+
+
+@jax.jit
+def _nats(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    wide = logits.astype(jnp.float64)
+    asked = jnp.take_along_axis(wide, targets[..., None], -1)[..., 0]
+    return jax.nn.logsumexp(wide, axis=-1) - asked
 
 
 def _wide_numpy(x: jax.Array) -> np.ndarray:
