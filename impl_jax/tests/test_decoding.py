@@ -39,7 +39,8 @@ def test_texts_are_those_of_the_spec(sampling: Sampling, monkeypatch: pytest.Mon
     model, truth = made(MIXED)
     run: Any = decoding._run
     step: Any = base._step
-    before = run._cache_size(), step._cache_size()
+    last: Any = base._last
+    before = run._cache_size(), step._cache_size(), last._cache_size()
     found = model.generate(text(5), 19, sampling, n_generated=3)
     assert np.array_equal(found.tokens, truth.generate(text(5), 19, sampling, n_generated=3).tokens)
     more = model.generate(found.tokens[:, -1:], 2, sampling, found.state, found.n_generated)
@@ -48,6 +49,7 @@ def test_texts_are_those_of_the_spec(sampling: Sampling, monkeypatch: pytest.Mon
         assert np.array_equal(model.generate(text(length), count).tokens, truth.generate(text(length), count).tokens)
     assert run._cache_size() <= before[0] + 2  # this law, and greedy
     assert step._cache_size() <= before[1] + 1  # `more`, of fewer ids than a loop is worth
+    assert last._cache_size() <= before[2] + 2  # prompts of 5 to 8 tokens, and of 9 to 16
 
 
 def test_where_learned_positions_end_is_told() -> None:

@@ -165,6 +165,7 @@ class Model(nnx.Module):
 
     def _check(self, tokens: Any, state: State | None, reset: Any, valid: Any, one: bool = False) -> None:
         check_x64(self.dtype)  # the mode may have changed since this model was made
+        _check_traced(tokens, state, one)
         check_inputs(self.config, tokens, state, reset, valid, one=one, array=ARRAYS)
         if not self.config.reads_frames and not isinstance(tokens, Tracer):
             check_ids(np.asarray(tokens), self.config.vocab_size)
@@ -298,6 +299,15 @@ def _step(graph: Any, params: Any, token: Any, state: Any, reset: Any, valid: An
 @partial(jax.jit, static_argnums=0)
 def _last(graph: Any, params: Any, tokens: Any, state: Any, valid: Any) -> Any:
     return nnx.merge(graph, params)._last(tokens, state, valid)
+
+
+def _check_traced(tokens: Any, state: State | None, one: bool) -> None:
+    """Raise InputError where jax.export traces sizes that are no numbers: a batch may be one, beside a state with as many rows."""
+    number = [isinstance(n, int) for n in getattr(tokens, "shape", ())[:2]]
+    if not all(number[1:]) and not one:
+        raise InputError(f"tokens: shape {tokens.shape} has a symbolic length; export a program for each number of tokens")
+    if not all(number[:1]) and state is None:
+        raise InputError(f"state: none for a symbolic batch, {tokens.shape[0]}; give one with as many rows")
 
 
 def _padded(array: Any, axis: int, n: int) -> jax.Array:

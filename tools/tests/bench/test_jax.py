@@ -97,6 +97,15 @@ def test_what_is_missing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
         bench.main([*argv, "--resume"])
 
 
+def test_where_nothing_can_be_written_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(bench, "copy_rate", None)
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--output", str(tmp_path / "file" / "page")])
+    assert "cannot be written, for" in capsys.readouterr().err
+
+
 def test_figures_are_of_all_files_that_an_op_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "room"
     files = {

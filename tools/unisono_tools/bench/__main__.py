@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=10, help="rounds over the input sets")
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json, .md and .png are added")
     options = parser.parse_args(argv)
+    report.ready(parser, options.output)
 
     import torch
 

@@ -172,6 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="where to write, without extension: .json, .md and .png are added")
     parser.add_argument("--resume", action="store_true", help="measure only what is missing in OUTPUT.json, or of other kernels there")
     options = parser.parse_args(argv)
+    report.ready(parser, options.output)
     suite = options.suite or ("attention" if options.device == "cuda" else "small")
     patience = options.patience if options.patience is not None else 180.0 * (options.device == "cuda")
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} thread(s)"

@@ -184,6 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, nargs="*", help="these at the first context, and nothing else")
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension")
     options = parser.parse_args(argv)
+    report.ready(parser, options.output)
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU here")
     words = sys.argv[1:] if argv is None else argv

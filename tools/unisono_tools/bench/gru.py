@@ -181,6 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="unisono_tools.bench.gru", description=__doc__)
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension")
     options = parser.parse_args(argv)
+    report.ready(parser, options.output)
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU here")
     result: dict[str, Any] = {

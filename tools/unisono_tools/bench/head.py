@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added")
     options = parser.parse_args(argv)
+    report.ready(parser, options.output)
     words, device = sys.argv[1:] if argv is None else argv, "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} thread(s)"
     command = f"python -m unisono_tools.bench.head {' '.join(words)}".rstrip()

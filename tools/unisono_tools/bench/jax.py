@@ -114,7 +114,8 @@ def markdown(result: Row) -> str:
     for case in result["ops"]:
         floor = case["floor_ms"] or (0.0, 0.0)
         lines += ["", f"## {case['op']}, {' '.join(f'{a}{n}' for a, n in zip(OPS[case['op']].axes, case['shape'], strict=True))}", ""]
-        lines += [f"Floor: forward {floor[0]:.3f} ms, both ways {sum(floor):.3f} ms.", ""]
+        if case["floor_ms"]:
+            lines += [f"Floor: forward {floor[0]:.3f} ms, both ways {sum(floor):.3f} ms.", ""]
         lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
         for row in case["rows"]:
             if "both_ms" not in row:
@@ -215,6 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added")
     parser.add_argument("--resume", action="store_true", help="measure only what is missing in OUTPUT.json, or of other sources there")
     options = parser.parse_args(argv)
+    report.ready(parser, options.output)
     if jax.default_backend() != "gpu":
         parser.error("JAX sees no GPU here")
     command = "python -m unisono_tools.bench.jax" + ("" if options.parts == list(PARTS) else f" --parts {' '.join(options.parts)}")

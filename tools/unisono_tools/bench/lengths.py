@@ -190,6 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--patience", type=float, default=120.0, help="seconds that all may compile, and then each be timed; 0: one by one")
     parser.add_argument("--resume", action="store_true", help="leave models as they are whose rows OUTPUT.json has")
     options = parser.parse_args(argv)
+    report.ready(parser, options.output)
     if not torch.cuda.is_available():
         parser.error("no GPU is seen; bench.linear measures a CPU")
     if options.resume and not options.output:

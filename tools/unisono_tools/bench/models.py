@@ -236,6 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--one", choices=("trained", "prompted"), help=argparse.SUPPRESS)
     parser.add_argument("--lock", default=LOCK, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    report.ready(parser, options.output)
     if options.one == "trained":
         sizes = options.lengths, options.tokens
         how = not options.eager, options.steps, options.lock, options.logits, options.heads[0]

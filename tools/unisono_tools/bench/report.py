@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import importlib.metadata
 import json
 import math
+import os
 import pathlib
 import platform
 from collections.abc import Iterable
@@ -29,6 +31,14 @@ def about(command: str, device: str, *packages: str) -> dict[str, str]:
         "device": device,
         "versions": ", ".join(versions),
     }
+
+
+def ready(parser: argparse.ArgumentParser, output: pathlib.Path | None) -> None:
+    """Ends the command, before its work, where nothing could be written to `output`."""
+    if output is not None:
+        folder = next(each for each in output.absolute().parents if each.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            parser.error(f"--output: {output} cannot be written, for {folder} is no folder that can be; choose another")
 
 
 def keep(output: pathlib.Path | None, result: dict[str, Any], text: str) -> None:

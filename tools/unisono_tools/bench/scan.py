@@ -211,6 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--alone", action="store_true", help="without peers, one of which compiles for minutes")
     parser.add_argument("--compiled", action="store_true", help="train compiled, too: minutes")
     options = parser.parse_args(argv)
+    report.ready(parser, options.output)
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU here")
     properties = torch.cuda.get_device_properties(0)

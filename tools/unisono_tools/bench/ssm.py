@@ -191,6 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--flops", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--lock", default=LOCK, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    report.ready(parser, options.output)
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU here")
     if options.one:
