@@ -107,6 +107,8 @@ def test_models_in_training():
     some = [_faster("models-h200", model, (2048, 8192, 16384, 65536), 70_400_000, "alike") for model in ("lat", "infinityformer")]
     said = " ".join(README.split())
     assert "LAT makes {}, {}, {} and {} times, InfinityFormer {}, {}, {} and {} times on an H200".format(*some[0], *some[1]) in said
+    some = [_faster("models-h100", model, (2048, 8192, 16384, 65536), 70_400_000, "alike") for model in ("lat", "infinityformer")]
+    assert "on an H100 {}, {}, {} and {} times, and {}, {}, {} and {} (".format(*some[0], *some[1]) in said
     some = _faster("models-h200", "infinityformer", (2048, 16384, 65536))
     assert "and {}, {} and {} times at 2,048, 16,384 and 65,536 on an H200".format(*some) in said
 
