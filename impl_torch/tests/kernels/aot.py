@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 from unisono_torch.kernels import gelu, linear_cross_entropy
-from unisono_torch.kernels.linear_attention import hopper as linear
+from unisono_torch.kernels.linear_attention import hopper_forward as linear_forward
 from unisono_torch.kernels.multiscale import hopper as scales
 from unisono_torch.kernels.multiscale import hopper_segments, hopper_sweep
 from unisono_torch.kernels.scan import chain, operator, sweep
@@ -33,11 +33,13 @@ COUNTS = {
     "strips",
     *(f"{letter}{i}" for letter in "qkvdegxyc" for i in range(4)),
 }
+LINEAR = {"UNIT": 16, "K": 64, "V": 64, "C": 64, "BN": 64, "MAP": "elu1", "STAGES": 4, "WARPS": 8}
 SIZES = {"UNIT": 16, "WRITES": True, "K": 64, "V": 64, "C": 64, "BN": 64}
 ALONE = {"UNIT": 16, "C": 64, "cos": None, "sin": None, "MAP": "", "SHARED": True, "STILL": False}
 SWEEP = {"UNIT": 16, "N": 64, "C": 64, "STAGES": 3, "WARPS": 4}
 GLUON = (
-    (linear.forward, {"q", "k", "v", "o"}, SIZES | {"MAP": "elu1", "STAGES": 3, "WARPS": 4}),
+    (linear_forward.forward, {"q", "k", "v", "o"}, LINEAR | {"AHEAD": True, "TWICE": True}),
+    (linear_forward.added, {"k", "v"}, LINEAR),
     (scales.states, {"x", "y", "kept", "before"}, SIZES | {"BACK": True, "THROUGH": True, "M": 4, "NB": 2, "STAGES": 2}),
     (hopper_segments.of_queries, {"q", "k", "v", "do", "dq", "S"}, ALONE | {"FADES": True, "M": 1}),
     (hopper_sweep.forward, {"q", "k", "v", "o"}, SWEEP),
@@ -127,7 +129,7 @@ def main() -> None:
         }
         attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if signature[n][0] == "*"}
         made = GluonASTSource(kernel, signature, fixed, attrs)
-        assert "wgmma" in triton.compile(made, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["ptx"]
+        assert "wgmma" in triton.compile(made, target=GPUTarget("cuda", 90, 32), options={"num_warps": fixed.get("WARPS", 4)}).asm["ptx"]
         compiled += 1
     print(f"{compiled} compiled")
 

@@ -132,6 +132,9 @@ if interpreted():
     def fence_async_shared() -> None:
         _unfenced.clear()
 
+    def barrier() -> None:
+        """Here a program's threads are one."""
+
     def warpgroup_mma(a: Any, b: Any, acc: Any, use_acc: bool = True, is_async: bool = False) -> _Product:
         reads, values = [], []
         for x in (a, b):
@@ -159,5 +162,6 @@ else:
     from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
 
     jit = gluon.jit
+    barrier: Any = getattr(gl, "barrier", None) or gl.thread_barrier
 
-__all__ = ["async_copy", "fence_async_shared", "gl", "jit", "warpgroup_mma", "warpgroup_mma_wait"]
+__all__ = ["async_copy", "barrier", "fence_async_shared", "gl", "jit", "warpgroup_mma", "warpgroup_mma_wait"]

@@ -1,9 +1,9 @@
-"""linear_attention's sweeps (sweep.py) for a Hopper GPU, in Gluon: bfloat16, heads of 64 or 128, no marks.
+"""linear_attention's gradients (sweep.py) for a Hopper GPU, in Gluon: bfloat16, heads of 64 or 128, no marks; forward: hopper_forward.py.
 
 The same sums, out_i = Σ_j (a_i·b_j + e_i f_j) w_j, cut in the same way; what differs is where things lie. Every operand of a product but
 the masked scores is shared memory, into which tokens are copied chunks ahead and where φ is applied in place; only the state, the scores
 and the outputs are registers. Sums of f_j b_j or f_j w_j are a product with a thin matrix whose first columns are f, in three bfloat16 that
-add up to it, and D's share of the past is one with z so cut: no warp waits for another's sums.
+add up to it: no warp waits for another's sums.
 """
 
 # Gluon, which a checker of Python reads wrongly
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from unisono_torch.kernels.gluon import async_copy, fence_async_shared, gl, jit, warpgroup_mma, warpgroup_mma_wait
+from unisono_torch.kernels.gluon import async_copy, barrier, fence_async_shared, gl, jit, warpgroup_mma, warpgroup_mma_wait
 
 
 @jit
@@ -72,25 +72,23 @@ def _sweep(
     STAGES: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
     """out_i = Σ_j (a_i·b_j + e_i f_j) w_j. a, b of M, w and x of BN columns from `first`; out of N; z of F."""
-    EPS: tl.constexpr = 1e-6
     BACK: tl.constexpr = MODE == "k" or MODE == "v"
-    LINE: tl.constexpr = M if MODE == "o" else BN
-    GROUPS: tl.constexpr = WARPS // 4  # of warps that share a product: of its columns, or of the state's rows where those are many
+    GROUPS: tl.constexpr = WARPS // 4  # of warps that share a product
     PAIRS: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, GROUPS], [16, C // GROUPS, 16])
     WIDE: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, GROUPS], [16, BN // GROUPS, 16])
-    PAST: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, GROUPS], [16, 16 // GROUPS, 16])
-    HELD: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BN, 16])
+    TALL: tl.constexpr = M // 64 if M // 64 < GROUPS else GROUPS  # groups that share the state's rows; the others its columns
+    HELD: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4 * TALL, GROUPS // TALL], [16, BN // (GROUPS // TALL), 16])
     THIN: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, 16, 16])
     SPOT: tl.constexpr = gl.BlockedLayout([1, 2], [4, 8], [WARPS, 1], [1, 0])
     READ: tl.constexpr = gl.BlockedLayout([1, 8], [32 // (M // 8), M // 8], [WARPS, 1], [1, 0])
     READ_W: tl.constexpr = gl.BlockedLayout([1, 8], [32 // (BN // 8), BN // 8], [WARPS, 1], [1, 0])
     feature, column = gl.arange(0, M, layout=gl.SliceLayout(1, HELD)), gl.arange(0, BN, layout=gl.SliceLayout(0, HELD))
-    thin_row, thin = gl.arange(0, LINE, layout=gl.SliceLayout(1, THIN)), gl.arange(0, 16, layout=gl.SliceLayout(0, THIN))
-    z_at = thin_row if MODE == "o" else first + thin_row
+    thin_row, thin = gl.arange(0, BN, layout=gl.SliceLayout(1, THIN)), gl.arange(0, 16, layout=gl.SliceLayout(0, THIN))
+    z_at = first + thin_row
     tile = feature[:, None] * BN + column[None, :]
     given = feature[:, None] * s_row + (first + column)[None, :] * s_column
     state = gl.zeros([M, BN], gl.float32, layout=HELD)
-    line = gl.zeros([LINE, 16], gl.float32, layout=THIN)
+    line = gl.zeros([BN, 16], gl.float32, layout=THIN)
     if WRITES:
         state = gl.load(S + given).to(gl.float32)
         if MODE != "v":
@@ -110,15 +108,12 @@ def _sweep(
     ws = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, BN], NARROW_S)
     ones = gl.allocate_shared_memory(gl.bfloat16, [C, 16], THIN_S)
     spot_row, spot = gl.arange(0, C, layout=gl.SliceLayout(1, SPOT)), gl.arange(0, 16, layout=gl.SliceLayout(0, SPOT))
-    if MODE != "k" and MODE != "v":
+    if MODE == "q":
         ones.store(gl.where(spot[None, :] + 0 * spot_row[:, None] == 0, 1.0, 0.0).to(gl.bfloat16))
     if WRITES:
         as_ = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, M], WIDE_S)
         S_b = gl.allocate_shared_memory(gl.bfloat16, [M, BN], NARROW_S)
         S_b.store(state.to(gl.bfloat16))
-        if MODE == "o":
-            z_b = gl.allocate_shared_memory(gl.bfloat16, [M, 16], THIN_S)
-            z_b.store(_three(gl.sum(line, 1)[:, None] + 0.0 * thin[None, :].to(gl.float32), thin[None, :]))
         if MODE == "q" or MODE == "k":
             lines = gl.allocate_shared_memory(gl.float32, [BN], VECTOR)
             deltas = gl.allocate_shared_memory(gl.float32, [C], VECTOR)
@@ -142,26 +137,20 @@ def _sweep(
     SHARE_ROWS: tl.constexpr = READ_W if MODE == "k" else READ
     share_row = gl.arange(0, C, layout=gl.SliceLayout(1, SHARE_ROWS))
     share_next, delta_next = 0.0, 0.0
-    if MODE != "o":
-        t0 = low + (chunks - 1 if BACK else 0) * C
-        if MODE != "q":
-            share_next = gl.load(denominator + per_token + (t0 + share_row) * H, mask=(t0 + share_row) < end, other=1.0)
-        if MODE != "v":
-            delta_next = gl.load(delta + per_token + (t0 + spot_row) * H, mask=(t0 + spot_row) < end, other=0.0)
+    t0 = low + (chunks - 1 if BACK else 0) * C
+    if MODE != "q":
+        share_next = gl.load(denominator + per_token + (t0 + share_row) * H, mask=(t0 + share_row) < end, other=1.0)
+    if MODE != "v":
+        delta_next = gl.load(delta + per_token + (t0 + spot_row) * H, mask=(t0 + spot_row) < end, other=0.0)
     for i in range(chunks):
         t0 = low + (chunks - 1 - i if BACK else i) * C
         stage = i % STAGES
         b_i, w_i = bs.index(stage), ws.index(stage)
         async_copy.wait_group(STAGES - 2)
         share = share_next
-        if MODE != "o" and MODE != "q":
+        if MODE != "q":
             share = 1 / share_next
-        if MODE == "o":
-            if MAP != "none":
-                _map(b_i, t0, end, 1.0, MAP, False, C, READ)
-                if WRITES:
-                    _map(as_.index(stage), t0, end, 1.0, MAP, False, C, READ)
-        elif MODE == "q":
+        if MODE == "q":
             if MAP != "none":
                 _map(w_i, t0, end, 1.0, MAP, False, C, READ_W)
         elif MODE == "k":
@@ -180,12 +169,8 @@ def _sweep(
             a_i = as_.index(stage)
             scores = warpgroup_mma(a_i, b_i.permute((1, 0)), gl.zeros([C, C], gl.float32, layout=PAIRS), use_acc=False, is_async=True)
             acc = warpgroup_mma(a_i, S_b, gl.zeros([C, BN], gl.float32, layout=WIDE), use_acc=False, is_async=True)
-            if MODE == "o":
-                past = warpgroup_mma(a_i, z_b, gl.zeros([C, 16], gl.float32, layout=PAST), use_acc=False, is_async=True)
         state = warpgroup_mma(b_i.permute((1, 0)), w_i, state, is_async=True)
-        if MODE == "o":
-            line = warpgroup_mma(b_i.permute((1, 0)), ones, line, is_async=True)
-        elif MODE != "v":
+        if MODE != "v":
             line = warpgroup_mma(w_i.permute((1, 0)), ones, line, is_async=True)
         # every warp has passed a barrier since the buffer that is filled now was read
         slot = (i + STAGES - 1) % STAGES
@@ -196,20 +181,19 @@ def _sweep(
         if WRITES:
             _copy(a, t1, stop, at, as_.index(slot), M, C, READ)
         async_copy.commit_group()
-        if MODE != "o":
-            t1 = t0 - C if BACK else t0 + C
-            stop = gl.where(i + 1 < chunks, end, -65536)
-            if MODE != "q":
-                share_next = gl.load(denominator + per_token + (t1 + share_row) * H, mask=(t1 + share_row) < stop, other=1.0)
-            if MODE != "v":
-                delta_next = gl.load(delta + per_token + (t1 + spot_row) * H, mask=(t1 + spot_row) < stop, other=0.0)
+        t1 = t0 - C if BACK else t0 + C
+        stop = gl.where(i + 1 < chunks, end, -65536)
+        if MODE != "q":
+            share_next = gl.load(denominator + per_token + (t1 + share_row) * H, mask=(t1 + share_row) < stop, other=1.0)
+        if MODE != "v":
+            delta_next = gl.load(delta + per_token + (t1 + spot_row) * H, mask=(t1 + spot_row) < stop, other=0.0)
         if WRITES:
             if MODE == "q":
                 share = gl.load(denominator + per_token + (t0 + wide_row) * H, mask=(t0 + wide_row) < end, other=1.0)
             if MODE == "q" or MODE == "k":
                 entry = x + t0.to(gl.int64) * xt + (mine_w[:, None] * xt + out_column[None, :])
                 entry = gl.load(entry, mask=((t0 + mine_w) < end)[:, None], other=0)
-            scores = warpgroup_mma_wait(4 if MODE == "o" else 2 if MODE == "v" else 3, deps=[scores])
+            scores = warpgroup_mma_wait(2 if MODE == "v" else 3, deps=[scores])
             if MODE == "q":
                 scores -= deltas.load(gl.SliceLayout(1, PAIRS))[:, None]
             elif MODE == "k":
@@ -219,26 +203,16 @@ def _sweep(
             else:
                 scores = gl.where(rows[:, None] >= others[None, :], scores, 0.0)
             pairs = gl.convert_layout(scores.to(gl.bfloat16), gl.DotOperandLayout(0, WIDE, 2))
-            if MODE == "o":
-                D = gl.sum(scores, 1)
-                acc, past = warpgroup_mma_wait(2, deps=[acc, past])
-            else:
-                acc = warpgroup_mma_wait(1 if MODE == "v" else 2, deps=[acc])
+            acc = warpgroup_mma_wait(1 if MODE == "v" else 2, deps=[acc])
+            barrier()  # S_b is overwritten below, which the other warps' products read, too
             acc = warpgroup_mma(pairs, w_i, acc, is_async=True)
             if MODE == "v":
                 state = warpgroup_mma_wait(1, deps=[state])
             else:
                 state, line = warpgroup_mma_wait(1, deps=[state, line])
             S_b.store(state.to(gl.bfloat16))
-            if MODE == "o":
-                z_b.store(_three(gl.sum(line, 1)[:, None] + 0.0 * thin[None, :].to(gl.float32), thin[None, :]))
-                D += gl.convert_layout(gl.sum(past, 1), gl.SliceLayout(1, PAIRS)) + EPS
-                if first == 0:
-                    gl.store(denominator + per_token + (t0 + rows) * H, D, mask=(t0 + rows) < end)
             acc = warpgroup_mma_wait(0, deps=[acc])
-            if MODE == "o":
-                acc = acc * gl.convert_layout(1 / D, gl.SliceLayout(1, WIDE))[:, None]
-            elif MODE == "q":
+            if MODE == "q":
                 acc = acc - deltas.load(gl.SliceLayout(1, WIDE))[:, None] * lines.load(gl.SliceLayout(0, WIDE))[None, :]
                 acc = acc * (1 / share)[:, None]
             elif MODE == "k":
@@ -257,35 +231,14 @@ def _sweep(
     total = gl.sum(line, 1)
     if WRITES:
         if order == segments - 1:
-            if MODE == "o" or MODE == "v":
+            if MODE == "v":
                 gl.store(S_out + given, state)
-            if MODE == "k" or (MODE == "o" and first == 0):
+            if MODE == "k":
                 gl.store(z_out + which * F + z_at, total)
     else:
         mine_own = strip + order * strips
         gl.store(own + mine_own * (ROOM * BN) + tile, state)
         gl.store(own_z + mine_own * ROOM + thin_row, total)
-
-
-@jit(do_not_specialize=["T", "H", "batches", "segments", "length", "q0", "q1", "q2", "k0", "k1", "k2", "v0", "v1", "v2"])
-def forward(
-    q, k, v, S, z, o, S_out, z_out, denominator, own, own_z, T, H, batches, segments, length,
-    q0, q1, q2, k0, k1, k2, v0, v1, v2, UNIT: tl.constexpr, WRITES: tl.constexpr,
-    K: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, C: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, WARPS: tl.constexpr,
-):  # fmt: skip
-    """As sweep.forward."""
-    ROOM: tl.constexpr = K if K > V else V
-    blocks: tl.constexpr = V // BN
-    strips = batches * H * blocks
-    strip, order = gl.program_id(0) % strips, gl.program_id(0) // strips
-    which, first = (strip // blocks).to(gl.int64), (strip % blocks) * BN
-    strips = strips.to(gl.int64)
-    batch, head = which // H, which % H
-    _sweep(
-        "o", WRITES, q + (batch * q0 + head * q2) * UNIT, k + (batch * k0 + head * k2) * UNIT, v + (batch * v0 + head * v2) * UNIT + first,
-        None, q1 * UNIT, k1 * UNIT, v1 * UNIT, 0, None, denominator, S + which * (K * V), z, o, S_out + which * (K * V), z_out, own, own_z,
-        V, 1, batch, head, first, order, segments, length, strip, strips, T, H, which, K, V, K, ROOM, MAP, C, BN, STAGES, WARPS,
-    )  # fmt: skip
 
 
 @jit(

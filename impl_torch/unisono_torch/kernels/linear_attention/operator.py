@@ -40,7 +40,7 @@ def on_hopper(moved: dict[str, Tensor], feature_map: str, marks: bool) -> bool:
 
 
 def _launch_hopper(way: str, moved: dict[str, Tensor], feature_map: str, tensors: dict[str, Any]) -> None:
-    from unisono_torch.kernels.linear_attention import hopper as sweeps
+    from unisono_torch.kernels.linear_attention import hopper, hopper_forward
 
     q, v = moved["q"], moved["v"]
     (batch, length, heads, K), V = q.shape, v.shape[-1]
@@ -48,24 +48,28 @@ def _launch_hopper(way: str, moved: dict[str, Tensor], feature_map: str, tensors
     strips = batch * heads * (V // cut.block if way == "forward" else 2 * (K // cut.block) + V // cut.block)
     count, each = segments(strips, length, cut.chunk, cut.programs)
     scratch, room = (count - 1) * strips, max(K, V)
-    arguments = {
-        **moved, **{name: a for name, a in tensors.items() if name not in ("tau", "reset", "valid", "o")},
+    shared = {
         "own": q.new_empty((scratch, room * cut.block), dtype=torch.float32), "own_z": q.new_empty((scratch, room), dtype=torch.float32),
-        "T": length, "H": heads, "batches": batch, "segments": count, "length": each,
-        **{f"{name[0]}{i}": a.stride(i) // 16 for name, a in moved.items() for i in range(3)}, "UNIT": 16,
+        "T": length, "H": heads, "batches": batch, "segments": count, "length": each, "UNIT": 16,
         "K": K, "V": V, "MAP": feature_map, "C": cut.chunk, "BN": cut.block, "STAGES": cut.stages, "WARPS": cut.warps,
         "num_warps": cut.warps,
     }  # fmt: skip
+    steps = {f"{name[0]}{i}": a.stride(i) // 16 for name, a in moved.items() for i in range(3)}
+    arguments = {**shared, **steps, **moved, **{name: a for name, a in tensors.items() if name not in ("tau", "reset", "valid", "o")}}
     if way == "forward":
-        arguments["o"] = tensors["o"]
+        sums, writes = cast(Any, hopper_forward.added), cast(Any, hopper_forward.forward)
+        first = {**shared, **{name: a for name, a in steps.items() if name[0] in "kv"}, "k": moved["k"], "v": v}
+        arguments |= {"o": tensors["o"], "AHEAD": cut.ahead, "TWICE": cut.twice}
     else:
+        sums = writes = cast(Any, hopper.backward)
         do = moved["do"]
         arguments["delta"] = _products(tensors["o"], do, {f"d{i}": do.stride(i) for i in range(3)}, 1)
-    kernel: Any = getattr(sweeps, way)
+        first = {**arguments, "WRITES": False}
+        arguments["WRITES"] = True
     with torch.cuda.device_of(q):
         if count > 1:
-            kernel[(strips * (count - 1),)](**arguments, WRITES=False)
-        kernel[(strips * count,)](**arguments, WRITES=True)
+            sums[(strips * (count - 1),)](**first)
+        writes[(strips * count,)](**arguments)
 
 
 def _launch(

@@ -24,13 +24,15 @@ class Cut:
 
 @dataclasses.dataclass(frozen=True)
 class HopperCut:
-    """As Cut, of hopper.py. programs: at most, where time is cut."""
+    """As Cut, of hopper.py and hopper_forward.py. programs: at most, where time is cut. ahead, twice: as there."""
 
     chunk: int
     block: int
     warps: int
     stages: int
     programs: int
+    ahead: bool = False
+    twice: bool = False
 
 
 # by (way, kind of product, the wider of K and V rounded up to a power of two)
@@ -61,8 +63,8 @@ SWEEPS: dict[tuple[str, str], Cut] = {
 }
 # of hopper.py, by (way, the narrower of K and V): a program a multiprocessor forward
 HOPPER: dict[tuple[str, int], HopperCut] = {
-    ("forward", 64): HopperCut(64, 64, 4, 3, 132),
-    ("forward", 128): HopperCut(64, 128, 8, 3, 132),
+    ("forward", 64): HopperCut(64, 64, 4, 4, 132, ahead=True),
+    ("forward", 128): HopperCut(64, 128, 8, 3, 132, twice=True),
     ("backward", 64): HopperCut(64, 64, 4, 3, 264),
     ("backward", 128): HopperCut(64, 128, 8, 2, 264),
 }
