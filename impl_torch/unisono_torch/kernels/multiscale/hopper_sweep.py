@@ -34,9 +34,10 @@ def forward(
 ):  # fmt: skip
     """o, D and the final state. each: tokens of a piece; own, own_z, own_w: what pieces before add, and what fades in them."""
     EPS: tl.constexpr = 1e-6
-    GROUPS: tl.constexpr = WARPS // 4  # of warps, each of which has some of a chunk's queries and some of the state's columns
+    GROUPS: tl.constexpr = WARPS // 4  # of warps, each of which has some of the state's columns
+    TALL: tl.constexpr = C // 64  # groups that share a chunk's queries; the others share their columns, and make all scores each
     PAIRS: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, C, 16])
-    WIDE: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, N, 16])
+    WIDE: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4 * TALL, GROUPS // TALL], [16, N // (GROUPS // TALL), 16])
     PAST: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, 16, 16])
     HELD: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, GROUPS], [16, N // GROUPS, 16])
     THIN: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, GROUPS], [16, 16 // GROUPS, 16])
@@ -100,12 +101,13 @@ def forward(
         weights.store(three(leaves_z[:, None] + 0.0 * spot[None, :].to(gl.float32), spot[None, :]))
         async_copy.wait_group(STAGES - 2)
         weighed.store((v_i.load(READ).to(gl.float32) * leaves[:, None]).to(gl.bfloat16))
+        state, line = state * through, line * through  # before any product is under way, or ptxas waits for those
         fence_async_shared()
         scores = warpgroup_mma(q_i, k_i.permute((1, 0)), gl.zeros([C, C], gl.float32, layout=PAIRS), use_acc=False, is_async=True)
         acc = warpgroup_mma(q_i, held, gl.zeros([C, N], gl.float32, layout=WIDE), use_acc=False, is_async=True)
         past = warpgroup_mma(q_i, held_z, gl.zeros([C, 16], gl.float32, layout=PAST), use_acc=False, is_async=True)
-        state = warpgroup_mma(k_i.permute((1, 0)), weighed, state * through, is_async=True)
-        line = warpgroup_mma(k_i.permute((1, 0)), weights, line * through, is_async=True)
+        state = warpgroup_mma(k_i.permute((1, 0)), weighed, state, is_async=True)
+        line = warpgroup_mma(k_i.permute((1, 0)), weights, line, is_async=True)
         # every warp has passed a barrier since the buffer that is filled now was read
         copy(q, ahead, stop, q1 * UNIT, qs.index(slot), N, C, READ)
         copy(k, ahead, stop, k1 * UNIT, ks.index(slot), N, C, READ)
@@ -205,12 +207,13 @@ def of_queries(
         held_z.store(gl.sum(line, 1))
         async_copy.wait_group(STAGES - 2)
         weighed.store((k_i.load(READ).to(gl.float32) * leaves[:, None]).to(gl.bfloat16))
+        state, line = state * through, line * through
         fence_async_shared()
         R = _times(g_i, v_i.permute((1, 0)), C, C, PAIRS)
         P = _times(q_i, k_i.permute((1, 0)), C, C, PAIRS)
         acc = _times(g_i, held, C, N, WIDE)
-        state = warpgroup_mma(v_i.permute((1, 0)), weighed, state * through, is_async=True)
-        line = warpgroup_mma(k_i.permute((1, 0)), weights, line * through, is_async=True)
+        state = warpgroup_mma(v_i.permute((1, 0)), weighed, state, is_async=True)
+        line = warpgroup_mma(k_i.permute((1, 0)), weights, line, is_async=True)
         # every warp has passed a barrier since the buffers that are filled now were read
         copy(q, ahead, T, q1 * UNIT, qs.index(slot), N, C, READ)
         copy(k, ahead, T, k1 * UNIT, ks.index(slot), N, C, READ)
@@ -308,11 +311,12 @@ def of_keys(
         share_row = share_row * gl.exp2(rate * (mine + 1).to(gl.float32))
         async_copy.wait_group(STAGES - 2)
         weighed.store((g_i.load(READ).to(gl.float32) * share_row[:, None]).to(gl.bfloat16))
+        state, line = state * through, line * through
         fence_async_shared()
         R = _times(v_i, g_i.permute((1, 0)), C, C, PAIRS)
         acc = _times(v_i, held.permute((1, 0)), C, N, WIDE)
-        state = warpgroup_mma(q_i.permute((1, 0)), weighed, state * through, is_async=True)
-        line = warpgroup_mma(q_i.permute((1, 0)), weights, line * through, is_async=True)
+        state = warpgroup_mma(q_i.permute((1, 0)), weighed, state, is_async=True)
+        line = warpgroup_mma(q_i.permute((1, 0)), weights, line, is_async=True)
         # every warp has passed a barrier since the buffers that are filled now were read
         stop = gl.where(i + STAGES - 1 < chunks, T, -65536)
         copy(q, ahead, stop, q1 * UNIT, qs.index(slot), N, C, READ)
