@@ -49,8 +49,9 @@ HOST_CLOCK = (  # of results that do not say how they were timed
 TOLD = (
     "fla and jax-linear-attention are given φ(q) and φ(k), whose making is no part of their time; fla's based makes its own. Zeros as the",
     "state before the first token are made before, too. The latter's time is that of its kernels on the device, as CUPTI records them,",
-    "without the gaps between them; the others' is by events, gaps and all. Of several scales it is the time of one recurrence, taken as",
-    "many times, and of PyTorch's sum with the gates; its errors are the recurrence's. Retention has no gate.",
+    "without the gaps between them; the others' is by events, gaps and all; ours so counted stands below each table. Of several scales",
+    "it is the time of one recurrence, taken as many times, and of PyTorch's sum with the gates; its errors are the recurrence's.",
+    "Retention has no gate.",
 )
 PAIRS = (("forward_ms", "both_ms", ".3f"), ("host_forward_ms", "host_both_ms", ".3f"), ("error_o", "error_gradient", ".1e"))
 
@@ -99,6 +100,8 @@ def markdown(result: dict[str, Any], picture: str = "") -> str:
             peak = row["peak_bytes"]
             cells += ["–", "–"] if peak is None else [f"{peak / 2**20:.0f}", f"{marks.memory(case, row):.2f}"]
             lines.append(f"| {' | '.join(cells)} |")
+        if ours.get("kernels_forward_ms") is not None:
+            lines += ["", f"Kernels of {OURS} alone: {ours['kernels_forward_ms']:.3f} / {ours['kernels_both_ms']:.3f} ms."]
         lines += ["", *(f"{name}: {why}." for name, why in case["missing"].items())] if case["missing"] else []
     lengths = [case for case in result["cases"] if not case["tabled"]]
     if lengths:

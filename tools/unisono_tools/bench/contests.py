@@ -18,7 +18,7 @@ from unisono_torch.ops.features import elu1
 
 from unisono_tools.bench import recurrences
 from unisono_tools.bench.contestants import serving
-from unisono_tools.bench.measure import graphed, median_ms, peak_bytes, throughput_ms
+from unisono_tools.bench.measure import graphed, kernels_ms, median_ms, peak_bytes, throughput_ms
 from unisono_tools.bench.workers import Turn, compile_at_once
 
 SETS = 3
@@ -76,8 +76,8 @@ class Case:
 
 @dataclasses.dataclass
 class Row:
-    """forward and both ways in ms, device time; host_: with what a host takes to launch them. Errors ‖a − exact‖ / ‖exact‖ of o and the
-    worst gradient, of one head; bytes beyond the inputs. None: not measured."""
+    """forward and both ways in ms, device time; host_: with what a host takes to launch them; kernels_: the sum of kernels' times.
+    Errors ‖a − exact‖ / ‖exact‖ of o and the worst gradient, of one head; bytes beyond the inputs. None: not measured."""
 
     contestant: str
     forward_ms: float
@@ -87,6 +87,8 @@ class Row:
     peak_bytes: int | None = None
     host_forward_ms: float | None = None
     host_both_ms: float | None = None
+    kernels_forward_ms: float | None = None
+    kernels_both_ms: float | None = None
 
 
 class Entry(NamedTuple):
@@ -277,12 +279,14 @@ def contest(case: Case, name: str, device: str, repeats: int, turn: Turn) -> Row
         torch.cuda.empty_cache()
     turn()
     peak = peak_bytes(calls[1][0], device)
-    host = (None, None)
+    host = alone = (None, None)
+    if device == "cuda" and case.tabled and name == OURS:
+        alone = tuple(kernels_ms(each, lambda _: torch.cuda.synchronize(), repeats) for each in calls)
     if device == "cuda" and not case.tabled:
         host = tuple(throughput_ms(each, lambda _: torch.cuda.synchronize(), repeats) for each in calls)
         calls = [graphed(each) for each in calls]
     times = [median_ms(each, device, repeats) for each in calls]
-    return Row(name, times[0], times[1], *off, peak, *host)
+    return Row(name, times[0], times[1], *off, peak, *host, *alone)
 
 
 def _by_jax(case: Case, name: str, device: str, repeats: int, gradients: list[Tensor], turn: Turn) -> Row:

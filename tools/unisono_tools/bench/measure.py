@@ -63,7 +63,7 @@ def throughput_ms(calls: Sequence[Callable[[], object]], wait: Callable[[object]
 
 
 def kernels_ms(calls: Sequence[Callable[[], object]], wait: Callable[[object], object], repeats: int) -> float:
-    """For another framework on a GPU: the median over `repeats` rounds of what a call's kernels take on the device, as CUPTI records
+    """On a GPU, beside another framework: the median over `repeats` rounds of what a call's kernels take on the device, as CUPTI records
     them; neither the host's time nor gaps between kernels are part of it."""
     from torch.profiler import ProfilerActivity, profile
 
