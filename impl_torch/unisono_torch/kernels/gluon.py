@@ -162,6 +162,6 @@ else:
     from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
 
     jit = gluon.jit
-    barrier: Any = getattr(gl, "barrier", None) or gl.thread_barrier
+    barrier = getattr(gl, "barrier" if hasattr(gl, "barrier") else "thread_barrier")  # the latter up to Triton 3.6
 
 __all__ = ["async_copy", "barrier", "fence_async_shared", "gl", "jit", "warpgroup_mma", "warpgroup_mma_wait"]
