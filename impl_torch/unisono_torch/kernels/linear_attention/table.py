@@ -64,7 +64,7 @@ SWEEPS: dict[tuple[str, str], Cut] = {
 # of hopper.py, by (way, the narrower of K and V): a program a multiprocessor forward
 HOPPER: dict[tuple[str, int], HopperCut] = {
     ("forward", 64): HopperCut(64, 64, 4, 4, 132, ahead=True),
-    ("forward", 128): HopperCut(64, 128, 8, 3, 132, twice=True),
+    ("forward", 128): HopperCut(64, 128, 8, 3, 132, ahead=True, twice=True),
     ("backward", 64): HopperCut(64, 64, 4, 3, 264),
     ("backward", 128): HopperCut(64, 128, 8, 2, 264),
 }
