@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import triton
@@ -23,12 +25,13 @@ def _doubled(x, out, N: tl.constexpr, DIES: tl.constexpr):
 
 def test_the_language_is_whole_after_a_launch(interpreter: None) -> None:
     before = {(part, name): value for part in (tl, tl.core, tl.math, tl.tensor) for name, value in vars(part).items()}
+    doubled: Any = _doubled
     x = torch.arange(8.0)
     out = torch.zeros(8)
-    _doubled[(1,)](x, out, N=8, DIES=False)
+    doubled[(1,)](x, out, N=8, DIES=False)
     assert torch.equal(out, (2 * x).cumsum(0))
     with pytest.raises(InterpreterError):
-        _doubled[(1,)](x, out, N=8, DIES=True)
+        doubled[(1,)](x, out, N=8, DIES=True)
     assert {(part, name): value for part in (tl, tl.core, tl.math, tl.tensor) for name, value in vars(part).items()} == before
-    _doubled[(1,)](out, out, N=8, DIES=False)
+    doubled[(1,)](out, out, N=8, DIES=False)
     assert torch.equal(out, (2 * (2 * x).cumsum(0)).cumsum(0))
