@@ -71,6 +71,18 @@ def test_programs_that_stand_still(
     gru.test_values_and_gradients(case, "cpu")
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("case", [gru.Case(2, 5, 11, 2, 5, 6, 7), gru.Case(3, 4, 6, 2, 3, 1, 2), gru.Case(17, 3, 10, 1, 2, 9, 2)], ids=str)
+def test_tokens_one_by_one(
+    case: gru.Case, stopped: bool, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """What one call leaves of what programs exchange, the next takes for nothing."""
+    if stopped:
+        _run(monkeypatch, tmp_path_factory, STOPPED)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        gru.decoded(case, dtype, "cpu")
+
+
 def test_marks_pieces_and_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     gru.test_a_reset_cuts_nan("cpu")
     gru.test_where_nothing_is_valid_no_weight_has_a_gradient("cpu")

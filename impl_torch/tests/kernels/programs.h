@@ -21,8 +21,20 @@
 #define SHARED(name) float* name = (float*)blocks[program()].room.data()
 
 typedef unsigned char u8;
+typedef unsigned short u16;
 typedef long long i64;
 struct alignas(16) float4 { float x, y, z, w; };
+inline u16 to_half(float x) {
+  const _Float16 y = x;
+  u16 z;
+  memcpy(&z, &y, sizeof z);
+  return z;
+}
+inline float from_half(u16 x) {
+  _Float16 y;
+  memcpy(&y, &x, sizeof y);
+  return y;
+}
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 struct Thread {

@@ -84,7 +84,7 @@ FEW = [(name, 2, MOST, "") for name in CONFIGS]
 # read by products that are one launch each, and by a library's
 SOME = ("taylor2", "s4d", "numerator", "mamba") if interpreted() else CONFIGS
 SIZES = (2, 1) if interpreted() else (MOST + 1, MOST)
-MANY = [(name, *SIZES, form) for form in ("slabs", "tiles") for name in CONFIGS] + [(name, *SIZES, "") for name in SOME]
+MANY = [(name, *SIZES, form) for form in ("slabs", "tiles", "fronts") for name in CONFIGS] + [(name, *SIZES, "") for name in SOME]
 
 
 @pytest.mark.parametrize(("name", "batch", "most", "joined"), FEW + MANY)
@@ -96,7 +96,7 @@ def test_steps_are_those_of_the_spec(name: str, batch: int, most: int, joined: s
         monkeypatch.setattr(attention, "_slices", lambda owners, width: 2 - width % 2)
         if name == "lat":  # … and features many enough for two turns
             monkeypatch.setattr(attention, "FEATURES", (2, 2))
-        if name in ("rope", "taylor2", "infinity"):
+        if name in ("rope", "taylor2", "infinity", "transformer", "maru", "stack"):
             together(monkeypatch)
             monkeypatch.setattr(project, "at_once", lambda: True)
     model, params = made(CONFIGS[name], device, implementation="triton" if name == "maru" else "auto")  # so that its cell has a kernel

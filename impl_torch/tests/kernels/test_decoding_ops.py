@@ -50,7 +50,7 @@ def test_linear_attention(device: str) -> None:
 @pytest.mark.parametrize(("norm", "act"), [("rms", "none"), ("layer", "gelu"), ("none", "gelu_tanh"), ("layer", "relu"), ("rms", "swiglu"),
                                            ("layer", "gated_gelu"), ("none", "glu")])  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("joined", ["", "slabs", "tiles"])
+@pytest.mark.parametrize("joined", ["", "slabs", "tiles", "fronts"])
 def test_many_sequences_as_few(norm: str, act: str, dtype: torch.dtype, joined: str, device: str) -> None:
     """By matrix products, in a launch and in some, and by kernels that read a row of weights once: the same but for the order of sums."""
     generator = torch.Generator().manual_seed(1)
@@ -71,6 +71,17 @@ def test_many_sequences_as_few(norm: str, act: str, dtype: torch.dtype, joined: 
     many, few = asked(slice(None)), torch.cat([asked(rows) for rows in (slice(MOST), slice(MOST, None))])
     limit = numerics.rounding("float32", 2**6) + (numerics.rounding("bfloat16", 2**3) if dtype == torch.bfloat16 else 0)
     judge.same(many.double().cpu(), few.double().cpu(), limit)
+
+
+@pytest.mark.parametrize(("batch", "joined"), [(2, ""), (MOST + 3, ""), (MOST + 3, "slabs"), (MOST + 3, "fronts")])
+@pytest.mark.parametrize("size", [1e27, 1e-3])
+def test_norms_of_sums(batch: int, joined: str, size: float, device: str) -> None:
+    """LayerNorm of numbers up to 10²⁹, as CRAM's sums may be, and of small ones, whose ε counts."""
+    generator = torch.Generator().manual_seed(1)
+    x, weight, gain, shift = (torch.randn(shape, generator=generator).to(device) for shape in ((batch, 12), (10, 12), (12,), (12,)))
+    found = projected(size * x, weight, norm=("layer", gain, shift, 0.0), joined=joined)
+    wide = nn.functional.layer_norm((size * x).double(), (12,), gain.double(), shift.double())
+    judge.same(found.double().cpu(), (wide @ weight.double().T).cpu(), numerics.rounding("float32", 2**8))
 
 
 @pytest.mark.parametrize("norm", ["rms", "layer"])
@@ -104,6 +115,7 @@ def test_the_next_norm(norm: str, finishing: bool, beside_each_other: bool, devi
             wide = wide * (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * g
         else:
             wide = nn.functional.layer_norm(wide, (n,), g, b)
+        assert following.rows is not None
         judge.same([y.double().cpu(), following.rows.double().cpu()], [true, wide], numerics.rounding("float32", 2**8))
         assert not following.blocks.any()
         assert not finish.counters.any()
@@ -121,7 +133,7 @@ def test_angles_of_any_position(device: str) -> None:
 NARROW: dict[str, Config] = {"mamba": MambaConfig(d_model=8, n_layers=2, vocab_size=30, d_state=4)}
 
 
-@pytest.mark.parametrize(("batch", "joined"), [(1, ""), (MOST + 1, ""), (MOST + 1, "slabs"), (MOST + 1, "tiles")])
+@pytest.mark.parametrize(("batch", "joined"), [(1, ""), (MOST + 1, ""), (MOST + 1, "slabs"), (MOST + 1, "tiles"), (MOST + 1, "fronts")])
 @pytest.mark.parametrize("name", NARROW)
 def test_steps_in_bfloat16(name: str, batch: int, joined: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of a state so small that several warps hold them: one that stored before another had loaded made texts of Mamba wrong."""

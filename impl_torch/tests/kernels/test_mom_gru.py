@@ -56,7 +56,7 @@ ON_GPU = [
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "case" in metafunc.fixturenames:
+    if "case" in metafunc.fixturenames and "one_by_one" not in metafunc.function.__name__:
         metafunc.parametrize("case", CASES if interpreted() else CASES + ON_GPU, ids=str)
 
 
@@ -220,3 +220,31 @@ def test_the_op_takes_the_kernel(device: str) -> None:
         logits.sum().backward()
         found.append([a.detach().cpu() for a in (logits, *state.values(), *(p.grad for p in model.parameters() if p.grad is not None))])
     judge.same(*found, limit=numerics.rounding("float32", 2**10))
+
+
+DECODED = [Case(2, 5, 11, 2, 5, 6, 7, programs=3)]
+DECODED_ON_GPU = [Case(batch, 5, 640, 4, 128, 64, 32) for batch in (1, 3, 16, 64, 256)]
+
+
+def decoded(case: Case, dtype: torch.dtype, device: str) -> None:
+    """Token by token on buffers that stay: what `loop` makes of all, h' in place of h, and on a residual."""
+    given, _, sizes = inputs(case, device)
+    h, M, x, _, *weights = (a.float() for a in given)
+    weights = Weights._make(weights)
+    with torch.no_grad():
+        true, last = loop(h, M, x, None, None, None, sizes, weights)
+        both, M, room = torch.stack([h, h]), M.clone(), operator.Room(h.device)
+        for t, token in enumerate(x):
+            residual = None if t % 2 else (10 * token[:, :1] + h).to(dtype)
+            products = torch.addmm(weights.x_bias, token, weights.x.mT)
+            out = operator.advance(both, M, products, sizes, weights, residual, dtype, room)
+            judge.same(both[0].cpu(), true[t].cpu(), numerics.rounding("float32", 2**12))
+            settled = both[0].to(dtype) if residual is None else both[0].to(dtype).float().add(residual.float()).to(dtype)
+            assert torch.equal(out, settled)
+        judge.same(M.cpu(), last.cpu(), numerics.rounding("float32", 2**12))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", DECODED if interpreted() else DECODED_ON_GPU, ids=str)
+def test_tokens_one_by_one(case: Case, dtype: torch.dtype, device: str) -> None:
+    decoded(case, dtype, device)

@@ -6,20 +6,22 @@ What is not here is read by `Model.step`'s own operations, in the same graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from unisono_spec.contract.base import ANY
 
-from unisono_torch.decoding.parts import Held, Parts
+from unisono_torch.decoding import recurrent
+from unisono_torch.decoding.parts import Held, Parts, next_norm
+from unisono_torch.decoding.recurrent import Step
 from unisono_torch.kernels.registry import available
 from unisono_torch.ops import rotary
 
 if TYPE_CHECKING:
     from unisono_torch.models.base import Model, State
 
-Step = Callable[[Tensor], Tensor]  # token [B] → logits [B, V]
 MOST_WINDOW = 128  # keys that a program holds at once
 
 
@@ -57,7 +59,7 @@ def _lat(model: Any, state: State, parts: Parts) -> Step | None:
     layers = []
     for i, block in enumerate(model.layers):
         own = [state[f"layers.{i}.{part}"] for part in block.states]
-        ffn = parts.ffn(block.ffn, block.ffn_norm, _next_norm(model, i, "mixer_norm"))
+        ffn = parts.ffn(block.ffn, block.ffn_norm, next_norm(model, i, "mixer_norm"))
         layers.append((_mixer(block, own, position, parts), ffn))
     embedding, head = parts.embedding(model), parts.head(model)
     learned = None if model.position_embedding is None else model.position_embedding.weight.detach()
@@ -76,11 +78,6 @@ def _lat(model: Any, state: State, parts: Parts) -> Step | None:
     return step
 
 
-def _next_norm(model: Any, i: int, name: str) -> nn.Module:
-    """Of what layer i makes."""
-    return getattr(model.layers[i + 1], name) if i + 1 < len(model.layers) else model.norm
-
-
 def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) -> Callable[[Tensor, dict], Tensor]:
     """x [B, D] and the rotations by width → x and what the mixer adds to it."""
     from unisono_torch.kernels.decode import attention, scans
@@ -94,7 +91,8 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) 
         return lambda x, rotaries: scans.conv_step(into(x), state[0], weight, bias, out, x)
     normed = getattr(mixer, "head_norm", None)
     # programs that wait for those of softmax attention of few sequences cost more than a launch of their own
-    alone = normed is not None or (mixer.kind == "softmax" and parts.batch <= MOST)
+    apart = mixer.kind == "softmax" and not parts.joined and parts.batch <= MOST
+    alone = normed is not None or apart
     finish = parts.finish(mixer.out, len(state[0]) * mixer.heads, alone, None if alone else block.ffn_norm)
     qkv, width = parts.linear(mixer.qkv, block.mixer_norm), mixer.width
     if mixer.kind == "linear":
@@ -116,83 +114,10 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) 
     keys, values = state
     if mixer.kind == "window":
         return lambda x, rotaries: attention.window_step(qkv(x), keys, values, position, rotaries.get(width), finish, x)
-    if not alone:
+    if not apart:
         return lambda x, rotaries: attention.softmax_step(qkv(x), keys, values, position, rotaries.get(width), finish, x)
     out = parts.linear(mixer.out, following=block.ffn_norm)
     return lambda x, rotaries: out(attention.softmax_step(qkv(x), keys, values, position, rotaries.get(width), finish, None), x)
-
-
-def _mamba(model: Any, state: State, parts: Parts) -> Step:
-    layers = []
-    for i, layer in enumerate(model.layers):
-        own = state[f"layers.{i}.conv"], state[f"layers.{i}.ssm"]
-        layers.append(_mamba_block(layer.mixer, layer.norm, *own, parts, _next_norm(model, i, "norm")))
-    embedding, head = parts.embedding(model), parts.head(model)
-
-    def step(token: Tensor) -> Tensor:
-        x = embedding(token)
-        for layer in layers:
-            x = layer(x, x)
-        return head(x)
-
-    return step
-
-
-def _mamba_block(
-    block: Any, norm: nn.Module | None, conv: Tensor, ssm: Tensor, parts: Parts, following: nn.Module | None
-) -> Callable[..., Tensor]:
-    """x [B, D] and perhaps what the result is added to → [B, D], of which `following` is a norm."""
-    from unisono_torch.kernels.decode import scans
-
-    own = {name: p.detach() for name, p in block.named_parameters()}
-    into = parts.linear(block.in_proj, norm, conv=(own["conv1d.weight"], own.get("conv1d.bias"), conv))
-    chosen, out, d = parts.linear(block.x_proj), parts.linear(block.out_proj, following=following), ssm.shape[1]
-
-    def step(x: Tensor, residual: Tensor | None = None) -> Tensor:
-        uz = into(x)
-        return out(scans.mamba_step(uz, chosen(uz[:, :d]), ssm, own), residual)
-
-    return step
-
-
-def _s4d(model: Any, state: State, parts: Parts) -> Step:
-    from unisono_torch.kernels.decode import scans
-    from unisono_torch.ops import diagonal_ssm
-
-    def layer(block: Any, h: Tensor, last: nn.Module | None) -> Callable[[Tensor], Tensor]:
-        mixer = block.mixer
-        names = "log_dt", "log_A_real", "A_imag"
-        log_dt, log_A, A_imag = (getattr(mixer, name).detach() for name in names)
-
-        def rates() -> tuple[Tensor, Tensor]:
-            return log_dt.double().exp(), torch.stack([-log_A.double().exp(), A_imag.double()], -1)
-
-        power = parts.held(lambda: diagonal_ssm.powers(*rates(), 1)[1].float())
-        grown = parts.held(lambda: diagonal_ssm.gain(*rates()).float())
-        _, gain, shift, _ = parts.norm(block.mixer_norm)
-        assert gain is not None
-        assert shift is not None
-        rest, after = (mixer.C.detach(), mixer.D.detach()), last if block.ffn is None else block.ffn_norm
-        out = parts.linear(mixer.out, act="glu", following=after)
-        ffn = None if block.ffn is None else parts.ffn(block.ffn, block.ffn_norm, last)
-
-        def step(x: Tensor) -> Tensor:
-            x = out(scans.diagonal_step(x, gain, shift, power, grown, *rest, h), x)
-            return x if ffn is None else ffn(x, x)
-
-        return step
-
-    norms = [None] * (len(model.layers) - 1) + [model.norm]  # others are the scan's own
-    layers = [layer(block, state[f"layers.{i}.ssm"], norms[i]) for i, block in enumerate(model.layers)]
-    embedding, head = parts.embedding(model), parts.head(model)
-
-    def step(token: Tensor) -> Tensor:
-        x = embedding(token)
-        for one in layers:
-            x = one(x)
-        return head(x)
-
-    return step
 
 
 def _cram(model: Any, state: State, parts: Parts) -> Step | None:
@@ -204,20 +129,19 @@ def _cram(model: Any, state: State, parts: Parts) -> Step | None:
 
     def layer(block: Any, xi: Tensor, last: nn.Module | None) -> Callable[[Tensor], Tensor]:
         score = block.mixer
-        Q = parts.held.cast(score.Q, parts.dtype)
+        ask = parts.linear(SimpleNamespace(weight=score.Q, bias=None), score)
         one, two, three = ((a.weight.detach(), a.bias.detach()) for a in score.score)
         up, down = parts.linear(block.ffn.up, block.norm, "gelu_tanh"), parts.linear(block.ffn.down, following=last)
         turns, following = torch.zeros_like(position), parts.following(block.norm)
         how = position, (one, two, three), score.key_scale, xi, config.exclusive, turns, following
 
         def step(x: Tensor) -> Tensor:
-            return down(up(sum_step(x, projected(x, Q, joined=parts.joined), *how)), x)
+            return down(up(sum_step(x, ask(x), *how)), x)
 
         return step
 
-    from unisono_torch.kernels.decode.project import projected
-
-    norms = [None] * (len(model.layers) - 1) + [model.norm]
+    asking = [block.mixer if parts.joined == "fronts" else None for block in model.layers[1:]]
+    norms = [*asking, model.norm]
     layers = [layer(block, state[f"layers.{i}.xi"], norms[i]) for i, block in enumerate(model.layers)]
     embedding, head = parts.embedding(model), parts.head(model)
 
@@ -259,7 +183,7 @@ def _infinityformer(model: Any, state: State, parts: Parts) -> Step:
         return step
 
     layers = [
-        layer(block, state[f"layers.{i}.S"], state[f"layers.{i}.z"], _next_norm(model, i, "mixer_norm"))
+        layer(block, state[f"layers.{i}.S"], state[f"layers.{i}.z"], next_norm(model, i, "mixer_norm"))
         for i, block in enumerate(model.layers)
     ]
     embedding, head = parts.embedding(model), parts.head(model)
@@ -275,70 +199,12 @@ def _infinityformer(model: Any, state: State, parts: Parts) -> Step:
     return step
 
 
-def _cell(
-    p: dict[str, Tensor], parts: Parts, implementation: str, h: Tensor, memory: Tensor, following: nn.Module | None
-) -> Callable[[Tensor, Tensor | None], Tensor] | None:
-    """mom_gru.step in three launches: x [B, D] and perhaps a residual → h, on it, of which `following` is a norm; h [2, B, D] and memory
-    advance. None where the kernel does not serve."""
-    from unisono_torch.ops import mom_gru
-
-    (banks, slots, _), device = p["memory"].shape, memory.device
-    if not mom_gru.by_kernel(implementation, device, torch.float32, p):
-        return None
-    from unisono_torch.kernels.decode.cells import cell_step
-    from unisono_torch.ops.mom_gru_loop import Sizes, Weights
-
-    d = p["hidden.weight"].shape[1]
-    weights = Weights._make(parts.held(lambda i=i: mom_gru.packed(p, d)[i]) for i in range(len(Weights._fields)))
-    sizes, flat, after = Sizes(banks, slots, 1.0), memory.flatten(1, 2), parts.following(following)
-    return lambda x, residual: cell_step(x, h, flat, sizes, weights, residual, parts.dtype, parts.joined, after)
-
-
-def _maru(model: Any, state: State, parts: Parts) -> Step:
-    from unisono_torch.ops import mom_gru
-
-    def layer(block: Any, i: int) -> Callable[[Tensor], Tensor]:
-        conv, ssm, h, memory = (state[f"layers.{i}.{name}"] for name in ("conv", "ssm", "h", "memory"))
-        mamba = _mamba_block(block.mamba, block.mamba_norm, conv, ssm, parts, block.cell_norm)
-        project = parts.linear(block.project, block.cell_norm)
-        named = {**dict(block.cell.named_parameters()), **dict(block.cell.named_buffers())}
-        own = {name: parts.held.cast(p, torch.float32) for name, p in named.items()}
-        stacked = block.mamba_norm is not None
-        both = torch.stack([h, h])
-        state[f"layers.{i}.h"] = h = both[0]
-        cell = _cell(own, parts, model.implementation, both, memory, _next_norm(model, i, "mamba_norm"))
-
-        def step(x: Tensor) -> Tensor:
-            x = mamba(x, x if stacked else None)
-            given = project(x)
-            if cell is not None:
-                return cell(given, x if stacked else None)
-            update, after = mom_gru.step(given, own, (h, memory))
-            h.copy_(after[0])
-            memory.copy_(after[1])
-            return x + update.to(x.dtype) if stacked else update.to(x.dtype)
-
-        return step
-
-    layers = [layer(block, i) for i, block in enumerate(model.layers)]
-    embedding = parts.embedding(model)
-    below, head = parts.linear(model.head[0], model.norm, "relu"), parts.linear(model.head[1], joined=False)
-
-    def step(token: Tensor) -> Tensor:
-        x = embedding(token)
-        for one in layers:
-            x = one(x)
-        return head(below(x))
-
-    return step
-
-
 _BUILDERS: dict[str, Callable[[Any, State, Parts], Step | None]] = {
     "lat": _lat,
     "transformer": _lat,
-    "mamba": _mamba,
-    "s4d": _s4d,
+    "mamba": recurrent.mamba,
+    "s4d": recurrent.s4d,
     "cram": _cram,
     "infinityformer": _infinityformer,
-    "maru": _maru,
+    "maru": recurrent.maru,
 }

@@ -15,7 +15,8 @@ from unisono_torch.ops.elementwise import ALIGNED
 
 if TYPE_CHECKING:
     from unisono_torch.kernels.decode.project import Finish
-    from unisono_torch.kernels.decode.tiles import Next, Norm
+    from unisono_torch.kernels.decode.tiles import Front, Next, Norm
+    from unisono_torch.kernels.decode.tiles import Parts as Sum
     from unisono_torch.models.base import Model
 
 
@@ -44,43 +45,56 @@ class Held:
 
 
 FEW = 2  # sequences whose rows of weights are read by kernels of their own; of more, in 16 bits, products are by tensor cores
-SLABS = {512: 64, 1 << 30: 32}  # the most sequences whose products hold slabs of weights, by the widest model: not slower than a library's
-TILES = {"s4d": 512, "maru": 640}  # the widest model of which tiles of more sequences were measured to be as fast as a library's
+SLABS = {512: 64, 1 << 30: 32}  # the most sequences whose products hold slabs of weights, by the widest model: not slower than others
+# Of more, the widest model that takes tiles which make the next norm, and those with norms before them, and for how many sequences at most:
+# not slower than a library's by more than a twentieth, as measured or, of InfinityFormer, Transformers and wide LATs, by addition.
+TILES = {"s4d": (512, 1 << 30), "mamba": (768, 64)}
+FRONTS = {
+    arch: (width, 1 << 30) for arch, width in {"lat": 1024, "transformer": 512, "infinityformer": 768, "cram": 768, "maru": 640}.items()
+}
 NARROWEST = 16  # columns of a program of theirs
 
 
 def joined(model: Model, batch: int) -> str:
     """How products of many sequences are one launch with what comes before and after them, as `projected` takes it; "" where they are a
-    library's: tiles on a GPU, too, that may not hold at once all programs of a row, which wait for each other."""
+    library's: instead of tiles on a GPU, too, that may not hold at once all programs of a row, which wait for each other."""
     from unisono_torch.kernels.decode.project import MOST
 
     width, arch = model.config.d_model, model.config.arch
-    alone = arch == "maru"  # its products are so narrow that tiles, and rows of few sequences, are faster
+    alone = arch == "maru"  # its products are so narrow that rows of few sequences, and tiles, are faster
     if model.compute_dtype.itemsize != 2 or batch <= (MOST if alone else FEW):
         return ""
     if not alone and batch <= next(most for widest, most in SLABS.items() if width <= widest):
         return "slabs"
     small = model.device.type == "cuda" and NARROWEST * _multiprocessors(model.device) < width
-    return "tiles" if width <= TILES.get(arch, 0) and not small else ""
+    for form, where in (("tiles", {} if small else TILES), ("fronts", FRONTS)):
+        widest, most = where.get(arch, (0, 0))
+        if width <= widest and batch <= most:
+            return form
+    return ""
 
 
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def next_norm(model: Any, i: int, name: str) -> nn.Module:
+    """Of what layer i makes."""
+    return getattr(model.layers[i + 1], name) if i + 1 < len(model.layers) else model.norm
+
+
 class Parts:
     """What steps of `batch` sequences are made of, in the model's compute dtype."""
 
     def __init__(self, model: Model, held: Held, batch: int) -> None:
-        self.dtype, self.held, self.batch = model.compute_dtype, held, batch
+        self.dtype, self.held, self.batch, self.device = model.compute_dtype, held, batch, model.device
         self.joined = joined(model, batch)
         self.nexts: dict[nn.Module, Next] = {}
 
     def norm(self, norm: nn.Module | None) -> tuple[str, Tensor | None, Tensor | None, float]:
         """As kernels/decode/project.py takes it."""
-        if norm is None:
+        if not isinstance(norm, RMSNorm | LayerNorm):
             return "none", None, None, 0.0
-        assert isinstance(norm, RMSNorm | LayerNorm)
         weight = norm.weight.detach()
         return ("rms", weight, None, norm.eps) if isinstance(norm, RMSNorm) else ("layer", weight, norm.bias.detach(), 0.0)
 
@@ -91,20 +105,28 @@ class Parts:
 
         if norm is None or self.batch <= MOST or self.joined == "slabs":
             return None
-        self.nexts[norm] = Next(self.norm(norm), self.batch, norm.weight.device)  # pyright: ignore[reportArgumentType]
+        self.nexts[norm] = Next(self.norm(norm), self.batch, next(norm.parameters()).device)
         return self.nexts[norm]
 
-    def before(self, norm: nn.Module | None) -> Callable[[Tensor], tuple[Tensor, Norm]]:
-        """x → x and `norm`, or what it made of x already and none."""
+    def before(self, norm: nn.Module | None) -> Callable[[Tensor], tuple[Tensor, Norm, Sum | None]]:
+        """x → x, `norm` and what x is to become the sum of, or what the norm made of x already and none."""
         from unisono_torch.kernels.decode.project import NO_NORM
 
         own = self.norm(norm)
 
-        def given(x: Tensor) -> tuple[Tensor, Norm]:
+        def given(x: Tensor) -> tuple[Tensor, Norm, Sum | None]:
             made = None if norm is None else self.nexts.get(norm)
-            return (x, own) if made is None else (made.rows, NO_NORM)
+            if made is None or made.rows is None:
+                return x, own, None if made is None else made.parts
+            return made.rows, NO_NORM, None
 
         return given
+
+    def front(self) -> Front | None:
+        """What a product waits for that is of the form "fronts"."""
+        from unisono_torch.kernels.decode.tiles import Front
+
+        return Front(self.device) if self.joined == "fronts" else None
 
     def linear(
         self,
@@ -115,28 +137,37 @@ class Parts:
         conv: Any = None,
         following: nn.Module | None = None,
         joined: bool = True,
+        dtype: torch.dtype | None = None,
     ) -> Callable[..., Tensor]:
         """x [B, in] and perhaps a residual → [B, out]. With "gated_gelu" and "glu", the two halves of the rows are the two products.
-        beside: another product of the same norm. following: the norm that is next. joined: where others are."""
+        beside: another product of the same norm. following: the norm that is next. joined: where others are. dtype: of the weight and
+        the result, if not the compute dtype."""
         from unisono_torch.kernels.decode.project import projected
 
         before = self.before(norm)
-        w = self.held.cast(layer.weight if weight is None else weight, self.dtype)
+        w = self.held.cast(layer.weight if weight is None else weight, dtype or self.dtype)
         b = None if layer.bias is None else layer.bias.detach()
         if act in ("gated_gelu", "glu"):
             (w, w2), (b, b2) = w.chunk(2), (None, None) if b is None else b.chunk(2)
         else:
             w2 = b2 = None
         how: dict[str, Any] = {"second": w2, "second_bias": b2, "act": act, "conv": conv, "following": self.following(following)}
-        how["joined"] = self.joined if joined or not self.joined else "library"
+        how |= {"joined": self.joined if joined or not self.joined else "library", "front": self.front()}
 
         def product(x: Tensor, residual: Tensor | None = None, beside: Any = None) -> Tensor:
-            x, norm = before(x)
-            return projected(x, w, b, norm=norm, residual=residual, beside=beside, **how)
+            x, norm, parts = before(x)
+            return projected(x, w, b, norm=norm, residual=residual, beside=beside, parts=parts, **how)
 
         return product
 
-    def finish(self, layer: Linear | Any, owners: int, alone: bool = False, following: nn.Module | None = None) -> Finish:
+    def finish(
+        self,
+        layer: Linear | Any,
+        owners: int,
+        alone: bool = False,
+        following: nn.Module | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Finish:
         """`linear` in the launch before it, of which `owners` pieces have programs that take turns. alone: without it."""
         from unisono_torch.kernels.decode.project import Finish
 
@@ -144,7 +175,7 @@ class Parts:
         if alone:
             return Finish(None, None, owners, device)
         bias = None if layer.bias is None else layer.bias.detach()
-        return Finish(self.held.cast(layer.weight, self.dtype), bias, owners, device, self.joined, self.following(following))
+        return Finish(self.held.cast(layer.weight, dtype or self.dtype), bias, owners, device, self.joined, self.following(following))
 
     def ffn(self, ffn: nn.Module, norm: nn.Module | None, following: nn.Module | None) -> Callable[[Tensor, Tensor], Tensor]:
         """x [B, D] and what the result is added to → [B, D], of which `following` is a norm."""
@@ -154,9 +185,11 @@ class Parts:
             before, gate, up = self.before(norm), *(self.held.cast(a.weight, self.dtype) for a in (ffn.gate, ffn.up))
             bias = [None if a.bias is None else a.bias.detach() for a in (ffn.gate, ffn.up)]
 
+            how: dict[str, Any] = {"second": up, "second_bias": bias[1], "act": "swiglu", "joined": self.joined, "front": self.front()}
+
             def rise(x: Tensor) -> Tensor:
-                x, norm = before(x)
-                return projected(x, gate, bias[0], second=up, second_bias=bias[1], norm=norm, act="swiglu", joined=self.joined)
+                x, norm, parts = before(x)
+                return projected(x, gate, bias[0], norm=norm, parts=parts, **how)
         else:
             kinds = {GELUFFN: "gelu", FFN: "gelu_tanh", GatedGELU: "gated_gelu"}
             rise = self.linear(ffn.up, norm, kinds[type(ffn)])

@@ -21,12 +21,14 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from unisono_torch.kernels import barrier
 from unisono_torch.kernels.gelu import share, sigmoid
 from unisono_torch.kernels.registry import interpreted
-from unisono_torch.ops.elementwise import LAYER_NORM_EPS
+from unisono_torch.ops.elementwise import LAYER_NORM_EPS, SHRINK
 
 NORMS = {"none": 0, "rms": 1, "layer": 2}
 # activations of one product, then those of two
 ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "swiglu": 4, "gated_gelu": 5, "glu": 6}
-LAYER_EPS = tl.constexpr(LAYER_NORM_EPS)
+# LayerNorm of rows up to 10²⁹: their differences from the mean are shrunk first, and ε alike
+SHRUNK = tl.constexpr(SHRINK)
+LAYER_EPS = tl.constexpr(LAYER_NORM_EPS * SHRINK**2)
 
 
 @triton.jit
@@ -58,6 +60,25 @@ def done(counters, TOGETHER: tl.constexpr):
 
 
 @triton.jit
+def waited(counters, ARRIVALS: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr):
+    """Let the next kernel begin, and wait for ARRIVALS programs of this one, which are `done`, or, of none, as `ready`."""
+    if ARRIVALS > 0:
+        begun(EARLY)
+        if TOGETHER:
+            barrier.wait(counters, ARRIVALS)
+    else:
+        ready(EARLY)
+
+
+@triton.jit
+def left(counters, PROGRAMS: tl.constexpr, TOGETHER: tl.constexpr):
+    """One of PROGRAMS that `waited` is done, too: counters [2], arrived and left, are 0 after the last."""
+    if TOGETHER and tl.atomic_add(counters + 1, 1) == PROGRAMS - 1:
+        tl.store(counters, 0)
+        tl.store(counters + 1, 0)
+
+
+@triton.jit
 def last(turns, SLICES: tl.constexpr):
     """Whether this is the last of SLICES programs to come here: the others have read what it may change now. The next time begins anew."""
     ends = True
@@ -81,7 +102,7 @@ def normed(x, k, K: tl.constexpr, gain, shift, NORM: tl.constexpr, EPS: tl.const
         x = x / tl.sqrt(tl.sum(x * x, 0) / K + EPS)
         x = (x * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)).to(TYPE).to(tl.float32)
     if NORM == 2:
-        x = tl.where(k < K, x - tl.sum(x, 0) / K, 0.0)
+        x = tl.where(k < K, (x - tl.sum(x, 0) / K) * SHRUNK, 0.0)
         x = x / tl.sqrt(tl.sum(x * x, 0) / K + LAYER_EPS)
         x = x * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32) + tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)
         x = x.to(TYPE).to(tl.float32)

@@ -22,7 +22,19 @@ from torch import Tensor
 
 from unisono_torch.kernels import barrier
 from unisono_torch.kernels.decode import slabs, tiles
-from unisono_torch.kernels.decode.common import ACTIVATIONS, NORMS, activated, begun, convolved, dot_of, kind_of, launch, normed, ready
+from unisono_torch.kernels.decode.common import (
+    ACTIVATIONS,
+    NORMS,
+    activated,
+    begun,
+    convolved,
+    dot_of,
+    kind_of,
+    launch,
+    left,
+    normed,
+    ready,
+)
 from unisono_torch.kernels.registry import interpreted
 
 MOST = 4  # sequences; more are a matter of matrix products
@@ -91,20 +103,21 @@ def finished(
             if HAS_RESIDUAL:
                 y = (y.to(tl.float32) + tl.load(residual + row * N + n, mask=n < N, other=0.0).to(tl.float32)).to(TYPE)
             tl.store(out + row * N + n, y, mask=n < N)
-    if TOGETHER and tl.atomic_add(counters + 1, 1) == PROGRAMS - 1:
-        tl.store(counters, 0)
-        tl.store(counters + 1, 0)
+    left(counters, PROGRAMS, TOGETHER)
 
 
 @triton.jit
 def norm_rows(
-    x, residual, total, gain, shift, out, x_row, K: tl.constexpr, HAS_RESIDUAL: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
-    TYPE: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr,
+    x, residual, total, gain, shift, out, spent, x_row, K: tl.constexpr, HAS_RESIDUAL: tl.constexpr, NORM: tl.constexpr,
+    EPS: tl.constexpr, TYPE: tl.constexpr, COLUMNS: tl.constexpr, SPENT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """out [B, K]: the norm of x [B, K], or of total, which becomes its sum with the residual."""
+    """out [B, K]: the norm of x [B, K], or of total, which becomes its sum with the residual. spent [SPENT]: counters of launches before
+    this one, which become 0."""
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, COLUMNS)
     ready(EARLY)
+    if SPENT > 0 and row == 0:
+        tl.store(spent + tl.arange(0, SPENT), 0)
     given = tl.load(x + row * x_row + k, mask=k < K, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         given += tl.load(residual + row * K + k, mask=k < K, other=0.0).to(tl.float32)
@@ -132,16 +145,23 @@ def activate(
 
 
 @triton.jit
+def row_convolved(
+    x, row, n, weight, bias, state, row_size, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr
+):  # fmt: skip
+    """Channels n, below D, of a row of x, in place."""
+    y = tl.load(x + row * row_size + n, mask=n < D, other=0.0).to(tl.float32)
+    y = convolved(y, n, state + row * (TAPS - 1) * D, weight, bias, n < D, D, TAPS, HAS_BIAS, x.dtype.element_ty)
+    tl.store(x + row * row_size + n, y.to(x.dtype.element_ty), mask=n < D)
+
+
+@triton.jit
 def convolve(
     x, weight, bias, state, row_size, D: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
 ):  # fmt: skip
     """Channels 0 to D of each row of x, in place."""
     ready(EARLY)
-    row = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    y = tl.load(x + row * row_size + n, mask=n < D, other=0.0).to(tl.float32)
-    y = convolved(y, n, state + row * (TAPS - 1) * D, weight, bias, n < D, D, TAPS, HAS_BIAS, x.dtype.element_ty)
-    tl.store(x + row * row_size + n, y.to(x.dtype.element_ty), mask=n < D)
+    row_convolved(x, tl.program_id(1).to(tl.int64), n, weight, bias, state, row_size, D, TAPS, HAS_BIAS)
 
 
 @triton.jit
@@ -173,50 +193,64 @@ def _beside(
 
 
 @triton.jit
+def rows_multiplied(
+    program, x, W, W2, bias, bias2, gain, shift, residual, out, conv, conv_weight, conv_bias, N, x_row, out_row, K: tl.constexpr,
+    BATCH: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, ACT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    CHANNELS: tl.constexpr, TAPS: tl.constexpr, CONV_BIAS: tl.constexpr, TYPE: tl.constexpr, EARLY: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """x [BATCH, K], ROWS rows of W and W2 [N, K] → as many columns of out [BATCH, N]; residual as out. The first CHANNELS rows go through
+    a convolution."""
+    n = program * ROWS + tl.arange(0, ROWS)
+    k = tl.arange(0, COLUMNS)
+    inside = (n < N)[:, None] & (k < K)[None, :]
+    at = n.to(tl.int64)[:, None] * K + k[None, :]
+    w = tl.load(W + at, mask=inside, other=0.0)
+    if ACT >= 4:
+        w2 = tl.load(W2 + at, mask=inside, other=0.0)
+    ready(EARLY)
+    for row in tl.static_range(BATCH):
+        given = tl.load(x + row * x_row + k, mask=k < K, other=0.0).to(tl.float32)
+        given = normed(given, k, K, gain, shift, NORM, EPS, TYPE)[None, :]
+        y = tl.sum(w.to(tl.float32) * given, 1)
+        if HAS_BIAS:
+            y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
+        y = y.to(TYPE).to(tl.float32)
+        gate = y
+        if ACT >= 4:
+            gate = tl.sum(w2.to(tl.float32) * given, 1)
+            if HAS_BIAS:
+                gate += tl.load(bias2 + n, mask=n < N, other=0.0).to(tl.float32)
+            gate = gate.to(TYPE).to(tl.float32)
+        y = activated(y, gate, ACT, TYPE)
+        if CHANNELS > 0:
+            own = conv + row * (TAPS - 1) * CHANNELS
+            through = convolved(y, n, own, conv_weight, conv_bias, n < CHANNELS, CHANNELS, TAPS, CONV_BIAS, TYPE)
+            y = tl.where(n < CHANNELS, through, y)
+        y = y.to(TYPE)
+        if HAS_RESIDUAL:
+            y = (y.to(tl.float32) + tl.load(residual + row * out_row + n, mask=n < N, other=0.0).to(tl.float32)).to(TYPE)
+        tl.store(out + row * out_row + n, y, mask=n < N)
+
+
+@triton.jit
 def project(
     x, W, W2, bias, bias2, gain, shift, residual, out, conv, conv_weight, conv_bias, beside, beside_bias, beside_out, N, x_row, out_row,
     MORE: tl.constexpr, PROGRAMS: tl.constexpr, K: tl.constexpr, BATCH: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
     ACT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
     CONV_BIAS: tl.constexpr, TYPE: tl.constexpr, EARLY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """x [BATCH, K], W and W2 [N, K] → out [BATCH, N]; residual as out. The first CHANNELS rows go through a convolution. The programs from
-    PROGRAMS on: MORE rows of another product of the same norm, `_beside`."""
+    """`rows_multiplied`. The programs from PROGRAMS on: MORE rows of another product of the same norm, `_beside`."""
     if MORE > 0 and tl.program_id(0) >= PROGRAMS:
         _beside(
             tl.program_id(0) - PROGRAMS, x, beside, beside_bias, beside_out, gain, shift, x_row, K, BATCH, MORE, NORM, EPS, TYPE, EARLY,
             ROWS, COLUMNS,
         )  # fmt: skip
     else:
-        n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        k = tl.arange(0, COLUMNS)
-        inside = (n < N)[:, None] & (k < K)[None, :]
-        at = n.to(tl.int64)[:, None] * K + k[None, :]
-        w = tl.load(W + at, mask=inside, other=0.0)
-        if ACT >= 4:
-            w2 = tl.load(W2 + at, mask=inside, other=0.0)
-        ready(EARLY)
-        for row in tl.static_range(BATCH):
-            given = tl.load(x + row * x_row + k, mask=k < K, other=0.0).to(tl.float32)
-            given = normed(given, k, K, gain, shift, NORM, EPS, TYPE)[None, :]
-            y = tl.sum(w.to(tl.float32) * given, 1)
-            if HAS_BIAS:
-                y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
-            y = y.to(TYPE).to(tl.float32)
-            gate = y
-            if ACT >= 4:
-                gate = tl.sum(w2.to(tl.float32) * given, 1)
-                if HAS_BIAS:
-                    gate += tl.load(bias2 + n, mask=n < N, other=0.0).to(tl.float32)
-                gate = gate.to(TYPE).to(tl.float32)
-            y = activated(y, gate, ACT, TYPE)
-            if CHANNELS > 0:
-                own = conv + row * (TAPS - 1) * CHANNELS
-                through = convolved(y, n, own, conv_weight, conv_bias, n < CHANNELS, CHANNELS, TAPS, CONV_BIAS, TYPE)
-                y = tl.where(n < CHANNELS, through, y)
-            y = y.to(TYPE)
-            if HAS_RESIDUAL:
-                y = (y.to(tl.float32) + tl.load(residual + row * out_row + n, mask=n < N, other=0.0).to(tl.float32)).to(TYPE)
-            tl.store(out + row * out_row + n, y, mask=n < N)
+        rows_multiplied(
+            tl.program_id(0), x, W, W2, bias, bias2, gain, shift, residual, out, conv, conv_weight, conv_bias, N, x_row, out_row, K, BATCH,
+            NORM, EPS, ACT, HAS_BIAS, HAS_RESIDUAL, CHANNELS, TAPS, CONV_BIAS, TYPE, EARLY, ROWS, COLUMNS,
+        )  # fmt: skip
 
 
 def rows_of(n: int, k: int, paired: bool) -> int:
@@ -232,7 +266,7 @@ def rows_of(n: int, k: int, paired: bool) -> int:
 
 class Finish:
     """out = o Wᵀ + b (+ residual), in the launch that makes o, or after it where there are many sequences that are not `joined`; o itself
-    without a weight. following: the result's norm, taken with it where they are.
+    without a weight. following: the result's norm, taken with it where they are; by fronts with the product that follows, and out, too.
 
     owners: pieces of o whose programs take turns.
     """
@@ -247,6 +281,7 @@ class Finish:
         following: tiles.Next | None = None,
     ) -> None:
         self.weight, self.bias, self.joined, self.following = weight, bias, joined, following
+        self.later = joined == "fronts" and following is not None
         self.counters = torch.zeros(2 + owners, dtype=torch.int32, device=device)
 
     @property
@@ -254,9 +289,9 @@ class Finish:
         return self.counters[2:]
 
     def _joins(self, batch: int) -> bool:
-        if self.weight is None or not self.joined:
-            return self._few(batch)
-        return self.joined == "tiles" or self.weight.shape[1] <= slabs.LONGEST
+        if self.weight is None or self.later or not self.joined:
+            return self._few(batch) and not self.later
+        return self.joined != "slabs" or self.weight.shape[1] <= slabs.LONGEST
 
     def _few(self, batch: int) -> bool:
         return self.weight is not None and batch <= MOST and self.weight.shape[1] <= LONGEST
@@ -290,6 +325,10 @@ class Finish:
         """What a launch left in `out`, which is o where it did not join."""
         if self.weight is None or self._joins(len(out)):
             return out
+        if self.later and residual is not None:
+            assert self.following is not None
+            self.following.parts = tiles.Multiplied(out, self.weight, self.bias), residual
+            return torch.empty_like(residual)
         return projected(out, self.weight, self.bias, residual=residual, following=self.following)
 
 
@@ -325,19 +364,33 @@ def projected(
     beside: tuple[Tensor, Tensor, Tensor] | None = None,
     following: tiles.Next | None = None,
     joined: str = "",
+    parts: tiles.Parts | None = None,
+    front: tiles.Front | None = None,
 ) -> Tensor:
     """x [B, K], weight [N, K] and, where `act` takes two products, second [N, K] → [B, N], in weight's dtype.
 
     residual [B, N]: what the result is added to. conv: the first C of N go through SiLU of this convolution, whose state moves on.
     beside: weight and bias in float32, and where their product goes. joined: how many sequences are in one launch, "slabs" or "tiles"
-    (slabs.py, tiles.py), or, whatever they are, "library". following: a norm of the result, which tiles take in the same launch, others
-    with the residual.
+    (slabs.py, tiles.py), or "fronts", which are tiles with norms of x before them and a library's products where there is nothing else
+    to do; or, whatever they are, "library". following: a norm of the result, which tiles take in the same launch, others with the residual,
+    and of fronts the product that follows. parts: what x is to become the sum of.
     """
     (batch, k), n = x.shape, weight.shape[0]
     if joined == "slabs" and k <= slabs.LONGEST:
         return slabs.product(x, weight, bias, second, second_bias, norm, act, residual, conv, beside)
     if batch > MOST or k > LONGEST or joined:
-        given = x if norm[0] == "none" else _normed(x, norm, weight.dtype)[0]
+        own = act == "none" and conv is None and beside is None and (residual is None or following is not None)
+        narrow = x.dtype != weight.dtype  # of which a library would want a copy
+        if joined == "fronts" and not (own and norm[0] == "none" and parts is None and not narrow):
+            before = None if norm[0] == "none" and parts is None else (front or tiles.Front(x.device), norm, parts)
+            return tiles.product(x, weight, bias, second, second_bias, act, residual, conv, beside, None, at_once(), before)
+        if parts is not None:
+            first = parts[0]
+            if isinstance(first, tiles.Multiplied):
+                first = _by_matmul(first.x, first.weight, first.bias, None, None, "none", None, None)
+            given, _ = _normed(first, norm, weight.dtype, parts[1], x)
+        else:
+            given = x if norm[0] == "none" else _normed(x, norm, weight.dtype)[0]
         if joined == "tiles":
             return tiles.product(given, weight, bias, second, second_bias, act, residual, conv, beside, following, at_once())
         if beside is not None:
@@ -345,8 +398,11 @@ def projected(
         if following is None:
             return _by_matmul(given, weight, bias, second, second_bias, act, residual, conv)
         apart = act == "none"
+        if joined == "fronts" and residual is not None:
+            following.parts = _by_matmul(given, weight, bias, second, second_bias, act, None, conv), residual
+            return torch.empty_like(residual)
         out = _by_matmul(given, weight, bias, second, second_bias, act, None if apart else residual, conv)
-        following.rows, out = _normed(out, following.norm, weight.dtype, residual if apart else None)
+        following.rows, out = _normed(out, following.norm, weight.dtype, residual if apart else None, spent=following.spent)
         return out
     out = weight.new_empty((batch, n))
     kind, gain, shift, eps = norm
@@ -364,14 +420,21 @@ def projected(
     return out
 
 
-def _normed(x: Tensor, norm: Norm, dtype: torch.dtype, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The norm of x, or of its sum with the residual, and what it is the norm of."""
+def _normed(
+    x: Tensor,
+    norm: Norm,
+    dtype: torch.dtype,
+    residual: Tensor | None = None,
+    into: Tensor | None = None,
+    spent: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The norm of x, or of its sum with the residual, and what it is the norm of, perhaps `into` this. spent: counters that become 0."""
     (kind, gain, shift, eps), (batch, k) = norm, x.shape
     out = torch.empty((batch, k), dtype=dtype, device=x.device)
-    total = x if residual is None else torch.empty_like(out)
+    total = x if residual is None else torch.empty_like(out) if into is None else into
     norm_rows[(batch,)](
-        x, residual, total, gain, shift, out, x.stride(0), K=k, HAS_RESIDUAL=residual is not None, NORM=NORMS[kind], EPS=eps,
-        TYPE=kind_of(dtype), COLUMNS=triton.next_power_of_2(k), num_warps=4, **launch(x.device),
+        x, residual, total, gain, shift, out, spent, x.stride(0), K=k, HAS_RESIDUAL=residual is not None, NORM=NORMS[kind], EPS=eps,
+        TYPE=kind_of(dtype), COLUMNS=triton.next_power_of_2(k), SPENT=0 if spent is None else len(spent), num_warps=4, **launch(x.device),
     )  # fmt: skip
     return out, total
 

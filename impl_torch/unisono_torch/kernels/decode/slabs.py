@@ -16,7 +16,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisono_torch.kernels.decode.common import ACTIVATIONS, LAYER_EPS, NORMS, activated, dot_of, kind_of, launch, ready, rows_convolved
+from unisono_torch.kernels.decode.common import (
+    ACTIVATIONS,
+    LAYER_EPS,
+    NORMS,
+    SHRUNK,
+    activated,
+    dot_of,
+    kind_of,
+    launch,
+    ready,
+    rows_convolved,
+)
 from unisono_torch.kernels.registry import interpreted
 
 TALL = 16  # rows of x a program, which is what a tensor core takes
@@ -77,6 +88,7 @@ def rows_normed(
         a = tl.load(rows + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0.0)
         given = given + ((a.to(tl.float32) if NORM > 0 else a.to(TYPE)),)  # noqa: RUF005
     if NORM > 0:
+        SHARE: tl.constexpr = SHRUNK if NORM == 2 else 1.0
         mean = tl.zeros((m.shape[0],), tl.float32)
         if NORM == 2:
             for piece in tl.static_range(ROUNDS):
@@ -85,12 +97,12 @@ def rows_normed(
         square = tl.zeros((m.shape[0],), tl.float32)
         for piece in tl.static_range(ROUNDS):
             k = piece * CHUNK + tl.arange(0, CHUNK)
-            a = tl.where((k < K)[None, :], given[piece] - mean[:, None], 0.0)
+            a = tl.where((k < K)[None, :], (given[piece] - mean[:, None]) * SHARE, 0.0)
             square += tl.sum(a * a, 1)
         rate = 1 / tl.sqrt(square / K + (EPS if NORM == 1 else LAYER_EPS))
         made = ()
         for piece in tl.static_range(ROUNDS):
-            a = (given[piece] - mean[:, None]) * rate[:, None] * scale[piece][0][None, :]
+            a = (given[piece] - mean[:, None]) * SHARE * rate[:, None] * scale[piece][0][None, :]
             if NORM == 2:
                 a += scale[piece][1][None, :]
             made = made + (a.to(TYPE),)  # noqa: RUF005

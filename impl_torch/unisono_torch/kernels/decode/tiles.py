@@ -18,12 +18,27 @@ import triton.language as tl
 from torch import Tensor
 
 from unisono_torch.kernels import barrier
-from unisono_torch.kernels.decode.common import ACTIVATIONS, LAYER_EPS, NORMS, activated, dot_of, kind_of, launch, ready, rows_convolved
+from unisono_torch.kernels.decode.common import (
+    ACTIVATIONS,
+    LAYER_EPS,
+    NORMS,
+    SHRUNK,
+    activated,
+    done,
+    dot_of,
+    kind_of,
+    launch,
+    left,
+    ready,
+    rows_convolved,
+    waited,
+)
 from unisono_torch.kernels.registry import interpreted
 
 _FETCH = tl.constexpr("prefetch.global.L2 [$1]; mov.u32 $0, 0;")
 SHARED = 96 << 10  # bytes of shared memory, which GPUs have that are no H100
 FULL = 120  # programs that a large GPU runs at once, about
+FRONT = 4096  # numbers of rows that a program norms before others multiply
 
 
 Norm = tuple[str, Tensor | None, Tensor | None, float]  # its kind with gain and shift [K], and ε of "rms"
@@ -71,6 +86,19 @@ def summed(
 
 
 @triton.jit
+def rows_normed(x, mask, k, K, gain, shift, NORM: tl.constexpr, EPS: tl.constexpr):
+    """The norm of rows x [·, columns], float32 and zero outside mask."""
+    if NORM == 2:
+        x = tl.where(mask, (x - (tl.sum(x, 1) / K)[:, None]) * SHRUNK, 0.0)
+    if NORM > 0:
+        x = x / tl.sqrt(tl.sum(x * x, 1) / K + (EPS if NORM == 1 else LAYER_EPS))[:, None]
+        x = x * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+    if NORM == 2:
+        x += tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+    return x
+
+
+@triton.jit
 def norm_next(
     y, gain, shift, normed, blocks, block, place, M, N, TALL: tl.constexpr, ACROSS: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
     SHARE: tl.constexpr, COLUMNS: tl.constexpr, TOGETHER: tl.constexpr,
@@ -95,47 +123,98 @@ def norm_next(
         row = block * TALL + own
         mask = ((own < TALL) & (row < M))[:, None] & (k < N)[None, :]
         at = row.to(tl.int64)[:, None] * N + k[None, :]
-        x = tl.load(y + at, mask=mask, other=0.0).to(tl.float32)
-        if NORM == 2:
-            x = tl.where(mask, x - (tl.sum(x, 1) / N)[:, None], 0.0)
-        x = x / tl.sqrt(tl.sum(x * x, 1) / N + (EPS if NORM == 1 else LAYER_EPS))[:, None]
-        x = x * tl.load(gain + k, mask=k < N, other=0.0).to(tl.float32)[None, :]
-        if NORM == 2:
-            x += tl.load(shift + k, mask=k < N, other=0.0).to(tl.float32)[None, :]
+        x = rows_normed(tl.load(y + at, mask=mask, other=0.0).to(tl.float32), mask, k, N, gain, shift, NORM, EPS)
         tl.store(normed + at, x.to(TYPE), mask=mask)
-    if TOGETHER and tl.atomic_add(blocks + 2 * block + 1, 1) == ACROSS - 1:
-        tl.store(blocks + 2 * block, 0)
-        tl.store(blocks + 2 * block + 1, 0)
+    left(blocks + 2 * block, ACROSS, TOGETHER)
+
+
+@triton.jit
+def before(
+    program, x, other, total, gain, shift, made, M, x_row, K: tl.constexpr, SUM: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
+    SHARE: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """made [M, K]: the norm of SHARE rows of x, a program, or with SUM of x + other, which goes to total."""
+    TYPE: tl.constexpr = made.dtype.element_ty
+    row = program * SHARE + tl.arange(0, SHARE)
+    k = tl.arange(0, COLUMNS)
+    mask = (row < M)[:, None] & (k < K)[None, :]
+    at = row.to(tl.int64)[:, None] * K + k[None, :]
+    a = tl.load(x + row.to(tl.int64)[:, None] * x_row + k[None, :], mask=mask, other=0.0).to(tl.float32)
+    if SUM:
+        a = (a + tl.load(other + at, mask=mask, other=0.0).to(tl.float32)).to(TYPE).to(tl.float32)
+        tl.store(total + at, a.to(TYPE), mask=mask)
+    tl.store(made + at, rows_normed(a, mask, k, K, gain, shift, NORM, EPS).to(TYPE), mask=mask)
+
+
+@triton.jit
+def multiplied(
+    program, x, W, bias, residual, out, M, N, K: tl.constexpr, HAS_BIAS: tl.constexpr, DOT: tl.constexpr, EARLY: tl.constexpr,
+    TALL: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
+):  # fmt: skip
+    """x [M, K], W [N, K] → a tile of out [M, N]: their product, bias and residual [M, N]."""
+    TYPE: tl.constexpr = out.dtype.element_ty
+    across = tl.cdiv(N, WIDE)
+    m = (program // across) * TALL + tl.arange(0, TALL)
+    n = (program % across) * WIDE + tl.arange(0, WIDE)
+    fetched(W, n, N, K, EARLY)
+    ready(EARLY)
+    y, _ = summed(x, W, W, m, n, M, N, K, K, TYPE, DOT, False, DEEP)
+    if HAS_BIAS:
+        y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    at = m.to(tl.int64)[:, None] * N + n[None, :]
+    mask = (m < M)[:, None] & (n < N)[None, :]
+    y = y.to(TYPE).to(tl.float32) + tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + at, y.to(TYPE), mask=mask)
 
 
 @triton.jit
 def tiled(
-    x, W, W2, bias, bias2, residual, out, conv, conv_weight, conv_bias, beside, beside_bias, beside_out, gain, shift, normed, blocks, M, N,
-    x_row, MORE: tl.constexpr, ACROSS: tl.constexpr, PROGRAMS: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    x, W, W2, bias, bias2, residual, out, conv, conv_weight, conv_bias, beside, beside_bias, beside_out, gain, shift, normed, blocks,
+    given, other, total, front_gain, front_shift, counters, first_x, first_W, first_bias, M, N, x_row, given_row, MORE: tl.constexpr,
+    ACROSS: tl.constexpr, PROGRAMS: tl.constexpr, WAITING: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr, CONV_BIAS: tl.constexpr, TYPE: tl.constexpr, DOT: tl.constexpr,
-    NEXT: tl.constexpr, NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
-    TALL: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, BESIDE: tl.constexpr,
+    NEXT: tl.constexpr, NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr, FRONT: tl.constexpr, FRONT_SUM: tl.constexpr,
+    FRONT_NORM: tl.constexpr, FRONT_EPS: tl.constexpr, FRONT_SHARE: tl.constexpr, FRONT_WHOLE: tl.constexpr, FIRST: tl.constexpr,
+    FIRST_K: tl.constexpr, FIRST_BIAS: tl.constexpr, FIRST_DOT: tl.constexpr, FIRST_TALL: tl.constexpr, FIRST_WIDE: tl.constexpr,
+    TOGETHER: tl.constexpr, EARLY: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, BESIDE: tl.constexpr,
 ):  # fmt: skip
     """x [M, K], W and W2 [N, K] → out [M, N], as `project` (project.py), of which this is the form for many sequences, but for norms: that
-    of out, NEXT, is taken here, see `norm_next`."""
-    if MORE > 0 and tl.program_id(0) >= PROGRAMS:
-        ready(EARLY)
+    of out, NEXT, is taken here, see `norm_next`, or what x holds is made by FRONT programs, see `before`, for which WAITING others wait,
+    of what FIRST programs have made, if there are any, see `multiplied`. counters [4]: arrived and left of both, 0 before and after."""
+    program = tl.program_id(0) - FIRST - FRONT
+    if FIRST > 0 and tl.program_id(0) < FIRST:
+        multiplied(
+            tl.program_id(0), first_x, first_W, first_bias, other, total, M, K, FIRST_K, FIRST_BIAS, FIRST_DOT, EARLY, FIRST_TALL,
+            FIRST_WIDE, DEEP,
+        )  # fmt: skip
+        done(counters + 2, TOGETHER)
+    elif FRONT > 0 and program < 0:
+        waited(counters + 2, FIRST, TOGETHER, EARLY)
+        if FIRST > 0:
+            left(counters + 2, FRONT, TOGETHER)
+        before(
+            program + FRONT, given, other, total, front_gain, front_shift, x, M, given_row, K, FRONT_SUM, FRONT_NORM, FRONT_EPS,
+            FRONT_SHARE, FRONT_WHOLE,
+        )  # fmt: skip
+        done(counters, TOGETHER)
+    elif MORE > 0 and program >= PROGRAMS:
+        waited(counters, FRONT, TOGETHER, EARLY)
         high = tl.cdiv(M, BESIDE)
-        row = ((tl.program_id(0) - PROGRAMS) % high) * BESIDE + tl.arange(0, BESIDE)
-        more = ((tl.program_id(0) - PROGRAMS) // high) * BESIDE + tl.arange(0, BESIDE)
+        row = ((program - PROGRAMS) % high) * BESIDE + tl.arange(0, BESIDE)
+        more = ((program - PROGRAMS) // high) * BESIDE + tl.arange(0, BESIDE)
         PIECE: tl.constexpr = 64 if DEEP > 64 else DEEP
         near, _ = summed(x, beside, beside, row, more, M, MORE, x_row, K, TYPE, tl.float32, False, PIECE)
         near += tl.load(beside_bias + more, mask=more < MORE, other=0.0)[None, :]
         tl.store(beside_out + row[:, None] * MORE + more[None, :], near, mask=(row < M)[:, None] & (more < MORE)[None, :])
     else:
-        block = tl.program_id(0) // ACROSS
-        place = tl.program_id(0) % ACROSS
+        block = program // ACROSS
+        place = program % ACROSS
         m = block * TALL + tl.arange(0, TALL)
         n = place * WIDE + tl.arange(0, WIDE)
         fetched(W, n, N, K, EARLY)
         if ACT >= 4:
             fetched(W2, n, N, K, EARLY)
-        ready(EARLY)
+        waited(counters, FRONT, TOGETHER, EARLY)
         y, gate = summed(x, W, W2, m, n, M, N, x_row, K, TYPE, DOT, ACT >= 4, DEEP)
         if HAS_BIAS:
             y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
@@ -152,6 +231,8 @@ def tiled(
         tl.store(out + at, y, mask=mask)
         if NEXT > 0:
             norm_next(out, gain, shift, normed, blocks, block, place, M, N, TALL, ACROSS, NEXT, NEXT_EPS, SHARE, WHOLE, TOGETHER)
+    if FRONT > 0 and program >= 0:
+        left(counters, WAITING, TOGETHER)
 
 
 def tile(m: int, n: int, k: int, paired: bool, size: int, deepest: int = 256) -> Tile:
@@ -170,11 +251,32 @@ def tile(m: int, n: int, k: int, paired: bool, size: int, deepest: int = 256) ->
     return Tile(tall, wide, deep, 4, stages)
 
 
+def tile_after(m: int, n: int, k: int, paired: bool, size: int) -> Tile:
+    """As `tile`, of a product that waits for programs of its launch: many of them, each of which holds little."""
+    if interpreted() or m <= 32:
+        return tile(m, n, k, paired, size)
+    return Tile(64, 32 // (1 + paired), min(128 // size, max(16, triton.next_power_of_2(k))), 4, 4)
+
+
+class Multiplied(NamedTuple):
+    """A product that has not been taken: x [B, K] Wᵀ and its bias."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+Parts = tuple[Tensor | Multiplied, Tensor]  # of a sum that has not been made, the second of which is a residual
+
+
 class Next:
     """A norm of rows that a launch makes, taken in it by `product` and `Finish` (project.py), which leave it in `rows`."""
 
     def __init__(self, norm: Norm, batch: int, device: torch.device) -> None:
-        self.norm, self.rows = norm, torch.empty(0)
+        self.norm = norm
+        self.rows: Tensor | None = None  # the norm of what was made, if it is
+        self.spent: Tensor | None = None  # counters that are to be 0 again, where the norm has a launch of its own
+        self.parts: Parts | None = None  # what was made is to become the sum of
         self.blocks = torch.zeros(2 * triton.cdiv(batch, 16), dtype=torch.int32, device=device)
 
     def launched(self, out: Tensor, shape: Tile) -> dict[str, Any]:
@@ -186,6 +288,37 @@ class Next:
         return {**given, "SHARE": share, "WHOLE": triton.next_power_of_2(n)}
 
 
+class Front:
+    """What `product` does before it: rows that become a sum, and their norm, by the first programs of the launch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.counters = torch.zeros(4, dtype=torch.int32, device=device)
+
+    def launched(self, x: Tensor, norm: Norm, parts: Parts | None, made: Tensor) -> dict[str, Any]:
+        """A kernel's arguments for made [B, K]: the norm of x, or of the sum of `parts`, which x becomes."""
+        (kind, gain, shift, eps), (batch, k) = norm, made.shape
+        given, other = (x, None) if parts is None else parts
+        found: dict[str, Any] = {"FRONT_SUM": parts is not None}
+        if isinstance(given, Multiplied):
+            shape = tile_after(batch, k, given.x.shape[1], False, given.weight.element_size())
+            first = triton.cdiv(batch, shape.tall) * triton.cdiv(k, shape.wide)
+            found = {"FRONT_SUM": False, "first_x": given.x, "first_W": given.weight, "first_bias": given.bias, "FIRST": first}
+            found |= {"FIRST_K": given.x.shape[1], "FIRST_BIAS": given.bias is not None, "FIRST_DOT": dot_of(given.weight.dtype)}
+            found |= {"FIRST_TALL": shape.tall, "FIRST_WIDE": shape.wide}
+            given = x
+        whole = triton.next_power_of_2(k)
+        share = max(1, min(4, FRONT // whole))
+        found |= {"given": given, "other": other, "total": x, "front_gain": gain, "front_shift": shift, "counters": self.counters}
+        found |= {"given_row": given.stride(0), "FRONT": triton.cdiv(batch, share), "FRONT_NORM": NORMS[kind], "FRONT_EPS": eps}
+        return {**NO_FRONT, **found, "FRONT_SHARE": share, "FRONT_WHOLE": whole}
+
+
+NO_FRONT: dict[str, Any] = {
+    **dict.fromkeys(("given", "other", "total", "front_gain", "front_shift", "counters", "first_x", "first_W", "first_bias")),
+    **dict.fromkeys(("given_row", "FRONT", "FRONT_SUM", "FRONT_NORM", "FRONT_EPS", "FIRST", "FIRST_BIAS"), 0),
+    **dict.fromkeys(("FRONT_SHARE", "FRONT_WHOLE", "FIRST_K", "FIRST_TALL", "FIRST_WIDE"), 1),
+    "FIRST_DOT": tl.float32,
+}
 NO_NEXT: dict[str, Any] = {**dict.fromkeys(("gain", "shift", "normed", "blocks")), "NEXT": 0, "NEXT_EPS": 0.0, "SHARE": 1, "WHOLE": 1}
 
 
@@ -201,22 +334,28 @@ def product(
     beside: tuple[Tensor, Tensor, Tensor] | None,
     following: Next | None,
     together: bool,
+    front: tuple[Front, Norm, Parts | None] | None = None,
 ) -> Tensor:
-    """As `projected` (project.py), without a norm of x. together: whether programs of a launch run beside each other."""
+    """As `projected` (project.py), without a norm of x but by `front`: with what it takes beside x. together: whether programs of a launch
+    run beside each other."""
     (batch, k), n = x.shape, weight.shape[0]
-    out = weight.new_empty((batch, n))
+    out, before = weight.new_empty((batch, n)), NO_FRONT
+    if front is not None:
+        made = weight.new_empty((batch, k))
+        before, x = front[0].launched(x, *front[1:], made), made
     conv_weight, conv_bias, state = (None, None, None) if conv is None else conv
     more, more_bias, to = beside or (None, None, None)
-    shape = tile(batch, n, k, second is not None, weight.element_size())
+    shape = (tile if front is None else tile_after)(batch, n, k, second is not None, weight.element_size())
     rest, side, across = 0 if more is None else len(more), 16, triton.cdiv(n, shape.wide)
     programs = triton.cdiv(batch, shape.tall) * across
-    tiled[(programs + triton.cdiv(batch, side) * triton.cdiv(rest, side),)](
+    waiting = programs + triton.cdiv(batch, side) * triton.cdiv(rest, side)
+    tiled[(before["FIRST"] + before["FRONT"] + waiting,)](
         x, weight, second, bias, second_bias, residual, out, state, conv_weight, conv_bias, more, more_bias, to, M=batch, N=n,
-        x_row=x.stride(0), MORE=rest, ACROSS=across, PROGRAMS=programs, K=k, ACT=ACTIVATIONS[act], HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None, CHANNELS=0 if conv_weight is None else conv_weight.shape[0],
+        x_row=x.stride(0), MORE=rest, ACROSS=across, PROGRAMS=programs, WAITING=waiting, K=k, ACT=ACTIVATIONS[act],
+        HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, CHANNELS=0 if conv_weight is None else conv_weight.shape[0],
         TAPS=1 if conv_weight is None else conv_weight.shape[-1], CONV_BIAS=conv_bias is not None, TYPE=kind_of(weight.dtype),
         DOT=dot_of(weight.dtype), TOGETHER=together, TALL=shape.tall, WIDE=shape.wide, DEEP=shape.deep, BESIDE=side,
-        num_warps=shape.warps, num_stages=shape.stages, **(NO_NEXT if following is None else following.launched(out, shape)),
+        num_warps=shape.warps, num_stages=shape.stages, **(NO_NEXT if following is None else following.launched(out, shape)), **before,
         **launch(x.device),
     )  # fmt: skip
     return out

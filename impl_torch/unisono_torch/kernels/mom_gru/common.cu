@@ -43,6 +43,28 @@ DEVICE void publish(float* p, float v, unsigned parity) {
   poke(p, number((x & ~1u) | parity));
 }
 
+// KIND 1: float32, 2: bfloat16, 3: float16
+template <int KIND> DEVICE float load_as(const void* p, i64 i) {
+  if (KIND == 1) return ((const float*)p)[i];
+  const u16 x = ((const u16*)p)[i];
+  return KIND == 2 ? number(unsigned(x) << 16) : from_half(x);
+}
+template <int KIND> DEVICE u16 narrowed(float x) {
+  if (KIND == 3) return to_half(x);
+  return x != x ? 0x7fff : (bits(x) + 0x7fff + (bits(x) >> 16 & 1)) >> 16;
+}
+template <int KIND> DEVICE void store_as(void* p, i64 i, float x) {
+  if (KIND == 1)
+    ((float*)p)[i] = x;
+  else
+    ((u16*)p)[i] = narrowed<KIND>(x);
+}
+template <int KIND> DEVICE float rounded(float x) {
+  if (KIND == 1) return x;
+  const u16 y = narrowed<KIND>(x);
+  return KIND == 2 ? number(unsigned(y) << 16) : from_half(y);
+}
+
 DEVICE bool fresh4(float4 v, unsigned parity) {
   unsigned flip = parity - 1;  // all ones for 0
   return (bits(v.x) ^ flip) & (bits(v.y) ^ flip) & (bits(v.z) ^ flip) & (bits(v.w) ^ flip) & 1;

@@ -160,16 +160,18 @@ DEVICE void remember(
   for (int m = me; m < NARROW; m += THREADS) {
     float y = 0;
     for (int i = 0; i < WARPS * SIDE; i++) y += read[i * NARROW + m];
-    if (t < T) publish(of.read + which * NARROW + m, y, parity);
+    if (t < T || SETTLE) publish(of.read + which * NARROW + m, t < T ? y : 0, parity);
   }
 }
 
+// SETTLE: of one token. h' replaces the first h, and on residual [B, D] goes to out. What is exchanged ends with the bits of no token, so
+// that the next call takes it for zeros: whoever has had h' of all columns knows that all have what came before.
 // exchange: zeros, of each team [BATCH, WIDE | WIDE | BANKS · NARROW | KNOWN | AFTER], EXCHANGED in all
 extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(
     float* h, float* M, const float* given, const float* drawn, const u8* reset, const u8* valid, const float* w_h, const float* w_c,
     const float* w_candidate, const float* w_after, const float* after_bias, const float* router, const float* router_bias,
     const float* first, float* before, float* rho, float* c, float* gates, float* candidate, float* later, float* memories,
-    float* exchange, int T) {
+    const void* residual, void* out, float* exchange, int T) {
   SHARED(shared);
   const int me = thread(), warp = me / 32, lane = me % 32;
   const int column = member() * COLUMNS, wanted = member() * WANTED;
@@ -181,6 +183,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(
     before += ours * KNOWN, rho += ours * BANKS, c += ours * WIDTH, gates += ours * 2 * D, candidate += ours * D, later += ours * AFTER;
     memories += ours * BANKS * BANK;
   }
+  const i64 before_ours = team() * (i64)BATCH * D;
   Exchange of;
   of.h = exchange + team() * EXCHANGED;
   of.reset_h = of.h + BATCH * WIDE;
@@ -272,6 +275,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(
     for (int held = 0; held < HOLDS; held++)
       if (held * PROGRAMS + (PROGRAMS - 1 - member()) < BATCH * BANKS)
         remember(shared + AT_MEMORY + held * SLOTS * PITCH, shared, held, share, of, t, T, drawn, reset, valid, first, rho, memories);
+    if (SETTLE && t == T && owns)
+#pragma unroll
+      for (int n = 0; n < OWN; n++) {
+        int o = me + n * THREADS, j = column + o % COLUMNS, b = o / COLUMNS;
+        if (b < BATCH && j < WIDE) publish(of.reset_h + b * WIDE + j, 0, parity);
+      }
     if (t == T) break;
     if (!owns) {
       load_given(t + 1);
@@ -319,7 +328,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(
       float y = sigmoid(zeta[n]) * old[n] + sigmoid(-zeta[n]) * tanh_(x);  // 1 − ζ keeps its digits
       if (!HAS_VALID || valid[now + b]) old[n] = j < D ? y : 0;
       publish(of.h + b * WIDE + j, old[n], parity ^ 1);
-      if (j < D) h[(now + ALL + b) * D + j] = old[n];
+      if (j < D) h[(SETTLE ? b : now + ALL + b) * D + j] = old[n];
+      if (SETTLE && j < D) {
+        const i64 place = before_ours + b * D + j;
+        float sum = rounded<SETTLE>(old[n]);
+        if (residual) sum += load_as<SETTLE>(residual, place);
+        store_as<SETTLE>(out, place, sum);
+      }
       if (KEEP && j < D) candidate[(now + b) * D + j] = x;
     }
   }

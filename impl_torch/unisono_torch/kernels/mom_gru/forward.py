@@ -24,13 +24,16 @@ from unisono_torch.kernels.mom_gru.parts import arrive, fetch, product, sigmoid,
 @triton.jit(do_not_specialize=("T", "B"))
 def forward(
     h, M, given, drawn, reset, valid, w_h, w_c, w_candidate, w_after, after_bias, router, router_bias, fresh,
-    before, rho, parts, c, gates, candidate, later, reads, memories, counter, T, B,
+    before, rho, parts, c, gates, candidate, later, reads, memories, residual, out, counter, T, B,
     D: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, BANKS: tl.constexpr, SLOTS: tl.constexpr, AFTER: tl.constexpr,
     HAS_DRAWN: tl.constexpr, HAS_RESET: tl.constexpr, HAS_VALID: tl.constexpr, KEEP: tl.constexpr, SEGMENT: tl.constexpr,
+    SETTLE: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     PROGRAMS: tl.constexpr, BB: tl.constexpr, RB: tl.constexpr, S: tl.constexpr, SW: tl.constexpr, AHEAD: tl.constexpr,
     BW: tl.constexpr, BL: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """h [T+1, B, D], of which the first is given, M [B, n·L, d_m] in and out, given [T, B, hidden | d_m | 3D]: the products with x."""
+    """h [T+1, B, D], of which the first is given, M [B, n·L, d_m] in and out, given [T, B, hidden | d_m | 3D]: the products with x.
+
+    SETTLE: of one token, h' also becomes the first h, and on residual [B, D] out; counter [2], else [1], is 0 again."""
     KNOWN: tl.constexpr = HIDDEN + WIDTH
     GIVEN: tl.constexpr = KNOWN + 3 * D
     COLUMNS: tl.constexpr = (D + RB - 1) // RB
@@ -202,7 +205,19 @@ def forward(
                     if HAS_VALID:
                         new = tl.where(tl.load(valid + now + batch, mask=here, other=0)[:, None] != 0, new, old)
                     tl.store(h + (now + B) * D + at, new, mask=mask)
+                    if SETTLE:
+                        tl.debug_barrier()  # several warps may hold what one stores: others have loaded it
+                        tl.store(h + at, new, mask=mask)
+                        if HAS_RESIDUAL:
+                            new = new.to(out.dtype.element_ty).to(h.dtype.element_ty)
+                            new += tl.load(residual + at, mask=mask, other=0.0).to(h.dtype.element_ty)
+                        tl.store(out + at, new.to(out.dtype.element_ty), mask=mask)
                     if KEEP:
                         tl.store(candidate + kept * D + at, x, mask=mask)
             arrive(counter, PROGRAMS)
             rounds = wait(counter, rounds, PROGRAMS)
+    if SETTLE:
+        if PROGRAMS > 1:
+            if tl.atomic_add(counter + 1, 1) == PROGRAMS - 1:
+                tl.store(counter, 0)
+                tl.store(counter + 1, 0)

@@ -20,12 +20,13 @@ WIDEST, COLUMNS, MOST = 768, 6, 10  # of h; of a program of one team, of two: it
 # Each kernel's arguments in its order
 FORWARD = (
     "h M given drawn reset valid w_h w_c w_candidate w_after after_bias router router_bias fresh "
-    "before rho c gates candidate later memories exchange T"
+    "before rho c gates candidate later memories residual out exchange T"
 )
 BACKWARD = (
     "h dM dout reset valid w_h w_c w_candidate w_after router fresh before rho gates candidate later memories "
     "dx dafter dlogits dh dfresh past exchange T"
 )
+SETTLED = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # the dtypes of what a decoded token leaves
 ARGUMENTS = {"forward": FORWARD.split(), "backward": BACKWARD.split()}
 
 
@@ -72,6 +73,7 @@ def constants(
     }
     if name == "forward":
         found |= {"HAS_DRAWN": int(tensors["drawn"] is not None), "KEEP": int(keep)}
+        found |= {"SETTLE": 0 if tensors["out"] is None else SETTLED[tensors["out"].dtype]}
     return found | {"EXCHANGED": exchanged(name, found)}
 
 
@@ -86,8 +88,11 @@ def exchanged(name: str, constants: dict[str, int]) -> int:
     return constants["BATCH"] * (banks * piece + piece + -(-constants["HIDDEN"] // 4) * 4 + 4 * wide + narrow)
 
 
-def launch(name: str, tensors: dict[str, Any], sizes: tuple[int, int], programs: int, segment: int, length: int, keep: bool) -> bool:
-    """A kernel on what has its arguments' names, all contiguous; weights as forward.py and backward.py have them. → whether it serves."""
+def launch(
+    name: str, tensors: dict[str, Any], sizes: tuple[int, int], programs: int, segment: int, length: int, keep: bool, room: Any = None
+) -> bool:
+    """A kernel on what has its arguments' names, all contiguous; weights as forward.py and backward.py have them. room: of a decoded
+    token's calls. → whether it serves."""
     h = tensors["h"]
     if not (h.dtype == torch.float32 and _there(h.device) and h.shape[2] <= min(WIDEST, COLUMNS * programs)):
         return False
@@ -96,7 +101,9 @@ def launch(name: str, tensors: dict[str, Any], sizes: tuple[int, int], programs:
         found = constants(name, tensors, sizes, teams, programs, segment, keep)
         kernel = _kernel(name, h.device.index or 0, tuple(found.items()))
         if kernel is not None:
-            arguments = {**tensors, "exchange": torch.zeros(teams * found["EXCHANGED"], device=h.device), "T": length}
+            count = teams * found["EXCHANGED"]
+            exchange = torch.zeros(count, device=h.device) if room is None else room.zeros(count, torch.float32)
+            arguments = {**tensors, "exchange": exchange, "T": length}
             kernel(teams * found["PROGRAMS"], 32 * WARPS, [arguments[each] for each in ARGUMENTS[name]])
             return True
     return False

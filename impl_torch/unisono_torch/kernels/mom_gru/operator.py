@@ -35,7 +35,21 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _launch(kernel: str, tensors: dict[str, Tensor | None], sizes: tuple[int, int], length: int, **flags: object) -> None:
+class Room:
+    """Zeros that a decoded token's kernel leaves as zeros, or as what its next call takes for none."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self._made = device, {}
+
+    def zeros(self, count: int, dtype: torch.dtype) -> Tensor:
+        if (count, dtype) not in self._made:
+            self._made[count, dtype] = torch.zeros(count, dtype=dtype, device=self.device)
+        return self._made[count, dtype]
+
+
+def _launch(
+    kernel: str, tensors: dict[str, Tensor | None], sizes: tuple[int, int], length: int, room: Room | None = None, **flags: object
+) -> None:
     from unisono_torch.kernels.mom_gru import backward as back
     from unisono_torch.kernels.mom_gru import forward as there
 
@@ -53,7 +67,7 @@ def _launch(kernel: str, tensors: dict[str, Tensor | None], sizes: tuple[int, in
 
     programs = 1 if interpreted() else _multiprocessors(h.device)
     keep = bool(flags.get("KEEP"))
-    if native.launch(kernel, tensors, sizes, programs, _segment(), length, keep):
+    if native.launch(kernel, tensors, sizes, programs, _segment(), length, keep, room):
         return
     rows = ROWS
     while -(-width // rows) + -(-(hidden + memory) // rows) + -(-after // rows) > programs > 1 and rows < 32:
@@ -63,7 +77,7 @@ def _launch(kernel: str, tensors: dict[str, Tensor | None], sizes: tuple[int, in
     arguments = {
         **tensors,
         **flags,
-        "counter": torch.zeros(1, dtype=torch.int32, device=h.device),
+        "counter": torch.zeros(2, dtype=torch.int32, device=h.device) if room is None else room.zeros(2, torch.int32),
         "T": length,
         "B": batch,
         "D": width,
@@ -74,6 +88,8 @@ def _launch(kernel: str, tensors: dict[str, Tensor | None], sizes: tuple[int, in
         "AFTER": after,
         "HAS_RESET": tensors["reset"] is not None,
         "HAS_VALID": tensors["valid"] is not None,
+        "SETTLE": tensors.get("out") is not None,
+        "HAS_RESIDUAL": tensors.get("residual") is not None,
         "SEGMENT": _segment(),
         "PROGRAMS": programs,
         "BB": 16 if batch <= 16 or interpreted() else 32,  # whose tests are of few sequences
@@ -115,8 +131,8 @@ def _run(into, x, reset, valid, drawn, *rest):
     _steps(into, F.linear(x, rest[0], rest[1]), reset, valid, drawn, *rest)
 
 
-def _steps(into, given, reset, valid, drawn, *rest):
-    """As `_run`, of products of x and their bias."""
+def _steps(into, given, reset, valid, drawn, *rest, settled=(None, None), room=None):
+    """As `_run`, of products of x and their bias. settled: of one token, what h' is added to, and where the sum goes."""
     _, _, w_h, w_c, w_candidate, w_after, after_bias, router, router_bias, fresh, banks, slots, temperature, save = rest
     outs, memory, before, rho, c, gates, candidate, later, memories = into
     h, length = outs[0], len(given)
@@ -127,6 +143,7 @@ def _steps(into, given, reset, valid, drawn, *rest):
     tensors = dict(zip(names, _whole(*inputs), strict=True))
     kept = {"rho": rho, "c": c, "gates": gates, "candidate": candidate, "later": later, "before": before, "memories": memories}
     tensors |= kept | {"M": memory, "parts": h.new_empty(len(h), banks, fresh.shape[1]), "reads": torch.empty_like(h)}
+    tensors |= {"residual": settled[0], "out": settled[1]}
     with torch.cuda.device_of(h):
         for first in range(0, length, LONGEST):
             last = min(first + LONGEST, length)
@@ -134,7 +151,8 @@ def _steps(into, given, reset, valid, drawn, *rest):
             if save:
                 some |= {name: a[first:last] for name, a in kept.items() if name != "memories"}
                 some["memories"] = memories[first // _segment() :]
-            _launch("forward", tensors | some | {"h": outs[first:]}, (banks, slots), last - first, HAS_DRAWN=drawn is not None, KEEP=save)
+            some |= {"h": outs[first:]}
+            _launch("forward", tensors | some, (banks, slots), last - first, room, HAS_DRAWN=drawn is not None, KEEP=save)
 
 
 @_loop.register_fake
@@ -238,9 +256,13 @@ def loop(h: Tensor, M: Tensor, x: Tensor, reset: Any, valid: Any, drawn: Any, si
     return outs[1:], M
 
 
-def advance(outs: Tensor, M: Tensor, given: Tensor, sizes: Any, weights: Any) -> None:
-    """One token of `loop`, without a gradient, of products of x and their bias [B, ·]: M, in one piece, advances in place, outs [2, B, D]
-    holds h before and after it."""
+def advance(
+    h: Tensor, M: Tensor, given: Tensor, sizes: Any, weights: Any, residual: Tensor | None, dtype: torch.dtype, room: Room
+) -> Tensor:
+    """One token of `loop`, without a gradient, of products of x and their bias [B, ·] → h' [B, D] in `dtype`, on residual. h [2, B, D],
+    whose first is the state, and M, in one piece, advance in place."""
     rest = *weights, *sizes, False
-    _, _, *kept = _loop_fake(outs[0], M, given[None], None, None, None, *rest)
-    _steps((outs, M, *kept), given[None], None, None, None, *rest)
+    _, _, *kept = _loop_fake(h[0], M, given[None], None, None, None, *rest)
+    out = torch.empty(h.shape[1:], dtype=dtype, device=h.device)
+    _steps((h, M, *kept), given[None], None, None, None, *rest, settled=(residual, out), room=room)
+    return out

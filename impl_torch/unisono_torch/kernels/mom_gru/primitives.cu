@@ -1,6 +1,7 @@
 // What MoM-GRU's CUDA source asks of the hardware. No header is included: NVRTC has none where no toolkit is installed.
 
 typedef unsigned char u8;
+typedef unsigned short u16;
 typedef long long i64;
 
 #define DEVICE __device__ __forceinline__
@@ -15,6 +16,17 @@ DEVICE void sync_warp() { __syncwarp(); }
 DEVICE float from_lane(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 DEVICE unsigned bits(float x) { return __float_as_uint(x); }
 DEVICE float number(unsigned x) { return __uint_as_float(x); }
+
+DEVICE u16 to_half(float x) {
+  u16 y;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+  return y;
+}
+DEVICE float from_half(u16 x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+  return y;
+}
 
 DEVICE float exp2_(float x) {
   float y;
