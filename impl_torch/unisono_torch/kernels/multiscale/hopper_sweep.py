@@ -207,13 +207,12 @@ def of_queries(
         held_z.store(gl.sum(line, 1))
         async_copy.wait_group(STAGES - 2)
         weighed.store((k_i.load(READ).to(gl.float32) * leaves[:, None]).to(gl.bfloat16))
-        state, line = state * through, line * through
         fence_async_shared()
         R = _times(g_i, v_i.permute((1, 0)), C, C, PAIRS)
         P = _times(q_i, k_i.permute((1, 0)), C, C, PAIRS)
         acc = _times(g_i, held, C, N, WIDE)
-        state = warpgroup_mma(v_i.permute((1, 0)), weighed, state, is_async=True)
-        line = warpgroup_mma(k_i.permute((1, 0)), weights, line, is_async=True)
+        state = warpgroup_mma(v_i.permute((1, 0)), weighed, state * through, is_async=True)
+        line = warpgroup_mma(k_i.permute((1, 0)), weights, line * through, is_async=True)
         # every warp has passed a barrier since the buffers that are filled now were read
         copy(q, ahead, T, q1 * UNIT, qs.index(slot), N, C, READ)
         copy(k, ahead, T, k1 * UNIT, ks.index(slot), N, C, READ)
@@ -311,12 +310,11 @@ def of_keys(
         share_row = share_row * gl.exp2(rate * (mine + 1).to(gl.float32))
         async_copy.wait_group(STAGES - 2)
         weighed.store((g_i.load(READ).to(gl.float32) * share_row[:, None]).to(gl.bfloat16))
-        state, line = state * through, line * through
         fence_async_shared()
         R = _times(v_i, g_i.permute((1, 0)), C, C, PAIRS)
         acc = _times(v_i, held.permute((1, 0)), C, N, WIDE)
-        state = warpgroup_mma(q_i.permute((1, 0)), weighed, state, is_async=True)
-        line = warpgroup_mma(q_i.permute((1, 0)), weights, line, is_async=True)
+        state = warpgroup_mma(q_i.permute((1, 0)), weighed, state * through, is_async=True)
+        line = warpgroup_mma(q_i.permute((1, 0)), weights, line * through, is_async=True)
         # every warp has passed a barrier since the buffers that are filled now were read
         stop = gl.where(i + STAGES - 1 < chunks, T, -65536)
         copy(q, ahead, stop, q1 * UNIT, qs.index(slot), N, C, READ)
