@@ -50,7 +50,8 @@ class Reader:
 
     def forward(self, tokens: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:
         logits, state = self._read(tokens, state, reset)
-        return _wide_numpy(logits[:, : tokens.shape[1]]), state
+        with self._precision():
+            return _wide_numpy(logits[:, : tokens.shape[1]]), state
 
     def nats(self, tokens: np.ndarray, targets: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:
         """Of ids targets [B, T] after tokens [B, T], in float64 [B, T], where the logits are; the state after them."""
