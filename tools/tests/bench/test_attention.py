@@ -139,8 +139,8 @@ def test_marks_of_what_there_is(tmp_path):
     ]  # fmt: skip
     content["cases"][0]["rows"][0] |= {"kernels_forward_ms": 1.2, "kernels_both_ms": 2.7}
     by_kernels = marks.markdown("h100", content, None)
-    assert "| 1.20 | yes | **no** | 1.200 for 1.000 ms; 2.000 with gaps between launches |" in by_kernels
-    assert "| 0.90 | yes | yes | 2.700 for 3.000 ms; 3.000 with gaps between launches |" in by_kernels
+    assert "| 1.20 | yes | **no** | 1.200 for 1.000 ms; 2.000 by events |" in by_kernels
+    assert "| 0.90 | yes | yes | 2.700 for 3.000 ms; 3.000 by events |" in by_kernels
 
 
 def test_floors_count_each_byte_once():

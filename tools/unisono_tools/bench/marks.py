@@ -58,7 +58,7 @@ def found(attention: Content, lengths: Content | None) -> Iterator[Mark]:
         ours, alone = row[WAYS[way]], row.get(f"kernels_{WAYS[way]}")
         gaps = ""
         if alone is not None and peer["contestant"].startswith(JLA):
-            ours, gaps = alone, f"; {ours:.3f} with gaps between launches"
+            ours, gaps = alone, f"; {ours:.3f} by events"
         ratio = its / ours if least else ours / its
         slow = ", its host's time: both ways take it less" if its > peer["both_ms"] else ""
         return Mark(f"{what}, {way}", peer["contestant"], ratio, must, aim, least, f"{ours:.3f} for {its:.3f} ms{gaps}{slow}")
