@@ -30,6 +30,8 @@ def read(folder: Path) -> dict[str, Lines]:
         report = json.loads(path.read_text("utf-8"))
         if report["unmet"] or report["profile"] == "dev":
             raise InputError(f"{path}: not the whole judgement ({report['profile']}, unmet: {report['unmet']}); run python -m nox -s tests")
+        if any(line["outcome"] == "died" for line in report["lines"]):
+            raise InputError(f"{path}: not the whole judgement, it ended within an item or still goes on; run python -m nox -s tests")
         out[room] = report["lines"]
     return out
 

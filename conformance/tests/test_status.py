@@ -43,7 +43,7 @@ def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert status.main() == 2
 
 
-@pytest.mark.parametrize("changes", [{"profile": "dev"}, {"unmet": ["model lat"]}])
+@pytest.mark.parametrize("changes", [{"profile": "dev"}, {"unmet": ["model lat"]}, {"lines": [LINE, {**LINE, "outcome": "died"}]}])
 def test_half_a_judgement_is_refused(tmp_path: Path, changes: dict) -> None:
     with pytest.raises(InputError, match="not the whole judgement"):
         status.read(_reports(tmp_path, **changes))
