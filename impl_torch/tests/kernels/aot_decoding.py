@@ -27,7 +27,7 @@ def main() -> None:
     for name in PRESETS:
         config = preset(name)
         config = config.replace(n_layers=1, vocab_size=64)
-        for batch, joined in ((1, ""), (16, "slabs"), (256, "tiles"), (256, "fronts")):
+        for batch, joined in ((1, ""), (16, "slabs"), (256, "tiles"), (256, "fronts"), (256, "")):
             parts.joined = lambda model, batch, joined=joined: joined
             model = create(config, dtype="bfloat16", implementation="triton")
             with torch.no_grad():

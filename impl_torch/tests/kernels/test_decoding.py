@@ -96,10 +96,10 @@ def test_steps_are_those_of_the_spec(name: str, batch: int, most: int, joined: s
         monkeypatch.setattr(attention, "_slices", lambda owners, width: 2 - width % 2)
         if name == "lat":  # … and features many enough for two turns
             monkeypatch.setattr(attention, "FEATURES", (2, 2))
-        if name in ("rope", "taylor2", "infinity", "transformer", "maru", "stack"):
+        if name in ("rope", "taylor2", "infinity", "transformer", "mamba", "maru", "stack"):
             together(monkeypatch)
             monkeypatch.setattr(project, "at_once", lambda: True)
-    model, params = made(CONFIGS[name], device, implementation="triton" if name == "maru" else "auto")  # so that its cell has a kernel
+    model, params = made(CONFIGS[name], device, implementation="triton" if name in ("maru", "stack") else "auto")  # cells by kernel
     alone, _ = made(CONFIGS[name], device, implementation="plain")
     tokens = text(FIRST + 3, batch)
     with torch.no_grad():
