@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import pathlib
 import statistics
 import tempfile
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 WARM_UP = 3
-LOCK = f"{tempfile.gettempdir()}/unisono-bench.lock"
+LOCK = f"{tempfile.gettempdir()}/unisono-bench-{os.getuid()}.lock"  # of a user: another could not open it
 
 
 @contextlib.contextmanager
