@@ -290,3 +290,7 @@ def test_steps_replayed_as_graphs(backend, tiny, monkeypatch, accumulation):
         assert all(np.array_equal(plain[name], same[name]) for name in plain)
         assert all(np.array_equal(held[name], kept[name]) for name in held)
     assert len(recorded) == 4
+    seldom, made = graphs.Graphed(lambda _: None, []), trees.tree_leaves(trainers[1].named)[0].detach().clone()
+    assert seldom._added([None], True) == [None]
+    (kept,) = seldom._added([made], False)  # of the second microbatch alone
+    assert kept.data_ptr() != made.data_ptr(), "the next replay writes there"

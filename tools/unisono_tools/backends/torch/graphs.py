@@ -68,10 +68,8 @@ class Graphed:
 
     def _added(self, gradients: list[Tensor | None], first: bool) -> list[Tensor | None]:
         """The sums with those of the microbatches before, apart from what the next replay writes."""
-        if first:
-            self.sums = [None if g is None else g.clone() for g in gradients]
-            return self.sums
-        self.sums = [b if a is None else a if b is None else a.add_(b) for a, b in zip(self.sums, gradients, strict=True)]
+        before = [None] * len(gradients) if first else self.sums
+        self.sums = [a if b is None else b.clone() if a is None else a.add_(b) for a, b in zip(before, gradients, strict=True)]
         return self.sums
 
 
