@@ -293,4 +293,5 @@ def test_steps_replayed_as_graphs(backend, tiny, monkeypatch, accumulation):
     seldom, made = graphs.Graphed(lambda _: None, []), trees.tree_leaves(trainers[1].named)[0].detach().clone()
     assert seldom._added([None], True) == [None]
     (kept,) = seldom._added([made], False)  # of the second microbatch alone
+    assert kept is not None
     assert kept.data_ptr() != made.data_ptr(), "the next replay writes there"
