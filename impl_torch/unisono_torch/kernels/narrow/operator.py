@@ -5,6 +5,7 @@ Opaque to torch.compile, which takes shapes and dtypes from the fake versions.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ def _dense(x: Tensor) -> Tensor:
 @torch.library.custom_op("unisono::narrow", mutates_args=(), schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 def _narrow(x, weight, bias):
     y = _narrow_fake(x, weight, bias)
+    if not x.shape[1]:
+        return y.zero_() if bias is None else y.copy_(bias)
     if y.numel():
         tensors = {"x": _dense(x), "weight": weight.contiguous(), "bias": None if bias is None else bias.float().contiguous(), "y": y}
         _launch("forward", len(x), tensors)
@@ -75,8 +78,8 @@ def _narrow_fake(x, weight, bias):
 def _narrow_backward(dy, x, weight):
     """Gradients of x, the weight and the bias."""
     dx, dweight, dbias = _narrow_backward_fake(dy, x, weight)
-    if not dy.numel():
-        return dx.zero_(), dweight.zero_(), dbias.zero_()
+    if not dy.numel() or not x.shape[1]:
+        return dx.zero_(), dweight.zero_(), dbias.copy_(dy.sum(0))
     from unisono_torch.kernels import sums
 
     dy, weight = dy.contiguous(), weight.contiguous()
@@ -115,4 +118,5 @@ _narrow.register_autograd(_gradient, setup_context=_setup)
 
 def narrow(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., K], weight [N, K], bias [N] → x Wᵀ + b [..., N] in float32, of which no digit of x or W is dropped."""
-    return torch.ops.unisono.narrow(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], len(weight))
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return torch.ops.unisono.narrow(rows, weight, bias).reshape(*x.shape[:-1], len(weight))

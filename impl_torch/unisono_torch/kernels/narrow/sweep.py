@@ -30,6 +30,12 @@ def _parts(a, DOT: tl.constexpr):
     return first.to(DOT), second.to(DOT), (a - first - second).to(tl.bfloat16).to(DOT)
 
 
+@triton.jit
+def _beside(total, small):
+    """A sum with that of smaller parts: of an infinite factor the parts are NaN, and its first says all."""
+    return total + tl.where(small - small == 0, small, 0.0)
+
+
 @triton.jit(do_not_specialize=COUNTS)
 def forward(
     x, weight, bias, y, M, X_ROW: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -42,7 +48,7 @@ def forward(
     high, middle, low = _parts(_columns(weight, n, n < N, K, K, KP), DOT)
     total = tl.dot(a, tl.trans(low))
     total = tl.dot(a, tl.trans(middle), total)
-    total = tl.where(total - total == 0, total, 0.0)  # an infinite factor is infinite in its first part alone
+    total = tl.where(total - total == 0, total, 0.0)  # see _beside
     total = tl.dot(a, tl.trans(high), total)
     if HAS_BIAS:
         total += tl.load(bias + n, mask=n < N, other=0.0)[None, :]
@@ -55,17 +61,17 @@ def inputs(
     dy, weight, dx, M, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, DOT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    total = tl.zeros((ROWS, KP), tl.float32)
+    total, small = tl.zeros((ROWS, KP), tl.float32), tl.zeros((ROWS, KP), tl.float32)
     for first in range(0, N, COLUMNS):
         n = first + tl.arange(0, COLUMNS)
         d = tl.load(dy + m.to(tl.int64)[:, None] * N + n[None, :], mask=(m < M)[:, None] & (n < N)[None, :], other=0.0)
         high, middle, _ = _parts(_columns(weight, n, n < N, K, K, KP), DOT)
         d_high, d_middle, _ = _parts(d, DOT)
-        total = tl.dot(d_high, middle, total)
-        total = tl.dot(d_middle, high, total)
+        small = tl.dot(d_high, middle, small)
+        small = tl.dot(d_middle, high, small)
         total = tl.dot(d_high, high, total)
     k = tl.arange(0, KP)[None, :]
-    tl.store(dx + m.to(tl.int64)[:, None] * K + k, total.to(dx.dtype.element_ty), mask=(m < M)[:, None] & (k < K))
+    tl.store(dx + m.to(tl.int64)[:, None] * K + k, _beside(total, small).to(dx.dtype.element_ty), mask=(m < M)[:, None] & (k < K))
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -77,18 +83,18 @@ def weights(
     blocks: tl.constexpr = (N + COLUMNS - 1) // COLUMNS
     split = tl.program_id(0) // blocks
     n = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((COLUMNS, KP), tl.float32)
+    total, small = tl.zeros((COLUMNS, KP), tl.float32), tl.zeros((COLUMNS, KP), tl.float32)
     whole = tl.zeros((COLUMNS,), tl.float32)
     for first in range(split * ROWS, M, splits * ROWS):
         m = first + tl.arange(0, ROWS)
         d = tl.load(dy + m.to(tl.int64)[:, None] * N + n[None, :], mask=(m < M)[:, None] & (n < N)[None, :], other=0.0)
         a = _columns(x, m, m < M, X_ROW, K, KP).to(DOT)
         high, middle, low = _parts(d, DOT)
-        total = tl.dot(tl.trans(low), a, total)
-        total = tl.dot(tl.trans(middle), a, total)
+        small = tl.dot(tl.trans(low), a, small)
+        small = tl.dot(tl.trans(middle), a, small)
         total = tl.dot(tl.trans(high), a, total)
         whole += tl.sum(d, 0)
     k = tl.arange(0, KP)[None, :]
     sums += split * (N * K + N)
-    tl.store(sums + n[:, None] * K + k, total, mask=(n < N)[:, None] & (k < K))
+    tl.store(sums + n[:, None] * K + k, _beside(total, small), mask=(n < N)[:, None] & (k < K))
     tl.store(sums + N * K + n, whole, mask=n < N)
