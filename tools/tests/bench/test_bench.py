@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from pathlib import Path
 
 import pytest
 from unisono_conformance import numerics
+from unisono_tools import bench, experiments
 from unisono_tools.bench import report
 from unisono_tools.bench.__main__ import main
 from unisono_tools.bench.cases import SUITES, Case
@@ -32,6 +35,25 @@ def test_an_unknown_case_is_named(capsys):
     with pytest.raises(SystemExit):
         main(["--only", "no such"])
     assert "there are: decayed_sum" in capsys.readouterr().err
+
+
+GIVEN = {"stability": ["RUN"], "tune": ["linear_attention"], "clip": ["RUN"], "scales": ["RUN"]}
+APART = ("jax", "__main__")  # test_jax.py's, and every suite's
+WRITE = [
+    path
+    for folder in (bench, experiments)
+    for path in sorted(Path(folder.__path__[0]).glob("*.py"))
+    if path.stem not in APART and '"--output"' in path.read_text("utf-8")
+]
+
+
+@pytest.mark.parametrize("path", WRITE, ids=lambda path: path.stem)
+def test_where_nothing_can_be_written_nothing_is_done(path, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    module = importlib.import_module(f"unisono_tools.{path.parent.name}.{path.stem}")
+    with pytest.raises(SystemExit, match="2"):
+        module.main([*GIVEN.get(path.stem, []), "--output", str(tmp_path / "file" / "page")])
+    assert "cannot be written, for" in capsys.readouterr().err
 
 
 def test_floors_count_each_byte_once():

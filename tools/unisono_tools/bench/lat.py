@@ -26,7 +26,7 @@ from unisono_spec.contract import DTYPES, InputError, preset, state_dtype
 
 from unisono_tools.bench.linear import peak_mebibytes, reason
 from unisono_tools.bench.measure import peak_bytes
-from unisono_tools.bench.report import about
+from unisono_tools.bench.report import about, ready
 
 CONFIG = preset("lat-base")
 LENGTHS = (1024, 2048)
@@ -130,6 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="where to write, without extension: .json and .md are added")
     parser.add_argument("--peak", type=int, nargs=2, metavar=("BATCH", "LENGTH"), help="bytes that this process takes for a training step")
     options = parser.parse_args(argv)
+    ready(parser, options.output)
     if options.peak:
         batch, length = options.peak
         _train(unisono_torch.create(CONFIG, dtype=options.dtypes[0]), _tokens(batch, length))

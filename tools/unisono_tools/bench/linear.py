@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from unisono_spec.contract import Config, InputError, preset
 
-from unisono_tools.bench.report import about, keep
+from unisono_tools.bench.report import about, keep, ready
 from unisono_tools.commands.match import number
 from unisono_tools.experiments.match import FAMILIES, nearest
 
@@ -206,6 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--point", nargs=2, metavar=("MODEL", "LENGTH"), help="measure one point in this process")
     options = parser.parse_args(argv)
+    ready(parser, options.output)
     if options.point:
         print(json.dumps(dataclasses.asdict(measure(options.point[0], int(options.point[1]), options.repeats, options.params))))
         return 0

@@ -35,7 +35,7 @@ from rich.console import Console
 from unisono_spec.contract import init_params
 
 from unisono_tools.backends import open_trainer
-from unisono_tools.bench.report import about
+from unisono_tools.bench.report import about, ready
 from unisono_tools.config import ModelChoice, TrainConfig, to_dict
 from unisono_tools.reading import dump_yaml
 from unisono_tools.signals import Signals
@@ -193,6 +193,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--together", action="store_true", help="all in this process, which starts once")
     parser.add_argument("--rounds", type=int, default=1, help="how often each is measured, in turn")
     options = parser.parse_args(argv)
+    ready(parser, options.output)
     if options.rounds < 1:
         parser.error(f"--rounds {options.rounds}: use 1 or more")
     if options.steps % 10:

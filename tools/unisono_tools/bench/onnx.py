@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from unisono_spec.contract import Arrays, Config, count_params, init_params, preset, zero_state
 
-from unisono_tools.bench.report import about
+from unisono_tools.bench.report import about, ready
 
 # of each size, two architectures: with large matrix states, and with many small ones
 SIZES: dict[str, dict[str, Config]] = {
@@ -226,6 +226,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="how long each is called")
     parser.add_argument("--output", type=Path, help="where to write, without extension: .json and .md are added")
     options = parser.parse_args(argv)
+    ready(parser, options.output)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # XLA has no option for one thread
     asked = {"models": options.models, "sizes": options.sizes, "tables": options.tables}

@@ -29,7 +29,7 @@ from unisono_torch.ops import linear_attention, mom_gru
 from unisono_torch.ops.features import elu1
 
 from unisono_tools.bench.contestants import serving
-from unisono_tools.bench.report import about
+from unisono_tools.bench.report import about, ready
 
 HEADS, WIDTH = 4, 64
 OURS, JAX = "unisono, PyTorch", "unisono, JAX"
@@ -205,6 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(argv)
+    ready(parser, options.output)
     torch.set_num_threads(options.threads)
     if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as it finds processors
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])

@@ -20,7 +20,7 @@ from typing import Any
 
 from unisono_tools.backends import backend
 from unisono_tools.bench.loop import changes, pace, plan, without_output
-from unisono_tools.bench.report import about
+from unisono_tools.bench.report import about, ready
 from unisono_tools.config import TrainConfig, processes
 
 
@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added, rows appended")
     options = parser.parse_args(argv)
+    ready(parser, options.output)
     if options.steps % 10:
         parser.error(f"--steps {options.steps}: use a multiple of 10, since every tenth step is logged")
     words = sys.argv[1:] if argv is None else argv

@@ -15,7 +15,7 @@ from typing import Any
 
 from unisono_spec.contract import InputError
 
-from unisono_tools.bench.report import about
+from unisono_tools.bench.report import about, ready
 from unisono_tools.reading import read_yaml
 from unisono_tools.train.logs import NAME, read
 
@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="", help="what they were trained on, likewise")
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added")
     options = parser.parse_args(argv)
+    ready(parser, options.output)
     rows = [judged(run) for run in options.runs]
     run = about(options.command, options.device, "unisono", "torch", "triton", "jax")
     print(markdown(run, rows))

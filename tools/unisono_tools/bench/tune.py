@@ -26,7 +26,7 @@ from unisono_torch.ops import mapped_attention, multiscale
 
 from unisono_tools.bench.large import ROUNDINGS
 from unisono_tools.bench.measure import median_ms
-from unisono_tools.bench.report import about
+from unisono_tools.bench.report import about, ready
 
 OPS = ("linear_attention", "multiscale")
 CHECKED = ((2, 333, 3, True), (1, 1000, 2, False))  # B, T, H, with resets and tokens that are not valid
@@ -232,6 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--lock", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    ready(parser, options.output)
     task = Task(
         options.op,
         options.way,

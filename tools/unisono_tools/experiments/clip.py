@@ -19,7 +19,7 @@ from unisono_spec.contract.files import write_bytes
 
 from unisono_tools.backends import open_reader
 from unisono_tools.backends.base import Reader
-from unisono_tools.bench.report import about
+from unisono_tools.bench.report import about, ready
 from unisono_tools.experiments import figures
 from unisono_tools.tasks import open_task
 from unisono_tools.tasks.video import Video
@@ -131,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", default="docs/results/clip", help="where the page goes, without its ending")
     parser.add_argument("--backend", default=None)
     options = parser.parse_args(argv)
+    ready(parser, Path(options.output))
     path = model_file(Path(options.run))
     training = training_of(path)
     if training is None or training.data.task != "video":

@@ -20,7 +20,7 @@ from unisono_spec.contract.files import load_params
 from unisono_spec.contract.infinityformer import InfinityFormerConfig
 
 from unisono_tools.backends import backend
-from unisono_tools.bench.report import about
+from unisono_tools.bench.report import about, ready
 from unisono_tools.config import TrainConfig, default_backend, from_dict
 from unisono_tools.evaluation import evaluate
 from unisono_tools.experiments import figures
@@ -128,6 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="where to write, without extension: .json, .md and .png are added")
     parser.add_argument("--device", help="cpu or cuda")
     options = parser.parse_args(argv)
+    ready(parser, options.output)
     device = options.device
     named = backend(default_backend()).device_name(device)
     content = {"run": about("python -m unisono_tools.experiments.scales RUN", named, "torch"), **measure(options.run, device)}

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from rich.console import Console
 from unisono_spec.contract.files import write_bytes
 
-from unisono_tools.bench.report import about
+from unisono_tools.bench.report import about, ready
 from unisono_tools.experiments import figures
 from unisono_tools.tasks import Examples, Task, open_task
 from unisono_tools.tasks.base import SPLITS
@@ -170,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", nargs="*", default=list(PICTURES), help="pictures to draw")
     options, console = parser.parse_args(argv), Console(soft_wrap=True)
     output = Path(options.output)
+    ready(parser, output)
     numbers = output.with_suffix(".json")
     kept = json.loads(numbers.read_text())["tasks"] if numbers.is_file() else {}
     run = about("python -m unisono_tools.experiments.task_page", "CPU", "numpy", "unisono")
