@@ -94,3 +94,12 @@ def test_a_row_without_figures_says_why(runs, said):
 def test_a_run_that_failed_after_a_validation_has_no_step():
     row = {"rate": 0.1, "runs": [{"lr": 0.1, "score": 2.0, "status": "failed: no memory", "steps": 0, "of": 9}]}
     assert drawn._early(row) == " (failed: no memory)"
+
+
+def test_a_model_against_its_state_has_the_spread_of_its_seeds(tmp_path, monkeypatch):
+    found = {}
+    monkeypatch.setattr(drawn.figures, "against", lambda path, lines, *_: found.update(lines))
+    runs = [{"lr": 1.0, "score": 0.5, "metric": "accuracy", "tests": {"8x1": low, "8x2": 1.0}} for low in (0.0, 0.5)]
+    rows = [{"label": f"lat, width {w}", "state_bytes": 4 * w, "rate": 1.0, "runs": runs[:n]} for w, n in ((8, 1), (2, 2), (4, 0))]
+    drawn.draw({"rows": rows, "page": {"figure": "state", "title": "one"}}, tmp_path / "a.png")
+    assert found == {"lat": [(8.0, 0.625, 0.5, 0.75), (32.0, 0.5, 0.5, 0.5)]}

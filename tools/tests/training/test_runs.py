@@ -117,17 +117,21 @@ def test_a_run_stops_when_its_time_is_up_and_goes_on(backend, tiny):
     assert train(config).steps == 4
 
 
-def test_divergence_stops_and_keeps_the_last_good_checkpoint(backend, tiny, tmp_path):
+@pytest.mark.parametrize(("weight", "value", "said"), [("input.weight", 3e38, "loss: nan"), ("head.weight", 1e25, "gradient's norm: (inf|nan)")])
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(backend, weight, value, said, tiny, tmp_path):
     train(tiny(backend=backend, steps=4, optimizer=Optimizer(lr=1e-3)))
     good = checkpoint.latest(tmp_path / "run")
     assert good is not None
-    # a checkpoint whose next gradient overflows
+    # a checkpoint whose next loss or gradient overflows
     saved = checkpoint.load(good)
-    saved.params["input.weight"][:] = 3e38
+    saved.params[weight][::2] = value
     checkpoint.save(tmp_path / "run", saved)
-    with pytest.raises(Diverged, match=r"at step 5; the last good checkpoint is .*step-00000004; its batch is .*; lower optimizer\.lr"):
+    kept = (good / checkpoint.MODEL).read_bytes()
+    why = rf"{said} at step 5; the last good checkpoint is .*step-00000004; its batch is .*; lower optimizer\.lr"
+    with pytest.raises(Diverged, match=why):
         train(tiny(backend=backend, steps=8, optimizer=Optimizer(lr=1e-3)))
     assert checkpoint.latest(tmp_path / "run") == good
+    assert (good / checkpoint.MODEL).read_bytes() == kept
 
 
 def test_divergence_of_the_command(backend, tiny, refused, tmp_path):

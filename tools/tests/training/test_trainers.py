@@ -121,14 +121,16 @@ def test_dropout_keeps_the_mean(backend, tiny):
     assert abs(mask.mean() - 1) < numerics.sampling(mask.size, mask.std())
 
 
-def test_a_step_that_is_not_finite_changes_nothing(backend, tiny):
+@pytest.mark.parametrize(("factor", "loss"), [(np.nan, False), (1e25, True)])
+def test_a_step_that_is_not_finite_changes_nothing(backend, tiny, factor, loss):
     train = tiny(backend=backend)
     trainer = _trainer(train)
     trainer.grad_step(_batch(train), 0, 1e-3)
-    params = {name: np.where(name == "head.weight", np.nan, p).astype(p.dtype) for name, p in trainer.params().items()}
+    params = {name: (p * factor if name == "head.weight" else p).astype(p.dtype) for name, p in trainer.params().items()}
     moments = trainer.optimizer_state()
     trainer.init(params, moments)
-    assert not np.isfinite(trainer.grad_step(_batch(train), 1, 1e-3).read().loss)
+    step = trainer.grad_step(_batch(train), 1, 1e-3).read()
+    assert (np.isfinite(step.loss), np.isfinite(step.norm), step.skipped) == (loss, False, True)
     assert all(np.array_equal(p, params[name], equal_nan=True) for name, p in trainer.params().items())
     assert all(np.array_equal(a, moments[name]) for name, a in trainer.optimizer_state().items())
 

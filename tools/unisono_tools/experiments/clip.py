@@ -115,6 +115,7 @@ def draw(clips: dict[str, np.ndarray], side: int, path: Path) -> None:
             axis.set_title(f"frame {frame}")
             axis.set_xticks([])
             axis.set_yticks([side * (i + 0.5) for i in range(len(clips))], list(clips) if frame == SHOWN[0] else [""] * len(clips))
+            axis.tick_params(left=False)
             axis.grid(False)
 
 

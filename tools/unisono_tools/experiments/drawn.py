@@ -171,7 +171,7 @@ def draw(results: Results, path: Path) -> Path:
         x, mean = [at for at, _ in runs[0][:points]], [sum(column) / len(column) for column in zip(*values, strict=True)]
         low, high = ([f(column) for column in zip(*values, strict=True)] for f in (min, max))
         scores = [run["score"] for run in counted(row)]
-        lines[f"{row['label']}  {sum(scores) / len(scores):.3f}"] = (x, mean, low, high)
+        lines[f"{row['label'].replace('`', '')}  {sum(scores) / len(scores):.3f}"] = (x, mean, low, high)
     text = metric == "bits"
     what = f"validation, {_unit(results['rows'], metric)}" if text else f"validation {metric}"
     return figures.curves(path, lines, {}, "training tokens" if text else "training examples", what, page["title"])
@@ -193,15 +193,15 @@ def _over_epochs(results: Results, path: Path) -> Path:
 
 
 def _against_state(results: Results, path: Path) -> Path:
-    """The mean over the test settings and seeds, against the bytes of the state, from small to large, a line for each model."""
-    points: dict[str, list[tuple[float, float]]] = {}
+    """The mean over the test settings, of the seeds with the least and the most, against the bytes of the state, from small to large, a
+    line for each model."""
+    points: dict[str, list[tuple[float, float, float, float]]] = {}
     metric = "accuracy"
     for row in results["rows"]:
-        scores = [score for run in counted(row) for score in run.get("tests", {}).values()]
-        if scores:
+        if scores := _tested(row):
             metric = _metric(row)
             name = row["label"].rpartition(", ")[0] or row["label"]  # without its width
-            points.setdefault(name, []).append((float(row["state_bytes"]), sum(scores) / len(scores)))
+            points.setdefault(name, []).append((float(row["state_bytes"]), sum(scores) / len(scores), min(scores), max(scores)))
     what = f"test {metric}, mean over settings"
     return figures.against(
         path, {model: sorted(at) for model, at in points.items()}, "bytes of state, float32", what, results["page"]["title"]

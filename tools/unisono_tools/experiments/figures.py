@@ -43,7 +43,7 @@ MODELS = {
     "lat after a convolution": (SKY, "d"),
     "attention with a head of its own": ("#AA4499", "p"),
 }
-OTHERS = ("p", "h", "d", "1", "2")  # markers of what has no look of its own
+OTHERS = ("p", "h", "d", "o", "s")  # markers of what has no look of its own
 DTYPES = {"float64": "#000000", "float32": BLUE, "bfloat16": VERMILION, "float16": GREEN}
 CONTESTANTS = {
     "unisono": (BLUE, "o"),
@@ -262,11 +262,13 @@ def decoding(path: str | Path, accuracy: Mapping[str, np.ndarray], title: str = 
     return Path(path)
 
 
-def against(path: str | Path, lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, title: str) -> Path:
-    """lines: by name, points (x, y), of which x is logarithmic and y from 0 to 1."""
+def against(path: str | Path, lines: Mapping[str, Sequence[tuple[float, float, float, float]]], x: str, y: str, title: str) -> Path:
+    """lines: by name, points (x, y, the least and the most that y was), of which x is logarithmic and y from 0 to 1."""
     with figure(path, title, 10, 5.5) as axes:
         for number, (name, points) in enumerate(lines.items()):
-            axes.plot(*zip(*points, strict=True), **look(name, number), linewidth=1.5, markersize=5, label=name)
+            xs, ys, low, high = zip(*points, strict=True)
+            axes.plot(xs, ys, **look(name, number), linewidth=1.5, markersize=5, label=name)
+            axes.vlines(xs, low, high, color=look(name, number)["color"], linewidth=4, alpha=0.35)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda n, _: f"{n / 1024:g}Ki" if n >= 1024 else f"{n:g}")
         axes.set_ylim(-0.03, 1.03)

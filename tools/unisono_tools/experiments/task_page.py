@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ LINES: dict[str, tuple[str, dict[str, Any], int]] = {
     "retrieval": ("retrieval", {}, 2000),
     "image": ("image", {}, 0),
     "pathfinder": ("pathfinder", {}, 1000),
+    "path-x": ("pathfinder", {"side": 128}, 400),
     "mqar": ("mqar", {}, 1000),
     "phonebook": ("phonebook", {}, 1000),
     "copying": ("copying", {}, 1000),
@@ -37,7 +39,6 @@ LINES: dict[str, tuple[str, dict[str, Any], int]] = {
     "video, events": ("video", {"form": "events"}, 0),
 }
 PICTURES = {name: (task, options) for name, (task, options, _) in LINES.items() if "," not in name}
-PICTURES["path-x"] = ("pathfinder", {"side": 128})
 SEEN = 512  # training examples that a picture counts
 SHOWN = 3  # of them as text
 WIDTH, ROWS = 115, 5  # letters of a text that are shown
@@ -123,7 +124,7 @@ def _texts(axes: Axes, task: Task, found: Examples) -> None:
         top = 1 - i / SHOWN
         style = {"family": "monospace", "fontsize": 6, "transform": axes.transAxes, "va": "top", "parse_math": False}
         axes.text(0, top, "\n".join(lines), **style)
-        axes.text(0, top - 0.26, f"→ {answer}", **{**style, "color": figures.VERMILION, "fontsize": 6})
+        axes.text(0, top, "\n" * len(lines) + f"→ {answer}", **{**style, "color": figures.VERMILION})
 
 
 def _values(axes: Axes, task: Task, found: Examples) -> None:
@@ -139,7 +140,7 @@ def _values(axes: Axes, task: Task, found: Examples) -> None:
         axes.set_xlabel("id")
         return
     axes.bar(np.arange(len(kinds)), counts / counts.sum())
-    step = max(1, len(kinds) // 16)
+    step = math.ceil(len(kinds) / 16)
     names = [str(k) if task.by_class else task.shown(np.array([k])) for k in kinds]
     axes.set_xticks(np.arange(len(kinds))[::step], names[::step])
     axes.set_ylabel("share")
