@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from unisono_spec.contract import InputError, config_to_dict
-from unisono_tools.experiments import drawn, running, tables, worker
+from unisono_tools.experiments import drawn, figures, running, tables, worker
 from unisono_tools.train import Result
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -98,7 +98,7 @@ def test_a_run_that_failed_after_a_validation_has_no_step():
 
 def test_a_model_against_its_state_has_the_spread_of_its_seeds(tmp_path, monkeypatch):
     found = {}
-    monkeypatch.setattr(drawn.figures, "against", lambda path, lines, *_: found.update(lines))
+    monkeypatch.setattr(figures, "against", lambda path, lines, *_: found.update(lines))
     runs = [{"lr": 1.0, "score": 0.5, "metric": "accuracy", "tests": {"8x1": low, "8x2": 1.0}} for low in (0.0, 0.5)]
     rows = [{"label": f"lat, width {w}", "state_bytes": 4 * w, "rate": 1.0, "runs": runs[:n]} for w, n in ((8, 1), (2, 2), (4, 0))]
     drawn.draw({"rows": rows, "page": {"figure": "state", "title": "one"}}, tmp_path / "a.png")
