@@ -117,7 +117,9 @@ def test_a_run_stops_when_its_time_is_up_and_goes_on(backend, tiny):
     assert train(config).steps == 4
 
 
-@pytest.mark.parametrize(("weight", "value", "said"), [("input.weight", 3e38, "loss: nan"), ("head.weight", 1e25, "gradient's norm: (inf|nan)")])
+@pytest.mark.parametrize(
+    ("weight", "value", "said"), [("input.weight", 3e38, "loss: nan"), ("head.weight", 1e25, "gradient's norm: (inf|nan)")]
+)
 def test_divergence_stops_and_keeps_the_last_good_checkpoint(backend, weight, value, said, tiny, tmp_path):
     train(tiny(backend=backend, steps=4, optimizer=Optimizer(lr=1e-3)))
     good = checkpoint.latest(tmp_path / "run")
