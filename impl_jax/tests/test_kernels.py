@@ -170,6 +170,20 @@ def test_the_extra_has_derivatives_and_runs_elsewhere(rng: np.random.Generator, 
         judge.same(np.asarray(a), np.asarray(b), numerics.formula("float32", T, gradient=True))
     assert set(padded) == {((B, 32, 128), (128, 4))}
 
+    def kernels(length: int, quickest: bool, slopes: bool) -> tuple[bool, bool]:
+        """Whether the extra is asked, and whether Pallas' kernel is."""
+        padded.clear()
+        shapes = *[(1, length, 8)] * 2, (8, 4), *[(1, length, 4)] * 2, (8,), (1, 8, 4)
+        like = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        run = functools.partial(jla_kernel.scan, quickest=quickest)
+        text = str(jax.make_jaxpr(jax.grad(lambda *a: run(*a)[0].sum()) if slopes else run)(*like))
+        return bool(padded), "pallas_call" in text
+
+    long = jla_kernel.SEGMENTS * 512
+    assert kernels(long, True, slopes=False) == (False, True)
+    for case in ((long, False, False), (long, True, True), (32, True, False)):
+        assert kernels(*case) == (True, False), case
+
 
 @pytest.mark.parametrize("op", OPS)
 def test_inside_a_shard_map(op: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from unisono_jax.kernels import selective_scan
 from unisono_jax.kernels.operator import operator
 
 CHANNELS, TOKENS, STATES = 128, 32, (4, 8, 16, 32)  # its widths: multiples, and these
+SEGMENTS = 6  # of a sequence's time that Pallas' kernel makes side by side where its values take less time than this one's
 
 
 def _scan(arrays: Any, reset: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -54,7 +55,16 @@ def _backward(_: bool, arrays: Any, reset: jax.Array | None, saved: Any, cotange
     return jax.tree.unflatten(pull, saved)(cotangents)
 
 
+def _values(_: bool, arrays: Any, reset: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Outputs without a gradient: this kernel leaves a sequence's time whole, which few channels cannot make up for."""
+    batch, length, width = arrays[0].shape
+    if selective_scan.segments(batch, length, width) < SEGMENTS:
+        return _scan(arrays, reset)
+    return selective_scan.forward(False, arrays, reset)[0]
+
+
 _run = operator(_forward, _backward, selective_scan.plain)
+_run_quickest = operator(_forward, _backward, selective_scan.plain, _values)
 
 
 def scan(
@@ -66,6 +76,11 @@ def scan(
     D: jax.Array,
     state: jax.Array,
     reset: jax.Array | None = None,
+    quickest: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """u, dt [B, T, D], A [D, N], B, C [B, T, N], D [D], state [B, D, N], reset [B, T] or None → y, the final state, in float32."""
-    return _run(False, (u, dt, A, B, C, D, state), reset)
+    """u, dt [B, T, D], A [D, N], B, C [B, T, N], D [D], state [B, D, N], reset [B, T] or None → y, the final state, in float32.
+
+    quickest: values whose gradient nobody asks are made by Pallas' kernel where that is the faster one.
+    """
+    dt, A, D, state = (a.astype(jnp.float32) for a in (dt, A, D, state))
+    return (_run_quickest if quickest else _run)(False, (u, dt, A, B, C, D, state), reset)

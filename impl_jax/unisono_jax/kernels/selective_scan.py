@@ -248,6 +248,11 @@ def _cut(batch: int, length: int, width: int, interpret: bool) -> Cut:
     return Cut(BLOCK, TILE, GROUP, tiles, -(-length // (tiles * TILE)), interpret)
 
 
+def segments(batch: int, length: int, width: int) -> int:
+    """How many parts of a sequence's time are swept side by side."""
+    return _cut(batch, length, width, False).segments
+
+
 def _padded(a: jax.Array, *sizes: int | None) -> jax.Array:
     """Zeros after the end of each axis, up to its size."""
     more = [(0, 0 if size is None else size - n) for size, n in zip(sizes, a.shape, strict=True)]
@@ -280,7 +285,7 @@ def _handed(own: jax.Array, span: jax.Array, A: jax.Array, first: jax.Array, for
     return carried(own[:, order], first, None if forgets is None else forgets[:, order], decay)[0][:, order]
 
 
-def _forward_of(interpret: bool, arrays: Any, reset: jax.Array | None) -> Any:
+def forward(interpret: bool, arrays: Any, reset: jax.Array | None) -> Any:
     """arrays: u, dt, A, B, C, D, state. → (y, final state), what the gradient needs: the state before each tile, Σ Δ of each segment."""
     u, dt, A, B, C, D, state = arrays
     (batch, length, width), states = u.shape, A.shape[1]
@@ -334,7 +339,7 @@ def plain(arrays: Any, reset: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     return selective_scan.parallel(*arrays, reset=reset, implementation="plain")
 
 
-_run = operator(_forward_of, _backward_of, plain)
+_run = operator(forward, _backward_of, plain)
 
 
 def scan(

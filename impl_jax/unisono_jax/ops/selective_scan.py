@@ -82,13 +82,11 @@ def parallel(
     widest = jnp.result_type(u, *(a for a in (dt, A, B, C, D, initial_state) if a.dtype == jnp.float64))
     served = chosen(implementation, "selective_scan", widest, {"N": A.shape[-1]}, u.size)
     if served != "plain":
-        if served == "jla":
-            from unisono_jax.kernels.jla import scan
-        else:
-            from unisono_jax.kernels.selective_scan import scan
+        from unisono_jax.kernels import jla, selective_scan
 
         u, dt, B, C = masked(valid, u, dt, B, C)
-        return scan(u, dt, A, B, C, D, initial_state, reset)
+        given = u, dt, A, B, C, D, initial_state, reset
+        return jla.scan(*given, quickest=implementation == "auto") if served == "jla" else selective_scan.scan(*given)
     length = u.shape[1]
     size = chunk_length(chunk_size, length)
     rows = math.isqrt(size - 1) + 1 if jax.default_backend() == "gpu" else 1

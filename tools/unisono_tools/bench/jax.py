@@ -213,6 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--patience", type=float, default=300, help="seconds that all may compile, side by side; 0: one by one, in one process (300)"
     )
+    parser.add_argument("--at-once", type=int, help="how many rows compile side by side, then are timed, before the next begin (all)")
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added")
     parser.add_argument("--resume", action="store_true", help="measure only what is missing in OUTPUT.json, or of other sources there")
     options = parser.parse_args(argv)
@@ -227,7 +228,8 @@ def main(argv: list[str] | None = None) -> int:
         result = begun(json.loads(there.read_text("utf-8")), about)
     digest, wrong = functools.cache(sources), []
     with tempfile.TemporaryDirectory() as folder:
-        for task, said in workers.rows(contest, wanted(options.parts, result, options.repeats, folder), options.patience):
+        tasks = wanted(options.parts, result, options.repeats, folder)
+        for task, said in workers.rows(contest, tasks, options.patience, options.at_once):
             enter(result, task, said, digest)
             report.keep(options.output, result, markdown(result))
             wrong += [f"{' '.join(map(str, task[1:4]))}: {said}"] * failed(task, said)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.context
 import os
 import threading
 import time
@@ -19,16 +20,27 @@ Turn = Callable[[], None]  # says that all is compiled, and waits until the devi
 Contest = Callable[..., Any]  # of a task's arguments and a Turn: what was measured
 
 
-def rows(contest: Contest, tasks: Sequence[tuple[Any, ...]], patience: float) -> Iterator[tuple[tuple[Any, ...], Any]]:
+def rows(
+    contest: Contest, tasks: Sequence[tuple[Any, ...]], patience: float, at_once: int | None = None
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """(task, what `contest(*task, turn)` measured, or in words why it did not), in the order of `tasks`, each as soon as it is there.
 
     contest: a module's function. patience: seconds that all may compile, and then each be timed; 0: one by one, in this process.
+    at_once: so many compile and are timed before the next ones begin; None: all.
     """
     if not patience:
         yield from ((task, contest(*task, lambda: None)) for task in tasks)
         return
     context = multiprocessing.get_context("forkserver")  # what is imported once is forked; no process inherits a GPU's context
     context.set_forkserver_preload([contest.__module__])
+    number = at_once or max(1, len(tasks))
+    for first in range(0, len(tasks), number):
+        yield from _group(context, contest, tasks[first : first + number], patience)
+
+
+def _group(
+    context: multiprocessing.context.ForkServerContext, contest: Contest, tasks: Sequence[tuple[Any, ...]], patience: float
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
     held = []
     for task in tasks:
         mine, its = context.Pipe()
