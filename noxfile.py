@@ -19,8 +19,9 @@ nox.options.sessions = ["tests"]
 if "PIP_FIND_LINKS" in os.environ:
     os.environ.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
 # a slow network or disk is waited for: two environments of gigabytes are filled at once
-UV = {"UV_HTTP_TIMEOUT": "180", "UV_HTTP_RETRIES": "8", "UV_COMPILE_BYTECODE": "1", "UV_COMPILE_BYTECODE_TIMEOUT": "600"}
-os.environ.update(UV | dict(os.environ))
+os.environ.update({"UV_HTTP_TIMEOUT": "180", "UV_HTTP_RETRIES": "8"} | dict(os.environ))
+# what is imported is compiled once, whatever the user's settings; to compile all that is installed would take minutes
+os.environ.update({"PYTHONPYCACHEPREFIX": str(Path("build/bytecode").resolve()), "PYTHONDONTWRITEBYTECODE": ""})
 
 CONSTRAINTS = "constraints.txt"
 FRAMEWORKS = {"jax", "flax", "torch", "onnx", "onnxruntime"}
@@ -66,10 +67,9 @@ def only(session: nox.Session, *present: str) -> None:
 def court(session: nox.Session, impl: str, *args: str, environment: dict[str, str] | None = None) -> None:
     """Judge an implementation by every property (docs/conformance.md)."""
     variant = f"-{args[args.index('--implementation') + 1]}" if "--implementation" in args else ""
-    report = f"build/reports/{session.name}{variant}.json"
     session.run(
-        "python", "-m", "pytest", "-p", "unisono_conformance.plugin", "--pyargs", "unisono_conformance",
-        "--impl", impl, "--profile", "ci", "--truth", "build/truth", "--report", report, *args, *session.posargs, env=environment,
+        "python", "-m", "pytest", "-p", "unisono_conformance.plugin", "--pyargs", "unisono_conformance", "--impl", impl, "--profile", "ci",
+        "--truth", "build/truth", "--report", f"build/reports/{session.name}{variant}.json", *args, *session.posargs, env=environment,
     )  # fmt: skip
 
 
@@ -94,8 +94,8 @@ def pytest(session: nox.Session, *paths: str, environment: dict[str, str] | None
 def tests(session: nox.Session) -> None:
     """Every suite, without a GPU; the README's second command."""
     # two at a time, each on one thread: as much as two cores carry
-    environment = {"OMP_NUM_THREADS": "1"}
-    session.run(sys.executable, "-m", "nox", "--parallel", "2", "--allow-parallel", "-s", *SUITES, env=environment, external=True)
+    command = (sys.executable, "-m", "nox", "--parallel", "2", "--allow-parallel", "-s", *SUITES)
+    session.run(*command, env={"OMP_NUM_THREADS": "1"}, external=True)
 
 
 @nox.session
@@ -173,17 +173,17 @@ def jax(session: nox.Session) -> None:
 
 def cheap_xla(session: nox.Session) -> str:
     """Flags for quick compilation; those that this version of XLA knows, which dies of others (134, -6: aborted)."""
-    known = []
-    for flag in (
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_cpu_parallel_codegen_split_count=1",
-    ):
-        environment = {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+
+    def known(*flags: str) -> bool:
+        environment = {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
         out = session.run("python", "-c", "import jax; print(jax.devices())", env=environment, silent=True, success_codes=[0, 1, 134, -6])
-        known += [flag] if isinstance(out, str) and "CpuDevice" in out else []
-    return " ".join(known)
+        return isinstance(out, str) and "CpuDevice" in out
+
+    flags = (
+        "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1",
+    )  # fmt: skip
+    return " ".join(flags if known(*flags) else filter(known, flags))
 
 
 @nox.session

@@ -25,6 +25,7 @@ Expected = tuple[tuple[np.ndarray, np.ndarray], dict[str, tuple[np.ndarray, np.n
 Slopes = dict[tuple[str, str], tuple[Arrays, np.ndarray, np.ndarray]]
 
 _CAPACITY = 2000  # remembered answers; all are tiny but those of one long sequence
+_TOKENS = 4096  # of moved inputs, that are asked about at once
 _LONG = 1000  # from this length on the spec is asked by its parallel form
 _memory: collections.OrderedDict[tuple, Arrays] = collections.OrderedDict()
 _store: Store | None = None
@@ -219,12 +220,18 @@ def _along(
     """
     wide, h = DTYPES[dtype], numerics.STEP
     values = {"params": inputs.params, "inputs": inputs.arrays, "state": inputs.state}[kind]
-    out = []
-    for i in range(len(next(iter(directions.values())))):
+    field = {"params": "params", "inputs": "arrays", "state": "state"}[kind]
+
+    def moved(i: int) -> Inputs:
         steps = {name: (1j * h * v[i]).astype(np.result_type(wide, np.complex64)) for name, v in directions.items()}
-        moved = {**values, **{name: values[name].astype(wide) + step for name, step in steps.items()}}
-        field = {"params": "params", "inputs": "arrays", "state": "state"}[kind]
-        batch = stack([inputs.replace(**{field: moved})] * max(copies, 1))
+        return inputs.replace(**{field: {**values, **{name: values[name].astype(wide) + step for name, step in steps.items()}}})
+
+    number, out = len(next(iter(directions.values()))), []
+    # rows have parameters in common, and all else of their own
+    together = 1 if kind == "params" else max(1, _TOKENS // (inputs.batch * inputs.length * max(copies, 1)))
+    for start in range(0, number, together):
+        some = [moved(i) for i in range(start, min(start + together, number))]
+        batch = stack([each for each in some for _ in range(max(copies, 1))])
         o, last = (ask or case.reference)(setting, batch, "parallel", dtype, rounded)
 
         def total(cotangent: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -232,8 +239,10 @@ def _along(
             slope = (np.imag(found).astype(np.float64) / h).reshape(-1, cotangent.size)
             return np.where(cotangent.ravel() != 0, cotangent.ravel() * slope, 0).sum(1)
 
-        out.append(total(do, o) + sum(total(ds, last[s]) for s, ds in dstate.items() if ds.size))
-    return np.stack(out, 1) if copies else np.concatenate(out)
+        slopes = total(do, o) + sum(total(ds, last[s]) for s, ds in dstate.items() if ds.size)
+        out.append(slopes.reshape(len(some), max(copies, 1)))
+    along = np.concatenate(out)
+    return along.T if copies else along[:, 0]
 
 
 def _absolute(arrays: Arrays) -> Arrays:
