@@ -81,11 +81,10 @@ class Kernel:
 
     def __call__(self, programs: int, threads: int, arguments: Sequence[torch.Tensor | int | None]) -> None:
         """Tensors as pointers, None as a null pointer, integers as int."""
-        values = [
-            ctypes.c_int(each) if isinstance(each, int) else ctypes.c_void_p(None if each is None else each.data_ptr())
-            for each in arguments
-        ]
-        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(each) for each in values))
+        slots = [each if isinstance(each, int) else 0 if each is None else each.data_ptr() for each in arguments]
+        values = (ctypes.c_int64 * len(slots))(*slots)  # an int is its first four bytes
+        first = ctypes.addressof(values)
+        pointers = (ctypes.c_void_p * len(slots))(*range(first, first + 8 * len(slots), 8))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         grid = self.function, programs, 1, 1, threads, 1, 1, self.shared, stream, pointers
         _ask(_driver().cuLaunchCooperativeKernel(*grid) if self.cooperative else _driver().cuLaunchKernel(*grid, None))

@@ -52,49 +52,53 @@ def _kernel(name: str, device: int, constants: tuple[tuple[str, int], ...]) -> n
     return nvrtc.Kernel(module, "scan", module.constant("shared_bytes"))
 
 
-def _copied(tensors: list[Tensor | None]) -> int:
-    """How many bytes at once can be copied of every row of these [B, T, D]."""
-    return next(size for size in (16, 8, 4, 2) if all(_aligned(a, size) for a in tensors if a is not None))
-
-
-def _aligned(a: Tensor, size: int) -> bool:
-    return a.data_ptr() % size == 0 and a.stride(1) * a.element_size() % size == 0
+def _steps(a: Tensor) -> int:
+    """Bits of where rows of [B, T, D] begin: the lowest says how many bytes at once can be copied of each."""
+    return a.data_ptr() | a.stride(1) * a.element_size()
 
 
 def launch(name: str, tensors: dict[str, Any], segments: int, tiles: int, softplus: bool, ends: bool = False, save: bool = False) -> None:
     """A kernel on what has its arguments' names: u, dt, z, B and C in rows, all others contiguous; A, D and states float32."""
-    u, dt, A, B, z = (tensors[each] for each in ("u", "dt", "A", "B", "z"))
+    u, dt, A, B, C, z = (tensors[each] for each in ("u", "dt", "A", "B", "C", "z"))
     out = tensors["y" if name == "forward" else "dy"]
-    constants = {
-        "IN": ELEMENTS[u.dtype],
-        "STEP": ELEMENTS[dt.dtype],
-        "BC": ELEMENTS[B.dtype],
-        "OUT": ELEMENTS[out.dtype],
-        "N": A.shape[1],
-        "VEC": _copied([u, dt, z, tensors.get("dy")]),
-        "ALIGNED": int(A.shape[1] == STATES and all(_aligned(a, 4 * a.element_size()) for a in (B, tensors["C"]))),
-        "SOFTPLUS": int(softplus),
-        "HAS_Z": int(z is not None),
-        "HAS_RESET": int(tensors["reset"] is not None),
-        "HAS_VALID": int(tensors["valid"] is not None),
-        "ENDS": int(ends),
-        "SAVE": int(save),
-    }
-    rows = {f"{name.lower()}_row": 0 if (a := tensors[name]) is None else a.stride(1) for name in ("u", "dt", "z", "B", "C")}
-    batch, length, width = u.shape
-    numbers = {"T": length, "dim": width, "batch": batch, "segments": segments, "tiles": tiles}
-    arguments = {**tensors, **numbers, **rows}
+    (batch, length, width), states = u.shape, A.shape[1]
+    rows = _steps(u) | _steps(dt) | (0 if z is None else _steps(z)) | (0 if name == "forward" else _steps(out))
+    constants = (
+        ("IN", ELEMENTS[u.dtype]),
+        ("STEP", ELEMENTS[dt.dtype]),
+        ("BC", ELEMENTS[B.dtype]),
+        ("OUT", ELEMENTS[out.dtype]),
+        ("N", states),
+        ("VEC", min(16, rows & -rows)),
+        ("ALIGNED", int(states == STATES and (_steps(B) | _steps(C)) % (4 * B.element_size()) == 0)),
+        ("SOFTPLUS", int(softplus)),
+        ("HAS_Z", int(z is not None)),
+        ("HAS_RESET", int(tensors["reset"] is not None)),
+        ("HAS_VALID", int(tensors["valid"] is not None)),
+        ("ENDS", int(ends)),
+        ("SAVE", int(save)),
+    )
+    arguments = {"T": length, "dim": width, "batch": batch, "segments": segments, "tiles": tiles}
+    arguments |= {"u_row": u.stride(1), "dt_row": dt.stride(1), "z_row": 0 if z is None else z.stride(1)}
+    arguments |= {"b_row": B.stride(1), "c_row": C.stride(1), **tensors}
     programs = -(-width // BLOCK) * segments * batch
     if name == "sums":
         programs = batch * -(-length // TILE) + -(-width * STATES // 4 // (32 * WARPS))
-    kernel = _kernel(name, u.device.index or 0, tuple(constants.items()))
+    kernel = _kernel(name, u.device.index or 0, constants)
     kernel(programs, 32 * WARPS, [arguments[each] for each in ARGUMENTS[name]])
+
+
+def _ends(a: Tensor, segments: int, batch: int, width: int) -> dict[str, Tensor | None]:
+    """What segments tell each other, of a's dtype."""
+    if segments == 1:
+        return {"ends": None, "spans": None}
+    return {"ends": a.new_empty((batch, segments, width, STATES)), "spans": a.new_empty((batch, segments, width))}
 
 
 def forward(tensors: dict[str, Any], segments: int, tiles: int, softplus: bool, save: bool) -> None:
     """Fills y, final and, if `save`, saved [B, tiles, D, STATES]."""
-    (batch, _, width), new = tensors["u"].shape, tensors["final"].new_empty
-    tensors |= {"ends": new((batch, segments, width, STATES) if segments > 1 else (0,)), "spans": new((batch, segments, width))}
+    batch, _, width = tensors["u"].shape
+    tensors |= _ends(tensors["final"], segments, batch, width)
     if segments > 1:
         launch("forward", tensors, segments, tiles, softplus, ends=True)
     launch("forward", tensors, segments, tiles, softplus, save=save)
@@ -104,7 +108,7 @@ def backward(tensors: dict[str, Any], segments: int, tiles: int, softplus: bool)
     """Fills du, ddt, dz, dinitial, to_A and to_D, both float32, and of B's dtype dB and dC."""
     (batch, length, width), new = tensors["u"].shape, tensors["saved"].new_empty
     blocks, count = -(-width // BLOCK), -(-length // TILE)
-    tensors |= {"ends": new((batch, segments, width, STATES) if segments > 1 else (0,)), "spans": new((batch, segments, width))}
+    tensors |= _ends(tensors["saved"], segments, batch, width)
     tensors |= {"dA": new((batch, segments, width, STATES)), "dD": new((batch, segments, width))}
     tensors |= {"dBC": new((batch, blocks, count * TILE * 2 * STATES))}
     if segments > 1:

@@ -236,8 +236,8 @@ def _scan_backward(dy, dfinal, u, dt, A, B, C, D, z, reset, valid, saved, softpl
 def _scan_backward_fake(dy, dfinal, u, dt, A, B, C, D, z, reset, valid, saved, softplus):
     dz = u.new_empty((0,) if z is None else z.shape, dtype=u.dtype if z is None else z.dtype)
     # each end to end, as the kernels write it, however what it is the gradient of lies in memory
-    like = (torch.empty(a.shape, dtype=a.dtype, device=a.device) for a in (u, dt, A, B, C, D))
-    return *like, dz, torch.empty(dfinal.shape, dtype=dfinal.dtype, device=dfinal.device)
+    du, ddt, dA, dB, dC, dD, last = (torch.empty_like(a, memory_format=torch.contiguous_format) for a in (u, dt, A, B, C, D, dfinal))
+    return du, ddt, dA, dB, dC, dD, dz, last
 
 
 def _setup(ctx, inputs, output) -> None:
