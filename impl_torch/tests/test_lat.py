@@ -176,8 +176,10 @@ def test_softmax_from_the_start_needs_no_mask(monkeypatch: pytest.MonkeyPatch, c
     assert given == [(True, True)]
 
 
-def test_softmax_of_padding_behind_needs_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not valid after all that is: outputs, states and gradients of the definition, by causal attention; with a gap, by a mask."""
+@pytest.mark.parametrize("hidden", [False, True])
+def test_softmax_of_fresh_sequences_needs_no_mask(monkeypatch: pytest.MonkeyPatch, hidden: bool) -> None:
+    """Padding behind, gaps, tokens after padding, none at all: outputs, states and gradients of the definition, by causal attention,
+    where marks can be read and where, as in a compiled graph, they cannot."""
     given = []
 
     def seen(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -185,20 +187,21 @@ def test_softmax_of_padding_behind_needs_no_mask(monkeypatch: pytest.MonkeyPatch
         return attention(q, k, v, mask, is_causal)
 
     monkeypatch.setattr("unisono_torch.ops.softmax_attention.attention", seen)
+    if hidden:
+        monkeypatch.setattr("unisono_torch.ops.softmax_attention.readable", lambda a: False)
     padded = torch.arange(6) < torch.tensor([6, 3, 1, 0])[:, None]
     gap = padded.clone()
     gap[0, 2] = False
-    late = padded.clone()
-    late[3, 5] = True
-    for valid, causal in ((padded, True), (gap, False), (late, False)):
+    late = padded.flip(1)
+    for valid in (padded, gap, late):
         found = {}
-        for form in ("parallel", "recurrent"):
+        for form, more in (("parallel", {"fresh": True}), ("recurrent", {})):
             inputs = [torch.where(valid[..., None, None], numbers(4, 6, 2, 3, seed=i), torch.nan).requires_grad_() for i in range(3)]
             cache = (*torch.zeros(2, 4, 8, 2, 3, dtype=torch.float64), torch.zeros(4, dtype=torch.int32))
             given.clear()
-            o, state = getattr(softmax_attention, form)(*inputs, cache, None, valid)
+            o, state = getattr(softmax_attention, form)(*inputs, cache, None, valid, **more)
             if form == "parallel":
-                assert given == [(causal, causal)]
+                assert given == [(True, True)]
             (o.square().sum() + sum(a.square().sum() for a in state[:2])).backward()
             found[form] = [o, *state, *(a.grad for a in inputs)]
         for mine, defined in zip(found["parallel"], found["recurrent"], strict=True):

@@ -15,7 +15,7 @@ from unisono_spec.contract import InputError
 from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.arrays import readable
-from unisono_torch.ops.compact import segments, take
+from unisono_torch.ops.compact import Compact, segments, take
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.fold import check_length, fold, masked
@@ -71,8 +71,8 @@ def parallel(
     implementation: str = "auto",
     fresh: bool = False,
 ) -> tuple[Tensor, State]:
-    """One masked attention over the cache and all T tokens. A fresh sequence needs no mask and no cache where no token is reset, and none
-    is valid after one that is not.
+    """One masked attention over the cache and all T tokens. A fresh sequence in which no token is reset needs no mask and no cache: its
+    valid tokens are moved to its front, where it cannot be seen that they are there.
 
     fresh: the caller knows that nothing was read before, which a compiled graph cannot see in the state's values.
     """
@@ -82,8 +82,12 @@ def parallel(
     length, capacity, dtype = q.shape[1], keys.shape[1], wide(v.dtype)
     fresh = fresh or (readable(count) and not count.any())
     q, k, v = masked(valid, q, k, v)
-    if reset is None and length <= capacity and fresh and _padded_behind(valid):
-        (o,) = masked(valid, attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True).transpose(1, 2))
+    if reset is None and length <= capacity and fresh:
+        # valid tokens one behind the other: a causal mask keeps them from all others
+        rows = Compact(None if _padded_behind(valid) else valid, q)
+        q, k, v = (rows.pack(a) for a in (q, k, v))
+        o = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True).transpose(1, 2)
+        (o,) = masked(valid, rows.unpack(o))
         keys, values = (F.pad(a.to(dtype), (0, 0, 0, 0, 0, capacity - length)) for a in (k, v))
         return o, (keys, values, count + (length if valid is None else valid.sum(1, dtype=count.dtype)))
 
