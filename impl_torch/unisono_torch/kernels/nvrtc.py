@@ -85,7 +85,8 @@ class Kernel:
         values = (ctypes.c_int64 * len(slots))(*slots)  # an int is its first four bytes
         first = ctypes.addressof(values)
         pointers = (ctypes.c_void_p * len(slots))(*range(first, first + 8 * len(slots), 8))
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        # the stream's number as Triton asks for it, without an object around it
+        stream = ctypes.c_void_p(torch._C._cuda_getCurrentRawStream(torch.cuda.current_device()))  # pyright: ignore[reportAttributeAccessIssue]
         grid = self.function, programs, 1, 1, threads, 1, 1, self.shared, stream, pointers
         _ask(_driver().cuLaunchCooperativeKernel(*grid) if self.cooperative else _driver().cuLaunchKernel(*grid, None))
 

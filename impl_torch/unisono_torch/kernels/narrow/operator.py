@@ -33,7 +33,8 @@ def _launch(kernel: str, rows: int, tensors: dict[str, Any]) -> None:
 
     function: Any = getattr(sweep, kernel)
     (out, into), x = tensors["weight"].shape, tensors.get("x")
-    high, wide = (16, 16) if interpreted() else (ROWS[kernel], COLUMNS[kernel])
+    tests = interpreted()
+    high, wide = (16, 16) if tests else (ROWS[kernel], COLUMNS[kernel])
     blocks, splits = -(-out // wide), tensors.get("splits", 1)
     programs = {"forward": -(-rows // high) * blocks, "inputs": -(-rows // high), "weights": splits * blocks}[kernel]
     arguments = {
@@ -44,7 +45,7 @@ def _launch(kernel: str, rows: int, tensors: dict[str, Any]) -> None:
         "KP": max(16, 1 << (into - 1).bit_length()),
         "X_ROW": 0 if x is None else x.stride(0),
         "HAS_BIAS": tensors.get("bias") is not None,
-        "DOT": tl.float32 if interpreted() else tl.bfloat16,
+        "DOT": tl.float32 if tests else tl.bfloat16,
         "ROWS": high,
         "COLUMNS": wide,
     }
@@ -92,7 +93,7 @@ def _narrow_backward(dy, x, weight):
 
 @_narrow_backward.register_fake
 def _narrow_backward_fake(dy, x, weight):
-    dx, dweight = (torch.empty(a.shape, dtype=a.dtype, device=a.device) for a in (x, weight))
+    dx, dweight = (torch.empty_like(a, memory_format=torch.contiguous_format) for a in (x, weight))
     return dx, dweight, weight.new_empty(len(weight))
 
 

@@ -117,7 +117,7 @@ def _conv_backward(dy, x, weight, bias, state, owner, silu):
 
 @_conv_backward.register_fake
 def _conv_backward_fake(dy, x, weight, bias, state, owner, silu):
-    dx, dweight, dstate = (torch.empty(a.shape, dtype=a.dtype, device=a.device) for a in (x, weight, state))
+    dx, dweight, dstate = (torch.empty_like(a, memory_format=torch.contiguous_format) for a in (x, weight, state))
     return dx, dweight, weight.new_empty((0,) if bias is None else bias.shape), dstate
 
 
