@@ -59,6 +59,7 @@ class Graphed:
         # of the loss's dtype, in which a number of the host's would multiply it
         found, _ = self._backward(arguments, weight)
         factor = torch.empty_like(found[0]).fill_(weight)
+        torch.cuda.empty_cache()  # what this pass leaves, a graph's stream could not take: it would need as much again
         try:
             graph, kept = captured(lambda: self._backward(arguments, factor), self.pool)
         except RuntimeError as error:
