@@ -33,12 +33,12 @@ COUNTS = {
     "strips",
     *(f"{letter}{i}" for letter in "qkvdegxyc" for i in range(4)),
 }
-LINEAR = {"UNIT": 16, "K": 64, "V": 64, "C": 64, "BN": 64, "MAP": "elu1", "STAGES": 4, "WARPS": 8}
+LINEAR = {"UNIT": 16, "K": 64, "V": 64, "C": 64, "BN": 64, "MAP": "elu1", "STAGES": 4, "WARPS": 8, "PACKED": True}
 SIZES = {"UNIT": 16, "WRITES": True, "K": 64, "V": 64, "C": 64, "BN": 64}
 ALONE = {"UNIT": 16, "C": 64, "cos": None, "sin": None, "MAP": "", "SHARED": True, "STILL": False}
 SWEEP = {"UNIT": 16, "N": 64, "C": 64, "STAGES": 3, "WARPS": 4}
 GLUON = (
-    (linear_forward.forward, {"q", "k", "v", "o"}, LINEAR | {"AHEAD": True, "TWICE": True}),
+    (linear_forward.forward, {"q", "k", "v", "o"}, LINEAR | {"EARLY": True}),
     (linear_forward.added, {"k", "v"}, LINEAR),
     (scales.states, {"x", "y", "kept", "before"}, SIZES | {"BACK": True, "THROUGH": True, "M": 4, "NB": 2, "STAGES": 2}),
     (hopper_segments.of_queries, {"q", "k", "v", "do", "dq", "S"}, ALONE | {"FADES": True, "M": 1}),

@@ -19,6 +19,7 @@ from unisono_conformance import judge, numerics
 from unisono_spec.contract import count_params, preset
 from unisono_tools.bench import head, lat, lengths, measure, models, tune, workers
 from unisono_tools.experiments.match import nearest
+from unisono_torch.kernels.linear_attention import table as linear_table
 from unisono_torch.kernels.multiscale import table
 
 
@@ -165,6 +166,13 @@ def test_what_the_tuner_tries_of_one_decay():
     assert {(cut.chunk, cut.warps) for cut in tried} == {(64, 4), (128, 8)}
     options.scales = 4
     assert tune.fields(options) == tune.FIELDS["multiscale on Hopper"]
+
+
+@pytest.mark.parametrize(("way", "width"), linear_table.HOPPER)
+def test_what_stands_for_hopper_is_among_what_the_tuner_tries(way, width):
+    options = argparse.Namespace(op="linear_attention", hopper=True, feature_map="elu1", way=way)
+    tried = [linear_table.HopperCut(**cut) for cut in tune.candidates(tune.fields(options), width, {})]
+    assert linear_table.HOPPER[way, width] in tried
 
 
 def test_what_the_tuner_tries():

@@ -40,6 +40,10 @@ FIELDS = {
     "linear_attention on Hopper": {
         "chunk": (64,), "block": (64, 128), "warps": (4, 8), "stages": (2, 3, 4), "programs": (132, 264),
     },
+    "linear_attention forward on Hopper": {
+        "chunk": (64,), "block": (64, 128), "warps": (4, 8), "stages": (3, 4), "programs": (132, 264), "early": (False, True),
+        "packed": (False, True),
+    },
     "multiscale on Hopper": {"stages": (2, 3, 4), "registers": (None, 128, 168)},
     "one decay on Hopper": {"chunk": (64, 128), "stages": (2, 3, 4)},
 }  # fmt: skip
@@ -207,7 +211,8 @@ def fields(options: argparse.Namespace) -> dict[str, tuple]:
         return FIELDS["taylor2"] | ({"every": (128, 256, 512)} if options.way == "sweeps" else {})
     if options.op == "multiscale" and options.hopper and options.scales == 1:
         return FIELDS["one decay on Hopper"]
-    return FIELDS[options.op + " on Hopper" * options.hopper]
+    way = " forward" * (options.op == "linear_attention" and options.hopper and options.way == "forward")
+    return FIELDS[options.op + way + " on Hopper" * options.hopper]
 
 
 def main(argv: list[str] | None = None) -> int:

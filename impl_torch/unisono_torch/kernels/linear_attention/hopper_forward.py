@@ -8,6 +8,7 @@ to it: no warp waits for another's sums. Past the end v is zero, as are the ones
 # Gluon, which a checker of Python reads wrongly
 # pyright: basic, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false, reportPossiblyUnboundVariable=false
+# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
@@ -16,24 +17,51 @@ import triton.language as tl
 from unisono_torch.kernels.gluon import async_copy, barrier, fence_async_shared, gl, jit, warpgroup_mma, warpgroup_mma_wait
 from unisono_torch.kernels.linear_attention.hopper import _copy, _phi, _three
 
+# elu1 of two bfloat16. x + 1 is rounded once, as e^x is, so that the greater is what rounding the greater gives.
+ELU1_OF_TWO = tl.constexpr("""{
+.reg .b32 n, a, l, h; .reg .f32 x, y;
+mov.b32 a, 0;
+min.NaN.bf16x2 n, $1, a;
+shl.b32 l, n, 16;
+and.b32 h, n, 0xffff0000;
+mov.b32 x, l;
+mov.b32 y, h;
+mul.f32 x, x, 0f3FB8AA3B;
+mul.f32 y, y, 0f3FB8AA3B;
+ex2.approx.ftz.f32 x, x;
+ex2.approx.ftz.f32 y, y;
+cvt.rn.bf16x2.f32 n, y, x;
+mov.b32 a, 0x3f803f80;
+fma.rn.bf16x2 a, $1, a, a;
+max.NaN.bf16x2 $0, a, n;
+}""")
+
 
 @jit
-def _feature(a, MAP: tl.constexpr, READ: tl.constexpr):
+def _mapped(x, MAP: tl.constexpr, PACKED: tl.constexpr):
+    """φ of bfloat16, rounded. PACKED: elu1 of two at a time."""
+    if PACKED and MAP == "elu1":
+        return gl.inline_asm_elementwise(ELU1_OF_TWO, "=r,r", [x], dtype=gl.bfloat16, is_pure=True, pack=2)
+    return _phi(x.to(gl.float32), MAP).to(gl.bfloat16)
+
+
+@jit
+def _feature(a, MAP: tl.constexpr, READ: tl.constexpr, PACKED: tl.constexpr):
     """φ of a tile in place."""
-    a.store(_phi(a.load(READ).to(gl.float32), MAP).to(gl.bfloat16))
+    a.store(_mapped(a.load(READ), MAP, PACKED))
 
 
 @jit
-def _features(a, b, MAP: tl.constexpr, READ: tl.constexpr, APART: tl.constexpr):
+def _features(a, b, MAP: tl.constexpr, READ: tl.constexpr, APART: tl.constexpr, PACKED: tl.constexpr):
     """φ of both tiles in place. APART: one after the other, where registers are few; at once takes a barrier less."""
     if MAP != "none":
         if APART:
-            _feature(a, MAP, READ)
-            _feature(b, MAP, READ)
+            _feature(a, MAP, READ, PACKED)
+            _feature(b, MAP, READ, PACKED)
         else:
-            x, y = a.load(READ).to(gl.float32), b.load(READ).to(gl.float32)
-            a.store(_phi(x, MAP).to(gl.bfloat16))
-            b.store(_phi(y, MAP).to(gl.bfloat16))
+            x, y = a.load(READ), b.load(READ)
+            a.store(_mapped(x, MAP, PACKED))
+            b.store(_mapped(y, MAP, PACKED))
 
 
 @jit(do_not_specialize=["T", "H", "batches", "segments", "length", "q0", "q1", "q2", "k0", "k1", "k2", "v0", "v1", "v2"])
@@ -41,18 +69,18 @@ def forward(
     q, k, v, S, z, o, S_out, z_out, denominator, own, own_z, T, H, batches, segments, length,
     q0, q1, q2, k0, k1, k2, v0, v1, v2, UNIT: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, C: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, WARPS: tl.constexpr,
-    TWICE: tl.constexpr, AHEAD: tl.constexpr,
+    PACKED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """As sweep.forward where it WRITES.
 
-    AHEAD: features of a chunk are made while products of the one before are under way. TWICE: each group of four warps makes all scores,
-    so that none waits for another's.
+    Features of a chunk are made while products of the one before are under way; EARLY: its masked scores' product among them.
+    Each group of four warps makes all scores, so that none waits for another's.
     """
     EPS: tl.constexpr = 1e-6
     ROOM: tl.constexpr = K if K > V else V
     GROUPS: tl.constexpr = WARPS // 4
     TALL: tl.constexpr = K // 64 if K // 64 < GROUPS else GROUPS  # groups that share the state's rows; the others its columns
-    PAIRS: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1] if TWICE else [4, GROUPS], [16, C if TWICE else C // GROUPS, 16])
+    PAIRS: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, C, 16])
     PAST: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, 16, 16])
     WIDE: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, GROUPS], [16, BN // GROUPS, 16])
     HELD: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4 * TALL, GROUPS // TALL], [16, BN // (GROUPS // TALL), 16])
@@ -110,16 +138,12 @@ def forward(
     out_column = gl.arange(0, BN, layout=gl.SliceLayout(0, READ_W))
     rows, others = gl.arange(0, C, layout=gl.SliceLayout(1, PAIRS)), gl.arange(0, C, layout=gl.SliceLayout(0, PAIRS))
     per_token = (batch * T) * H + head
-    if AHEAD:
-        async_copy.wait_group(STAGES - 2)
-        _features(qs.index(0), ks.index(0), MAP, READ, False)
+    async_copy.wait_group(STAGES - 2)
+    _features(qs.index(0), ks.index(0), MAP, READ, False, PACKED)
     for i in range(chunks):
         t0 = low + i * C
         stage = i % STAGES
         q_i, k_i, v_i = qs.index(stage), ks.index(stage), vs.index(stage)
-        if not AHEAD:
-            async_copy.wait_group(STAGES - 2)
-            _features(q_i, k_i, MAP, READ, False)
         if (t0 + C > end) & (i > 0):
             ones.store(gl.where((spot[None, :] == 0) & ((t0 + spot_row) < end)[:, None], 1.0, 0.0).to(gl.bfloat16))
         fence_async_shared()
@@ -134,23 +158,31 @@ def forward(
         _copy(k, t1, end, kt, ks.index(slot), K, C, READ)
         _copy(v, t1, end, vt, vs.index(slot), BN, C, READ_W)
         async_copy.commit_group()
-        if AHEAD:
-            async_copy.wait_group(STAGES - 2)
-            _features(qs.index((i + 1) % STAGES), ks.index((i + 1) % STAGES), MAP, READ, K > 64)
+        async_copy.wait_group(STAGES - 2)
+        next_q, next_k = qs.index((i + 1) % STAGES), ks.index((i + 1) % STAGES)
+        if not EARLY:
+            _features(next_q, next_k, MAP, READ, K > 64, PACKED)
         scores = warpgroup_mma_wait(4, deps=[scores])
         scores = gl.where(rows[:, None] >= others[None, :], scores, 0.0)
         pairs = gl.convert_layout(scores.to(gl.bfloat16), gl.DotOperandLayout(0, WIDE, 2))
         D = gl.sum(scores, 1)
-        acc, past = warpgroup_mma_wait(2, deps=[acc, past])
-        barrier()  # S_b and z_b are overwritten below, which the other warps' products read, too
-        acc = warpgroup_mma(pairs, v_i, acc, is_async=True)
-        state, line = warpgroup_mma_wait(1, deps=[state, line])
+        if EARLY:
+            acc = warpgroup_mma(pairs, v_i, acc, is_async=True)
+            _features(next_q, next_k, MAP, READ, K > 64, PACKED)
+            acc, past, state, line = warpgroup_mma_wait(0, deps=[acc, past, state, line])
+            barrier()  # S_b and z_b are overwritten below, which the other warps' products read, too
+        else:
+            acc, past = warpgroup_mma_wait(2, deps=[acc, past])
+            barrier()  # as there
+            acc = warpgroup_mma(pairs, v_i, acc, is_async=True)
+            state, line = warpgroup_mma_wait(1, deps=[state, line])
         S_b.store(state.to(gl.bfloat16))
         z_b.store(_three(gl.sum(line, 1)[:, None] + 0.0 * thin[None, :].to(gl.float32), thin[None, :]))
         D += gl.convert_layout(gl.sum(past, 1), gl.SliceLayout(1, PAIRS)) + EPS
         if first == 0:
             gl.store(denominator + per_token + (t0 + rows) * H, D, mask=(t0 + rows) < end)
-        acc = warpgroup_mma_wait(0, deps=[acc])
+        if not EARLY:
+            acc = warpgroup_mma_wait(0, deps=[acc])
         acc = acc * gl.convert_layout(1 / D, gl.SliceLayout(1, WIDE))[:, None]
         put = o + ((batch * T + t0) * H + head) * V + first + (mine_w[:, None] * (H * V) + out_column[None, :])
         gl.store(put, gl.convert_layout(acc.to(gl.bfloat16), READ_W), mask=((t0 + mine_w) < end)[:, None])
@@ -165,6 +197,7 @@ def forward(
 def added(
     k, v, own, own_z, T, H, batches, segments, length, k0, k1, k2, v0, v1, v2, UNIT: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, C: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, WARPS: tl.constexpr,
+    PACKED: tl.constexpr,
 ):  # fmt: skip
     """What each segment but the last adds to the state and to z."""
     ROOM: tl.constexpr = K if K > V else V
@@ -201,7 +234,7 @@ def added(
         k_i = ks.index(stage)
         async_copy.wait_group(STAGES - 2)
         if MAP != "none":
-            _feature(k_i, MAP, READ)
+            _feature(k_i, MAP, READ, PACKED)
         fence_async_shared()
         state = warpgroup_mma(k_i.permute((1, 0)), vs.index(stage), state, is_async=True)
         line = warpgroup_mma(k_i.permute((1, 0)), ones, line, is_async=True)

@@ -58,8 +58,9 @@ def _launch_hopper(way: str, moved: dict[str, Tensor], feature_map: str, tensors
     arguments = {**shared, **steps, **moved, **{name: a for name, a in tensors.items() if name not in ("tau", "reset", "valid", "o")}}
     if way == "forward":
         sums, writes = cast(Any, hopper_forward.added), cast(Any, hopper_forward.forward)
+        shared["PACKED"] = cut.packed and not interpreted()
         first = {**shared, **{name: a for name, a in steps.items() if name[0] in "kv"}, "k": moved["k"], "v": v}
-        arguments |= {"o": tensors["o"], "AHEAD": cut.ahead, "TWICE": cut.twice}
+        arguments |= {"o": tensors["o"], "PACKED": shared["PACKED"], "EARLY": cut.early}
     else:
         sums = writes = cast(Any, hopper.backward)
         do = moved["do"]

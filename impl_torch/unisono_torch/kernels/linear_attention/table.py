@@ -24,15 +24,15 @@ class Cut:
 
 @dataclasses.dataclass(frozen=True)
 class HopperCut:
-    """As Cut, of hopper.py and hopper_forward.py. programs: at most, where time is cut. ahead, twice: as there."""
+    """As Cut, of hopper.py and hopper_forward.py. programs: at most, where time is cut. early, packed: as there."""
 
     chunk: int
     block: int
     warps: int
     stages: int
     programs: int
-    ahead: bool = False
-    twice: bool = False
+    early: bool = False
+    packed: bool = False
 
 
 # by (way, kind of product, the wider of K and V rounded up to a power of two)
@@ -63,8 +63,8 @@ SWEEPS: dict[tuple[str, str], Cut] = {
 }
 # of hopper.py, by (way, the narrower of K and V): a program a multiprocessor forward
 HOPPER: dict[tuple[str, int], HopperCut] = {
-    ("forward", 64): HopperCut(64, 64, 4, 4, 132, ahead=True),
-    ("forward", 128): HopperCut(64, 128, 8, 3, 132, ahead=True, twice=True),
+    ("forward", 64): HopperCut(64, 64, 4, 4, 132),
+    ("forward", 128): HopperCut(64, 128, 8, 3, 132, early=True, packed=True),
     ("backward", 64): HopperCut(64, 64, 4, 3, 264),
     ("backward", 128): HopperCut(64, 128, 8, 2, 264),
 }
