@@ -47,6 +47,27 @@ def test_what_is_kept_is_what_was_said(tmp_path, monkeypatch):
         monkeypatch.setattr(truth, "_slope", None)
 
 
+def test_the_order_of_arrays_is_no_other_question(tmp_path, monkeypatch):
+    """Else another process, which reads what is kept, would have it computed anew."""
+    truth.keep_in(tmp_path)
+    lat, setting, inputs, dtype = asked()
+
+    def turned(arrays):
+        return dict(reversed(arrays.items()))
+
+    (o, _), state = truth.expected(lat, setting, inputs, dtype)
+    assert list(state) == sorted(state)
+    dstate = {name: np.ones_like(a) for name, (a, _) in state.items() if a.dtype.kind == "f"}
+    truth.slopes(lat, setting, inputs, o, dstate, dtype, "kind")
+    truth._memory.clear()
+    monkeypatch.setattr(truth, "_realised", None)
+    monkeypatch.setattr(truth, "_slope", None)
+    inputs = inputs.replace(state=turned(inputs.state), params=turned(inputs.params))
+    assert list(truth.expected(lat, setting, inputs, dtype)[1]) == sorted(state)
+    assert len(dstate) > 1
+    truth.slopes(lat, setting, inputs, o, turned(dstate), dtype, "kind")
+
+
 def test_another_cotangent_is_another_question(tmp_path):
     truth.keep_in(tmp_path)
     (o, _), _ = truth.expected(*asked())

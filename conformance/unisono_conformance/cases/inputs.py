@@ -76,7 +76,7 @@ class Inputs:
         """A digest of every value, for remembering what the spec says."""
         digest = hashlib.sha256(b"" if self.state_given else b"no state")
         for group in (self.arrays, self.state, self.params, {"reset": self.reset, "valid": self.valid}):
-            for name, a in group.items():
+            for name, a in sorted(group.items()):
                 digest.update(f"{name} {None if a is None else (a.shape, a.dtype)}".encode())
                 digest.update(b"" if a is None else np.ascontiguousarray(a).tobytes())
         for drawn in (self.dropout, self.noise):

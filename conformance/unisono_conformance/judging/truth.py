@@ -44,9 +44,10 @@ def expected(case: Case, setting: Any, inputs: Inputs, dtype: str) -> Expected:
         return {f"{what} {name}": a for name, pair in named.items() for what, a in zip(("truth", "budget"), pair, strict=True)}
 
     found = _remembered((case.name, repr(setting), dtype, inputs.key()), answer)
+    # in one order, whether they were asked for or kept: who goes on with them shall ask the same
     pairs = {
-        name.removeprefix("truth "): (a, found["budget" + name.removeprefix("truth")])
-        for name, a in found.items()
+        name.removeprefix("truth "): (found[name], found["budget" + name.removeprefix("truth")])
+        for name in sorted(found)
         if name.startswith("truth ")
     }
     return pairs.pop("o"), {name.removeprefix("state "): pair for name, pair in pairs.items()}
@@ -92,7 +93,7 @@ def slopes(case: Case, setting: Any, inputs: Inputs, do: np.ndarray, dstate: Arr
             out |= {f"truth {kind} {name}": true, f"budget {kind} {name}": budget}
         return out
 
-    marks = b"".join(a.tobytes() for a in (do, *dstate.values()))
+    marks = b"".join(a.tobytes() for a in (do, *(dstate[name] for name in sorted(dstate))))
     found = _remembered((case.name, repr(setting), dtype, inputs.key(), hashlib.sha256(marks).digest(), by), answer)
     return {
         (kind, name): (moves, found[f"truth {kind} {name}"], found[f"budget {kind} {name}"]) for (kind, name), moves in directions.items()
