@@ -61,6 +61,22 @@ def test_contestants_take_turns_in_processes_of_their_own():
     assert "has no attribute 'nothing'" in second
 
 
+def test_threads_take_turns_when_all_of_a_group_are_ready():
+    came, answer = [], operator.methodcaller("__call__")
+
+    def contest(name: str, turn: workers.Turn) -> str:
+        came.append(f"{name} ready")
+        turn()
+        came.append(f"{name} timed")
+        return answer({"c": lambda: int(name)}.get(name, lambda: name))
+
+    assert [said for _, said in workers.side_by_side(contest, [("a",), ("b",), ("c",)], 2)][:2] == ["a", "b"]
+    assert sorted(came[:2]) == ["a ready", "b ready"]
+    assert came[2:] == ["a timed", "b timed", "c ready", "c timed"]
+    (_, said) = next(workers.side_by_side(contest, [("c",)], 2))
+    assert said == "ValueError: invalid literal for int() with base 10: 'c'"
+
+
 def test_what_is_not_ready_is_ended_before_others_are_timed(monkeypatch):
     least: Any = min  # calls its key with its first argument, then with the turn
     slow, ends = functools.partial(least, 60, key=time.sleep), functools.partial(least, 3, key=os._exit)

@@ -65,7 +65,7 @@ def test_what_is_missing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(module, "contestants", lambda op, shape: {"one": lambda *given: given[0], "two": lambda *given: 2 * given[0]})
     monkeypatch.setattr(rows, "device_ms", lambda calls: 0.5)
     monkeypatch.setattr(rows, "exact", lambda op, given, do: asked.append(op) or [np.ones((1, 1)) for _ in "ab"])
-    argv = ["--parts", *small, "--repeats", "1", "--patience", "0", "--output", str(tmp_path / "page")]
+    argv = ["--parts", *small, "--repeats", "1", "--output", str(tmp_path / "page")]
 
     def kept() -> dict[str, list[Any]]:
         return {case["op"]: case["rows"] for case in json.loads((tmp_path / "page.json").read_text("utf-8"))["ops"]}
@@ -88,7 +88,7 @@ def test_what_is_missing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     late = json.loads((tmp_path / "page.json").read_text("utf-8"))
     late["ops"][0]["rows"][1] = {"contestant": "two", "note": f"{bench.LATE[0]} 9 s"}
     (tmp_path / "page.json").write_text(json.dumps(late), "utf-8")
-    assert bench.main([*argv, "--resume"]) == 0
+    assert bench.main([*argv, "--resume", "--patience", "0"]) == 0
     assert [row["contestant"] for row in kept()["linear_attention"] if "both_ms" in row] == ["one", "two"]
     assert asked == ["linear_attention"]
     old["run"]["versions"] = "jax 0.1"

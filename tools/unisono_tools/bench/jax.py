@@ -2,7 +2,8 @@
 
 python -m unisono_tools.bench.jax --output docs/results/kernels-jax-h100      # writes .json and .md
 
-Each row has a process of its own (workers.py). It is written as soon as it is there, and `--resume` measures those that are missing.
+Each row has a thread of its own, or a process (workers.py). It is written as soon as it is there, and `--resume` measures those that are
+missing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import ast
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
 import tempfile
@@ -27,11 +29,11 @@ from unisono_tools.bench.jax_rows import Row, contest, copy_rate
 
 LONGEST_EXACT = 4096  # tokens: errors are measured up to here
 MODELS = (  # batch, length, implementations
-    ("mamba-130m", 8, 2048, ("jla", "pallas")),
     ("lat-base", 8, 2048, ("auto", "plain")),
     ("lat-base", 1, 16384, ("auto",)),
     ("s4d-base", 8, 2048, ("auto",)),
     ("maru", 8, 512, ("auto",)),
+    ("mamba-130m", 8, 2048, ("jla", "pallas")),
 )
 DECODED, CONTEXTS = ("lat-base", "mamba-130m", "transformer-base"), (1 << 10, 1 << 15)
 PARTS = (*OPS, "models", "decode")
@@ -211,9 +213,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=25, help="rounds of a row, fewer where they take long (25)")
     parser.add_argument(
-        "--patience", type=float, default=300, help="seconds that all may compile, side by side; 0: one by one, in one process (300)"
+        "--patience",
+        type=float,
+        help="seconds that rows may compile, in processes; 0: one by one (threads, as long as it takes)",
     )
-    parser.add_argument("--at-once", type=int, help="how many rows compile side by side, then are timed, before the next begin (all)")
+    parser.add_argument("--at-once", type=int, default=8, help="rows that compile side by side and are timed before the next begin (8)")
     parser.add_argument("--output", type=pathlib.Path, help="where to write, without extension: .json and .md are added")
     parser.add_argument("--resume", action="store_true", help="measure only what is missing in OUTPUT.json, or of other sources there")
     options = parser.parse_args(argv)
@@ -229,7 +233,13 @@ def main(argv: list[str] | None = None) -> int:
     digest, wrong = functools.cache(sources), []
     with tempfile.TemporaryDirectory() as folder:
         tasks = wanted(options.parts, result, options.repeats, folder)
-        for task, said in workers.rows(contest, tasks, options.patience, options.at_once):
+        if options.patience is None:  # of threads, only one counts the traces of the loop that decodes
+            alone = [task for task in tasks if task[0] == "decode"]
+            others = [task for task in tasks if task[0] != "decode"]
+            rows = itertools.chain(*(workers.side_by_side(contest, *each) for each in ((others, options.at_once), (alone, 1))))
+        else:
+            rows = workers.rows(contest, tasks, options.patience, options.at_once)
+        for task, said in rows:
             enter(result, task, said, digest)
             report.keep(options.output, result, markdown(result))
             wrong += [f"{' '.join(map(str, task[1:4]))}: {said}"] * failed(task, said)

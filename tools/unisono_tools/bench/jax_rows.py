@@ -1,4 +1,5 @@
-"""How JAX's benchmark measures a row: an op's contestant, a model's training, its decoding; each in a process of its own (workers.py)."""
+"""How JAX's benchmark measures a row: an op's contestant, a model's training, its decoding; each in a thread or a process of its own
+(workers.py)."""
 
 from __future__ import annotations
 

@@ -38,6 +38,41 @@ def rows(
         yield from _group(context, contest, tasks[first : first + number], patience)
 
 
+def side_by_side(contest: Contest, tasks: Sequence[tuple[Any, ...]], at_once: int) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """As `rows`, in threads of this process, and each waits until its group has compiled.
+
+    For a compiler that times a product's forms on the device: among processes that ask for it at once, a GPU changes every few
+    milliseconds, and each waits for all. One that ends the process, or never compiles, ends them all.
+    """
+    for first in range(0, len(tasks), at_once):
+        group = [_Thread(contest, task) for task in tasks[first : first + at_once]]
+        for each in group:
+            each.ready.wait()
+        for each in group:
+            each.turn.set()
+            each.join()
+            yield each.task, each.said
+
+
+class _Thread(threading.Thread):
+    def __init__(self, contest: Contest, task: tuple[Any, ...]) -> None:
+        super().__init__(daemon=True)
+        self.contest, self.task, self.said = contest, task, None
+        self.ready, self.turn = threading.Event(), threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        def turn() -> None:
+            self.ready.set()
+            self.turn.wait()
+
+        try:
+            self.said = self.contest(*self.task, turn)
+        except Exception as error:
+            self.said = _refused(error)
+        self.ready.set()
+
+
 def _group(
     context: multiprocessing.context.ForkServerContext, contest: Contest, tasks: Sequence[tuple[Any, ...]], patience: float
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -90,7 +125,11 @@ def _work(its: Connection, contest: Contest, task: tuple[Any, ...]) -> None:
     except EOFError:  # nobody waits any more
         return
     except Exception as error:  # a contestant that refuses is told of, and the others go on
-        its.send(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+        its.send(_refused(error))
+
+
+def _refused(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def compile_at_once() -> None:
