@@ -15,7 +15,7 @@ import pytest
 import torch
 from unisono_spec.contract import InputError
 from unisono_spec.contract.cram import CRAMConfig
-from unisono_spec.contract.sampling import GREEDY
+from unisono_spec.contract.sampling import GREEDY, choose, uniform
 from unisono_torch import load
 from unisono_torch.decoding import Decoder, decoder
 from unisono_torch.decoding.fused import fused
@@ -253,6 +253,23 @@ def test_ids_drawn_by_counts_are_those_of_a_sort(device: str) -> None:
     (ids, ties, _), (others, same, _) = found
     assert np.array_equal(ids, others)
     assert np.array_equal(ties, same)
+
+
+def test_equals_drawn_by_counts_stand_by_their_ids(device: str) -> None:
+    """0 and −0 are one number, here and in the contract's law."""
+    from unisono_torch.kernels.decode import counts
+
+    logits = torch.tensor([[-0.0, 0.0, -1.0, 0.0, -0.0]], dtype=torch.bfloat16, device=device)
+    held, many = counts.Counts(1, logits.device), 2
+    numbers = torch.as_tensor(uniform(WARM.seed, 1, 0, many), device=device)
+    ids, ties, trouble = (torch.zeros((many, 1), dtype=kind, device=device) for kind in (torch.int64, torch.bool, torch.int32))
+    warm, all_of_them, whole = (torch.tensor(value, device=device) for value in (WARM.temperature, WARM.top_k, WARM.top_p))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for i in range(many):
+            number, token = torch.tensor(i, device=device), ids.new_empty(1)
+            counts.draw(held, logits, numbers, warm.double(), all_of_them, whole.double(), number, ids, ties, trouble, token)
+    true = [choose(logits.float().cpu().numpy(), WARM, i) for i in range(many)]
+    assert [(int(a), bool(b)) for a, b in zip(ids, ties, strict=True)] == [(int(a[0]), bool(b[0])) for a, b in true]
 
 
 def test_a_state_that_is_handed_out_has_its_order_and_memory(device: str) -> None:

@@ -51,6 +51,15 @@ def test_digits_of_weights_beyond_those_of_x(device: str) -> None:
     judge.same((whole - alone).cpu(), (x.double() @ ((1 + low).double() - 1).mT).cpu(), limit=numerics.rounding("float32", 2**17))
 
 
+def test_digits_of_what_goes_back(device: str) -> None:
+    """Of one row of powers of two, of which W's gradient is a copy."""
+    x = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.bfloat16, device=device)
+    weight, dy = (torch.randn(7, n, generator=torch.Generator().manual_seed(n)).to(device) for n in (3, 1))
+    leaf = weight.requires_grad_()
+    (found,) = torch.autograd.grad(narrow(x, leaf, None), leaf, dy.mT)
+    assert torch.equal(found, dy * x.float())
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter
 @pytest.mark.parametrize("which", [0, 1])
 def test_an_infinite_factor_is_infinite(which: int, device: str) -> None:
