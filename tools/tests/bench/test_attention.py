@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import multiprocessing
 import operator
 import os
+import sys
 import time
+import types
 from typing import Any
 
 import pytest
@@ -163,3 +166,38 @@ def test_marks_of_what_there_is(tmp_path):
 def test_floors_count_each_byte_once():
     elements = 8 * 4096 * 16 * 64
     assert SUITES["attention"][0].floor_bytes() == (8 * elements, 14 * elements)
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_what_was_tuned_before_is_not_compiled_again(monkeypatch, on_disk):
+    seen: list[Any] = []
+
+    class Autotuner:
+        """As far as Triton's is called."""
+
+        cache_results = True
+        fn = types.SimpleNamespace(run=lambda *_, **given: seen.append(given))
+
+        def __init__(self) -> None:
+            self.nargs = {"x": 1}
+
+        def prune_configs(self, kwargs):
+            return [types.SimpleNamespace(all_kwargs=lambda size=size: {"BK": size}) for size in (32, 64)]
+
+        def check_disk_cache(self, tuning_key, configs, bench_fn):
+            return on_disk or bench_fn()
+
+    for name, held in (
+        ("_async_compile", {"AsyncCompileMode": lambda *_, **__: contextlib.nullcontext()}),
+        ("autotuner", {"Autotuner": Autotuner}),
+    ):
+        monkeypatch.setitem(sys.modules, f"triton.runtime.{name}", types.SimpleNamespace(**held))
+    for name in ("triton", "triton.runtime"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    workers.compile_at_once()
+    tuner = Autotuner()
+    tried = tuner.prune_configs({"T": 4})
+    assert not seen
+    tuner.check_disk_cache((64,), tried, lambda: seen.append("timed"))
+    compiled = [{"T": 4, "BK": size, "warmup": True} for size in (32, 64)]
+    assert seen == ([] if on_disk else [*compiled, "timed"])

@@ -135,19 +135,31 @@ def _refused(error: Exception) -> str:
 def compile_at_once() -> None:
     """Let Triton's autotuner compile a kernel's configurations side by side before it times them; by itself it goes one by one.
 
-    flash-linear-attention tries some 200 at each width, two seconds each.
+    flash-linear-attention tries some 200 at each width, two seconds each. What it keeps on disk of an earlier run is not tried again.
     """
     from triton.runtime._async_compile import AsyncCompileMode
     from triton.runtime.autotuner import Autotuner
 
-    prune = Autotuner.prune_configs
+    prune, from_disk = Autotuner.prune_configs, Autotuner.check_disk_cache
 
-    def prune_configs(self: Any, kwargs: dict[str, Any]) -> list[Any]:
-        configs = prune(self, kwargs)
+    def compile_all(self: Any, kwargs: dict[str, Any], configs: list[Any]) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool, AsyncCompileMode(pool, ignore_errors=True):
             for config in configs:
                 with contextlib.suppress(Exception):  # what cannot be compiled says so when it is timed
                     self.fn.run(*self.nargs.values(), **{**kwargs, **config.all_kwargs(), "warmup": True})
+
+    def prune_configs(self: Any, kwargs: dict[str, Any]) -> list[Any]:
+        configs = prune(self, kwargs)
+        self.given = kwargs
+        if not self.cache_results:
+            compile_all(self, kwargs, configs)
         return configs
 
-    Autotuner.prune_configs = prune_configs
+    def check_disk_cache(self: Any, tuning_key: Any, configs: list[Any], bench_fn: Callable[[], None]) -> bool:
+        def both() -> None:
+            compile_all(self, self.given, configs)
+            bench_fn()
+
+        return from_disk(self, tuning_key, configs, both)
+
+    Autotuner.prune_configs, Autotuner.check_disk_cache = prune_configs, check_disk_cache
