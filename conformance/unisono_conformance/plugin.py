@@ -5,6 +5,7 @@ It is loaded by name and is no entry point, so that an installed unisono changes
 
 from __future__ import annotations
 
+import gc
 import time
 from pathlib import Path
 
@@ -67,6 +68,11 @@ class Judgement:
             metafunc.parametrize("item", [self._parameter(item) for item in self.items])
             metafunc.parametrize("profile", [pytest.param(self.profile, id=self.profile.name)])
             metafunc.parametrize("ledger", [pytest.param(self.ledger, id="")])
+
+    def pytest_collection_finish(self) -> None:
+        """Frameworks' own objects live as long as the process: to look through them again and again takes a twentieth of it."""
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 50)
 
     def _parameter(self, item: plan.Item):
         reasons = [gap.reason for gap in self.gaps if gap.covers(item)]
