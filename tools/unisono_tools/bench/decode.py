@@ -116,28 +116,35 @@ def drawn(config: Config) -> Any:
     return model
 
 
-def measure(name: str, model: Any, batch: int, context: int, before: bool) -> Row:
+def measure(name: str, model: Any, batch: int, context: int, before: bool, kept: dict[int, Decoder]) -> Row:
+    """A row; kept: the decoder of the last batch, which serves at another context, too, where only a position tells contexts apart."""
     config = model.config
     row: Row = {"model": name, "parameters": count_params(config), "layers": config.n_layers, "batch": batch, "context": context}
     with torch.no_grad():
         numbers = sum(math.prod(s.shape) for s in config.states(context + ROOM).values())
         if 4 * batch * numbers > MEMORY:
             return {**row, "note": f"a state of {4e-9 * batch * numbers:.0f} GB"}
+        caches = any(ANY in s.shape for s in config.states().values())
+        decoder = None if caches else kept.get(batch)
+        kept.clear()
         state = state_at(model, batch, context)
-        size = sum(a.nbytes for a in state.values())
-        row["state_bytes"] = size
+        row["state_bytes"] = sum(a.nbytes for a in state.values())
         if before:
             row["step_us"], row["one_us"] = steps_us(model, state, 12), one_us(model, state, 12)
-            decoder = Decoder(model, state, "drawn")
-            for setting, value in ((decoder.temperature, DRAWN.temperature), (decoder.top_k, DRAWN.top_k), (decoder.top_p, DRAWN.top_p)):
+            of_draws = Decoder(model, state, "drawn")
+            settings = (of_draws.temperature, DRAWN.temperature), (of_draws.top_k, DRAWN.top_k), (of_draws.top_p, DRAWN.top_p)
+            for setting, value in settings:
                 setting.fill_(value)
-            row["drawn_us"] = graph_us(decoder, 50)
-        decoder = Decoder(model, state, "greedy")
+            row["drawn_us"] = graph_us(of_draws, 50)
+        if decoder is None:
+            decoder = Decoder(model, state, "greedy")
         for key, own in decoder.state.items():
             own.copy_(state[key])
         state.clear()
         row["floor_bytes"] = floor_bytes(config, decoder.state, context)
         row["graph_us"], row["kernels"] = graph_us(decoder, 50), kernels(decoder)
+        if not caches:
+            kept[batch] = decoder
     return row
 
 
@@ -201,10 +208,10 @@ def main(argv: list[str] | None = None) -> int:
         twins[name], beside = twin(configs[name])
         configs.setdefault(twins[name], beside)
     for name, config in configs.items():
-        model = drawn(config)
+        model, kept = drawn(config), {}
         for batch, context in points:
             before = not options.quick and name in options.models and (batch, context) == (1, CONTEXTS[0])
-            row = measure(name, model, batch, context, before)
+            row = measure(name, model, batch, context, before, kept)
             result["rows"].append({**row, **({"twin": twins[name]} if name in twins else {})})
             torch.cuda.empty_cache()
             print(result["rows"][-1], flush=True)
