@@ -37,7 +37,7 @@ CONFIGS: dict[str, Config] = {
         attention=["linear", "window"], window=8, feature_map="relu", positions="rope", norm="rms", ffn="swiglu", bias=False, head_norm=True
     ),
     "taylor2": LAT.replace(attention=["conv", "linear"], feature_map="taylor2", positions="rope", tie_head=True, head_bias=False),
-    "learned": LAT.replace(attention=["softmax", "linear"], feature_map="learned", positions="learned", max_positions=40),
+    "learned": LAT.replace(attention=["softmax", "linear"], feature_map="learned", positions="learned", max_positions=40, ffn="swiglu"),
     "transformer": TransformerConfig(d_model=12, n_layers=1, vocab_size=30, head_width=6, ffn_mult=2),
     "mamba": MambaConfig(d_model=6, n_layers=2, vocab_size=30, d_state=3, norm_eps=1e-3),
     "s4d": S4DConfig(d_model=6, n_layers=2, vocab_size=30, d_state=6, ffn_mult=2),

@@ -17,7 +17,7 @@ from unisono_torch import create
 from unisono_torch.decoding import parts
 from unisono_torch.decoding.fused import fused
 from unisono_torch.decoding.parts import Held
-from unisono_torch.kernels.decode import project, tiles
+from unisono_torch.kernels.decode import project, slabs, tiles
 from unisono_torch.kernels.decode.project import MOST
 
 from .test_decoding import CONFIGS, PLAIN, text
@@ -44,11 +44,11 @@ class Counted(TorchDispatchMode):
         self.within = False
 
 
-def launches(name: str, layers: int, monkeypatch: pytest.MonkeyPatch) -> int:
+def launches(name: str, layers: int, monkeypatch: pytest.MonkeyPatch, dtype: str = "float32") -> int:
     from triton.runtime.interpreter import GridExecutor
 
     config = CONFIGS[name].replace(n_layers=layers, **({"attention": KINDS[name][-layers:]} if name in KINDS else {}))
-    model = create(config, implementation="triton" if name in ("maru", "stack") else "auto")
+    model = create(config, implementation="triton" if name in ("maru", "stack") else "auto", dtype=dtype)
     call, counted = GridExecutor.__call__, Counted()
 
     def one(self: GridExecutor, *given: Any, **named: Any) -> None:
@@ -70,8 +70,7 @@ KINDS = {"taylor2": ("conv", "linear"), "learned": ("softmax", "linear")}
 CASES = [
     name for name in CONFIGS if name not in (*PLAIN, "rope", "exclusive", "maru")
 ]  # each of them stands for these, but for a head's norm
-# what MARU's cell leaves has no norm yet, which is no form of MARU's; softmax attention of few sequences has its projection apart
-MORE = {("stack", "tiles"): 5, ("transformer", ""): 5, ("learned", ""): 5}
+MORE = {("stack", "tiles"): 5}  # what MARU's cell leaves has no norm yet, which is no form of MARU's
 
 
 @pytest.mark.parametrize(("most", "form"), [(MOST, ""), (1, "slabs"), (1, "tiles"), (1, "fronts")])
@@ -82,6 +81,21 @@ def test_four_launches_a_layer(name: str, most: int, form: str, interpreter: Non
     monkeypatch.setattr(parts, "joined", lambda model, batch: form)
     found = launches(name, 2, monkeypatch) - launches(name, 1, monkeypatch)
     judge.same(float(found), float(MORE.get((name, form), 4)))
+
+
+def test_four_launches_in_16_bits(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of parameters in float32, whose weights and biases are cast once."""
+    monkeypatch.setattr(project, "MOST", 1)
+    monkeypatch.setattr(parts, "joined", lambda model, batch: "fronts")
+    found = (launches("lat", layers, monkeypatch, "bfloat16") for layers in (2, 1))
+    judge.same(float(next(found) - next(found)), 4.0)
+
+
+def test_four_launches_of_rows_that_slabs_do_not_hold(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(project, "MOST", 1)
+    monkeypatch.setattr(slabs, "LONGEST", 8)
+    monkeypatch.setattr(parts, "joined", lambda model, batch: "slabs")
+    judge.same(float(launches("lat", 2, monkeypatch) - launches("lat", 1, monkeypatch)), 4.0)
 
 
 def test_four_launches_between_a_librarys_products(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +117,13 @@ MEASURED = {
 def test_products_are_joined_where_that_was_measured() -> None:
     models = {name: create(preset(name).replace(n_layers=1, vocab_size=8), dtype="bfloat16") for name in MEASURED}
     assert {name: [parts.joined(model, batch) for batch in (2, 3, 32, 64, 256)] for name, model in models.items()} == MEASURED
-    assert not parts.joined(create(preset("maru").replace(vocab_size=8), dtype="float32"), 16)
+    for arch, width, dtype in itertools.product(("lat", "mamba", "maru"), (640, 4096), (torch.bfloat16, torch.float32)):
+        model: Any = SimpleNamespace(config=SimpleNamespace(arch=arch, d_model=width), compute_dtype=dtype, device=torch.device("cpu"))
+        assert [bool(parts.joined(model, batch)) for batch in (1, 2, 65, 256)] == [
+            False,
+            False,
+            *2 * [arch != "mamba" or dtype.itemsize > 2],
+        ]
 
 
 def test_programs_that_wait_for_each_other_fit_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from unisono_spec.contract.mamba import MambaConfig
 from unisono_torch import create
 from unisono_torch.arrays import numpy_state, to_numpy
 from unisono_torch.decoding import Decoder, parts
-from unisono_torch.kernels.decode import attention, project, scans
+from unisono_torch.kernels.decode import attention, project, scans, slabs, tiles
 from unisono_torch.kernels.decode.project import MOST, Finish, projected
 from unisono_torch.kernels.decode.tiles import Next
 from unisono_torch.kernels.registry import interpreted
@@ -50,9 +50,13 @@ def test_linear_attention(device: str) -> None:
 @pytest.mark.parametrize(("norm", "act"), [("rms", "none"), ("layer", "gelu"), ("none", "gelu_tanh"), ("layer", "relu"), ("rms", "swiglu"),
                                            ("layer", "gated_gelu"), ("none", "glu")])  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("joined", ["", "slabs", "tiles", "fronts"])
-def test_many_sequences_as_few(norm: str, act: str, dtype: torch.dtype, joined: str, device: str) -> None:
-    """By matrix products, in a launch and in some, and by kernels that read a row of weights once: the same but for the order of sums."""
+@pytest.mark.parametrize("joined", ["", "slabs", "long", "tiles", "fronts"])
+def test_many_sequences_as_few(norm: str, act: str, dtype: torch.dtype, joined: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By matrix products, in a launch and in some, and by kernels that read a row of weights once: the same but for the order of sums.
+    long: rows that slabs do not hold."""
+    if joined == "long":
+        monkeypatch.setattr(slabs, "LONGEST", 8)
+        joined = "slabs"
     generator = torch.Generator().manual_seed(1)
 
     def drawn(*shape: int) -> Tensor:
@@ -81,6 +85,29 @@ def test_norms_of_sums(batch: int, joined: str, size: float, device: str) -> Non
     x, weight, gain, shift = (torch.randn(shape, generator=generator).to(device) for shape in ((batch, 12), (10, 12), (12,), (12,)))
     found = projected(size * x, weight, norm=("layer", gain, shift, 0.0), joined=joined)
     wide = nn.functional.layer_norm((size * x).double(), (12,), gain.double(), shift.double())
+    judge.same(found.double().cpu(), (wide @ weight.double().T).cpu(), numerics.rounding("float32", 2**8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_whose_programs_share_sums(dtype: torch.dtype, device: str) -> None:
+    """Twice, of as many tiles as are no multiple of theirs."""
+    generator = torch.Generator().manual_seed(1)
+    weight, bias = (torch.randn(shape, generator=generator).to(device, dtype) for shape in ((70, 600), (70,)))
+    front = tiles.Front(weight.device, tiles.split_shape(37, 70, 600, weight.element_size())[1])
+    for _ in range(2):
+        x = torch.randn((37, 600), generator=generator).to(device, dtype)
+        true = (x.double() @ weight.double().T + bias.double()).cpu()
+        limit = numerics.rounding("float32", 2**8) + (numerics.rounding("bfloat16", 2) if dtype == torch.bfloat16 else 0)
+        judge.same(tiles.shared(x, weight, bias, front).double().cpu(), true, limit)
+        assert not front.turns.any()
+
+
+def test_long_rows(device: str) -> None:
+    """Of few sequences, whose products of wide models have them."""
+    generator = torch.Generator().manual_seed(1)
+    x, weight, gain = (torch.randn(shape, generator=generator).to(device) for shape in ((2, 16500), (3, 16500), (16500,)))
+    found = projected(x, weight, norm=("rms", gain, None, 1e-5))
+    wide = nn.functional.rms_norm(x.double(), (16500,), gain.double(), 1e-5)
     judge.same(found.double().cpu(), (wide @ weight.double().T).cpu(), numerics.rounding("float32", 2**8))
 
 

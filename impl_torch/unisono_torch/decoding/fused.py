@@ -59,7 +59,7 @@ def _lat(model: Any, state: State, parts: Parts) -> Step | None:
     layers = []
     for i, block in enumerate(model.layers):
         own = [state[f"layers.{i}.{part}"] for part in block.states]
-        ffn = parts.ffn(block.ffn, block.ffn_norm, next_norm(model, i, "mixer_norm"))
+        ffn = parts.ffn(block.ffn, block.ffn_norm, next_norm(model, i, "mixer_norm"), _apart(block, parts))
         layers.append((_mixer(block, own, position, parts), ffn))
     embedding, head = parts.embedding(model), parts.head(model)
     learned = None if model.position_embedding is None else model.position_embedding.weight.detach()
@@ -78,10 +78,17 @@ def _lat(model: Any, state: State, parts: Parts) -> Step | None:
     return step
 
 
+def _apart(block: Any, parts: Parts) -> bool:
+    """Whether a mixer's projection has a launch of its own, and the FFN's two products one: programs that wait for those of softmax
+    attention of few sequences cost more."""
+    from unisono_torch.kernels.decode.project import MOST
+
+    return getattr(block.mixer, "kind", "") == "softmax" and not parts.joined and parts.batch <= MOST
+
+
 def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) -> Callable[[Tensor, dict], Tensor]:
     """x [B, D] and the rotations by width → x and what the mixer adds to it."""
     from unisono_torch.kernels.decode import attention, scans
-    from unisono_torch.kernels.decode.project import MOST
 
     mixer = block.mixer
     if block.states == ("conv",):
@@ -90,8 +97,7 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) 
         out = parts.finish(mixer.out, 0, following=block.ffn_norm)
         return lambda x, rotaries: scans.conv_step(into(x), state[0], weight, bias, out, x)
     normed = getattr(mixer, "head_norm", None)
-    # programs that wait for those of softmax attention of few sequences cost more than a launch of their own
-    apart = mixer.kind == "softmax" and not parts.joined and parts.batch <= MOST
+    apart = _apart(block, parts)
     alone = normed is not None or apart
     finish = parts.finish(mixer.out, len(state[0]) * mixer.heads, alone, None if alone else block.ffn_norm)
     qkv, width = parts.linear(mixer.qkv, block.mixer_norm), mixer.width

@@ -45,33 +45,31 @@ class Held:
 
 
 FEW = 2  # sequences whose rows of weights are read by kernels of their own; of more, in 16 bits, products are by tensor cores
-SLABS = {512: 64, 1 << 30: 32}  # the most sequences whose products hold slabs of weights, by the widest model: not slower than others
-# Of more, the widest model that takes tiles which make the next norm, and those with norms before them, and for how many sequences at most:
-# not slower than a library's by more than a twentieth, as measured or, of InfinityFormer, Transformers and wide LATs, by addition.
+# The most sequences whose products hold slabs of weights, by the widest model: not slower than others, as measured.
+SLABS = {512: 64, 1024: 32, 1 << 30: 0}
+# Of more, the widest model that takes tiles which make the next norm, and for how many sequences at most: not slower than others.
+# Others' norms are before their products; Mamba's layer is one launch between a library's products.
 TILES = {"s4d": (512, 1 << 30), "mamba": (768, 64)}
-FRONTS = {
-    arch: (width, 1 << 30) for arch, width in {"lat": 1024, "transformer": 512, "infinityformer": 768, "cram": 768, "maru": 640}.items()
-}
 NARROWEST = 16  # columns of a program of theirs
 
 
 def joined(model: Model, batch: int) -> str:
     """How products of many sequences are one launch with what comes before and after them, as `projected` takes it; "" where they are a
-    library's: instead of tiles on a GPU, too, that may not hold at once all programs of a row, which wait for each other."""
+    library's, or of few sequences: instead of tiles on a GPU, too, that may not hold at once all programs of a row, which wait for each
+    other."""
     from unisono_torch.kernels.decode.project import MOST
 
     width, arch = model.config.d_model, model.config.arch
-    alone = arch == "maru"  # its products are so narrow that rows of few sequences, and tiles, are faster
-    if model.compute_dtype.itemsize != 2 or batch <= (MOST if alone else FEW):
+    halves = model.compute_dtype.itemsize == 2 and arch != "maru"  # whose products are so narrow that rows of few sequences are faster
+    if batch <= (FEW if halves else MOST):
         return ""
-    if not alone and batch <= next(most for widest, most in SLABS.items() if width <= widest):
+    if halves and batch <= next(most for widest, most in SLABS.items() if width <= widest):
         return "slabs"
     small = model.device.type == "cuda" and NARROWEST * _multiprocessors(model.device) < width
-    for form, where in (("tiles", {} if small else TILES), ("fronts", FRONTS)):
-        widest, most = where.get(arch, (0, 0))
-        if width <= widest and batch <= most:
-            return form
-    return ""
+    widest, most = TILES.get(arch, (0, 0))
+    if halves and not small and width <= widest and batch <= most:
+        return "tiles"
+    return "" if arch == "mamba" and halves else "fronts"
 
 
 def _multiprocessors(device: torch.device) -> int:
@@ -122,11 +120,11 @@ class Parts:
 
         return given
 
-    def front(self) -> Front | None:
-        """What a product waits for that is of the form "fronts"."""
-        from unisono_torch.kernels.decode.tiles import Front
+    def front(self, weight: Tensor) -> Front | None:
+        """What a product waits for that is of the form "fronts", as are those of slabs whose rows are too long for these."""
+        from unisono_torch.kernels.decode import tiles
 
-        return Front(self.device) if self.joined == "fronts" else None
+        return tiles.front(self.batch, weight) if self.joined in ("fronts", "slabs") else None
 
     def linear(
         self,
@@ -142,17 +140,19 @@ class Parts:
         """x [B, in] and perhaps a residual → [B, out]. With "gated_gelu" and "glu", the two halves of the rows are the two products.
         beside: another product of the same norm. following: the norm that is next. joined: where others are. dtype: of the weight and
         the result, if not the compute dtype."""
-        from unisono_torch.kernels.decode.project import projected
+        from unisono_torch.kernels.decode.project import MOST, projected
 
         before = self.before(norm)
         w = self.held.cast(layer.weight if weight is None else weight, dtype or self.dtype)
         b = None if layer.bias is None else layer.bias.detach()
+        if b is not None and (self.joined or self.batch > MOST):
+            b = self.held.cast(b, w.dtype)  # as a library takes it
         if act in ("gated_gelu", "glu"):
             (w, w2), (b, b2) = w.chunk(2), (None, None) if b is None else b.chunk(2)
         else:
             w2 = b2 = None
         how: dict[str, Any] = {"second": w2, "second_bias": b2, "act": act, "conv": conv, "following": self.following(following)}
-        how |= {"joined": self.joined if joined or not self.joined else "library", "front": self.front()}
+        how |= {"joined": self.joined if joined or not self.joined else "library", "front": self.front(w)}
 
         def product(x: Tensor, residual: Tensor | None = None, beside: Any = None) -> Tensor:
             x, norm, parts = before(x)
@@ -177,24 +177,40 @@ class Parts:
         bias = None if layer.bias is None else layer.bias.detach()
         return Finish(self.held.cast(layer.weight, dtype or self.dtype), bias, owners, device, self.joined, self.following(following))
 
-    def ffn(self, ffn: nn.Module, norm: nn.Module | None, following: nn.Module | None) -> Callable[[Tensor, Tensor], Tensor]:
-        """x [B, D] and what the result is added to → [B, D], of which `following` is a norm."""
+    def ffn(self, ffn: nn.Module, norm: nn.Module | None, following: nn.Module | None, whole: bool = False) -> Callable[..., Tensor]:
+        """x [B, D] and what the result is added to → [B, D], of which `following` is a norm. whole: in one launch, of few sequences."""
         from unisono_torch.kernels.decode.project import projected
 
+        kinds = {GELUFFN: "gelu", FFN: "gelu_tanh", GatedGELU: "gated_gelu", SwiGLU: "swiglu"}
+        if whole:
+            return self._whole_ffn(ffn, norm, kinds[type(ffn)])
         if isinstance(ffn, SwiGLU):
-            before, gate, up = self.before(norm), *(self.held.cast(a.weight, self.dtype) for a in (ffn.gate, ffn.up))
-            bias = [None if a.bias is None else a.bias.detach() for a in (ffn.gate, ffn.up)]
-
-            how: dict[str, Any] = {"second": up, "second_bias": bias[1], "act": "swiglu", "joined": self.joined, "front": self.front()}
+            before, (gate, up, *bias) = self.before(norm), self._two(ffn)
+            how: dict[str, Any] = {"second": up, "second_bias": bias[1], "act": "swiglu", "joined": self.joined, "front": self.front(up)}
 
             def rise(x: Tensor) -> Tensor:
                 x, norm, parts = before(x)
                 return projected(x, gate, bias[0], norm=norm, parts=parts, **how)
         else:
-            kinds = {GELUFFN: "gelu", FFN: "gelu_tanh", GatedGELU: "gated_gelu"}
             rise = self.linear(ffn.up, norm, kinds[type(ffn)])
         down = self.linear(ffn.down, following=following)
         return lambda x, residual: down(rise(x), residual)
+
+    def _two(self, ffn: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """A gate and what it lets through, and their biases."""
+        gate, up = (self.held.cast(a.weight, self.dtype) for a in (ffn.gate, ffn.up))
+        first, second = (None if a.bias is None else a.bias.detach() for a in (ffn.gate, ffn.up))
+        return gate, up, first, second
+
+    def _whole_ffn(self, ffn: Any, norm: nn.Module | None, act: str) -> Callable[[Tensor, Tensor], Tensor]:
+        from unisono_torch.kernels.decode.pair import paired
+
+        own, finish = self.norm(norm), self.finish(ffn.down, 0)
+        if act == "swiglu":
+            w, w2, b, b2 = self._two(ffn)
+        else:
+            w, b, w2, b2 = self.held.cast(ffn.up.weight, self.dtype), None if ffn.up.bias is None else ffn.up.bias.detach(), None, None
+        return lambda x, residual: paired(x, w, b, w2, b2, own, act, finish, residual)
 
     def embedding(self, model: Any) -> Callable[[Tensor], Tensor]:
         weight, dtype = model.embedding.weight.detach(), self.dtype

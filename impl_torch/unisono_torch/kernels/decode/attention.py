@@ -22,7 +22,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 EPS = tl.constexpr(1e-6)
 MAPS = {"elu1": 0, "relu": 1, "learned": 2, "taylor2": 3, "none": 4}  # none: features are given
 FEATURES = 16, 64  # at once, at least and at most
-PIECE = 256  # slots of a cache that a program reads, at least
+PIECE = 64  # slots of a cache that a program reads, at least
 PIECES = 64  # of a cache, at most
 
 

@@ -38,7 +38,8 @@ from unisono_torch.kernels.decode.common import (
 from unisono_torch.kernels.registry import interpreted
 
 MOST = 4  # sequences; more are a matter of matrix products
-LONGEST = 8192  # of a row of W
+LONGEST = 32768  # of a row of W
+A_WARP = 2048  # numbers of a row that a warp holds, at most
 DEEPEST = 64  # bytes of a row of W at once, where programs of other work share what a multiprocessor has
 COLUMNS = 16  # of a product beside another, that are a reduction each
 FINISHING = 200  # programs that wait for others of their launch, about
@@ -291,7 +292,7 @@ class Finish:
     def _joins(self, batch: int) -> bool:
         if self.weight is None or self.later or not self.joined:
             return self._few(batch) and not self.later
-        return self.joined != "slabs" or self.weight.shape[1] <= slabs.LONGEST
+        return True
 
     def _few(self, batch: int) -> bool:
         return self.weight is not None and batch <= MOST and self.weight.shape[1] <= LONGEST
@@ -303,7 +304,7 @@ class Finish:
             shape, programs, out = tiles.Tile(0, 1, 1, 4, 1), 0, o
         else:
             (n, k), out = weight.shape, weight.new_empty((batch, len(weight)))
-            if self.joined == "slabs":
+            if self.joined == "slabs" and k <= slabs.LONGEST:
                 own = slabs.shape_of(n, k, False, 4)
                 shape, split = tiles.Tile(slabs.TALL, own.wide, own.chunk, 4, 1), own.warps
             elif self._few(batch):
@@ -381,8 +382,9 @@ def projected(
     if batch > MOST or k > LONGEST or joined:
         own = act == "none" and conv is None and beside is None and (residual is None or following is not None)
         narrow = x.dtype != weight.dtype  # of which a library would want a copy
-        if joined == "fronts" and not (own and norm[0] == "none" and parts is None and not narrow):
-            before = None if norm[0] == "none" and parts is None else (front or tiles.Front(x.device), norm, parts)
+        fitting = own and norm[0] == "none" and parts is None and not narrow  # what a library does in one launch
+        if joined == "slabs" or (joined == "fronts" and not fitting):
+            before = None if norm[0] == "none" and parts is None else (front or tiles.front(batch, weight), norm, parts)
             return tiles.product(x, weight, bias, second, second_bias, act, residual, conv, beside, None, at_once(), before)
         if parts is not None:
             first = parts[0]
@@ -395,12 +397,18 @@ def projected(
             return tiles.product(given, weight, bias, second, second_bias, act, residual, conv, beside, following, at_once())
         if beside is not None:
             _placed(given.to(weight.dtype), *beside)
+        if joined == "fronts" and (following is None or residual is not None):
+            if tiles.shares(batch, n, k, weight.element_size()):
+                made = tiles.shared(x, weight, bias, front or tiles.front(batch, weight))
+            else:
+                made = _by_matmul(x, weight, bias, None, None, "none", None, None)
+            if following is None or residual is None:
+                return made
+            following.parts = made, residual
+            return torch.empty_like(residual)
         if following is None:
             return _by_matmul(given, weight, bias, second, second_bias, act, residual, conv)
         apart = act == "none"
-        if joined == "fronts" and residual is not None:
-            following.parts = _by_matmul(given, weight, bias, second, second_bias, act, None, conv), residual
-            return torch.empty_like(residual)
         out = _by_matmul(given, weight, bias, second, second_bias, act, None if apart else residual, conv)
         following.rows, out = _normed(out, following.norm, weight.dtype, residual if apart else None, spent=following.spent)
         return out
@@ -409,13 +417,13 @@ def projected(
     conv_weight, conv_bias, state = (None, None, None) if conv is None else conv
     rows = rows_of(n, k, second is not None)
     more, more_bias, to = beside or (None, None, None)
-    programs, rest = triton.cdiv(n, rows), 0 if more is None else len(more)
+    programs, rest, whole = triton.cdiv(n, rows), 0 if more is None else len(more), triton.next_power_of_2(k)
     project[(programs + triton.cdiv(rest, rows),)](
         x, weight, second, bias, second_bias, gain, shift, residual, out, state, conv_weight, conv_bias, more, more_bias, to, n,
         x.stride(0), n, MORE=rest, PROGRAMS=programs, K=k, BATCH=batch, NORM=NORMS[kind], EPS=eps, ACT=ACTIVATIONS[act],
         HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, CHANNELS=0 if conv_weight is None else conv_weight.shape[0],
         TAPS=1 if conv_weight is None else conv_weight.shape[-1], CONV_BIAS=conv_bias is not None, TYPE=kind_of(weight.dtype), ROWS=rows,
-        COLUMNS=triton.next_power_of_2(k), num_warps=4, **launch(x.device),
+        COLUMNS=whole, num_warps=max(4, whole // A_WARP), **launch(x.device),
     )  # fmt: skip
     return out
 

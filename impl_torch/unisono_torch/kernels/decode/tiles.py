@@ -27,6 +27,7 @@ from unisono_torch.kernels.decode.common import (
     done,
     dot_of,
     kind_of,
+    last,
     launch,
     left,
     ready,
@@ -38,6 +39,7 @@ from unisono_torch.kernels.registry import interpreted
 _FETCH = tl.constexpr("prefetch.global.L2 [$1]; mov.u32 $0, 0;")
 SHARED = 96 << 10  # bytes of shared memory, which GPUs have that are no H100
 FULL = 120  # programs that a large GPU runs at once, about
+AFTER = 140  # programs, about, of which more would be a second round
 FRONT = 4096  # numbers of rows that a program norms before others multiply
 
 
@@ -55,13 +57,13 @@ class Tile(NamedTuple):
 
 
 @triton.jit
-def fetched(W, n, N, K: tl.constexpr, EARLY: tl.constexpr):
-    """Rows n of W on their way to the GPU's cache, while the kernel before this one runs."""
+def fetched(W, n, N, K: tl.constexpr, EARLY: tl.constexpr, COLUMNS: tl.constexpr = 0, first=0):
+    """Rows n of W, or COLUMNS of them from the first on, on their way to the GPU's cache, while the kernel before this one runs."""
     if EARLY:
         UNIT: tl.constexpr = 1024 // W.dtype.element_ty.primitive_bitwidth  # numbers a line
         rows = W + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K
-        for low in tl.static_range(0, K, 16 * UNIT):
-            at = tl.minimum(low + tl.arange(0, 16) * UNIT, K - 1)
+        for low in tl.static_range(0, COLUMNS if COLUMNS > 0 else K, 16 * UNIT):
+            at = tl.minimum(first + low + tl.arange(0, 16) * UNIT, K - 1)
             tl.inline_asm_elementwise(_FETCH, "=r,l", [rows + at[None, :]], dtype=tl.int32, is_pure=False, pack=1)
 
 
@@ -235,6 +237,46 @@ def tiled(
         left(counters, WAITING, TOGETHER)
 
 
+@triton.jit
+def split(
+    x, W, bias, out, part, turns, M, N, x_row, ACROSS: tl.constexpr, SPLITS: tl.constexpr, SHARE: tl.constexpr, K: tl.constexpr,
+    HAS_BIAS: tl.constexpr, TYPE: tl.constexpr, DOT: tl.constexpr, EARLY: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr,
+    DEEP: tl.constexpr,
+):  # fmt: skip
+    """x [M, K], W [N, K] → out [M, N], SPLITS programs a tile, each of SHARE columns; the last to come adds up what they leave in part
+    [tiles, SPLITS, TALL, WIDE], one after the other. turns [tiles]: 0 before and after."""
+    PRECISION: tl.constexpr = "tf32x3" if tl.float32 == DOT else "ieee"
+    block = tl.program_id(0) // SPLITS
+    piece = tl.program_id(0) % SPLITS
+    m = (block // ACROSS) * TALL + tl.arange(0, TALL)
+    n = (block % ACROSS) * WIDE + tl.arange(0, WIDE)
+    first = piece * SHARE
+    fetched(W, n, N, K, EARLY, SHARE, first)
+    ready(EARLY)
+    rows = x + m.to(tl.int64)[:, None] * x_row
+    own = n.to(tl.int64)[None, :] * K
+    total = tl.zeros((TALL, WIDE), tl.float32)
+    for low in range(first, tl.minimum(first + SHARE, K), DEEP):
+        k = low + tl.arange(0, DEEP)
+        a = tl.load(rows + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0.0).to(TYPE).to(DOT)
+        b = tl.load(W + own + k[:, None], mask=(k < K)[:, None] & (n < N)[None, :], other=0.0).to(DOT)
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    cell = tl.arange(0, TALL)[:, None] * WIDE + tl.arange(0, WIDE)[None, :]
+    parts = part + block * SPLITS * TALL * WIDE + cell
+    if SPLITS > 1:
+        tl.store(parts + piece * TALL * WIDE, total)
+    if last(turns + block, SPLITS):
+        if SPLITS > 1:
+            tl.debug_barrier()
+            total = tl.zeros((TALL, WIDE), tl.float32)
+            for other in range(SPLITS):
+                total += tl.load(parts + other * TALL * WIDE)
+        if HAS_BIAS:
+            total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        at = m.to(tl.int64)[:, None] * N + n[None, :]
+        tl.store(out + at, total.to(TYPE), mask=(m < M)[:, None] & (n < N)[None, :])
+
+
 def tile(m: int, n: int, k: int, paired: bool, size: int, deepest: int = 256) -> Tile:
     """Of a product [m, k] × [k, n] of numbers of `size` bytes, at most `deepest` of them of a row at once: the largest of which there are
     enough for a GPU."""
@@ -255,7 +297,25 @@ def tile_after(m: int, n: int, k: int, paired: bool, size: int) -> Tile:
     """As `tile`, of a product that waits for programs of its launch: many of them, each of which holds little."""
     if interpreted() or m <= 32:
         return tile(m, n, k, paired, size)
-    return Tile(64, 32 // (1 + paired), min(128 // size, max(16, triton.next_power_of_2(k))), 4, 4)
+    wide = 32 // (1 + paired)
+    while wide < 128 // (1 + paired) and triton.cdiv(m, 64) * triton.cdiv(n, 2 * wide) >= AFTER:
+        wide *= 2
+    return Tile(64, wide, min(128 // size, max(16, triton.next_power_of_2(k))), 4, 4)
+
+
+def split_shape(m: int, n: int, k: int, size: int) -> tuple[Tile, int, int]:
+    """The tiles of `split`, how many there are, and how many programs each has: as many as a GPU runs at once, two multiprocessors each."""
+    deep = max(16, min(256 // size, triton.next_power_of_2(k)))
+    tall, wide = min(64, max(16, triton.next_power_of_2(m))), 16 if interpreted() else 32
+    tiles, splits = triton.cdiv(m, tall) * triton.cdiv(n, wide), 1
+    while tiles * splits <= FULL and (splits + 1) * deep <= k:
+        splits += 1
+    return Tile(tall, wide, deep, 4, 3), tiles, splits
+
+
+def shares(m: int, n: int, k: int, size: int) -> bool:
+    """Whether a library may have a launch of its own for parts of sums: in float32, and where its tiles are few and long."""
+    return size > 2 or (triton.cdiv(m, 64) * triton.cdiv(n, 64) <= 32 and k > 2048)
 
 
 class Multiplied(NamedTuple):
@@ -289,10 +349,12 @@ class Next:
 
 
 class Front:
-    """What `product` does before it: rows that become a sum, and their norm, by the first programs of the launch."""
+    """What `product` does before it: rows that become a sum, and their norm, by the first programs of the launch; and the turns of as many
+    tiles where it is one of `split` instead."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, tiles: int = 0) -> None:
         self.counters = torch.zeros(4, dtype=torch.int32, device=device)
+        self.turns = torch.zeros(tiles, dtype=torch.int32, device=device)
 
     def launched(self, x: Tensor, norm: Norm, parts: Parts | None, made: Tensor) -> dict[str, Any]:
         """A kernel's arguments for made [B, K]: the norm of x, or of the sum of `parts`, which x becomes."""
@@ -357,5 +419,26 @@ def product(
         DOT=dot_of(weight.dtype), TOGETHER=together, TALL=shape.tall, WIDE=shape.wide, DEEP=shape.deep, BESIDE=side,
         num_warps=shape.warps, num_stages=shape.stages, **(NO_NEXT if following is None else following.launched(out, shape)), **before,
         **launch(x.device),
+    )  # fmt: skip
+    return out
+
+
+def front(batch: int, weight: Tensor) -> Front:
+    """What a product with weight [N, K] needs in the form "fronts"."""
+    given = batch, *weight.shape, weight.element_size()
+    return Front(weight.device, split_shape(*given)[1] if shares(*given) else 0)
+
+
+def shared(x: Tensor, weight: Tensor, bias: Tensor | None, front: Front) -> Tensor:
+    """x Wᵀ + b in one launch whose programs share sums."""
+    (batch, k), n = x.shape, weight.shape[0]
+    shape, tiles, splits = split_shape(batch, n, k, weight.element_size())
+    share = triton.cdiv(triton.cdiv(k, splits), shape.deep) * shape.deep
+    splits = triton.cdiv(k, share)
+    out, part = weight.new_empty((batch, n)), torch.empty(tiles * splits * shape.tall * shape.wide, dtype=torch.float32, device=x.device)
+    split[(tiles * splits,)](
+        x, weight, bias, out, part, front.turns, M=batch, N=n, x_row=x.stride(0), ACROSS=triton.cdiv(n, shape.wide), SPLITS=splits,
+        SHARE=share, K=k, HAS_BIAS=bias is not None, TYPE=kind_of(weight.dtype), DOT=dot_of(weight.dtype), TALL=shape.tall, WIDE=shape.wide,
+        DEEP=shape.deep, num_warps=shape.warps, num_stages=shape.stages, **launch(x.device),
     )  # fmt: skip
     return out
