@@ -23,7 +23,7 @@ EPS = tl.constexpr(1e-6)
 MAPS = {"elu1": 0, "relu": 1, "learned": 2, "taylor2": 3, "none": 4}  # none: features are given
 FEATURES = 16, 64  # at once, at least and at most
 PIECE = 64  # slots of a cache that a program reads, at least
-PIECES = 64  # of a cache, at most
+PIECES = 128  # of a cache, at most
 
 
 @triton.jit

@@ -304,11 +304,11 @@ def tile_after(m: int, n: int, k: int, paired: bool, size: int) -> Tile:
 
 
 def split_shape(m: int, n: int, k: int, size: int) -> tuple[Tile, int, int]:
-    """The tiles of `split`, how many there are, and how many programs each has: as many as a GPU runs at once, two multiprocessors each."""
+    """The tiles of `split`, how many there are, and how many programs each has: two a multiprocessor of a large GPU, about."""
     deep = max(16, min(256 // size, triton.next_power_of_2(k)))
     tall, wide = min(64, max(16, triton.next_power_of_2(m))), 16 if interpreted() else 32
     tiles, splits = triton.cdiv(m, tall) * triton.cdiv(n, wide), 1
-    while tiles * splits <= FULL and (splits + 1) * deep <= k:
+    while tiles * splits <= 2 * FULL and (splits + 1) * deep <= k:
         splits += 1
     return Tile(tall, wide, deep, 4, 3), tiles, splits
 
