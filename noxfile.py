@@ -245,7 +245,7 @@ def oracles(session: nox.Session) -> None:
 def meta(session: nox.Session) -> None:
     """The suite judges itself: every sabotaged implementation must be caught. By which properties: -- --every-property"""
     install(session, "-e", ".[conformance,tools]")
-    pytest(session, "conformance/tests/test_meta.py", *session.posargs)
+    pytest(session, "conformance/tests/test_meta.py", "--truth-in", "build/truth", *session.posargs)
 
 
 @nox.session
