@@ -26,7 +26,7 @@ os.environ.update({"PYTHONPYCACHEPREFIX": str(Path("build/bytecode").resolve()),
 CONSTRAINTS = "constraints.txt"
 FRAMEWORKS = {"jax", "flax", "torch", "onnx", "onnxruntime"}
 # the longest first, so that two at a time end together; handover after those whose environments it uses, the short ones last
-SUITES = ["jax", "torch", "onnx", "spec", "handover", "meta", "alone", "types", "lint"]
+SUITES = ["jax", "torch", "onnx", "spec", "alone", "types", "meta", "handover", "lint"]
 HANDOVER = "--handover"
 LINT = ("ruff check .", "ruff format --check .", "lint-imports", "python .ci/check_files.py")
 # of each room's own tests what is cheap and catches much; of the court's properties likewise, by implementation
