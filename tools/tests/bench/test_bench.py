@@ -7,8 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+import torch._inductor
 from unisono_conformance import numerics
+from unisono_spec.contract import preset
 from unisono_tools import bench, experiments
+from unisono_tools.backends.torch.compiling import compile_step
 from unisono_tools.bench import report
 from unisono_tools.bench.__main__ import main
 from unisono_tools.bench.cases import SUITES, Case
@@ -76,3 +80,12 @@ def test_marks_say_what_was_met():
     rows = [("ms", 0.44, 0.65, 0.45), ("ms", 0.5, 0.65, 0.45), ("ms", 0.7, 0.65, 0.45), ("times", 5.0, 5, None), ("times", 4.9, 5, None)]
     said = [line.split(" | ")[-1] for line in report.marks(rows)[2:]]
     assert said == ["must and aim |", "must |", "no |", "must |", "no |"]
+
+
+def test_small_kernels_share_launches_where_that_was_measured(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch, "compile", lambda function, **how: given.append(how))
+    for name, device in (("mamba-1m", "cuda"), ("mamba-1m", "cpu"), ("maru-1m", "cuda")):
+        compile_step(print, preset(name), torch.device(device))
+    assert given == [{"dynamic": False, "options": {"combo_kernels": True}}, {"dynamic": False}, {"dynamic": False}]
+    assert "combo_kernels" in torch._inductor.list_options()

@@ -22,6 +22,7 @@ from torch import Tensor
 from unisono_spec.contract import Config, preset
 from unisono_torch.ops import gated_scan
 
+from unisono_tools.backends.torch.compiling import compile_step
 from unisono_tools.backends.torch.graphs import Graphed
 from unisono_tools.bench import report
 from unisono_tools.bench.contestants import serving
@@ -126,8 +127,8 @@ def training(
     lock: str = LOCK,
     graphs: bool = False,
 ) -> dict[str, Any]:
-    """Tokens a second of training steps: forward, cross-entropy, backward, AdamW; bfloat16, float32 parameters. graphs: forward
-    and backward replayed as a CUDA graph, as `train` does."""
+    """Tokens a second of training steps: forward, cross-entropy, backward, AdamW; bfloat16, float32 parameters. Compiled, and by graphs
+    replayed as a CUDA graph, as `train` does."""
     torch.manual_seed(0)
     model = unisono_torch.create(config, seed=0, dtype="bfloat16", device="cuda", implementation=implementation)
     tokens = torch.randint(0, config.vocab_size, (batch, length + 1), device="cuda")
@@ -136,7 +137,7 @@ def training(
         logits, _ = model(tokens[:, :-1])
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
-    return trained(model, torch.compile(loss, dynamic=False) if compiled else loss, tokens, steps, lock, graphs)
+    return trained(model, compile_step(loss, config, tokens.device) if compiled else loss, tokens, steps, lock, graphs)
 
 
 def trained(

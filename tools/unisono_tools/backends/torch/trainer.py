@@ -17,6 +17,7 @@ from unisono_torch.ops.mom_gru import balanced
 
 from unisono_tools.backends.base import Batch, Step, caches, check_moments, decays, dropout_seeds, ema_share, router_noise, trained
 from unisono_tools.backends.torch import context
+from unisono_tools.backends.torch.compiling import compile_step
 from unisono_tools.backends.torch.graphs import Graphed
 from unisono_tools.backends.torch.objective import Objective, State, dropout_masks, recompute_blocks
 from unisono_tools.backends.torch.ranks import Ranks, is_cut, local, share_of, whole
@@ -60,7 +61,7 @@ class Trainer:
         self.held = {name: local(p.detach()) for name, p in self.named.items()}
         self.buffers = dict(self.model.named_buffers())
         if train.compile and not self.ranks.sharded:
-            objective = torch.compile(objective, dynamic=False)
+            objective = compile_step(objective, self.config, self.device)
         # a state that is carried takes the place of initial states that are parameters; a fixed graph must end its first pass
         self.objective: Any = self.ranks.replicate(objective, fixed=train.data.order != "streamed" and train.accumulation == 1)
         self.graphs = Graphed(self._compute, list(self.named.values())) if train.cuda_graphs else None

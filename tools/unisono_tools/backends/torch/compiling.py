@@ -1,0 +1,20 @@
+"""torch.compile of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from unisono_spec.contract import Config
+
+# Whose steps are faster for it by measurement (docs/results/kernel-notes.md); what others gain, or lose, was not measured.
+COMBINED = ("lat", "mamba", "s4d")
+
+
+def compile_step(function: Callable[..., Any], config: Config, device: torch.device) -> Any:
+    """`function` compiled anew for each shape. On a GPU, in models that wait for their host, small kernels of which none waits for another
+    (weights of all layers cast, gradients cast back) are one launch: the same numbers from fewer."""
+    if device.type == "cuda" and config.arch in COMBINED:
+        return torch.compile(function, dynamic=False, options={"combo_kernels": True})
+    return torch.compile(function, dynamic=False)
