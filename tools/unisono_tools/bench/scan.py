@@ -157,6 +157,7 @@ def trained(
         optimizer.zero_grad()
 
     with held(lock, fcntl.LOCK_SH):
+        torch.cuda.reset_peak_memory_stats()  # of models before
         begin = time.perf_counter()
         step()
         if not graphs:
