@@ -177,27 +177,27 @@ def _by_kernel(
     dt, A, C, D, h0 = widened(dt, A, C, D, h0)
     tokens, segment = packing(valid, batch, length), segments(reset, batch, length)
     x, now, resets = tokens.pack(u), tokens.pack(segment), segment[:, -1:]
-    *_, gain = discretised(dt, A)
-    z = jnp.moveaxis(dt[:, None, None] * A, -1, 0)  # [2, D, P]
+    z = dt[:, None] * A[..., 0], dt[:, None] * A[..., 1]  # pairs [D, P]: real and imaginary parts, as are all here
+    square, c = jnp.square(A[..., 0]) + jnp.square(A[..., 1]), (C[..., 0], C[..., 1])
+    change = jnp.expm1(z[0]) * jnp.cos(z[1]) - 2 * jnp.square(jnp.sin(z[1] / 2)), jnp.exp(z[0]) * jnp.sin(z[1])  # as in `discretised`
+    gain = _product(change, (A[..., 0] / square, -A[..., 1] / square))
 
     def powers(p: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """e^{pz} [D, P, number]: real and imaginary parts."""
-        (cos, sin), fades = _turned(z[1, ..., None], p), jnp.exp(p * z[0, ..., None])
+        """e^{pz} [D, P, number]."""
+        (cos, sin), fades = _turned(z[1][..., None], p), jnp.exp(p * z[0][..., None])
         return fades * cos, fades * sin
 
-    def made(real: jax.Array, imaginary: jax.Array, of: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Times pairs [D, P, 2]."""
-        re, im = of[..., :1], of[..., 1:]
-        return real * re - imaginary * im, real * im + imaginary * re
+    def made(power: Any, of: Any) -> tuple[jax.Array, jax.Array]:
+        return _product(power, (of[0][..., None], of[1][..., None]))
 
-    upto: Any = lax.optimization_barrier(powers(jnp.arange(size + 1, dtype=z.dtype)))  # made once, not in each table anew
+    upto = _once(powers(jnp.arange(size + 1, dtype=A.dtype)))
     here = [a[..., :size] for a in upto]
-    into = jnp.concatenate(made(here[0][..., ::-1], here[1][..., ::-1], gain), 1)  # [D, 2P, C]
-    taps = 2 * made(here[0], here[1], times(gain, C))[0].sum(1)  # [D, C]
+    into = jnp.concatenate(made([a[..., ::-1] for a in here], gain), 1)  # [D, 2P, C]
+    taps = 2 * made(here, _product(gain, c))[0].sum(1)  # [D, C]
     taps = taps.at[:, 0].add(D)
     circle = jnp.tile(jnp.concatenate([taps, jnp.zeros_like(taps)], 1), (1, size))[:, : size * (2 * size - 1)]
     kernel = circle.reshape(width, size, 2 * size - 1)[..., :size]  # [D, C, C], key by query: taps[t − j]
-    real, imaginary = made(upto[0][..., 1:], upto[1][..., 1:], C)
+    real, imaginary = made([a[..., 1:] for a in upto], c)
     read = jnp.concatenate([2 * real, -2 * imaginary], 1)  # [D, 2P, C], since Re(ab) = aᵣbᵣ − aᵢbᵢ
     factor = jnp.concatenate([a[..., size] for a in upto], 1)  # [D, 2P]
     start = jnp.swapaxes(h0, 2, 3).reshape(batch, width, 2 * pairs)
@@ -212,10 +212,26 @@ def _by_kernel(
     own = (place >= 0) & (jnp.take_along_axis(now, at, 1) == resets)
     (ends,) = masked(own, jnp.take_along_axis(x, at[..., None], 1).astype(h.dtype))
     h = jnp.swapaxes(h.reshape(batch, width, 2, pairs), 2, 3)
-    kept = jnp.stack([jnp.moveaxis(a, -1, 0) for a in powers(count.astype(z.dtype))], -1)
+    kept = jnp.stack([jnp.moveaxis(a, -1, 0) for a in powers(count.astype(A.dtype))], -1)
     (h,) = masked(before == resets[:, 0], times(kept, h))
     last = h + jnp.swapaxes(dot("dpj,bjd->bdp", into, ends).reshape(batch, width, 2, pairs), 2, 3)
     return masked(valid, tokens.unpack(y))[0], last
+
+
+def _product(a: Any, b: Any) -> tuple[jax.Array, jax.Array]:
+    """Of complex numbers, whose parts are arrays."""
+    return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
+
+
+@jax.custom_jvp
+def _once(arrays: Any) -> Any:
+    """The same arrays, made once and not anew in each table that is made of them; what reaches them may be made where it is summed."""
+    return lax.optimization_barrier(arrays)
+
+
+@_once.defjvp
+def _once_jvp(given: Any, changes: Any) -> Any:
+    return _once(*given), changes[0]
 
 
 @jax.custom_jvp

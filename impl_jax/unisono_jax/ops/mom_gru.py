@@ -184,7 +184,7 @@ def _run(how: tuple[int, float], weights: _Weights, tokens: _Token, memory: jax.
             new_M = jnp.where(known.valid[:, None, None, None], new_M, M)
         return ((new_h, new_M), new_of_h), (new_h, c)
 
-    unroll = 4 if jax.default_backend() == "gpu" else 1  # a turn of a loop costs a GPU's host as much as some launches
+    unroll = 2 if jax.default_backend() == "gpu" else 1  # a turn of a loop costs as much as some launches; compiling, what a turn holds
 
     @jax.checkpoint
     def segment(carry: tuple[State, jax.Array], tokens: _Token) -> tuple[tuple[State, jax.Array], Any]:
