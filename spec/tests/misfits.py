@@ -24,8 +24,6 @@ def check(op: Any, array: Array, steps: bool = False) -> int:
             arrays = {n: _each(lambda _, a: array(a), a) for n, a in given.items()}
             assert "here [" in _refusal(form, {**arrays, **OTHERS.get(name, {})}), f"{name}.{form.__name__} took {where}"
             refused += 1
-        if form.__name__ != "step":
-            assert "T is 0" in _refusal(form, no_tokens(name, array)), f"{name}.{form.__name__} took no tokens"
     return refused
 
 

@@ -102,6 +102,7 @@ def recurrent(
     temperature: float = 1.0,
 ) -> tuple[Tensor, State]:
     """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
+    check_length(x)
     state, out = initial_state, []
     marks = ([None] * x.shape[1] if m is None else m.unbind(1) for m in (reset, valid, noise))
     for x_t, reset_t, valid_t, noise_t in zip(x.unbind(1), *marks, strict=True):

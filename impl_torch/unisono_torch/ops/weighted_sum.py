@@ -15,6 +15,7 @@ from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import sigmoid, wide
+from unisono_torch.ops.fold import check_length
 from unisono_torch.ops.precision import exact
 from unisono_torch.ops.recurrence import chunked
 
@@ -38,6 +39,7 @@ def recurrent(
     x: Tensor, s: Tensor, initial_state: Tensor, reset: Tensor | None = None, valid: Tensor | None = None, exclusive: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The definition: a fold of `step` over tokens, [B, T, …] → [B, T, …]."""
+    check_length(x)
     state, out = initial_state, []
     # unbind, since each x[:, t] would write a gradient as long as x
     resets, valids = ([None] * x.shape[1] if m is None else m.unbind(1) for m in (reset, valid))

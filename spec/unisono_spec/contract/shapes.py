@@ -105,7 +105,7 @@ def _read(name: str, axes: Axes) -> tuple[str, int, Parts]:
 
 
 def _check_all(known: tuple[tuple[str, int, Parts], ...], given: Mapping[str, Any]) -> None:
-    """Raise InputError where an array of `given`, an op's arguments by name, does not fit those before it or has no token. None is none."""
+    """Raise InputError where an array of `given`, an op's arguments by name, does not fit those before it; a None is left out."""
     sizes: dict[str, Any] = {}
     for name, number, parts in known:
         value = given.get(name)
@@ -119,8 +119,6 @@ def _check_all(known: tuple[tuple[str, int, Parts], ...], given: Mapping[str, An
                 _check(label, value, axes, sizes)
             elif number or key in value:
                 _check(label, value[key], axes, sizes)
-    if sizes.get("T") == 0:
-        raise InputError("T is 0; give at least one token")
 
 
 def _check(name: str, array: Any, axes: tuple[tuple[str, Terms], ...], sizes: dict[str, Any]) -> None:
