@@ -17,7 +17,7 @@ import pytest
 import torch
 from unisono_conformance import numerics
 from unisono_tools.bench import contests, marks, measure, recurrences, workers
-from unisono_tools.bench.attention import SUITES, main, markdown
+from unisono_tools.bench.attention import ELEMENTS, SUITES, drawn, main, markdown
 from unisono_tools.bench.contests import OURS, SDPA, Case, contest, names
 
 
@@ -166,6 +166,18 @@ def test_marks_of_what_there_is(tmp_path):
 def test_floors_count_each_byte_once():
     elements = 8 * 4096 * 16 * 64
     assert SUITES["attention"][0].floor_bytes() == (8 * elements, 14 * elements)
+
+
+def test_shapes_drawn_by_a_seed():
+    assert drawn(1) == drawn(1) != drawn(2)
+    some = [case for seed in range(40) for case in drawn(seed)]
+    assert {case.scales for case in some} == {0, 1, 2, 3, 4, 5}
+    for case in some:
+        most = 16 if case.feature_map == "taylor2" else 128 if case.scales else 256
+        assert 4 <= case.width <= most
+        assert 16 <= case.values <= max(most, 256 if not case.scales else 128)
+        assert case.batch == 1 or case.batch * case.length * case.heads * max(case.width, case.values) <= ELEMENTS
+    assert any(case.width & (case.width - 1) for case in some)
 
 
 @pytest.mark.parametrize("on_disk", [True, False])

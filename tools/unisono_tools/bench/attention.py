@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ SUITES = {
         Case(1, 40, 1, 16, "float32", scales=2),
     ],
 }
+ELEMENTS = 2**25  # of q in a drawn case, at most: as in B8 T4096 H16 K64
 HOST_CLOCK = (  # of results that do not say how they were timed
     "fla and jax-linear-attention are given φ(q) and φ(k), whose making is no part of their time; fla's based makes its own. The latter",
     "of the two is timed by the host's clock, all input sets in one call, the others by events. Of several scales its time is that of",
@@ -54,6 +56,19 @@ TOLD = (
     "Retention has no gate.",
 )
 PAIRS = (("forward_ms", "both_ms", ".3f"), ("host_forward_ms", "host_both_ms", ".3f"), ("error_o", "error_gradient", ".1e"))
+
+
+def drawn(seed: int, count: int = 6) -> list[Case]:
+    """Cases of shapes that nobody chose: K and V from 16 to 256, but of several scales to 128 and of taylor2 to 16."""
+    made, rng = [], random.Random(seed)
+    while len(made) < count:
+        kind = ("linear", "linear", "one decay", "several scales", "taylor2")[len(made) % 5]
+        scales = {"one decay": 1, "several scales": rng.randint(2, 5)}.get(kind, 0)
+        width = rng.randint(4, 16) if kind == "taylor2" else rng.randint(16, 128 if scales else 256)
+        values, heads, length = rng.randint(16, 128 if scales else 256), rng.randint(1, 24), rng.randint(200, 20_000)
+        batch = max(1, rng.randint(1, ELEMENTS // (length * heads * max(width, values)) or 1))
+        made.append(Case(batch, length, heads, width, scales=scales, values=values, feature_map="taylor2" if kind == "taylor2" else "elu1"))
+    return made
 
 
 def sources(op: str) -> str:
@@ -165,7 +180,8 @@ def begun(output: Path, run: dict[str, str]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.attention", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--suite", choices=sorted(SUITES), help="default: attention on a GPU, small on a CPU")
+    parser.add_argument("--suite", choices=sorted([*SUITES, "drawn"]), help="default: attention on a GPU, small on a CPU; drawn: by --seed")
+    parser.add_argument("--seed", type=int, default=0, help="of the shapes of --suite drawn")
     parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="cases whose name contains one of these")
     parser.add_argument("--repeats", type=int, default=10, help="rounds over the input sets")
     parser.add_argument("--patience", type=float, help="seconds a case's contestants may compile, side by side (GPU: 180); 0: one by one")
@@ -179,10 +195,12 @@ def main(argv: list[str] | None = None) -> int:
     suite = options.suite or ("attention" if options.device == "cuda" else "small")
     patience = options.patience if options.patience is not None else 180.0 * (options.device == "cuda")
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} thread(s)"
-    cases = [case for case in SUITES[suite] if not options.only or any(part in case.name for part in options.only)]
+    order = drawn(options.seed) if suite == "drawn" else SUITES[suite]
+    cases = [case for case in order if not options.only or any(part in case.name for part in options.only)]
     if not cases:
-        parser.error(f"--only {options.only!r}: no such case in {suite}; there are: {'; '.join(case.name for case in SUITES[suite])}")
+        parser.error(f"--only {options.only!r}: no such case in {suite}; there are: {'; '.join(case.name for case in order)}")
     command = f"python -m unisono_tools.bench.attention --device {options.device} --suite {suite} --repeats {options.repeats}"
+    command += f" --seed {options.seed}" * (suite == "drawn")
     run = report.about(command, device, "torch", "triton", "fla-core", "jax", "jax-linear-attention")
     if options.resume and options.output and options.output.with_suffix(".json").exists():
         result = begun(options.output, run)
@@ -192,10 +210,9 @@ def main(argv: list[str] | None = None) -> int:
         torch.cuda.empty_cache()
     if options.together < 1:
         parser.error(f"--together {options.together}: give 1 or more")
-    order = [each.name for each in SUITES[suite]]
     for first in range(0, len(cases), options.together):
         some = cases[first : first + options.together]
-        _measure(some, result, options.device, options.repeats, patience, options.output, order)
+        _measure(some, result, options.device, options.repeats, patience, options.output, [each.name for each in order])
     if options.output and not all(case["tabled"] for case in result["cases"]):
         plot(options.output.with_suffix(".png"), result)
     return 0

@@ -105,9 +105,10 @@ def main(folder: Path, out: Path | None = None) -> list[Path]:
         numbers, to = path.read_bytes(), out / path.name
         content = json.loads(numbers)
         made = list(drawn.write(content, out)) if "table" in content else []  # an experiment's page and figure
-        if path.stem in TABLES:
+        table = _attention_page if path.stem.startswith("kernels-attention-drawn-") else TABLES.get(path.stem)
+        if table is not None:
             made.append(to.with_suffix(".md"))
-            made[-1].write_text(TABLES[path.stem](content), encoding="utf-8")
+            made[-1].write_text(table(content), encoding="utf-8")
         if path.stem in FIGURES:
             made.append(to.with_suffix(".png"))
             FIGURES[path.stem](content, made[-1])
