@@ -18,7 +18,7 @@ FIGURE = re.compile(r"(?<![\w.,])(?<!section )\d[\d,]*\.\d+(?![\w])|(?<![\w.,])\
 PAGES = {
     "bench.lengths": "results/lengths-h200.md",
     "bench.linear": "results/linear-cpu.md",
-    "bench.decode": "results/decode-h100.md",
+    "bench.decode": "results/decode-h200.md",
     "bench.lat": "results/lat-cpu.md",
     "bench.jax": "results/kernels-jax-h100.md",
     "bench.ssm": "results/trained-ssm-h200.md",

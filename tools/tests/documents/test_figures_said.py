@@ -57,7 +57,7 @@ def test_the_selective_scan_and_mom_gru():
 
 
 def test_decoding():
-    rows = numbers("decode-h100")["rows"]
+    rows = numbers("decode-h200")["rows"]
     flat = [round(row["graph_us"]) for row in rows if row["model"] == "lat-base" and row["batch"] == 1]
     near, far = (of(rows, model="transformer-base", batch=1, context=n)["graph_us"] for n in (1024, 131072))
     assert f"costs lat-base {min(flat)} to {max(flat)} µs at any context" in README
