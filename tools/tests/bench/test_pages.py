@@ -28,6 +28,7 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "kernels-gru-h100": gru.markdown,
     "kernels-head-h200": head.markdown,
     "kernels-scan-h100": scan.markdown,
+    "kernels-scan-h200": scan.markdown,
     "kernels-ssm-h200": ssm.markdown,
     "models-h100": models.markdown,
     "models-h200": models.markdown,

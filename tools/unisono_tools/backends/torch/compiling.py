@@ -14,7 +14,7 @@ COMBINED = ("lat", "mamba", "s4d")
 
 def compile_step(function: Callable[..., Any], config: Config, device: torch.device) -> Any:
     """`function` compiled anew for each shape. On a GPU, in models that wait for their host, small kernels of which none waits for another
-    (weights of all layers cast, gradients cast back) are one launch: the same numbers from fewer."""
+    (weights of all layers cast, gradients cast back) are one launch: the same numbers, but for roundings, from fewer."""
     if device.type == "cuda" and config.arch in COMBINED:
         return torch.compile(function, dynamic=False, options={"combo_kernels": True})
     return torch.compile(function, dynamic=False)
