@@ -41,8 +41,8 @@ def rows(
 def side_by_side(contest: Contest, tasks: Sequence[tuple[Any, ...]], at_once: int) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """As `rows`, in threads of this process, and each waits until its group has compiled.
 
-    For a compiler that times a product's forms on the device: among processes that ask for it at once, a GPU changes every few
-    milliseconds, and each waits for all. One that ends the process, or never compiles, ends them all.
+    For a compiler that times a product's forms on the device: of processes that ask for it at once each may wait
+    for all. One that ends the process, or never compiles, ends them all.
     """
     for first in range(0, len(tasks), at_once):
         group = [_Thread(contest, task) for task in tasks[first : first + at_once]]
