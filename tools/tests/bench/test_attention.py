@@ -9,6 +9,7 @@ import multiprocessing
 import operator
 import os
 import sys
+import threading
 import time
 import types
 from typing import Any
@@ -78,6 +79,15 @@ def test_threads_take_turns_when_all_of_a_group_are_ready():
     assert came[2:] == ["a timed", "b timed", "c ready", "c timed"]
     (_, said) = next(workers.side_by_side(contest, [("c",)], 2))
     assert said == "ValueError: invalid literal for int() with base 10: 'c'"
+
+
+def test_a_thread_that_ends_itself_holds_nobody_up():
+    quits, found = functools.partial(sys.exit, 3), []
+    group = workers.side_by_side(lambda call, turn: call(), [(quits,), (lambda: 1,)], 2)
+    waiting = threading.Thread(target=lambda: found.extend(said for _, said in group), daemon=True)
+    waiting.start()
+    waiting.join(20)
+    assert found == ["SystemExit: 3", 1]
 
 
 def test_what_is_not_ready_is_ended_before_others_are_timed(monkeypatch):

@@ -132,3 +132,10 @@ def test_figures_are_of_all_files_that_an_op_imports(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("numbers", sorted(RESULTS.glob("kernels-jax-*.json")), ids=lambda path: path.stem)
 def test_the_page_is_its_numbers(numbers: Path):
     assert bench.markdown(json.loads(numbers.read_text("utf-8"))) == numbers.with_suffix(".md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_rows_at_once_are_one_or_more(capsys: pytest.CaptureFixture[str], number: int) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bench.main([f"--at-once={number}"])
+    assert f"--at-once {number}: give 1 or more" in capsys.readouterr().err

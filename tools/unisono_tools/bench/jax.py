@@ -222,6 +222,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="measure only what is missing in OUTPUT.json, or of other sources there")
     options = parser.parse_args(argv)
     report.ready(parser, options.output)
+    if options.at_once < 1:
+        parser.error(f"--at-once {options.at_once}: give 1 or more")
     if jax.default_backend() != "gpu":
         parser.error("JAX sees no GPU here")
     command = "python -m unisono_tools.bench.jax" + ("" if options.parts == list(PARTS) else f" --parts {' '.join(options.parts)}")

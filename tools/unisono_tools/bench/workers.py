@@ -68,7 +68,7 @@ class _Thread(threading.Thread):
 
         try:
             self.said = self.contest(*self.task, turn)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # else whoever waits for all would wait for ever
             self.said = _refused(error)
         self.ready.set()
 
@@ -128,7 +128,7 @@ def _work(its: Connection, contest: Contest, task: tuple[Any, ...]) -> None:
         its.send(_refused(error))
 
 
-def _refused(error: Exception) -> str:
+def _refused(error: Exception | SystemExit) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
