@@ -7,6 +7,7 @@ import functools
 import logging
 import sys
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -32,6 +33,14 @@ RUNS: dict[str, Any] = {
 }
 PARAMS = {"selective_scan": (2, 5), "diagonal_ssm": (1, 2, 3, 4)}  # which of what they read has no batch
 B, T = 2, 21
+
+
+@pytest.fixture(autouse=True, scope="module")
+def untraced() -> Iterator[None]:
+    """Traces that kernels keep are of the sizes below in this file, and of their own elsewhere."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +91,8 @@ def pulled(run: Any, given: Any, marks: Any) -> Any:
 @pytest.mark.parametrize(("op", "sequences"), [*((op, 1) for op in OPS), ("diagonal_ssm", 2)])
 def test_a_kernel_is_the_recurrence(op: str, sequences: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagonal_kernel, "SEQUENCES", sequences)
+    if op == "diagonal_ssm":
+        jax.clear_caches()
     given, marks = inputs(op, rng), {"reset": rng.random((B, T)) < 0.1, "valid": rng.random((B, T)) < 0.8}
     for where in ((0, 1), (0, T // 2), (0, T // 2 + 1), (-1, 0), (-1, T - 1)):
         marks["reset"][where] = marks["valid"][where] = True
@@ -173,6 +184,7 @@ def test_the_extra_has_derivatives_and_runs_elsewhere(rng: np.random.Generator, 
     def kernels(length: int, quickest: bool, slopes: bool) -> tuple[bool, bool]:
         """Whether the extra is asked, and whether Pallas' kernel is."""
         padded.clear()
+        jax.clear_caches()
         shapes = *[(1, length, 8)] * 2, (8, 4), *[(1, length, 4)] * 2, (8,), (1, 8, 4)
         like = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
         run = functools.partial(jla_kernel.scan, quickest=quickest)
@@ -183,6 +195,25 @@ def test_the_extra_has_derivatives_and_runs_elsewhere(rng: np.random.Generator, 
     assert kernels(long, True, slopes=False) == (False, True)
     for case in ((long, False, False), (long, True, True), (32, True, False)):
         assert kernels(*case) == (True, False), case
+
+
+@pytest.mark.parametrize("op", ["linear_attention", "selective_scan"])
+def test_layers_share_their_kernels(op: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients of three layers are lowered for a GPU: a program has the kernels of one."""
+    monkeypatch.delenv(registry.INTERPRET)
+    given = cast(inputs(op, rng), jnp.float32)
+    at = 2 if op == "linear_attention" else 0  # what is as wide as what comes out
+
+    def stacked(layers: int, x: jax.Array, *rest: Any) -> jax.Array:
+        for _ in range(layers):
+            x = RUNS[op](*rest[:at], x, *rest[at:])[0].astype(x.dtype)
+        return x.sum()
+
+    def kernels(layers: int) -> int:
+        run = jax.jit(jax.value_and_grad(functools.partial(stacked, layers)))
+        return run.trace(given[at], *given[:at], *given[at + 1 :]).lower(lowering_platforms=("cuda",)).as_text().count("gpu.triton")
+
+    assert kernels(3) == kernels(1) > 1
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -60,7 +60,11 @@ def operator(
     cotangents) → gradients. plain(arrays, marks) → the same outputs in plain operations: what runs where the program is compiled for
     another platform than CUDA, and what second derivatives are made of. alone(interpret, arrays, marks) → outputs, without what only a
     gradient needs.
+
+    All are traced, and kernels lowered, once for calls of the same shapes: a stack of layers has one of each, not one a layer.
     """
+    forward, backward = (jax.jit(run, static_argnums=0) for run in (forward, backward))
+    plain, alone = jax.jit(plain), alone and jax.jit(alone, static_argnums=0)
 
     def slopes(arrays: Any, marks: Any, cotangents: Any) -> Any:
         return jax.vjp(lambda *given: plain(given, marks), *arrays)[1](cotangents)
