@@ -10,7 +10,6 @@ import misfits
 import numpy as np
 import pytest
 from unisono_conformance import judge
-from unisono_jax import InputError
 from unisono_jax.ops import multiscale
 from unisono_spec.contract.shapes import SHAPES
 
@@ -21,10 +20,8 @@ def test_what_does_not_fit(op: str):
 
 
 @pytest.mark.parametrize("op", SHAPES)
-def test_no_tokens(op: str):
-    module = importlib.import_module(f"unisono_jax.ops.{op}")
-    with pytest.raises(InputError, match="T is 0"):
-        (module.hoisted if op == "mom_gru" else module.parallel)(**misfits.no_tokens(op, jnp.asarray))
+def test_of_nothing_but_sequences_may_there_be_none(op: str):
+    misfits.check_none(importlib.import_module(f"unisono_jax.ops.{op}"), np.asarray)
 
 
 @pytest.mark.parametrize("form", ["recurrent", "parallel"])

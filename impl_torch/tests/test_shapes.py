@@ -8,7 +8,6 @@ import misfits
 import pytest
 import torch
 from unisono_conformance import judge
-from unisono_spec.contract import InputError
 from unisono_spec.contract.shapes import SHAPES
 from unisono_torch.ops import multiscale
 
@@ -19,11 +18,8 @@ def test_what_does_not_fit(op: str):
 
 
 @pytest.mark.parametrize("op", SHAPES)
-def test_no_tokens(op: str):
-    module = importlib.import_module(f"unisono_torch.ops.{op}")
-    for form in (module.recurrent, module.hoisted if op == "mom_gru" else module.parallel):
-        with pytest.raises(InputError, match="T is 0"):
-            form(**misfits.no_tokens(op, torch.from_numpy))
+def test_of_nothing_but_sequences_may_there_be_none(op: str):
+    misfits.check_none(importlib.import_module(f"unisono_torch.ops.{op}"), torch.from_numpy)
 
 
 @pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])

@@ -27,13 +27,17 @@ def check(op: Any, array: Array, steps: bool = False) -> int:
     return refused
 
 
-def no_tokens(op: str, array: Array) -> dict[str, Any]:
-    """Arguments of its whole-sequence form that fit, of T = 0."""
-    known = {name: axes for name, axes in arguments(op).items() if name != "compress"}
-    out = dict(OTHERS.get(op, {}))
-    for name, value in _fitting(known, np.random.default_rng(0)).items():
-        out[name] = _each(lambda _, a: array(a), value[:, :0] if re.search(r"\bT\b", str(known[name])) else value)
-    return out
+def check_none(op: Any, array: Array) -> None:
+    """Raises where a form of `op`, a module of a room, takes arrays of no tokens, no heads or no width."""
+    name = op.__name__.rpartition(".")[2]
+    for form in (op.recurrent, op.hoisted if name == "mom_gru" else op.parallel):
+        known = {n: axes for n, axes in arguments(name).items() if n in inspect.signature(form).parameters}
+        for letter in {letter for axes in known.values() for _, words in _parts(axes) for letter in _letters(words)} - {"B"}:
+            given = _fitting(known, np.random.default_rng(0), {**SIZES, letter: 0})
+            arrays = {n: _each(lambda _, a: array(a), a) for n, a in given.items()}
+            assert f"{letter} is 0; give at least one" in _refusal(form, {**arrays, **OTHERS.get(name, {})}), (
+                f"{form.__name__} took {letter}"
+            )
 
 
 def one_for_all(form: Any, array: Array, *axes: int) -> tuple[Any, Any]:
@@ -100,9 +104,9 @@ def _each(change: Callable[[Any, Any], Any], value: Any) -> Any:
     return tuple(change(i, a) for i, a in enumerate(value)) if isinstance(value, tuple) else change(None, value)
 
 
-def _fitting(known: dict[str, Axes], made: np.random.Generator) -> dict[str, Any]:
+def _fitting(known: dict[str, Axes], made: np.random.Generator, sizes: dict[str, int] = SIZES) -> dict[str, Any]:
     def draw(name: str, words: str) -> np.ndarray:
-        shape = [size(terms(word), SIZES) for word in words.split()]
+        shape = [max(0, size(terms(word), sizes)) for word in words.split()]
         if name in BOOLEAN:
             return made.random(shape) < 0.8
         if words == "B":

@@ -25,6 +25,11 @@ def test_what_does_not_fit(op: str):
     assert misfits.check(importlib.import_module(f"unisono_spec.ops.{op}"), np.asarray) > 20
 
 
+@pytest.mark.parametrize("op", SHAPES)
+def test_of_nothing_but_sequences_may_there_be_none(op: str):
+    misfits.check_none(importlib.import_module(f"unisono_spec.ops.{op}"), np.asarray)
+
+
 @pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
 @pytest.mark.parametrize("form", ["recurrent", "parallel"])
 def test_one_for_all(form: str, axes: tuple[int, ...]):

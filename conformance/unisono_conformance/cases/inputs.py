@@ -59,6 +59,19 @@ class Inputs:
             arrays={name: np.abs(a) for name, a in self.arrays.items()}, state={name: np.abs(a) for name, a in self.state.items()}
         )
 
+    def forgetting(self) -> Inputs:
+        """With a state of NaN in rows whose first token is reset, which nothing may depend on; counters stay."""
+        if self.reset is None:
+            return self
+        first = self.reset[:, 0]
+        nan = {name: np.where(first.reshape(-1, *(1,) * (a.ndim - 1)), np.array(np.nan, a.dtype), a) for name, a in self.floats.items()}
+        return self.replace(state={**self.state, **nan})
+
+    @property
+    def floats(self) -> Arrays:
+        """Of the state."""
+        return {name: a for name, a in self.state.items() if a.dtype.kind not in "iub"}
+
     def unmarked(self) -> Inputs:
         return self.replace(reset=None, valid=None)
 

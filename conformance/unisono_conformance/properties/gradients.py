@@ -22,13 +22,14 @@ def vjp(trial: Trial) -> None:
 
 
 def agrees_in_gradients(trial: Trial, clean: Inputs, by: str) -> None:
-    """Outputs, final state and gradients, with NaN or garbage where tokens are not valid, which the truth is taken without.
+    """Outputs, final state and gradients, with NaN or garbage where tokens are not valid or a state is forgotten, which the truth is
+    taken without.
 
     by: see `truth.slopes`.
     """
     given = clean if clean.valid is None else trial.case.spoil(trial.draw, clean, ~clean.valid)
     do, dstate = trial.cotangents(clean)
-    found = trial.subject.vjp(given, do, dstate)
+    found = trial.subject.vjp(given.forgetting(), do, dstate)
     trial.agrees((found.o, found.last), clean, "while gradients are recorded")
     slopes = truth.slopes(
         trial.case,

@@ -13,12 +13,13 @@ from unisono_conformance.properties.base import Property
 
 def reset_separates(trial: Trial) -> None:
     """Row r restarts at token r, the last row at several: each equals the separate sequences, judged without marks. One call's rows all
-    restart at their first token and nowhere else, for which an implementation may have a shorter way."""
+    restart at their first token and nowhere else, for which an implementation may have a shorter way. What the state before a first token
+    that restarts holds, be it NaN, is forgotten."""
     one = trial.running.rows([0])
     length = one.length
     cuts = [{0}] * (trial.draw.batch - 1) + [{r} for r in range(length)] + [{1, 2, length // 2, length - 1}]
     reset = np.array([[t in cut for t in range(length)] for cut in cuts])
-    found = trial.subject.forward_rows(stack([one] * len(cuts)).replace(reset=reset, valid=np.ones_like(reset)))
+    found = trial.subject.forward_rows(stack([one] * len(cuts)).replace(reset=reset, valid=np.ones_like(reset)).forgetting())
     fresh = trial.case.fresh_state(trial.setting, trial.inputs.params, 1, trial.inputs.length, trial.dtype)
     spans = [(row, *span) for row, cut in enumerate(cuts) for span in itertools.pairwise(sorted({0, length} | cut))]
     alone = [one.part(start, stop, fresh if start in cuts[row] else None) for row, start, stop in spans]

@@ -124,6 +124,11 @@ def _nan_leaks(f, x, a, initial_state, reset, valid, **more):
     return xi + 0 * leak[:, None, None], last + 0 * leak[:, None]
 
 
+def _state_leaks(f, x, a, initial_state, reset, valid, **more):
+    xi, last = f(x, a, initial_state, reset, valid, **more)
+    return xi + 0 * initial_state[:, None], last + 0 * initial_state
+
+
 def _padding_counts(f, x, a, initial_state, reset, valid, **more):
     """An invalid token adds nothing, but the state decays past it."""
     if valid is not None and isinstance(a, float):
@@ -312,6 +317,7 @@ SABOTAGES = (
     Sabotage("invalid tokens advance the position", "P15v", ((position, "parallel", _counts_padding),)),
     Sabotage("invalid tokens decay the state", "P15v", sequences(_padding_counts)),
     Sabotage("NaN in padding leaks", "P15v", sequences(_nan_leaks)),
+    Sabotage("NaN of a state that is reset leaks", "P15r", sequences(_state_leaks)),
     Sabotage("rows mixed by broadcasting", "P6", sequences(_mixed_rows)),
     Sabotage("gradient of the initial state missing", "P7", model=_model(vjp=_no_state_gradient)),
     Sabotage("gradient of the final state ignored", "P7", model=_model(vjp=_final_state_ignored)),

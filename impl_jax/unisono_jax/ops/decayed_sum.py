@@ -14,7 +14,7 @@ from jax import lax
 from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops import chunked
-from unisono_jax.ops.elementwise import sigmoid, wide
+from unisono_jax.ops.elementwise import restarted, sigmoid, wide
 from unisono_jax.registry import check_implementation
 
 
@@ -76,5 +76,6 @@ def parallel(
     if valid is not None:
         u = jnp.where(valid[..., None], u, 0)
     count = None if valid is None else valid.astype(jnp.int32)
-    xi = chunked.prefix(u, decay, initial_state.astype(dtype), chunk_size, count, reset)
+    start = restarted(reset, initial_state.astype(dtype))
+    xi = chunked.prefix(u, decay, start, chunk_size, count, reset)
     return xi, xi[:, -1]

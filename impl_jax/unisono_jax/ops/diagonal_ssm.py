@@ -20,7 +20,7 @@ from jax import lax
 from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops.carry import chunk_length, chunks, joined
-from unisono_jax.ops.elementwise import dot, masked, widened
+from unisono_jax.ops.elementwise import dot, masked, restarted, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.ops.packing import packing, segments, take
 from unisono_jax.registry import chosen
@@ -116,6 +116,7 @@ def parallel(
     Valid tokens are moved together first: the kernel is then one Toeplitz matrix [C, C] a channel, and all work is matmuls.
     """
     batch, length, width = u.shape
+    initial_state = restarted(reset, initial_state)
     widest = jnp.result_type(u, *(a for a in (dt, A, C, D, initial_state) if a.dtype == jnp.float64))
     if chosen(implementation, "diagonal_ssm", widest, {"P": A.shape[1]}, u.size) != "plain":
         return _by_kernel(u, dt, A, C, D, initial_state, reset, valid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ LAYER_NORM_EPS = 1e-5
 SHRINK = 2.0**-40  # of rows that may be so large that float32 does not hold their squares; with ε shrunk alike a norm stays what it is
 RMS_NORM_EPS = 1e-6
 FAR = 100.0  # where GELU is its limit, x or 0, to the last digit: beyond, its slope times the cube of x is 0 times infinity
+
+Arrays = TypeVar("Arrays", jax.Array, tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array])
 
 
 def wide(*arrays: jax.Array) -> np.dtype:
@@ -30,6 +32,15 @@ def masked(valid: jax.Array | None, *arrays: jax.Array) -> tuple[jax.Array, ...]
     if valid is None:
         return arrays
     return tuple(jnp.where(valid.reshape(valid.shape + (1,) * (a.ndim - valid.ndim)), a, 0) for a in arrays)
+
+
+def restarted(reset: jax.Array | None, state: Arrays) -> Arrays:
+    """A state [B, …], or its parts, as the first token of `reset` [B, T] finds it: zeros where it is reset, and a NaN is forgotten."""
+    if reset is None:
+        return state
+    several = isinstance(state, (tuple, list))
+    parts = masked(~reset[:, 0], *(state if several else (state,)))
+    return parts if several else parts[0]  # pyright: ignore[reportReturnType]
 
 
 def dot(subscripts: str, *arrays: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops.carry import carried, chunk_length, chunks, joined, shared
-from unisono_jax.ops.elementwise import dot, masked, widened
+from unisono_jax.ops.elementwise import dot, masked, restarted, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.registry import chosen
 
@@ -58,6 +58,7 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[jax.Array, State]:
     """Masked matmuls inside chunks of C tokens, and a sum over chunks for the states between them."""
+    S0, z0 = initial_state = restarted(reset, initial_state)
     wide_v = jnp.result_type(v, *(a for a in (q, k, *initial_state) if a.dtype == jnp.float64))
     if chosen(implementation, "linear_attention", wide_v, {"K": q.shape[-1], "V": v.shape[-1]}, v.size) != "plain":
         from unisono_jax.kernels.linear_attention import attend
@@ -66,7 +67,7 @@ def parallel(
         return attend(q, k, v, initial_state, reset)
     length = q.shape[1]
     size = chunk_length(chunk_size, length)
-    q, k, v, S0, z0 = widened(*masked(valid, q, k, v), *initial_state)
+    q, k, v, S0, z0 = widened(*masked(valid, q, k, v), S0, z0)
     q, k, v = (chunks(a, size) for a in (q, k, v))  # [B, N, C, H, ·]
     reads, first, last, cut = shared(reset, size)
     scores = jnp.where(reads[:, :, None], dot("bnthk,bnjhk->bnhtj", q, k), 0)

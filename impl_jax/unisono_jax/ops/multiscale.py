@@ -16,7 +16,7 @@ from jax import lax
 from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops.carry import carried, chunk_length, chunks, joined, shared
-from unisono_jax.ops.elementwise import dot, masked, widened
+from unisono_jax.ops.elementwise import dot, masked, restarted, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.registry import chosen
 
@@ -116,6 +116,7 @@ def parallel(
     Σ_s c^s_t λ^s(t, j) / (q'_t·z^s_t + ε).
     """
     log_decay, weight = _of_each(q, log_decay, weight)
+    S0, z0 = initial_state = restarted(reset, initial_state)
     wide_v = jnp.result_type(v, *(a for a in (q, k, q_norm, k_norm, log_decay, weight, *initial_state) if a.dtype == jnp.float64))
     if chosen(implementation, "multiscale", wide_v, {"K": q.shape[-1], "V": v.shape[-1]}, v.size) != "plain":
         from unisono_jax.kernels.multiscale import attend
@@ -126,7 +127,7 @@ def parallel(
         return attend(q, k, v, q_norm, k_norm, log_decay, weight, initial_state, reset)
     length = q.shape[1]
     size = chunk_length(chunk_size, length)
-    *inputs, S0, z0 = widened(*masked(valid, q, k, v, q_norm, k_norm, log_decay, weight), *initial_state)
+    *inputs, S0, z0 = widened(*masked(valid, q, k, v, q_norm, k_norm, log_decay, weight), S0, z0)
     q, k, v, q_norm, k_norm, log_decay, weight = (chunks(a, size) for a in inputs)
     reads, first, _, cut = shared(reset, size)
     reads = reads[:, :, None]  # [.., .., 1, C, C], query by key

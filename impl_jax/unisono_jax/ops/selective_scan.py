@@ -18,7 +18,7 @@ from jax import lax
 from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops.carry import chunk_length, chunks, joined
-from unisono_jax.ops.elementwise import dot, masked, widened
+from unisono_jax.ops.elementwise import dot, masked, restarted, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.registry import chosen
 
@@ -79,6 +79,7 @@ def parallel(
     Inside a chunk, a token after the other; on a GPU, where that is a launch each, rows of about √C: the maps h → a h + b are composed
     down all rows at once, then h goes from row to row. A reset is a map with a = 0, a token that is not valid one with a = 1 and b = 0.
     """
+    initial_state = restarted(reset, initial_state)
     widest = jnp.result_type(u, *(a for a in (dt, A, B, C, D, initial_state) if a.dtype == jnp.float64))
     served = chosen(implementation, "selective_scan", widest, {"N": A.shape[-1]}, u.size)
     if served != "plain":

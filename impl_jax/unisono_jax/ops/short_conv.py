@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops.carry import chunk_length
-from unisono_jax.ops.elementwise import masked, wide, widened
+from unisono_jax.ops.elementwise import masked, restarted, wide, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.ops.packing import packing, segments, take
 from unisono_jax.registry import check_implementation
@@ -69,7 +69,7 @@ def parallel(
     check_implementation(implementation)
     batch, length, _ = x.shape
     chunk_length(chunk_size, length)
-    x, state = widened(*masked(valid, x), initial_state)
+    x, state = widened(*masked(valid, x), restarted(reset, initial_state))
     taps, carried = weight[:, 0].T.astype(x.dtype), state.shape[1]  # [w, D]
     tokens, segment = packing(valid, batch, length), segments(reset, batch, length)
     now = tokens.pack(segment)

@@ -15,7 +15,7 @@ from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops import position
 from unisono_jax.ops.carry import chunk_length, chunks, joined
-from unisono_jax.ops.elementwise import dot, masked, widened
+from unisono_jax.ops.elementwise import dot, masked, restarted, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.ops.packing import segments
 from unisono_jax.registry import check_implementation
@@ -69,7 +69,7 @@ def parallel(
     check_implementation(implementation)
     batch, length = q.shape[:2]
     size = chunk_length(chunk_size, length)
-    q, k, v, old_keys, old_values = widened(*masked(valid, q, k, v), *initial_state[:2])
+    q, k, v, old_keys, old_values = widened(*masked(valid, q, k, v), *restarted(reset, initial_state)[:2])
     count, capacity = initial_state[2], old_keys.shape[1]
     old_keys, old_values = masked(jnp.arange(capacity) < count[:, None], old_keys, old_values)
     index, last = position.parallel(count, length, reset, valid)  # [B, T], [B]

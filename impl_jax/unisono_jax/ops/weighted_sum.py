@@ -15,7 +15,7 @@ from jax import lax
 from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops import chunked
-from unisono_jax.ops.elementwise import sigmoid, wide
+from unisono_jax.ops.elementwise import restarted, sigmoid, wide
 from unisono_jax.registry import check_implementation
 
 
@@ -73,7 +73,7 @@ def parallel(
     """A segmented sum inside chunks of C tokens, as one matmul, with a carry between them."""
     check_implementation(implementation)
     dtype = wide(x, s, initial_state)
-    x, s, initial_state = x.astype(dtype), s.astype(dtype), initial_state.astype(dtype)
+    x, s, initial_state = x.astype(dtype), s.astype(dtype), restarted(reset, initial_state.astype(dtype))
     if valid is not None:
         x, s = jnp.where(valid[..., None], x, 0), jnp.where(valid, s, 0)
     xi = chunked.prefix(s[..., None] * sigmoid(x), 1.0, initial_state, chunk_size, None, reset)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from unisono_spec.contract.shapes import shaped
 
 from unisono_jax.ops.carry import chunk_length, chunks, joined
-from unisono_jax.ops.elementwise import dot, masked, widened
+from unisono_jax.ops.elementwise import dot, masked, restarted, widened
 from unisono_jax.ops.fold import fold
 from unisono_jax.ops.packing import packing, segments, take
 from unisono_jax.registry import check_implementation
@@ -70,7 +70,7 @@ def parallel(
     would copy each key more often than twice."""
     check_implementation(implementation)
     batch, length = q.shape[:2]
-    q, k, v, old_keys, old_values = widened(*masked(valid, q, k, v), *initial_state[:2])
+    q, k, v, old_keys, old_values = widened(*masked(valid, q, k, v), *restarted(reset, initial_state)[:2])
     count, w = initial_state[2], old_keys.shape[1]
     size = chunk_length(max(chunk_size, w), length)
     tokens, segment = packing(valid, batch, length), segments(reset, batch, length)

@@ -13,7 +13,7 @@ from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import sigmoid, wide
-from unisono_torch.ops.fold import check_length
+from unisono_torch.ops.fold import check_length, restarted
 from unisono_torch.ops.precision import exact
 from unisono_torch.ops.recurrence import chunked
 
@@ -66,6 +66,7 @@ def parallel(
 
     n counts the valid tokens read; a reset cuts both terms.
     """
+    initial_state = restarted(reset, initial_state)
     if use_triton(implementation, "decayed_sum", x.device, x.dtype):
         from unisono_torch.kernels.decayed_sum import decayed_sum
 

@@ -19,7 +19,7 @@ from unisono_spec.contract.shapes import shaped
 from unisono_torch.ops.compact import Compact, segments, take
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
-from unisono_torch.ops.fold import fold, masked
+from unisono_torch.ops.fold import fold, masked, restarted
 from unisono_torch.ops.precision import exact
 from unisono_torch.ops.recurrence import chunks
 
@@ -85,6 +85,7 @@ def parallel(
     Without resets a chunk is one matmul a channel, with a Toeplitz matrix. With resets, each pair of tokens has a mask of its own,
     and the convolution goes lag by lag.
     """
+    initial_state = restarted(reset, initial_state)
     if use_triton(implementation, "diagonal_ssm", u.device, u.dtype, {"P": C.shape[1]}):
         from unisono_torch.kernels.diagonal_ssm import diagonal_ssm as kernel
         from unisono_torch.kernels.diagonal_ssm import discretised

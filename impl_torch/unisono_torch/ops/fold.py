@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from unisono_spec.contract import InputError
+
+Arrays = TypeVar("Arrays", Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor])
 
 
 def fold(
@@ -30,6 +32,15 @@ def masked(valid: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
     if valid is None:
         return inputs
     return tuple(torch.where(valid.reshape(*valid.shape, *(1,) * (x.ndim - valid.ndim)), x, 0) for x in inputs)
+
+
+def restarted(reset: Tensor | None, state: Arrays) -> Arrays:
+    """A state [B, …], or its parts, as the first token of `reset` [B, T] finds it: zeros where it is reset, and a NaN is forgotten."""
+    if reset is None:
+        return state
+    several = isinstance(state, (tuple, list))
+    parts = masked(~reset[:, 0], *(state if several else (state,)))
+    return parts if several else parts[0]  # pyright: ignore[reportReturnType]
 
 
 def check_length(x: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from unisono_torch.ops import selective_scan
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import silu, softplus
+from unisono_torch.ops.fold import restarted
 
 
 def gate(scanned: tuple[Tensor, Tensor], u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,5 +55,6 @@ def parallel(
     if use_triton(implementation, "selective_scan", u.device, u.dtype, {"N": A.shape[1]}):
         from unisono_torch.kernels.selective_scan import selective_scan as kernel
 
+        initial_state = restarted(reset, initial_state)
         return kernel(u, dt, A, B, C, D, initial_state, reset, valid, z, softplus=True, out_dtype=u.dtype)
     return gate(selective_scan.parallel(u, softplus(dt), A, B, C, D, initial_state, reset, valid, chunk_size, implementation), u, z)

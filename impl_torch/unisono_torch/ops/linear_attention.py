@@ -15,7 +15,7 @@ from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.ops.dispatch import shorter, use_triton
 from unisono_torch.ops.elementwise import wide
-from unisono_torch.ops.fold import fold, masked
+from unisono_torch.ops.fold import fold, masked, restarted
 from unisono_torch.ops.precision import exact
 from unisono_torch.ops.recurrence import UPPER_CHUNK, chunked, chunks
 
@@ -59,6 +59,7 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[Tensor, State]:
     """Masked matmuls inside chunks of C tokens; the states between chunks are a segmented sum over chunks."""
+    initial_state = restarted(reset, initial_state)
     given = {"feature_map": "none", "one_dtype": q.dtype == k.dtype == v.dtype}
     if use_triton(implementation, "linear_attention", v.device, v.dtype, {"K": q.shape[-1], "V": v.shape[-1]}, **given):
         from unisono_torch.kernels.linear_attention import linear_attention

@@ -12,6 +12,7 @@ from unisono_torch.ops import linear_attention
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.features import feature_map as phi
+from unisono_torch.ops.fold import restarted
 from unisono_torch.ops.linear_attention import State
 from unisono_torch.ops.precision import exact
 
@@ -58,5 +59,6 @@ def parallel(
         from unisono_torch.kernels.linear_attention import linear_attention as kernel
 
         tau = tau if feature_map == "learned" else None  # a kernel leaves the gradient of others unwritten
+        initial_state = restarted(reset, initial_state)
         return kernel(q.to(v.dtype), k.to(v.dtype), v, initial_state, reset, valid, feature_map, tau)
     return linear_attention.parallel(*features(q, k, v, feature_map, tau, valid), v, initial_state, reset, valid, chunk_size, "plain")

@@ -18,7 +18,7 @@ from unisono_torch.arrays import readable
 from unisono_torch.ops.carry import carried, faded
 from unisono_torch.ops.dispatch import shorter, use_triton
 from unisono_torch.ops.elementwise import wide
-from unisono_torch.ops.fold import fold, masked
+from unisono_torch.ops.fold import fold, masked, restarted
 from unisono_torch.ops.precision import exact
 from unisono_torch.ops.recurrence import chunks
 from unisono_torch.ops.rotary import Turn
@@ -120,6 +120,7 @@ def parallel(
     All scales share q kᵀ: with a weight per head they are one matmul, masked by Σ_s c^s_t / (q'_t·z^s_t + ε) exp(L^s_t − L^s_j).
     A kernel takes q, k, q_norm and k_norm in v's dtype and gives o in it.
     """
+    initial_state = restarted(reset, initial_state)
     same = q is q_norm and k is k_norm
     widths = {"K": q.shape[-1], "V": v.shape[-1], "scales": initial_state[0].shape[1]}
     if use_triton(implementation, "multiscale", v.device, v.dtype, widths):
@@ -192,6 +193,7 @@ def turned(
             from unisono_torch.kernels.multiscale.turned import turned as kernel
 
             tau = tau if feature_map == "learned" else None  # a kernel leaves the gradient of others unwritten
+            initial_state = restarted(reset, initial_state)
             return kernel(qkv, turn.cos, turn.sin, feature_map, tau, log_decay, weight, initial_state, reset, valid, still)
     if feature_map == "learned":  # whose τ a NaN of padding would reach
         (qkv,) = masked(valid, qkv)

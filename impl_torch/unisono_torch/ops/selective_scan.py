@@ -15,7 +15,7 @@ from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
-from unisono_torch.ops.fold import check_length, fold, masked
+from unisono_torch.ops.fold import check_length, fold, masked, restarted
 from unisono_torch.ops.linear_scan import linear_scan
 from unisono_torch.ops.precision import exact
 from unisono_torch.ops.transforms import transformed
@@ -78,6 +78,7 @@ def parallel(
 
     A reset is a step with a factor of 0.
     """
+    initial_state = restarted(reset, initial_state)
     if use_triton(implementation, "selective_scan", u.device, u.dtype, {"N": A.shape[1]}):
         from unisono_torch.kernels.selective_scan import selective_scan
 

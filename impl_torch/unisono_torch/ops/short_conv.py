@@ -14,7 +14,7 @@ from unisono_spec.contract.shapes import shaped
 from unisono_torch.ops.compact import Compact, segments, take
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import silu, wide
-from unisono_torch.ops.fold import fold, masked
+from unisono_torch.ops.fold import fold, masked, restarted
 from unisono_torch.ops.precision import exact
 
 
@@ -74,6 +74,7 @@ def through(
     activated: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`parallel`; activated: SiLU(y) in x's dtype, which a kernel has inside."""
+    initial_state = restarted(reset, initial_state)
     kernel = use_triton(implementation, "short_conv", x.device, x.dtype, {"w": weight.shape[-1]})
     dtype, length, taps = wide(x.dtype), x.shape[1], weight.shape[-1]
     compact = None if valid is None else Compact(valid, x)

@@ -18,7 +18,7 @@ from unisono_torch.arrays import readable
 from unisono_torch.ops.compact import Compact, segments, take
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
-from unisono_torch.ops.fold import check_length, fold, masked
+from unisono_torch.ops.fold import check_length, fold, masked, restarted
 from unisono_torch.ops.graphs import capturing
 from unisono_torch.ops.precision import exact
 from unisono_torch.ops.transforms import attention
@@ -78,7 +78,7 @@ def parallel(
     """
     use_triton(implementation, "softmax_attention", v.device, v.dtype)
     check_length(q)
-    keys, values, count = initial_state
+    keys, values, count = restarted(reset, initial_state)
     length, capacity, dtype = q.shape[1], keys.shape[1], wide(v.dtype)
     fresh = fresh or (readable(count) and not count.any())
     q, k, v = masked(valid, q, k, v)

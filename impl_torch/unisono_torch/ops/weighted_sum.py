@@ -15,7 +15,7 @@ from unisono_spec.contract.shapes import shaped
 
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import sigmoid, wide
-from unisono_torch.ops.fold import check_length
+from unisono_torch.ops.fold import check_length, restarted
 from unisono_torch.ops.precision import exact
 from unisono_torch.ops.recurrence import chunked
 
@@ -62,6 +62,7 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """A segmented sum inside chunks of C tokens, as one masked matmul, with a carry between them."""
+    initial_state = restarted(reset, initial_state)
     if use_triton(implementation, "weighted_sum", x.device, x.dtype):
         from unisono_torch.kernels.weighted_sum import weighted_sum
 

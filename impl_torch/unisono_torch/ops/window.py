@@ -16,7 +16,7 @@ from unisono_spec.contract.shapes import shaped
 from unisono_torch.ops.compact import Compact, segments, take
 from unisono_torch.ops.dispatch import shorter, use_triton
 from unisono_torch.ops.elementwise import wide
-from unisono_torch.ops.fold import fold, masked
+from unisono_torch.ops.fold import fold, masked, restarted
 from unisono_torch.ops.precision import exact
 from unisono_torch.ops.recurrence import chunks
 from unisono_torch.ops.transforms import attention
@@ -72,7 +72,7 @@ def parallel(
     """A banded mask over the C valid tokens of a chunk and the w before them, or a kernel. Chunks are w tokens long at least: shorter
     ones would copy each key more often than twice."""
     dtype = wide(v.dtype)
-    keys, values, count = initial_state
+    keys, values, count = initial_state = restarted(reset, initial_state)
     w = keys.shape[1]
     compact, segment = Compact(valid, q), segments(reset, q)
     now = compact.pack(segment)  # [B, T]

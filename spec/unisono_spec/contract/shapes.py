@@ -122,7 +122,7 @@ def _check_all(known: tuple[tuple[str, int, Parts], ...], given: Mapping[str, An
 
 
 def _check(name: str, array: Any, axes: tuple[tuple[str, Terms], ...], sizes: dict[str, Any]) -> None:
-    """Holds an array's shape to `sizes`, which learn what letters stand for; and marks to booleans."""
+    """Holds an array's shape to `sizes`, which learn what letters stand for, of which only B may be 0; and marks to booleans."""
     if not hasattr(array, "shape"):
         words = ", ".join(word for word, _ in axes)
         raise InputError(f"{name}: {shown(array)} has type {type(array).__name__}; give an array [{words}]")
@@ -131,6 +131,8 @@ def _check(name: str, array: Any, axes: tuple[tuple[str, Terms], ...], sizes: di
     fits = len(array.shape) == len(axes)
     for (word, _), n, known in zip(axes, array.shape, wanted, strict=False):
         if known is None:
+            if word != "B" and n == 0:
+                raise InputError(f"{name}: {word} is 0; give at least one{' token' if word == 'T' else ''}")
             sizes[word] = n
         elif n != known and not (n == 1 and word.startswith("1|")):
             fits = False

@@ -54,7 +54,7 @@ def parallel(
     reset = np.zeros((batch, length), bool) if reset is None else reset
     valid = np.ones((batch, length), bool) if valid is None else valid
     u = np.where(valid[..., None], logistic(x), 0)
-    carry, out = initial_state, []
+    carry, out = np.where(reset[:, :1], 0, initial_state), []
     for start in range(0, length, chunk_size):
         part = slice(start, start + chunk_size)
         n = np.cumsum(valid[:, part], 1, dtype=np.real(x).dtype)  # [B, C]

@@ -91,7 +91,7 @@ def parallel(
     pr, pi = decay * np.cos(p * b), decay * np.sin(p * b)  # e^{pΔA} [C+1, D, P]
     fr, fi = pr * gr - pi * gi, pr * gi + pi * gr  # what an input has become p tokens later
     kernel = 2 * (C[..., 0] * fr - C[..., 1] * fi).sum(-1)  # [C+1, D]
-    hr, hi = initial_state[..., 0], initial_state[..., 1]
+    hr, hi = np.moveaxis(np.where(reset[:, 0, None, None, None], 0, initial_state), -1, 0)
     out = []
     for start in range(0, length, chunk_size):
         part = slice(start, start + chunk_size)

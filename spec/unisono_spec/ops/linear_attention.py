@@ -57,7 +57,8 @@ def parallel(
     valid = np.ones((batch, length), bool) if valid is None else valid
     q, k, v = (np.where(valid[..., None, None], a, 0) for a in (q, k, v))
     v = np.concatenate([v, np.ones_like(v[..., :1])], -1)  # [B, T, H, V+1]
-    carry, out = np.concatenate([initial_state[0], initial_state[1][..., None]], -1), []  # [B, H, K, V+1]
+    carry = np.concatenate([initial_state[0], initial_state[1][..., None]], -1)  # [B, H, K, V+1]
+    carry, out = np.where(reset[:, 0, None, None, None], 0, carry), []
     for start in range(0, length, chunk_size):
         part = slice(start, start + chunk_size)
         segment = np.cumsum(reset[:, part], 1)  # [B, C]

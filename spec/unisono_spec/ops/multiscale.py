@@ -113,7 +113,8 @@ def parallel(
     valid = np.ones((batch, length), bool) if valid is None else valid
     q, k, v, q_norm, k_norm = (np.where(valid[..., None, None], a, 0) for a in (q, k, v, q_norm, k_norm))
     log_decay, weight = np.where(valid[..., None], log_decay, 0), np.where(valid[..., None, None, None], weight, 0)
-    (S, z), out, wide = initial_state, [], np.result_type(log_decay.dtype, np.float64)
+    S, z = (np.where(reset[:, 0].reshape(-1, *(1,) * (a.ndim - 1)), 0, a) for a in initial_state)
+    out, wide = [], np.result_type(log_decay.dtype, np.float64)
     for start in range(0, length, chunk_size):
         part = slice(start, start + chunk_size)
         segment = np.cumsum(reset[:, part], 1)  # [B, C]

@@ -69,7 +69,7 @@ def parallel(
     """
     keep = np.ones(u.shape[:2], bool) if valid is None else valid
     u, dt, B, C = (np.where(keep[..., None], a, 0) for a in (u, dt, B, C))
-    h, out = initial_state, []
+    h, out = initial_state if reset is None else np.where(reset[:, 0, None, None], 0, initial_state), []
     for start in range(0, u.shape[1], chunk_size):
         part = slice(start, start + chunk_size)
         a = kept(np.einsum("btd,dn->btdn", dt[:, part], A))

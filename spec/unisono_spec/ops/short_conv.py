@@ -61,7 +61,7 @@ def parallel(
     valid = np.ones((batch, length), bool) if valid is None else valid
     x = np.where(valid[..., None], x, 0)
     carried, out = weight.shape[-1] - 1, []
-    carry = initial_state
+    carry = np.where(reset[:, 0, None, None], 0, initial_state)
     slots = np.broadcast_to(np.arange(1 - carried, 1), (batch, carried))  # the order of carried inputs; the newest is 0
     for start in range(0, length, chunk_size):
         part = slice(start, start + chunk_size)

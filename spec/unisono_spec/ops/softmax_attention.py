@@ -71,7 +71,8 @@ def parallel(
     _check_capacity(index[valid], capacity)
 
     slots = np.broadcast_to(np.arange(capacity), (batch, capacity))
-    keys, values = np.concatenate([initial_state[0], k], 1), np.concatenate([initial_state[1], v], 1)  # [B, capacity+T, H, ·]
+    old = (np.where(reset[:, 0, None, None, None], 0, a) for a in initial_state[:2])
+    keys, values = (np.concatenate(both, 1) for both in zip(old, (k, v), strict=True))  # [B, capacity+T, H, ·]
     where = np.concatenate([slots, index], 1)
     present = np.concatenate([slots < count[:, None], valid], 1)
     belongs = np.concatenate([np.zeros((batch, capacity), int), segment], 1)

@@ -64,7 +64,7 @@ def parallel(
     reset = np.zeros((batch, length), bool) if reset is None else reset
     valid = np.ones((batch, length), bool) if valid is None else valid
     u = np.where(valid[..., None], s[..., None] * logistic(x), 0)
-    carry, out = initial_state, []
+    carry, out = np.where(reset[:, :1], 0, initial_state), []
     for start in range(0, length, chunk_size):
         part = slice(start, start + chunk_size)
         segment = np.cumsum(reset[:, part], 1)  # [B, C]

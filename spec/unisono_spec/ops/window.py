@@ -66,7 +66,8 @@ def parallel(
     reset = np.zeros((batch, length), bool) if reset is None else reset
     valid = np.ones((batch, length), bool) if valid is None else valid
     q, k, v = (np.where(valid[..., None, None], a, 0) for a in (q, k, v))
-    keys, values, count = initial_state
+    *carried, count = initial_state
+    keys, values = (np.where(reset[:, 0, None, None, None], 0, a) for a in carried)
     w, out = keys.shape[1], []
     slots = np.broadcast_to(np.arange(1 - w, 1), (batch, w))  # the order of carried tokens; the newest is 0
     for start in range(0, length, chunk_size):
