@@ -20,7 +20,7 @@ from unisono_spec.ops import diagonal_ssm, multiscale
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     """What other tests have asked for, and where it is kept, is theirs."""
-    monkeypatch.setattr(truth, "_memory", {})
+    monkeypatch.setattr(truth, "_memory", type(truth._memory)())
     monkeypatch.setattr(truth, "_store", None)
     yield
     truth.keep_in(None)

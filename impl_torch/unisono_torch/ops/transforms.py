@@ -37,13 +37,39 @@ def again(function: Callable[..., Any], inputs: Sequence[Any], needed: Sequence[
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, reads: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """PyTorch's fused attention, q, k [B, H, T, K], v [B, H, T, V] → [B, H, T, V]; by matmuls under vmap and in forward mode, which it
-    does not know."""
-    with sdpa_kernel(SDPBackend.MATH) if transformed() and _batched_or_forward() else contextlib.nullcontext():
-        return F.scaled_dot_product_attention(q, k, v, reads, is_causal=is_causal)
+    """PyTorch's fused attention, q, k [B, H, T, K], v [B, H, T, V] → [B, H, T, V]; by matmuls under vmap, in forward mode and where it
+    shall be differentiated twice, which it does not know."""
+    if transformed():
+        with sdpa_kernel(SDPBackend.MATH) if _beyond_one_gradient() else contextlib.nullcontext():
+            return F.scaled_dot_product_attention(q, k, v, reads, is_causal=is_causal)
+    o = F.scaled_dot_product_attention(q, k, v, reads, is_causal=is_causal)
+    return o if torch.compiler.is_compiling() or not o.requires_grad else _Twice.apply(o, q, k, v, reads, is_causal)
 
 
-def _batched_or_forward() -> bool:
+class _Twice(torch.autograd.Function):
+    """o as it is. Its gradient is fused attention's own, but where it is differentiated in its turn: there it is that of matmuls."""
+
+    @staticmethod
+    def forward(ctx: Any, o: Tensor, q: Tensor, k: Tensor, v: Tensor, reads: Tensor | None, is_causal: bool) -> Tensor:
+        ctx.save_for_backward(q, k, v, reads)
+        ctx.is_causal = is_causal
+        return o.view_as(o)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        if not torch.is_grad_enabled():  # of create_graph=True
+            return *grads, None, None, None, None, None
+        *given, reads = ctx.saved_tensors
+
+        def by_matmuls(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            with sdpa_kernel(SDPBackend.MATH):
+                return F.scaled_dot_product_attention(q, k, v, reads, is_causal=ctx.is_causal)
+
+        return None, *again(by_matmuls, given, ctx.needs_input_grad[1:4], grads), None, None
+
+
+def _beyond_one_gradient() -> bool:
+    """Whether the transforms at work ask for more than one gradient of plain calls."""
     functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    stack = functorch.get_interpreter_stack() or ()
-    return forward_ad._current_level >= 0 or any(level.key() == functorch.TransformType.Vmap for level in stack)
+    kinds = [level.key() for level in functorch.get_interpreter_stack() or ()]
+    return forward_ad._current_level >= 0 or kinds != [functorch.TransformType.Grad]
