@@ -1,7 +1,9 @@
 """Compiles every kernel of a decoded token for an H100 that need not be there, as presets of one layer launch them. Run in a process
-without TRITON_INTERPRET: `python -m impl_torch.tests.kernels.aot_decoding`."""
+without TRITON_INTERPRET: `python -m impl_torch.tests.kernels.aot_decoding`, perhaps with names of those that it shall be."""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 from unisono_spec.contract import preset
@@ -15,7 +17,23 @@ from unisono_torch.ops import dispatch
 
 from . import absent
 
-PRESETS = "lat-base", "transformer-base", "mamba-130m", "s4d-base", "infinityformer-base", "cram-paper", "maru"
+PRESETS = (
+    "lat-base",
+    "transformer-base",
+    "mamba-130m",
+    "s4d-base",
+    "infinityformer-base",
+    "cram-paper",
+    "maru",
+    "cram-fixed-gpt2",
+    "cram-plus",
+)
+CONFIGS = {
+    **{name: preset(name) for name in PRESETS},
+    "channels": preset("cram-plus").replace(channel_weights=True, skip=True),
+    "wide": preset("lat-base").replace(attention="window", window=2048),
+    "head norm": preset("lat-base").replace(head_norm=True),
+}
 
 
 def main() -> None:
@@ -24,9 +42,8 @@ def main() -> None:
     dispatch.available = registry.available = fused.available = lambda device: True  # pyright: ignore[reportPrivateImportUsage]
     common.early = lambda device: True
     operator._multiprocessors = lambda device: 132
-    for name in PRESETS:
-        config = preset(name)
-        config = config.replace(n_layers=1, vocab_size=64)
+    for name in sys.argv[1:] or CONFIGS:
+        config = CONFIGS[name].replace(n_layers=1, vocab_size=64)
         for batch, joined in ((1, ""), (16, "slabs"), (256, "tiles"), (256, "fronts"), (256, "")):
             parts.joined = lambda model, batch, joined=joined: joined
             model = create(config, dtype="bfloat16", implementation="triton")

@@ -21,9 +21,10 @@ from unisono_spec.contract.transformer import TransformerConfig
 from unisono_torch import create
 from unisono_torch.arrays import numpy_state
 from unisono_torch.decoding import Decoder, decoder, parts
+from unisono_torch.decoding import fused as fused_module
 from unisono_torch.decoding.fused import fused
 from unisono_torch.decoding.parts import Held
-from unisono_torch.kernels.decode import attention, project
+from unisono_torch.kernels.decode import attention, project, windows
 from unisono_torch.kernels.decode.project import MOST
 from unisono_torch.kernels.registry import interpreted
 from unisono_torch.models.base import Model
@@ -44,6 +45,14 @@ CONFIGS: dict[str, Config] = {
     "adaptive": CRAMConfig(scheme="adaptive", d_model=8, n_layers=2, vocab_size=30, position_bits=6),
     "exclusive": CRAMConfig(scheme="adaptive", d_model=20, n_layers=1, vocab_size=30, position_bits=6, exclusive=True),
     "fixed": CRAMConfig(d_model=8, n_layers=1, vocab_size=30),
+    "retained": CRAMConfig(
+        scheme="adaptive", d_model=20, n_layers=2, vocab_size=30, position_bits=6, input_norm=True, learned_decay=True, normalised=True
+    ),
+    "channels": CRAMConfig(
+        scheme="adaptive", d_model=20, n_layers=2, vocab_size=30, position_bits=6, channel_weights=True, learned_decay=True, skip=True
+    ),
+    "after": CRAMConfig(scheme="adaptive", d_model=8, n_layers=1, vocab_size=30, position_bits=6, residual="after"),
+    "wide": LAT.replace(attention="window", window=7, n_layers=1, positions="rope"),
     "infinity": InfinityFormerConfig(d_model=8, n_layers=1, n_heads=2, d_ffn=8, vocab_size=30),
     "numerator": InfinityFormerConfig(
         d_model=8, n_layers=1, n_heads=2, d_ffn=8, vocab_size=30, rope="numerator", decay="data", gate="vector", feature_map="learned"
@@ -65,7 +74,7 @@ CONFIGS: dict[str, Config] = {
     ),
     "maru": MARUConfig(d_model=8, vocab_size=30, head_hidden=8, d_state=4, n_banks=2, n_slots=3, d_memory=4, router_hidden=4),
 }
-PLAIN = ("fixed",)  # in a graph, but of the step's own operations
+PLAIN = ("after",)  # in a graph, but of the step's own operations
 WARM = Sampling(temperature=1.5, seed=7)
 FIRST = 6  # tokens before the decoder takes over
 
@@ -80,11 +89,21 @@ def text(length: int, batch: int = 2) -> np.ndarray:
     return np.random.default_rng(length).integers(0, 30, (batch, length))
 
 
+def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of more than four tokens by pieces of four slots, each in two turns."""
+    for holder, what, value in ((fused_module, "MOST_WINDOW", 4), (windows, "PIECE", 4), (windows, "BLOCK", 2)):
+        monkeypatch.setattr(holder, what, value)
+
+
 FEW = [(name, 2, MOST, "") for name in CONFIGS]
 # read by products that are one launch each, and by a library's
 SOME = ("taylor2", "s4d", "numerator", "mamba") if interpreted() else CONFIGS
 SIZES = (2, 1) if interpreted() else (MOST + 1, MOST)
-MANY = [(name, *SIZES, form) for form in ("slabs", "tiles", "fronts") for name in CONFIGS] + [(name, *SIZES, "") for name in SOME]
+FORMS = {"slabs": CONFIGS, "tiles": CONFIGS, "fronts": CONFIGS, "": SOME}
+ALIKE = ("retained", "wide")  # whose products are others'
+MANY = [
+    (name, *SIZES, form) for form, names in FORMS.items() for name in names if name not in ALIKE or form == "fronts" or not interpreted()
+]
 
 
 @pytest.mark.parametrize(("name", "batch", "most", "joined"), FEW + MANY)
@@ -92,11 +111,13 @@ def test_steps_are_those_of_the_spec(name: str, batch: int, most: int, joined: s
     """Logits of every token and the state after the last, from a state after others."""
     monkeypatch.setattr(project, "MOST", most)
     monkeypatch.setattr(parts, "joined", lambda model, batch: joined)
+    if name == "wide":
+        in_pieces(monkeypatch)
     if interpreted():  # heads are wide enough for two programs each
         monkeypatch.setattr(attention, "_slices", lambda owners, width: 2 - width % 2)
         if name == "lat":  # … and features many enough for two turns
             monkeypatch.setattr(attention, "FEATURES", (2, 2))
-        if name in ("rope", "taylor2", "infinity", "transformer", "mamba", "maru", "stack"):
+        if name in ("rope", "taylor2", "infinity", "transformer", "mamba", "maru", "stack", "channels", "wide"):
             together(monkeypatch)
             monkeypatch.setattr(project, "at_once", lambda: True)
     model, params = made(CONFIGS[name], device, implementation="triton" if name in ("maru", "stack") else "auto")  # cells by kernel

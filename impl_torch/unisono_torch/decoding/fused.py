@@ -6,14 +6,13 @@ What is not here is read by `Model.step`'s own operations, in the same graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from unisono_spec.contract.base import ANY
 
-from unisono_torch.decoding import recurrent
+from unisono_torch.decoding import cram, recurrent
 from unisono_torch.decoding.parts import Held, Parts, next_norm
 from unisono_torch.decoding.recurrent import Step
 from unisono_torch.kernels.registry import available
@@ -46,12 +45,10 @@ def fused(model: Model, state: State, held: Held) -> tuple[State, Step] | None:
     return None if step is None else (own, step)
 
 
-def _lat(model: Any, state: State, parts: Parts) -> Step | None:
+def _lat(model: Any, state: State, parts: Parts) -> Step:
     from unisono_torch.kernels.decode import attention
 
     blocks, position = model.blocks, state["position"]
-    if "window" in blocks.kinds and blocks.window > MOST_WINDOW:
-        return None
     tables = {}
     for width in model.turned:
         made = torch.from_numpy(rotary.prepare(width, blocks.rope_base)).to(position.device, torch.float32)
@@ -88,7 +85,7 @@ def _apart(block: Any, parts: Parts) -> bool:
 
 def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) -> Callable[[Tensor, dict], Tensor]:
     """x [B, D] and the rotations by width → x and what the mixer adds to it."""
-    from unisono_torch.kernels.decode import attention, scans
+    from unisono_torch.kernels.decode import attention, scans, windows
 
     mixer = block.mixer
     if block.states == ("conv",):
@@ -96,69 +93,22 @@ def _mixer(block: Any, state: Sequence[Tensor], position: Tensor, parts: Parts) 
         bias = None if mixer.conv.bias is None else mixer.conv.bias.detach()
         out = parts.finish(mixer.out, 0, following=block.ffn_norm)
         return lambda x, rotaries: scans.conv_step(into(x), state[0], weight, bias, out, x)
-    normed = getattr(mixer, "head_norm", None)
     apart = _apart(block, parts)
-    alone = normed is not None or apart
-    finish = parts.finish(mixer.out, len(state[0]) * mixer.heads, alone, None if alone else block.ffn_norm)
+    finish = parts.finish(mixer.out, len(state[0]) * mixer.heads, apart, None if apart else block.ffn_norm)
     qkv, width = parts.linear(mixer.qkv, block.mixer_norm), mixer.width
     if mixer.kind == "linear":
-        tau = None if mixer.tau is None else mixer.tau.detach()
+        tau, norm = None if mixer.tau is None else mixer.tau.detach(), parts.norm(mixer.head_norm)
         S, z = state
-
-        def linear(x: Tensor, rotaries: dict) -> Tensor:
-            return attention.linear_step(qkv(x), S, z, width, mixer.feature_map, tau, rotaries.get(width), finish, x)
-
-        if normed is None:
-            return linear
-        after = parts.linear(mixer.out, following=block.ffn_norm)
-
-        def within(x: Tensor, rotaries: dict) -> Tensor:
-            o = linear(x, rotaries)
-            return after(normed(o.unflatten(-1, (mixer.heads, -1))).flatten(-2).to(o.dtype), x)
-
-        return within
+        return lambda x, rotaries: attention.linear_step(qkv(x), S, z, width, mixer.feature_map, tau, rotaries.get(width), finish, x, norm)
     keys, values = state
     if mixer.kind == "window":
+        if keys.shape[1] > MOST_WINDOW:
+            return lambda x, rotaries: windows.window_step(qkv(x), keys, values, position, rotaries.get(width), finish, x)
         return lambda x, rotaries: attention.window_step(qkv(x), keys, values, position, rotaries.get(width), finish, x)
     if not apart:
         return lambda x, rotaries: attention.softmax_step(qkv(x), keys, values, position, rotaries.get(width), finish, x)
     out = parts.linear(mixer.out, following=block.ffn_norm)
     return lambda x, rotaries: out(attention.softmax_step(qkv(x), keys, values, position, rotaries.get(width), finish, None), x)
-
-
-def _cram(model: Any, state: State, parts: Parts) -> Step | None:
-    from unisono_torch.kernels.decode.sums import sum_step
-
-    config, position = model.config, state.get("position")
-    if position is None or config.residual == "after" or config.input_norm or config.retains or config.skip:
-        return None  # the fixed scheme, whose ξ goes in float32 through all that follows, and variants
-
-    def layer(block: Any, xi: Tensor, last: nn.Module | None) -> Callable[[Tensor], Tensor]:
-        score = block.mixer
-        ask = parts.linear(SimpleNamespace(weight=score.Q, bias=None), score)
-        one, two, three = ((a.weight.detach(), a.bias.detach()) for a in score.score)
-        up, down = parts.linear(block.ffn.up, block.norm, "gelu_tanh"), parts.linear(block.ffn.down, following=last)
-        turns, following = torch.zeros_like(position), parts.following(block.norm)
-        how = position, (one, two, three), score.key_scale, xi, config.exclusive, turns, following
-
-        def step(x: Tensor) -> Tensor:
-            return down(up(sum_step(x, ask(x), *how)), x)
-
-        return step
-
-    asking = [block.mixer if parts.joined == "fronts" else None for block in model.layers[1:]]
-    norms = [*asking, model.norm]
-    layers = [layer(block, state[f"layers.{i}.xi"], norms[i]) for i, block in enumerate(model.layers)]
-    embedding, head = parts.embedding(model), parts.head(model)
-
-    def step(token: Tensor) -> Tensor:
-        x = embedding(token)
-        for one in layers:
-            x = one(x)
-        position.add_(1)
-        return head(x)
-
-    return step
 
 
 def _infinityformer(model: Any, state: State, parts: Parts) -> Step:
@@ -210,7 +160,7 @@ _BUILDERS: dict[str, Callable[[Any, State, Parts], Step | None]] = {
     "transformer": _lat,
     "mamba": recurrent.mamba,
     "s4d": recurrent.s4d,
-    "cram": _cram,
+    "cram": cram.cram,
     "infinityformer": _infinityformer,
     "maru": recurrent.maru,
 }

@@ -14,8 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unisono_torch.kernels.decode.common import done, last, launch, loaded, ready
-from unisono_torch.kernels.decode.project import Finish, finished
+from unisono_torch.kernels.decode.common import NORMS, done, last, launch, loaded, ready
+from unisono_torch.kernels.decode.common import normed as normed_row
+from unisono_torch.kernels.decode.project import NO_NORM, Finish, finished
+from unisono_torch.kernels.decode.tiles import Norm
 from unisono_torch.kernels.gelu import sigmoid
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -49,7 +51,7 @@ def angles(position, table, cos, sin, HALF: tl.constexpr, BLOCK: tl.constexpr, E
 
 
 @triton.jit
-def _turned(p, i, mask, cos, sin, K: tl.constexpr, ROPE: tl.constexpr):
+def turned(p, i, mask, cos, sin, K: tl.constexpr, ROPE: tl.constexpr):
     """Elements i of a head of K at p, float32, turned by the angles at cos and sin."""
     x = tl.load(p + i, mask=mask, other=0.0).to(tl.float32)
     if ROPE:
@@ -68,12 +70,12 @@ def _features(p, f, F: tl.constexpr, K: tl.constexpr, tau, cos, sin, MAP: tl.con
         i = tl.where(f <= K, f - 1, (f - 1 - K) // K)
         j = tl.where(f <= K, 0, (f - 1 - K) % K)
         inside = (f > 0) & (f < F)
-        x = _turned(p, i, inside, cos, sin, K, ROPE)
-        y = _turned(p, j, inside & (f > K), cos, sin, K, ROPE)
+        x = turned(p, i, inside, cos, sin, K, ROPE)
+        y = turned(p, j, inside & (f > K), cos, sin, K, ROPE)
         x = tl.where(f <= K, x / tl.sqrt(tl.sqrt(K * 1.0)), x * y / tl.sqrt(2.0 * K))
         x = tl.where(f == 0, 1.0, x)
     else:
-        x = _turned(p, f, f < F, cos, sin, K, ROPE)
+        x = turned(p, f, f < F, cos, sin, K, ROPE)
         if MAP == 2:
             x = x * tl.load(tau).to(tl.float32)
         if MAP < 4:
@@ -86,13 +88,15 @@ def _features(p, f, F: tl.constexpr, K: tl.constexpr, tau, cos, sin, MAP: tl.con
 
 @triton.jit
 def linear(
-    qkv, S, z, tau, cos, sin, o, turns, W, bias, residual, out, counters, gain, shift, normed, blocks, N, HEADS: tl.constexpr,
+    qkv, S, z, tau, cos, sin, head_gain, o, turns, W, bias, residual, out, counters, gain, shift, normed, blocks, N, HEADS: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, F: tl.constexpr, MAP: tl.constexpr, ROPE: tl.constexpr, BF: tl.constexpr, SLICES: tl.constexpr,
-    BV: tl.constexpr, STEPS: tl.constexpr, BATCH: tl.constexpr, PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, SPLIT: tl.constexpr, DOT: tl.constexpr, NEXT: tl.constexpr,
-    NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
+    BV: tl.constexpr, HEAD_NORM: tl.constexpr, HEAD_EPS: tl.constexpr, STEPS: tl.constexpr, BATCH: tl.constexpr, PROGRAMS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TALL: tl.constexpr, SPLIT: tl.constexpr,
+    DOT: tl.constexpr, NEXT: tl.constexpr, NEXT_EPS: tl.constexpr, SHARE: tl.constexpr, WHOLE: tl.constexpr, TOGETHER: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """S [B, H, F, V] and z [B, H, F] grow by this token; o [B, H·V] is what it reads of them, SLICES programs a head.
+    """S [B, H, F, V] and z [B, H, F] grow by this token; o [B, H·V] is what it reads of them, SLICES programs a head, or its norm by
+    heads, each in one program.
 
     PROGRAMS more turn o into out: see `finished`.
     """
@@ -125,7 +129,11 @@ def linear(
             tl.store(cell, s, mask=mask)
             top += tl.sum(q[:, None] * s, 0)
             bottom += tl.sum(q * (tl.load(z + at + f, mask=f < F, other=0.0) + k), 0)
-        tl.store(o + owner * V + v, (top / (bottom + EPS)).to(o.dtype.element_ty), mask=v < V)
+        TYPE: tl.constexpr = o.dtype.element_ty
+        found = (top / (bottom + EPS)).to(TYPE)
+        if HEAD_NORM > 0:
+            found = normed_row(found.to(tl.float32), v, V, head_gain, head_gain, HEAD_NORM, HEAD_EPS, TYPE).to(TYPE)
+        tl.store(o + owner * V + v, found, mask=v < V)
         done(counters, TOGETHER)
         if last(turns + owner, SLICES):
             loaded()
@@ -239,8 +247,8 @@ def window(
         cos += row * (K // 2)
         sin += row * (K // 2)
         ready(EARLY)
-        q = _turned(own, i, inside, cos, sin, K, ROPE).to(TYPE).to(tl.float32)
-        k = _turned(own + HEADS * K, i, inside, cos, sin, K, ROPE).to(TYPE).to(tl.float32)
+        q = turned(own, i, inside, cos, sin, K, ROPE).to(TYPE).to(tl.float32)
+        k = turned(own + HEADS * K, i, inside, cos, sin, K, ROPE).to(TYPE).to(tl.float32)
         v = tl.load(own + 2 * HEADS * K + i, mask=inside, other=0.0).to(tl.float32)
         slot = tl.arange(0, BW)
         filled = (slot < WIDTH) & (slot >= WIDTH - 1 - tl.load(count + row))
@@ -293,8 +301,8 @@ def softmax(
         if low <= here:
             own = qkv + row * (3 * HEADS * K) + head * K
             TYPE: tl.constexpr = qkv.dtype.element_ty
-            q = _turned(own, i, inside, cos + row * (K // 2), sin + row * (K // 2), K, ROPE).to(TYPE).to(tl.float32) * (scale * LOG2E)
-            k = _turned(own + HEADS * K, i, inside, cos + row * (K // 2), sin + row * (K // 2), K, ROPE).to(TYPE)
+            q = turned(own, i, inside, cos + row * (K // 2), sin + row * (K // 2), K, ROPE).to(TYPE).to(tl.float32) * (scale * LOG2E)
+            k = turned(own + HEADS * K, i, inside, cos + row * (K // 2), sin + row * (K // 2), K, ROPE).to(TYPE)
             v = tl.load(own + 2 * HEADS * K + i, mask=inside, other=0.0)
             base = row.to(tl.int64) * CAPACITY * HEADS * K + head * K
             most = tl.full((), -float("inf"), tl.float32)
@@ -358,17 +366,22 @@ def _slices(owners: int, width: int) -> int:
 
 def linear_step(
     qkv: Tensor, S: Tensor, z: Tensor, width: int, feature_map: str, tau: Tensor | None, rotary: tuple[Tensor, Tensor] | None,
-    finish: Finish, x: Tensor | None,
+    finish: Finish, x: Tensor | None, norm: Norm = NO_NORM,
 ) -> Tensor:  # fmt: skip
-    """qkv [B, H·(2K + V)], S [B, H, F, V] and z, which are advanced → what `finish` makes of o [B, H·V], on x [B, D]. width: K."""
+    """qkv [B, H·(2K + V)], S [B, H, F, V] and z, which are advanced → what `finish` makes of o [B, H·V], on x [B, D]. width: K. norm: of
+    each head's o."""
     batch, heads, features, v = S.shape
     o = qkv.new_empty((batch, heads * v))
     cos, sin = (z, z) if rotary is None else rotary
-    block, slices = min(FEATURES[1], max(FEATURES[0], triton.next_power_of_2(features))), _slices(batch * heads, v)
+    block, slices = (
+        min(FEATURES[1], max(FEATURES[0], triton.next_power_of_2(features))),
+        _slices(batch * heads, v) if norm[0] == "none" else 1,
+    )
     programs, out, given = finish.launched(batch * heads * slices, o, x)
     linear[(programs,)](
-        qkv, S, z, tau, cos, sin, o, finish.turns, HEADS=heads, K=width, V=v, F=features, MAP=MAPS[feature_map], ROPE=rotary is not None,
-        BF=block, SLICES=slices, BV=triton.next_power_of_2(v // slices), **given,
+        qkv, S, z, tau, cos, sin, norm[1], o, finish.turns, HEADS=heads, K=width, V=v, F=features, MAP=MAPS[feature_map],
+        ROPE=rotary is not None, BF=block, SLICES=slices, BV=triton.next_power_of_2(v // slices), HEAD_NORM=NORMS[norm[0]],
+        HEAD_EPS=norm[3], **given,
     )  # fmt: skip
     return finish.after(out, x)
 
