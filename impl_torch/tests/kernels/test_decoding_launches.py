@@ -140,7 +140,7 @@ def test_tiles_fit_smaller_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "interpreted", lambda: False)
     sizes = itertools.product((5, 16, 40, 256, 65535), (1, 80, 512, 2048, 8192), (8, 100, 1024, 8192), (False, True), (2, 4))
     for m, n, k, paired, size in sizes:
-        tile = tiles.tile(m, n, k, paired, size)
-        assert (tile.tall + tile.wide * (1 + paired)) * tile.deep * size * tile.stages <= 99 << 10
-        assert min(tile.tall, tile.deep) >= 16
-        assert tile.wide >= parts.NARROWEST
+        for tile in (cut(m, n, k, paired, size) for cut in (tiles.tile, tiles.tile_after)):
+            assert (tile.tall + tile.wide * (1 + paired)) * tile.deep * size * tile.stages <= 99 << 10
+            assert min(tile.tall, tile.deep) >= 16
+            assert tile.wide >= parts.NARROWEST

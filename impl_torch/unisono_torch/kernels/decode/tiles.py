@@ -40,6 +40,7 @@ _FETCH = tl.constexpr("prefetch.global.L2 [$1]; mov.u32 $0, 0;")
 SHARED = 96 << 10  # bytes of shared memory, which GPUs have that are no H100
 FULL = 120  # programs that a large GPU runs at once, about
 AFTER = 140  # programs, about, of which more would be a second round
+WIDEST = 1024  # of presets: pieces of longer rows are more on their way, which pays there
 FRONT = 4096  # numbers of rows that a program norms before others multiply
 
 
@@ -295,22 +296,26 @@ def tile(m: int, n: int, k: int, paired: bool, size: int, deepest: int = 256) ->
 
 def tile_after(m: int, n: int, k: int, paired: bool, size: int) -> Tile:
     """As `tile`, of a product that waits for programs of its launch: many of them, each of which holds little."""
+    wider = not interpreted() and size == 2 and k > WIDEST and not paired
     if interpreted() or m <= 32:
-        return tile(m, n, k, paired, size)
+        shape = tile(m, n, k, paired, size)
+        return Tile(16, 16, 128, 2, 6) if wider and shape.tall == 16 else shape
     wide = 32 // (1 + paired)
     while wide < 128 // (1 + paired) and triton.cdiv(m, 64) * triton.cdiv(n, 2 * wide) >= AFTER:
         wide *= 2
-    return Tile(64, wide, min(128 // size, max(16, triton.next_power_of_2(k))), 4, 4)
+    return Tile(64, wide, min(128 // size, max(16, triton.next_power_of_2(k))), 4, 6 if wider and wide == 32 else 4)
 
 
 def split_shape(m: int, n: int, k: int, size: int) -> tuple[Tile, int, int]:
-    """The tiles of `split`, how many there are, and how many programs each has: two a multiprocessor of a large GPU, about."""
+    """The tiles of `split`, how many there are, and how many programs each has: two a multiprocessor of a large GPU, about, and of some ten
+    sequences in 16 bits three."""
     deep = max(16, min(256 // size, triton.next_power_of_2(k)))
     tall, wide = min(64, max(16, triton.next_power_of_2(m))), 16 if interpreted() else 32
     tiles, splits = triton.cdiv(m, tall) * triton.cdiv(n, wide), 1
-    while tiles * splits <= 2 * FULL and (splits + 1) * deep <= k:
+    few = size == 2 and m <= 32
+    while tiles * splits <= (2 + few) * FULL and (splits + 1) * deep <= k:
         splits += 1
-    return Tile(tall, wide, deep, 4, 3), tiles, splits
+    return Tile(tall, wide, deep, 4, 3 + few), tiles, splits
 
 
 def shares(m: int, n: int, k: int, size: int) -> bool:
