@@ -162,8 +162,8 @@ class TrainConfig:
     """Keep each block's inputs alone, and compute the block again for the gradient: less memory, a third more work."""
     compile: bool = False
     """torch.compile the step; jax always does."""
-    cuda_graphs: bool = False
-    """Replay forward and backward as one CUDA graph, compiled or not: the same bits, without what launches cost the host (torch)."""
+    cuda_graphs: bool | Literal["auto"] = "auto"
+    """Replay forward and backward as one CUDA graph: the same bits, without what launches cost the host; auto, where it can be (torch)."""
     backend: Literal["torch", "jax"] | None = None
     """The default is the first of them that is installed."""
     device: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -21,18 +22,28 @@ _lock = threading.Lock()
 def captured(work: Callable[[], _Found], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, _Found]:
     """A graph of what `work` launches on the current device, which is run once before, and what it returns. pool: of memory, as
     `torch.cuda.graph_pool_handle` gives one, for graphs that are never replayed beside each other."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    stream, home = torch.cuda.Stream(), torch.cuda.current_stream()
+    pool = torch.cuda.graph_pool_handle() if pool is None else pool
+    stream.wait_stream(home)
     with torch.cuda.stream(stream):  # once without a graph, in which libraries could not set themselves up
         work()
-    torch.cuda.current_stream().wait_stream(stream)
+    home.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     # a workspace of cuBLAS is this graph's own, in its memory: graphs that share one cannot run beside each other
     torch._C._cuda_clearCublasWorkspaces()
     # PyTorch's own stream for this is one of the device of the first graph
-    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-        found = work()
-    torch._C._cuda_clearCublasWorkspaces()  # nor beside work of a stream that took the graph's
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            found = work()
+    except BaseException:
+        torch.cuda.set_stream(home)
+        # a recording that the driver ended is still open for the allocator of PyTorch 2.13, which would free nothing any more
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(home.device_index, pool)
+            torch._C._cuda_releasePool(home.device_index, pool)
+        raise
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()  # nor beside work of a stream that took the graph's
     return graph, found
 
 

@@ -108,7 +108,7 @@ def expected(hint: Any) -> str:
     """What a value of this type is, in words."""
     origin, options = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return f"one of {', '.join(map(str, options))}"
+        return f"{'one of ' * (len(options) > 1)}{', '.join(map(str, options))}"
     if origin in (Union, types.UnionType):
         return " or ".join(expected(option) for option in options)
     if origin in (list, tuple):

@@ -194,6 +194,22 @@ def test_a_batch_that_no_machine_holds_is_refused_before_it_is_drawn(changes):
         TrainConfig(**changes).validate()
 
 
+def test_graphs_are_a_flag_that_can_be_auto():
+    arguments = of_class(TrainConfig)
+    for words, found in (
+        ([], "auto"),
+        (["--cuda_graphs"], True),
+        (["--cuda_graphs", "--steps", "5"], True),
+        (["--cuda_graphs", "false"], False),
+        (["--cuda_graphs=auto"], "auto"),
+    ):
+        config = from_dict(parse("train", "", arguments, words))
+        assert config.cuda_graphs is found or config.cuda_graphs == found == "auto"
+        assert from_dict(to_dict(config)) == config
+    with pytest.raises(InputError, match="cuda_graphs: 'seldom' has type str; give true or false or auto"):
+        parse("train", "", arguments, ["--cuda_graphs=seldom"])
+
+
 def test_names_of_corpora_are_the_users_own():
     arguments = of_class(TrainConfig)
     found = parse(

@@ -249,50 +249,12 @@ def test_the_host_runs_ahead_and_reads_all_before_it_saves(backend, tiny, monkey
     assert order == [*ahead, "saved with 0", *ahead[:2], "saved with 0"]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_steps_replayed_as_graphs(backend, tiny, monkeypatch, accumulation):
-    """Where a graph's tensors have one place each, written by every replay: the same bits as without; a state and groups come and go."""
-    plan = tiny("maru-1m", SMALL["maru-1m"], backend=backend, batch_size=4, accumulation=accumulation)
+def test_where_no_graph_can_be_none_is_made(backend, tiny):
+    """What graphs do is in tools/tests/bench/test_graphs.py."""
+    plan = tiny(backend=backend)
     said = {"jax": r"cuda_graphs: true with backend jax.*leave it out", "torch": r"cuda_graphs: true on cpu; give one GPU.*leave it out"}
     with pytest.raises(InputError, match=said[backend]):
         _trainer(dataclasses.replace(plan, cuda_graphs=True))
-    if backend == "jax":
-        return
-    from torch.utils import _pytree as trees
-    from unisono_tools.backends.torch import graphs
-
-    recorded = list[Any]()
-
-    class Recorded:
-        def __init__(self, work: Any) -> None:
-            self.work, self.found = work, work()
-
-        def replay(self) -> None:
-            for own, new in zip(trees.tree_leaves(self.found), trees.tree_leaves(self.work()), strict=True):
-                if own is not None:
-                    own.copy_(new)
-
-    def captured(work: Any, pool: Any) -> tuple[Any, Any]:
-        recorded.append(Recorded(work))
-        return recorded[-1], recorded[-1].found
-
-    monkeypatch.setattr(graphs, "captured", captured)
-    monkeypatch.setattr(graphs, "KINDS", 3)
-    trainers: Any = _trainer(plan), _trainer(plan)
-    trainers[1].graphs = graphs.Graphed(trainers[1]._compute, list(trainers[1].named.values()))
-    scored = np.random.default_rng(0).random((6, plan.batch_size, plan.seq_len)) < np.linspace(0.3, 0.9, 6)[:, None, None]
-    groups = np.array([[True], [False], [True], [False]])
-    for step, kind in enumerate(("", "carried", "carried", "groups", "", "groups")):
-        batch = dataclasses.replace(_batch(plan, step), carried=kind == "carried", groups=groups if kind == "groups" else None)
-        batch = dataclasses.replace(batch, scored=scored[step] if kind else None)
-        results = [trainer.grad_step(batch, step, 1e-2).read() for trainer in trainers]
-        assert results[0] == results[1]
-        (plain, held), (same, kept) = ((t.params(), t.optimizer_state()) for t in trainers)
-        assert all(np.array_equal(plain[name], same[name]) for name in plain)
-        assert all(np.array_equal(held[name], kept[name]) for name in held)
-    assert len(recorded) == 3  # a fourth kind was computed without
-    seldom, made = graphs.Graphed(lambda _: None, []), trees.tree_leaves(trainers[1].named)[0].detach().clone()
-    assert seldom._added([None], True) == [None]
-    (kept,) = seldom._added([made], False)  # of the second microbatch alone
-    assert kept is not None
-    assert kept.data_ptr() != made.data_ptr(), "the next replay writes there"
+    results = [_trainer(dataclasses.replace(plan, cuda_graphs=how)).grad_step(_batch(plan), 0, 1e-2).read() for how in ("auto", False)]
+    assert plan.cuda_graphs == "auto"
+    assert results[0] == results[1]

@@ -131,6 +131,11 @@ class Trainer(Protocol):
     threads: int  # CPU threads that it computes with
     rank: int  # of this process among those that train one model; 0 writes
 
+    @property
+    def notes(self) -> list[str]:
+        """What who trains should know; the loop takes it out and says it."""
+        ...
+
     def init(self, params: Arrays, optimizer: Arrays | None = None, carried: Arrays | None = None, average: Arrays | None = None) -> None:
         """Start from these parameters, from moments as `optimizer_state` gives them (None: zeros), and from what `carried` and
         `average` give."""

@@ -57,6 +57,7 @@ def plan(options: argparse.Namespace, **changes: Any) -> TrainConfig:
         "dtype": options.dtype,
         "backend": options.backend,
         "device": options.device,
+        "cuda_graphs": False,  # nor has the bare step any; --with cuda_graphs=true tells what they give
     }
     return TrainConfig(**{**fields, **changes})
 

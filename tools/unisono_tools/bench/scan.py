@@ -144,7 +144,7 @@ def trained(
     model: torch.nn.Module, loss: Callable[[Tensor], Tensor], tokens: Tensor, steps: int, lock: str = LOCK, graphs: bool = False
 ) -> dict[str, Any]:
     """Median tokens a second of `steps` on `tokens` [B, T + 1], after three beside others that compile: nothing else runs meanwhile.
-    Memory at the peak is of all steps but the first; a graph's, of what that one records."""
+    Memory at the peak is of all steps but the first; a graph's, of what the second records."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     graphed = Graphed(lambda given: (loss(given["tokens"]),), list(model.parameters()))
 
@@ -160,8 +160,7 @@ def trained(
         torch.cuda.reset_peak_memory_stats()  # of models before
         begin = time.perf_counter()
         step()
-        if not graphs:
-            torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats()
         step()
         torch.cuda.synchronize()
         first, times = time.perf_counter() - begin, []

@@ -42,6 +42,13 @@ class Argument:
         """Whether it holds names that its signature does not list."""
         return get_origin(self.hint) is dict or any(get_origin(option) is dict for option in get_args(self.hint))
 
+    @property
+    def said(self) -> tuple[str, ...]:
+        """What a flag may be followed by, whose value may be left out; of what is no flag, nothing."""
+        options = get_args(self.hint) if get_origin(self.hint) in (Union, types.UnionType) else (self.hint,)
+        others = (text for option in options if get_origin(option) is Literal for text in get_args(option))
+        return ("true", "false", *others) if bool in options else ()
+
 
 def of_function(function: Callable[..., Any]) -> list[Argument]:
     """One argument for each parameter; help from the docstring's `Args:`."""
@@ -92,7 +99,7 @@ def parse(verb: str, description: str, arguments: list[Argument], argv: list[str
         own = any(name.startswith(f"{other}.") and get_args(argument.hint)[-1:] == (float,) for other, argument in known.items())
         name = name if name in known or own else name.replace("-", "_")
         argument = None if name == "config" else _named(name, known, positional, verb)
-        flag = argument is not None and argument.hint is bool and (not words or words[0].lower() not in ("true", "false"))
+        flag = argument is not None and argument.said and (not words or words[0].lower() not in argument.said)
         if flag and not equals:
             text = "true"
         elif not equals:
@@ -225,8 +232,8 @@ def _usage(verb: str, description: str, arguments: list[Argument]) -> None:
         else:
             shape = f"{{{','.join(get_args(argument.hint))}}}" if get_origin(argument.hint) is Literal else expected(argument.hint)
             known = f"{shape}; default {argument.default}".replace("%", "%%")
-            flag = argument.hint is bool  # whose value may be left out
-            metavar = "true|false" if flag else argument.name.split(".")[-1].upper()
+            flag = bool(argument.said)
+            metavar = "|".join(argument.said) if flag else argument.name.split(".")[-1].upper()
             out.add_argument(f"--{argument.name}", nargs="?" if flag else None, metavar=metavar, help=f"{text} ({known})".strip())
     out.print_help()
     raise SystemExit(0)

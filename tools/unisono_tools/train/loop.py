@@ -209,6 +209,8 @@ class Run:
         lr = learning_rate(self.done, train.steps, train.optimizer.lr, train.schedule)
         self.asked.append(_Asked(self.done + 1, batch, lr, self.trainer.grad_step(batch, self.done, lr)))
         self.done += 1
+        while self.trainer.notes:
+            self.progress.say(self.trainer.notes.pop(0))
         self.read(AHEAD)
         last = self.done == train.steps
         # one answer for all processes

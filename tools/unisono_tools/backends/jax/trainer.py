@@ -29,7 +29,7 @@ class Trainer:
         self.train, self.config = train, config
         if train.compile:
             raise InputError("compile: true with backend jax, which compiles every step as it is; leave it out")
-        if train.cuda_graphs:
+        if train.cuda_graphs is True:
             raise InputError("cuda_graphs: true with backend jax, whose compiled step is one call already; leave it out")
         if train.threads:
             # read once, when XLA's CPU client starts
@@ -37,6 +37,7 @@ class Trainer:
         self.threads = int(os.environ.get("NPROC") or os.cpu_count() or 1)
         self.devices = Devices(train)
         self.rank = self.devices.rank
+        self.notes: list[str] = []
 
     def init(self, params: Arrays, optimizer: Arrays | None = None, carried: Arrays | None = None, average: Arrays | None = None) -> None:
         train, rows = self.train, self.train.batch_size // self.train.accumulation

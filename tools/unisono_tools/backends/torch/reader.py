@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +17,13 @@ from unisono_torch.ops.elementwise import wide
 
 from unisono_tools.backends.base import Running
 
+_Found = TypeVar("_Found")
+
 
 class Reader:
     backend = "torch"
     tokenizer = seq_len = None
+    spare: Callable[[], bool] | None = None
 
     def __init__(self, config: Config, params: Arrays, dtype: str = "float32", device: str | None = None) -> None:
         self.device = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -28,10 +32,10 @@ class Reader:
         self.model: Any = unisono_torch.create(config, params, dtype=dtype, param_dtype=param_dtype, device=str(self.device))
 
     @classmethod
-    def around(cls, config: Config, model: Any, device: torch.device) -> Reader:
-        """A reader of a model that is still being trained."""
+    def around(cls, config: Config, model: Any, device: torch.device, spare: Callable[[], bool] | None = None) -> Reader:
+        """A reader of a model that is still being trained. spare: gives back memory of the training, if there is any."""
         self = cls.__new__(cls)
-        self.config, self.device = config, device
+        self.config, self.device, self.spare = config, device, spare
         self.model = model
         return self
 
@@ -39,7 +43,7 @@ class Reader:
         return self.model.init_state(batch, capacity)
 
     def forward(self, tokens: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:
-        logits, state = self._read(tokens, state, reset)
+        logits, state = self._roomy(lambda: self._read(tokens, state, reset))
         return to_numpy(logits), state
 
     @property
@@ -50,10 +54,7 @@ class Reader:
     @torch.no_grad()
     def nats(self, tokens: np.ndarray, targets: np.ndarray, state: Running, reset: np.ndarray | None = None) -> tuple[np.ndarray, Running]:
         """Of ids targets [B, T] after tokens [B, T], in float64 [B, T], where the logits are; the state after them."""
-        logits, state = self._read(tokens, state, reset)
-        wide_logits = logits.double()
-        asked = wide_logits.gather(-1, self._tokens(targets)[..., None])[..., 0]
-        return (wide_logits.logsumexp(-1) - asked).cpu().numpy(), state
+        return self._roomy(lambda: self._nats(tokens, targets, state, reset))
 
     @torch.no_grad()
     def step(self, token: np.ndarray, state: Running) -> tuple[np.ndarray, Running]:
@@ -77,6 +78,21 @@ class Reader:
 
     def from_numpy(self, arrays: Arrays) -> Running:
         return unisono_torch.state_from_numpy(arrays, self.device)
+
+    def _roomy(self, work: Callable[[], _Found]) -> _Found:
+        """What `work` gives, tried again where it found too little memory and `spare` gave some back."""
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            if self.spare is None or not self.spare():
+                raise
+        return work()
+
+    def _nats(self, tokens: np.ndarray, targets: np.ndarray, state: Running, reset: np.ndarray | None) -> tuple[np.ndarray, Running]:
+        logits, state = self._read(tokens, state, reset)
+        wide_logits = logits.double()
+        asked = wide_logits.gather(-1, self._tokens(targets)[..., None])[..., 0]
+        return (wide_logits.logsumexp(-1) - asked).cpu().numpy(), state
 
     @torch.no_grad()
     def _read(self, tokens: np.ndarray, state: Running, reset: np.ndarray | None) -> tuple[Tensor, Running]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo.exc
 import torch.utils.deterministic
 import unisono_torch
 from torch import Tensor
@@ -17,8 +16,8 @@ from unisono_torch.ops.mom_gru import balanced
 
 from unisono_tools.backends.base import Batch, Step, caches, check_moments, decays, dropout_seeds, ema_share, router_noise, trained
 from unisono_tools.backends.torch import context
-from unisono_tools.backends.torch.compiling import compile_step
-from unisono_tools.backends.torch.graphs import Graphed
+from unisono_tools.backends.torch.compiling import compile_step, computing
+from unisono_tools.backends.torch.graphs import Graphed, unfit
 from unisono_tools.backends.torch.objective import Objective, State, dropout_masks, recompute_blocks
 from unisono_tools.backends.torch.ranks import Ranks, is_cut, local, share_of, whole
 from unisono_tools.backends.torch.reader import Reader, to_numpy
@@ -38,9 +37,9 @@ class Trainer:
         if train.batch_size % self.n_microbatches:
             what = f"{self.ranks.shares} processes times accumulation {train.accumulation}"
             raise InputError(f"batch_size: {train.batch_size} does not divide into {what}; use a multiple of {self.n_microbatches}")
-        if train.cuda_graphs and (self.device.type != "cuda" or self.ranks.size > 1):
-            what = f"on {self.device.type}" if self.device.type != "cuda" else f"with {self.ranks.size} processes"
-            raise InputError(f"cuda_graphs: true {what}; give one GPU (--device cuda), or leave it out")
+        self.unfit = unfit(self.device, self.ranks.size)
+        if train.cuda_graphs is True and self.unfit:
+            raise InputError(f"cuda_graphs: true {self.unfit}; give one GPU (--device cuda), or leave it out")
         self.sums = torch.float32 if self.device.type == "mps" else torch.float64  # of what is reported
         if self.device.type == "cuda":
             # a resumed run has the same bits only if sums keep their order
@@ -64,7 +63,9 @@ class Trainer:
             objective = compile_step(objective, self.config, self.device)
         # a state that is carried takes the place of initial states that are parameters; a fixed graph must end its first pass
         self.objective: Any = self.ranks.replicate(objective, fixed=train.data.order != "streamed" and train.accumulation == 1)
-        self.graphs = Graphed(self._compute, list(self.named.values())) if train.cuda_graphs else None
+        self._compute = computing(self.objective)
+        graphs = bool(train.cuda_graphs) and self.unfit is None
+        self.graphs = Graphed(self._compute, list(self.named.values()), must=train.cuda_graphs is True) if graphs else None
         decay = decays(self.config, opt.weight_decay)
         groups = [
             {"params": [p for n, p in self.held.items() if decay[n] == d and p.numel()], "weight_decay": d}
@@ -89,6 +90,10 @@ class Trainer:
             i: unisono_torch.state_from_numpy({n: a[i * rows : (i + 1) * rows] for n, a in (carried or {}).items()}, device=self.device)
             for i in range(self.ranks.share, self.n_microbatches if carried else 0, self.ranks.shares)
         }
+
+    @property
+    def notes(self) -> list[str]:
+        return self.graphs.notes if self.graphs else []
 
     def any(self, flag: bool) -> bool:
         return self.ranks.any(flag)
@@ -130,10 +135,11 @@ class Trainer:
         return pending
 
     def reader(self) -> Reader:
+        spare = self.graphs.release if self.graphs else None
         if self.averaged is None and not self.ranks.sharded:
-            return Reader.around(self.config, self.model, self.device)
+            return Reader.around(self.config, self.model, self.device, spare)
         params = self.average() or self.params()
-        return Reader.around(self.config, self._make(params) if self.rank == 0 else None, self.device)
+        return Reader.around(self.config, self._make(params) if self.rank == 0 else None, self.device, spare)
 
     def params(self) -> Arrays:
         return self._whole(self.held)
@@ -206,10 +212,11 @@ class Trainer:
             found = [(one[0], [load * w for load in one[1]], one[2], one[3]) for w, one in zip(shares, found, strict=True)]
         else:
             found = []
+            graphs = self.graphs if self.graphs is not None and self.graphs.why is None else None
             for i in mine:
                 arguments = self._arguments(microbatches[i], step, i)
-                if self.graphs is not None:
-                    found.append(self.graphs(arguments, weight, first=i == mine[0], last=i == mine[-1]))
+                if graphs is not None:
+                    found.append(graphs(arguments, weight, first=i == mine[0], last=i == mine[-1]))
                     continue
                 with ranks.accumulating(last=i == mine[-1]):
                     found.append(self._compute(arguments))
@@ -229,14 +236,6 @@ class Trainer:
                 p.grad = grad
             means = [load / ranks.shares for load in summed[len(own) :]]
         return nats, means, states if batch.carried else {}
-
-    def _compute(self, arguments: dict[str, Any]) -> Any:
-        if not self.train.compile:
-            return self.objective(**arguments)
-        try:
-            return self.objective(**arguments)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise InputError(f"compile: {str(error).strip().splitlines()[0]}; leave it out, or see that a C++ compiler is here") from error
 
     def _arguments(self, batch: Batch, step: int, microbatch: int, state: State | None = None) -> dict[str, Any]:
         """What the objective takes, on the device. state: where this process's stretch of the sequences starts."""
