@@ -118,7 +118,7 @@ def test_a_continued_run_may_change_only_what_leaves_its_arithmetic_alone(tiny):
     config = tiny()
     other = {"int": 64, "float": 0.5, "str": "jax", "NoneType": "cpu", "bool": True, "dict": {"d_model": 24}}
     named = {"mode": "positions", "dtype": "float64", "data.limit": 9, "data.eval_window": 9, "backend": "jax"}
-    named |= {"parallel": "fsdp", "data.documents": "reset", "data.order": "shuffled", "schedule.kind": "linear"}
+    named |= {"parallel": "fsdp", "data.documents": "reset", "data.order": "shuffled", "schedule.kind": "linear", "cuda_graphs": True}
     for name, value in flatten(to_dict(config)).items():
         values = to_dict(config)
         *parents, leaf = name.split(".")
