@@ -37,14 +37,21 @@ def captured(work: Callable[[], _Found], pool: Any = None) -> tuple[torch.cuda.C
             found = work()
     except BaseException:
         torch.cuda.set_stream(home)
-        # a recording that the driver ended is still open for the allocator of PyTorch 2.13, which would free nothing any more
-        with contextlib.suppress(RuntimeError):
-            torch._C._cuda_endAllocateToPool(home.device_index, pool)
-            torch._C._cuda_releasePool(home.device_index, pool)
+        _abandon(home.device_index, pool)
         raise
     finally:
         torch._C._cuda_clearCublasWorkspaces()  # nor beside work of a stream that took the graph's
     return graph, found
+
+
+def _abandon(device: int, pool: Any) -> None:
+    """End what PyTorch 2.11 leaves open of a recording that the driver ended: its allocator would free nothing any more, and the device's
+    random numbers wait for a recording to end well."""
+    with contextlib.suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+            torch.zeros(1, device=f"cuda:{device}")
 
 
 class _Graph:

@@ -45,7 +45,7 @@ class Graphed:
         self.sums: list[Tensor | None] = []
         self.notes: list[str] = []
         self.why: str | None = None
-        self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+        self.pool = _pool()
 
     def __call__(self, arguments: dict[str, Any], weight: float | Tensor, first: bool, last: bool) -> Any:
         """What the objective gives, in memory of its own; gradients in `.grad`, after the last of several microbatches their sums."""
@@ -73,6 +73,7 @@ class Graphed:
             torch.cuda.synchronize()
         self.graphs.clear()
         torch.cuda.empty_cache()
+        self.pool = _pool()  # the old one lives as long as the last gradients do
         return True
 
     def _computed(self, arguments: dict[str, Any], weight: float | Tensor) -> tuple[Any, list[Tensor | None]]:
@@ -130,6 +131,10 @@ class Graphed:
         before = [None] * len(gradients) if first else self.sums
         self.sums = [a if b is None else b.clone() if a is None else a.add_(b) for a, b in zip(before, gradients, strict=True)]
         return self.sums
+
+
+def _pool() -> Any:
+    return torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
 
 
 class _Graph:
