@@ -146,7 +146,8 @@ def _backward_kv(refs: Refs, cut: Cut) -> None:
             fade = _faded(decay, own, cut.size, True)
             by_k, by_v = fade * _dot(k_c, p, 1, 1), _dot(v_c, do_c, 1, 1)
             narrow, still = dS.astype(dtype), jnp.exp2(last - decay)[:, None]
-            refs["dv"][at, :] = _dot(by_k.astype(dtype), do_c) + _kept(leaves, still * _dot(k_c, narrow))
+            to_v = _dot(by_k.astype(dtype), do_c) + _kept(leaves, still * _dot(k_c, narrow))
+            refs["dv"][at, :] = to_v.astype(refs["dv"].dtype)
             to_k, to_kn = _kept(leaves, still * _dot(v_c, narrow, 1, 1)), _kept(leaves, still * dz[None, :])
             refs["leaves"][at] = (_wide(k_c) * to_k).sum(1) + (_wide(kn_c) * to_kn).sum(1)
             if apart:
@@ -310,7 +311,8 @@ def _backward_of(interpret: bool, arrays: Any, segment: jax.Array | None, saved:
     given |= {name: found[name] for name in ("past", "past_z")}
     dS, dz = _powers_of_two(dS, (3, 4)), _powers_of_two(dz, (3,))
     behind = _swept(_backward_kv, cut, _some(given, "q", "q_norm", "do", "w", "delta"), dS, dz, left, forgets, backwards=True)
-    outputs = {"dk": ((*tokens, wide), v.dtype), "dv": ((*tokens, value), jnp.float32), "leaves": per, "crosses": per}
+    sums = jnp.float32 if scales > 1 else v.dtype
+    outputs = {"dk": ((*tokens, wide), v.dtype), "dv": ((*tokens, value), sums), "leaves": per, "crosses": per}
     outputs |= {"dk_norm": ((*tokens, wide), v.dtype)} if apart else {}
     outputs |= {"S_out": (behind["S"].shape, jnp.float32), "z_out": (behind["z"].shape, jnp.float32)}
     inputs = _some(given, "q", "k", "v", "q_norm", "k_norm", "do", "w", "delta", "past", "past_z") | behind

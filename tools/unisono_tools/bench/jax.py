@@ -14,6 +14,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -224,6 +225,8 @@ def main(argv: list[str] | None = None) -> int:
     report.ready(parser, options.output)
     if options.at_once < 1:
         parser.error(f"--at-once {options.at_once}: give 1 or more")
+    if options.patience:  # else the first process takes most of the GPU's memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if jax.default_backend() != "gpu":
         parser.error("JAX sees no GPU here")
     command = "python -m unisono_tools.bench.jax" + ("" if options.parts == list(PARTS) else f" --parts {' '.join(options.parts)}")
