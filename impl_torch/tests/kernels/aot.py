@@ -33,7 +33,7 @@ COUNTS = {
     "strips",
     *(f"{letter}{i}" for letter in "qkvdegxyc" for i in range(4)),
 }
-LINEAR = {"UNIT": 16, "K": 64, "V": 64, "C": 64, "BN": 64, "MAP": "elu1", "STAGES": 4, "WARPS": 8, "PACKED": True}
+LINEAR = {"UNIT": 16, "K": 64, "V": 64, "BK": 64, "BV": 64, "C": 64, "BN": 64, "MAP": "elu1", "STAGES": 4, "WARPS": 8, "PACKED": True}
 SIZES = {"UNIT": 16, "WRITES": True, "K": 64, "V": 64, "C": 64, "BN": 64}
 ALONE = {"UNIT": 16, "C": 64, "cos": None, "sin": None, "MAP": "", "SHARED": True, "STILL": False}
 SWEEP = {"UNIT": 16, "N": 64, "C": 64, "STAGES": 3, "WARPS": 4}

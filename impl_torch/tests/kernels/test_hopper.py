@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 from unisono_conformance import judge
-from unisono_torch.kernels.linear_attention import linear_attention, operator, table
+from unisono_torch.kernels.linear_attention import linear_attention, operator, padded, table
 
 from .dense import NAMES, Case, budget, inputs, written_out
 
@@ -17,11 +18,23 @@ SMALL = (
     Case(1, 40, 2, 64, 128, BF16, "relu", packed=True),
     Case(1, 130, 1, 128, 64, BF16, "none", segments=True),
     Case(1, 66, 1, 128, 128, BF16, "elu1"),
+    Case(1, 70, 1, 40, 80, BF16, "elu1", segments=True),
+    Case(1, 66, 1, 136, 72, BF16, "elu1"),
+    Case(1, 66, 1, 80, 160, BF16, "relu"),
+    Case(1, 66, 2, 77, 19, BF16, "elu1", segments=True),  # padded
+    Case(2, 40, 1, 17, 64, BF16, "none", packed=True),
 )
 LARGE = tuple(
     Case(2, length, 3, K, V, BF16, ("elu1", "relu", "none")[i % 3], segments=i % 4 < 2, packed=i % 5 == 0)
     for i, (length, (K, V)) in enumerate(
         (length, widths) for length in (1, 64, 127, 333, 1000) for widths in ((64, 64), (64, 128), (128, 64), (128, 128))
+    )
+) + tuple(
+    Case(2, length, 3, K, V, BF16, ("elu1", "relu", "none")[i % 3], segments=i % 4 < 2, packed=i % 5 == 0)
+    for i, (length, (K, V)) in enumerate(
+        (length, widths)
+        for length in (127, 333)
+        for widths in ((40, 72), (112, 96), (160, 80), (96, 256), (256, 192), (81, 47), (19, 78), (129, 255), (191, 71))
     )
 )
 
@@ -33,6 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_values_and_gradients(case: Case, device: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(table, "OWN", math.inf)
     monkeypatch.setattr(table, "SHORTEST", 64)
     monkeypatch.setattr(table, "FEW", 1 << 20)
     monkeypatch.setattr(
@@ -41,7 +55,10 @@ def test_values_and_gradients(case: Case, device: str, monkeypatch: pytest.Monke
     given = inputs(case, device)
     leaves = [given[name].detach().requires_grad_() for name in ("q", "k", "v", "S", "z")]
     q, k, v, S, z = leaves
-    assert operator.on_hopper({"q": q, "k": k, "v": v}, case.feature_map, False)
+    monkeypatch.setattr(table, "LARGE", 0)
+    exactly = case.K % table.COPIED == case.V % table.COPIED == 0
+    assert operator.on_hopper({"q": q, "k": k, "v": v}, case.feature_map, False) == exactly
+    assert padded.served(q, v, case.feature_map, False) != exactly
     torch.use_deterministic_algorithms(True)  # fresh memory holds NaN
     try:
         o, ends = linear_attention(q, k, v, (S, z), None, None, case.feature_map)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -59,6 +60,7 @@ def _poisoned():
 
 def run(case: Case, given: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     monkeypatch.setattr(table, "PROGRAMS", 1 << 20 if case.segments else 1)
+    monkeypatch.setattr(table, "OWN", math.inf)
     monkeypatch.setattr(table, "SHORTEST", 16 if case.length < 64 else 24 if case.length < 128 else 128)
     monkeypatch.setattr(table, "FEW", 1 << 20)
     monkeypatch.setattr(table, "NARROW", 16 if case.V < 64 else 64)

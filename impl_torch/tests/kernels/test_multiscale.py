@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
 import torch
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import InputError
-from unisono_torch.kernels.multiscale import multiscale, table
+from unisono_torch.kernels.multiscale import multiscale, parts, table
 from unisono_torch.ops import multiscale as plain
 
 from .dense_multiscale import NAMES, Case, budget, inputs, written_out
@@ -61,6 +62,7 @@ def _poisoned():
 def run(case: Case, given: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     monkeypatch.setattr(table, "FEW", 1 << 20 if case.pieces else 0)
     monkeypatch.setattr(table, "PROGRAMS", 1 << 20)
+    monkeypatch.setattr(table, "OWN", math.inf)
     monkeypatch.setattr(table, "SHORTEST", 1 if case.chunk == 16 else 2)
     monkeypatch.setattr(table, "INTERPRETED", dataclasses.replace(table.INTERPRETED, chunk=case.chunk))
     leaves = {n: given[n].detach().requires_grad_() for n in ("q", "k", "v", "q_norm", "k_norm", "log_decay", "weight", "S", "z")
@@ -87,6 +89,31 @@ def test_the_same_bits(device: str, monkeypatch: pytest.MonkeyPatch):
     given = inputs(case, device)
     first, again = (run(case, given, monkeypatch) for _ in range(2))
     assert all(torch.equal(a, again[name]) for name, a in first.items())
+
+
+@pytest.mark.parametrize(
+    "each",
+    [
+        Case(3, 20, 2, 4, 3, 2, F32, same=False, data=True, gates="head", reset=True, valid=True),
+        Case(2, 20, 3, 3, 4, 2, F32, gates="token", packed=True),
+        Case(1, 70, 3, 64, 64, 1, BF16, old=True),  # as on a Hopper GPU
+    ],
+    ids=str,
+)
+def test_parts_are_the_whole(each: Case, device: str, monkeypatch: pytest.MonkeyPatch):
+    case = each
+    given = inputs(case, device)
+    whole = run(case, given, monkeypatch)
+    monkeypatch.setattr(table, "LARGE", 0)
+    monkeypatch.setattr(table, "WHOLE", 0)
+    q, v = given["q"], given["v"]
+    assert 2 <= len(parts.division(q, v, case.scales, True)) <= case.batch * case.heads
+    found, exact, terms = run(case, given, monkeypatch), written_out(case, given), written_out(case, given, terms=True)
+    for name, a in found.items():
+        if name in ("log_decay", "weight"):  # added up in another order
+            judge.within(a.double().cpu(), exact[name].cpu(), budget(case, name, terms[name]).cpu(), name)
+        else:
+            assert torch.equal(a, whole[name]), name
 
 
 def test_what_a_segments_second_half_reads_of_its_first(device: str, monkeypatch: pytest.MonkeyPatch):
@@ -119,7 +146,7 @@ def test_what_fades_along_pieces(length: int, device: str, monkeypatch: pytest.M
     """As on a Hopper GPU: the final S and z, of positive terms, and their gradient by log λ. At 520 a piece has several segments."""
     case = Case(1, length, 1, 64, 64, 1, BF16)
     given = inputs(case, device)
-    for name, value in (("FEW", 1 << 20), ("PROGRAMS", 1 << 20), ("SHORTEST", 2 if length > 256 else 1)):
+    for name, value in (("OWN", math.inf), ("FEW", 1 << 20), ("PROGRAMS", 1 << 20), ("SHORTEST", 2 if length > 256 else 1)):
         monkeypatch.setattr(table, name, value)
     log_decay = torch.full((1, 1, 1), -0.002, device=device, requires_grad=length < 256)
     q, k, v, weight, S, z = (given[name] for name in ("q", "k", "v", "weight", "S", "z"))

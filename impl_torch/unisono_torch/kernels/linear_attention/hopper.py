@@ -37,11 +37,24 @@ def _slope(g, x, MAP: tl.constexpr):
 
 
 @jit
-def _copy(base, t0, end, step, target, N: tl.constexpr, C: tl.constexpr, READ: tl.constexpr):
+def _copy(base, t0, end, step, target, live, N: tl.constexpr, C: tl.constexpr, READ: tl.constexpr):
+    """live: columns that there are; the others are 0. None: all N."""
     rows = gl.arange(0, C, layout=gl.SliceLayout(1, READ))
     column = gl.arange(0, N, layout=gl.SliceLayout(0, READ))
     at = base + t0.to(gl.int64) * step + (rows[:, None] * step + column[None, :])
-    async_copy.async_copy_global_to_shared(target, at, mask=((t0 + rows) < end)[:, None])
+    read = ((t0 + rows) < end)[:, None]
+    if live is not None:
+        read = read & (column < live)[None, :]
+    async_copy.async_copy_global_to_shared(target, at, mask=read)
+
+
+@jit
+def _within(x, live, READ: tl.constexpr):
+    """x, but 0 from column `live` on; None: all of it."""
+    if live is not None:
+        column = gl.arange(0, x.shape[1], layout=gl.SliceLayout(0, READ))
+        x = gl.where((column < live)[None, :], x, gl.zeros_like(x))
+    return x
 
 
 @jit
@@ -55,10 +68,10 @@ def _three(x, column):
 
 
 @jit
-def _map(tile, t0, end, share, MAP: tl.constexpr, DIVIDED: tl.constexpr, C: tl.constexpr, READ: tl.constexpr):
-    """φ in place, times share where DIVIDED, 0 past the end."""
+def _map(tile, t0, end, share, live, MAP: tl.constexpr, DIVIDED: tl.constexpr, C: tl.constexpr, READ: tl.constexpr):
+    """φ in place, times share where DIVIDED, 0 past the end and from column `live` on."""
     rows = gl.arange(0, C, layout=gl.SliceLayout(1, READ))
-    x = _phi(tile.load(READ).to(gl.float32), MAP)
+    x = _within(_phi(tile.load(READ).to(gl.float32), MAP), live, READ)
     if DIVIDED:
         x = x * share[:, None]
     tile.store(gl.where(((t0 + rows) < end)[:, None], x, 0.0).to(gl.bfloat16))
@@ -68,10 +81,11 @@ def _map(tile, t0, end, share, MAP: tl.constexpr, DIVIDED: tl.constexpr, C: tl.c
 def _sweep(
     MODE: tl.constexpr, WRITES: tl.constexpr, a, b, w, x, at, bt, wt, xt, delta, denominator, S, z, out, S_out, z_out, own, own_z,
     s_row, s_column, batch, head, first, order, segments, length, strip, strips, T, H, which,
-    M: tl.constexpr, N: tl.constexpr, F: tl.constexpr, ROOM: tl.constexpr, MAP: tl.constexpr, C: tl.constexpr, BN: tl.constexpr,
-    STAGES: tl.constexpr, WARPS: tl.constexpr,
+    LIVE: tl.constexpr, N: tl.constexpr, F: tl.constexpr, M: tl.constexpr, WHOLE: tl.constexpr, ROOM: tl.constexpr, MAP: tl.constexpr,
+    C: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
-    """out_i = Σ_j (a_i·b_j + e_i f_j) w_j. a, b of M, w and x of BN columns from `first`; out of N; z of F."""
+    """out_i = Σ_j (a_i·b_j + e_i f_j) w_j. a, b of LIVE columns, in M; w and x of BN columns from `first`, of N; out of N, in all blocks
+    WHOLE; z of F."""
     BACK: tl.constexpr = MODE == "k" or MODE == "v"
     GROUPS: tl.constexpr = WARPS // 4  # of warps that share a product
     PAIRS: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, GROUPS], [16, C // GROUPS, 16])
@@ -85,15 +99,18 @@ def _sweep(
     feature, column = gl.arange(0, M, layout=gl.SliceLayout(1, HELD)), gl.arange(0, BN, layout=gl.SliceLayout(0, HELD))
     thin_row, thin = gl.arange(0, BN, layout=gl.SliceLayout(1, THIN)), gl.arange(0, 16, layout=gl.SliceLayout(0, THIN))
     z_at = first + thin_row
+    of_m: tl.constexpr = None if LIVE == M else LIVE  # columns that there are, if not all
+    of_n = None if N == WHOLE else N - first
     tile = feature[:, None] * BN + column[None, :]
     given = feature[:, None] * s_row + (first + column)[None, :] * s_column
+    held, live = (feature < LIVE)[:, None] & (first + column < N)[None, :], z_at < F
     state = gl.zeros([M, BN], gl.float32, layout=HELD)
     line = gl.zeros([BN, 16], gl.float32, layout=THIN)
     if WRITES:
-        state = gl.load(S + given).to(gl.float32)
+        state = gl.load(S + given, mask=held, other=0).to(gl.float32)
         if MODE != "v":
             # in column 0, since what comes in lies in three
-            line = gl.where(thin[None, :] == 0, gl.load(z + which * F + z_at).to(gl.float32)[:, None], 0.0)
+            line = gl.where(thin[None, :] == 0, gl.load(z + which * F + z_at, mask=live, other=0).to(gl.float32)[:, None], 0.0)
         for j in range(order):
             before = strip + j * strips
             state += gl.load(own + before * (ROOM * BN) + tile)
@@ -124,10 +141,10 @@ def _sweep(
     for j in gl.static_range(STAGES - 1):
         t0 = low + (chunks - 1 - j if BACK else j) * C
         stop = gl.where(j < chunks, end, -65536)
-        _copy(b, t0, stop, bt, bs.index(j), M, C, READ)
-        _copy(w, t0, stop, wt, ws.index(j), BN, C, READ_W)
+        _copy(b, t0, stop, bt, bs.index(j), of_m, M, C, READ)
+        _copy(w, t0, stop, wt, ws.index(j), of_n, BN, C, READ_W)
         if WRITES:
-            _copy(a, t0, stop, at, as_.index(j), M, C, READ)
+            _copy(a, t0, stop, at, as_.index(j), of_m, M, C, READ)
         async_copy.commit_group()
     mine_w = gl.arange(0, C, layout=gl.SliceLayout(1, READ_W))
     out_column = gl.arange(0, BN, layout=gl.SliceLayout(0, READ_W))
@@ -152,13 +169,13 @@ def _sweep(
             share = 1 / share_next
         if MODE == "q":
             if MAP != "none":
-                _map(w_i, t0, end, 1.0, MAP, False, C, READ_W)
+                _map(w_i, t0, end, 1.0, of_n, MAP, False, C, READ_W)
         elif MODE == "k":
-            _map(w_i, t0, end, share, MAP, True, C, READ_W)
+            _map(w_i, t0, end, share, of_n, MAP, True, C, READ_W)
         else:
-            _map(b_i, t0, end, share, MAP, True, C, READ)
+            _map(b_i, t0, end, share, of_m, MAP, True, C, READ)
             if MAP != "none" and WRITES:
-                _map(as_.index(stage), t0, end, 1.0, MAP, False, C, READ)
+                _map(as_.index(stage), t0, end, 1.0, of_m, MAP, False, C, READ)
         if MODE == "k":
             ones.store(_three(0.0 * spot[None, :].to(gl.float32) - delta_next[:, None], spot[None, :]))
         if WRITES and (MODE == "q" or MODE == "k"):
@@ -176,10 +193,10 @@ def _sweep(
         slot = (i + STAGES - 1) % STAGES
         t1 = t0 - (STAGES - 1) * C if BACK else t0 + (STAGES - 1) * C
         stop = gl.where(i + STAGES - 1 < chunks, end, -65536)
-        _copy(b, t1, stop, bt, bs.index(slot), M, C, READ)
-        _copy(w, t1, stop, wt, ws.index(slot), BN, C, READ_W)
+        _copy(b, t1, stop, bt, bs.index(slot), of_m, M, C, READ)
+        _copy(w, t1, stop, wt, ws.index(slot), of_n, BN, C, READ_W)
         if WRITES:
-            _copy(a, t1, stop, at, as_.index(slot), M, C, READ)
+            _copy(a, t1, stop, at, as_.index(slot), of_m, M, C, READ)
         async_copy.commit_group()
         t1 = t0 - C if BACK else t0 + C
         stop = gl.where(i + 1 < chunks, end, -65536)
@@ -188,11 +205,14 @@ def _sweep(
         if MODE != "v":
             delta_next = gl.load(delta + per_token + (t1 + spot_row) * H, mask=(t1 + spot_row) < stop, other=0.0)
         if WRITES:
+            written = ((t0 + mine_w) < end)[:, None]
+            if of_n is not None:
+                written = written & (out_column < of_n)[None, :]
             if MODE == "q":
                 share = gl.load(denominator + per_token + (t0 + wide_row) * H, mask=(t0 + wide_row) < end, other=1.0)
             if MODE == "q" or MODE == "k":
                 entry = x + t0.to(gl.int64) * xt + (mine_w[:, None] * xt + out_column[None, :])
-                entry = gl.load(entry, mask=((t0 + mine_w) < end)[:, None], other=0)
+                entry = gl.load(entry, mask=written, other=0)
             scores = warpgroup_mma_wait(2 if MODE == "v" else 3, deps=[scores])
             if MODE == "q":
                 scores -= deltas.load(gl.SliceLayout(1, PAIRS))[:, None]
@@ -222,7 +242,7 @@ def _sweep(
             else:
                 made = gl.convert_layout(acc.to(gl.bfloat16), READ_W)
             put = out + ((batch * T + t0) * H + head) * N + first + (mine_w[:, None] * (H * N) + out_column[None, :])
-            gl.store(put, made, mask=((t0 + mine_w) < end)[:, None])
+            gl.store(put, made, mask=written)
         elif MODE == "v":
             state = warpgroup_mma_wait(0, deps=[state])
         else:
@@ -232,9 +252,9 @@ def _sweep(
     if WRITES:
         if order == segments - 1:
             if MODE == "v":
-                gl.store(S_out + given, state)
+                gl.store(S_out + given, state, mask=held)
             if MODE == "k":
-                gl.store(z_out + which * F + z_at, total)
+                gl.store(z_out + which * F + z_at, total, mask=live)
     else:
         mine_own = strip + order * strips
         gl.store(own + mine_own * (ROOM * BN) + tile, state)
@@ -249,12 +269,13 @@ def _sweep(
 def backward(
     q, k, v, do, delta, denominator, S, z, dS, dz, dq, dk, dv, S_out, z_out, own, own_z, T, H, batches, segments, length,
     q0, q1, q2, k0, k1, k2, v0, v1, v2, d0, d1, d2, UNIT: tl.constexpr, WRITES: tl.constexpr,
-    K: tl.constexpr, V: tl.constexpr, MAP: tl.constexpr, C: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, WARPS: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, MAP: tl.constexpr, C: tl.constexpr, BN: tl.constexpr,
+    STAGES: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
     """As sweep.backward; δ = do·o is given."""
-    ROOM: tl.constexpr = K if K > V else V
-    of_k: tl.constexpr = K // BN
-    blocks: tl.constexpr = 2 * of_k + V // BN
+    ROOM: tl.constexpr = BK if BK > BV else BV
+    of_k: tl.constexpr = BK // BN
+    blocks: tl.constexpr = 2 * of_k + BV // BN
     strips = batches * H * blocks
     strip, order = gl.program_id(0) % strips, gl.program_id(0) // strips
     which, kind = (strip // blocks).to(gl.int64), strip % blocks
@@ -272,17 +293,17 @@ def backward(
         first = kind * BN
         _sweep(
             "q", WRITES, do, v, k + first, q + first, dt, vt, kt, qt, delta, denominator, S, z, dq, S_out, z_out, own, own_z,
-            1, V, batch, head, first, order, segments, length, strip, strips, T, H, which, V, K, K, ROOM, MAP, C, BN, STAGES, WARPS,
+            1, V, batch, head, first, order, segments, length, strip, strips, T, H, which, V, K, K, BV, BK, ROOM, MAP, C, BN, STAGES, WARPS,
         )  # fmt: skip
     elif kind < 2 * of_k:
         first = (kind - of_k) * BN
         _sweep(
             "k", WRITES, v, do, q + first, k + first, vt, dt, qt, kt, delta, denominator, dS, dz, dk, S_out, z_out, own, own_z,
-            1, V, batch, head, first, order, segments, length, strip, strips, T, H, which, V, K, K, ROOM, MAP, C, BN, STAGES, WARPS,
+            1, V, batch, head, first, order, segments, length, strip, strips, T, H, which, V, K, K, BV, BK, ROOM, MAP, C, BN, STAGES, WARPS,
         )  # fmt: skip
     else:
         first = (kind - 2 * of_k) * BN
         _sweep(
             "v", WRITES, k, q, do + first, None, kt, qt, dt, 0, delta, denominator, dS, dz, dv, S_out, z_out, own, own_z,
-            V, 1, batch, head, first, order, segments, length, strip, strips, T, H, which, K, V, K, ROOM, MAP, C, BN, STAGES, WARPS,
+            V, 1, batch, head, first, order, segments, length, strip, strips, T, H, which, K, V, K, BK, BV, ROOM, MAP, C, BN, STAGES, WARPS,
         )  # fmt: skip

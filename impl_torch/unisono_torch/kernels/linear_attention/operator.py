@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from unisono_torch.kernels.linear_attention import table
+from unisono_torch.kernels.linear_attention import padded, table
 from unisono_torch.kernels.registry import hopper, interpreted
 from unisono_torch.kernels.rows import dense
 from unisono_torch.ops.transforms import again
@@ -21,20 +21,35 @@ def _cut(cuts: dict[Any, table.Cut], way: str, dtype: torch.dtype, *width: int) 
     return table.INTERPRETED if interpreted() else cuts[way, "bfloat16" if dtype == torch.bfloat16 else "float32", *width]
 
 
-def segments(strips: int, length: int, chunk: int, programs: int | None = None) -> tuple[int, int]:
-    """(how many segments, tokens each): from the shape alone, so that a result's bits do not depend on the GPU."""
-    shortest = table.SHORTEST if strips < table.FEW else table.LONG
+def segments(strips: int, length: int, chunk: int, programs: int | None = None, least: int = 0) -> tuple[int, int]:
+    """(how many segments, tokens each, at least `least`): from the shape alone, so that a result's bits do not depend on the GPU."""
+    shortest = max(least, table.SHORTEST if strips < table.FEW else table.LONG)
     count = max(1, min((programs or table.PROGRAMS) // strips, -(-length // shortest)))
     each = -(-length // (count * chunk)) * chunk
     return -(-length // each), each
 
 
+def least(each: float, v: Tensor, K: int) -> int:
+    """Tokens of a segment, for which `each` bytes a head are left."""
+    return int(each / (table.OWN * 4 * v.element_size() * (K + v.shape[-1])))
+
+
+def every(cut: table.Cut, size: int, v: Tensor, K: int, wide: int, rows: int) -> int:
+    """Tokens between taylor2's kept states of `rows` times `wide` numbers of `size` bytes."""
+    tokens = cut.every
+    while size * rows * wide > tokens * table.KEPT * 4 * v.element_size() * (K + v.shape[-1]) and tokens < 4 * cut.every:
+        tokens *= 2
+    return tokens
+
+
 def on_hopper(moved: dict[str, Tensor], feature_map: str, marks: bool) -> bool:
     """Whether hopper.py serves a call: on such a GPU (or in the interpreter), what a copy of 16 bytes and a product of 64 columns can."""
     q, v = moved["q"], moved["v"]
-    if marks or q.dtype != torch.bfloat16 or not {q.shape[-1], v.shape[-1]} <= {64, 128} or feature_map not in ("none", "elu1", "relu"):
+    if marks or q.dtype != torch.bfloat16 or feature_map not in ("none", "elu1", "relu"):
         return False
-    if any(a.data_ptr() % 16 or any(a.stride(i) % 16 for i in range(3)) for a in moved.values()):
+    if any(width % table.COPIED or not table.LEAST < width <= 256 for width in (q.shape[-1], v.shape[-1])):
+        return False
+    if any(a.data_ptr() % 16 or any(a.stride(i) % table.COPIED for i in range(3)) for a in moved.values()):
         return False
     return hopper(q.device)
 
@@ -44,17 +59,21 @@ def _launch_hopper(way: str, moved: dict[str, Tensor], feature_map: str, tensors
 
     q, v = moved["q"], moved["v"]
     (batch, length, heads, K), V = q.shape, v.shape[-1]
-    cut = table.HOPPER[way, min(K, V)]
-    strips = batch * heads * (V // cut.block if way == "forward" else 2 * (K // cut.block) + V // cut.block)
-    count, each = segments(strips, length, cut.chunk, cut.programs)
-    scratch, room = (count - 1) * strips, max(K, V)
+    BK, BV = (max(64, table.width_of(n, n)) for n in (K, V))
+    cut = table.HOPPER[way, 256 if (BK if way == "forward" else max(BK, BV)) > 128 else min(BK, BV)]
+    strips = batch * heads * (BV // cut.block if way == "forward" else 2 * (BK // cut.block) + BV // cut.block)
+    stages, room = cut.crowded if cut.crowded and strips > cut.programs else cut.stages, max(BK, BV)
+    left = 4 * (room + 1) * cut.block * strips / (batch * heads)
+    count, each = segments(strips, length, cut.chunk, cut.programs, least(left, v, K))
+    scratch = (count - 1) * strips
+    unit = 16 if all(a.stride(i) % 16 == 0 for a in moved.values() for i in range(3)) else table.COPIED
     shared = {
         "own": q.new_empty((scratch, room * cut.block), dtype=torch.float32), "own_z": q.new_empty((scratch, room), dtype=torch.float32),
-        "T": length, "H": heads, "batches": batch, "segments": count, "length": each, "UNIT": 16,
-        "K": K, "V": V, "MAP": feature_map, "C": cut.chunk, "BN": cut.block, "STAGES": cut.stages, "WARPS": cut.warps,
+        "T": length, "H": heads, "batches": batch, "segments": count, "length": each, "UNIT": unit,
+        "K": K, "V": V, "BK": BK, "BV": BV, "MAP": feature_map, "C": cut.chunk, "BN": cut.block, "STAGES": stages, "WARPS": cut.warps,
         "num_warps": cut.warps,
     }  # fmt: skip
-    steps = {f"{name[0]}{i}": a.stride(i) // 16 for name, a in moved.items() for i in range(3)}
+    steps = {f"{name[0]}{i}": a.stride(i) // unit for name, a in moved.items() for i in range(3)}
     arguments = {**shared, **steps, **moved, **{name: a for name, a in tensors.items() if name not in ("tau", "reset", "valid", "o")}}
     if way == "forward":
         sums, writes = cast(Any, hopper_forward.added), cast(Any, hopper_forward.forward)
@@ -63,8 +82,7 @@ def _launch_hopper(way: str, moved: dict[str, Tensor], feature_map: str, tensors
         arguments |= {"o": tensors["o"], "PACKED": shared["PACKED"], "EARLY": cut.early}
     else:
         sums = writes = cast(Any, hopper.backward)
-        do = moved["do"]
-        arguments["delta"] = _products(tensors["o"], do, {f"d{i}": do.stride(i) for i in range(3)}, 1)
+        arguments["delta"] = tensors["delta"] if "delta" in tensors else products(tensors["o"], moved["do"])
         first = {**arguments, "WRITES": False}
         arguments["WRITES"] = True
     with torch.cuda.device_of(q):
@@ -81,6 +99,10 @@ def _launch(
     if on_hopper(given, feature_map, tensors["reset"] is not None or tensors["valid"] is not None):
         _launch_hopper(way, given, feature_map, tensors)
         return None
+    if hopper(q.device) and padded.served(q, v, feature_map, tensors["reset"] is not None or tensors["valid"] is not None):
+        delta = None if do is None else products(tensors["o"], do)
+        padded.launch(way, given, feature_map, tensors, delta, _launch_hopper)
+        return None
     from unisono_torch.kernels.linear_attention import sweep
 
     (heads, K), V = q.shape[2:], v.shape[-1]
@@ -92,30 +114,30 @@ def _launch(
     block = cut.block  # also where it is wider than V: the table's cuts are right as they stand, others may not be
     strips = len(q) * heads * (-(-V // block) + (0 if way == "forward" else 2 * -(-K // block)))
     room, line = (BK * block, BK) if way == "forward" else (max(BK, BV) * block, block)
-    arguments, strides, unit = _shared(given, cut, tensors, strips, room, line)
+    arguments = _shared(given, cut, tensors, strips, room, line)
     arguments |= {"BK": BK, "BV": BV, "ROOM": room, "LINE": line, "SPLIT": cut.split, "MAP": feature_map}
     tau = None
     if do is not None:
         tau = q.new_zeros((arguments["segments"] * strips,), dtype=torch.float32) if feature_map == "learned" else None
         narrow, o = V <= table.NARROW, arguments.pop("o")
-        arguments |= {"tau_out": tau, "o_dot": o if narrow else _products(o, do, strides, unit), "GIVEN": not narrow}
+        arguments |= {"tau_out": tau, "o_dot": o if narrow else products(o, do), "GIVEN": not narrow}
     _run(getattr(sweep, way), strips, arguments)
     return tau
 
 
 def _shared(
     moved: dict[str, Tensor], cut: table.Cut, tensors: dict[str, Any], strips: int, room: int, line: int, programs: int | None = None
-) -> tuple[dict[str, Any], dict[str, int], int]:
-    """What every sweep is given; the strides of what is moved, and what they are counted in."""
+) -> dict[str, Any]:
+    """What every sweep is given."""
     import triton.language as tl
 
     q, v = moved["q"], moved["v"]
     (batch, length, heads, K), V = q.shape, v.shape[-1]
-    count, each = segments(strips, length, cut.chunk, programs)
+    count, each = segments(strips, length, cut.chunk, programs, least(4 * (room + line) * strips / (batch * heads), v, K))
     scratch = (count - 1) * strips
     strides = {f"{name[0]}{axis}": a.stride(axis) for name, a in moved.items() for axis in range(3)}
     unit = 16 if all(step % 16 == 0 for step in strides.values()) else 1  # so that loads are as wide as strides allow
-    arguments = {
+    return {
         **moved, "T": length, "H": heads, "batches": batch, "segments": count, "length": each, "UNIT": unit,
         **{name: step // unit for name, step in strides.items()},
         **tensors,
@@ -129,7 +151,6 @@ def _shared(
         "TF32": v.dtype == torch.float16,
         "num_warps": cut.warps,
     }  # fmt: skip
-    return arguments, strides, unit
 
 
 def _run(kernel: Any, strips: int, arguments: dict[str, Any]) -> None:
@@ -151,22 +172,25 @@ def _launch_taylor(way: str, moved: dict[str, Tensor], tensors: dict[str, Any]) 
     if way == "forward":
         shared |= {"do": None, "d0": 0, "d1": 0, "d2": 0, "delta": None}
     else:
-        shared |= {"delta": _products(o, moved["do"], {f"d{i}": moved["do"].stride(i) for i in range(3)}, 1)}
+        shared |= {"delta": products(o, moved["do"])}
     launch: Any = taylor.chunks
     for mode, S, z, out, dx in (
         (("o", "S", "z", "o", ""),) if way == "forward" else (("q", "S", "z", "", "dq"), ("k", "dS", "dz", "dv", "dk"))
     ):
         swept, cut = _cut(table.SWEEPS, mode, o.dtype), _cut(table.CHUNKS, mode, o.dtype)
         strips, parts = batch * heads * -(-V // swept.block), int(taylor.PARTS)
-        arguments, *_ = _shared(moved, swept, shared, parts * strips, 64 * swept.block, 64, table.PROGRAMS * 3 // 2)
+        arguments = _shared(moved, swept, shared, parts * strips, 64 * swept.block, 64, table.PROGRAMS * 3 // 2)
         alone = {name: arguments.pop(name) for name in ("own", "own_z", "cuts", "segments", "length")}
         alone |= {"S": tensors[S], "z": tensors[z], "S_out": tensors["S_out"], "z_out": tensors["z_out"]}
-        places, wide = (batch * heads, -(-length // swept.every), parts * 64), -(-V // 16) * 16
+        kept, wide = torch.bfloat16 if arguments["DOT"] == tl.bfloat16 else torch.float32, -(-V // 16) * 16
+        stretch = swept.every if interpreted() else every(swept, kept.itemsize, moved["v"], arguments["K"], wide, parts * 64)
+        places = batch * heads, -(-length // stretch), parts * 64
         arguments |= {
-            "states": o.new_empty((*places, wide), dtype=torch.bfloat16 if arguments["DOT"] == tl.bfloat16 else torch.float32),
-            "lines": o.new_empty(places, dtype=torch.float32), "EVERY": swept.every, "WIDE": wide, "MODE": mode,
+            "states": o.new_empty((*places, wide), dtype=kept), "lines": o.new_empty(places, dtype=torch.float32),
+            "EVERY": stretch, "WIDE": wide, "MODE": mode,
         }  # fmt: skip
         _run(taylor.sweeps, parts * strips, arguments | alone | {"maxnreg": swept.registers})
+        del alone
         blocks, made = -(-V // cut.block), tensors.get(dx)
         sums = made if made is None or blocks == 1 else made.new_empty((blocks, *made.shape), dtype=torch.float32)
         arguments |= {"out": tensors.get(out), "dx_out": sums, "BN": cut.block, "C": cut.chunk, "STAGES": cut.stages}
@@ -174,19 +198,23 @@ def _launch_taylor(way: str, moved: dict[str, Tensor], tensors: dict[str, Any]) 
             grid = (batch * heads * blocks * -(-length // cut.chunk),)
             launch[grid](**arguments | {"num_warps": cut.warps, "maxnreg": cut.registers})
         if made is not None and sums is not None and sums is not made:
-            made.copy_(sums.sum(0))
+            for block in sums[1:]:
+                sums[0].add_(block)
+            made.copy_(sums[0])
+        del arguments, sums  # before the next states are made
 
 
-def _products(o: Tensor, do: Tensor, strides: dict[str, int], unit: int) -> Tensor:
+def products(o: Tensor, do: Tensor) -> Tensor:
     """δ = do·o of each token and head."""
     from unisono_torch.kernels.linear_attention import sweep
 
     _, length, heads, V = o.shape
     delta, BV = o.new_empty(o.shape[:3], dtype=torch.float32), max(16, 1 << (V - 1).bit_length())
-    rows, launch = 8192 // BV, cast(Any, sweep.products)
+    rows, launch, steps = 8192 // BV, cast(Any, sweep.products), do.stride()[:3]
+    unit = 16 if all(step % 16 == 0 for step in steps) else 1
     with torch.cuda.device_of(o):
         launch[(-(-delta.numel() // rows),)](
-            o, do, delta, length, heads, delta.numel(), *(strides[f"d{i}"] // unit for i in range(3)), UNIT=unit, V=V, BV=BV, ROWS=rows
+            o, do, delta, length, heads, delta.numel(), *(step // unit for step in steps), UNIT=unit, V=V, BV=BV, ROWS=rows
         )
     return delta
 

@@ -24,7 +24,8 @@ class Cut:
 
 @dataclasses.dataclass(frozen=True)
 class HopperCut:
-    """As Cut, of hopper.py and hopper_forward.py. programs: at most, where time is cut. early, packed: as there."""
+    """As Cut, of hopper.py and hopper_forward.py. programs: at most, where time is cut. early, packed: as there. crowded: stages where
+    heads alone are more programs than that, so that two have room on a multiprocessor."""
 
     chunk: int
     block: int
@@ -33,6 +34,7 @@ class HopperCut:
     programs: int
     early: bool = False
     packed: bool = False
+    crowded: int | None = None
 
 
 # by (way, kind of product, the wider of K and V rounded up to a power of two)
@@ -61,13 +63,21 @@ SWEEPS: dict[tuple[str, str], Cut] = {
     **{(mode, "bfloat16"): Cut(64, 64, 4, 1, registers=168, every=128) for mode in "oqk"},
     **{(mode, "float32"): Cut(16, 16, 4, 1) for mode in "oqk"},
 }
-# of hopper.py, by (way, the narrower of K and V): a program a multiprocessor forward
+# of hopper.py, by (way, the narrower of K and V, each rounded up to 64, 128 or 256; or 256, where keys, or on the way back values, are so
+# wide): a program a multiprocessor forward
 HOPPER: dict[tuple[str, int], HopperCut] = {
-    ("forward", 64): HopperCut(64, 64, 4, 4, 132),
+    ("forward", 64): HopperCut(64, 64, 4, 4, 132, crowded=3),
     ("forward", 128): HopperCut(64, 128, 8, 3, 132, early=True, packed=True),
+    ("forward", 256): HopperCut(64, 64, 8, 2, 132, packed=True),
     ("backward", 64): HopperCut(64, 64, 4, 3, 264),
     ("backward", 128): HopperCut(64, 128, 8, 2, 264),
+    ("backward", 256): HopperCut(64, 64, 8, 2, 264),
 }
+# so wide a head must be for it, and a multiple of what is copied at once: 16 bytes
+LEAST, COPIED = 32, 8
+# Heads of other widths from NARROWEST on are copied into such ones (padded.py), so many at a time that copies are at most COPIES of the
+# bytes of inputs and outputs, up to a width of 128 and beyond; those of fewer numbers in q and v than LARGE at once.
+NARROWEST, COPIES, LARGE = 16, (0.18, 0.35), 1 << 21
 INTERPRETED = Cut(16, 16, 1, 1, every=32)
 WIDTH = 16  # of heads, for which taylor2's kernels have room
 # Up to so wide a value, do·o is made where it is used, twice; of wider ones once, before, since registers are what is scarce.
@@ -75,7 +85,8 @@ NARROW = 64
 # Time is cut into segments where heads alone are fewer programs than a GPU runs at once (two a multiprocessor of an H100), each of
 # SHORTEST tokens or more; of LONG, where heads leave less than half of it idle: a segment costs reading k and v again.
 PROGRAMS, FEW = 264, 96
-SHORTEST, LONG = 512, 2048
+# What segments leave takes at most OWN of the bytes of inputs and outputs, and taylor2's states KEPT, or there are fewer of them.
+SHORTEST, LONG, OWN, KEPT = 512, 2048, 0.2, 0.305
 
 
 def width_of(K: int, V: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unisono_torch.kernels.multiscale import table
+from unisono_torch.kernels.multiscale import parts, table
 from unisono_torch.kernels.registry import hopper, interpreted
 from unisono_torch.kernels.rows import dense
 from unisono_torch.ops.transforms import again
@@ -102,7 +102,10 @@ class _Call:
 
     def pieces(self, strips: int) -> tuple[int, int]:
         """(how many pieces of time, segments each): from the shape alone, so that a result's bits do not depend on the GPU."""
-        count = 1 if strips >= table.FEW else max(1, min(table.PROGRAMS // strips, -(-self.segments // table.SHORTEST)))
+        assert self.moved["v"] is not None
+        kept = 4 * self.scales * self.size(self.K) * self.size(self.V)
+        shortest = max(table.SHORTEST, int(kept / (table.OWN * 4 * self.moved["v"].itemsize * (self.K + self.V) * self.span)))
+        count = 1 if strips >= table.FEW else max(1, min(table.PROGRAMS // strips, -(-self.segments // shortest)))
         each = -(-self.segments // count)
         return -(-self.segments // each), each
 
@@ -271,6 +274,14 @@ def _forward(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid):
 
 def read(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, still=False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `_forward`. still: the first scale does not decay."""
+    given = (q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid)
+    divided = parts.division(q, v, S.shape[1], True)
+    if len(divided) == 1:
+        return _read(*given, still)
+    return parts.joined(_forward_fake(*given), _read, divided, given, still)
+
+
+def _read(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, still) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from unisono_torch.kernels.multiscale import forward
 
     o, S_end, z_end, denominator = _forward_fake(q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid)
@@ -320,6 +331,18 @@ def gradients(
 ) -> tuple[Any, ...]:
     """As `_backward`. turn: gradients of q, k and v are put there, those of q and k turned back, where kernels do that. still: the first
     scale does not decay, and its log λ is given no gradient."""
+    given = (q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid)
+    divided = parts.division(q, v, S.shape[1], fades)
+    if len(divided) == 1:
+        return _gradients(do, dS, dz, denominator, *given, fades, weighs, turn, still)
+    before = do, dS, dz, denominator
+    whole = list(_backward_fake(*before, *given, fades, weighs))
+    return parts.gradients_joined(whole, _gradients, divided, before, given, (fades, weighs), turn, still)
+
+
+def _gradients(
+    do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades, weighs, turn, still
+) -> tuple[Any, ...]:
     from unisono_torch.kernels.multiscale import backward
 
     given = (do, dS, dz, denominator, q, k, v, q_norm, k_norm, log_decay, weight, S, z, reset, valid, fades, weighs)

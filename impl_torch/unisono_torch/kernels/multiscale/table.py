@@ -59,8 +59,12 @@ HOPPER = HopperCut(2, 128)  # states by hopper.py
 HOPPER_SWEEPS = {"forward": SweepCut(64, 3), "of_queries": SweepCut(64, 3), "of_keys": SweepCut(64, 3)}  # hopper_sweep.py
 TURNED = ("none", "elu1", "relu")  # φ whose slope is known from it, so that hopper_segments.py turns gradients back
 INTERPRETED = Cut(16, 2, 16, 1, 1, 1)
+# Of the bytes of inputs and outputs, what the states of all heads at once may take, with what else a token has for its scales; what those
+# of a part of the heads may take, if not; how many parts there are at most; and numbers in q and v below which nobody minds.
+WHOLE, EACH, PARTS, LARGE = 0.66, 0.42, 8, 1 << 21
 # Time is cut into pieces of segments where heads and scales leave a GPU half idle: a piece costs reading keys and values again.
-FEW, PROGRAMS, SHORTEST = 96, 528, 4
+# What pieces leave takes at most OWN of the bytes of inputs and outputs.
+FEW, PROGRAMS, SHORTEST, OWN = 96, 528, 4, 0.12
 
 
 def width_of(K: int, V: int) -> int:
