@@ -31,6 +31,7 @@ PRESETS = (
 CONFIGS = {
     **{name: preset(name) for name in PRESETS},
     "channels": preset("cram-plus").replace(channel_weights=True, skip=True),
+    "after": preset("cram-paper").replace(residual="after"),
     "wide": preset("lat-base").replace(attention="window", window=2048),
     "head norm": preset("lat-base").replace(head_norm=True),
 }

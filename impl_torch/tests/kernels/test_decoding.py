@@ -51,7 +51,8 @@ CONFIGS: dict[str, Config] = {
     "channels": CRAMConfig(
         scheme="adaptive", d_model=20, n_layers=2, vocab_size=30, position_bits=6, channel_weights=True, learned_decay=True, skip=True
     ),
-    "after": CRAMConfig(scheme="adaptive", d_model=8, n_layers=1, vocab_size=30, position_bits=6, residual="after"),
+    "after": CRAMConfig(scheme="adaptive", d_model=8, n_layers=2, vocab_size=30, position_bits=6, residual="after"),
+    "plain": CRAMConfig(d_model=8, n_layers=1, vocab_size=30),
     "wide": LAT.replace(attention="window", window=7, n_layers=1, positions="rope"),
     "infinity": InfinityFormerConfig(d_model=8, n_layers=1, n_heads=2, d_ffn=8, vocab_size=30),
     "numerator": InfinityFormerConfig(
@@ -74,7 +75,8 @@ CONFIGS: dict[str, Config] = {
     ),
     "maru": MARUConfig(d_model=8, vocab_size=30, head_hidden=8, d_state=4, n_banks=2, n_slots=3, d_memory=4, router_hidden=4),
 }
-PLAIN = ("after",)  # in a graph, but of the step's own operations
+PLAIN = ("plain",)  # in a graph, but of the step's own operations
+HOW = {"maru": "triton", "stack": "triton", "plain": "plain"}  # cells by kernel
 WARM = Sampling(temperature=1.5, seed=7)
 FIRST = 6  # tokens before the decoder takes over
 
@@ -100,7 +102,7 @@ FEW = [(name, 2, MOST, "") for name in CONFIGS]
 SOME = ("taylor2", "s4d", "numerator", "mamba") if interpreted() else CONFIGS
 SIZES = (2, 1) if interpreted() else (MOST + 1, MOST)
 FORMS = {"slabs": CONFIGS, "tiles": CONFIGS, "fronts": CONFIGS, "": SOME}
-ALIKE = ("retained", "wide")  # whose products are others'
+ALIKE = ("retained", "wide", "plain")  # whose products are others'
 MANY = [
     (name, *SIZES, form) for form, names in FORMS.items() for name in names if name not in ALIKE or form == "fronts" or not interpreted()
 ]
@@ -120,7 +122,7 @@ def test_steps_are_those_of_the_spec(name: str, batch: int, most: int, joined: s
         if name in ("rope", "taylor2", "infinity", "transformer", "mamba", "maru", "stack", "channels", "wide"):
             together(monkeypatch)
             monkeypatch.setattr(project, "at_once", lambda: True)
-    model, params = made(CONFIGS[name], device, implementation="triton" if name in ("maru", "stack") else "auto")  # cells by kernel
+    model, params = made(CONFIGS[name], device, implementation=HOW.get(name, "auto"))
     alone, _ = made(CONFIGS[name], device, implementation="plain")
     tokens = text(FIRST + 3, batch)
     with torch.no_grad():

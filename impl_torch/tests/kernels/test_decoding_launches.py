@@ -20,7 +20,7 @@ from unisono_torch.decoding.parts import Held
 from unisono_torch.kernels.decode import project, slabs, tiles
 from unisono_torch.kernels.decode.project import MOST
 
-from .test_decoding import CONFIGS, PLAIN, in_pieces, text
+from .test_decoding import CONFIGS, HOW, PLAIN, in_pieces, text
 
 MADE = ("empty", "new_empty", "empty_like", "empty_strided")
 
@@ -48,7 +48,7 @@ def launches(name: str, layers: int, monkeypatch: pytest.MonkeyPatch, dtype: str
     from triton.runtime.interpreter import GridExecutor
 
     config = CONFIGS[name].replace(n_layers=layers, **({"attention": KINDS[name][-layers:]} if name in KINDS else {}))
-    model = create(config, implementation="triton" if name in ("maru", "stack") else "auto", dtype=dtype)
+    model = create(config, implementation=HOW.get(name, "auto"), dtype=dtype)
     call, counted = GridExecutor.__call__, Counted()
 
     def one(self: GridExecutor, *given: Any, **named: Any) -> None:
@@ -69,7 +69,7 @@ def launches(name: str, layers: int, monkeypatch: pytest.MonkeyPatch, dtype: str
 KINDS = {"taylor2": ("conv", "linear"), "learned": ("softmax", "linear"), "rope": ("linear", "linear")}
 CASES = [name for name in CONFIGS if name not in (*PLAIN, "exclusive", "maru")]  # others stand for these
 FEWER = {"fixed": 2}
-MORE = {("stack", "tiles"): 5}  # what MARU's cell leaves has no norm yet, which is no form of MARU's
+MORE = {("stack", "tiles"): 5, ("after", "tiles"): 5}  # what a layer leaves has no norm yet: no form of MARU's or of CRAM's
 
 
 @pytest.mark.parametrize(("most", "form"), [(MOST, ""), (1, "slabs"), (1, "tiles"), (1, "fronts")])

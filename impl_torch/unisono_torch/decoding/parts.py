@@ -96,6 +96,12 @@ class Parts:
         weight = norm.weight.detach()
         return ("rms", weight, None, norm.eps) if isinstance(norm, RMSNorm) else ("layer", weight, norm.bias.detach(), 0.0)
 
+    def normed(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """`norm` of x [B, D] by itself, in the compute dtype."""
+        from unisono_torch.kernels.decode.project import norm_apart
+
+        return norm_apart(x, self.norm(norm), self.dtype)[0]
+
     def following(self, norm: nn.Module | None) -> Next | None:
         """`norm` where it is taken with what it is a norm of: of many sequences, but where products take norms of what they read."""
         from unisono_torch.kernels.decode.project import MOST

@@ -390,9 +390,9 @@ def projected(
             first = parts[0]
             if isinstance(first, tiles.Multiplied):
                 first = _by_matmul(first.x, first.weight, first.bias, None, None, "none", None, None)
-            given, _ = _normed(first, norm, weight.dtype, parts[1], x)
+            given, _ = norm_apart(first, norm, weight.dtype, parts[1], x)
         else:
-            given = x if norm[0] == "none" else _normed(x, norm, weight.dtype)[0]
+            given = x if norm[0] == "none" else norm_apart(x, norm, weight.dtype)[0]
         if joined == "tiles":
             return tiles.product(given, weight, bias, second, second_bias, act, residual, conv, beside, following, at_once())
         if beside is not None:
@@ -410,7 +410,7 @@ def projected(
             return _by_matmul(given, weight, bias, second, second_bias, act, residual, conv)
         apart = act == "none"
         out = _by_matmul(given, weight, bias, second, second_bias, act, None if apart else residual, conv)
-        following.rows, out = _normed(out, following.norm, weight.dtype, residual if apart else None, spent=following.spent)
+        following.rows, out = norm_apart(out, following.norm, weight.dtype, residual if apart else None, spent=following.spent)
         return out
     out = weight.new_empty((batch, n))
     kind, gain, shift, eps = norm
@@ -428,7 +428,7 @@ def projected(
     return out
 
 
-def _normed(
+def norm_apart(
     x: Tensor,
     norm: Norm,
     dtype: torch.dtype,

@@ -95,7 +95,7 @@ def scored(
     BI: tl.constexpr, NORM: tl.constexpr, NORM_EPS: tl.constexpr, TOGETHER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """ξ [B, D] in out, whose sums advance by s = W2·h + b2. h [B, D]: s_φ's second hidden layer, float32, of the position's binary digits
-    and k = u·qx / KEY_SCALE; u: x [B, D], or with GIVEN its norm.
+    and k = u·qx / KEY_SCALE; u: x [B, D], or with GIVEN its norm, rounded as qx is.
 
     PROGRAMS for each sequence make rows of h; the last of them to come makes ξ, and the norm of it in following [B, D], if there is NORM.
     With CHANNELS as many more wait for h and make some channels of s and ξ each, the last of those its norm. counters [B, 3]: arrived and
@@ -128,7 +128,7 @@ def scored(
         w0 = tl.load(W0 + i[:, None] * I + j[None, :], mask=(i < I)[:, None] & (j < I)[None, :], other=0.0).to(tl.float32)
         ready(EARLY)
         given = tl.load(x + at + d, mask=d < D, other=0.0).to(tl.float32)
-        given = normed(given, d, D, given_gain, given_shift, GIVEN, 0.0, x.dtype.element_ty)
+        given = normed(given, d, D, given_gain, given_shift, GIVEN, 0.0, qx.dtype.element_ty)
         key = tl.sum(given * tl.load(qx + at + d, mask=d < D, other=0.0).to(tl.float32), 0) / KEY_SCALE
         place = tl.load(position + row)
         digit = (place >> tl.maximum(DIGITS - 1 - j, 0)) & 1
