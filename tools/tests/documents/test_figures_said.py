@@ -191,3 +191,11 @@ def check_where_elu_plus_one_is_zero():
 
 if importlib.util.find_spec("torch"):  # in the sessions that have it
     test_where_elu_plus_one_is_zero = check_where_elu_plus_one_is_zero
+
+
+def test_what_the_tables_runs_took():
+    tables = [found for path in sorted(RESULTS.glob("*.json")) if "table" in (found := json.loads(path.read_text("utf-8")))]
+    seconds = [run["seconds"] for table in tables for row in table["rows"] for run in row["runs"]]
+    said = " ".join((RESULTS / "README.md").read_text("utf-8").split())
+    assert len(tables) > 8
+    assert f"The {len(seconds)} runs behind these tables took {sum(seconds) / 60:.0f} minutes by their own clocks" in said
