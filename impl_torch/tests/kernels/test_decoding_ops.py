@@ -105,12 +105,14 @@ def test_a_product_whose_programs_share_sums(dtype: torch.dtype, device: str, mo
 
 
 def test_long_rows(device: str) -> None:
-    """Of few sequences, whose products of wide models have them."""
+    """Of few sequences, and of more, whose products of wide models have them."""
     generator = torch.Generator().manual_seed(1)
-    x, weight, gain = (torch.randn(shape, generator=generator).to(device) for shape in ((2, 16500), (3, 16500), (16500,)))
-    found = projected(x, weight, norm=("rms", gain, None, 1e-5))
-    wide = nn.functional.rms_norm(x.double(), (16500,), gain.double(), 1e-5)
-    judge.same(found.double().cpu(), (wide @ weight.double().T).cpu(), numerics.rounding("float32", 2**8))
+    for batch, k, dtype in ((2, 16500, torch.float32), (10, 1500, torch.bfloat16), (40, 1500, torch.bfloat16)):
+        x, weight, gain = (torch.randn(shape, generator=generator).to(device, dtype) for shape in ((batch, k), (3, k), (k,)))
+        found = projected(x, weight, norm=("rms", gain, None, 1e-5), joined="" if batch <= MOST else "fronts")
+        wide = nn.functional.rms_norm(x.double(), (k,), gain.double(), 1e-5).to(dtype).double()
+        limit = numerics.rounding("float32", 2**8) + (numerics.rounding("bfloat16", 2) if dtype == torch.bfloat16 else 0)
+        judge.same(found.double().cpu(), (wide @ weight.double().T).cpu(), limit)
 
 
 @pytest.mark.parametrize("norm", ["rms", "layer"])
