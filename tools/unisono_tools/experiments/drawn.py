@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -166,26 +167,33 @@ def draw(results: Results, path: Path) -> Path:
         runs = [run["curve"] for run in counted(row)]
         if not runs:
             continue
-        metric, points = _metric(row), min(map(len, runs))
-        values = [[value for _, value in curve[:points]] for curve in runs]
-        x, mean = [at for at, _ in runs[0][:points]], [sum(column) / len(column) for column in zip(*values, strict=True)]
-        low, high = ([f(column) for column in zip(*values, strict=True)] for f in (min, max))
-        scores = [run["score"] for run in counted(row)]
-        lines[f"{row['label'].replace('`', '')}  {sum(scores) / len(scores):.3f}"] = (x, mean, low, high)
+        metric, scores = _metric(row), [run["score"] for run in counted(row)]
+        lines[f"{row['label'].replace('`', '')}  {sum(scores) / len(scores):.3f}"] = _over_seeds(runs)
     text = metric == "bits"
     what = f"validation, {_unit(results['rows'], metric)}" if text else f"validation {metric}"
     return figures.curves(path, lines, {}, "training tokens" if text else "training examples", what, page["title"])
 
 
+def _over_seeds(curves: list[list[tuple[float, float]]]) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Where, and there the mean, the least and the most, as far as the shortest goes."""
+    columns = list(zip(*([value for _, value in curve] for curve in curves), strict=False))
+    mean, low, high = ([f(column) for column in columns] for f in (statistics.fmean, min, max))
+    return [at for at, _ in curves[0][: len(columns)]], mean, low, high
+
+
 def _over_epochs(results: Results, path: Path) -> Path:
-    """Of the first seed of each row, the minibatches' loss and the validation's, in bits, over the epochs."""
+    """The minibatches' loss and the validation's, in bits, over the epochs: means over seeds with the least and the most as a shade."""
     with figures.panels(path, 2, 12, 4.8, sharey=True) as panels:
         for number, row in enumerate(results["rows"]):
-            for run in [run for run in counted(row) if run["steps"]][:1]:  # a failed one has no known length
-                scale = run["epochs"] / (run["curve"][-1][0] * run["of"] / run["steps"])
-                for axes, kind in zip(panels, ("losses", "curve"), strict=True):
-                    x, y = zip(*run[kind], strict=True)
-                    axes.plot([at * scale for at in x], y, **figures.look(row["label"], number), markersize=4, label=row["label"])
+            runs = [run for run in counted(row) if run["steps"]]  # a failed one has no known length
+            if not runs:
+                continue
+            scale = runs[0]["epochs"] / (runs[0]["curve"][-1][0] * runs[0]["of"] / runs[0]["steps"])
+            for axes, kind in zip(panels, ("losses", "curve"), strict=True):
+                x, mean, low, high = _over_seeds([run[kind] for run in runs])
+                x, look = [at * scale for at in x], figures.look(row["label"], number)
+                axes.plot(x, mean, **look, markersize=4, label=row["label"])
+                axes.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
         for axes, title in zip(panels, ("training, minibatches", "validation"), strict=True):
             axes.set(title=title, xlabel="epochs", ylabel="bits a byte")
         figures.legend_below(panels[0], 4)
