@@ -87,6 +87,13 @@ def test_a_memory_of_width_1(close, rng):
             close(found, truth)
 
 
+def test_large_queries_of_a_memory_of_width_1(rng):
+    """Where XLA fuses a product and the difference from its maximum, the maximum's own score was not its own."""
+    p, x = cell(SMALL.replace(d_memory=1)), 1e12 * rng.normal(size=(B, 5, 6))
+    given = jax.tree.map(jnp.float32, (x, p, (np.zeros((B, 6)), np.broadcast_to(p["memory"], (B, 2, 3, 1)))))
+    assert np.isfinite(jax.jit(mom_gru.hoisted)(*given)[0]).all()
+
+
 def test_noise_temperature_and_balance_act_in_training_only(close, rng):
     p = cell(GUMBEL)
     x, h = rng.normal(size=(2, 5, 6))

@@ -45,6 +45,15 @@ def test_the_hold_is_exact_where_a_step_is_short(close):
     close(np.abs(found / truth - 1), np.zeros((3, 2)))
 
 
+def test_a_mode_that_keeps_all_is_held_in_float32(close):
+    """(e^{ΔA} − 1) / A is Δ where |A|² is no float32."""
+    dt, A = jnp.array([1e-3, 0.1]), jnp.full((2, 3, 2), jnp.array([-1e-25, 0.0]))
+    gain, push = jax.vjp(lambda A: diagonal_ssm.discretised(dt, A)[2], A)
+    close(np.asarray(gain), np.stack([dt[:, None] * np.ones((2, 3)), np.zeros((2, 3))], -1), numerics.rounding("float32", 2))
+    (slope,) = push(jnp.ones_like(gain))
+    close(np.asarray(slope), np.broadcast_to(np.square(dt)[:, None, None] / 2, A.shape), numerics.rounding("float32", 2))
+
+
 @pytest.mark.parametrize("implementation", ["plain", "pallas"])
 def test_turns_keep_their_digits_in_float32(close, implementation, monkeypatch):
     """Both forms read the same rounded dynamics; fast turns go round hundreds of radians in a chunk."""

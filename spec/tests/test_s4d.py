@@ -41,7 +41,7 @@ def test_counts_and_initial_values() -> None:
         assert q.weight_decay == (len(q.shape) > 1 and not dynamic and "embedding" not in name), name
 
 
-@pytest.mark.parametrize("dt", [1e-4, 0.1, 30.0])
+@pytest.mark.parametrize("dt", [0.0, 1e-4, 0.1, 30.0])
 def test_op_forms(dt: float, rng: np.random.Generator) -> None:
     constants = dynamics(rng, dt)
 
@@ -52,7 +52,7 @@ def test_op_forms(dt: float, rng: np.random.Generator) -> None:
     checking.op_forms(form(diagonal_ssm.recurrent), form(diagonal_ssm.parallel), [3 + rng.normal(size=(2, 7, 3))], state, rng)
 
 
-@pytest.mark.parametrize("dt", [1e-4, 0.1, 30.0])
+@pytest.mark.parametrize("dt", [1e-4, 0.1, 30.0, 1e5])
 def test_against_complex_numbers(dt: float, rng: np.random.Generator) -> None:
     dt_, A, C, D = dynamics(rng, dt)
     u, state = rng.normal(size=(1, 5, 3)), rng.normal(size=(1, 3, 4, 2))

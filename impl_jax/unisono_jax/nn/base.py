@@ -89,7 +89,8 @@ class Layer(nnx.Module):
     ) -> tuple[jax.Array, State]:
         """x [B, T, D] → y [B, T, D], the state after the last token.
 
-        cu_seqlens: where the sequences begin that lie one after the other in x [1, T, D], T last; the state is the last one's.
+        cu_seqlens: where the sequences begin that lie one after the other in x [1, T, D], T last; each begins anew, the first too, and the
+        state after is that of the last one with a token.
         chunk_size: tokens in a chunk, where the parallel form has chunks. Raises InputError on what does not fit.
         """
         x, reset, valid = (a if a is None else as_array(name, a) for name, a in (("x", x), ("reset", reset), ("valid", valid)))

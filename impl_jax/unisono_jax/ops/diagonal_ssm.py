@@ -35,8 +35,12 @@ def discretised(dt: jax.Array, A: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     real = jnp.expm1(x) * jnp.cos(y) - 2 * jnp.square(jnp.sin(y / 2))  # of e^{x+iy} − 1, since cos y − 1 = −2 sin²(y/2)
     factor = jnp.stack([jnp.exp(x) * jnp.cos(y), jnp.exp(x) * jnp.sin(y)], -1)
     change = jnp.stack([real, factor[..., 1]], -1)
-    over = A * jnp.array([1, -1], A.dtype) / jnp.square(A).sum(-1, keepdims=True)  # 1 / A
-    return factor, change, times(change, over)
+    near = (jnp.square(x) + jnp.square(y) < jnp.finfo(A.dtype).eps)[..., None]  # where |A|² may underflow
+    safe = jnp.where(near, jnp.ones((), A.dtype), A)
+    over = safe * jnp.array([1, -1], A.dtype) / jnp.square(safe).sum(-1, keepdims=True)  # 1 / A
+    z, one = jnp.stack([x, y], -1), jnp.array([1, 0], A.dtype)
+    series = dt[:, None, None] * (one + times(z, one + z / 3) / 2)
+    return factor, change, jnp.where(near, series, times(change, over))
 
 
 def times(a: jax.Array, b: jax.Array) -> jax.Array:

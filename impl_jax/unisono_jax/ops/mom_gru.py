@@ -257,7 +257,10 @@ def _shares(hidden: jax.Array, p: Arrays, noise: jax.Array | None, temperature: 
 
 def _attention(M: jax.Array, key: jax.Array) -> jax.Array:
     """Shares of the slots of each bank: M [B, n, L, d_m], key [B, d_m] → [B, n, L]."""
-    return jax.nn.softmax(dot("bnlm,bm->bnl", M, key * M.shape[-1] ** -0.5))
+    scores = dot("bnlm,bm->bnl", M, key * M.shape[-1] ** -0.5)
+    if M.shape[-1] == 1:  # XLA would subtract the rounded maximum from a product that it does not round: not from itself
+        scores = jnp.maximum(scores, jnp.finfo(scores.dtype).min)
+    return jax.nn.softmax(scores)
 
 
 def _read(M: jax.Array, rho: jax.Array, query: jax.Array) -> jax.Array:

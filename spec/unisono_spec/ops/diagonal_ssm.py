@@ -79,12 +79,12 @@ def parallel(
     valid = np.ones((batch, length), bool) if valid is None else valid
     u = np.where(valid[..., None], u, 0)
     a, b = np.moveaxis(A * dt[:, None, None], -1, 0)  # ΔA = a + ib, each [D, P]
-    # e^z − 1 = 2 e^{z/2} sinh(z/2), by which the quotient with A = z/Δ keeps its digits
-    half = np.exp(a / 2)
-    sr, si = np.sinh(a / 2) * np.cos(b / 2), np.cosh(a / 2) * np.sin(b / 2)
-    er, ei = 2 * half * (sr * np.cos(b / 2) - si * np.sin(b / 2)), 2 * half * (sr * np.sin(b / 2) + si * np.cos(b / 2))
-    norm = (a * a + b * b) / dt[:, None]
-    gr, gi = (er * a + ei * b) / norm, (ei * a - er * b) / norm  # [D, P]
+    # e^z − 1 = 2 e^{z/2} sinh(z/2) keeps the quotient's digits; 2 e^{a/2} sinh(a/2) is e^a − 1, and with cosh e^a + 1
+    sr, si = np.expm1(a) * np.cos(b / 2), (np.exp(a) + 1) * np.sin(b / 2)
+    er, ei = sr * np.cos(b / 2) - si * np.sin(b / 2), sr * np.sin(b / 2) + si * np.cos(b / 2)
+    Ar, Ai = A[..., 0], A[..., 1]
+    norm = Ar * Ar + Ai * Ai
+    gr, gi = (er * Ar + ei * Ai) / norm, (ei * Ar - er * Ai) / norm  # [D, P]
 
     p = np.arange(min(chunk_size, length) + 1, dtype=np.real(a).dtype)[:, None, None]
     decay = np.exp(p * a)
