@@ -320,7 +320,8 @@ def split_shape(m: int, n: int, k: int, size: int) -> tuple[Tile, int, int]:
 
 def shares(m: int, n: int, k: int, size: int) -> bool:
     """Whether a library may have a launch of its own for parts of sums: in float32, and where its tiles are few and long."""
-    return size > 2 or (triton.cdiv(m, 64) * triton.cdiv(n, 64) <= 32 and k > 2048)
+    few = triton.cdiv(m, 64) * triton.cdiv(n, 64) <= 32 and (m <= 32 or n < 2048)  # of 64 rows and 2,048 columns it has none
+    return size > 2 or (few and k > 2048)
 
 
 class Multiplied(NamedTuple):
