@@ -40,6 +40,8 @@ class Part(NamedTuple):
 
 def division(batch: int, heads: int, wanted: int) -> list[Part]:
     """At least as many parts of all rows and heads, if there are so many."""
+    if not batch * heads:
+        return [Part(ALL, ALL)]
     rows, each = max(1, batch // wanted), max(1, heads // -(-wanted // batch))
     return [
         Part(slice(b, min(b + rows, batch)), slice(h, min(h + each, heads))) for b in range(0, batch, rows) for h in range(0, heads, each)
