@@ -38,11 +38,11 @@ class Part(NamedTuple):
         return view if view is None or view.data_ptr() % 16 == 0 else view.clone(memory_format=torch.contiguous_format)
 
 
-def division(batch: int, heads: int, wanted: int) -> list[Part]:
-    """At least as many parts of all rows and heads, if there are so many."""
+def division(batch: int, heads: int, wanted: float) -> list[Part]:
+    """Parts of all rows and heads, each at most one in `wanted` of them, or one head."""
     if not batch * heads:
         return [Part(ALL, ALL)]
-    rows, each = max(1, batch // wanted), max(1, heads // -(-wanted // batch))
+    rows, each = max(1, int(batch / wanted)), max(1, int(heads * min(1, batch / wanted)))
     return [
         Part(slice(b, min(b + rows, batch)), slice(h, min(h + each, heads))) for b in range(0, batch, rows) for h in range(0, heads, each)
     ]

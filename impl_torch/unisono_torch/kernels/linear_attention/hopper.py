@@ -1,4 +1,5 @@
-"""linear_attention's gradients (sweep.py) for a Hopper GPU, in Gluon: bfloat16, heads of 64 or 128, no marks; forward: hopper_forward.py.
+"""linear_attention's gradients (sweep.py) for a Hopper GPU, in Gluon: bfloat16, heads of 33 to 256 in blocks of a power of two, no marks;
+forward: hopper_forward.py. padded.py copies heads whose widths are no multiples of 8.
 
 The same sums, out_i = Σ_j (a_i·b_j + e_i f_j) w_j, cut in the same way; what differs is where things lie. Every operand of a product but
 the masked scores is shared memory, into which tokens are copied chunks ahead and where φ is applied in place; only the state, the scores

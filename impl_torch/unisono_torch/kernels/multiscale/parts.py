@@ -5,7 +5,6 @@ Each part is a call of its own, of views; what comes out is copied into the whol
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,8 +27,8 @@ class Part(rows.Part):
         return whole._replace(cos=self.of(whole.cos), sin=self.of(whole.sin), **places)
 
 
-def count(K: int, V: int, scales: int, dtype: torch.dtype, fades: bool) -> int:
-    """How many parts there are to be, by widths. fades: whether decays have gradients."""
+def count(K: int, V: int, scales: int, dtype: torch.dtype, fades: bool) -> float:
+    """A part is to be at most one in so many, by widths. fades: whether decays have gradients."""
     half = dtype == torch.bfloat16
     size, made, span = dtype.itemsize, 2 if half else 4, 128 if half else 64
     blocks = -(-max(K, V) // 64)
@@ -42,7 +41,7 @@ def count(K: int, V: int, scales: int, dtype: torch.dtype, fades: bool) -> int:
         return 1
     # a part's own outputs are there beside the whole's, and copies of inputs where 16 bytes do not begin at every head
     copied = 3 / 8 + (K % 8 > 0 or V % 8 > 0) / 2
-    return min(table.PARTS, math.ceil((at_once + copied) / max(0.1, table.EACH - held)))
+    return min(table.PARTS, (at_once + copied) / max(0.1, table.EACH - held))
 
 
 def division(q: Tensor, v: Tensor, scales: int, fades: bool) -> list[Part]:

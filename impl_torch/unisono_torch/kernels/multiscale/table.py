@@ -61,7 +61,7 @@ TURNED = ("none", "elu1", "relu")  # φ whose slope is known from it, so that ho
 INTERPRETED = Cut(16, 2, 16, 1, 1, 1)
 # Of the bytes of inputs and outputs, what the states of all heads at once may take, with what else a token has for its scales; what those
 # of a part of the heads may take, if not; how many parts there are at most; and numbers in q and v below which nobody minds.
-WHOLE, EACH, PARTS, LARGE = 0.66, 0.42, 8, 1 << 21
+WHOLE, EACH, PARTS, LARGE = 0.66, 0.52, 8, 1 << 21
 # Time is cut into pieces of segments where heads and scales leave a GPU half idle: a piece costs reading keys and values again.
 # What pieces leave takes at most OWN of the bytes of inputs and outputs.
 FEW, PROGRAMS, SHORTEST, OWN = 96, 528, 4, 0.12
