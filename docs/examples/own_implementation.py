@@ -18,6 +18,7 @@ def decayed_sum(x, decay, initial_state, reset=None, valid=None, chunk_size=64):
     reset = np.zeros((batch, length), bool) if reset is None else reset
     valid = np.ones((batch, length), bool) if valid is None else valid
     x = np.where(valid[..., None], x, 0)
+    initial_state = np.where(reset[:, :1], 0, initial_state)
     e = np.exp(-np.abs(x))
     u = np.where(valid[..., None], np.where(x >= 0, 1 / (1 + e), e / (1 + e)), 0)
     read = np.cumsum(valid, 1)
