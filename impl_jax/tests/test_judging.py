@@ -17,6 +17,7 @@ def pairs(x, decay, initial_state, reset=None, valid=None):
     shape = x.shape[:2]
     reset = jnp.zeros(shape, bool) if reset is None else reset
     valid = jnp.ones(shape, bool) if valid is None else valid
+    initial_state = jnp.where(reset[:, :1], 0, initial_state)
     u = jnp.where(valid[..., None], sigmoid(jnp.where(valid[..., None], x, 0)), 0)
     read, document = jnp.cumsum(valid, 1), jnp.cumsum(reset, 1)
     same = jnp.tril(document[:, :, None] == document[:, None, :])
