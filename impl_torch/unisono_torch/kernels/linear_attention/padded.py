@@ -33,12 +33,12 @@ def served(q: Tensor, v: Tensor, feature_map: str, marks: bool) -> bool:
     return min(K, V) >= table.NARROWEST and table.LEAST < max(K, V) <= 256 and (K % table.COPIED > 0 or V % table.COPIED > 0)
 
 
-def parts(q: Tensor, v: Tensor) -> int:
-    """How many parts there are to be at least."""
+def parts(q: Tensor, v: Tensor) -> float:
+    """A part is to be at most one in so many."""
     (batch, length, heads, K), V = q.shape, v.shape[-1]
     if batch * length * heads * (K + V) < table.LARGE:
         return 1
-    return math.ceil((wide(K) + 0.75 * wide(V)) / (K + V) / table.COPIES[max(K, V) > 128])
+    return (wide(K) + 0.75 * wide(V)) / (K + V) / table.COPIES[max(K, V) > 128]
 
 
 def _filled(a: Tensor, n: int, value: float) -> Tensor:
@@ -55,24 +55,27 @@ def launch(
     q, v = moved["q"], moved["v"]
     K, V = wide(q.shape[-1]), wide(v.shape[-1])
     more = K - q.shape[-1], V - v.shape[-1]
-    outputs = ("o", "S_out", "z_out", "denominator") if way == "forward" else ("dq", "dk", "dv", "S_out", "z_out")
+    outputs = ("o", "denominator") if way == "forward" else ("dq", "dk", "dv")
     states = {"S": 2, "z": 1} | ({} if delta is None else {"dS": 2, "dz": 1})
+    padded = {n: F.pad(tensors[n], (*(0, more[1]) * (axes - 1), 0, more[0])) for n, axes in states.items()}
+    padded |= {"S_out": torch.empty_like(padded["S"]), "z_out": torch.empty_like(padded["z"])}
     for part in division(q.shape[0], q.shape[2], parts(q, v)):
         copies = {
             n: _filled(part.of(a, 0, 2), K if n in QUERIES else V, FILLED[feature_map] if n in QUERIES else 0.0) for n, a in moved.items()
         }
-        given = dict.fromkeys(("tau", "reset", "valid"))
-        given |= {n: F.pad(part.of(tensors[n], 0, 1), (*(0, more[1]) * (axes - 1), 0, more[0])) for n, axes in states.items()}
+        given = dict.fromkeys(("tau", "reset", "valid")) | {n: part.of(a, 0, 1) for n, a in padded.items()}
         if delta is not None:
             given |= {"delta": part.of(delta, 0, 2).contiguous(), "denominator": part.of(tensors["denominator"], 0, 2).contiguous()}
         made = {}
         for name in outputs:
-            like = part.of(tensors[name], 0, 1 if name in ("S_out", "z_out") else 2)
-            shape = {"S_out": (K, V), "z_out": (K,), "denominator": (like.shape[-1],)}.get(name, (K if name in QUERIES else V,))
-            made[name] = like.new_empty((*like.shape[: like.ndim - len(shape)], *shape))
+            like = part.of(tensors[name], 0, 2)
+            wider = () if name == "denominator" else (K if name in QUERIES else V,)
+            made[name] = like.new_empty((*like.shape[:3], *wider))
         serve(way, copies, feature_map, given | made)
         del copies
         for name, a in made.items():
-            like = part.of(tensors[name], 0, 1 if name in ("S_out", "z_out") else 2)
-            like.copy_(a[tuple(slice(n) for n in like.shape)])
+            like = part.of(tensors[name], 0, 2)
+            like.copy_(a[..., : like.shape[-1]])
         del made, given  # before the next part's are made
+    tensors["S_out"].copy_(padded["S_out"][..., : q.shape[-1], : v.shape[-1]])
+    tensors["z_out"].copy_(padded["z_out"][..., : q.shape[-1]])

@@ -77,7 +77,7 @@ HOPPER: dict[tuple[str, int], HopperCut] = {
 LEAST, COPIED = 32, 8
 # Heads of other widths from NARROWEST on are copied into such ones (padded.py), so many at a time that copies are at most COPIES of the
 # bytes of inputs and outputs, up to a width of 128 and beyond; those of fewer numbers in q and v than LARGE at once.
-NARROWEST, COPIES, LARGE = 16, (0.18, 0.35), 1 << 21
+NARROWEST, COPIES, LARGE = 16, (0.2, 0.46), 1 << 21
 INTERPRETED = Cut(16, 16, 1, 1, every=32)
 WIDTH = 16  # of heads, for which taylor2's kernels have room
 # Up to so wide a value, do·o is made where it is used, twice; of wider ones once, before, since registers are what is scarce.
