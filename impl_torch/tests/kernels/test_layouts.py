@@ -102,7 +102,7 @@ LIMIT = numerics.rounding("float32", 2**10)
 
 def made(name: str, device: str, batch: int = 2, length: int = LENGTH) -> tuple[Op, Tree]:
     """An op, by its kernel where it has one, and what to give it."""
-    implementation = "plain" if name in LONG + WITHOUT else "triton"
+    implementation = "plain" if name in WITHOUT or (name in LONG and length) else "triton"
     if name in COURT:
         case: Any = cases()[COURT[name][0]]
         draw = Draw(case=case.name, variant=COURT[name][1], regime=case.regimes[0], batch=2, length=LENGTH, chunk_size=8, seed=1)

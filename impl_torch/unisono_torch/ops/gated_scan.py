@@ -11,7 +11,7 @@ from torch import Tensor
 from unisono_torch.ops import selective_scan
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import silu, softplus
-from unisono_torch.ops.fold import restarted
+from unisono_torch.ops.fold import check_length, restarted
 
 
 def gate(scanned: tuple[Tensor, Tensor], u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,6 +52,7 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """z is not read where a token is not valid, by the kernel; there y is 0."""
+    check_length(u)
     if use_triton(implementation, "selective_scan", u.device, u.dtype, {"N": A.shape[1]}):
         from unisono_torch.kernels.selective_scan import selective_scan as kernel
 

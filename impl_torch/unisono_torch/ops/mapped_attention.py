@@ -12,7 +12,7 @@ from unisono_torch.ops import linear_attention
 from unisono_torch.ops.dispatch import use_triton
 from unisono_torch.ops.elementwise import wide
 from unisono_torch.ops.features import feature_map as phi
-from unisono_torch.ops.fold import restarted
+from unisono_torch.ops.fold import check_length, restarted
 from unisono_torch.ops.linear_attention import State
 from unisono_torch.ops.precision import exact
 
@@ -54,6 +54,7 @@ def parallel(
     implementation: str = "auto",
 ) -> tuple[Tensor, State]:
     """A kernel takes q and k in v's dtype and gives o in it; plain operations take them as they are and give o float32 or wider."""
+    check_length(v)
     widths = {"K": table.features(q.shape[-1]) if feature_map == "taylor2" else q.shape[-1], "V": v.shape[-1]}
     if use_triton(implementation, "linear_attention", v.device, v.dtype, widths, feature_map=feature_map, one_dtype=True):
         from unisono_torch.kernels.linear_attention import linear_attention as kernel
