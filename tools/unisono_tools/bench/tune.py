@@ -41,8 +41,8 @@ FIELDS = {
         "chunk": (64,), "block": (64, 128), "warps": (4, 8), "stages": (2, 3, 4), "programs": (132, 264),
     },
     "linear_attention forward on Hopper": {
-        "chunk": (64,), "block": (64, 128), "warps": (4, 8), "stages": (3, 4), "programs": (132, 264), "early": (False, True),
-        "packed": (False, True),
+        "chunk": (64,), "block": (64, 128), "warps": (4, 8), "stages": (2, 3, 4), "programs": (132, 264), "early": (False, True),
+        "packed": (False, True), "crowded": (None, 3),
     },
     "multiscale on Hopper": {"stages": (2, 3, 4), "registers": (None, 128, 168)},
     "one decay on Hopper": {"chunk": (64, 128), "stages": (2, 3, 4)},
@@ -81,7 +81,7 @@ class Task:
             from unisono_torch.kernels.linear_attention import table
 
             if self.hopper:
-                table.HOPPER[self.way, min(self.K, self.V)] = table.HopperCut(**cut)
+                table.HOPPER[table.served_as(self.way, self.K, self.V)] = table.HopperCut(**cut)
                 return
             made = table.Cut(**cut)
             if self.feature_map == "taylor2":
@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", default=[], help="values of a field, as in chunk=64 warps=4,8")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--jobs", type=int, default=8, help="processes that compile at once")
-    parser.add_argument("--hopper", action="store_true", help="the kernels in Gluon, which serve 64 and 128 in bfloat16 there")
+    parser.add_argument("--hopper", action="store_true", help="the kernels in Gluon, which serve bfloat16 there")
     parser.add_argument("--output", type=pathlib.Path, help="a .json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--lock", help=argparse.SUPPRESS)

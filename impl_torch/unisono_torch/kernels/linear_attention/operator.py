@@ -60,7 +60,7 @@ def _launch_hopper(way: str, moved: dict[str, Tensor], feature_map: str, tensors
     q, v = moved["q"], moved["v"]
     (batch, length, heads, K), V = q.shape, v.shape[-1]
     BK, BV = (max(64, table.width_of(n, n)) for n in (K, V))
-    cut = table.HOPPER[way, 256 if (BK if way == "forward" else max(BK, BV)) > 128 else min(BK, BV)]
+    cut = table.HOPPER[table.served_as(way, K, V)]
     strips = batch * heads * (BV // cut.block if way == "forward" else 2 * (BK // cut.block) + BV // cut.block)
     stages, room = cut.crowded if cut.crowded and strips > cut.programs else cut.stages, max(BK, BV)
     left = 4 * (room + 1) * cut.block * strips / (batch * heads)
