@@ -28,7 +28,7 @@ def wide(n: int) -> int:
 def served(q: Tensor, v: Tensor, feature_map: str, marks: bool) -> bool:
     """Whether a call's widths are worth it: those that are no multiples of 8, but not where both are narrow."""
     K, V = q.shape[-1], v.shape[-1]
-    if marks or q.dtype != torch.bfloat16 or feature_map not in FILLED or (wide(K), wide(V)) == (K, V):
+    if marks or q.dtype != torch.bfloat16 or feature_map not in FILLED:
         return False
     return min(K, V) >= table.NARROWEST and table.LEAST < max(K, V) <= 256 and (K % table.COPIED > 0 or V % table.COPIED > 0)
 
@@ -38,6 +38,7 @@ def parts(q: Tensor, v: Tensor) -> float:
     (batch, length, heads, K), V = q.shape, v.shape[-1]
     if batch * length * heads * (K + V) < table.LARGE:
         return 1
+    # on the way back four of K numbers are copied and three of V, of four each that inputs and outputs of both ways have
     return (wide(K) + 0.75 * wide(V)) / (K + V) / table.COPIES[max(K, V) > 128]
 
 

@@ -63,8 +63,7 @@ SWEEPS: dict[tuple[str, str], Cut] = {
     **{(mode, "bfloat16"): Cut(64, 64, 4, 1, registers=168, every=128) for mode in "oqk"},
     **{(mode, "float32"): Cut(16, 16, 4, 1) for mode in "oqk"},
 }
-# of hopper.py, by (way, the narrower of K and V, each rounded up to 64, 128 or 256; or 256, where keys, or on the way back values, are so
-# wide), which served_as says: a program a multiprocessor forward
+# of hopper.py, by what served_as says: a program a multiprocessor forward
 HOPPER: dict[tuple[str, int], HopperCut] = {
     ("forward", 64): HopperCut(64, 64, 4, 4, 132, crowded=3),
     ("forward", 128): HopperCut(64, 128, 8, 3, 132, early=True, packed=True),
@@ -99,6 +98,7 @@ def features(width: int) -> int:
 
 
 def served_as(way: str, K: int, V: int) -> tuple[str, int]:
-    """Which entry of HOPPER heads of such widths take."""
+    """An entry of HOPPER: the narrower of K and V, each rounded up to 64, 128 or 256; or 256, where keys, or on the way back values, are so
+    wide."""
     BK, BV = (max(64, width_of(n, n)) for n in (K, V))
     return way, 256 if (BK if way == "forward" else max(BK, BV)) > 128 else min(BK, BV)
