@@ -24,6 +24,12 @@ def check(op: Any, array: Array, steps: bool = False) -> int:
             arrays = {n: _each(lambda _, a: array(a), a) for n, a in given.items()}
             assert "here [" in _refusal(form, {**arrays, **OTHERS.get(name, {})}), f"{name}.{form.__name__} took {where}"
             refused += 1
+    chunked = op.hoisted if name == "mom_gru" else op.parallel
+    known = {n: axes for n, axes in arguments(name).items() if n in inspect.signature(chunked).parameters}
+    given = {n: _each(lambda _, a: array(a), a) for n, a in _fitting(known, np.random.default_rng(0)).items()}
+    for size in (0, -1, 2.5, True, "8", None, 2**31):
+        said = _refusal(chunked, {**given, **OTHERS.get(name, {}), "chunk_size": size})
+        assert re.match(rf"chunk_size: '?{size}'?.* an integer", said), f"{name} took chunks of {size!r}: {said}"
     return refused
 
 

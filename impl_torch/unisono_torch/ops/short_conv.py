@@ -46,6 +46,7 @@ def recurrent(
     return fold(lambda x_t, *rest: step(x_t, weight, bias, *rest), (x,), initial_state, reset, valid)
 
 
+@shaped
 @exact
 def parallel(
     x: Tensor,

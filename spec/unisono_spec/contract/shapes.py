@@ -8,9 +8,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
+from unisono_spec.contract.base import MAX_SIZE
 from unisono_spec.contract.checks import dtype_kind
 from unisono_spec.contract.errors import InputError, shown
 from unisono_spec.contract.ordinary import check_ordinary
+from unisono_spec.contract.plain import check_integer
 
 Form = TypeVar("Form", bound=Callable[..., Any])
 _ATTENTION = {"q": "B T H K", "k": "B T H K", "v": "B T H V"}
@@ -50,13 +52,16 @@ SHAPES = {op: {**axes, **_MARKS} for op, axes in SHAPES.items()}
 
 
 def shaped(form: Form) -> Form:
-    """An op's form, named as its module, whose arrays are held to SHAPES before it runs; those of `step` have no T."""
+    """An op's form, named as its module, whose arrays are held to SHAPES before it runs, and whose chunks to one token; arrays of `step` have no T."""
     op, one, names = form.__module__.rpartition(".")[2], form.__name__ == "step", tuple(inspect.signature(form).parameters)
     known = tuple(map(_read, *zip(*arguments(op, one).items(), strict=True)))  # here: PyTorch's compiler would trace it at every call
 
     @functools.wraps(form)
     def call(*args: Any, **kwargs: Any) -> Any:
-        _check_all(known, {**dict(zip(names, args, strict=False)), **kwargs})
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        _check_all(known, given)
+        if "chunk_size" in given:
+            check_integer("chunk_size", given["chunk_size"], 1, MAX_SIZE)
         return form(*args, **kwargs)
 
     return cast(Form, call)
