@@ -27,9 +27,9 @@ def check(op: Any, array: Array, steps: bool = False) -> int:
     chunked = op.hoisted if name == "mom_gru" else op.parallel
     known = {n: axes for n, axes in arguments(name).items() if n in inspect.signature(chunked).parameters}
     given = {n: _each(lambda _, a: array(a), a) for n, a in _fitting(known, np.random.default_rng(0)).items()}
-    for size in (0, -1, 2.5, True, "8", None, 2**31):
-        said = _refusal(chunked, {**given, **OTHERS.get(name, {}), "chunk_size": size})
-        assert re.match(rf"chunk_size: '?{size}'?.* an integer", said), f"{name} took chunks of {size!r}: {said}"
+    for chunk in (0, -1, 2.5, True, "8", None, 2**31):
+        said = _refusal(chunked, {**given, **OTHERS.get(name, {}), "chunk_size": chunk})
+        assert re.match(rf"chunk_size: '?{chunk}'?.* an integer", said), f"{name} took chunks of {chunk!r}: {said}"
     return refused
 
 

@@ -79,6 +79,18 @@ def test_small_steps_keep_their_digits(rng: np.random.Generator) -> None:
         judge.within(final, truth, numerics.rounding("float32", 2**5) * np.abs(truth).max())
 
 
+@pytest.mark.parametrize("form", [diagonal_ssm.recurrent, diagonal_ssm.parallel])
+def test_states_that_never_fade(form: Any, rng: np.random.Generator) -> None:
+    """(e^{ΔA} − 1) / A is Δ at A = 0, as just beside it, and its slope is Δ²/2."""
+    dt, A, C, D = dynamics(rng, 0.1)
+    u, state = rng.normal(size=(1, 5, 3)), rng.normal(size=(1, 3, 4, 2))
+    held = state[:, None] + np.stack([np.cumsum(dt * u, 1)[..., None].repeat(4, -1), np.zeros((1, 5, 3, 4))], -1)
+    y = 2 * (C * [1, -1] * held).sum((-1, -2)) + D * u
+    checking.same(form(u, dt, 0 * A, C, D, state), (y, held[:, -1]))
+    checking.same(form(u, dt, A * 1e-170, C, D, state), (y, held[:, -1]))
+    checking.complex_step(lambda a: form(u[:, :1], a[0], a[1], C, D, 0 * state)[1], [dt, 0 * A], rng)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_model(name: str, rng: np.random.Generator) -> None:
     config = CONFIGS[name]

@@ -112,7 +112,7 @@ def _softplus_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tupl
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float = RMS_NORM_EPS) -> jax.Array:
     """x [..., D] → [..., D]: RMSNorm, ε = 1e-6 unless told (Zhang & Sennrich 2019, eq 4), float32 or wider whatever the dtype of x;
-    right up to entries of 10¹⁸, whose squares float32 holds."""
+    right up to entries of 10¹⁸, whose squares float32 holds, and its gradient up to 10¹², of which it holds the cubes."""
     x = x.astype(wide(x))
     return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps) * weight.astype(x.dtype)
 

@@ -23,6 +23,7 @@ from unisono_torch.ops.fold import fold, masked, restarted
 from unisono_torch.ops.precision import exact
 from unisono_torch.ops.recurrence import chunks
 
+NEAR = 1e-16  # |ΔA|² below which three terms of the series of (e^z − 1)/A, z = ΔA, have all digits, and |A|² may be 0
 SMALL_CHUNK = 16  # with resets, whose convolution goes lag by lag
 
 
@@ -172,8 +173,11 @@ def powers(dt: Tensor, A: Tensor, most: int) -> Tensor:
 
 
 def gain(dt: Tensor, A: Tensor) -> Tensor:
-    """(e^{ΔA} − 1) / A [D, P, 2], float64; with ΔA = x + iy, cos y − 1 = −2 sin²(y/2)."""
-    A = A.double()
-    x, y = (dt.double()[:, None] * a for a in A.unbind(-1))
+    """(e^{ΔA} − 1) / A [D, P, 2], float64; with ΔA = x + iy, cos y − 1 = −2 sin²(y/2). Δ, the limit, where A is 0."""
+    A, step = A.double(), dt.double()[:, None]
+    x, y = (step * a for a in A.unbind(-1))
+    near = (x.square() + y.square() < NEAR)[..., None]
     top = torch.stack([x.expm1() * y.cos() - 2 * (y / 2).sin().square(), x.exp() * y.sin()], -1)
-    return _product(top, _conjugate(A)) / A.square().sum(-1, keepdim=True)
+    safe = torch.where(near, 1, A)
+    series = torch.stack([1 + x / 2 + (x.square() - y.square()) / 6, y / 2 + x * y / 3], -1) * step[..., None]  # Δ (1 + z/2 + z²/6)
+    return torch.where(near, series, _product(top, _conjugate(safe)) / safe.square().sum(-1, keepdim=True))

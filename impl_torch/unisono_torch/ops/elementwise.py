@@ -214,7 +214,7 @@ def log_sigmoid(x: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = RMS_NORM_EPS) -> Tensor:
     """x [..., D] → [..., D]: RMSNorm, ε = 1e-6 unless told (Zhang & Sennrich 2019, eq 4), computed and returned in float32 or wider; right
-    up to entries of 10¹⁸, whose squares float32 holds."""
+    up to entries of 10¹⁸, whose squares float32 holds, and its gradient up to 10¹², of which it holds the cubes."""
     dtype = wide(x.dtype)
     return F.rms_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), eps)
 

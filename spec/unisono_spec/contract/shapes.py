@@ -52,7 +52,7 @@ SHAPES = {op: {**axes, **_MARKS} for op, axes in SHAPES.items()}
 
 
 def shaped(form: Form) -> Form:
-    """An op's form, named as its module, whose arrays are held to SHAPES before it runs, and whose chunks to one token; arrays of `step` have no T."""
+    """An op's form, named as its module, whose arrays are held to SHAPES before it runs; those of `step` have no T. Chunks have tokens."""
     op, one, names = form.__module__.rpartition(".")[2], form.__name__ == "step", tuple(inspect.signature(form).parameters)
     known = tuple(map(_read, *zip(*arguments(op, one).items(), strict=True)))  # here: PyTorch's compiler would trace it at every call
 

@@ -3,7 +3,7 @@
 h_t = e^{ΔA} h_{t−1} + (e^{ΔA} − 1) / A · u_t (zero-order hold),  y_t = 2 Re(Σ_n C_n h_{t,n}) + D u_t.
 
 Complex numbers are pairs of reals in a last axis of 2, in float32 too: no framework, file or graph then needs complex dtypes.
-e^{ΔA} − 1 is computed without cancellation: ΔA may be as small as 1e-3.
+e^{ΔA} − 1 is computed without cancellation: ΔA may be as small as 1e-3. Where A is 0 its quotient by A is Δ, the limit.
 
 Shapes, P = N/2: u [B, T, D], dt (Δ) and D [D], A and C [D, P, 2], state [B, D, P, 2], reset and valid [B, T] bool or None.
 Each form returns (y [B, T, D], final state). y is 0 where a token is not valid.
@@ -15,6 +15,8 @@ import numpy as np
 
 from unisono_spec.contract.shapes import shaped
 from unisono_spec.ops.fold import fold
+
+NEAR = 1e-16  # |ΔA|² below which (e^z − 1)/A, z = ΔA, is Δ (1 + z/2 + z²/6) to all digits; |A|² may be 0 there
 
 
 def step(
@@ -36,8 +38,12 @@ def step(
     x, y = dt[:, None] * Ar, dt[:, None] * Ai  # ΔA = x + iy
     factor = np.exp(x) * np.cos(y), np.exp(x) * np.sin(y)
     top = np.expm1(x) * np.cos(y) - 2 * np.sin(y / 2) ** 2, factor[1]  # e^{x+iy} − 1, since cos y − 1 = −2 sin²(y/2)
-    size = Ar * Ar + Ai * Ai
-    gain = (top[0] * Ar + top[1] * Ai) / size, (top[1] * Ar - top[0] * Ai) / size
+    near = np.real(x * x + y * y) < NEAR
+    size, step = np.where(near, 1, Ar * Ar + Ai * Ai), dt[:, None]
+    gain = (
+        np.where(near, step * (1 + x / 2 + (x * x - y * y) / 6), (top[0] * Ar + top[1] * Ai) / size),
+        np.where(near, step * (y / 2 + x * y / 3), (top[1] * Ar - top[0] * Ai) / size),
+    )
     hr, hi = state[..., 0], state[..., 1]
     new = np.stack([factor[0] * hr - factor[1] * hi + gain[0] * u[..., None], factor[0] * hi + factor[1] * hr + gain[1] * u[..., None]], -1)
     o = 2 * (C[..., 0] * new[..., 0] - C[..., 1] * new[..., 1]).sum(-1) + D * u
@@ -83,8 +89,12 @@ def parallel(
     sr, si = np.expm1(a) * np.cos(b / 2), (np.exp(a) + 1) * np.sin(b / 2)
     er, ei = sr * np.cos(b / 2) - si * np.sin(b / 2), sr * np.sin(b / 2) + si * np.cos(b / 2)
     Ar, Ai = A[..., 0], A[..., 1]
-    norm = Ar * Ar + Ai * Ai
+    still = np.real(a) ** 2 + np.real(b) ** 2 < NEAR
+    norm = np.where(still, 1, Ar * Ar + Ai * Ai)
     gr, gi = (er * Ar + ei * Ai) / norm, (ei * Ar - er * Ai) / norm  # [D, P]
+    one = 3 + a, b  # Δ (1 + z (3 + z) / 6), as a product of pairs
+    gr = np.where(still, dt[:, None] * (1 + (a * one[0] - b * one[1]) / 6), gr)
+    gi = np.where(still, dt[:, None] * (a * one[1] + b * one[0]) / 6, gi)
 
     p = np.arange(min(chunk_size, length) + 1, dtype=np.real(a).dtype)[:, None, None]
     decay = np.exp(p * a)

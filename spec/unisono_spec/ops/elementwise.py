@@ -59,7 +59,8 @@ def softplus(x: np.ndarray) -> np.ndarray:
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float = RMS_NORM_EPS) -> np.ndarray:
-    """x [..., D] → [..., D]: RMSNorm, ε = 1e-6 unless told (Zhang & Sennrich 2019, eq 4)."""
+    """x [..., D] → [..., D]: RMSNorm, ε = 1e-6 unless told (Zhang & Sennrich 2019, eq 4); of entries whose squares the dtype
+    holds: beyond, it falls to 0."""
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
 
 
