@@ -62,10 +62,9 @@ def test_what_is_not_valid_reaches_neither_outputs_nor_gradients(form: str) -> N
 @pytest.mark.parametrize("form", ["parallel", "recurrent"])
 def test_states_that_never_fade(form: str) -> None:
     """(e^{ΔA} − 1) / A is Δ at A = 0, and its slope is Δ²/2: the state after two tokens, and its gradient."""
-    run, (u, dt, A, *rest), _ = case(2, marked=False)
-    h = torch.zeros_like(rest[-1])
+    run, (u, dt, A, C, D, h), _ = case(2, marked=False)
     A = torch.zeros_like(A).requires_grad_()
-    _, state = run(form, u, dt, A, *rest[:-1], h)
+    _, state = run(form, u, dt, A, C, D, torch.zeros_like(h))
     judge.within(state[..., 0].detach(), (dt * u.sum(1))[..., None].expand(2, 2, 3), numerics.formula("float64", 2))
     (slope,) = torch.autograd.grad(state[..., 0].sum(), A)
     true = dt.square() * (1.5 * u[:, 0] + 0.5 * u[:, 1]).sum(0)

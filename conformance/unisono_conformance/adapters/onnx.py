@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from unisono_onnx.targets import PRECISIONS, TARGETS
-from unisono_spec.contract import Config, config_from_dict, init_params, zero_state
+from unisono_spec.contract import Config, InputError, config_from_dict, init_params, zero_state
 
 from unisono_conformance.adapter import Arrays, Capabilities
 from unisono_conformance.cases import cases
@@ -40,6 +40,8 @@ class Graph:
 
     def forward(self, tokens, state=None, reset=None, valid=None, form="parallel", chunk_size=64, dropout=None, noise=None):
         shape = tokens.shape[:2]
+        if 0 in shape:
+            raise InputError(f"tokens: shape {tokens.shape}, which no graph reads; give at least one sequence of one token")
         state = self.init_state(*shape) if state is None else state
         marks = {
             "reset": np.zeros(shape, bool) if reset is None else reset,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 from pathlib import Path
@@ -58,6 +59,17 @@ def test_where_nothing_can_be_written_nothing_is_done(path, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         module.main([*GIVEN.get(path.stem, []), "--output", str(tmp_path / "file" / "page")])
     assert "cannot be written, for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("", "names no file"), ("a\0b", "names no file"), ("page", "stands there"), ("x" * 300, "cannot be")]
+)
+def test_names_that_no_page_can_have(name, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.md").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        report.ready(argparse.ArgumentParser(), Path(name))
+    assert said in capsys.readouterr().err
 
 
 def test_floors_count_each_byte_once():

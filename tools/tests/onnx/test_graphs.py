@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from unisono_conformance import numerics
+from unisono_conformance.adapters.onnx import open_graph
 from unisono_spec.contract import ANY, InputError, init_params
 from unisono_spec.contract.files import save_params
 from unisono_spec.contract.sampling import Sampling
@@ -109,6 +110,16 @@ def test_a_full_cache_is_refused(graph):
         reader.forward(tokens, state)
     _, after = reader.forward(tokens, state, np.array([[False, False, True, False, False]]))
     assert after["position"] == [3]
+
+
+def test_nothing_to_read_is_refused(graph):
+    _, path = graph
+    reader = open_reader(path, "onnx")
+    for batch, length, what in ((0, 1, "B is 0"), (1, 0, "T is 0")):
+        with pytest.raises(InputError, match=f"tokens: {what}.*; give at least one"):
+            reader.forward(np.zeros((batch, length), np.int64), reader.init_state(batch, 4))
+        with pytest.raises(InputError, match=r"tokens: shape .*; give at least one"):
+            open_graph(path).forward(np.zeros((batch, length), np.int64), reader.init_state(batch, 4))
 
 
 def test_a_graph_for_onnxruntime_alone(command, refused, made, tiny, tmp_path):

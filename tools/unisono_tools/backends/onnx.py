@@ -127,7 +127,7 @@ class Reader:
 
     def init_state(self, batch: int, capacity: int | None = None) -> Arrays:
         state = zero_state(self.config, batch, capacity)
-        if all(s.initial is None for s in self.config.states(capacity).values()):
+        if not batch or all(s.initial is None for s in self.config.states(capacity).values()):
             return state
         # what a state starts from may be learned: a reset restores it, also at a token that is not read
         once = np.ones((batch, 1), bool)
@@ -136,6 +136,7 @@ class Reader:
     def forward(self, tokens: np.ndarray, state: Arrays, reset: np.ndarray | None = None) -> tuple[np.ndarray, Arrays]:
         tokens = np.asarray(as_array("tokens", tokens))
         check_inputs(self.config, tokens, state, reset)
+        _check_rows(tokens)
         self._check_length(tokens.shape[1], state, reset)
         if not self.config.reads_frames:
             check_ids(tokens, self.config.vocab_size)
@@ -192,10 +193,16 @@ class Reader:
 
     def _last(self, tokens: np.ndarray, state: Arrays, valid: np.ndarray | None) -> tuple[np.ndarray, Arrays]:
         """The logits of each row's last valid token, and the state after all."""
+        _check_rows(tokens)
         valid = np.ones(tokens.shape, bool) if valid is None else valid
         self._check_length(int(valid.sum(1).max(initial=0)), state, None)
         logits, state = self._run({"tokens": tokens.astype(np.int64), "reset": np.zeros_like(valid), "valid": valid, **state})
         return logits[np.arange(len(valid)), valid.shape[1] - 1 - valid[:, ::-1].argmax(1)], state
+
+
+def _check_rows(tokens: np.ndarray) -> None:
+    if not len(tokens):
+        raise InputError("tokens: B is 0, which no graph reads; give at least one sequence")
 
 
 def _declared(config: Config) -> dict[str, tuple[str, list[int | None]]]:

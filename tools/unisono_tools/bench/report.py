@@ -14,6 +14,8 @@ import platform
 from collections.abc import Iterable
 from typing import Any
 
+from unisono_spec.contract.errors import shown
+
 COLUMNS = ("contestant", "forward ms", "× ours", "of floor", "backward ms", "× ours", "of floor", "error ξ", "error ∂x", "peak MiB")
 
 
@@ -35,10 +37,20 @@ def about(command: str, device: str, *packages: str) -> dict[str, str]:
 
 def ready(parser: argparse.ArgumentParser, output: pathlib.Path | None) -> None:
     """Ends the command, before its work, where nothing could be written to `output`."""
-    if output is not None:
+    if output is None:
+        return
+    if not output.name or "\0" in str(output):
+        parser.error(f"--output: {shown(str(output))} names no file; give a path without extension, as docs/results/NAME")
+    try:
         folder = next(each for each in output.absolute().parents if each.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            parser.error(f"--output: {output} cannot be written, for {folder} is no folder that can be; choose another")
+        there = [path for path in (output.with_suffix(suffix) for suffix in (".json", ".md", ".png")) if path.exists()]
+    except OSError as error:
+        parser.error(f"--output: {shown(str(output))} cannot be a file's name ({error.strerror}); choose another")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        parser.error(f"--output: {output} cannot be written, for {folder} is no folder that can be; choose another")
+    for path in there:
+        if not (path.is_file() and os.access(path, os.W_OK)):
+            parser.error(f"--output: {path} stands there and cannot be written over; choose another name")
 
 
 def keep(output: pathlib.Path | None, result: dict[str, Any], text: str) -> None:
