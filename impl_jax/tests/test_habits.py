@@ -36,6 +36,11 @@ def test_jax_s_own_dtypes_and_a_call(close):
         un.create(SMALL, dtype=jnp.int32)
 
 
+def test_a_model_of_traced_parameters():
+    with pytest.raises(InputError, match="params: traced; make the model outside of jit"):
+        jax.eval_shape(lambda params: un.create(SMALL, params)(TOKENS), un.numpy_params(un.create(SMALL)))
+
+
 def test_a_layer_s_dtype_is_a_model_s():
     layer: Any = un.nn.LinearAttention(8, 2, seed=0, param_dtype=jnp.bfloat16)
     assert layer.qkv.weight[...].dtype == jnp.bfloat16

@@ -6,7 +6,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from unisono_spec.contract import DTYPES, Config, check_dtype, init_params
+from jax.core import Tracer
+from unisono_spec.contract import DTYPES, Config, InputError, check_dtype, init_params
 from unisono_spec.contract.base import Arrays
 from unisono_spec.contract.checks import check_config
 from unisono_spec.contract.files import check_params, load_params
@@ -36,6 +37,8 @@ def create(
     if params is None:
         params = init_params(config, seed, held)
     check_params(config, params, array=ARRAYS)
+    if any(isinstance(p, Tracer) for p in params.values()):
+        raise InputError("params: traced; make the model outside of jit, nnx.split it, and nnx.merge what is traced")
     arrays = {name: place(p.astype(DTYPES[held]), device) for name, p in params.items()}
     return importlib.import_module(f"unisono_jax.models.{config.arch}").MODEL(config, arrays, dtype, implementation)
 
