@@ -43,6 +43,8 @@ def test_calls_of_one_token_are_one_call_of_many(case: ModelCase, variant: str) 
         tokens.append(found.tokens)
     assert np.array_equal(np.concatenate(tokens, 1), whole.tokens)
     assert found.n_generated == 7
+    one = model.compiled().step(prompt[:, 0], found.state)[1]  # ... and of one token, as the contract orders the state
+    assert list(whole.state) == list(one) == list(model(prompt)[1]) == list(model.config.states())
     assert np.array_equal(whole.tokens, truth.generate(prompt, 7, WARM).tokens)
     assert np.array_equal(model.generate(prompt, 1, WARM, n_generated=6).tokens, truth.generate(prompt, 1, WARM, n_generated=6).tokens)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -230,13 +231,16 @@ class Compiled:
         self.model._check(tokens, state, reset, valid)
         self.model._check_call(tokens, form, chunk_size, dropout, noise)
         dropout = self.model._dropout(tokens.shape[:2], dropout, rngs)
-        return _forward(self.graph, form, chunk_size, self.params, tokens, state, reset, valid, dropout, noise)
+        logits, after = _forward(self.graph, form, chunk_size, self.params, tokens, state, reset, valid, dropout, noise)
+        return logits, self._ordered(after)
 
     def step(self, token: Any, state: State, reset: Any = None, valid: Any = None, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, State]:
         """token [B] → logits [B, V], the state after it: see `Model.step`."""
         token, reset, valid = _arrays(token, reset, valid)
         self.model._check(token, state, reset, valid, one=True)
-        return _step(self.graph, self.params, token, state, reset, valid, self.model._dropout(token.shape[:1], None, rngs))
+        dropout = self.model._dropout(token.shape[:1], None, rngs)
+        logits, after = _step(self.graph, self.params, token, state, reset, valid, dropout)
+        return logits, self._ordered(after)
 
     def generate(
         self,
@@ -260,9 +264,14 @@ class Compiled:
         prompt = np.asarray(as_array("prompt", prompt))
         valid = None if valid is None else np.asarray(as_array("valid", valid))
         more = partial(follow, self.graph, self.params, self.model.config)  # all ids after the first
-        return generation.generate(
+        found = generation.generate(
             self.model.config, self._begin, self._last, prompt, max_new_tokens, sampling, state, n_generated, valid, seen, more
-        )  # fmt: skip
+        )
+        return replace(found, state=self._ordered(found.state))
+
+    def _ordered(self, state: State) -> State:
+        """In the contract's order; jit sorts names."""
+        return {name: state[name] for name in self.model.config.states()}
 
     def _begin(self, state: State | None, batch: int, more: int) -> State:
         """Caches are as long as a power of two, so that few sizes are compiled."""
