@@ -49,20 +49,18 @@ def main(argv: list[str] | None = None) -> int:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed, as by `>&-`
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115, open for good
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        _help()
-        return OK if argv else WRONG
-    if argv[0] in ("-V", "--version"):
-        print(f"unisono {version('unisono')}")
-        return OK
-    verb, rest = argv[0], argv[1:]
-    return guarded(f"unisono {verb}", lambda: _run(verb, rest))
+    verb = argv[0] if argv else "--help"
+    name = "unisono" if verb.startswith("-") else f"unisono {verb}"
+    return guarded(name, lambda: _run(verb, argv[1:]) if argv else _help(WRONG))
 
 
 def guarded(name: str, work: Callable[[], int]) -> int:
     """The exit code of `work`, with every foreseeable error as one line on stderr instead of a traceback."""
     try:
-        return work()
+        code = work()
+        if sys.stdout:
+            sys.stdout.flush()  # at the end of the process, what is wrong with it would be no line
+        return code
     except KeyboardInterrupt:
         return _fail(name, "interrupted", INTERRUPTED)
     except InputError as error:
@@ -94,6 +92,11 @@ def guarded(name: str, work: Callable[[], int]) -> int:
             return _fail(name, f"process {os.environ.get('RANK')}: another process has ended ({said}); {AGAIN}")
         raise
     except OSError as error:
+        try:
+            if sys.stdout:
+                sys.stdout.flush()
+        except OSError:
+            sys.stdout = None
         where = f"{error.filename}: " if error.filename else ""
         return _fail(
             name, f"{where}{error.strerror or str(error) or type(error).__name__}; check the path, its permissions and the free space"
@@ -108,6 +111,11 @@ def _extra_with(package: str) -> str | None:
 
 
 def _run(verb: str, argv: list[str]) -> int:
+    if verb in ("-h", "--help", "help"):
+        return _help(OK)
+    if verb in ("-V", "--version"):
+        print(f"unisono {version('unisono')}")
+        return OK
     if verb not in VERBS:
         raise InputError(f"{verb!r} is not one of its verbs; {nearest(verb, VERBS)}")
     listen()
@@ -121,11 +129,12 @@ def _fail(name: str, message: str, code: int = WRONG) -> int:
     return code
 
 
-def _help() -> None:
+def _help(code: int) -> int:
     print("usage: unisono VERB [arguments]\n\nLinear-time sequence models: train, judge, export.\n")
     for verb, (_, what) in VERBS.items():
         print(f"  {verb:<11} {what}")
     print("\n`unisono VERB --help` lists a verb's arguments. Every verb reads them from a YAML file too: --config FILE.")
+    return code
 
 
 if __name__ == "__main__":

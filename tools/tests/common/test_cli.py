@@ -6,8 +6,12 @@ import dataclasses
 import importlib
 import importlib.metadata
 import json
+import os
+import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,6 +209,22 @@ def test_closed_streams(command, refused, model, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert cli.main(["list"]) == 0
     sys.stdout.close()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_takes_nothing(unbuffered):
+    """A full disk is one line; a reader that has gone, as `head` goes, is none."""
+    words = [sys.executable, "-m", "unisono_tools.cli", "--help"]
+    how: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "PYTHONUNBUFFERED": unbuffered}}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, **how)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("unisono: error: No space left on device; ")
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(words, stdout=write, **how)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_inspect(command, model, tmp_path):
