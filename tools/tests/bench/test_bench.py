@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from unisono_conformance import numerics
 from unisono_spec.contract import preset
 from unisono_tools import bench, experiments
 from unisono_tools.backends.torch.compiling import compile_step
-from unisono_tools.bench import report
+from unisono_tools.bench import linear, report
 from unisono_tools.bench.__main__ import main
 from unisono_tools.bench.cases import SUITES, Case
 
@@ -101,3 +103,32 @@ def test_small_kernels_share_launches_where_that_was_measured(monkeypatch):
         compile_step(print, preset(name), torch.device(device))
     assert given == [{"dynamic": False, "options": {"combo_kernels": True}}, {"dynamic": False}, {"dynamic": False}]
     assert "combo_kernels" in torch._inductor.list_options()
+
+
+def test_models_beside_each_other_stay_on_cores_of_their_own(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def point(command, **how):
+        name, length = command[-2], int(command[-1])
+        asked.append((name, length, int(command[command.index("--core") + 1])))
+        said = linear.Point(name, length, length / 1e3, length / 5e2, length, length / 2e3, 0.0 if name == "s4d" else length)
+        return subprocess.CompletedProcess(command, 0, json.dumps(dataclasses.asdict(said)), "")
+
+    monkeypatch.setattr(linear, "cores", lambda: [3, 5])
+    monkeypatch.setattr(linear.subprocess, "run", point)
+    monkeypatch.setattr(linear, "plot", lambda path, points: None)
+    given = ["--params", "1M", "--models", "maru", "s4d", "lat", "--longest", "4096", "--output", str(tmp_path / "page")]
+    assert linear.main([*given, "--beside", "2"]) == 0
+    assert {core for _, _, core in asked} <= {3, 5}
+    for name in ("maru", "s4d", "lat"):
+        assert [length for each, length, _ in asked if each == name] == [1024, 2048, 4096]
+        assert len({core for each, _, core in asked if each == name}) == 1
+    kept = json.loads((tmp_path / "page.json").read_text(encoding="utf-8"))
+    assert [(p["model"], p["length"]) for p in kept["points"]] == [(m, n) for m in ("maru", "s4d", "lat") for n in (1024, 2048, 4096)]
+    assert "--beside 2" in kept["run"]["command"]
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "| s4d | 1.00 (1.00–1.00) | – |" in page
+    assert "| lat | 1.00 (1.00–1.00) | 1.00 (1.00–1.00) |" in page
+    with pytest.raises(SystemExit):
+        linear.main([*given, "--beside", "3"])
+    assert "--beside 3: use 1 to 2" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 Each point is a process of its own (PyTorch, CPU, one sequence; one layer, D = 64, or `--params 1M`), so that its peak memory is its own.
 Time is fitted by a power of the length, and so is the memory beyond what the process held before: of reading, without what a gradient
-needs, and of forward and backward.
+needs, and of forward and backward. `--beside N` measures N models at a time, each on a physical core of its own (Linux).
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import shlex
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +108,17 @@ def peak_mebibytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1 << 20)
 
 
+def cores() -> list[int]:
+    """Numbers of the physical cores that this process may use: of threads of one core, the first. Linux alone tells."""
+    if not hasattr(os, "sched_getaffinity"):
+        raise InputError(f"beside: {sys.platform} pins no process to a core; leave --beside out")
+    found: dict[str, int] = {}
+    for core in sorted(os.sched_getaffinity(0)):
+        told = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+        found.setdefault(told.read_text(encoding="ascii").strip() if told.exists() else str(core), core)
+    return list(found.values())
+
+
 def reason(done: subprocess.CompletedProcess[str]) -> str:
     """Why a process failed. One that the system has ended, for its memory, say, has said nothing."""
     return (done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"])[-1]
@@ -130,30 +144,33 @@ def spreads(points: list[Point]) -> dict[str, dict[str, tuple[float, float]]]:
 
 
 def _logarithms(points: list[Point]) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """By model and kind: of the lengths that are fitted, and of what was measured there."""
+    """By model and kind: of two lengths or more that are fitted, and of what was measured there. Memory of 0 fits no power."""
     out: dict[str, dict[str, tuple[Any, Any]]] = {}
     for name, group in itertools.groupby(points, key=lambda point: point.model):
         mine = list(group)
         mine = [point for point in mine if point.length * FITTED >= mine[-1].length]
-        x = np.log([point.length for point in mine])
-        out[name] = {kind: (x, np.log([max(getattr(p, kind), 1e-9) for p in mine])) for kind in kinds(points)}
+        found = {kind: [(p.length, getattr(p, kind)) for p in mine if getattr(p, kind) > 0] for kind in kinds(points)}
+        logs = {kind: np.log(pairs).T for kind, pairs in found.items() if len(pairs) > 1}
+        out |= {name: {kind: (x, y) for kind, (x, y) in logs.items()}} if logs else {}  # none yet of a call that was cut
     return out
 
 
 def markdown(run: dict[str, str], points: list[Point]) -> str:
     fitted, apart, measured = exponents(points), spreads(points), kinds(points)
-    longest = max(point.length for point in points)
+    longest, holes = max(point.length for point in points), any(len(found) < len(measured) for found in fitted.values())
     lines = ["# Cost against length", "", *(f"- {name}: {value}" for name, value in run.items()), ""]
     lines += [
         f"{run.get('models', 'One layer, D = 64')}, one sequence, float32. Exponents p of Tᵖ, fitted from an eighth of a model's longest",
         "on; 1 is linear; in brackets the least and the greatest between one length and the next.",
+        *(["–: memory grew at fewer than two lengths beyond what the process had held before."] if holes else []),
         *(["Seconds are those that the thread computed, whoever else was at work."] if "reading" in measured else []),
         "",
     ]
     names = [TITLES.get(kind, kind) for kind in measured]
     lines += [f"| model | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for name, found in fitted.items():
-        powers = [f"{found[kind]:.2f} ({apart[name][kind][0]:.2f}–{apart[name][kind][1]:.2f})" for kind in measured]
+        ranges = {kind: f" ({least:.2f}–{greatest:.2f})" for kind, (least, greatest) in apart[name].items()}
+        powers = [f"{found[kind]:.2f}{ranges[kind]}" if kind in found else "–" for kind in measured]
         lines.append(f"| {name} | {' | '.join(powers)} |")
     heads = [f"{name}, {'ms' if KINDS[kind] == 's' else 'MiB'}" for name, kind in zip(names, measured, strict=True)]
     lines += ["", f"At {longest // 1024}K tokens, or the longest that was measured:", ""]
@@ -196,6 +213,20 @@ def plot(path: Path, points: list[Point]) -> None:
         figures.legend_below(panels[0], 6)
 
 
+def _points(name: str, options: argparse.Namespace, core: int | None) -> Iterator[Point]:
+    """One model's, by length: each from a process of its own, on the core if one is given."""
+    for length in filter(lambda length: length <= options.longest, LENGTHS):
+        command = [sys.executable, "-m", "unisono_tools.bench.linear", "--params", options.params, "--repeats", str(options.repeats)]
+        command += ["--core", str(core)] if core is not None else []
+        done = subprocess.run([*command, "--point", name, str(length)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise InputError(f"{name} at {length} tokens: {reason(done)}")
+        point = Point(**json.loads(done.stdout.splitlines()[-1]))
+        yield point
+        if point.forward + point.backward > options.patience and length > LENGTHS[0]:  # a power takes two points
+            return
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unisono_tools.bench.linear", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, help="where to write, without extension: .json, .md and .png are added")
@@ -204,35 +235,54 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="tokens")
     parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds both ways after which no longer ones are tried")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--beside", type=int, default=1, help="models at a time, each on a core of its own")
+    parser.add_argument("--core", type=int, help="of --point: the core that this process stays on")
     parser.add_argument("--point", nargs=2, metavar=("MODEL", "LENGTH"), help="measure one point in this process")
     options = parser.parse_args(argv)
     ready(parser, options.output)
+    if options.core is not None:
+        os.sched_setaffinity(0, {options.core})
     if options.point:
         print(json.dumps(dataclasses.asdict(measure(options.point[0], int(options.point[1]), options.repeats, options.params))))
         return 0
     if options.longest < LENGTHS[1]:
         parser.error(f"--longest {options.longest}: use {LENGTHS[1]} or more, since a power takes two lengths")
-    points, load = [], f"{os.getloadavg()[0]:.1f} when it began"
+    free = cores() if options.beside > 1 else []
+    if not 0 < options.beside <= max(len(free), 1):
+        parser.error(f"--beside {options.beside}: use 1 to {len(cores())}, the physical cores that this process may use")
+    load = f"{os.getloadavg()[0]:.1f} when it began"
     chosen = ["--params", options.params] if options.params else []
     given = [*chosen, *(["--models", *map(shlex.quote, options.models)] if options.models else [])]
     given += ["--longest", str(options.longest)] if options.longest != LENGTHS[-1] else []
     given += ["--patience", f"{options.patience:g}"] if options.patience != PATIENCE else []
-    run = about(" ".join(["python -m unisono_tools.bench.linear", *given, f"--repeats {options.repeats}"]), "1 thread", "torch")
+    given += ["--beside", str(options.beside)] if free else []
+    on = f"1 thread a model, on a core of its own, {options.beside} models at a time," if free else "1 thread"
+    run = about(" ".join(["python -m unisono_tools.bench.linear", *given, f"--repeats {options.repeats}"]), on, "torch")
     run |= {"models": f"{options.params} parameters each"} if options.params else {}
-    for name in options.models or (FAMILIES if options.params else MODELS):
-        for length in filter(lambda length: length <= options.longest, LENGTHS):
-            command = [sys.executable, "-m", "unisono_tools.bench.linear", *chosen, "--repeats", str(options.repeats)]
-            done = subprocess.run([*command, "--point", name, str(length)], capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise InputError(f"{name} at {length} tokens: {reason(done)}")
-            p = Point(**json.loads(done.stdout.splitlines()[-1]))
-            points.append(p)
-            print(f"{name:<16} {length:>6}  {1e3 * p.forward:9.1f} ms  {1e3 * p.backward:9.1f} ms  {p.peak:8.0f} MiB", flush=True)
-            if p.forward + p.backward > options.patience and length > LENGTHS[0]:  # a power takes two points
-                break
-        run |= {"load": f"{load}, {os.getloadavg()[0]:.1f} when it ended"}
+    names, lock = list(options.models or (FAMILIES if options.params else MODELS)), threading.Lock()
+    found: dict[str, list[Point]] = {name: [] for name in names}
+
+    def kept() -> list[Point]:
+        points = list(itertools.chain.from_iterable(found.values()))
         content = {"run": run, "exponents": exponents(points), "points": [dataclasses.asdict(point) for point in points]}
         keep(options.output, content, markdown(run, points))  # so that a call which is cut leaves what it has
+        return points
+
+    def curve(name: str) -> None:
+        core = free.pop() if free else None  # there are as many as threads
+        try:
+            for p in _points(name, options, core):
+                with lock:
+                    found[name].append(p)
+                    print(f"{name:<16} {p.length:>6}  {1e3 * p.forward:9.1f} ms  {1e3 * p.backward:9.1f} ms  {p.peak:8.0f} MiB", flush=True)
+                    run["load"] = f"{load}, {os.getloadavg()[0]:.1f} when it ended"
+                    kept()
+        finally:
+            free.extend([] if core is None else [core])
+
+    with ThreadPoolExecutor(options.beside) as pool:
+        list(pool.map(curve, names))
+    points = kept()
     print(markdown(run, points))
     if options.output:
         plot(options.output.with_suffix(".png"), points)

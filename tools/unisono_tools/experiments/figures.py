@@ -308,7 +308,7 @@ def curves(
             )
         ends = [float(line[1][-1]) for line in lines.values()]
         highest = max(float(max(line[1])) for line in lines.values())
-        axes.set_ylim(0.95 * min([*ends, *baselines.values()]), min(1.1 * highest, max(2.2 * min(ends), 1.05 * max(ends))))
+        axes.set_ylim(0.95 * min([*ends, *baselines.values()]), min(1.1 * highest, max(2.2 * min(ends), 1.2 * max(ends))))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
