@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from unisono_spec.contract import preset
 from unisono_spec.contract.cram import CRAMConfig
 from unisono_spec.contract.errors import InputError
 from unisono_spec.layers import cram as layer
@@ -126,6 +127,7 @@ class CRAM(ModelCase):
             "plus": CRAMConfig(**small, **plus, dropout=0.25),
             **{f"fixed.{i}": CRAMConfig(**{**small, **row}) for i, row in enumerate(pairwise(FIXED, _accepted))},
             **{f"adaptive.{i}": CRAMConfig(**{**small, **row}) for i, row in enumerate(pairwise(ADAPTIVE, _accepted))},
+            "cram-plus": CRAMConfig(**{**preset("cram-plus").to_dict(), **small, "position_bits": 3}),
         }
 
     def setting(self, draw: Draw) -> CRAMConfig:
