@@ -115,7 +115,7 @@ def test_models_beside_each_other_stay_on_cores_of_their_own(tmp_path, monkeypat
         return subprocess.CompletedProcess(command, 0, json.dumps(dataclasses.asdict(said)), "")
 
     monkeypatch.setattr(linear, "cores", lambda: [3, 5])
-    monkeypatch.setattr(linear.subprocess, "run", point)
+    monkeypatch.setattr(subprocess, "run", point)
     monkeypatch.setattr(linear, "plot", lambda path, points: None)
     given = ["--params", "1M", "--models", "maru", "s4d", "lat", "--longest", "4096", "--output", str(tmp_path / "page")]
     assert linear.main([*given, "--beside", "2"]) == 0
