@@ -30,6 +30,10 @@ def check(op: Any, array: Array, steps: bool = False) -> int:
     for chunk in (0, -1, 2.5, True, "8", None, 2**31):
         said = _refusal(chunked, {**given, **OTHERS.get(name, {}), "chunk_size": chunk})
         assert re.match(rf"chunk_size: '?{chunk}'?.* an integer", said), f"{name} took chunks of {chunk!r}: {said}"
+    for number in {"decay", "temperature"}.intersection(inspect.signature(chunked).parameters):
+        for bad in (0, -1.0, np.nan, np.inf, None, True, "1", [1.0], 1j):
+            for form in (op.recurrent, chunked):
+                assert re.match(rf"{number}: .* number", _refusal(form, {**given, number: bad})), f"{name} took {number}={bad!r}"
     return refused
 
 

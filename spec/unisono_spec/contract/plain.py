@@ -171,6 +171,15 @@ def check_integer(name: str, value: object, least: int, most: int | None = None)
         raise InputError(f"{name}: {shown(value)}; use an integer ≥ {least}{upper}")
 
 
+def check_number(name: str, value: object, most: float) -> None:
+    """Raise InputError unless `value` is a number above 0, up to `most`. (A traced one is too.)"""
+    real = isinstance(value, (int, float)) or type(value).__name__ == "SymFloat" or isinstance(value, numbers.Real)
+    if not real or isinstance(value, bool):
+        raise InputError(f"{name}: {shown(value)} has type {type(value).__name__}; give a number")
+    if not 0 < value <= most:  # pyright: ignore[reportOperatorIssue]
+        raise InputError(f"{name}: {shown(value)}; use a number above 0, at most {most:g}")
+
+
 def expanded(name: str | Path) -> Path:
     """The path that a user wrote, with ~ and ~user written out; a user who is not known here leaves it as it is."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -12,7 +13,7 @@ from unisono_spec.contract.base import MAX_SIZE
 from unisono_spec.contract.checks import dtype_kind
 from unisono_spec.contract.errors import InputError, shown
 from unisono_spec.contract.ordinary import check_ordinary
-from unisono_spec.contract.plain import check_integer
+from unisono_spec.contract.plain import check_integer, check_number
 
 Form = TypeVar("Form", bound=Callable[..., Any])
 _ATTENTION = {"q": "B T H K", "k": "B T H K", "v": "B T H V"}
@@ -24,6 +25,7 @@ _CELL = {
     "key.weight": "d_m D", "key.bias": "d_m", "value.weight": "d_m D", "value.bias": "d_m", "erase.weight": "d_m D", "erase.bias": "d_m",
     "gate.weight": "1 D", "gate.bias": "1", "balance_bias": "n",
 }  # fmt: skip
+MOST = {"decay": 1.0, "temperature": sys.float_info.max}  # arguments that are numbers above 0
 Axes = str | tuple[str, ...] | dict[str, str]
 Terms = tuple[tuple[int, str], ...]
 Parts = tuple[tuple[Any, str, tuple[tuple[str, Terms], ...]], ...]
@@ -52,8 +54,9 @@ SHAPES = {op: {**axes, **_MARKS} for op, axes in SHAPES.items()}
 
 
 def shaped(form: Form) -> Form:
-    """An op's form, named as its module, whose arrays are held to SHAPES before it runs; those of `step` have no T. Chunks have tokens."""
+    """An op's form, named as its module, whose arrays are held to SHAPES before it runs; those of `step` have no T."""
     op, one, names = form.__module__.rpartition(".")[2], form.__name__ == "step", tuple(inspect.signature(form).parameters)
+    bounded = tuple((name, MOST[name]) for name in names if name in MOST)
     known = tuple(map(_read, *zip(*arguments(op, one).items(), strict=True)))  # here: PyTorch's compiler would trace it at every call
 
     @functools.wraps(form)
@@ -62,6 +65,9 @@ def shaped(form: Form) -> Form:
         _check_all(known, given)
         if "chunk_size" in given:
             check_integer("chunk_size", given["chunk_size"], 1, MAX_SIZE)
+        for name, most in bounded:
+            if name in given and not hasattr(given[name], "shape"):  # an array's number may be traced
+                check_number(name, given[name], most)
         return form(*args, **kwargs)
 
     return cast(Form, call)
