@@ -58,7 +58,14 @@ def test_damaged_files_are_refused(file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "words"), [(".", "a folder; name a file in it"), (None, "path: None has type NoneType"), ("a" * 300, "cannot be written")]
+    ("path", "words"),
+    [
+        (".", "a folder; name a file in it"),
+        (None, "path: None has type NoneType"),
+        ("a" * 300, "cannot be written"),
+        ("a\0b", "no file's name"),
+        ("\ud800", "no file's name"),
+    ],
 )
 def test_a_file_needs_a_name(path, words: str) -> None:
     with pytest.raises(InputError, match=words):

@@ -43,6 +43,8 @@ def _file(path: str | Path) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"path: {shown(path)} has type {type(path).__name__}; give the name of a file")
     path = Path(path)
+    if "\0" in str(path) or any("\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff" for c in str(path)):
+        raise InputError(f"path: {shown(str(path))} holds what no file's name can; choose another")
     with cannot_be_written(path):
         if path.is_dir():
             raise InputError(f"{path}: a folder; name a file in it")
