@@ -84,7 +84,7 @@ def parallel(
     """The convolution with the kernel 2 Re(C e^{pΔA} (e^{ΔA} − 1)/A), p valid tokens back, inside chunks; a carry between them.
 
     Without resets a chunk is one matmul a channel, with a Toeplitz matrix. With resets, each pair of tokens has a mask of its own,
-    and the convolution goes lag by lag.
+    and the convolution goes lag by lag. The kernel divides by A: no pair of it may be 0 there.
     """
     initial_state = restarted(reset, initial_state)
     if use_triton(implementation, "diagonal_ssm", u.device, u.dtype, {"P": C.shape[1]}):
