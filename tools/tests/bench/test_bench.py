@@ -132,3 +132,13 @@ def test_models_beside_each_other_stay_on_cores_of_their_own(tmp_path, monkeypat
     with pytest.raises(SystemExit):
         linear.main([*given, "--beside", "3"])
     assert "--beside 3: use 1 to 2" in capsys.readouterr().err
+
+
+def test_a_peak_is_forgotten_and_told_anew():
+    linear.forget_peak()
+    held = bytearray(64 << 20)
+    held[::4096] = b"1" * (len(held) // 4096)
+    most = linear.peak_mebibytes()
+    del held
+    assert linear.forget_peak() < most - 32
+    assert linear.peak_mebibytes() < most - 32

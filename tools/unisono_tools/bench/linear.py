@@ -8,6 +8,8 @@ needs, and of forward and backward. `--beside N` measures N models at a time, ea
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import dataclasses
 import itertools
 import json
@@ -84,14 +86,17 @@ def measure(name: str, length: int, repeats: int, params: str = "") -> Point:
     torch.set_num_threads(1)
     model: Any = unisono_torch.create(config_of(name, params))
     tokens = torch.randint(0, BYTES, (1, length), generator=torch.Generator().manual_seed(0))
-    model(tokens[:, :128])[0].sum().backward()
-    before, reading, forward, backward = peak_mebibytes(), [], [], []
+    reading, forward, backward = [], [], []
     with torch.no_grad():
+        model(tokens[:, :128])
+        before = forget_peak()
         for _ in range(repeats):
             start = time.process_time()
             model(tokens)
             reading.append(time.process_time() - start)
-    read = peak_mebibytes() - before
+        read = peak_mebibytes() - before
+    model(tokens[:, :128])[0].sum().backward()
+    before = forget_peak()
     for _ in range(repeats):
         start = time.process_time()
         logits, _ = model(tokens)
@@ -104,8 +109,20 @@ def measure(name: str, length: int, repeats: int, params: str = "") -> Point:
 
 
 def peak_mebibytes() -> float:
-    """The most that this process has held."""
+    """The most that this process has held, since its peak was forgotten where it was."""
+    status = Path("/proc/self/status")
+    for line in status.read_text(encoding="utf-8").splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1 << 20)
+
+
+def forget_peak() -> float:
+    """What this process holds, in MiB, from which on its peak counts. Linux with glibc forgets; elsewhere it is the peak until now."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what is free but not given back would be taken again unseen
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return peak_mebibytes()
 
 
 def cores() -> list[int]:
