@@ -137,6 +137,20 @@ def test_compression(rng: np.random.Generator) -> None:
     checking.same(np.imag(multiscale.compressed(S + 1e-30j * direction, 2)) / 1e-30, P @ direction)
 
 
+def test_relative_positions(rng: np.random.Generator) -> None:
+    """Rotated in the numerator alone, scores depend on the tokens' distance; rotated before φ, on where both stand too."""
+    tokens = rng.integers(0, 11, (2, 7))
+    for rope in ("numerator", "before"):
+        model = create(config := SMALL.replace(rope=rope), init_params(config, dtype="float64"))
+        near, _ = model.forward(tokens)
+        far, _ = model.forward(tokens, model.init_state(2) | {"position": np.full(2, 500, np.int32)})
+        if rope == "numerator":
+            checking.same(far, near)
+        else:
+            with pytest.raises(AssertionError):
+                checking.same(far, near)
+
+
 def test_resting_floats() -> None:
     dense, low = SMALL.replace(d_model=128, compress_every=8, compress_rank=31).resting_floats()
     assert (dense, low) == (64 * 64, 31 * 129)
