@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -76,6 +77,13 @@ def test_names_are_unicode(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is no Unicode text"):
             write("binary", tmp_path / name, metadata)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("changed", [{"config": None}, {"path": 3}, {"metadata": ["a"]}, {"params": None}])
+def test_arguments_of_another_kind(changed: dict[str, Any], tmp_path: Path) -> None:
+    given = {"config": CONFIGS["binary"], "params": params("binary"), "path": tmp_path / "a.onnx"}
+    with pytest.raises(InputError, match=f"{next(iter(changed))}: .*; give"):
+        export(**{**given, **changed})
 
 
 def test_metadata_must_be_strings(tmp_path: Path) -> None:

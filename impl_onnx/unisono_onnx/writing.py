@@ -53,7 +53,7 @@ def export(
     from unisono_onnx import builder, check
     from unisono_onnx.precision import held as rounded
 
-    check_config(config)
+    config = check_config(config)
     check_params(config, params, array=np.ndarray)
     if config.no_graph:
         raise InputError(f"{config.arch}.{config.no_graph}")
@@ -66,6 +66,10 @@ def export(
         )
     if precision not in PRECISIONS:
         raise InputError(f"precision: {shown(precision)} is unknown; {nearest(precision, PRECISIONS)}")
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"path: {shown(path)} has type {type(path).__name__}; give a name that ends in {SUFFIX}")
+    if not isinstance(metadata, (Mapping, type(None))):
+        raise InputError(f"metadata: {shown(metadata)} has type {type(metadata).__name__}; give texts by name, a dict")
     path, metadata = Path(path), dict(metadata or {})
     _check_metadata(path, metadata)
     held = rounded(config, params, precision)
@@ -84,11 +88,11 @@ def export(
 
 
 def input_names(config: Config) -> list[str]:
-    return ["tokens", "reset", "valid", *config.states()]
+    return ["tokens", "reset", "valid", *check_config(config).states()]
 
 
 def output_names(config: Config) -> list[str]:
-    return ["logits", *(f"next.{name}" for name in config.states())]
+    return ["logits", *(f"next.{name}" for name in check_config(config).states())]
 
 
 def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:

@@ -31,3 +31,8 @@ def test_models_that_compute_in_another_dtype_are_refused(dtype: str, tmp_path: 
     with pytest.raises(InputError, match="dtype='float32'"):
         export_model(unisono_torch.create(preset("cram-demo", n_layers=1), dtype=dtype), tmp_path / "a.onnx")
     assert not any(tmp_path.iterdir())
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="model: None has type NoneType; give a model"):
+        export_model(None, tmp_path / "a.onnx")  # pyright: ignore[reportArgumentType]
