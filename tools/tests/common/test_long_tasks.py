@@ -147,6 +147,23 @@ def test_a_phone_book_has_the_number():
     assert task.right(wrong, found) == (63, 64)
 
 
+def test_a_phone_book_may_have_its_examples_asked_in_training():
+    """The same books; of all three lines behind them the numbers, but where it is judged."""
+    one, all_three = open_task("phonebook"), open_task("phonebook", {"learn": "numbers"})
+    for split, setting, asked in (("train", "5", 3), ("validation", "5", 1), ("test", "20", 1)):
+        last, found = (task.examples(split, setting, np.arange(64), 3) for task in (one, all_three))
+        assert (last.inputs == found.inputs).all()
+        assert (last.scored <= found.scored).all()
+        assert found.valid is not None
+        for inputs, targets, scored, end in zip(found.inputs, found.targets, found.scored, found.valid.sum(1), strict=True):
+            text = bytes(inputs[:end].astype(np.uint8)).decode() + chr(targets[end - 1])
+            numbers = "".join(line.split(": ")[1] for line in text.split("\n")[-asked:])
+            assert "".join(map(chr, targets[scored])) == numbers
+            assert (targets[:end][scored[:end]] == np.append(inputs[1:end], targets[end - 1])[scored[:end]]).all()
+    with pytest.raises(InputError, match="learn: 'digits' is not valid; Valid: number, numbers"):
+        open_task("phonebook", {"learn": "digits"})
+
+
 def _drawn(monkeypatch, side, number):
     """Images by the generator: picture, class, margin, the two contours, distractors, places of the discs, all in pixels."""
     seen, image = [], pathfinder.Canvas.image

@@ -91,8 +91,8 @@ def by_task(results: Results) -> list[str]:
     heads, notes = ["model", "learning rate", *columns.values(), *means], {}
     lines = ["", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for label, tasks in models.items():
-        rate = next(row["rate"] for row in tasks.values())
-        cells = [label, f"{rate:g}" if rate else ""]
+        rates = dict.fromkeys(f"{row['rate']:g}" for row in tasks.values() if row["rate"])
+        cells = [label, " / ".join(rates)]
         for task, row in tasks.items():
             scores, tests = _tested(row), [run["tests"] for run in counted(row) if run.get("tests")]
             digits, scale = (3, 1) if _metric(row) == "bits" else (1, 100)

@@ -2,7 +2,7 @@
 
 `table.yaml` has the title, what all rows share (`row`), and what `--quick` changes (`quick`); each other file is a row, in the order of
 their names. A row names a model of `unisono match`, which is fitted to its number of parameters. With `tasks` each file is a model, and
-a row for each of them, with its own `quick` besides: the first task chooses the learning rate.
+a row for each of them, with its own `quick` besides: the first task chooses the learning rate, but of those that have `rates` of their own.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _rows_of(path: Path, shared: _File, quick: bool) -> Iterator[tuple[str, dict
     special = own.pop("tasks", {})
     first = next(iter(shared.tasks))
     for task, values in shared.tasks.items():
-        chosen = {} if task == first else {"rate_of": f"{path.stem}.{first}"}
+        chosen = {} if task == first or "rates" in values else {"rate_of": f"{path.stem}.{first}"}
         smaller = merged(small, values.get("quick", {})) if quick else {}
         values = {key: value for key, value in values.items() if key not in ("label", "quick")}
         yield f"{path.stem}.{task}", merged(shared.row, values, own, special.get(task, {}), smaller, chosen, {"task": task})

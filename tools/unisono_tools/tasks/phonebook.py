@@ -8,6 +8,7 @@ code leaves to chance, as it leaves an empty line before the examples and one be
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 from unisono_spec.contract import InputError
@@ -37,6 +38,8 @@ class Phonebook(Drawn):
 
     train: tuple[int, ...] = (5, 10, 20)
     test: tuple[int, ...] = (20, 40, 80)
+    learn: Literal["number", "numbers"] = "number"
+    """What training asks: the wanted number, as is judged, or those of the examples too."""
 
     name = "phonebook"
     source = "arXiv:2402.01032"
@@ -73,7 +76,10 @@ class Phonebook(Drawn):
             ids = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
             end = len(ids) - 1
             inputs[row, :end], ends[row] = ids[:-1], end
-            targets[row, end - DIGITS : end], scored[row, end - DIGITS : end] = ids[-DIGITS:], True
+            at, learned = end, split == "train" and self.learn == "numbers"
+            for i in asked[row][::-1] if learned else asked[row][-1:]:
+                targets[row, at - DIGITS : at], scored[row, at - DIGITS : at] = ids[at + 1 - DIGITS : at + 1], True
+                at -= len(book[i])
         return Examples(inputs, targets, scored, np.arange(total) < ends[:, None])
 
     def shown(self, ids: np.ndarray) -> str:
