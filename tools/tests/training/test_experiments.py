@@ -145,9 +145,8 @@ def two_tasks(tmp_path, text):
 def test_a_table_of_tasks_chooses_its_rate_at_the_first(two_tasks, command, tmp_path):
     out = tmp_path / "out"
     code, said, _ = command("experiment", two_tasks, "--out", out, "--rows", "0-*")
-    assert code == 0
     rows = {row["row"]: row for row in json.loads((out / "two.json").read_text())["rows"]}
-    assert list(rows) == [f"{model}.{task}" for model in ("0-printed", "1-decay") for task in ("text", "copying", "far")]
+    assert (code, list(rows)) == (0, [f"{model}.{task}" for model in ("0-printed", "1-decay") for task in ("text", "copying", "far")])
     assert [len(row["runs"]) for row in rows.values()] == [3, 1, 0, 0, 0, 0]
     text, copying = rows["0-printed.text"], rows["0-printed.copying"]
     first = {run["lr"]: run["score"] for run in text["runs"] if run["seed"] == 0}
@@ -257,6 +256,7 @@ def test_tables_that_do_not_fit(small, refused, tmp_path):
     assert "positive number of runs" in refused("experiment", "mqar", "--jobs", -1)
     for rows in ("x*", "00-*,x*"):
         assert "rows: 'x*' fits none that is run" in refused("experiment", "mqar", "--rows", rows, "--out", tmp_path)
+    assert "takes the rate of 03-lat.language" in refused("experiment", "table1", "--rows", "03-lat.listops", "--out", tmp_path)
     assert "minutes: -1" in refused("experiment", "mqar", "--minutes", -1, "--out", tmp_path)
     assert "cannot be read" in refused("experiment", "mqar", "--draw", tmp_path / "nothing.json")
     made = {"table": "mqar", "page": {}, "quick": False, "about": {}}

@@ -56,6 +56,9 @@ def run(
         if not fits:
             raise InputError(f"rows: {shown(pattern)} fits none that is run; {nearest(pattern, table.rows)}")
     active = list(dict.fromkeys(name for fits in meant.values() for name in fits))
+    for name, base in ((name, table.rows[name].rate_of) for name in active if jobs):
+        if base and base not in active and _best(table, base, out, options) is None:
+            raise InputError(f"rows: {shown(rows)}: {name} takes the rate of {base}, which has no run yet; name that row, too")
     out.mkdir(parents=True, exist_ok=True)
     path, deadline = path_of(table, out), time.monotonic() + 60 * minutes if minutes else math.inf
     header = {"table": table.name, "page": tables.page(table), "quick": quick}
