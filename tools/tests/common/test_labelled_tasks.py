@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -61,6 +64,15 @@ def test_an_image_is_read_row_by_row_within_a_margin():
     whole = open_task("image", {"side": 4})
     assert np.array_equal(grid[:, 1:5, 1:5].reshape(20, 16), _all(whole, "test").inputs)
     assert sorted(found.targets[found.scored]) == sorted(2 * [*range(10)])
+    # each picture of the archive with its class, read here byte by byte
+    folder = Path(os.environ["UNISONO_CACHE"]) / "fashion-mnist"
+    for part, splits in (("train", ("train", "validation")), ("t10k", ("test",))):
+        pictures, classes = (gzip.decompress((folder / f"{part}-{kind}-ubyte.gz").read_bytes()) for kind in ("images-idx3", "labels-idx1"))
+        having = {pictures[16 + 16 * i : 32 + 16 * i]: label for i, label in enumerate(classes[8:])}
+        read = {}
+        for e in (_all(whole, split) for split in splits):
+            read |= {bytes(row.astype(np.uint8)): label for row, label in zip(e.inputs, e.targets[e.scored], strict=True)}
+        assert read == having
     train = np.concatenate([_all(whole, split).inputs for split in ("train", "validation")])
     assert len(np.unique(train, axis=0)) == 60
     with pytest.raises(InputError, match=r"side: 3; its pictures have 4 × 4 pixels, use 4 or more"):
@@ -209,3 +221,23 @@ def test_validation_chooses_the_ridge(columns, loud, best):
     assert scores[best] > scores[2 - best]
     predict = trivial.linear(Made(), lambda examples: examples.inputs[..., 0])
     assert np.array_equal(predict(Made().examples("test", "one", np.arange(400)))[:, 0], fitted(trivial.RIDGES[best], "test"))
+
+
+def test_published_images_are_read_where_they_lie(tmp_path):
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "imgs" / "0").mkdir(parents=True)
+    lines = []
+    for i in range(20):
+        Image.fromarray(np.full((32, 32), 10 * i, np.uint8)).save(tmp_path / "imgs" / "0" / f"sample_{i}.png")
+        lines.append(f"imgs/0 sample_{i}.png {i} {i % 2} 1.0 2.0 14")
+    (tmp_path / "metadata" / "0.npy").write_text("\n".join(lines))
+    task = open_task("pathfinder", {"folder": str(tmp_path)})
+    assert [task.size(split, "images") for split in ("train", "validation", "test")] == [16, 2, 2]
+    seen = []
+    for split in ("train", "validation", "test"):
+        found = task.examples(split, "images", np.arange(task.size(split, "images") or 0))
+        assert (found.targets[found.scored] == found.inputs[:, 0] // 10 % 2).all()
+        seen += (found.inputs[:, 0] // 10).tolist()
+    assert sorted(seen) == list(range(20))
+    with pytest.raises(InputError, match="LRA's layout"):
+        open_task("pathfinder", {"folder": str(tmp_path / "imgs")}).size("train", "images")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import statistics
 
 import numpy as np
 import pytest
-from PIL import Image
 from unisono_conformance import judge, numerics
 from unisono_spec.contract import InputError
-from unisono_tools.tasks import open_task, pathfinder
+from unisono_tools.tasks import open_task, pathfinder, phonebook
 
 
 def _chi(counts, expected):
@@ -115,19 +115,22 @@ def test_listops_grows_by_its_law():
     ("options", "said"),
     [
         ({"max_depth": 1}, "max_depth: 1; use an integer ≥ 2"),
+        ({"max_args": 101}, "max_args: 101; use an integer from 2 to 100"),
+        ({"max_args": 3}, "min_length: 500; hardly any tree is longer, .* with max_args 3 and max_depth 10; lower it"),
+        ({"max_args": 3, "max_depth": 10**9}, "min_length: 500; hardly any tree is longer"),
         ({"min_length": 10**9, "max_length": 2 * 10**9, "max_depth": 2}, "min_length: 1000000000; no tree"),
     ],
 )
 def test_listops_that_cannot_be(options, said):
     with pytest.raises(InputError, match=said):
-        open_task("listops", options)
+        open_task("listops", options).examples("train", "lists", np.arange(1))
 
 
 def test_a_phone_book_has_the_number():
     task = open_task("phonebook")
     for setting in ("5", "20"):
         found = task.examples("train", setting, np.arange(64), 3)
-        asked = []
+        asked, people, digits = [], np.zeros((2, 84)), np.zeros(10)
         assert found.valid is not None
         for inputs, valid, targets, scored in zip(found.inputs, found.valid, found.targets, found.scored, strict=True):
             text = bytes(inputs[valid].astype(np.uint8)).decode() + chr(targets[scored][-1])
@@ -137,11 +140,18 @@ def test_a_phone_book_has_the_number():
             assert len(lines) == int(setting) + 3
             assert len({line.split(": ")[0] for line in lines[int(setting) :]}) == 3
             assert all(book[name] == number for name, number in (line.split(": ") for line in lines[int(setting) :]))
+            for name, number in book.items():
+                first, last = name.split(" ")
+                people[[0, 1], [phonebook.FIRST.index(first), phonebook.LAST.index(last)]] += 1
+                digits += np.bincount(np.frombuffer(number.encode(), np.uint8) - 48, minlength=10)
             name, number = lines[-1].split(": ")
             assert number == "".join(map(chr, targets[scored]))
             assert len(number) == 10
             asked.append(list(book).index(name))
         assert _chi(np.bincount(asked, minlength=int(setting)), [64 / int(setting)] * int(setting)) < 5
+        assert _chi(digits, [digits.sum() / 10] * 10) < 4
+        for counts, names in zip(people, (phonebook.FIRST, phonebook.LAST), strict=True):
+            assert _chi(counts[: len(names)], [counts.sum() / len(names)] * len(names)) < 4
     wrong = found.targets.copy()
     wrong[0, np.flatnonzero(found.scored[0])[0]] += 1
     assert task.right(wrong, found) == (63, 64)
@@ -195,9 +205,13 @@ def _turns(before, after):
 def test_pathfinder_is_what_its_rules_say(monkeypatch, side, number):
     """Geometry of contours and discs, to within the rounding of places to pixels; whether two discs lie on one contour is traced."""
     style, limit = pathfinder.STYLES[side], numerics.rounding("float64", 2**12)  # few operations on places up to 2⁷ from lengths of about 1
-    assert style.margins == {32: (1,), 128: (2, 3)}[side]
+    published = {32: (1, (1,), 2, 0.5, 1.5, 1.0, 1.5, 2.0, 7, 5, 4, 4), 128: (1, (2, 3), 5, 1.5, 3, 1.8, 0.9, 0.9, 20, 8, 4, 8)}
+    assert dataclasses.astuple(style)[:-1] == published[side]
+    margins, numbers, own = set(), [], []
     for image, label, margin, contours, short, markers in _drawn(monkeypatch, side, number):
-        assert margin in style.margins
+        margins.add(margin)
+        numbers.append(len(short))
+        own.append((markers[0] == contours[1, 0, :2]).all())
         first, second = contours[:, 0]
         assert 2 * style.apart <= first.min()
         assert first.max() <= side - 1 - 2 * style.apart
@@ -214,7 +228,6 @@ def test_pathfinder_is_what_its_rules_say(monkeypatch, side, number):
         assert np.square(gaps).max() < 2
         assert np.square(np.mean(gaps)) < 1 / 4
         # no two are nearer than two margins and a thickness, to within a pixel's half diagonal, but for neighbours in a contour
-        assert len(short) <= style.distractors * style.links + style.singles
         near = _distances(everything, everything) < 2 * margin + style.thickness - np.sqrt(0.5)
         assert not (near & (np.abs(np.subtract.outer(range(len(near)), range(len(near)))) > 1)).any()
         # from the disc at a start: what follows a paddle points away from a place a margin beyond it
@@ -229,6 +242,20 @@ def test_pathfinder_is_what_its_rules_say(monkeypatch, side, number):
         far = np.square(np.argwhere(image >= 0)[:, None] - markers).sum(-1).min(1) > (style.marker + 2) ** 2
         assert light[tuple(np.rint(markers).astype(int).T)].min() > light[far.reshape(image.shape)].max()
         assert image.max() == 255
+    assert margins == set(style.margins)
+    # all distractors, of which 32 pixels have room for a part; the first disc is on either contour
+    assert {32: 0.6, 128: 1}[side] <= max(numbers) / (style.distractors * style.links + style.singles) <= 1
+    assert 0 < sum(own) < number
+
+
+@pytest.mark.parametrize(("side", "ratio"), [(32, 3 / 4), (128, 1.0)])
+def test_pathfinder_lights_contours_beside_distractors(side, ratio):
+    style = pathfinder.STYLES[side]
+    canvas = pathfinder.Canvas(style, side, style.margins[0], np.random.default_rng(0))
+    paddle = canvas.edge + np.array([[8, 8, 8, 8 + style.paddle]])
+    image = canvas.image(paddle, paddle + np.array([12, 0, 12, 0]), canvas.edge + np.array([[26.0, 26.0], [26.0, 26.0]])).astype(float)
+    contour, distractor = image[:14, :20].max(), image[14:24, :20].max()
+    assert round(8 * contour / distractor) == 8 * ratio
 
 
 @pytest.mark.parametrize("side", [32, 128])
@@ -264,23 +291,3 @@ def test_pathfinder_is_a_fair_coin():
     found = task.examples("train", "images", np.arange(16), 3)
     assert 2 <= found.targets[found.scored].sum() <= 14  # of 16; outside with a probability of 5e-4
     assert open_task("pathfinder", {"side": 128}).length("images") == 16_384
-
-
-def test_published_images_are_read_where_they_lie(tmp_path):
-    (tmp_path / "metadata").mkdir()
-    (tmp_path / "imgs" / "0").mkdir(parents=True)
-    lines = []
-    for i in range(20):
-        Image.fromarray(np.full((32, 32), 10 * i, np.uint8)).save(tmp_path / "imgs" / "0" / f"sample_{i}.png")
-        lines.append(f"imgs/0 sample_{i}.png {i} {i % 2} 1.0 2.0 14")
-    (tmp_path / "metadata" / "0.npy").write_text("\n".join(lines))
-    task = open_task("pathfinder", {"folder": str(tmp_path)})
-    assert [task.size(split, "images") for split in ("train", "validation", "test")] == [16, 2, 2]
-    seen = []
-    for split in ("train", "validation", "test"):
-        found = task.examples(split, "images", np.arange(task.size(split, "images") or 0))
-        assert (found.targets[found.scored] == found.inputs[:, 0] // 10 % 2).all()
-        seen += (found.inputs[:, 0] // 10).tolist()
-    assert sorted(seen) == list(range(20))
-    with pytest.raises(InputError, match="LRA's layout"):
-        open_task("pathfinder", {"folder": str(tmp_path / "imgs")}).size("train", "images")

@@ -76,7 +76,12 @@ def test_counts_are_counts(genome):
             having = [tables[order][run + base] + 1 for base in "ACGT"]
             bits.append(-math.log2(having["ACGT".index(window[place])] / sum(having)))
         judge.same(np.float64(found[f"counts of order {k}"]), np.mean(bits), limit=numerics.rounding("float64", 2**10))
-    for wrong, said in (({"train": [0]}, "train"), ({"held_out": [5, 5]}, "held_out"), ({"test": [10**6]}, "no window of 1000000 bases")):
+    for wrong, said in (
+        ({"train": [0]}, "train"),
+        ({"held_out": [5, 5]}, "held_out"),
+        ({"held_out": [5]}, "held_out: .5.; give two"),
+        ({"test": [10**6]}, "no window of 1000000 bases"),
+    ):
         with pytest.raises(InputError, match=said):
             open_task("dna", {**options, **wrong}).size("test", str(10**6))
 
@@ -101,7 +106,9 @@ def test_pairs_are_of_one_address_or_of_two():
     whole = {split: [(part[i].tobytes(), part.labels[i]) for i in range(len(part))] for split, part in parts.items()}
     labels = []
     for split in ("train", "test"):
-        found = task.examples(split, "pairs", np.arange(64), 3)
+        found, low = task.examples(split, "pairs", np.arange(64), 3), set(parts[split].labels[: len(parts[split]) // 2].tolist())
+        passages = np.diff(parts[split].starts) // 200
+        share, firsts = passages[: len(passages) // 2].sum() / passages.sum(), 0
         assert found.valid is not None
         for inputs, label in zip(found.inputs, found.targets[found.scored], strict=True):
             assert np.flatnonzero(inputs == 256).tolist() == [200]
@@ -110,6 +117,9 @@ def test_pairs_are_of_one_address_or_of_two():
             of = [{owner for text, owner in whole[split] if piece in text} for piece in (one, other)]
             assert bool(of[0] & of[1]) == label
             labels.append(label)
+            firsts += bool(of[0] & low)
+        # the first is any passage of any address: of the half of the addresses that lies first, as often as it has passages
+        assert np.square(firsts - 64 * share) < 16 * 64 * share * (1 - share)
     assert 40 <= sum(labels) <= 88  # of 128 throws of a fair coin; outside with a probability of 2e-5
     with pytest.raises(InputError, match="no two documents of twice that"):
         open_task("retrieval", {"bytes": 10**6}).examples("test", "pairs", np.arange(1))
@@ -129,7 +139,7 @@ def test_pairs_of_classes_are_of_one_class_or_of_two():
 def film(tmp_path):
     """100 frames of 4 × 4, a picture that wanders, of which the third and the sixth from behind are bright."""
     random = np.random.default_rng(2)
-    frames = random.random((1, 4, 4)) * 100 + np.cumsum(random.standard_normal((100, 4, 4)), 0)
+    frames = random.random((1, 4, 4)) * 1000 + np.cumsum(random.standard_normal((100, 4, 4)), 0)
     frames[[2, 95]] += 100
     np.save(tmp_path / "film.npy", frames)
     return str(tmp_path / "film.npy"), frames

@@ -104,6 +104,11 @@ def test_mqar_places_queries_by_the_power_law():
     counts = np.bincount(places // 2 - 4, minlength=28)
     chi = ((counts - 4096 * expected) ** 2 / (4096 * expected)).sum()
     assert chi < 27 + 4 * math.sqrt(2 * 27)
+    # keys are 1 to 4095 alike, in 65 bins of 63, and values the upper half, in 64 of 64
+    for ids, low, width in ((found.inputs[:, 0:8:2], 1, 63), (found.inputs[:, 1:8:2], 4096, 64)):
+        counts = np.bincount((ids.ravel() - low) // width)
+        free, mean = 4095 // width - 1, 4 * 4096 / (4095 // width)
+        assert np.square(counts - mean).sum() / mean < free + 4 * math.sqrt(2 * free)
 
 
 def test_chosen_draws_without_replacement():
@@ -222,11 +227,16 @@ def test_options_that_do_not_fit():
         ({"train": ["64x20"]}, "shares"),
         ({"test": ["64x20"]}, "test: 64x20; T is even and four times"),
         ({"test": ["64"]}, "'64'; write two positive integers"),
+        ({"train": [], "shares": []}, "train: empty; give one setting"),
+        ({"train": ["64x4", "8x1", "64x4"], "shares": [1, 1, 2]}, "train: 64x4 comes twice in .*; give each setting once"),
         ({"powr": 1}, "powr: no such field; did you mean 'power'"),
         ({"power": 0}, "power: 0"),
     ):
         with pytest.raises(InputError, match=said):
             open_task("mqar", options)
+    for name, field, values in (("phonebook", "train", [5, 10, 5]), ("dna", "train", [64, 64]), ("copying", "test", [20, 50, 20])):
+        with pytest.raises(InputError, match=f"{field}: {values[0]} comes twice in .*; give each setting once"):
+            open_task(name, {field: values})
     with pytest.raises(InputError, match=r"64 examples of copying 1000000000000.*choose shorter ones"):
         open_task("copying", {"longest": 10**12}).examples("train", "1000000000000", np.arange(1))
     with pytest.raises(InputError, match=r"data\.task: 'mqra' is unknown; did you mean 'mqar'"):

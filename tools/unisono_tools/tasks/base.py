@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from unisono_spec.contract import InputError
@@ -190,8 +190,16 @@ def _blocks(task: Drawn, split: str, setting: str, block: int, seed: int) -> Exa
     return task.block(setting, generator(seed, f"{task.name}.{split}.{setting}.{block}"), split)
 
 
+def once(values: tuple[Any, ...], field: str) -> None:
+    """InputError, which names the field, where a value stands there twice."""
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise InputError(f"data.task_options.{field}: {value} comes twice in {list(values)}; give each setting once")
+
+
 def sized(texts: tuple[str, ...], field: str) -> dict[str, tuple[int, int]]:
     """Settings written as 64x4: two positive integers by name. InputError, which names the field, on anything else."""
+    once(texts, field)
     out = {}
     for text in texts:
         first, cross, second = text.partition("x")

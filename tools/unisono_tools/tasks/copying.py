@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from unisono_spec.contract import InputError
 
-from unisono_tools.tasks.base import BLOCK, Drawn, Examples
+from unisono_tools.tasks.base import BLOCK, Drawn, Examples, once
 
 START, COPY, END = 0, 1, 2  # ids before those of the letters
 
@@ -35,6 +35,7 @@ class Copying(Drawn):
         for field, value in (("letters", self.letters), ("shortest", self.shortest), ("test", min(self.test, default=0))):
             if value < 1:
                 raise InputError(f"data.task_options.{field}: {value}; use a positive integer")
+        once(self.test, "test")
         if self.longest < self.shortest:
             raise InputError(f"data.task_options.longest: {self.longest}; use {self.shortest}, which is shortest, or more, or lower that")
 

@@ -21,7 +21,7 @@ from unisono_spec.contract.memory import check_fits
 
 from unisono_tools.data.cache import folder
 from unisono_tools.data.sources import open_source
-from unisono_tools.tasks.base import Examples, Task
+from unisono_tools.tasks.base import Examples, Task, once
 from unisono_tools.trivial import Predictor
 
 A, C, G, T, OTHER = range(5)
@@ -51,7 +51,8 @@ class DNA(Task):
         for field in ("train", "test"):
             if min(getattr(self, field), default=0) < 1:
                 raise InputError(f"data.task_options.{field}: {list(getattr(self, field))}; give positive lengths")
-        if not 0 < self.held_out[0] < self.held_out[1]:
+            once(getattr(self, field), field)
+        if len(self.held_out) != 2 or not 0 < self.held_out[0] < self.held_out[1]:
             raise InputError(f"data.task_options.held_out: {list(self.held_out)}; give two numbers of bases, the smaller first")
 
     @property

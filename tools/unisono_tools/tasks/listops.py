@@ -19,6 +19,9 @@ MIN, MAX, MED, SM = range(10, 14)  # ids of operators, after those of digits; th
 CLOSE = 14
 SHARE = 0.25  # of nodes that are operators, where they may be
 TRIES = 1024  # trees drawn at once, of which about 88 are kept at the published parameters: a block's worth and few more
+WIDEST = 100  # arguments of a list, at most
+PATIENCE = 150  # times TRIES for each tree that is kept, at most
+MOST = 1 << 24  # nodes of a level that are held; at the published parameters there are far fewer
 SIZES = {"train": 96_000, "validation": 2_000, "test": 2_000}
 
 
@@ -42,6 +45,8 @@ class ListOps(Drawn):
         for field, least in (("max_depth", 2), ("max_args", 2), ("min_length", 1), ("max_length", self.min_length + 2)):
             if getattr(self, field) < least:
                 raise InputError(f"data.task_options.{field}: {getattr(self, field)}; use an integer ≥ {least}")
+        if self.max_args > WIDEST:
+            raise InputError(f"data.task_options.max_args: {self.max_args}; use an integer from 2 to {WIDEST}")
         # the largest tree, and the smallest, must be able to lie between the lengths
         most = (self.max_depth - 1) * np.log(self.max_args)
         if most < np.log(self.min_length + 1) - np.log(2):
@@ -66,12 +71,16 @@ class ListOps(Drawn):
 
     def block(self, setting: str, random: np.random.Generator, split: str) -> Examples:
         found: list[tuple[np.ndarray, int]] = []
-        for _ in range(10_000):
+        drawn = 0
+        while len(found) < BLOCK:
+            if drawn > PATIENCE * (1 + len(found)):
+                raise InputError(
+                    f"data.task_options.min_length: {self.min_length}; hardly any tree is longer, and shorter than max_length, "
+                    f"{self.max_length}, with max_args {self.max_args} and max_depth {self.max_depth}; lower it, or use another "
+                    "max_args, 10 say"
+                )
             found += self._trees(random)
-            if len(found) >= BLOCK:
-                break
-        else:
-            raise InputError("data.task_options: hardly any tree lies between these lengths; move min_length and max_length apart")
+            drawn += 1
         total = self.length(setting)
         inputs, targets = np.zeros((BLOCK, total), np.int64), np.zeros((BLOCK, total), np.int64)
         scored, ends = np.zeros((BLOCK, total), bool), np.zeros(BLOCK, np.int64)
@@ -96,8 +105,12 @@ class ListOps(Drawn):
             children = np.where(operator, random.integers(2, self.max_args + 1, len(owner)), 0)
             sizes += np.bincount(owner, 1 + operator, TRIES).astype(np.int64)
             levels.append((owner, children))
-            owner = np.repeat(owner, children)
-            owner = owner[sizes[owner] < self.max_length]  # of what is too long already, no more is drawn
+            if children.sum() > MOST:  # what these make too long is counted so before memory holds them
+                sizes = np.where(sizes + np.bincount(owner, children, TRIES) < self.max_length, sizes, self.max_length)
+            fits = sizes[owner] < self.max_length  # of what is too long already, no more is drawn
+            owner = np.repeat(owner[fits], children[fits])
+            if not len(owner):
+                break
         kept = (self.min_length < sizes) & (sizes < self.max_length)
         return _written(levels, kept, random)
 

@@ -39,7 +39,7 @@ class MQAR(Drawn):
             raise InputError(f"data.task_options.vocabulary: {self.vocabulary}; use an even number of 8 or more")
         if not 0 < self.power <= 1:
             raise InputError(f"data.task_options.power: {self.power}; use a number in (0, 1]")
-        if len(self.shares) != len(self.train) or min(self.shares) < 1:
+        if self.train and (len(self.shares) != len(self.train) or min(self.shares) < 1):
             raise InputError(
                 f"data.task_options.shares: {list(self.shares)}; give a positive integer for each of {len(self.train)} settings"
             )

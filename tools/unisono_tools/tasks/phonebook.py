@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from unisono_spec.contract import InputError
 
-from unisono_tools.tasks.base import BLOCK, Drawn, Examples, chosen
+from unisono_tools.tasks.base import BLOCK, Drawn, Examples, chosen, once
 
 _FIRST = (
     "Ada Alan Alice Amir Anna Arjun Astrid Aya Ben Bianca Boris Carla Carlos Chen Clara Daniel Dario Diana Elena Elif Emil Emma Erik Eva "
@@ -51,6 +51,7 @@ class Phonebook(Drawn):
             if not lines or min(lines) <= SHOTS or max(lines) > len(FIRST) * len(LAST):
                 most = len(FIRST) * len(LAST)
                 raise InputError(f"data.task_options.{field}: {list(lines)}; give numbers of lines from {SHOTS + 1} to {most}")
+            once(lines, field)
 
     @property
     def vocab_size(self) -> int:
