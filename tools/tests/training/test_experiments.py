@@ -132,7 +132,7 @@ def two_tasks(tmp_path, text):
     (folder / "table.yaml").write_text(
         f"title: Two\nfigure: none\ntasks:\n  text:\n    label: text, bits\n    rates: [0.001, 0.01]\n    seeds: [0, 1]\n"
         f"    train: {{seq_len: 8, data: {{corpus: {text}, eval_tokens: 64}}}}\n"
-        "  copying: {train: {data: {task: copying, task_options: {shortest: 1, longest: 3, test: [3, 4]}, eval_examples: 4}}}\n"
+        "  copying: {bits: b, train: {data: {task: copying, task_options: {shortest: 1, longest: 3, test: [3, 4]}, eval_examples: 4}}}\n"
         "  far: {not_run: too long, rates: [0.5]}\nmean: {mean: [copying, far]}\n"
         "row:\n  vocab: 256\n  model: cram (adaptive)\n  overrides: {d_model: 8, n_layers: 1}\n  seeds: [0]\n"
         "  train: {steps: 2, batch_size: 2}\n"
@@ -152,10 +152,10 @@ def test_a_table_of_tasks_chooses_its_rate_at_the_first(two_tasks, command, tmp_
     first = {run["lr"]: run["score"] for run in text["runs"] if run["seed"] == 0}
     assert text["rate"] == copying["rate"] == copying["runs"][0]["lr"] == min(first, key=lambda rate: first[rate])
     assert copying["parameters"] == text["parameters"]
-    tests = copying["runs"][0]["tests"]
-    each = " / ".join(f"{100 * score:.1f}" for score in tests.values())
-    assert "| mean: copying |" in said
-    assert f"| {each} | – | {100 * sum(tests.values()) / 2:.1f} |" in said
+    tests, bits = (copying["runs"][0][name].values() for name in ("tests", "bits"))
+    each = " / ".join(f"{100 * score:.1f}" for score in tests)
+    assert "| copying | b | far | mean: copying |" in said
+    assert f"| {each} | {' / '.join(f'{one:.2f}' for one in bits)} | – | {100 * sum(tests) / 2:.1f} |" in said
     for line in ("- copying, not run for decay: slow", "- far, not run for printed, decay: too long", f"| {text['rate']:g} / 0.5 |"):
         assert line in said
     assert not (out / "two.png").exists()

@@ -71,7 +71,7 @@ def test_a_table_tells_what_ended_a_run(tiny, monkeypatch, tmp_path, steps, why,
     """With patience, too, which does not make a run that time or a signal cut short a finished one."""
     train = tiny(steps=9, patience=2)
     monkeypatch.setattr(worker, "run", lambda *_, **__: Result(tmp_path, tmp_path, None, steps, 9, why, number))
-    monkeypatch.setattr(worker, "_tested", lambda *_: {"bits": 1.0})
+    monkeypatch.setattr(worker, "_tested", lambda *_: {"tests": {"bits": 1.0}})
     monkeypatch.setattr(worker, "read_log", lambda _: [{"step": 1, "validation_bits": 2.0}])
     found = worker.work(train)
     assert (found["status"], found["of"], found.get("ended")) == (status, 9, why)

@@ -79,7 +79,7 @@ def _unit(rows: list[dict[str, Any]], metric: str) -> str:
 def by_task(results: Results) -> list[str]:
     """A line a model, a column a task: the score on the test split; then means over those tasks alone that all models were run on that
     were run on one of them at all; below, why some were not."""
-    columns = results["page"]["tasks"]
+    columns, bits = results["page"]["tasks"], results["page"].get("bits", {})
     models: dict[str, dict[str, dict[str, Any]]] = {}
     for row in results["rows"]:
         models.setdefault(row["label"], {})[row["task"]] = row
@@ -88,7 +88,8 @@ def by_task(results: Results) -> list[str]:
         begun = [tasks for tasks in models.values() if any(_tested(tasks[task]) for task in of)]
         common = [task for task in of if begun and all(_tested(tasks[task]) for tasks in begun)]
         means[f"{name}: {', '.join(columns[task] for task in common) or 'no task that all have'}"] = common
-    heads, notes = ["model", "learning rate", *columns.values(), *means], {}
+    heads, notes = ["model", "learning rate"], {}
+    heads += [head for task, name in columns.items() for head in (name, *([bits[task]] if task in bits else []))] + list(means)
     lines = ["", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for label, tasks in models.items():
         rates = dict.fromkeys(f"{row['rate']:g}" for row in tasks.values() if row["rate"])
@@ -99,6 +100,9 @@ def by_task(results: Results) -> list[str]:
             each = [spread([scale * one[setting] for one in tests], digits) for setting in (tests[0] if tests else {})]
             cells.append(" / ".join(each) or "–")
             cells[-1] += _early(row)
+            if task in bits:
+                found = [run["bits"] for run in counted(row) if run.get("bits")]
+                cells.append(" / ".join(spread([one[setting] for one in found], 2) for setting in (found[0] if found else {})) or "–")
             if not scores:
                 notes.setdefault((columns[task], *_why(row)), []).append(label)
         for of in means.values():

@@ -59,7 +59,8 @@ class Table:
 
     figure: curves over training, of validation alone or by epochs beside the minibatches' loss; the score on the test split against the
     bytes of the state, a line for each model; or none.
-    tasks: the columns of a table that has a line for each model, by what they are called; mean: of which of them a mean is printed.
+    tasks: the columns of a table that has a line for each model, by what they are called; mean: of which of them a mean is printed; bits:
+    what a further column is called, of bits a target.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Table:
     rows: dict[str, Row]
     tasks: dict[str, str] = dataclasses.field(default_factory=dict)
     mean: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    bits: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +111,14 @@ def load(name: str, quick: bool = False) -> Table:
         if row.rate_of and (row.rate_of not in rows or rows[row.rate_of].rate_of):
             raise InputError(f"{folder.name}/{name}.yaml: rate_of: {row.rate_of!r}; name a row that has rates of its own")
     tasks = {name: str(task.get("label", name)) for name, task in shared.tasks.items()}
-    return Table(folder.name, shared.title, shared.about, shared.order, shared.figure, rows, tasks, shared.mean)
+    bits = {name: str(task["bits"]) for name, task in shared.tasks.items() if "bits" in task}
+    return Table(folder.name, shared.title, shared.about, shared.order, shared.figure, rows, tasks, shared.mean, bits)
 
 
 def page(table: Table) -> dict[str, Any]:
     """What the page of a table's results says beside them: kept with them, so that they are drawn without the table."""
-    return {field.name: getattr(table, field.name) for field in dataclasses.fields(table) if field.name not in ("name", "rows")}
+    found = {field.name: getattr(table, field.name) for field in dataclasses.fields(table) if field.name not in ("name", "rows")}
+    return {name: value for name, value in found.items() if name != "bits" or value}
 
 
 def _rows_of(path: Path, shared: _File, quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -128,7 +132,7 @@ def _rows_of(path: Path, shared: _File, quick: bool) -> Iterator[tuple[str, dict
     for task, values in shared.tasks.items():
         chosen = {} if task == first or "rates" in values else {"rate_of": f"{path.stem}.{first}"}
         smaller = merged(small, values.get("quick", {})) if quick else {}
-        values = {key: value for key, value in values.items() if key not in ("label", "quick")}
+        values = {key: value for key, value in values.items() if key not in ("label", "bits", "quick")}
         yield f"{path.stem}.{task}", merged(shared.row, values, own, special.get(task, {}), smaller, chosen, {"task": task})
 
 

@@ -55,7 +55,7 @@ def work(train: TrainConfig, console: Console | None = None, alone: bool = False
         found |= {"steps": result.steps, "of": result.of, "status": "done" if result.why or result.steps >= result.of else cut}
         found |= {"ended": result.why} if result.why else {}
         with Evaluating(console) as progress:
-            found["tests"] = _tested(train, result.run, progress)
+            found |= _tested(train, result.run, progress)
     except (InputError, RuntimeError) as error:  # of memory, too: the other rows go on
         found["status"] = f"failed: {' '.join(str(error).split())[:200]}"
     rows, config = read_log(train.folder / LOG), train.model.config()
@@ -79,21 +79,23 @@ def work(train: TrainConfig, console: Console | None = None, alone: bool = False
     }
 
 
-def _tested(train: TrainConfig, folder: Path, progress: Progress | None = None) -> dict[str, float]:
-    """Bits a token of the test split, or the task's metric by setting, by the best weights."""
+def _tested(train: TrainConfig, folder: Path, progress: Progress | None = None) -> dict[str, dict[str, float]]:
+    """By the best weights. tests: bits a token of the test split, or the task's metric by setting; bits: then bits a target besides."""
     dtype = train.dtype if train.dtype != "float16" else "float32"
     reader = open_reader(model_file(folder), train.backend or default_backend(), dtype, train.device)
     if not train.data.task:
         text = load(train.data).corpora[0]
-        return {"bits": evaluate(reader, text.split("test"), train.data.eval_tokens, train.data.eval_window or 0, progress).bits}
+        found = evaluate(reader, text.split("test"), train.data.eval_tokens, train.data.eval_window or 0, progress)
+        return {"tests": {"bits": found.bits}}
     task = open_task(train.data.task, train.data.task_options)
-    out, most, settings = {}, min(EXAMPLES, 8 * train.data.eval_examples), list(task.settings("test"))
+    most, settings = min(EXAMPLES, 8 * train.data.eval_examples), list(task.settings("test"))
+    scores, bits = {}, {}
     for i, setting in enumerate(settings):
         size = task.size("test", setting)
         number = most if size is None else min(size, most)
         found = evaluate_task(reader, task, "test", setting, number, part(progress, i, len(settings)))
-        out[setting] = found.score if task.metric else found.bits
-    return out
+        scores[setting], bits[setting] = found.score, found.bits
+    return {"tests": scores, "bits": bits} if task.metric else {"tests": bits}
 
 
 def origin(name: str | None, device: str | None) -> dict[str, str]:
