@@ -114,6 +114,7 @@ def test_closed_gap_fails(tmp_path: Path) -> None:
     [
         (("--impl", "nunpy"), "did you mean 'numpy'"),
         (("--impl", "no_such_package:make"), "cannot be loaded"),
+        (("--impl", "os:path"), "gives a module without name, capabilities"),
         (("--impl", "numpy", "--profile", "cli"), "did you mean 'ci'"),
         (("--impl", "numpy", "--dtype", "bfloat16"), "not declared"),
         ((), "whom to judge"),

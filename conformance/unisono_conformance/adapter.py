@@ -241,4 +241,8 @@ def load(name: str) -> Adapter:
         make = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError) as error:
         raise InputError(f"impl: {name!r} cannot be loaded ({error}); install what it needs, or correct the name") from error
-    return make()
+    made: Any = make() if callable(make) else make
+    missing = [part for part in ("name", "capabilities", "known_gaps", "warnings", "build", "op", "op_vjp") if not hasattr(made, part)]
+    if missing:
+        raise InputError(f"impl: {name!r} gives a {type(made).__name__} without {', '.join(missing)}; give what makes an Adapter")
+    return made

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from unisono_tools.experiments import figures, redraw
 
@@ -45,3 +48,10 @@ def test_they_say_where_they_come_from():
             for row in part["rows"] if "table" in part else ():
                 assert made["commit"], path.name
                 assert {run["seed"] for run in row["runs"]} <= set(row["seeds"]), (path.name, row["row"])
+
+
+@pytest.mark.parametrize("module", ["experiments.redraw", "bench.stability"])
+def test_a_folder_without_results_is_one_line(module: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", f"unisono_tools.{module}", str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert str(tmp_path) in done.stderr

@@ -16,6 +16,7 @@ from typing import Any
 from unisono_spec.contract import InputError
 
 from unisono_tools.bench.report import about, ready
+from unisono_tools.cli import guarded
 from unisono_tools.reading import read_yaml
 from unisono_tools.train.logs import NAME, read
 
@@ -88,4 +89,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(guarded("stability", main))

@@ -20,6 +20,7 @@ from unisono_spec.contract.files import write_bytes
 from unisono_tools.backends import open_reader
 from unisono_tools.backends.base import Reader
 from unisono_tools.bench.report import about, ready
+from unisono_tools.cli import guarded
 from unisono_tools.experiments import figures
 from unisono_tools.tasks import open_task
 from unisono_tools.tasks.video import Video
@@ -126,7 +127,7 @@ def film(clips: dict[str, np.ndarray], side: int, path: Path) -> None:
     large[0].save(path, save_all=True, append_images=large[1:], duration=MILLISECONDS, loop=0)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", help="folder of a run of the task video")
     parser.add_argument("--output", default="docs/results/clip", help="where the page goes, without its ending")
@@ -152,7 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_bytes(output.with_suffix(".md"), markdown(content).encode())
     draw(clips, task.side, output.with_name(f"{output.name}-frames.png"))
     film(clips, task.side, output.with_name(f"{output.name}-frames.gif"))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded("clip", main))

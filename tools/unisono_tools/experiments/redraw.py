@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from unisono_spec.contract import InputError
+
 from unisono_tools.bench import linear, report
+from unisono_tools.cli import guarded
 from unisono_tools.experiments import clip, compare, drawn, figures, scales, task_page
 
 Content = dict[str, Any]
@@ -100,8 +103,10 @@ TABLES: dict[str, Callable[[Content], str]] = {
 
 def main(folder: Path, out: Path | None = None) -> list[Path]:
     """Write each figure and table beside its numbers, or into `out`; returns the files."""
-    out, written = out or folder, []
-    for path in sorted(folder.glob("*.json")):
+    out, written, known = out or folder, [], sorted(folder.glob("*.json"))
+    if not known:
+        raise InputError(f"{folder}: holds no .json of results; give docs/results")
+    for path in known:
         numbers, to = path.read_bytes(), out / path.name
         content = json.loads(numbers)
         made = list(drawn.write(content, out)) if "table" in content else []  # an experiment's page and figure
@@ -119,5 +124,12 @@ def main(folder: Path, out: Path | None = None) -> list[Path]:
     return written
 
 
+def _run() -> int:
+    if len(sys.argv) not in (2, 3):
+        raise InputError("give the folder of results, docs/results, and where to write if not there")
+    print(*main(*map(Path, sys.argv[1:])), sep="\n")
+    return 0
+
+
 if __name__ == "__main__":
-    print(*main(*map(Path, sys.argv[1:3])), sep="\n")
+    raise SystemExit(guarded("redraw", _run))

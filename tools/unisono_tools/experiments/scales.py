@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from unisono_spec.contract.infinityformer import InfinityFormerConfig
 
 from unisono_tools.backends import backend
 from unisono_tools.bench.report import about, ready
+from unisono_tools.cli import guarded
 from unisono_tools.config import TrainConfig, default_backend, from_dict
 from unisono_tools.evaluation import evaluate
 from unisono_tools.experiments import figures
@@ -142,4 +142,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(guarded("scales", main))
