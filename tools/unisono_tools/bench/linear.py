@@ -51,6 +51,10 @@ MODELS: dict[str, Config] = {
 }
 KINDS = {"reading": "s", "read": "MiB", "forward": "s", "backward": "s", "peak": "MiB"}
 TITLES = {"read": "memory of reading", "peak": "peak"}
+TOLD = [
+    "Reading keeps nothing for a gradient; forward and backward are training's.",
+    "Times are those that the thread computed, whoever else was at work.",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +184,7 @@ def markdown(run: dict[str, str], points: list[Point]) -> str:
         f"{run.get('models', 'One layer, D = 64')}, one sequence, float32. Exponents p of Tᵖ, fitted from an eighth of a model's longest",
         "on; 1 is linear; in brackets the least and the greatest between one length and the next.",
         *(["–: memory grew at fewer than two lengths beyond what the process had held before."] if holes else []),
-        *(["Seconds are those that the thread computed, whoever else was at work."] if "reading" in measured else []),
+        *(TOLD if "reading" in measured else []),
         "",
     ]
     names = [TITLES.get(kind, kind) for kind in measured]
