@@ -31,7 +31,7 @@ def _scanned(g: Builder, u: Value, name: str, state: Value) -> tuple[Value, Valu
     dt = np.exp(g.wide(f"{name}.log_dt"))[:, None]
     A = -np.exp(g.wide(f"{name}.log_A_real")) + 1j * g.wide(f"{name}.A_imag")
     power = g.derived(f"{name}.power", _pairs(np.exp(dt * A)), np.float64)
-    still = A == 0  # as where its logarithm is below −745; the quotient's limit is Δ
+    still = np.abs(dt * A) < 1e-20  # the quotient is Δ to all digits, and as A may be 0, or has lost its own
     gain = g.derived(f"{name}.gain", _pairs(np.where(still, dt, np.expm1(dt * A) / np.where(still, 1, A))), np.float64)
     return g.marked("DiagonalSSM", u, power, gain, g.param(f"{name}.C"), g.param(f"{name}.D"), state)
 

@@ -66,8 +66,8 @@ def shaped(form: Form) -> Form:
         if "chunk_size" in given:
             check_integer("chunk_size", given["chunk_size"], 1, MAX_SIZE)
         for name, most in bounded:
-            # an array's number may be traced, and of a float PyTorch's compiler can't ask whether it has a shape
-            if name in given and (isinstance(given[name], float) or not hasattr(given[name], "shape")):
+            # an array's number may be traced, and of a number PyTorch's compiler can't ask whether it has a shape
+            if name in given and (isinstance(given[name], (int, float)) or not hasattr(given[name], "shape")):
                 check_number(name, given[name], most)
         return form(*args, **kwargs)
 
