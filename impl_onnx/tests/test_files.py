@@ -79,6 +79,12 @@ def test_names_are_unicode(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds what no file's name can"):
+        write("binary", tmp_path / "a\0.onnx")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("changed", [{"config": None}, {"path": 3}, {"metadata": ["a"]}, {"params": None}])
 def test_arguments_of_another_kind(changed: dict[str, Any], tmp_path: Path) -> None:
     given = {"config": CONFIGS["binary"], "params": params("binary"), "path": tmp_path / "a.onnx"}

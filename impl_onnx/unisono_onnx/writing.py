@@ -98,6 +98,8 @@ def output_names(config: Config) -> list[str]:
 def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
     if path.suffix != SUFFIX:
         raise InputError(f"path: {shown(path.name)} is no name of a graph; let it end in {SUFFIX}")
+    if "\0" in str(path):
+        raise InputError(f"path: {shown(str(path))} holds what no file's name can; choose another")
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InputError(f"metadata: {shown(key)} is a {type(value).__name__}; ONNX metadata are strings, pass json.dumps(...)")
