@@ -107,7 +107,7 @@ _TRAIN = {
     "local_rank": "nothing: torchrun's environment says it",
     "save_only_model": "nothing: model.safetensors of a checkpoint is all that is needed to read it",
     "ignore_data_skip": "nothing: a batch is a function of the seed and the step",
-    "full_determinism": "nothing: equal software and threads give equal bits",
+    "full_determinism": "nothing: equal software, threads and GPUs give equal bits, but for softmax attention on a GPU",
     "cache_dir": "the variable UNISONO_CACHE",
     "preprocessing_num_workers": "nothing: a text is tokenised once, in constant memory",
     "overwrite_cache": "nothing: the cache is named by its content",
