@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from unisono_spec.contract import Arrays, Config, InputError, config_to_dict, nearest
-from unisono_spec.contract.aside import aside, cannot_be_written
+from unisono_spec.contract.aside import aside, cannot_be_written, check_name
 from unisono_spec.contract.checks import check_config
 from unisono_spec.contract.errors import shown
 from unisono_spec.contract.files import VERSION, check_params
@@ -98,8 +98,7 @@ def output_names(config: Config) -> list[str]:
 def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
     if path.suffix != SUFFIX:
         raise InputError(f"path: {shown(path.name)} is no name of a graph; let it end in {SUFFIX}")
-    if "\0" in str(path):
-        raise InputError(f"path: {shown(str(path))} holds what no file's name can; choose another")
+    check_name(path)
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InputError(f"metadata: {shown(key)} is a {type(value).__name__}; ONNX metadata are strings, pass json.dumps(...)")

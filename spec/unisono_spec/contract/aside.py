@@ -38,13 +38,18 @@ def check_writable(path: str | Path) -> None:
         pass
 
 
+def check_name(path: Path) -> None:
+    """Raise InputError where no file can be called so: for a NUL, or half a surrogate pair that stands for no byte."""
+    if "\0" in str(path) or any("\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff" for c in str(path)):
+        raise InputError(f"path: {shown(str(path))} holds what no file's name can; choose another")
+
+
 def _file(path: str | Path) -> Path:
     """The path of a file, whose folder is there."""
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"path: {shown(path)} has type {type(path).__name__}; give the name of a file")
     path = Path(path)
-    if "\0" in str(path) or any("\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff" for c in str(path)):
-        raise InputError(f"path: {shown(str(path))} holds what no file's name can; choose another")
+    check_name(path)
     with cannot_be_written(path):
         if path.is_dir():
             raise InputError(f"{path}: a folder; name a file in it")

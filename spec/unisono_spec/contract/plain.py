@@ -172,7 +172,7 @@ def check_integer(name: str, value: object, least: int, most: int | None = None)
 
 
 def check_number(name: str, value: object, most: float) -> None:
-    """Raise InputError unless `value` is a number above 0, up to `most`. (A traced one is too.)"""
+    """Raise InputError unless `value` is a number above 0, up to `most`: a float that PyTorch traces, a SymFloat, is one too."""
     real = isinstance(value, (int, float)) or type(value).__name__ == "SymFloat" or isinstance(value, numbers.Real)
     if not real or isinstance(value, bool):
         raise InputError(f"{name}: {shown(value)} has type {type(value).__name__}; give a number")
